@@ -1,0 +1,251 @@
+"""The scaling laws, each declared once as plain arithmetic.
+
+A law says what loss a model of a given size reaches after a given number of tokens. Each is one Python
+expression in its constants, which numbers, NumPy arrays and sympy symbols all pass through: the value needs
+no sympy, while the gradient in log-constants, the LaTeX and the compute-optimal split are derived from that
+same expression. The size X is any positive number that grows with the model; the caller decides whether it is
+N (parameters) or M (FLOP per token) and says so through `cost_per`, the FLOP that one unit of size costs per
+token: 6 for N, 1 for M.
+
+Legend: L loss, X size, D tokens, C compute in FLOP; E floor; A, alpha and B, beta the size and data terms; k
+the coupling; K, gamma the frontier. Every constant is positive, so fits work on their logarithms.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One law: its expression, the order of its constants, and which of them are powers of what."""
+
+    name: str
+    variables: tuple[str, ...]
+    """("X", "D") for a law of size and tokens, ("C",) for a law of compute."""
+    constants: tuple[str, ...]
+    """Names, in the order of every parameter vector of this form."""
+    powers: tuple[tuple[str, str, str], ...]
+    """(coefficient, exponent, variable) of each term coefficient * variable**-exponent."""
+    expression: Callable[..., Any]
+    """expression(*variables, *constants) -> loss; numbers, arrays or sympy symbols."""
+    source: str
+    """Paper and equation."""
+
+    def index(self, constant: str) -> int:
+        """Position of a constant in this form's parameter vectors."""
+        return self.constants.index(constant)
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the law has an irreducible loss E."""
+        return "E" in self.constants
+
+
+def _standard(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any, beta: Any) -> Any:
+    return E + A * X**-alpha + B * D**-beta
+
+
+def _tied(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any) -> Any:
+    return E + A * X**-alpha + B * D**-alpha
+
+
+def _coupled(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any, beta: Any, k: Any) -> Any:
+    return E + (A * X**-alpha + B * D**-beta) ** k
+
+
+def _frontier(C: Any, E: Any, K: Any, gamma: Any) -> Any:
+    return E + K * C**-gamma
+
+
+def _frontier_without_floor(C: Any, K: Any, gamma: Any) -> Any:
+    return K * C**-gamma
+
+
+_SIZE_AND_DATA = (("A", "alpha", "X"), ("B", "beta", "D"))
+STANDARD = Form(
+    "standard",
+    ("X", "D"),
+    ("E", "A", "B", "alpha", "beta"),
+    _SIZE_AND_DATA,
+    _standard,
+    "Hoffmann et al. 2022 (arXiv 2203.15556), Eq. 2",
+)
+TIED = Form(
+    "tied",
+    ("X", "D"),
+    ("E", "A", "B", "alpha"),
+    (("A", "alpha", "X"), ("B", "alpha", "D")),
+    _tied,
+    "Hoffmann et al. 2022 (arXiv 2203.15556), Eq. 2 with alpha = beta",
+)
+COUPLED = Form(
+    "coupled",
+    ("X", "D"),
+    ("E", "A", "B", "alpha", "beta", "k"),
+    _SIZE_AND_DATA,
+    _coupled,
+    "Kaplan et al. 2020 (arXiv 2001.08361), Eq. 1.5, with a floor",
+)
+FRONTIER = Form(
+    "frontier",
+    ("C",),
+    ("E", "K", "gamma"),
+    (("K", "gamma", "C"),),
+    _frontier,
+    "Henighan et al. 2020 (arXiv 2010.14701), Eq. 1.1, in compute",
+)
+FRONTIER_WITHOUT_FLOOR = Form(
+    "frontier without floor",
+    ("C",),
+    ("K", "gamma"),
+    (("K", "gamma", "C"),),
+    _frontier_without_floor,
+    "Kaplan et al. 2020 (arXiv 2001.08361), Eq. 1.3",
+)
+SURFACES = (STANDARD, TIED, COUPLED)
+FORMS = (*SURFACES, FRONTIER, FRONTIER_WITHOUT_FLOOR)
+
+
+def form_named(name: str) -> Form:
+    """The form of that name; ValueError with the known names otherwise."""
+    for form in FORMS:
+        if form.name == name:
+            return form
+    raise ValueError(f"no law is called {name!r}; known laws: {', '.join(form.name for form in FORMS)}")
+
+
+def columns(form: Form, size: ArrayLike, tokens: ArrayLike, cost_per: float = 1.0) -> tuple[Array, ...]:
+    """The form's variables for runs of these sizes and tokens: (X, D), or (C,) with C = cost_per * X * D."""
+    sizes, token_counts = np.asarray(size, float), np.asarray(tokens, float)
+    return (sizes, token_counts) if form.variables == ("X", "D") else (cost_per * sizes * token_counts,)
+
+
+def value(form: Form, params: ArrayLike, *variables: ArrayLike) -> Array:
+    """Loss, shape params.shape[:-1] + variable.shape, for params (..., constants) and the form's
+    variables."""
+    arrays = np.broadcast_arrays(*(np.asarray(v, float) for v in variables))
+    stacked = np.asarray(params, float)
+    spread = stacked.reshape(stacked.shape[:-1] + (1,) * arrays[0].ndim + stacked.shape[-1:])
+    with np.errstate(over="ignore"):
+        return np.asarray(form.expression(*arrays, *np.moveaxis(spread, -1, 0)), float)
+
+
+@cache
+def _symbols(form: Form) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
+    """The form's variables, constants and expression as sympy."""
+    import sympy
+
+    variables = tuple(sympy.Symbol(name, positive=True) for name in form.variables)
+    constants = tuple(sympy.Symbol(name, positive=True) for name in form.constants)
+    return variables, constants, form.expression(*variables, *constants)
+
+
+@cache
+def _log_value_and_gradient(form: Form) -> Callable[..., Any]:
+    import sympy
+
+    variables, constants, loss = _symbols(form)
+    logs = {s: sympy.Symbol(f"log_{s.name}", real=True) for s in (*variables, *constants)}
+    log_loss = sympy.log(loss.subs({s: sympy.exp(log) for s, log in logs.items()}, simultaneous=True))
+    log_loss = sympy.powsimp(sympy.powdenest(log_loss, force=True), combine="exp", deep=True)
+    gradient = [sympy.diff(log_loss, logs[s]) for s in constants]
+    arguments = [logs[s] for s in (*variables, *constants)]
+    return sympy.lambdify(arguments, [log_loss, *gradient], modules="numpy", cse=True)  # type: ignore[no-any-return]
+
+
+def log_value_and_gradient(
+    form: Form, log_params: Array, log_variables: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """log L, shape (batch, runs), and its derivatives in the log-constants, (batch, constants, runs).
+
+    `log_params` is (batch, constants); each log variable is (runs,). Overflow gives inf or nan, never an
+    exception.
+    """
+    arguments = [log_params[:, i, None] for i in range(log_params.shape[1])]
+    with np.errstate(all="ignore"):
+        log_loss, *gradient = _log_value_and_gradient(form)(*log_variables, *arguments)
+    jacobian = np.empty((log_params.shape[0], log_params.shape[1], log_variables[0].shape[0]))
+    for i, column in enumerate(gradient):
+        jacobian[:, i] = column
+    return np.broadcast_to(log_loss, jacobian[:, 0].shape), jacobian
+
+
+@cache
+def _optimal_log_size(form: Form) -> Any:
+    """log X* as sympy in (log T, constants), where T = X * D is what the budget buys.
+
+    At the optimum a per cent more size and a per cent fewer tokens change nothing: X dL/dX = D dL/dD. In
+    logarithms that is linear in log X for every form of two power terms, whatever function of their sum the
+    loss is.
+    """
+    import sympy
+
+    (size, tokens), _, loss = _symbols(form)
+    log_size, log_product = sympy.symbols("log_X log_T", real=True)
+    ratio = sympy.simplify(size * sympy.diff(loss, size) / (tokens * sympy.diff(loss, tokens)))
+    along = ratio.subs(
+        {size: sympy.exp(log_size), tokens: sympy.exp(log_product - log_size)}, simultaneous=True
+    )
+    balance = sympy.expand(sympy.expand_log(sympy.log(along), force=True))
+    (solution,) = sympy.solve(balance, log_size)
+    return sympy.simplify(solution), log_product
+
+
+@cache
+def _optimum_function(form: Form) -> Callable[..., Any]:
+    import sympy
+
+    solution, log_product = _optimal_log_size(form)
+    return sympy.lambdify([log_product, *_symbols(form)[1]], solution, modules="numpy")  # type: ignore[no-any-return]
+
+
+def optimum(
+    form: Form, params: ArrayLike, flop: ArrayLike, cost_per: float = 1.0
+) -> tuple[Array, Array, Array]:
+    """The size, tokens and loss of the best run with cost_per * X * D = flop.
+
+    `params` is (..., constants), `flop` any shape; each result is params.shape[:-1] + flop.shape. A law of
+    compute has no split to optimise: ValueError.
+    """
+    if form.variables != ("X", "D"):
+        raise ValueError(f"the {form.name} law knows compute only and cannot split it into size and tokens")
+    stacked, budgets = np.asarray(params, float), np.asarray(flop, float)
+    spread = stacked.reshape(stacked.shape[:-1] + (1,) * budgets.ndim + stacked.shape[-1:])
+    product = budgets / cost_per
+    size = np.exp(_optimum_function(form)(np.log(product), *np.moveaxis(spread, -1, 0)))
+    tokens = product / size
+    return size, tokens, np.asarray(form.expression(size, tokens, *np.moveaxis(spread, -1, 0)), float)
+
+
+def optimal_exponents(form: Form, params: ArrayLike) -> tuple[Array, Array]:
+    """(a, b) of X* ~ C**a, D* ~ C**b: beta / (alpha + beta) and alpha / (alpha + beta); 1/2 each when
+    tied."""
+    stacked = np.asarray(params, float)
+    (_, on_size, _), (_, on_tokens, _) = form.powers
+    alpha, beta = stacked[..., form.index(on_size)], stacked[..., form.index(on_tokens)]
+    return beta / (alpha + beta), alpha / (alpha + beta)
+
+
+def latex(form: Form, size_symbol: str = "M") -> str:
+    """The law as LaTeX, with the size written as `size_symbol` (M or N)."""
+    import sympy
+
+    _, _, loss = _symbols(form)
+    named = loss.subs(sympy.Symbol("X", positive=True), sympy.Symbol(size_symbol, positive=True))
+    return f"L = {sympy.latex(named)}"
+
+
+def optimum_latex(form: Form, size_symbol: str = "M") -> str:
+    """The compute-optimal size as LaTeX, in T = X * D (C for M, C/6 for N)."""
+    import sympy
+
+    solution, log_product = _optimal_log_size(form)
+    size = sympy.exp(solution.subs(log_product, sympy.log(sympy.Symbol("T", positive=True))))
+    return f"{size_symbol}^* = {sympy.latex(sympy.simplify(size))}"
