@@ -1,0 +1,147 @@
+"""A run is its folder: where each file of a run lies, and how it reads back as types.
+
+    runs/<fingerprint>/run.json          RunSpec: what is trained; the folder's name is its fingerprint
+                       order.json        Order: how to carry it out, written anew by every launch
+                       record.jsonl      starts, incidents and the end, with times
+                       metrics.jsonl     a StepLine per step     \\ the same bytes whether or not
+                       evals.jsonl       an EvalLine per point   / the run was ever interrupted
+                       timing.jsonl      seconds and rates
+                       checkpoints/      step-00001000/ ...
+                       tensorboard/      the same figures for TensorBoard
+                       log/              rank-0.txt ...: what the ranks printed
+
+The trainer writes these files; the launcher and the audit read them through this type, also while a run is in progress.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from specs.files import DocumentError, load, read_lines, write_json
+from specs.record import End, EvalLine, Order, RecordLine, StepLine, TimingLine
+from specs.run import RunSpec
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+    """The folder: runs/<fingerprint>."""
+
+    @property
+    def run_json(self) -> Path:
+        """The RunSpec."""
+        return self.path / "run.json"
+
+    @property
+    def order_json(self) -> Path:
+        """The Order."""
+        return self.path / "order.json"
+
+    @property
+    def record_jsonl(self) -> Path:
+        """Starts, incidents and the end."""
+        return self.path / "record.jsonl"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """A StepLine per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evals_jsonl(self) -> Path:
+        """An EvalLine per point of the held-out curve."""
+        return self.path / "evals.jsonl"
+
+    @property
+    def timing_jsonl(self) -> Path:
+        """Seconds and rates."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """Folder of what the ranks print."""
+        return self.path / "log"
+
+    def run(self) -> RunSpec:
+        """What is trained."""
+        return load(self.run_json, RunSpec)
+
+    def order(self) -> Order:
+        """How it is carried out, as of the last launch."""
+        return load(self.order_json, Order)
+
+    def records(self) -> list[RecordLine]:
+        """Starts, incidents and the end; empty before the first start."""
+        return read_lines(self.record_jsonl, RecordLine) if self.record_jsonl.exists() else []
+
+    def metrics(self) -> list[StepLine]:
+        """The training curve so far."""
+        return read_lines(self.metrics_jsonl, StepLine) if self.metrics_jsonl.exists() else []
+
+    def evals(self) -> list[EvalLine]:
+        """The held-out curve so far."""
+        return read_lines(self.evals_jsonl, EvalLine) if self.evals_jsonl.exists() else []
+
+    def timing(self) -> list[TimingLine]:
+        """Seconds and rates so far."""
+        return read_lines(self.timing_jsonl, TimingLine) if self.timing_jsonl.exists() else []
+
+    def end(self) -> End | None:
+        """The last line of a finished run; None while it is unfinished."""
+        records = self.records()
+        return records[-1] if records and isinstance(records[-1], End) else None
+
+
+def open_folder(runs: Path, run: RunSpec, order: Order) -> RunFolder:
+    """The run's folder under `runs`, made where it is absent, with this order.
+
+    DocumentError where the folder holds another run: its run.json was edited or copied.
+    """
+    folder = RunFolder(runs / run.fingerprint())
+    folder.log.mkdir(parents=True, exist_ok=True)
+    if folder.run_json.exists():
+        _refuse_another_run(folder, run)
+    else:
+        write_json(folder.run_json, run)
+    write_json(folder.order_json, order)
+    return folder
+
+
+def _refuse_another_run(folder: RunFolder, run: RunSpec) -> None:
+    there = folder.run()
+    fields = differing_fields(there.plain(), run.plain())
+    if fields:
+        raise DocumentError(
+            folder.run_json,
+            1,
+            1,
+            f"this folder holds another run, it differs in {', '.join(fields)}",
+            f"move {folder.path} away and run again",
+        )
+
+
+def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
+    """Dotted paths where two plain documents differ."""
+    if one == other:
+        return []
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [prefix or "everything"]
+    found = []
+    for key in [*one, *(key for key in other if key not in one)]:
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key not in one or key not in other:
+            found.append(name)
+        else:
+            found += differing_fields(one[key], other[key], name)
+    return found
