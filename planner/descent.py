@@ -1,15 +1,17 @@
 """Many robust descents at once: Levenberg-Marquardt with Huber's weights on the logarithms of a law's
 constants.
 
-A batch holds one descent per row (a start, or a bootstrap draw with its own weights on the same runs). All
-rows advance together, each with its own damping, and leave the batch when they have nothing more to gain.
+A batch holds one descent per row: a start, a bootstrap draw with its own weights on the same runs, or a
+posterior draw with its own targets and prior. All rows advance together, each with its own damping, and leave
+the batch when they have nothing more to gain.
 Only arithmetic on float64 arrays, in a fixed order, so the same runs give the same constants to the byte.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from planner.laws import Array, Form, log_value_and_gradient
 
@@ -42,18 +44,85 @@ class Problem:
     free: NDArray[np.bool_]
 
 
-def huber(residuals: Array) -> Array:
-    """Huber loss at HUBER_DELTA of each residual."""
+def huber(residuals: Array, delta: ArrayLike = HUBER_DELTA) -> Array:
+    """Huber loss of each residual: a parabola up to delta, a line beyond."""
     size = np.abs(residuals)
-    return np.where(size <= HUBER_DELTA, 0.5 * residuals**2, HUBER_DELTA * (size - 0.5 * HUBER_DELTA))
+    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * np.asarray(delta)))
+
+
+@dataclass(frozen=True)
+class Descents:
+    """What each row minimises: sum of weights * Huber(log L - targets; delta) + precision/2 * (state -
+    anchor)**2.
+
+    Every array's first axis is the batch: starts, anchors and precision are (batch, constants) in scaled
+    logarithms; targets, weights and delta are (batch, runs).
+    """
+
+    starts: Array
+    targets: Array
+    weights: Array
+    delta: Array
+    anchors: Array
+    precision: Array
+
+    def rows(self, chosen: slice) -> "Descents":
+        """A slice of the batch."""
+        return Descents(**{name: column[chosen] for name, column in vars(self).items()})
+
+
+def without_prior(problem: Problem, starts: Array, weights: Array) -> Descents:
+    """Descents on the runs themselves at HUBER_DELTA; weights (batch, runs)."""
+    shape = weights.shape
+    return Descents(
+        starts=starts,
+        targets=np.broadcast_to(problem.log_loss, shape),
+        weights=weights,
+        delta=np.broadcast_to(HUBER_DELTA, shape),
+        anchors=starts,
+        precision=np.broadcast_to(0.0, starts.shape),
+    )
+
+
+def scale(
+    form: Form, log_variables: tuple[Array, ...], log_loss: Array, held: Collection[str] = ()
+) -> Problem:
+    """The fitting problem of runs given by the logarithms of the form's variables and of the loss."""
+    centre = tuple(float(log.mean()) for log in log_variables)
+    return Problem(
+        form=form,
+        log_variables=tuple(log - middle for log, middle in zip(log_variables, centre, strict=True)),
+        log_loss=log_loss,
+        centre=centre,
+        free=np.array([name not in held for name in form.constants]),
+    )
+
+
+def scaled(problem: Problem, log_params: Array) -> Array:
+    """Log-constants of the law in scaled variables: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
+    return _shifted(problem, log_params, -1.0)
+
+
+def unscaled(problem: Problem, log_params: Array) -> Array:
+    """Log-constants of the law in the variables themselves: the inverse of `scaled`."""
+    return _shifted(problem, log_params, 1.0)
+
+
+def _shifted(problem: Problem, log_params: Array, sign: float) -> Array:
+    form, logs = problem.form, log_params.copy()
+    for coefficient, exponent, variable in form.powers:
+        shift = problem.centre[form.variables.index(variable)]
+        power = exponent if isinstance(exponent, float) else np.exp(log_params[:, form.index(exponent)])
+        logs[:, form.index(coefficient)] += sign * power * shift
+    return logs
 
 
 @dataclass
 class _Batch:
-    """Descents under way: each row is one start or one bootstrap draw, with its own damping."""
+    """Descents under way, each with its own damping."""
 
     rows: NDArray[np.int64]
-    weights: Array
+    goal: Descents
     state: Array
     residuals: Array
     jacobian: Array
@@ -63,23 +132,26 @@ class _Batch:
 
     def keep(self, mask: NDArray[np.bool_]) -> "_Batch":
         """The rows of a mask."""
-        return _Batch(**{name: column[mask] for name, column in vars(self).items()})
+        columns = {name: column[mask] for name, column in vars(self).items() if name != "goal"}
+        goal = Descents(**{name: column[mask] for name, column in vars(self.goal).items()})
+        return _Batch(goal=goal, **columns)
 
 
 def descend(
-    problem: Problem, starts: Array, weights: Array, tolerance: float = _SEARCH_TOLERANCE
+    problem: Problem, descents: Descents, tolerance: float = _SEARCH_TOLERANCE
 ) -> tuple[Array, Array]:
-    """Log-constants and objective where each start's descent ends; starts (batch, constants), weights (batch,
-    runs)."""
+    """Scaled log-constants, (batch, constants), and objective, (batch,), where each descent ends."""
     block = max(1, _BLOCK_ELEMENTS // len(problem.log_loss))
-    blocks = [slice(i, i + block) for i in range(0, len(starts), block)]
-    parts = [_descend_block(problem, starts[rows], weights[rows], tolerance) for rows in blocks]
+    parts = [
+        _descend_block(problem, descents.rows(slice(i, i + block)), tolerance)
+        for i in range(0, len(descents.starts), block)
+    ]
     return np.concatenate([ends for ends, _ in parts]), np.concatenate([values for _, values in parts])
 
 
-def _descend_block(problem: Problem, starts: Array, weights: Array, tolerance: float) -> tuple[Array, Array]:
-    ends, values = np.empty_like(starts), np.empty(len(starts))
-    batch = _batch(problem, starts, weights)
+def _descend_block(problem: Problem, goal: Descents, tolerance: float) -> tuple[Array, Array]:
+    ends, values = np.empty_like(goal.starts), np.empty(len(goal.starts))
+    batch = _batch(problem, goal)
     for _ in range(_MAX_STEPS):
         _advance(problem, batch, tolerance)
         done = batch.idle >= _IDLE_STEPS
@@ -92,18 +164,25 @@ def _descend_block(problem: Problem, starts: Array, weights: Array, tolerance: f
     return ends, values
 
 
-def _batch(problem: Problem, starts: Array, weights: Array) -> _Batch:
-    log_loss, jacobian = log_value_and_gradient(problem.form, starts, problem.log_variables)
-    residuals = problem.log_loss - log_loss
-    values = (weights * huber(residuals)).sum(axis=1)
-    count = len(starts)
+def _evaluated(problem: Problem, goal: Descents, state: Array) -> tuple[Array, Array, Array]:
+    """Residuals, Jacobian and objective of each row; an overflow counts as an infinite objective."""
+    log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
+    residuals = goal.targets - log_loss
+    fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
+    values = fit_part + 0.5 * (goal.precision * (state - goal.anchors) ** 2).sum(axis=1)
+    return residuals, jacobian, np.where(np.isfinite(values), values, np.inf)
+
+
+def _batch(problem: Problem, goal: Descents) -> _Batch:
+    residuals, jacobian, values = _evaluated(problem, goal, goal.starts)
+    count = len(goal.starts)
     return _Batch(
         rows=np.arange(count),
-        weights=weights,
-        state=starts.copy(),
+        goal=goal,
+        state=goal.starts.copy(),
         residuals=residuals,
         jacobian=jacobian,
-        values=np.where(np.isfinite(values), values, np.inf),
+        values=values,
         damping=np.full(count, 1e-3),
         idle=np.zeros(count, np.int64),
     )
@@ -112,11 +191,10 @@ def _batch(problem: Problem, starts: Array, weights: Array) -> _Batch:
 def _advance(problem: Problem, batch: _Batch, tolerance: float) -> None:
     """One damped step of every row, kept where it lowers that row's objective."""
     trial = _bounded(problem.form, batch.state + _step(problem, batch))
-    log_loss, jacobian = log_value_and_gradient(problem.form, trial, problem.log_variables)
-    residuals = problem.log_loss - log_loss
-    values = (batch.weights * huber(residuals)).sum(axis=1)
+    residuals, jacobian, values = _evaluated(problem, batch.goal, trial)
     better = values < batch.values
-    progress = better & (batch.values - values > tolerance * batch.values)
+    with np.errstate(invalid="ignore"):
+        progress = better & (batch.values - values > tolerance * batch.values)
     batch.idle = np.where(progress, 0, batch.idle + 1)
     batch.state[better], batch.values[better] = trial[better], values[better]
     batch.residuals[better], batch.jacobian[better] = residuals[better], jacobian[better]
@@ -132,15 +210,18 @@ def _step(problem: Problem, batch: _Batch) -> Array:
     data say nothing about (a floor near zero, a coupling near infinity) stays where it is instead of making
     the system singular.
     """
-    robust = batch.weights / np.maximum(np.abs(batch.residuals) / HUBER_DELTA, 1.0)
+    goal, free = batch.goal, problem.free
+    robust = goal.weights / np.maximum(np.abs(batch.residuals) / goal.delta, 1.0)
     weighted = batch.jacobian * robust[:, None, :]
     normal = weighted @ batch.jacobian.transpose(0, 2, 1)
-    gradient = (weighted @ batch.residuals[:, :, None])[:, :, 0]
-    curvature = np.einsum("bii->bi", normal)
-    floor = 1e-10 * curvature.max(axis=1, keepdims=True) + 1e-30
+    gradient = (weighted @ batch.residuals[:, :, None])[:, :, 0] - goal.precision * (
+        batch.state - goal.anchors
+    )
     diagonal = np.arange(normal.shape[1])
+    normal[:, diagonal, diagonal] += goal.precision
+    curvature = normal[:, diagonal, diagonal]
+    floor = 1e-10 * curvature.max(axis=1, keepdims=True) + 1e-30
     normal[:, diagonal, diagonal] += batch.damping[:, None] * np.maximum(curvature, floor) + floor
-    free = problem.free
     steps = np.zeros_like(batch.state)
     steps[:, free] = np.linalg.solve(normal[:, free][:, :, free], gradient[:, free, None])[:, :, 0]
     return steps
@@ -148,6 +229,6 @@ def _step(problem: Problem, batch: _Batch) -> Array:
 
 def _bounded(form: Form, log_params: Array) -> Array:
     inside = np.clip(log_params, -LOG_BOUND, LOG_BOUND)
-    for i in {form.index(exponent) for _, exponent, _ in form.powers}:
+    for i in {form.index(exponent) for _, exponent, _ in form.powers if isinstance(exponent, str)}:
         inside[:, i] = np.clip(inside[:, i], *_LOG_EXPONENT_BOUNDS)
     return inside

@@ -13,7 +13,17 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.descent import LOG_BOUND, POLISH_TOLERANCE, Problem, descend, huber
+from planner.descent import (
+    LOG_BOUND,
+    POLISH_TOLERANCE,
+    Problem,
+    descend,
+    huber,
+    scale,
+    scaled,
+    unscaled,
+    without_prior,
+)
 from planner.laws import Array, Form, columns, optimum, value
 
 
@@ -81,9 +91,11 @@ def fit(
             f"{len(losses)} runs cannot fix the {problem.free.sum()} constants of the {form.name} law"
         )
     starts = _starts(problem, held)
-    ends, objectives = descend(problem, starts, np.broadcast_to(run_weights, (len(starts), len(losses))))
+    ends, objectives = descend(
+        problem, without_prior(problem, starts, np.broadcast_to(run_weights, (len(starts), len(losses))))
+    )
     ends, best_first = _polished(problem, ends, objectives, run_weights)
-    params = _unscaled(problem, ends[:1])[0]
+    params = np.exp(unscaled(problem, ends[:1])[0])
     predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
     return Fit(
         form=form,
@@ -110,9 +122,9 @@ def bootstrap(fitted: Fit, draws: int, seed: int) -> Array:
         fitted.form, fitted.size, fitted.tokens, fitted.loss, fitted.cost_per, dict(fitted.fixed)
     )
     counts = _resampled_counts(fitted.size, fitted.tokens, draws, seed, int(problem.free.sum()))
-    start = _scaled(problem, fitted.params[None])
-    ends, _ = descend(problem, np.repeat(start, draws, axis=0), counts * fitted.weights)
-    return _unscaled(problem, ends)
+    start = scaled(problem, np.log(fitted.params[None]))
+    descents = without_prior(problem, np.repeat(start, draws, axis=0), counts * fitted.weights)
+    return np.exp(unscaled(problem, descend(problem, descents)[0]))
 
 
 def interval(draws: ArrayLike, level: float = 0.95) -> Interval:
@@ -161,35 +173,11 @@ def checked_runs(
 def _problem(
     form: Form, size: Array, tokens: Array, loss: Array, cost_per: float, fixed: Mapping[str, float]
 ) -> Problem:
-    logs = [np.log(column) for column in columns(form, size, tokens, cost_per)]
-    centre = tuple(float(log.mean()) for log in logs)
     for name in fixed:
         if name not in form.constants or name in {coefficient for coefficient, _, _ in form.powers}:
             raise ValueError(f"{name} cannot be held in the {form.name} law; floors and exponents can")
-    return Problem(
-        form=form,
-        log_variables=tuple(log - middle for log, middle in zip(logs, centre, strict=True)),
-        log_loss=np.log(loss),
-        centre=centre,
-        free=np.array([name not in fixed for name in form.constants]),
-    )
-
-
-def _scaled(problem: Problem, params: Array) -> Array:
-    """Log-constants of the law in scaled variables: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
-    form, logs = problem.form, np.log(np.maximum(params, np.exp(-LOG_BOUND)))
-    for coefficient, exponent, variable in form.powers:
-        shift = problem.centre[form.variables.index(variable)]
-        logs[:, form.index(coefficient)] -= params[:, form.index(exponent)] * shift
-    return logs
-
-
-def _unscaled(problem: Problem, log_params: Array) -> Array:
-    form, logs = problem.form, log_params.copy()
-    for coefficient, exponent, variable in form.powers:
-        shift = problem.centre[form.variables.index(variable)]
-        logs[:, form.index(coefficient)] += np.exp(log_params[:, form.index(exponent)]) * shift
-    return np.exp(logs)
+    logs = tuple(np.log(column) for column in columns(form, size, tokens, cost_per))
+    return scale(form, logs, np.log(loss), fixed)
 
 
 def _starts(problem: Problem, fixed: Mapping[str, float]) -> Array:
@@ -242,6 +230,6 @@ def _polished(problem: Problem, ends: Array, objectives: Array, weights: Array) 
     """The eight best ends taken on to convergence, best first."""
     best = np.argsort(objectives, kind="stable")[:8]
     repeated = np.broadcast_to(weights, (len(best), len(weights)))
-    polished, values = descend(problem, ends[best], repeated, POLISH_TOLERANCE)
+    polished, values = descend(problem, without_prior(problem, ends[best], repeated), POLISH_TOLERANCE)
     order = np.argsort(values, kind="stable")
     return polished[order], values[order]

@@ -1,0 +1,136 @@
+"""One run with nothing left to derive: batch, learning rate, schedule, evaluations, layout and cost of a given shape."""
+
+import math
+from dataclasses import dataclass
+
+from planner.layouts import choose_layout
+from specs.budget import Budget
+from specs.cluster import Cluster
+from specs.data import CorpusRef
+from specs.law import Family, Hyper
+from specs.layout import Layout
+from specs.model import ModelSpec
+from specs.optim import OptimSpec, multi_step
+from specs.plan import Cost, PlannedRun
+from specs.run import Evaluation, Execution, RunSpec
+
+EVALUATIONS = 20
+"""Points of the held-out curve; the milestones at 80 % and 90 % fall on two of them."""
+BATCH_GRAIN = 16
+"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in the paper's Table 2."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a plan share."""
+
+    budget: Budget
+    family: Family
+    cluster: Cluster
+    hyper: Hyper
+    data: CorpusRef
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One run as the planner wants it, before rounding to steps and sequences."""
+
+    role: str
+    title: str
+    compute_flop: float
+    shape: ModelSpec
+    devices: int
+    rate_multiple: float = 1.0
+
+
+def round_batch(sequences: float, multiple: int) -> int:
+    """Whole sequences near the wanted number: a multiple of `multiple` and of a power of two that costs at most 3 %."""
+    grain = 2 ** max(0, math.floor(math.log2(sequences / BATCH_GRAIN))) if sequences > BATCH_GRAIN else 1
+    unit = math.lcm(grain, multiple)
+    return max(1, round(sequences / unit)) * unit
+
+
+def draft(setting: Setting, wish: Wish) -> PlannedRun:
+    """The complete run for a wish; NoLayoutError where it fits no layout."""
+    shape, hyper = wish.shape, setting.hyper
+    tokens = wish.compute_flop / shape.flop_per_token
+    variables = {
+        "compute_flop": wish.compute_flop,
+        "flop_per_token": shape.flop_per_token,
+        "block_params": shape.block_params,
+        "width": shape.width,
+        "tokens": tokens,
+    }
+    wanted = hyper.batch_tokens.at(**variables) / shape.context
+    devices = min(wish.devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
+    fit = choose_layout(shape, setting.cluster, devices, round_batch(wanted, 1), setting.budget.precision)
+    batch = round_batch(wanted, fit.layout.dp)
+    layout = _divide(fit.layout, batch)
+    run = RunSpec(
+        model=shape,
+        data=setting.data,
+        optim=_optim(setting.family, tokens, batch * shape.context, batch, wish.rate_multiple * hyper.peak_lr.at(**variables)),
+        evaluation=Evaluation(every_steps=1, sequences=1, final_sequences=1),
+        precision=setting.budget.precision,
+        seed=setting.budget.seed,
+    )
+    run = run.model_copy(update={"evaluation": _evaluation(setting.family, run)})
+    execution = Execution(
+        device=setting.cluster.device.backend,
+        layout=layout,
+        checkpoint_every_s=setting.cluster.checkpoint_every,
+    )
+    return PlannedRun(
+        role=wish.role,  # type: ignore[arg-type]
+        title=wish.title,
+        budget_flop=wish.compute_flop,
+        rate_multiple=wish.rate_multiple,
+        run=run,
+        execution=execution,
+        cost=cost_of(run, setting.cluster, layout, fit.memory_bytes),
+    )
+
+
+def cost_of(run: RunSpec, cluster: Cluster, layout: Layout, memory_bytes: float) -> Cost:
+    """Hours and money at the cluster's expected utilisation."""
+    peak = peak_flop_per_s(cluster, run.precision)
+    rate = layout.devices * peak * cluster.model_flop_utilisation / run.model.mfu_flop_per_token
+    hours = run.tokens / rate / 3600
+    device_hours = hours * layout.devices
+    return Cost(
+        compute_flop=run.compute_flop,
+        device_hours=device_hours,
+        hours=hours,
+        dollars=None if cluster.price is None else device_hours * cluster.price,
+        tokens_per_s=rate,
+        memory_bytes=memory_bytes,
+        basis=f"{cluster.model_flop_utilisation:.0%} of {peak:.3g} FLOP/s per device "
+        f"({cluster.model_flop_utilisation_source}); not simulated",
+    )
+
+
+def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
+    """A device's peak matrix rate in the run's precision."""
+    return cluster.device.peak_bf16 if precision == "bf16" else cluster.device.peak_fp32
+
+
+def _optim(family: Family, tokens: float, batch_tokens: int, batch: int, peak_lr: float) -> OptimSpec:
+    steps = max(1, round(tokens / batch_tokens / EVALUATIONS)) * EVALUATIONS
+    warmup, milestones = multi_step(steps, family.warmup_steps)
+    return OptimSpec(
+        steps=steps, batch_sequences=batch, peak_lr=peak_lr, warmup_steps=warmup, milestones=milestones
+    )
+
+
+def _evaluation(family: Family, run: RunSpec) -> Evaluation:
+    return Evaluation(
+        every_steps=run.optim.steps // EVALUATIONS,
+        sequences=max(1, family.curve_tokens // run.model.context),
+        final_sequences=max(1, family.final_tokens // run.model.context),
+    )
+
+
+def _divide(layout: Layout, batch: int) -> Layout:
+    """The layout with its micro-batch cut until it divides the batch of a replica."""
+    return layout.model_copy(update={"micro_batch_sequences": math.gcd(layout.micro_batch_sequences, batch // layout.dp)})
