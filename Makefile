@@ -1,0 +1,41 @@
+# Every target sets itself up in .venv: a fresh clone needs nothing but Python 3.11 or newer, with its venv module.
+PYTHON ?= python3
+BIN := .venv/bin
+BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)
+QUICK := not slow and not slurm and not gpu
+
+.PHONY: demo test check lint help
+
+help:
+	@echo "make demo    plan, train, audit on this machine: minutes on two cores (SMOKE=1: a shorter one, for tests)"
+	@echo "make test    format, lint, types, every test"
+	@echo "make check   format, lint, types, the quick tests"
+
+demo: .venv/.set-up
+	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; echo "report: $(CURDIR)/plans/$(BUDGET)/report.html"; exit $$status
+
+test: lint
+	$(BIN)/pytest
+
+check: lint
+	$(BIN)/pytest -m "$(QUICK)"
+
+lint: .venv/.set-up
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# A .venv that is whole is kept and brought up to date; one that is absent, cut off or of a vanished Python is made anew.
+.venv/.set-up: pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory .venv-anew
+	@echo "setting up .venv: about 2 GB, a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: .venv-anew
+.venv-anew:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "isoplan needs Python 3.11 or newer, and $(PYTHON) is not; name one that is: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv

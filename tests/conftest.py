@@ -1,0 +1,60 @@
+"""What every test can rely on: one thread, no network, quick tests first, and a clear word for what cannot run here.
+
+Two marks need more than Python: `slurm` a real SLURM, `gpu` a CUDA device. Their tests are skipped where it is absent;
+with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM is a failure.
+"""
+
+import os
+import shutil
+
+import pytest
+
+# Before NumPy and torch are imported, since both read it once: sums in one order, and two test workers on two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ORDER = ("slow", "slurm", "gpu")
+"""Marks from the quickest to the slowest; a test without any of them comes before all of these."""
+
+SLURM_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
+
+SLURM_INSTALL = (
+    "apt-get install -y --no-install-recommends "
+    "slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core mariadb-client-core"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first, then slow, slurm and gpu. All that talk to SLURM share one worker, as they share one cluster."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    return max((1 + ORDER.index(mark.name) for mark in item.iter_markers() if mark.name in ORDER), default=0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test that this machine cannot run, and say why."""
+    if item.get_closest_marker("slurm"):
+        _need_slurm()
+    if item.get_closest_marker("gpu"):
+        import torch  # late: most tests never need it
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+
+
+def _need_slurm() -> None:
+    path = os.pathsep.join(
+        (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")
+    )  # where daemons are on Debian
+    absent = [program for program in SLURM_PROGRAMS if shutil.which(program, path=path) is None]
+    if not absent:
+        return
+    reason = f"no SLURM here ({', '.join(absent)} missing); to install it: {SLURM_INSTALL}"
+    if os.environ.get("REQUIRE_SLURM") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,109 @@
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {
+    "specs": {"specs"},
+    "planner": {"planner", "specs"},
+    "model": {"model", "specs"},
+    "runtime": {"runtime", "model", "specs"},
+}
+OURS = {*MAY_IMPORT, "tests", "bench"}
+WITHOUT_TORCH = ("specs", "planner")
+
+SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.Module, package: str) -> set[str]:
+    """Top-level packages that a module imports, wherever in it: at its head, in a function, or by name."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(package if node.level else str(node.module).partition(".")[0])
+        elif isinstance(node, ast.Call) and _called(node) in {"import_module", "__import__"}:
+            found.update(
+                str(arg.value).partition(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant)
+            )
+    return found
+
+
+def _called(call: ast.Call) -> str | None:
+    return getattr(call.func, "attr", getattr(call.func, "id", None))
+
+
+def forbidden(package: str, found: set[str]) -> set[str]:
+    """What a module of a package may not import, of all that it does."""
+    return found & (OURS - MAY_IMPORT[package] | ({"torch"} if package in WITHOUT_TORCH else set()))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_one_way_and_each_module_says_what_it_is_for(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(ROOT).parts[0]
+    assert forbidden(package, imported(tree, package)) == set()
+    assert ast.get_docstring(tree), "a module begins with what it is for"
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "expected"),
+    [
+        ("specs", "def f():\n    from planner.laws import fit", {"planner"}),
+        ("specs", "if TYPE_CHECKING:\n    import torch.nn as nn", {"torch"}),
+        ("planner", "import numpy, torch", {"torch"}),
+        ("planner", "from runtime import launch", {"runtime"}),
+        ("model", "import torch, planner.cost", {"planner"}),
+        ("model", "from runtime.batches import rows", {"runtime"}),
+        ("runtime", "importlib.import_module('planner.cli')", {"planner"}),
+        ("runtime", "from tests.spawn import spawn", {"tests"}),
+        (
+            "runtime",
+            "import torch\nfrom . import cli\nfrom model.mesh import Mesh\nfrom specs.run import RunSpec",
+            set(),
+        ),
+    ],
+)
+def test_the_walk_sees_an_import_wherever_it_stands(package: str, source: str, expected: set[str]) -> None:
+    assert forbidden(package, imported(ast.parse(source), package)) == expected
+
+
+def import_cold(modules: list[str], then: str, folder: Path) -> str:
+    """Import modules in a new process that stands in `folder`, run a line more, and give back all that it printed."""
+    code = "\n".join([*(f"import {name}" for name in modules), "import sys", then])
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_planning_never_loads_torch(tmp_path: Path) -> None:
+    modules = [module_name(path) for path in SOURCES if path.relative_to(ROOT).parts[0] in WITHOUT_TORCH]
+    loaded = import_cold(
+        modules, "print([m for m in ('torch', 'model', 'runtime') if m in sys.modules])", tmp_path
+    )
+    assert loaded == "[]\n"
+
+
+def test_importing_has_no_effect(tmp_path: Path) -> None:
+    modules = [module_name(path) for path in SOURCES]
+    assert import_cold(modules, "", tmp_path) == ""
+    assert list(tmp_path.iterdir()) == []
