@@ -25,7 +25,7 @@ SLURM_INSTALL = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then slow, slurm and gpu. All that talk to SLURM share one worker, as they share one cluster."""
+    """Quick tests first, then slow, slurm, gpu. Those that talk to SLURM share a worker, as they share one cluster."""
     for item in items:
         if item.get_closest_marker("slurm"):
             item.add_marker(pytest.mark.xdist_group("slurm"))
