@@ -46,8 +46,8 @@ class Problem:
 
 def huber(residuals: Array, delta: ArrayLike = HUBER_DELTA) -> Array:
     """Huber loss of each residual: a parabola up to delta, a line beyond."""
-    size = np.abs(residuals)
-    return np.where(size <= delta, 0.5 * residuals**2, delta * (size - 0.5 * np.asarray(delta)))
+    size, bend = np.abs(residuals), np.asarray(delta, float)
+    return np.where(size <= bend, 0.5 * residuals**2, bend * (size - 0.5 * bend))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _shifted(problem: Problem, log_params: Array, sign: float) -> Array:
     form, logs = problem.form, log_params.copy()
     for coefficient, exponent, variable in form.powers:
         shift = problem.centre[form.variables.index(variable)]
-        power = exponent if isinstance(exponent, float) else np.exp(log_params[:, form.index(exponent)])
+        power = np.exp(log_params[:, form.index(exponent)]) if isinstance(exponent, str) else exponent
         logs[:, form.index(coefficient)] += sign * power * shift
     return logs
 

@@ -190,7 +190,7 @@ def _starts(problem: Problem, fixed: Mapping[str, float]) -> Array:
     lowest, middle = float(np.exp(problem.log_loss.min())), float(np.exp(np.median(problem.log_loss)))
     exponents = [name for name in form.constants if name in {exponent for _, exponent, _ in form.powers}]
     floors = [0.02, 0.4, 0.7, 0.9] if form.has_floor else [0.0]
-    splits = [0.2, 0.5, 0.8] if len(form.powers) == 2 else [1.0]
+    splits = [0.2, 0.5, 0.8] if "B" in form.constants else [1.0]
     couplings = [0.4, 1.0, 2.5, 8.0] if "k" in form.constants else [1.0]
     grid = []
     for share, split, coupling, *powers in product(
@@ -198,11 +198,11 @@ def _starts(problem: Problem, fixed: Mapping[str, float]) -> Array:
     ):
         floor = fixed.get("E", share * lowest)
         inner = max(middle - floor, 0.02 * middle) ** (1 / coupling)
-        chosen = {"E": floor, "k": coupling} | {
-            name: p / coupling for name, p in zip(exponents, powers, strict=True)
-        }
-        parts = dict(zip([c for c, _, _ in form.powers], [inner * split, inner * (1 - split)], strict=False))
-        values = chosen | parts | dict(fixed)
+        values = {"E": floor, "k": coupling, "A": inner * split, "B": inner * (1 - split), "K": inner}
+        values |= {"Q": 1.0, "kappa": 0.1}
+        values |= {name: power / coupling for name, power in zip(exponents, powers, strict=True)} | dict(
+            fixed
+        )
         grid.append([np.log(max(values[name], np.exp(-LOG_BOUND))) for name in form.constants])
     return np.unique(np.array(grid), axis=0)
 

@@ -8,7 +8,8 @@ N (parameters) or M (FLOP per token) and says so through `cost_per`, the FLOP th
 token: 6 for N, 1 for M.
 
 Legend: L loss, X size, D tokens, C compute in FLOP; E floor; A, alpha and B, beta the size and data terms; k
-the coupling; K, gamma the frontier. Every constant is positive, so fits work on their logarithms.
+the coupling; K, gamma the frontier; Q, a and kappa the isoFLOP valley around X* = C**a / Q. Every constant is
+positive, so fits work on their logarithms.
 """
 
 from collections.abc import Callable
@@ -28,11 +29,12 @@ class Form:
 
     name: str
     variables: tuple[str, ...]
-    """("X", "D") for a law of size and tokens, ("C",) for a law of compute."""
+    """("X", "D") for a law of size and tokens, ("C",) of compute, ("X", "C") of size and compute."""
     constants: tuple[str, ...]
     """Names, in the order of every parameter vector of this form."""
-    powers: tuple[tuple[str, str, str], ...]
-    """(coefficient, exponent, variable) of each term coefficient * variable**-exponent."""
+    powers: tuple[tuple[str, str | float, str], ...]
+    """(coefficient, exponent, variable) of each factor coefficient * variable**-exponent; the exponent is a
+    constant's name or a number."""
     expression: Callable[..., Any]
     """expression(*variables, *constants) -> loss; numbers, arrays or sympy symbols."""
     source: str
@@ -66,6 +68,27 @@ def _frontier(C: Any, E: Any, K: Any, gamma: Any) -> Any:
 
 def _frontier_without_floor(C: Any, K: Any, gamma: Any) -> Any:
     return K * C**-gamma
+
+
+def _valley(X: Any, C: Any, E: Any, K: Any, gamma: Any, Q: Any, a: Any, kappa: Any) -> Any:
+    off_optimum = _log(X * Q * C**-a)
+    return (E + K * C**-gamma) * _exp(kappa * off_optimum**2 / 2)
+
+
+def _log(value: Any) -> Any:
+    if not hasattr(value, "free_symbols"):
+        return np.log(value)
+    import sympy
+
+    return sympy.log(value)
+
+
+def _exp(value: Any) -> Any:
+    if not hasattr(value, "free_symbols"):
+        return np.exp(value)
+    import sympy
+
+    return sympy.exp(value)
 
 
 _SIZE_AND_DATA = (("A", "alpha", "X"), ("B", "beta", "D"))
@@ -109,8 +132,17 @@ FRONTIER_WITHOUT_FLOOR = Form(
     _frontier_without_floor,
     "Kaplan et al. 2020 (arXiv 2001.08361), Eq. 1.3",
 )
+VALLEY = Form(
+    "isoFLOP valley",
+    ("X", "C"),
+    ("E", "K", "gamma", "Q", "a", "kappa"),
+    (("K", "gamma", "C"), ("Q", "a", "C"), ("Q", -1.0, "X")),
+    _valley,
+    "the isoFLOP parabolas of all budgets at once: DeepSeek LLM (arXiv 2401.02954), section 3.2, with one "
+    "curvature kappa, minima X* = C**a / Q and the frontier above as their depth",
+)
 SURFACES = (STANDARD, TIED, COUPLED)
-FORMS = (*SURFACES, FRONTIER, FRONTIER_WITHOUT_FLOOR)
+FORMS = (*SURFACES, VALLEY, FRONTIER, FRONTIER_WITHOUT_FLOOR)
 
 
 def form_named(name: str) -> Form:
@@ -122,9 +154,10 @@ def form_named(name: str) -> Form:
 
 
 def columns(form: Form, size: ArrayLike, tokens: ArrayLike, cost_per: float = 1.0) -> tuple[Array, ...]:
-    """The form's variables for runs of these sizes and tokens: (X, D), or (C,) with C = cost_per * X * D."""
+    """The form's variables for runs of these sizes and tokens, with C = cost_per * X * D."""
     sizes, token_counts = np.asarray(size, float), np.asarray(tokens, float)
-    return (sizes, token_counts) if form.variables == ("X", "D") else (cost_per * sizes * token_counts,)
+    known = {"X": sizes, "D": token_counts, "C": cost_per * sizes * token_counts}
+    return tuple(known[name] for name in form.variables)
 
 
 def value(form: Form, params: ArrayLike, *variables: ArrayLike) -> Array:
@@ -179,31 +212,35 @@ def log_value_and_gradient(
 
 @cache
 def _optimal_log_size(form: Form) -> Any:
-    """log X* as sympy in (log T, constants), where T = X * D is what the budget buys.
+    """log X* as sympy in (log T, log cost_per, constants), where T = X * D is what the budget buys.
 
-    At the optimum a per cent more size and a per cent fewer tokens change nothing: X dL/dX = D dL/dD. In
-    logarithms that is linear in log X for every form of two power terms, whatever function of their sum the
-    loss is.
+    At the optimum a per cent more size and a per cent fewer tokens change nothing. For a law of X and D that
+    is X dL/dX = D dL/dD, in logarithms linear in log X whatever function of the two power terms' sum the loss
+    is; for a law of X and C it is dL/dX = 0.
     """
     import sympy
 
-    (size, tokens), _, loss = _symbols(form)
-    log_size, log_product = sympy.symbols("log_X log_T", real=True)
-    ratio = sympy.simplify(size * sympy.diff(loss, size) / (tokens * sympy.diff(loss, tokens)))
-    along = ratio.subs(
-        {size: sympy.exp(log_size), tokens: sympy.exp(log_product - log_size)}, simultaneous=True
-    )
-    balance = sympy.expand(sympy.expand_log(sympy.log(along), force=True))
+    variables, _, loss = _symbols(form)
+    size, other = variables
+    log_size, log_product, log_cost = sympy.symbols("log_X log_T log_c", real=True)
+    if form.variables == ("X", "C"):
+        at = {size: sympy.exp(log_size), other: sympy.exp(log_product + log_cost)}
+        slope = sympy.diff(sympy.expand_log(sympy.log(loss.subs(at)), force=True), log_size)
+        balance = sympy.expand(sympy.expand_log(slope, force=True))
+    else:
+        at = {size: sympy.exp(log_size), other: sympy.exp(log_product - log_size)}
+        ratio = sympy.simplify(size * sympy.diff(loss, size) / (other * sympy.diff(loss, other)))
+        balance = sympy.expand(sympy.expand_log(sympy.log(ratio.subs(at, simultaneous=True)), force=True))
     (solution,) = sympy.solve(balance, log_size)
-    return sympy.simplify(solution), log_product
+    return sympy.simplify(solution), log_product, log_cost
 
 
 @cache
 def _optimum_function(form: Form) -> Callable[..., Any]:
     import sympy
 
-    solution, log_product = _optimal_log_size(form)
-    return sympy.lambdify([log_product, *_symbols(form)[1]], solution, modules="numpy")  # type: ignore[no-any-return]
+    solution, log_product, log_cost = _optimal_log_size(form)
+    return sympy.lambdify([log_product, log_cost, *_symbols(form)[1]], solution, modules="numpy")  # type: ignore[no-any-return]
 
 
 def optimum(
@@ -214,23 +251,23 @@ def optimum(
     `params` is (..., constants), `flop` any shape; each result is params.shape[:-1] + flop.shape. A law of
     compute has no split to optimise: ValueError.
     """
-    if form.variables != ("X", "D"):
+    if "X" not in form.variables:
         raise ValueError(f"the {form.name} law knows compute only and cannot split it into size and tokens")
     stacked, budgets = np.asarray(params, float), np.asarray(flop, float)
     spread = stacked.reshape(stacked.shape[:-1] + (1,) * budgets.ndim + stacked.shape[-1:])
+    constants = np.moveaxis(spread, -1, 0)
     product = budgets / cost_per
-    size = np.exp(_optimum_function(form)(np.log(product), *np.moveaxis(spread, -1, 0)))
+    size = np.exp(_optimum_function(form)(np.log(product), np.log(cost_per), *constants))
     tokens = product / size
-    return size, tokens, np.asarray(form.expression(size, tokens, *np.moveaxis(spread, -1, 0)), float)
+    loss = form.expression(*columns(form, size, tokens, cost_per), *constants)
+    return size, tokens, np.asarray(loss, float)
 
 
 def optimal_exponents(form: Form, params: ArrayLike) -> tuple[Array, Array]:
-    """(a, b) of X* ~ C**a, D* ~ C**b: beta / (alpha + beta) and alpha / (alpha + beta); 1/2 each when
-    tied."""
-    stacked = np.asarray(params, float)
-    (_, on_size, _), (_, on_tokens, _) = form.powers
-    alpha, beta = stacked[..., form.index(on_size)], stacked[..., form.index(on_tokens)]
-    return beta / (alpha + beta), alpha / (alpha + beta)
+    """(a, b) of X* ~ C**a, D* ~ C**b: a = beta / (alpha + beta) and b = 1 - a; 1/2 each when tied."""
+    (low, _, _), (high, _, _) = (optimum(form, params, flop) for flop in (1.0, np.e))
+    on_size = np.log(high) - np.log(low)
+    return on_size, 1 - on_size
 
 
 def latex(form: Form, size_symbol: str = "M") -> str:
@@ -246,6 +283,7 @@ def optimum_latex(form: Form, size_symbol: str = "M") -> str:
     """The compute-optimal size as LaTeX, in T = X * D (C for M, C/6 for N)."""
     import sympy
 
-    solution, log_product = _optimal_log_size(form)
-    size = sympy.exp(solution.subs(log_product, sympy.log(sympy.Symbol("T", positive=True))))
+    solution, log_product, log_cost = _optimal_log_size(form)
+    amount = sympy.Symbol("T", positive=True)
+    size = sympy.exp(solution.subs({log_product: sympy.log(amount), log_cost: 0}))
     return f"{size_symbol}^* = {sympy.latex(sympy.simplify(size))}"

@@ -23,6 +23,7 @@ TRUTH = {
     "standard": [1.7, 400.0, 1200.0, 0.33, 0.36],
     "tied": [1.7, 500.0, 900.0, 0.34],
     "coupled": [1.6, 900.0, 4000.0, 0.40, 0.44, 0.8],
+    "isoFLOP valley": [1.6, 900.0, 0.16, 12.0, 0.52, 0.06],
 }
 
 
@@ -40,10 +41,11 @@ def _epoch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return size, flop / (6 * size), loss
 
 
-@pytest.mark.parametrize("form", laws.SURFACES, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [*laws.SURFACES, laws.VALLEY], ids=lambda form: form.name)
 def test_recovers_the_constants_it_was_generated_with(form: laws.Form) -> None:
     size, tokens = _grid()
-    fitted = fit(form, size, tokens, laws.value(form, TRUTH[form.name], size, tokens))
+    loss = laws.value(form, TRUTH[form.name], *laws.columns(form, size, tokens))
+    fitted = fit(form, size, tokens, loss)
     np.testing.assert_allclose(fitted.params, TRUTH[form.name], rtol=1e-4)
     assert fitted.objective < 1e-12
 

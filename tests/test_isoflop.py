@@ -85,4 +85,5 @@ def test_budgets_of_two_sizes_have_no_profile() -> None:
 def test_exact_three_point_profiles_have_no_measured_uncertainty() -> None:
     size = np.array([1e7, 2e7, 4e7])
     (minimum,) = profiles(size, 1e18 / size, [3.1, 3.0, 3.1])
-    assert minimum.bracketed and np.isnan(minimum.log_size_sd)
+    assert minimum.bracketed
+    assert np.isnan(minimum.log_size_sd)

@@ -11,6 +11,7 @@ PARAMS = {
     "standard": [1.8172, 477.8, 2143.4, 0.3473, 0.3672],
     "tied": [1.818, 561.5, 1752.1, 0.357],
     "coupled": [1.757, 2305.0, 9957.0, 0.4244, 0.4305, 0.774],
+    "isoFLOP valley": [1.7, 1616.7, 0.165, 12.0, 0.52, 0.06],
     "frontier": [1.7, 1616.7, 0.165],
     "frontier without floor": [30.7, 0.0537],
 }
@@ -35,14 +36,15 @@ def test_gradient_in_log_constants_equals_central_differences(form: laws.Form) -
         np.testing.assert_allclose(jacobian[0, i], (up - down) / 2e-6, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", laws.SURFACES, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [*laws.SURFACES, laws.VALLEY], ids=lambda form: form.name)
 @pytest.mark.parametrize("cost_per", [1.0, 6.0])
 def test_closed_form_optimum_equals_numeric_optimum(form: laws.Form, cost_per: float) -> None:
     params, flop = PARAMS[form.name], 1e23
     size, tokens, loss = laws.optimum(form, params, flop, cost_per)
 
     def loss_at(log_size: float) -> float:
-        return float(laws.value(form, params, np.exp(log_size), flop / cost_per / np.exp(log_size)))
+        run = np.exp(log_size), flop / cost_per / np.exp(log_size)
+        return float(laws.value(form, params, *laws.columns(form, *run, cost_per)))
 
     numeric = minimize_scalar(loss_at, bounds=(15, 35), method="bounded", options={"xatol": 1e-10})
     assert np.log(size) == pytest.approx(numeric.x, abs=1e-6)
@@ -72,7 +74,8 @@ def test_optimal_exponents_are_the_optimum_s_slope_in_compute() -> None:
     on_size, on_tokens = laws.optimal_exponents(laws.COUPLED, params)
     assert np.log(high[0] / low[0]) / np.log(100) == pytest.approx(on_size)
     assert np.log(high[1] / low[1]) / np.log(100) == pytest.approx(on_tokens)
-    assert laws.optimal_exponents(laws.TIED, PARAMS["tied"]) == (0.5, 0.5)
+    assert laws.optimal_exponents(laws.TIED, PARAMS["tied"]) == pytest.approx((0.5, 0.5))
+    assert laws.optimal_exponents(laws.VALLEY, PARAMS["isoFLOP valley"]) == pytest.approx((0.52, 0.48))
 
 
 def test_value_broadcasts_batches_of_params_over_runs() -> None:
