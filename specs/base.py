@@ -1,0 +1,54 @@
+"""What every document is: frozen, closed to unknown keys, and identified by its content.
+
+A `Spec` is validated once, when it is made; afterwards it can only be read. Two specs are the same when their canonical
+JSON is the same, and `fingerprint()` names that JSON. Text that becomes the name of a file is limited to `Slug`.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$"), Field(examples=["demo-1"])]
+"""A name that may become a folder: lower case, digits, `_`, `.` and `-`, at most 64 characters."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 digest in lower-case hexadecimal."""
+
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+"""The first 64 bits of a spec's SHA-256: short enough for a folder's name, long enough never to collide in a lab."""
+
+
+class Spec(BaseModel):
+    """Base of every document and of every part of one."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        revalidate_instances="never",
+    )
+
+    def plain(self) -> dict[str, Any]:
+        """The spec as JSON types only (dict, list, str, int, float, bool, None)."""
+        return self.model_dump(mode="json")
+
+    def canonical_json(self) -> str:
+        """The one text that stands for this content: sorted keys, no spaces, shortest round-trip floats."""
+        return canonical_json(self.plain())
+
+    def content_sha256(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """The 16 hexadecimal digits that name this content."""
+        return self.content_sha256()[:16]
+
+
+def canonical_json(plain: Any) -> str:
+    """Canonical JSON of plain data: sorted keys, no spaces, no NaN; equal data give equal text."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

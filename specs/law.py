@@ -1,0 +1,241 @@
+"""Laws: published ones with their source, and what a fit on one's own ledger found, evidence and errors included.
+
+C compute (FLOP)    M non-embedding FLOP per token    N parameters in blocks    D tokens    L loss (nats per token)
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from specs.base import Fingerprint, Slug, Spec
+
+Variable = Literal["compute_flop", "flop_per_token", "block_params", "tokens", "width"]
+
+
+class Monomial(Spec):
+    """coefficient times a product of powers, e.g. 0.3118 C^-0.125."""
+
+    coefficient: float = Field(gt=0)
+    """The factor in front."""
+    exponents: dict[Variable, float]
+    """Exponent of each variable."""
+
+    def at(self, **values: float) -> float:
+        """Value for the named variables; KeyError where one is missing."""
+        result = self.coefficient
+        for variable, exponent in self.exponents.items():
+            result *= float(values[variable]) ** exponent
+        return result
+
+
+class Allocation(Spec):
+    """How the best model and the best amount of data grow with compute."""
+
+    flop_per_token: Monomial
+    """M_opt(C)."""
+    tokens: Monomial
+    """D_opt(C)."""
+
+
+class Hyper(Spec):
+    """Learning rate and batch size."""
+
+    peak_lr: Monomial
+    """Maximum learning rate."""
+    batch_tokens: Monomial
+    """Tokens per step."""
+    regime: str
+    """What the batch does while the learning rate follows its law: published laws disagree where this differs."""
+
+
+class LossLaw(Spec):
+    """L = E + A / X^alpha + B / D^beta, with X the size variable."""
+
+    size: Literal["flop_per_token", "block_params", "params"]
+    """What X is."""
+    constants: dict[Literal["E", "A", "B", "alpha", "beta"], float]
+    """The five constants."""
+
+    def at(self, size: float, tokens: float) -> float:
+        """Loss in nats per token."""
+        c = self.constants
+        return float(c["E"] + c["A"] * size ** -c["alpha"] + c["B"] * tokens ** -c["beta"])
+
+
+class PublishedLaw(Spec):
+    """One published set of laws. What the source does not print is null, never guessed."""
+
+    kind: Literal["law"]
+    """Selects this document."""
+    name: Slug
+    """Name in the catalog."""
+    source: str
+    """Paper with equation or table."""
+    data: Slug
+    """The text it was fitted on; its loss holds for no other."""
+    compute_low_flop: float = Field(gt=0)
+    """Smallest compute it was fitted on."""
+    compute_high_flop: float = Field(gt=0)
+    """Largest compute it was fitted or checked on."""
+    allocation: Allocation | None = None
+    """Size and data against compute."""
+    hyper: Hyper | None = None
+    """Learning rate and batch size."""
+    loss: LossLaw | None = None
+    """Loss against size and data."""
+
+
+class Family(Spec):
+    """A family of shapes: how depth, heads and feed-forward width follow from the width."""
+
+    kind: Literal["family"]
+    """Selects this document."""
+    name: Slug
+    """Name in the catalog."""
+    source: str
+    """Whose practice it is."""
+    context: int = Field(ge=1)
+    """Tokens of a training sequence."""
+    depths: tuple[tuple[int, int], ...] = Field(min_length=1)
+    """(width, layers) pairs of practice, widths increasing; between them depth follows a line in log-log."""
+    width_multiple: int = Field(ge=2)
+    """Widths are multiples of this."""
+    min_width: int = Field(ge=8)
+    """Smallest width."""
+    head_dim: int = Field(ge=2)
+    """Size of a head."""
+    gqa_from_width: int | None = None
+    """Grouped-query attention from this width on; null is never."""
+    gqa_kv_heads: int = Field(default=8, ge=1)
+    """Key and value heads where queries are grouped."""
+    ffn_multiple: int = Field(ge=1)
+    """8/3 of the width is rounded to a multiple of this."""
+    vocab_multiple: int = Field(default=1, ge=1)
+    """The vocabulary is padded to a multiple of this."""
+    warmup_steps: int = Field(ge=1)
+    """Warm-up steps, cut for very short runs."""
+    min_steps: int = Field(ge=1)
+    """Runs shorter than this are flagged: their loss has not settled."""
+    init_std: float = Field(gt=0)
+    """Standard deviation of the initial weights."""
+    curve_tokens: int = Field(ge=1)
+    """Held-out tokens of one point of the curve; the same for every size, so that runs compare."""
+    final_tokens: int = Field(ge=1)
+    """Held-out tokens of the last evaluation."""
+
+
+class Interval(Spec):
+    """An estimate with the ends of its 95 % interval."""
+
+    value: float
+    """The estimate."""
+    low: float
+    """2.5 % end."""
+    high: float
+    """97.5 % end."""
+
+
+class Band(Spec):
+    """A forecast of one number: median, 50 % and 95 % intervals."""
+
+    median: float
+    """Half of the probability lies below."""
+    low_50: float
+    """Lower quartile."""
+    high_50: float
+    """Upper quartile."""
+    low_95: float
+    """2.5 % end."""
+    high_95: float
+    """97.5 % end."""
+
+    def inside_95(self, value: float) -> bool:
+        """Whether the value lies in the 95 % interval."""
+        return self.low_95 <= value <= self.high_95
+
+
+class EvidencePoint(Spec):
+    """One audited run, as the fits see it."""
+
+    run: Fingerprint
+    """The run."""
+    budget_flop: float
+    """The compute that its isoFLOP profile stands for."""
+    flop_per_token: float
+    """M."""
+    tokens: int
+    """D."""
+    loss: float
+    """Final held-out loss, nats per token."""
+    short: bool
+    """It had fewer steps than its family asks for."""
+
+
+class IsoflopProfile(Spec):
+    """Parabola of ln L in ln M through the runs of one budget."""
+
+    compute_flop: float
+    """The budget."""
+    coefficients: tuple[float, float, float] | None
+    """c0, c1, c2 of ln L = c0 + c1 x + c2 x^2 with x = ln M; null where the parabola has no lowest point inside."""
+    flop_per_token: float
+    """M at the minimum."""
+    tokens: float
+    """D at the minimum, C / M."""
+    loss: float
+    """Loss at the minimum, nats per token."""
+    bracketed: bool
+    """The minimum lies inside the sizes that were tried, and the parabola opens upwards."""
+
+
+class FormScore(Spec):
+    """One form of the loss law: how it did on budgets it had not seen, and what it says of the target."""
+
+    form: str
+    """Name of the form."""
+    latex: str
+    """The form as LaTeX."""
+    held_out_error: float | None
+    """Mean absolute relative error on held-out larger budgets; null where the form could not be tested."""
+    weight: float = Field(ge=0, le=1)
+    """Its share in the forecast."""
+    constants: dict[str, Interval]
+    """Constants with 95 % bootstrap intervals."""
+    forecast: float
+    """Loss it predicts for the target, nats per token."""
+
+
+class RateCheck(Spec):
+    """The learning-rate check: the same run at several peak learning rates."""
+
+    run: Fingerprint
+    """The run at the law's own rate."""
+    multiples: tuple[float, ...]
+    """Multiples of the law's learning rate that were tried."""
+    losses: tuple[float, ...]
+    """Their final held-out losses."""
+    best_multiple: float
+    """Minimum of a parabola of ln L in ln lr, or the best tried one where that is at an edge."""
+    bracketed: bool
+    """The best is not at an edge."""
+    near_optimal: bool
+    """The law's own rate is within 0.25 % of the best loss (the paper's definition of near-optimal, section 3.1)."""
+
+
+class LawFit(Spec):
+    """What the ledger's runs say: evidence, profiles, forms with their held-out errors, and the laws used."""
+
+    points: tuple[EvidencePoint, ...]
+    """The runs."""
+    profiles: tuple[IsoflopProfile, ...]
+    """isoFLOP profiles, by budget."""
+    allocation: Allocation
+    """M_opt(C) and D_opt(C) that the plan uses."""
+    allocation_basis: str
+    """Where that allocation comes from, in words."""
+    forms: tuple[FormScore, ...]
+    """The forms side by side."""
+    rate_check: RateCheck | None
+    """The learning-rate check; null where there was none."""
+    flags: tuple[str, ...]
+    """What a reader must know: unbracketed minima, short runs, missing evidence."""

@@ -1,0 +1,152 @@
+"""The answer: runs with nothing left to derive, the law they rest on, and a forecast sealed before any of them."""
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from specs.base import Sha256, Spec, canonical_json
+from specs.budget import Budget
+from specs.law import Band, LawFit, PublishedLaw
+from specs.run import Execution, RunSpec
+
+
+class CurveBand(Spec):
+    """The forecast curve of the held-out loss, nats per token, at the steps where the run will be evaluated."""
+
+    step: tuple[int, ...]
+    """Finished steps."""
+    median: tuple[float, ...]
+    """Median."""
+    low_50: tuple[float, ...]
+    """Lower quartile."""
+    high_50: tuple[float, ...]
+    """Upper quartile."""
+    low_95: tuple[float, ...]
+    """2.5 % end."""
+    high_95: tuple[float, ...]
+    """97.5 % end."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        columns = (self.median, self.low_50, self.high_50, self.low_95, self.high_95)
+        if any(len(column) != len(self.step) for column in columns):
+            raise ValueError("the columns of a curve must have one value per step; plan again")
+        return self
+
+
+class Forecast(Spec):
+    """What the target run's held-out loss will be."""
+
+    kind: Literal["forecast"] = "forecast"
+    """Selects this answer."""
+    loss: Band
+    """Final held-out loss, nats per token."""
+    curve: CurveBand | None
+    """The whole curve; null where only a published law is at hand."""
+    basis: str
+    """What the forecast and its width come from, in words."""
+
+
+class NoForecast(Spec):
+    """Why there is no forecast."""
+
+    kind: Literal["refused"] = "refused"
+    """Selects this answer."""
+    reason: str
+    """What is missing, and what would help."""
+
+
+class Cost(Spec):
+    """What a run will take on the cluster."""
+
+    compute_flop: float
+    """C = M D, exact M."""
+    device_hours: float
+    """Devices times hours."""
+    hours: float
+    """Wall-clock hours."""
+    dollars: float | None
+    """Price; null where the cluster has none."""
+    tokens_per_s: float
+    """Tokens per second over all devices."""
+    memory_bytes: float
+    """Largest memory of one device."""
+    basis: str
+    """Where the speed comes from, in words."""
+
+
+class PlannedRun(Spec):
+    """One run of the plan."""
+
+    role: Literal["pilot", "rate", "target"]
+    """An isoFLOP pilot, a point of the learning-rate check, or the target."""
+    title: str
+    """One line for tables."""
+    budget_flop: float
+    """The compute that was asked for; the run's own differs by rounding."""
+    rate_multiple: float = Field(default=1.0, gt=0)
+    """Multiple of the law's learning rate, for the learning-rate check."""
+    run: RunSpec
+    """What changes the numbers."""
+    execution: Execution
+    """How it is carried out."""
+    cost: Cost
+    """What it will take."""
+
+
+class Code(Spec):
+    """The program that made the plan."""
+
+    version: str
+    """Version of isoplan."""
+    sha256: Sha256
+    """Digest of the sources of specs and planner."""
+
+
+class Plan(Spec):
+    """`plan.pilots.yaml` or `plan.target.yaml`. Sealed: any change after it was written is noticed."""
+
+    kind: Literal["plan"] = "plan"
+    """Selects this document."""
+    phase: Literal["pilots", "target"]
+    """What the runs are for."""
+    budget: Budget
+    """The question."""
+    ledger: str
+    """The ledger's path from this file's folder."""
+    bytes_per_token: float | None
+    """Held-out UTF-8 bytes per token, for bits per byte; null where the text was only declared."""
+    unique_tokens: int
+    """Unique training tokens at hand."""
+    law: PublishedLaw
+    """The published law that was used, or the prior of the pilots."""
+    fit: LawFit | None
+    """What the ledger says; null while there is no ledger evidence."""
+    runs: Annotated[tuple[PlannedRun, ...], Field(min_length=1)]
+    """The runs."""
+    forecast: Annotated[Forecast | NoForecast, Field(discriminator="kind")]
+    """Forecast of the target's loss."""
+    notes: tuple[str, ...]
+    """What a reader must know."""
+    code: Code
+    """What made the plan."""
+    seal: Sha256
+    """SHA-256 of the canonical JSON of everything above."""
+
+    @model_validator(mode="after")
+    def _sealed(self) -> Self:
+        expected = seal_of(self)
+        if self.seal != expected:
+            raise ValueError(
+                f"the plan was changed after it was sealed (its content hashes to {expected[:16]}, the seal says "
+                f"{self.seal[:16]}); restore the file, or change the budget and plan again"
+            )
+        return self
+
+
+def seal_of(plan: Plan) -> str:
+    """SHA-256 over everything in the plan but the seal."""
+    plain = plan.plain()
+    del plain["seal"]
+    return hashlib.sha256(canonical_json(plain).encode()).hexdigest()

@@ -1,0 +1,242 @@
+"""What happened: a run's own records, the ledger's lines, and the audit's verdict."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from specs.base import Fingerprint, Sha256, Spec
+from specs.plan import CurveBand
+from specs.run import Execution, RunSpec
+
+
+class Order(Spec):
+    """`order.json`: what the launcher hands to the ranks of a run, besides its RunSpec."""
+
+    kind: Literal["order"] = "order"
+    """Selects this document."""
+    run: Fingerprint
+    """The run."""
+    title: str
+    """One line for tables and logs."""
+    seal: Sha256 | None
+    """Seal of the plan; null for a bare run spec."""
+    execution: Execution
+    """How to carry it out."""
+    peak_flop_per_s: float | None
+    """Peak rate of one device in the run's precision, for MFU; null where no cluster is known."""
+    curve: CurveBand | None
+    """Forecast of the held-out curve; leaving its 95 % band raises an alarm."""
+
+
+class Environment(Spec):
+    """Where a segment of a run was executed."""
+
+    host: str
+    """Host name."""
+    python: str
+    """Version of Python."""
+    packages: dict[str, str]
+    """Versions of the packages that change numbers."""
+    commit: str | None
+    """Commit of the source tree, `+dirty` when it was changed; null outside a checkout."""
+    cpu: str
+    """Processor."""
+    devices: tuple[str, ...]
+    """Accelerators."""
+
+
+class Start(Spec):
+    """First line of every segment, written before any step of it."""
+
+    event: Literal["start"] = "start"
+    """Selects this line."""
+    time: float
+    """Seconds since 1970."""
+    run: Fingerprint
+    """The run."""
+    seal: Sha256 | None
+    """Seal of the plan that started it; null for a bare run spec."""
+    from_step: int = Field(ge=0)
+    """Finished steps it goes on from; 0 is from scratch."""
+    execution: Execution
+    """Layout, kernels and cadence."""
+    kernels: dict[str, str]
+    """Back end that was chosen for each operation."""
+    environment: Environment
+    """Where."""
+
+
+class Incident(Spec):
+    """Something a reader of the run must know."""
+
+    event: Literal["incident"] = "incident"
+    """Selects this line."""
+    time: float
+    """Seconds since 1970."""
+    step: int = Field(ge=0)
+    """Finished steps when it happened."""
+    what: Literal["outside_band", "damaged_checkpoint", "non_finite", "interrupted"]
+    """Kind of incident."""
+    message: str
+    """In words."""
+
+
+class End(Spec):
+    """Last line of a finished run."""
+
+    event: Literal["end"] = "end"
+    """Selects this line."""
+    time: float
+    """Seconds since 1970."""
+    step: int = Field(ge=1)
+    """Finished steps: all of them."""
+    loss: float
+    """Final held-out loss, nats per token."""
+    weights_sha256: Sha256
+    """Digest of the final weights."""
+
+
+RecordLine = Annotated[Start | Incident | End, Field(discriminator="event")]
+"""A line of `record.jsonl`."""
+
+
+class StepLine(Spec):
+    """A line of `metrics.jsonl`. Nothing here depends on time, so an uninterrupted run gives the same bytes."""
+
+    step: int = Field(ge=1)
+    """Finished steps."""
+    tokens: int = Field(ge=1)
+    """Tokens trained on so far."""
+    loss: float
+    """Training loss of the step, nats per token."""
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    lr: float = Field(ge=0)
+    """Learning rate of the step."""
+
+
+class EvalLine(Spec):
+    """A line of `evals.jsonl`."""
+
+    step: int = Field(ge=1)
+    """Finished steps."""
+    tokens: int = Field(ge=1)
+    """Tokens trained on so far."""
+    loss: float
+    """Held-out loss, nats per token."""
+    sequences: int = Field(ge=1)
+    """Held-out sequences it was measured on."""
+
+
+class TimingLine(Spec):
+    """A line of `timing.jsonl`."""
+
+    step: int = Field(ge=1)
+    """Finished steps."""
+    seconds: float = Field(ge=0)
+    """Seconds since the previous line or the segment's start."""
+    tokens_per_s: float = Field(ge=0)
+    """Tokens per second over all ranks."""
+    mfu: float | None
+    """Model FLOP per second over the devices' peak; null where no peak is known."""
+
+
+class LedgerRecord(Spec):
+    """One audited run: a line of the ledger, all that a later plan needs of it."""
+
+    kind: Literal["ledger"] = "ledger"
+    """Selects this document."""
+    run: RunSpec
+    """What was run."""
+    role: Literal["pilot", "rate", "target"]
+    """What it was for."""
+    budget_flop: float
+    """The compute that was asked for."""
+    rate_multiple: float
+    """Multiple of the law's learning rate."""
+    seal: Sha256
+    """Seal of the plan it ran under."""
+    tokens: int
+    """Tokens recounted from the run's own records."""
+    compute_flop: float
+    """M times those tokens."""
+    loss: float
+    """Final held-out loss, nats per token."""
+    bytes_per_token: float
+    """Held-out UTF-8 bytes per token."""
+    curve_step: tuple[int, ...]
+    """Steps of the held-out curve."""
+    curve_loss: tuple[float, ...]
+    """Its losses, nats per token."""
+    tokens_per_s: float
+    """Median throughput."""
+    weights_sha256: Sha256
+    """Digest of the final weights."""
+    flags: tuple[str, ...]
+    """What a reader must know."""
+
+    @property
+    def fingerprint_of_run(self) -> str:
+        """The run's fingerprint."""
+        return self.run.fingerprint()
+
+
+class Check(Spec):
+    """One thing that the audit verified."""
+
+    name: str
+    """What was checked."""
+    ok: bool
+    """Whether it holds."""
+    detail: str
+    """With which numbers."""
+
+
+class RunAudit(Spec):
+    """Planned against actual for one run."""
+
+    run: Fingerprint
+    """The run."""
+    title: str
+    """One line for tables."""
+    role: Literal["pilot", "rate", "target"]
+    """What it was for."""
+    state: Literal["accepted", "rejected", "unfinished"]
+    """Accepted runs go into the ledger."""
+    loss: float | None
+    """Final held-out loss, nats per token; null while unfinished."""
+    steps: int
+    """Finished steps."""
+    seconds: float
+    """Seconds of training, over all segments."""
+    tokens_per_s: float
+    """Median throughput."""
+    restarts: int
+    """Segments after the first."""
+    curve_step: tuple[int, ...]
+    """Steps of the held-out curve."""
+    curve_loss: tuple[float, ...]
+    """Its losses."""
+    incidents: tuple[str, ...]
+    """Incidents, in words."""
+    checks: tuple[Check, ...]
+    """What was verified."""
+
+
+class Audit(Spec):
+    """`audit.json`: the verdict on a plan."""
+
+    kind: Literal["audit"] = "audit"
+    """Selects this document."""
+    seal: Sha256
+    """The plan's seal."""
+    verdict: Literal["inside", "outside", "cannot tell"]
+    """Against the 95 % band; `cannot tell` while runs are missing or there is no forecast."""
+    reason: str
+    """Why, with the numbers."""
+    curve_share_inside: float | None
+    """Share of the held-out curve inside its 95 % band; null where there is none."""
+    causes: tuple[str, ...]
+    """Likely causes of a miss, most likely first."""
+    runs: tuple[RunAudit, ...]
+    """Every run of the plan."""

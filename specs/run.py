@@ -1,0 +1,93 @@
+"""A run: exactly what changes the numbers, and apart from it how the run is carried out."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from specs.base import Fingerprint, Spec
+from specs.data import CorpusRef
+from specs.layout import Layout
+from specs.model import ModelSpec
+from specs.optim import OptimSpec
+
+
+class Evaluation(Spec):
+    """When the held-out loss is measured, and on how much: always the same first sequences of the held-out split."""
+
+    every_steps: int = Field(ge=1)
+    """Steps between points of the held-out curve."""
+    sequences: int = Field(ge=1)
+    """Held-out sequences of one point of the curve."""
+    final_sequences: int = Field(ge=1)
+    """Held-out sequences of the last evaluation, the one that is audited."""
+
+
+class Parent(Spec):
+    """Another run whose constant phase this run continues (the multi-step schedule shares it between lengths)."""
+
+    run: Fingerprint
+    """The parent's fingerprint."""
+    step: int = Field(ge=1)
+    """The parent's step that this run starts from."""
+
+
+class RunSpec(Spec):
+    """What changes the numbers of a training run. Its fingerprint names the run and its folder."""
+
+    kind: Literal["run"] = "run"
+    """Selects this document."""
+    model: ModelSpec
+    """The shape."""
+    data: CorpusRef
+    """The corpus, by content."""
+    documents: Literal["joined"] = "joined"
+    """Sequences are cut across document boundaries and attend across them."""
+    optim: OptimSpec
+    """Optimizer, batch and schedule."""
+    evaluation: Evaluation
+    """The held-out measurements."""
+    precision: Literal["fp32", "bf16"]
+    """Parameters and activations; gradients, masters and moments are always fp32."""
+    seed: int = Field(ge=0, lt=2**32)
+    """Seed of the weights and of the order of the data."""
+    parent: Parent | None = None
+    """Where the run branches off another; null starts from scratch."""
+
+    @model_validator(mode="after")
+    def _curve_inside(self) -> Self:
+        if self.evaluation.every_steps > self.optim.steps:
+            raise ValueError(
+                f"evaluation.every_steps {self.evaluation.every_steps} is past the last step {self.optim.steps}; "
+                f"write at most {self.optim.steps}"
+            )
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one step."""
+        return self.optim.batch_sequences * self.model.context
+
+    @property
+    def tokens(self) -> int:
+        """D: tokens trained on."""
+        return self.optim.steps * self.batch_tokens
+
+    @property
+    def compute_flop(self) -> float:
+        """C = M D with this shape's exact M."""
+        return float(self.model.flop_per_token) * self.tokens
+
+
+class Execution(Spec):
+    """How a run is carried out: what changes its speed and safety, never its numbers beyond rounding."""
+
+    device: Literal["cpu", "cuda"]
+    """Which torch device."""
+    layout: Layout
+    """Ranks and their axes."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """Back end of the fused operations; `auto` takes the fastest that works here and records it."""
+    threads_per_rank: int = Field(default=1, ge=1)
+    """CPU threads of one rank."""
+    checkpoint_every_s: float = Field(gt=0)
+    """Seconds between checkpoints."""
