@@ -27,15 +27,12 @@ lint: .venv/.set-up
 
 # A .venv that is whole is kept and brought up to date; one that is absent, cut off or of a vanished Python is made anew.
 .venv/.set-up: pyproject.toml constraints.txt
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory .venv-anew
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+			{ echo "isoplan needs Python 3.11 or newer, and $(PYTHON) is not; name one that is: make PYTHON=python3.11"; exit 1; }; \
+		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+			{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
+		$(PYTHON) -m venv --clear .venv; } >&2
 	@echo "setting up .venv: about 2 GB, a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
-
-.PHONY: .venv-anew
-.venv-anew:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "isoplan needs Python 3.11 or newer, and $(PYTHON) is not; name one that is: make PYTHON=python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@$(PYTHON) -m venv --clear .venv
