@@ -49,7 +49,9 @@ def check(document: Document, adapter: TypeAdapter[T], schema: dict[str, Any]) -
     try:
         value = adapter.validate_json(json.dumps(document.plain))
     except ValidationError as error:
-        found += [_from_pydantic(document.plain, detail) for detail in error.errors(include_url=False)]
+        said = bool(found)  # what the schema has found is in pydantic's words among these again
+        details = [d for d in error.errors(include_url=False) if not said or d["type"] == "value_error"]
+        found += [_from_pydantic(document.plain, detail) for detail in details]
     if not found:
         return value
     document = located(document)

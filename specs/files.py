@@ -50,7 +50,7 @@ S = TypeVar("S", bound=Spec)
 
 WRITTEN_BYTES = 2**20
 """Largest document that a person writes."""
-GENERATED_BYTES = 2**23
+GENERATED_BYTES = 2**22
 """Largest plan, order, corpus or audit; a plan of 30 runs has about 0.1 MB."""
 CATALOG = Path(__file__).parent / "catalog"
 _FOLDERS = {"law": "laws", "cluster": "clusters", "family": "families"}

@@ -1,22 +1,28 @@
 """Numbers that people write with their unit: `1e24 FLOP`, `80 GiB`, `400 Gb/s`, `30 d`, `$2M`, `2T tokens`.
 
 Documents that people write carry the unit in the value, and a bare number is refused; documents that programs write
-carry it in the name (`compute_flop`). Each type below is a plain float (or int) in base units once it has been read, and
-is written back with its base unit, so that reading and writing again changes nothing.
+carry it in the name (`compute_flop`). Each type below is a plain float (or int) in base units once it has been
+read, and is written back with its base unit, so that reading and writing again changes nothing.
 """
 
-import math
 import re
+import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
-_NUMBER = r"(\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)"
-_SI = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21, "Y": 1e24}
-_COUNT = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-_BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+_NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?)"
+_LONGEST = 100
+# Factors are exact: with floats, 0.017T tokens is not a whole number of tokens.
+_Factors = dict[str, Fraction]
+_SI: _Factors = {prefix: Fraction(1000) ** power for power, prefix in enumerate(["", *"kMGTPEZY"])}
+_COUNT: _Factors = {"": _SI[""], "k": _SI["k"], "K": _SI["k"], "M": _SI["M"], "B": _SI["G"], "T": _SI["T"]}
+_BINARY: _Factors = {
+    prefix: Fraction(1024) ** power for power, prefix in enumerate(["Ki", "Mi", "Gi", "Ti"], start=1)
+}
 _BYTE_PREFIXES = {key: _SI[key] for key in ("", "k", "M", "G", "T", "P")} | _BINARY
 
 
@@ -24,7 +30,7 @@ _BYTE_PREFIXES = {key: _SI[key] for key in ("", "k", "M", "G", "T", "P")} | _BIN
 class Quantity:
     """How one kind of quantity is written: the factor of each unit, the base unit, and an example for messages."""
 
-    units: tuple[tuple[str, float], ...]
+    units: tuple[tuple[str, Fraction], ...]
     """Every accepted unit with its size in base units."""
     base: str
     """The unit of the stored number."""
@@ -39,26 +45,26 @@ class Quantity:
         """The number in base units, or ValueError with what to write instead."""
         if not isinstance(value, str):
             raise ValueError(f"{value!r} has no unit; write it like '{self.example}'")
-        match = re.fullmatch(re.escape(self.prefix) + r"\s*" + _NUMBER + r"\s*(.*)", value.strip())
-        if match is None:
+        match = re.fullmatch(re.escape(self.prefix) + " *" + _NUMBER + " *(.*)", value.strip())
+        if match is None or len(value) > _LONGEST:
             raise ValueError(f"'{value}' is not a quantity; write it like '{self.example}'")
         number, unit = match.groups()
         factor = dict(self.units).get(unit)
         if factor is None:
             raise ValueError(self._wrong_unit(value, unit))
-        result = float(number) * factor
-        if not math.isfinite(result) or result <= 0:
+        exact = Fraction(number) * factor
+        if exact > sys.float_info.max or float(exact) == 0:
             raise ValueError(f"'{value}' is not a positive, finite quantity; write it like '{self.example}'")
-        return self._whole(value, result) if self.whole else result
+        return self._whole(value, exact) if self.whole else float(exact)
 
     def write(self, value: float) -> str:
         """The text that reads back as exactly this value."""
         return f"{self.prefix}{value!r}{self.base}" if self.prefix else f"{value!r} {self.base}"
 
-    def _whole(self, text: str, value: float) -> int:
-        if value != round(value):
+    def _whole(self, text: str, exact: Fraction) -> int:
+        if exact.denominator != 1:
             raise ValueError(f"'{text}' is not a whole number of {self.base}; write it like '{self.example}'")
-        return round(value)
+        return exact.numerator
 
     def _wrong_unit(self, text: str, unit: str) -> str:
         if not unit:
@@ -79,7 +85,7 @@ class Quantity:
         return {"type": "string", "examples": [self.example]}
 
 
-def _si(unit: str, prefixes: dict[str, float]) -> tuple[tuple[str, float], ...]:
+def _si(unit: str, prefixes: _Factors) -> tuple[tuple[str, Fraction], ...]:
     return tuple((prefix + unit, factor) for prefix, factor in prefixes.items())
 
 
@@ -92,10 +98,15 @@ BYTES_PER_S = Quantity(
     "400 Gb/s",
 )
 SECONDS = Quantity(
-    (("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0)), "s", "30 d"
+    tuple(
+        (unit, Fraction(size))
+        for unit, size in (("us", "1e-6"), ("ms", "1e-3"), ("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
+    ),
+    "s",
+    "30 d",
 )
 DOLLARS = Quantity(tuple(_COUNT.items()), "", "$2M", prefix="$")
-DOLLARS_PER_HOUR = Quantity((("/h", 1.0),), "/h", "$2.20/h", prefix="$")
+DOLLARS_PER_HOUR = Quantity((("/h", Fraction(1)),), "/h", "$2.20/h", prefix="$")
 DEVICE_HOURS = Quantity(
     tuple(
         (f"{p} {unit}".strip(), factor)

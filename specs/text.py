@@ -207,9 +207,9 @@ class _YamlReader:
         if start.version or start.tags:
             self._refuse(self._at(start), "directives (%) are not read", "remove the line")
         plain = self._value(next(self.events), ())
-        after = [event for event in self.events if not isinstance(event, DocumentEndEvent)]
-        if not isinstance(after[0], StreamEndEvent):
-            self._refuse(self._at(after[0]), "a second document begins here", "write one document in a file")
+        after = next(event for event in self.events if not isinstance(event, DocumentEndEvent))
+        if not isinstance(after, StreamEndEvent):
+            self._refuse(self._at(after), "a second document begins here", "write one document in a file")
         return Document(self.path, plain, self.text, self.first_line, self.keys, self.values)
 
     def _value(self, event: Any, route: Route) -> Any:
