@@ -1,0 +1,32 @@
+"""The first lines of a launched rank: it dies with its launcher, then it trains.
+
+A launcher that is killed outright can tell nobody. So a rank's standard input is a pipe whose other end only the
+launcher holds; it never carries a byte, and it ends when the launcher does, whatever ended it (see runtime/launch.py).
+"""
+
+import os
+import sys
+import threading
+
+
+def main() -> None:
+    """Train the run folder named on the command line for as long as the launcher lives."""
+    watch_launcher()
+    from runtime.train import main as train  # after the watch: importing torch takes seconds
+
+    sys.exit(train())
+
+
+def watch_launcher() -> None:
+    """From now on, end this process as soon as the launcher is gone."""
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+
+
+def _end_with_launcher() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(75)  # EX_TEMPFAIL: the newest whole checkpoint is where the next launcher goes on
+
+
+if __name__ == "__main__":
+    main()
