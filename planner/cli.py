@@ -1,7 +1,7 @@
 """`plan BUDGET`: the command. Reads a budget, writes the sealed plan and its report, and shows it.
 
-A sealed plan is never rewritten. Asked again, the command shows what is there; a changed budget is refused, because runs
-may already carry the old plan's seal.
+A sealed plan is never rewritten. Asked again, the command shows what is there; a changed budget is refused, because
+runs may already carry the old plan's seal.
 """
 
 import sys
@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner.plan import Desk, lay_out, make_plan
+from planner.plan import lay_out, make_plan
 from planner.show import show
-from specs.budget import Pilots
+from specs.budget import Budget
 from specs.files import DocumentError, load, write_text, write_yaml
 from specs.plan import Plan
 from specs.report import render
@@ -44,8 +44,6 @@ def plan(
 
 def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     """Plan a budget; returns the sealed file and its content. What is sealed already is read, not written again."""
-    from specs.budget import Budget
-
     asked = load(budget, Budget)
     folder = Path("plans") / asked.name if out is None else out
     target = folder / "plan.target.yaml"
@@ -55,17 +53,25 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     path = folder / f"plan.{made.phase}.yaml"
     if path.exists():
         return path, _sealed(path, asked, budget)
-    write_yaml(path, made, comment="Sealed: any change is noticed. Change the budget and plan again under another name.")
+    write_yaml(
+        path,
+        made,
+        comment="Sealed: any change is noticed. Change the budget and plan again under another name.",
+    )
     write_text(folder / "report.html", render(made, None))
     return path, made
 
 
-def _sealed(path: Path, asked: object, budget: Path) -> Plan:
+def _sealed(path: Path, asked: Budget, budget: Path) -> Plan:
     """The plan that is there, refused where it answers another budget."""
     there = load(path, Plan)
     if there.budget != asked:
         raise DocumentError(
-            budget, 1, 1, f"{path} is sealed and answers another budget of this name", "give this budget another name"
+            budget,
+            1,
+            1,
+            f"{path} is sealed and answers another budget of this name",
+            "give this budget another name",
         )
     return there
 

@@ -1,7 +1,8 @@
-"""One run with nothing left to derive: batch, learning rate, schedule, evaluations, layout and cost of a given shape."""
+"""One run with nothing left to derive: batch, learning rate, schedule, evaluations, layout and cost of a shape."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.layouts import choose_layout
 from specs.budget import Budget
@@ -17,7 +18,8 @@ from specs.run import Evaluation, Execution, RunSpec
 EVALUATIONS = 20
 """Points of the held-out curve; the milestones at 80 % and 90 % fall on two of them."""
 BATCH_GRAIN = 16
-"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in the paper's Table 2."""
+"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in the paper's
+Table 2."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Setting:
 class Wish:
     """One run as the planner wants it, before rounding to steps and sequences."""
 
-    role: str
+    role: Literal["pilot", "rate", "target"]
     title: str
     compute_flop: float
     shape: ModelSpec
@@ -70,7 +72,13 @@ def draft(setting: Setting, wish: Wish) -> PlannedRun:
     run = RunSpec(
         model=shape,
         data=setting.data,
-        optim=_optim(setting.family, tokens, batch * shape.context, batch, wish.rate_multiple * hyper.peak_lr.at(**variables)),
+        optim=_optim(
+            setting.family,
+            tokens,
+            batch * shape.context,
+            batch,
+            wish.rate_multiple * hyper.peak_lr.at(**variables),
+        ),
         evaluation=Evaluation(every_steps=1, sequences=1, final_sequences=1),
         precision=setting.budget.precision,
         seed=setting.budget.seed,
@@ -82,7 +90,7 @@ def draft(setting: Setting, wish: Wish) -> PlannedRun:
         checkpoint_every_s=setting.cluster.checkpoint_every,
     )
     return PlannedRun(
-        role=wish.role,  # type: ignore[arg-type]
+        role=wish.role,
         title=wish.title,
         budget_flop=wish.compute_flop,
         rate_multiple=wish.rate_multiple,
@@ -133,4 +141,6 @@ def _evaluation(family: Family, run: RunSpec) -> Evaluation:
 
 def _divide(layout: Layout, batch: int) -> Layout:
     """The layout with its micro-batch cut until it divides the batch of a replica."""
-    return layout.model_copy(update={"micro_batch_sequences": math.gcd(layout.micro_batch_sequences, batch // layout.dp)})
+    return layout.model_copy(
+        update={"micro_batch_sequences": math.gcd(layout.micro_batch_sequences, batch // layout.dp)}
+    )

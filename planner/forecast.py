@@ -1,18 +1,27 @@
-"""The forecast of a target run: its final loss with bands, the whole curve, and the forms side by side that give them."""
+"""The forecast of a target run: its final loss with bands, the whole curve, and the forms that give them."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner import curve, laws, select
+from planner.fit import bootstrap, constant_intervals, fit
 from planner.isoflop import Minimum, profiles
+from planner.posterior import Points
+from planner.posterior import points as posterior_points
 from specs.budget import Budget
 from specs.data import DeclaredText
-from specs.law import Band, EvidencePoint, FormScore, PublishedLaw
+from specs.law import Band, EvidencePoint, FormScore, Interval, PublishedLaw
 from specs.plan import CurveBand, Forecast, NoForecast, PlannedRun
 from specs.record import LedgerRecord
+
+CONSTANT_DRAWS = 1000
+"""Bootstrap draws behind the constants' intervals: ends of a 95 % interval are then good to a tenth of its width."""
+MIN_CURVE_POINTS = 5
+"""Shorter curves show no shape."""
+FLOOR_UNDER_BAND = 0.8
+"""The collapse's floor stays below this share of the lowest loss in sight: it divides by what lies above the floor."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,8 @@ def from_published(
     if loss is None or loss.loss is None:
         source = law.name if loss is None else loss.name
         return NoForecast(
-            reason=f"the law {source} prints no loss coefficients; a forecast of the loss needs pilots on your own data "
-            "(evidence.kind: pilots)"
+            reason=f"the law {source} prints no loss coefficients; a forecast of the loss needs pilots on your "
+            "own data (evidence.kind: pilots)"
         )
     text = budget.data.text
     on = text.describe if isinstance(text, DeclaredText) else "your own files"
@@ -42,9 +51,117 @@ def from_published(
             "texts and tokenizers; run pilots on your own data (evidence.kind: pilots)"
         )
     model = target.run.model
-    size = {"params": model.params, "block_params": model.block_params, "flop_per_token": model.flop_per_token}
+    size = {
+        "params": model.params,
+        "block_params": model.block_params,
+        "flop_per_token": model.flop_per_token,
+    }
     predicted = loss.loss.at(size[loss.loss.size], target.run.tokens)
     return NoForecast(
-        reason=f"the loss law {loss.name} gives {predicted:.4f} nats/token, without an interval: its source prints no draws, "
-        "so it cannot be audited; run pilots for a forecast with bands"
+        reason=f"the loss law {loss.name} gives {predicted:.4f} nats/token, without an interval: its source prints "
+        "no draws, so it cannot be audited; run pilots for a forecast with bands"
+    )
+
+
+def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
+    """isoFLOP minima of the pilots, by budget; short runs weigh what they weigh in the forecast."""
+    runs = _runs(points)
+    return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+
+
+def from_ledger(points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun) -> Told:
+    """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast."""
+    runs, run = _runs(points), target.run
+    size, tokens = float(run.model.flop_per_token), float(run.tokens)
+    try:
+        told = select.forecast_loss(runs, size, tokens)
+    except ValueError as error:
+        return Told(NoForecast(reason=f"the ledger cannot carry a forecast: {error}"), (), ())
+    band = Band(
+        median=told.median, low_50=told.low50, high_50=told.high50, low_95=told.low95, high_95=told.high95
+    )
+    forecast = Forecast(
+        loss=band, curve=_curve(records, band, told.floor.floor[0], target), basis=_basis(told)
+    )
+    return Told(forecast, _forms(runs, told), told.flags)
+
+
+def _runs(points: Sequence[EvidencePoint]) -> Points:
+    checked = posterior_points(
+        [point.flop_per_token for point in points],
+        [point.tokens for point in points],
+        [point.loss for point in points],
+    )
+    return replace(checked, short=np.array([float(point.short) for point in points]))
+
+
+def _basis(told: select.Forecast) -> str:
+    floors, losses = told.floor.floor, told.floor.loss
+    return (
+        f"{told.extrapolation:.3g}x beyond the largest pilot; the interval joins the spread of the forms and their "
+        f"constants, run-to-run noise {told.noise_sd:.2%}, and {told.discrepancy_sd:.2%} for the distance, as held-out "
+        "budgets showed; "
+        f"with the floor E at {floors[0]:.3g}, {floors[1]:.3g}, {floors[2]:.3g} it would be "
+        f"{losses[0]:.4f}, {losses[1]:.4f}, {losses[2]:.4f}"
+    )
+
+
+def _forms(runs: Points, told: select.Forecast) -> tuple[FormScore, ...]:
+    """Every form with its held-out error, weight, constants and forecast; heaviest first."""
+    errors = {score.form.name: score.heldout_error for score in select.compare_forms(runs)}
+    found = []
+    for member in sorted(told.members, key=lambda member: -member.weight):
+        fitted = fit(member.form, runs.size, runs.tokens, runs.loss, weights=runs.weights)
+        ends = constant_intervals(fitted, bootstrap(fitted, CONSTANT_DRAWS, seed=0))
+        found.append(
+            FormScore(
+                form=member.form.name,
+                latex=laws.latex(member.form, "M"),
+                held_out_error=errors.get(member.form.name),
+                weight=member.weight,
+                constants={
+                    name: Interval(value=value, low=ends[name].low, high=ends[name].high)
+                    for name, value in fitted.constants.items()
+                },
+                forecast=member.median,
+            )
+        )
+    return tuple(found)
+
+
+def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun) -> CurveBand | None:
+    """The curve by collapse of the pilots' curves; None where too few pilots show a common shape."""
+    run = target.run
+    pilots = [_pilot(record) for record in records if len(record.curve_step) >= MIN_CURVE_POINTS]
+    below = min([band.low_95, *(float(pilot.curve.loss.min()) for pilot in pilots)])
+    steps = np.arange(run.evaluation.every_steps, run.optim.steps + 1, run.evaluation.every_steps)
+    try:
+        told = curve.forecast_curve(
+            curve.collapse(pilots, min(floor, FLOOR_UNDER_BAND * below)),
+            band,
+            steps,
+            total_steps=run.optim.steps,
+            warmup_steps=run.optim.warmup_steps,
+            size=float(run.model.flop_per_token),
+            tokens=float(run.tokens),
+        )
+    except ValueError:
+        return None
+    return CurveBand(
+        step=tuple(told.step.tolist()),
+        median=tuple(told.median.tolist()),
+        low_50=tuple(told.low_50.tolist()),
+        high_50=tuple(told.high_50.tolist()),
+        low_95=tuple(told.low_95.tolist()),
+        high_95=tuple(told.high_95.tolist()),
+    )
+
+
+def _pilot(record: LedgerRecord) -> curve.Pilot:
+    optim = record.run.optim
+    return curve.Pilot(
+        curve=curve.Curve(np.array(record.curve_step) / optim.steps, np.array(record.curve_loss)),
+        size=float(record.run.model.flop_per_token),
+        tokens=float(record.tokens),
+        warmup=optim.warmup_steps / optim.steps,
     )

@@ -1,10 +1,10 @@
 """How a model is laid over a cluster: the least model parallelism whose memory fits.
 
 Bytes of one device, for the stage that holds most, with ZeRO-1 and bf16 training as in DeepSeek LLM, section 2.4:
-parameters (2 a piece, 4 in fp32), fp32 gradients (4), and fp32 master and two moments (12, split over dp). Activations of
-a block per token are 34 d bytes in 16-bit training without attention scores, which flash attention never stores
+parameters (2 a piece, 4 in fp32), fp32 gradients (4), and fp32 master and two moments (12, split over dp). Activations
+of a block per token are 34 d bytes in 16-bit training without attention scores, which flash attention never stores
 (Korthikanti et al., arXiv 2205.05198, section 4.1), divided by tp under sequence parallelism; the first of pp stages
-holds pp micro-batches in flight. Seconds are not compared yet: model parallelism is used only where memory asks for it.
+holds pp micro-batches in flight. Seconds are not compared: model parallelism is used only where memory asks for it.
 """
 
 import math
@@ -39,7 +39,9 @@ def memory_bytes(model: ModelSpec, layout: Layout, precision: str) -> float:
     """Memory of the fullest device under a layout, in bytes (see the head of this file)."""
     width_bytes = 2 if precision == "bf16" else 4
     layers = math.ceil(model.layers / layout.pp)
-    stage_params = model.block_params / model.layers * layers + model.vocab * model.width * (2 if layout.pp == 1 else 1)
+    stage_params = model.block_params / model.layers * layers + model.vocab * model.width * (
+        2 if layout.pp == 1 else 1
+    )
     params = stage_params / layout.tp
     state = params * (width_bytes + 4 + 12 / layout.dp)
     tokens = layout.micro_batch_sequences * model.context
@@ -85,7 +87,9 @@ def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, 
         nearest = min(nearest, needed - limit)
     if math.isinf(nearest):
         raise NoLayoutError(f"a batch of {batch} sequences is too small for {devices} devices")
-    raise NoLayoutError(f"no layout of {devices} x {cluster.device.name} fits; the nearest misses by {nearest:.3g} bytes")
+    raise NoLayoutError(
+        f"no layout of {devices} x {cluster.device.name} fits; the nearest misses by {nearest:.3g} bytes"
+    )
 
 
 def _widest_micro_batch(model: ModelSpec, layout: Layout, batch: int, precision: str, limit: float) -> Fit:

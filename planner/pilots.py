@@ -39,7 +39,9 @@ def sizes(family: Family, vocab: int, centre_flop_per_token: float, count: int) 
     return sorted(chosen, key=lambda shape: shape.flop_per_token)
 
 
-def wishes(pilots: Pilots, family: Family, vocab: int, prior: Allocation, target_flop: float, devices: int) -> list[Wish]:
+def wishes(
+    pilots: Pilots, family: Family, vocab: int, prior: Allocation, target_flop: float, devices: int
+) -> list[Wish]:
     """Every pilot and learning-rate run, smallest budgets first."""
     budgets = ladder(pilots, target_flop)
     share = _devices_each(devices, pilots.budgets * pilots.sizes + len(pilots.rates))
@@ -59,7 +61,14 @@ def _rate_wishes(
     around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=budget), pilots.sizes)
     middle = around[len(around) // 2]
     return [
-        Wish("rate", f"{budget:.1e} FLOP, width {middle.width}, lr x{multiple:g}", budget, middle, devices, multiple)
+        Wish(
+            "rate",
+            f"{budget:.1e} FLOP, width {middle.width}, lr x{multiple:g}",
+            budget,
+            middle,
+            devices,
+            multiple,
+        )
         for multiple in pilots.rates
     ]
 
@@ -70,4 +79,4 @@ def _rate_rung(pilots: Pilots) -> int:
 
 
 def _devices_each(devices: int, runs: int) -> int:
-    return max(1, 2 ** math.floor(math.log2(max(1.0, devices / runs))))
+    return int(2 ** math.floor(math.log2(max(1.0, devices / runs))))

@@ -1,7 +1,7 @@
 """Budget + evidence -> Plan. The whole planner on one screen; every step's arithmetic lives in the room it names.
 
-A published law answers at once. A budget that rests on pilots gets the pilots first; when all of them are audited in the
-ledger, the same call gives the target run with its forecast. The plan is sealed: its last field hashes the rest.
+A published law answers at once. A budget that rests on pilots gets the pilots first; when all of them are audited in
+the ledger, the same call gives the target run with its forecast. The plan is sealed: its last field hashes the rest.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from planner import evidence as ledger_evidence
 from planner import forecast, pilots
@@ -21,7 +22,7 @@ from specs.cluster import Cluster
 from specs.data import Corpus, CorpusRef, DeclaredText
 from specs.files import DocumentError, from_catalog, load, locate
 from specs.law import Allocation, Family, LawFit, PublishedLaw
-from specs.plan import Code, Forecast, NoForecast, Plan, PlannedRun
+from specs.plan import Code, Forecast, NoForecast, Plan, PlannedRun, seal_of
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,14 @@ def make_plan(desk: Desk) -> Plan:
 def _from_published(desk: Desk, evidence: Published) -> Plan:
     allocation = desk.law.allocation
     if allocation is None:
-        raise desk.refuse("evidence.law", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek")
+        raise desk.refuse(
+            "evidence.law", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek"
+        )
     target = _target(desk, allocation, 1.0)
     loss = None if evidence.loss is None else from_catalog(PublishedLaw, evidence.loss, desk.path)
-    return _seal(desk, "target", (target,), forecast.from_published(desk.budget, desk.law, loss, target), None, ())
+    return _seal(
+        desk, "target", (target,), forecast.from_published(desk.budget, desk.law, loss, target), None, ()
+    )
 
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
@@ -115,8 +120,8 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
 def target_compute(desk: Desk) -> float:
     """C of the target run: given, or what hours or money buy at the cluster's expected utilisation.
 
-    Hours and money buy MFU-counted FLOP (6 N + causal attention + head); the law counts M. Their ratio depends on the shape,
-    so it is applied a few times until it settles.
+    Hours and money buy MFU-counted FLOP (6 N + causal attention + head); the law counts M. Their ratio depends on the
+    shape, so it is applied a few times until it settles.
     """
     budget, cluster = desk.budget, desk.cluster
     if budget.compute is not None:
@@ -124,13 +129,17 @@ def target_compute(desk: Desk) -> float:
     hours = budget.device_hours
     if budget.money is not None:
         if cluster.price is None:
-            raise desk.refuse("money", f"the cluster {cluster.name} has no price", "give compute or device_hours instead")
+            raise desk.refuse(
+                "money", f"the cluster {cluster.name} has no price", "give compute or device_hours instead"
+            )
         hours = budget.money / cluster.price
     assert hours is not None  # the budget's validator lets exactly one currency through
     bought = hours * 3600 * peak_flop_per_s(cluster, budget.precision) * cluster.model_flop_utilisation
     compute = bought
     for _ in range(5):
-        shape = shape_for(desk.family, budget.data.vocab, _allocation(desk).flop_per_token.at(compute_flop=compute))
+        shape = shape_for(
+            desk.family, budget.data.vocab, _allocation(desk).flop_per_token.at(compute_flop=compute)
+        )
         compute = bought * shape.flop_per_token / shape.mfu_flop_per_token
     return compute
 
@@ -138,7 +147,12 @@ def target_compute(desk: Desk) -> float:
 def _pilot_runs(desk: Desk, evidence: Pilots) -> tuple[PlannedRun, ...]:
     budget = desk.budget
     wanted = pilots.wishes(
-        evidence, desk.family, budget.data.vocab, _allocation(desk), target_compute(desk), desk.cluster.devices
+        evidence,
+        desk.family,
+        budget.data.vocab,
+        _allocation(desk),
+        target_compute(desk),
+        desk.cluster.devices,
     )
     return tuple(draft(_setting(desk), wish) for wish in wanted)
 
@@ -147,16 +161,22 @@ def _target(desk: Desk, allocation: Allocation, rate_multiple: float) -> Planned
     compute = target_compute(desk)
     shape = shape_for(desk.family, desk.budget.data.vocab, allocation.flop_per_token.at(compute_flop=compute))
     title = f"{compute:.1e} FLOP, width {shape.width}, {shape.layers} layers"
-    planned = draft(_setting(desk), Wish("target", title, compute, shape, desk.cluster.devices, rate_multiple))
+    planned = draft(
+        _setting(desk), Wish("target", title, compute, shape, desk.cluster.devices, rate_multiple)
+    )
     if desk.budget.deadline is not None and planned.cost.hours * 3600 > desk.budget.deadline:
         hours = planned.cost.hours
-        raise desk.refuse("deadline", f"the target run takes {hours:.4g} h", "allow more time, or name a larger cluster")
+        raise desk.refuse(
+            "deadline", f"the target run takes {hours:.4g} h", "allow more time, or name a larger cluster"
+        )
     return planned
 
 
 def _allocation(desk: Desk) -> Allocation:
     if desk.law.allocation is None:
-        raise desk.refuse("evidence", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek")
+        raise desk.refuse(
+            "evidence", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek"
+        )
     return desk.law.allocation
 
 
@@ -179,7 +199,7 @@ def _setting(desk: Desk) -> Setting:
 
 def _seal(
     desk: Desk,
-    phase: str,
+    phase: Literal["pilots", "target"],
     runs: tuple[PlannedRun, ...],
     told: Forecast | NoForecast,
     fit: LawFit | None,
@@ -200,10 +220,7 @@ def _seal(
         code=code(),
         seal="0" * 64,
     )
-    plain = unsealed.plain()
-    del plain["seal"]
-    seal = hashlib.sha256(canonical_json(plain).encode()).hexdigest()
-    return Plan.model_validate_json(canonical_json(plain | {"seal": seal}))
+    return Plan.model_validate_json(canonical_json(unsealed.plain() | {"seal": seal_of(unsealed)}))
 
 
 def unique_tokens(desk: Desk) -> int:
@@ -218,13 +235,19 @@ def _notes(desk: Desk, runs: tuple[PlannedRun, ...]) -> tuple[str, ...]:
     found = []
     top, low, high = runs[-1].budget_flop, desk.law.compute_low_flop, desk.law.compute_high_flop
     if not low <= top <= high and isinstance(desk.budget.evidence, Published):
-        found.append(f"the law {desk.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation")
+        found.append(
+            f"the law {desk.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation"
+        )
     for planned in runs:
         epochs = planned.run.tokens / unique_tokens(desk)
         if epochs > 1:
-            found.append(f"{planned.title}: {epochs:.2f} epochs over the unique tokens, repeats not discounted")
+            found.append(
+                f"{planned.title}: {epochs:.2f} epochs over the unique tokens, repeats not discounted"
+            )
         if planned.run.optim.steps < desk.family.min_steps:
-            found.append(f"{planned.title}: {planned.run.optim.steps} steps, fewer than {desk.family.min_steps}: short")
+            found.append(
+                f"{planned.title}: {planned.run.optim.steps} steps, fewer than {desk.family.min_steps}: short"
+            )
     return tuple(found)
 
 
@@ -233,7 +256,9 @@ def code() -> Code:
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for source in sorted([*here.rglob("*.py"), *here.parent.joinpath("specs").rglob("*.py")]):
-        digest.update(source.relative_to(here.parent).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+        digest.update(
+            source.relative_to(here.parent).as_posix().encode() + b"\0" + source.read_bytes() + b"\0"
+        )
     return Code(version=importlib.metadata.version("isoplan"), sha256=digest.hexdigest())
 
 
@@ -248,5 +273,7 @@ def _corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
         return None
     manifest = corpora / budget.data.fingerprint() / "manifest.json"
     if not manifest.exists():
-        raise locate(path, "data", f"the corpus is not built ({manifest} is missing)", f"run: isoplan data {path}")
+        raise locate(
+            path, "data", f"the corpus is not built ({manifest} is missing)", f"run: isoplan data {path}"
+        )
     return load(manifest, Corpus)

@@ -21,7 +21,7 @@ def practice_depth(family: Family, width: int) -> float:
     upper = next((i for i in range(1, len(knots) - 1) if knots[i][0] >= width), len(knots) - 1)
     (w0, l0), (w1, l1) = knots[upper - 1], knots[upper]
     slope = math.log(l1 / l0) / math.log(w1 / w0)
-    return l0 * (width / w0) ** slope
+    return float(l0 * (width / w0) ** slope)
 
 
 def heads_for(width: int, head_dim: int) -> int:

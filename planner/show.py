@@ -1,4 +1,4 @@
-"""A plan as tables in the terminal: the runs, what they cost, the forecast or why there is none, and what to type next."""
+"""A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, what to type next."""
 
 import math
 from pathlib import Path
@@ -54,9 +54,15 @@ def _details(planned: PlannedRun, plan: Plan) -> list[tuple[str, str]]:
     drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
     kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
     return [
-        ("shape", f"{model.layers} layers x {model.width}, {model.heads} heads{kv}, ffn {model.ffn}, vocab {model.vocab}"),
+        (
+            "shape",
+            f"{model.layers} layers x {model.width}, {model.heads} heads{kv}, ffn {model.ffn}, vocab {model.vocab}",
+        ),
         ("parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"),
-        ("M", f"{model.flop_per_token:.4g} FLOP/token exact; {model.paper_flop_per_token:.4g} by the paper's Eq. 2"),
+        (
+            "M",
+            f"{model.flop_per_token:.4g} FLOP/token exact; {model.paper_flop_per_token:.4g} by the paper's Eq. 2",
+        ),
         ("tokens", f"{count(run.tokens)}, {run.tokens / model.params:.1f} per parameter"),
         ("compute", f"{run.compute_flop:.4g} FLOP = M x tokens"),
         ("batch", f"{optim.batch_sequences} sequences of {model.context}, {count(run.batch_tokens)} tokens"),
@@ -68,7 +74,10 @@ def _details(planned: PlannedRun, plan: Plan) -> list[tuple[str, str]]:
             f"micro-batch {layout.micro_batch_sequences}, {layout.devices} x {plan.budget.cluster}",
         ),
         ("memory", f"{cost.memory_bytes / 2**30:.2f} GiB of the fullest device"),
-        ("time", f"{duration(cost.hours * 3600)}, {cost.device_hours:.4g} device-hours, {cost.tokens_per_s:.3g} tokens/s"),
+        (
+            "time",
+            f"{duration(cost.hours * 3600)}, {cost.device_hours:.4g} device-hours, {cost.tokens_per_s:.3g} tokens/s",
+        ),
         ("price", "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"),
         ("speed from", cost.basis),
         ("law", f"{plan.law.name}: {plan.law.source}"),
