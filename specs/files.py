@@ -40,6 +40,7 @@ __all__ = [
     "from_catalog",
     "load",
     "load_any",
+    "locate",
     "read_lines",
     "write_json",
     "write_text",
@@ -105,6 +106,12 @@ def from_catalog(kind: type[S], name: str, asked_in: Path | None) -> S:
             asked_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
         )
     return load(folder / f"{name}.yaml", kind)
+
+
+def locate(path: Path, field: str, what: str, write: str) -> DocumentError:
+    """A refusal that points at a field of a document, `runs.3.run.seed` say, or at its nearest part that is there."""
+    route = tuple(int(part) if part.isdigit() else part for part in field.split("."))
+    return DocumentError(path, *located(_read(path)).place(route), what, write)
 
 
 def write_text(path: Path, text: str) -> None:

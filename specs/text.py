@@ -34,8 +34,11 @@ Route = tuple[str | int, ...]
 """Keys and indices that lead from the top of a document to a value."""
 
 _LONGEST = 400
-_BREAK = r"\r\n|[\n\r\x85\u2028\u2029]"
-_FORBIDDEN = re.compile("[^\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_BREAK = r"\r\n|[\n\r]"
+# Tabs, control characters, and what only YAML takes for the end of a line (U+0085, U+2028, U+2029).
+_FORBIDDEN = re.compile(
+    "[^\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 # YAML 1.2.2, section 10.3.2 (core schema).
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
