@@ -12,7 +12,8 @@ help:
 	@echo "make check   format, lint, types, the quick tests"
 
 demo: .venv/.set-up
-	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; echo "report: $(CURDIR)/plans/$(BUDGET)/report.html"; exit $$status
+	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; \
+	ls -1 $(CURDIR)/plans/$(BUDGET)/*.html 2>/dev/null | sed 's/^/report: /'; exit $$status
 
 test: lint
 	$(BIN)/pytest
