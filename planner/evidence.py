@@ -89,8 +89,8 @@ def profile(minimum: Minimum) -> IsoflopProfile:
 def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation, str]:
     """M_opt(C) and D_opt(C) = C / M_opt, and where they come from in words.
 
-    The level is the ladder's, at its middle; the exponent is the ladder's slope and the prior's exponent, each weighted by
-    its precision (Gaussian posterior; the prior's spread is EXPONENT_SD).
+    The level is the ladder's, at its middle; the exponent is the ladder's slope and the prior's exponent, each weighted
+    by its precision (Gaussian posterior; the prior's spread is EXPONENT_SD).
     """
     held = [minimum for minimum in minima if minimum.bracketed]
     prior_exponent = prior.flop_per_token.exponents["compute_flop"]

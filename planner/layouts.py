@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
-from specs.optim import OptimSpec
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory that a plan may fill; the rest is left to the allocator, buffers and communication."""
@@ -79,7 +78,7 @@ def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, 
     limit = USABLE_MEMORY * cluster.device.memory
     nearest = math.inf
     for layout in candidates(model, devices, cluster.devices_per_node):
-        if layout.dp > batch or not _cuts(model, layout):
+        if layout.dp > batch or layout.problems_of_shape(model):
             continue
         needed = memory_bytes(model, layout, precision)
         if needed <= limit:
@@ -103,11 +102,6 @@ def _widest_micro_batch(model: ModelSpec, layout: Layout, batch: int, precision:
         whole = layout.model_copy(update={"micro_batch_sequences": per_replica})
         best = whole if memory_bytes(model, whole, precision) <= limit else best
     return Fit(best, memory_bytes(model, best, precision))
-
-
-def _cuts(model: ModelSpec, layout: Layout) -> bool:
-    whole = OptimSpec(steps=2, batch_sequences=layout.dp, peak_lr=1.0, warmup_steps=1)
-    return not layout.problems(model, whole)
 
 
 def _powers_of_two(limit: int) -> list[int]:

@@ -7,7 +7,7 @@ follows from the share. Sizes are spread around the prior's optimum, each a diff
 import math
 
 from planner.draft import Wish
-from planner.shape import shapes
+from planner.shape import sizes_of_family
 from specs.budget import Pilots
 from specs.law import Allocation, Family
 from specs.model import ModelSpec
@@ -31,7 +31,7 @@ def ladder(pilots: Pilots, target_flop: float) -> list[float]:
 def sizes(family: Family, vocab: int, centre_flop_per_token: float, count: int) -> list[ModelSpec]:
     """`count` different shapes spread evenly in ln M around the centre, smallest first."""
     wanted = [centre_flop_per_token * SPREAD ** (i - (count - 1) / 2) for i in range(count)]
-    pool = shapes(family, vocab, wanted[-1] * SPREAD**count)
+    pool = sizes_of_family(family, vocab, wanted[-1] * SPREAD**count)
     chosen: list[ModelSpec] = []
     for flop_per_token in wanted:
         free = [shape for shape in pool if shape not in chosen]

@@ -46,7 +46,7 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
     )
 
 
-def shapes(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
+def sizes_of_family(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
     """Every shape of the family with M up to the given one and the first few beyond, by width and depth."""
     found: list[ModelSpec] = []
     for multiple in range(1, MAX_WIDTH_MULTIPLES + 1):
@@ -68,7 +68,7 @@ def shape_for(family: Family, vocab: int, flop_per_token: float) -> ModelSpec:
         depth = abs(math.log(shape.layers / practice_depth(family, shape.width)))
         return off + DEPTH_PENALTY * depth, shape.width
 
-    return min(shapes(family, vocab, flop_per_token), key=distance)
+    return min(sizes_of_family(family, vocab, flop_per_token), key=distance)
 
 
 def _depths(family: Family, width: int) -> range:

@@ -36,12 +36,17 @@ class Layout(Spec):
 
     def problems(self, model: ModelSpec, optim: OptimSpec) -> list[str]:
         """Why this model and batch cannot be laid out so; empty when they can."""
-        found = []
+        found = self.problems_of_shape(model)
         if optim.batch_sequences % (self.dp * self.micro_batch_sequences):
             found.append(
                 f"a batch of {optim.batch_sequences} sequences is not a multiple of "
                 f"dp x micro-batch = {self.dp} x {self.micro_batch_sequences}"
             )
+        return found
+
+    def problems_of_shape(self, model: ModelSpec) -> list[str]:
+        """Why this model cannot be cut so, whatever the batch; empty when it can."""
+        found = []
         if self.pp > model.layers:
             found.append(f"{self.pp} pipeline stages for {model.layers} layers")
         for name, size in (("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)):

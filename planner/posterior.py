@@ -1,0 +1,179 @@
+"""What few, noisy runs say about a law, given what laws elsewhere look like.
+
+A ladder of a dozen small runs leaves the floor E, and with it any extrapolation, almost free. So the constants get priors, wide enough
+for every public data set we know, and are drawn from their posterior by randomised maximum a posteriori (Oliver 1996; Bardsley et al.
+2014, "randomize-then-optimize"): each draw perturbs every run by its noise and every prior by its width, and descends. All draws
+advance as one batch. Where runs are many the priors vanish beside them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from planner.descent import Descents, Problem, descend, scale, unscaled
+from planner.fit import checked_runs
+from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
+
+SHORT_RUN_STEPS = 1000
+"""Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled (docs/log.md)."""
+_SHORT_RUN_NOISE = 3.0
+_NOISE_SD, _NOISE_RUNS = 0.01, 3.0
+"""Run-to-run standard deviation of log L expected before looking, worth this many runs: seeds of byte-level pilots of 1e11..1e13 FLOP
+spread 0.3 to 1 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
+_ROBUST_SDS = 1.5
+"""Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
+_DRAW_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Points:
+    """Finished runs: the evidence of a fit or a forecast. Arrays of one length; C = cost_per * size * tokens."""
+
+    size: Array
+    tokens: Array
+    loss: Array
+    cost_per: float
+    weights: Array
+    """A run's noise variance is divided by its weight."""
+    short: Array
+    """1.0 where the run had fewer than SHORT_RUN_STEPS steps, else 0.0."""
+
+    @property
+    def flop(self) -> Array:
+        """Compute of each run."""
+        return self.cost_per * self.size * self.tokens
+
+    def take(self, rows: ArrayLike) -> "Points":
+        """The runs at these indices or under this mask."""
+        chosen = np.asarray(rows)
+        return Points(
+            self.size[chosen],
+            self.tokens[chosen],
+            self.loss[chosen],
+            self.cost_per,
+            self.weights[chosen],
+            self.short[chosen],
+        )
+
+
+def points(
+    size: ArrayLike,
+    tokens: ArrayLike,
+    loss: ArrayLike,
+    *,
+    cost_per: float = 1.0,
+    steps: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+) -> Points:
+    """Checked runs; `steps` (optimizer steps of each run) flags short ones. ValueError names the first bad run."""
+    sizes, token_counts, losses, run_weights = checked_runs(size, tokens, loss, weights)
+    short = np.zeros(len(losses)) if steps is None else (np.asarray(steps, float).ravel() < SHORT_RUN_STEPS) * 1.0
+    if len(short) != len(losses):
+        raise ValueError(f"steps has {len(short)} entries for {len(losses)} losses")
+    return Points(sizes, token_counts, losses, cost_per, run_weights, short)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws of a law's constants and of the runs' noise."""
+
+    form: Form
+    log_params: Array
+    """(draws, constants)"""
+    noise_sd: Array
+    """(draws,) standard deviation of log L of one full-length run."""
+    cost_per: float
+
+    def log_loss(self, size: ArrayLike, tokens: ArrayLike) -> Array:
+        """log L without noise at each target, (draws, targets)."""
+        wanted = columns(self.form, np.atleast_1d(size), np.atleast_1d(tokens), self.cost_per)
+        logs = tuple(np.log(column) for column in wanted)
+        return log_value_and_gradient(self.form, self.log_params, logs)[0]
+
+    def constant(self, name: str) -> Array:
+        """Draws of one constant."""
+        return np.exp(self.log_params[:, self.form.index(name)])
+
+
+# Median and standard deviation of the logarithm of each exponent, over fits to public data. Standard and tied: alpha .34, beta .28
+# (Hoffmann et al. 2022), .35, .37 (Besiroglu et al. 2024), .35 (Muennighoff et al. 2023), and our own fits of .25, .30 (Farseer) and
+# .31 (Gemstones). Coupled: our own fits, k = .46 (Farseer), .77 (Epoch), .42 (Gemstones), .48 (misfitting), .42 (datablations), with
+# alpha .39-.61, beta .42-1.0. Frontier gamma: .154 (Hoffmann), .093 (Farseer), .166 (Epoch), .120 (Gemstones), .136 and .162
+# (Porian et al. 2024). a: .45-.58 by data set (DeepSeek LLM, Table 4), .73 (Kaplan et al. 2020). kappa: .03-.12 over the same profiles.
+_EXPONENTS = {
+    STANDARD.name: {"alpha": (0.35, 0.35), "beta": (0.35, 0.35)},
+    TIED.name: {"alpha": (0.35, 0.35)},
+    COUPLED.name: {"alpha": (0.55, 0.4), "beta": (0.55, 0.4), "k": (0.48, 0.4)},
+    VALLEY.name: {"gamma": (0.14, 0.3), "a": (0.5, 0.2), "kappa": (0.06, 0.7)},
+}
+_FLOOR_SHARE = (0.4, 1.0)
+"""The floor as a share of the lowest loss: from a twentieth to all of it, which is wider than what is known (.25 of the lowest loss of
+tiny pilots, .6 to .9 of large runs)."""
+_EXCESS_SHARE, _COEFFICIENT_WIDTH = 0.3, 1.2
+"""Each power term's part of the median loss at the middle of the runs, within a factor of ten either way."""
+
+
+def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
+    """Draws of the form's constants from runs; deterministic in (runs, draws, seed)."""
+    problem = scale(
+        form,
+        tuple(np.log(column) for column in columns(form, runs.size, runs.tokens, runs.cost_per)),
+        np.log(runs.loss),
+    )
+    centre, width = _prior(form, runs.loss)
+    relative = np.where(runs.short > 0, _SHORT_RUN_NOISE, 1.0) / np.sqrt(np.maximum(runs.weights, 1e-12))
+    best, noise_sd, freedom = _best(problem, centre, width, relative)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    sds = noise_sd * np.sqrt(freedom / generator.chisquare(freedom, draws))
+    noise = sds[:, None] * relative
+    targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
+    anchors = centre + width * generator.standard_normal((draws, len(centre)))
+    starts = np.broadcast_to(best, anchors.shape).copy()
+    ends, _ = descend(problem, _goal(starts, targets, noise, anchors, width), _DRAW_TOLERANCE)
+    return Posterior(form, unscaled(problem, ends), sds, runs.cost_per)
+
+
+def _prior(form: Form, loss: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each scaled log-constant."""
+    lowest, middle = float(loss.min()), float(np.median(loss))
+    known = dict(_EXPONENTS[form.name])
+    coupling = known.get("k", (1.0, 0.0))[0]
+    part = (_EXCESS_SHARE * middle) ** (1 / coupling)
+    known["E"] = (_FLOOR_SHARE[0] * lowest, _FLOOR_SHARE[1])
+    known |= {name: (part, _COEFFICIENT_WIDTH / coupling) for name in ("A", "B")}
+    known |= {"K": (2 * part, _COEFFICIENT_WIDTH), "Q": (1.0, 2.0)}
+    chosen = [known[name] for name in form.constants]
+    return np.log([median for median, _ in chosen]), np.array([width for _, width in chosen])
+
+
+def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, width: Array) -> Descents:
+    return Descents(
+        starts=starts,
+        targets=targets,
+        weights=noise**-2,
+        delta=_ROBUST_SDS * noise,
+        anchors=anchors,
+        precision=np.broadcast_to(width**-2, anchors.shape),
+    )
+
+
+def _best(problem: Problem, centre: Array, width: Array, relative: Array) -> tuple[Array, float, float]:
+    """The most probable constants, the noise that their residuals show and its degrees of freedom.
+
+    The noise and the constants are settled in turn; the effective number of constants is the trace of the hat matrix.
+    """
+    noise_sd, state = _NOISE_SD, centre[None]
+    freedom = _NOISE_RUNS
+    for _ in range(4):
+        noise = noise_sd * relative[None]
+        goal = _goal(state, problem.log_loss[None], noise, centre[None], width)
+        state, _ = descend(problem, goal, _DRAW_TOLERANCE)
+        log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
+        scaled_jacobian = jacobian[0] / noise
+        information = scaled_jacobian @ scaled_jacobian.T
+        used = float(np.trace(np.linalg.solve(information + np.diag(width**-2), information)))
+        standard = np.clip((problem.log_loss - log_loss[0]) / relative, -3 * noise_sd, 3 * noise_sd)
+        freedom = _NOISE_RUNS + max(len(relative) - used, 0.0)
+        noise_sd = float(np.sqrt((_NOISE_RUNS * _NOISE_SD**2 + (standard**2).sum()) / freedom))
+    return state, noise_sd, freedom

@@ -1,0 +1,163 @@
+"""Plans: the paper's check values, sealed, the same bytes twice, every run legal, refusals with a line."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from planner.cli import write_plan
+from planner.draft import round_batch
+from planner.layouts import NoLayoutError, candidates, choose_layout, memory_bytes
+from planner.plan import lay_out, make_plan
+from planner.shape import shape_for
+from specs.cluster import Cluster
+from specs.files import DocumentError, from_catalog, load
+from specs.law import Family, PublishedLaw
+from specs.plan import NoForecast, Plan
+
+SPECS = Path(__file__).parent.parent / "specs"
+DEEPSEEK = from_catalog(PublishedLaw, "deepseek", None)
+
+
+@pytest.mark.parametrize(
+    ("flop", "lr", "batch_tokens", "m_opt", "d_opt"),
+    [
+        (1e17, 2.3382e-3, 1.0619e5, 1.404e8, 7.1234e8),
+        (1e20, 9.860e-4, 1.0171e6, 5.2513e9, 1.9045e10),
+        (1e24, 3.118e-4, 2.069e7, 6.5685e11, 1.5226e12),
+    ],
+)
+def test_the_papers_laws(flop: float, lr: float, batch_tokens: float, m_opt: float, d_opt: float) -> None:
+    """DeepSeek LLM, Eq. 1 and 4, at three budgets; the expected values have four or five digits."""
+    hyper, allocation = DEEPSEEK.hyper, DEEPSEEK.allocation
+    assert hyper is not None
+    assert allocation is not None
+    assert hyper.peak_lr.at(compute_flop=flop) == pytest.approx(lr, rel=2e-4)
+    assert hyper.batch_tokens.at(compute_flop=flop) == pytest.approx(batch_tokens, rel=2e-4)
+    assert allocation.flop_per_token.at(compute_flop=flop) == pytest.approx(m_opt, rel=2e-4)
+    assert allocation.tokens.at(compute_flop=flop) == pytest.approx(d_opt, rel=2e-4)
+
+
+def test_budget_1e24() -> None:
+    """The shipped frontier budget: compute met, milestones at 80 and 90 %, legal, no invented loss."""
+    plan = make_plan(lay_out(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
+    (target,) = plan.runs
+    run, optim = target.run, target.run.optim
+    assert run.compute_flop == pytest.approx(1e24, rel=0.01)
+    assert run.model.flop_per_token == pytest.approx(6.5685e11, rel=0.02)
+    assert optim.peak_lr == pytest.approx(3.118e-4, rel=1e-3)
+    assert run.batch_tokens == pytest.approx(2.069e7, rel=0.03)
+    assert optim.warmup_steps == 2000
+    assert [(m.step / optim.steps, m.factor) for m in optim.milestones] == [(0.8, 0.316), (0.9, 0.1)]
+    assert target.execution.layout.problems(run.model, optim) == []
+    assert target.execution.layout.devices == 2048
+    assert target.cost.memory_bytes < 80e9
+    assert isinstance(plan.forecast, NoForecast)
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    """Twice from scratch, in different folders."""
+    digests = set()
+    for name in ("a", "b"):
+        folder = tmp_path / name / "specs"
+        folder.mkdir(parents=True)
+        shutil.copy(SPECS / "budget_1e24.yaml", folder)
+        path, _ = write_plan(folder / "budget_1e24.yaml", tmp_path / name / "plans")
+        digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+        digests.add(hashlib.sha256((tmp_path / name / "plans" / "plan.target.yaml").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_a_sealed_plan_is_never_rewritten(tmp_path: Path) -> None:
+    """Asked again it is read; asked with another budget of the same name it is refused, and the file stays."""
+    budget = tmp_path / "b.yaml"
+    text = (SPECS / "budget_1e24.yaml").read_text()
+    budget.write_text(text)
+    path, first = write_plan(budget, tmp_path / "out")
+    before = path.stat().st_mtime_ns
+    assert write_plan(budget, tmp_path / "out") == (path, first)
+    budget.write_text(text.replace("1e24 FLOP", "2e24 FLOP"))
+    with pytest.raises(DocumentError, match="sealed"):
+        write_plan(budget, tmp_path / "out")
+    assert path.stat().st_mtime_ns == before
+
+
+def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
+    """One digit of one learning rate."""
+    budget = tmp_path / "b.yaml"
+    shutil.copy(SPECS / "budget_1e24.yaml", budget)
+    path, plan = write_plan(budget, tmp_path / "out")
+    lr = str(plan.runs[0].run.optim.peak_lr)
+    path.write_text(path.read_text().replace(lr, "0.0004"))
+    with pytest.raises(DocumentError, match="changed after it was sealed"):
+        load(path, Plan)
+
+
+@pytest.mark.parametrize(
+    ("find", "write", "line", "says"),
+    [
+        ("compute: 1e24 FLOP", "compute: 1e24 FLOP\ndeadline: 1 d", 6, "takes 332"),
+        ("law: deepseek}", "law: epoch-chinchilla}", 6, "has no allocation"),
+        ("cluster: h800-2048", "cluster: h100", 8, "h100-64"),
+        ("cluster: h800-2048", "cluster: laptop", 8, "misses by"),
+        ("compute: 1e24 FLOP", "compute: 1e24 FLOP\nmoney: $2M", 3, "keep one"),
+    ],
+    ids=["deadline", "law without allocation", "unknown cluster", "nothing fits", "two currencies"],
+)
+def test_refusals_point_at_the_budget(tmp_path: Path, find: str, write: str, line: int, says: str) -> None:
+    """A line of the file, what is wrong, and what to write; nothing is left behind."""
+    text = (SPECS / "budget_1e24.yaml").read_text()
+    assert find in text
+    budget = tmp_path / "b.yaml"
+    budget.write_text(text.replace(find, write))
+    with pytest.raises(DocumentError, match=says) as refused:
+        write_plan(budget, tmp_path / "out")
+    assert refused.value.line == line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("currency", ["device_hours: 680000 GPU-hours", "money: $1360000"])
+def test_hours_and_money_buy_what_the_plan_says_they_cost(tmp_path: Path, currency: str) -> None:
+    """A budget in another currency comes out at that price, to the rounding of shape and steps."""
+    budget = tmp_path / "b.yaml"
+    budget.write_text((SPECS / "budget_1e24.yaml").read_text().replace("compute: 1e24 FLOP", currency))
+    (target,) = make_plan(lay_out(budget, tmp_path, tmp_path)).runs
+    assert target.cost.device_hours == pytest.approx(680000, rel=0.02)
+    assert target.cost.dollars == pytest.approx(2 * target.cost.device_hours)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch"), [(2252, 2304), (5043, 5120), (4608, 4608), (2.8, 3), (0.4, 1), (7, 7)]
+)
+def test_batches_are_rounded_as_in_the_paper(wanted: float, batch: int) -> None:
+    """2252 sequences became 2304 in Table 2; 4608 stays."""
+    assert round_batch(wanted, 1) == batch
+
+
+def test_memory_decides_the_layout() -> None:
+    """The 67B does not fit a device; the layout that is chosen does, and nothing with less model parallelism would."""
+    cluster = from_catalog(Cluster, "h800-2048", None)
+    model = shape_for(from_catalog(Family, "deepseek", None), 100015, 4.33e11)
+    chosen = choose_layout(model, cluster, 2048, 4608, "bf16")
+    assert chosen.memory_bytes <= 0.9 * 80e9
+    spread = chosen.layout.tp * chosen.layout.pp
+    smaller = [
+        c for c in candidates(model, 2048, 8) if c.tp * c.pp < spread and not c.problems_of_shape(model)
+    ]
+    assert smaller
+    assert all(memory_bytes(model, layout, "bf16") > 0.9 * 80e9 for layout in smaller)
+    with pytest.raises(NoLayoutError, match="misses by"):
+        choose_layout(model, cluster, 4, 4608, "bf16")
+
+
+def test_plan_never_imports_torch() -> None:
+    """The whole command, in a fresh interpreter."""
+    program = (
+        "import sys; from pathlib import Path; from planner.plan import lay_out, make_plan;"
+        f"make_plan(lay_out(Path({str(SPECS / 'budget_1e24.yaml')!r}), Path('x'), Path('y')));"
+        "import planner.cli; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
