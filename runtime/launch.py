@@ -9,7 +9,6 @@ lock.py). And every rank's standard input is a pipe whose other end only the lau
 """
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from runtime.blame import Log, first_to_fail, why
 from runtime.lock import hold, owner_of
 
 RESUME = 75
@@ -31,9 +31,6 @@ _TICK_S = 0.1
 
 _GRACE_S = 1.0
 """Time that ranks have to follow one that failed: long enough to tell who was first, and to say in a log why."""
-
-_ERROR_LINE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b")
-"""The line of a Python traceback that says what happened."""
 
 State = Literal["finished", "interrupted", "failed", "busy", "not started"]
 
@@ -94,7 +91,7 @@ class Active:
     ranks: list[subprocess.Popen[bytes]]
     slots: tuple[str, ...]
     lock: int
-    log_start: tuple[int, ...]
+    logs: list[Log]
     started_s: float = field(default_factory=time.monotonic)
     failed_s: float | None = None
 
@@ -249,14 +246,12 @@ class _Floor:
 
 def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: int, life: int) -> Active:
     """Start a job's ranks, which write to its log and inherit its lock."""
-    logs = [job.log(rank) for rank in range(job.ranks)]
-    logs[0].parent.mkdir(exist_ok=True)
-    log_start = tuple(log.stat().st_size if log.exists() else 0 for log in logs)
+    (job.folder / "log").mkdir(exist_ok=True)
+    run = Active(job, [], slots, lock, [Log.to_append(job.log(rank)) for rank in range(job.ranks)])
     port = free_port()
-    run = Active(job, [], slots, lock, log_start)
     try:
-        for rank, log in enumerate(logs):
-            with log.open("ab") as output:
+        for rank, log in enumerate(run.logs):
+            with log.path.open("ab") as output:
                 run.ranks.append(
                     subprocess.Popen(
                         argv,
@@ -305,39 +300,15 @@ def _outcome(run: Active, *, stopped: bool) -> Outcome | None:
         run.failed_s = run.failed_s or now_s
         if None in codes and now_s < run.failed_s + _GRACE_S:
             return None
-        first = _first_to_fail(run, bad, codes)
-        code = codes[first] or 0
-        return Outcome(run.job, "failed", _blame(run, first, code), code, seconds)
+        first = first_to_fail({rank: run.logs[rank] for rank in bad})
+        code, log = codes[first] or 0, run.logs[first]
+        message = f"{why(log, code)} (rank {first} of {run.job.ranks}; its log: {log.path})"
+        return Outcome(run.job, "failed", message, code, seconds)
     if None in codes:
         return None
     if not any(codes):
         return Outcome(run.job, "finished", seconds=seconds)
     return Outcome(run.job, "interrupted", "stopped; run the same command again to go on", seconds=seconds)
-
-
-def _first_to_fail(run: Active, bad: list[int], codes: list[int | None]) -> int:
-    """Of the failed ranks a killed one, else the one that fell silent first; the others followed it."""
-    return min(bad, key=lambda rank: ((codes[rank] or 0) > 0, run.job.log(rank).stat().st_mtime_ns))
-
-
-def _blame(run: Active, rank: int, code: int) -> str:
-    """Why a run failed: what its first failing rank said last, then which rank and where its log is."""
-    said = last_error(run.job.log(rank), run.log_start[rank])
-    if code < 0:
-        why = "perhaps for want of memory" if code == -signal.SIGKILL else said
-        said = f"killed by signal {-code} ({signal.strsignal(-code)}): {why}"
-    return f"{said} (rank {rank} of {run.job.ranks}; its log: {run.job.log(rank)})"
-
-
-def last_error(log: Path, start: int) -> str:
-    """The last line of a log after byte `start` that names an error, else its last line with anything on it."""
-    lines = [
-        line.rstrip()
-        for line in log.read_bytes()[start:].decode(errors="replace").splitlines()
-        if line.strip()
-    ]
-    errors = [line for line in lines if _ERROR_LINE.match(line)]
-    return (errors or lines or ["it ended without a word"])[-1]
 
 
 def free_port() -> int:

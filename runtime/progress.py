@@ -19,15 +19,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from runtime.launch import Active, Job, Outcome
 
 _TAIL_BYTES = 4096
 """More than the longest line of metrics.jsonl."""
 
-_LIVE_S, _PLAIN_S = 0.5, 10.0
-"""Seconds between two pictures on a terminal, and between two plain lines."""
+_LOOK_S, _PLAIN_S = 0.5, 10.0
+"""Seconds between two looks, each a new picture on a terminal; and between two plain lines."""
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
@@ -105,7 +104,11 @@ class Pace:
             whole = file.read().rpartition(b"\n")[0] + b"\n"
         self._read_bytes += len(whole) if whole.strip() else 0
         lines = [json.loads(line) for line in whole.splitlines() if line.strip()]
-        return [f"{line['what']}: {line['message']}" for line in lines if line.get("event") == "incident"]
+        return [
+            line["message"]
+            for line in lines
+            if line.get("event") == "incident" and line["what"] != "interrupted"
+        ]
 
 
 def _size(path: Path) -> int:
@@ -138,7 +141,7 @@ class Board:
         self.paces: dict[Path, Pace] = {}
         self.told = 0
         self.slot_s = 0.0
-        self.shown_s = self.looked_s = time.monotonic()
+        self.looked_s = self.shown_s = time.monotonic()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
     def __enter__(self) -> "Board":
@@ -155,24 +158,21 @@ class Board:
     def __call__(self, active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
         """Take note of what happened, and show it when it is time to."""
         now_s = time.monotonic()
-        self.slot_s += (now_s - self.looked_s) * sum(run.job.slots for run in active)
-        self.looked_s = now_s
         for outcome in outcomes[self.told :]:
             self._look(outcome.job, now_s)
-            self.console.print(_ended(outcome))
+            self.console.print(_ended(outcome), highlight=False, soft_wrap=True)
         self.told = len(outcomes)
-        if now_s - self.shown_s >= (_LIVE_S if self.live else _PLAIN_S):
-            self.shown_s = now_s
+        if now_s - self.looked_s >= _LOOK_S:
+            self.slot_s += (now_s - self.looked_s) * sum(run.job.slots for run in active)
+            self.looked_s = now_s
             self._show([self._look(run.job, now_s) for run in active], outcomes)
-        else:
-            for run in active:
-                self.paces.setdefault(run.job.folder, Pace(run.job))
 
     def _look(self, job: Job, now_s: float) -> Pace:
         pace = self.paces.setdefault(job.folder, Pace(job))
         pace.look(now_s)
         for incident in pace.incidents():
-            self.console.print(f"[bold red]alarm[/] {escape(job.title)}: {escape(incident)}")
+            line = f"[bold red]alarm[/] {escape(job.title)}: {escape(incident)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
         return pace
 
     def _show(self, paces: Sequence[Pace], outcomes: Sequence[Outcome]) -> None:
@@ -189,9 +189,11 @@ class Board:
             f"{duration(left_s)} left"
         )
         if self.live:
-            bar = ProgressBar(total=whole_flop, completed=done_flop, width=40)
-            self.live.update(Group(_table(paces), bar, Text(summary)), refresh=True)
-        else:
+            overall = Table.grid(padding=(0, 1))
+            overall.add_row(ProgressBar(total=whole_flop, completed=done_flop, width=30), summary)
+            self.live.update(Group(_table(paces), overall), refresh=True)
+        elif self.looked_s - self.shown_s >= _PLAIN_S:
+            self.shown_s = self.looked_s
             self.console.print(
                 "; ".join([summary, *map(_brief, paces)]), highlight=False, markup=False, soft_wrap=True
             )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.launch import Active, Job, Outcome, free_port, last_error, launch
+from runtime.blame import Log
+from runtime.launch import Active, Job, Outcome, free_port, launch
 from runtime.lock import hold, owner_of
 from runtime.progress import Pace, duration, last_line, time_left_s
 
@@ -111,8 +112,13 @@ def test_two_runs_on_gpus_get_different_ones(tmp_path: Path) -> None:
         ("raise ValueError('of what')", 1, "ValueError: of what"),
         ("print('a line'); sys.exit(2)", 2, "a line"),
         ("os._exit(9)", 9, "without a word"),
-        ("os.kill(os.getpid(), 9)", -9, "killed by signal 9 (Killed)"),
-        ("print('at the edge', flush=True); os.kill(os.getpid(), 11)", -11, "at the edge"),
+        ("os.kill(os.getpid(), 9)", -9, "killed (signal 9), perhaps for want of memory"),
+        (
+            "print('at the edge', flush=True); os.kill(os.getpid(), 11)",
+            -11,
+            "Segmentation fault (signal 11); before it: at the edge",
+        ),
+        ("print('[rank1]: ValueError: of what', flush=True); os.abort()", -6, "ValueError: of what (rank"),
     ],
 )
 def test_a_dead_rank_ends_its_run_within_seconds_and_is_named(
@@ -167,16 +173,15 @@ def test_a_rank_that_asks_to_be_resumed_is_interrupted_not_failed(tmp_path: Path
 
 
 def test_the_last_error_of_this_segment_is_found(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("ValueError: of the last segment\n")
-    start = log.stat().st_size
-    with log.open("a") as file:
+    path = tmp_path / "log"
+    path.write_text("ValueError: of the last segment\n")
+    log = Log.to_append(path)
+    assert (log.error, log.last_words) == (None, "it ended without a word")
+    with path.open("a") as file:
         file.write(
             "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: 3 GiB\n[W] a late warning\n"
         )
-    assert last_error(log, start) == "torch.OutOfMemoryError: 3 GiB"
-    log.write_text("no error\n\n")
-    assert last_error(log, 0) == "no error"
+    assert (log.error, log.last_words) == ("torch.OutOfMemoryError: 3 GiB", "[W] a late warning")
 
 
 SAVES = """
@@ -246,6 +251,7 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from tests.test_launch import ignore, make_job
+from runtime.blame import Log
 from runtime.launch import launch
 folder = Path(sys.argv[1])
 rank = "from runtime.rank import watch_launcher; watch_launcher(); " * int(sys.argv[2])
