@@ -52,7 +52,9 @@ class OptimSpec(Spec):
     def lr(self, step: int) -> float:
         """Learning rate of the update number `step` (1-based): warm-up, peak, then the milestones' factors."""
         if step <= self.warmup_steps:
-            return self.peak_lr * step / self.warmup_steps
+            return self.peak_lr * (
+                step / self.warmup_steps
+            )  # so that the last step of it is the peak exactly
         factor = 1.0
         for milestone in self.milestones:
             if step > milestone.step:
