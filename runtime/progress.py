@@ -36,7 +36,7 @@ def last_line(path: Path) -> dict[str, Any] | None:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             whole = file.read().rpartition(b"\n")[0]
         line = json.loads(whole.rpartition(b"\n")[2])
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return line if isinstance(line, dict) else None
 

@@ -1,0 +1,173 @@
+"""What `run` does with a run spec, a plan or a budget: what is due, in order, until something is missing.
+
+Nothing is remembered here between two calls: whether a corpus is built, a plan sealed or a run finished is read
+from the files, so a chain that was cut off anywhere goes on where it was.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from runtime import prepare
+from runtime.launch import RESUME, Job, Outcome, launch
+from runtime.prepare import Machine, RefusedError, Wanted, Workspace
+from runtime.progress import Board
+from specs.budget import Budget, Pilots
+from specs.data import Corpus, DeclaredText
+from specs.files import load, locate
+from specs.plan import Forecast, Plan
+from specs.record import Audit
+
+OK, OUTSIDE, BAD_INPUT, CANNOT_TELL, INTERNAL = 0, 1, 2, 3, 70
+"""Exit codes; 70 is EX_SOFTWARE of sysexits.h."""
+
+VERDICTS = {"inside": OK, "outside": OUTSIDE, "cannot tell": CANNOT_TELL}
+"""Exit code of an audit."""
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Where things are done, with what, and who is told."""
+
+    workspace: Workspace
+    machine: Machine
+    limit: int | None
+    """At most this many devices at once."""
+    console: Console
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of the runs that were asked for."""
+
+    wanted: tuple[Wanted, ...]
+    outcomes: tuple[Outcome, ...]
+    """One for each run that was not finished before."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every run is finished; else that of the first failure, or 75 where asking again goes on."""
+        failed = [o for o in self.outcomes if o.state == "failed"]
+        if failed:
+            return BAD_INPUT if all(o.rank_code == BAD_INPUT for o in failed) else INTERNAL
+        return OK if all(o.state == "finished" for o in self.outcomes) else RESUME
+
+
+def rank_command(data: Path) -> Callable[[Job], list[str]]:
+    """The program of a job's ranks. -P keeps modules in the current folder from being taken for ours."""
+    return lambda job: [sys.executable, "-P", "-m", "runtime.rank", str(job.folder), "--data", str(data)]
+
+
+def run_all(driver: Driver, wanted: Sequence[Wanted]) -> Ran:
+    """Run what is not finished. Refuses before anything starts; afterwards failures are outcomes, not exceptions."""
+    todo = [one for one in wanted if not one.finished(driver.workspace)]
+    prepare.check(todo, driver.workspace, driver.machine, driver.limit)
+    done = len(wanted) - len(todo)
+    if done:
+        driver.console.print(f"{done} of {len(wanted)} runs are finished already", highlight=False)
+    if not todo:
+        return Ran(tuple(wanted), ())
+    jobs = prepare.jobs(todo, driver.workspace)
+    slots = driver.machine.slots(on_gpu=todo[0].on_gpu, limit=driver.limit)
+    with Board(driver.console, jobs, len(slots)) as board:
+        outcomes = launch(jobs, slots, rank_command(driver.workspace.data.absolute()), board)
+    return Ran(tuple(wanted), tuple(outcomes))
+
+
+@dataclass(frozen=True)
+class Study:
+    """How far the chain of a budget came."""
+
+    plan: Path
+    """The last plan."""
+    ran: Ran
+    """What became of its runs."""
+    audit: Audit | None
+    """Its audit; None where its runs are not all finished."""
+
+    @property
+    def exit_code(self) -> int:
+        """The audit's, or the runs' where there is none."""
+        return self.ran.exit_code if self.audit is None else VERDICTS[self.audit.verdict]
+
+
+def run_budget(driver: Driver, path: Path, show_audit: Callable[[Path, Audit], None]) -> Study:
+    """The whole chain: data, plan, pilots, audit, plan, target, audit."""
+    budget = load(path, Budget)
+    build_data(driver, path, budget)
+    asked = ask_planner(driver, path)
+    while True:
+        plan_path, plan = asked
+        driver.console.print(
+            f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}", highlight=False
+        )
+        ran = run_all(driver, prepare.from_plan(plan, plan_path))
+        if ran.exit_code != OK:
+            return Study(plan_path, ran, None)
+        audit = audit_plan(driver, plan_path)
+        show_audit(plan_path, audit)
+        if plan.phase == "target":
+            return Study(plan_path, ran, audit)
+        asked = ask_planner(driver, path)
+        if asked[0] == plan_path:  # the same pilots again: the audit did not accept them all, and said why
+            return Study(plan_path, ran, audit)
+
+
+def chain(driver: Driver, path: Path, budget: Budget) -> list[tuple[str, str]]:
+    """The steps of a budget's chain, each with how far it is."""
+    corpus = driver.workspace.data / budget.data.fingerprint() / "manifest.json"
+    steps = [("data", f"{corpus.parent} is built" if corpus.exists() else f"{corpus.parent} is to be built")]
+    for phase in ("pilots", "target") if isinstance(budget.evidence, Pilots) else ("target",):
+        plan = driver.workspace.plan(budget.name, phase)
+        if not plan.exists():
+            steps += [("plan", f"{plan} is to be made"), (phase, "to be run"), ("audit", "to be done")]
+            continue
+        wanted = prepare.from_plan(load(plan, Plan), plan)
+        finished = sum(one.finished(driver.workspace) for one in wanted)
+        audited = "done" if (plan.parent / "audit.json").exists() else "to be done"
+        steps += [("plan", f"{plan} is sealed"), (phase, f"{finished} of {len(wanted)} runs are finished")]
+        steps += [("audit", audited)]
+    return steps
+
+
+def _told(plan: Plan) -> str:
+    runs = f"{len(plan.runs)} runs, {sum(one.cost.compute_flop for one in plan.runs):.3g} FLOP"
+    if not isinstance(plan.forecast, Forecast):
+        return runs
+    band = plan.forecast.loss
+    return f"{runs}; sealed forecast {band.median:.4f} nats per token, 95 % {band.low_95:.4f} to {band.high_95:.4f}"
+
+
+def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
+    """The corpus of a budget or plan, built where it is not built yet."""
+    from runtime import corpus
+
+    spec, base = prepare.data_of(document, path)
+    if isinstance(spec.text, DeclaredText):
+        what = "the text is only declared: it can be planned for, not trained on"
+        raise locate(path, "data.text", what, "write 'source: files' with paths, or 'source: installed'")
+    return corpus.build(spec, base, driver.workspace.data, driver.console)
+
+
+def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
+    """The plan that is due for a budget, from the `plan` command: the planner is another program."""
+    argv = [sys.executable, "-P", "-m", "planner.cli", str(budget), "--json"]
+    asked = subprocess.run(argv, cwd=driver.workspace.path, capture_output=True, text=True, check=False)
+    if asked.returncode == BAD_INPUT:
+        raise RefusedError(asked.stderr.strip())
+    if asked.returncode != 0:
+        raise RuntimeError(f"the planner failed with exit code {asked.returncode}\n{asked.stderr}")
+    plan = Plan.model_validate_json(asked.stdout)
+    return driver.workspace.plan(plan.budget.name, plan.phase), plan
+
+
+def audit_plan(driver: Driver, plan: Path) -> Audit:
+    """Audit a plan's runs."""
+    from runtime import audit
+
+    return audit.audit_plan(plan, driver.workspace.path)

@@ -1,0 +1,295 @@
+"""From a plan or a run spec to jobs; what can be refused is refused here, before anything is made or started.
+
+A refusal about a document points at its line. One about this machine (a folder, cores, disk space) is a
+`RefusedError`.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.folder import open_folder
+from runtime.launch import Job
+from runtime.progress import last_line
+from specs.budget import Budget
+from specs.cluster import Cluster
+from specs.data import Corpus, DataSpec
+from specs.files import DocumentError, from_catalog, load, locate
+from specs.layout import Layout
+from specs.plan import Forecast, Plan, PlannedRun
+from specs.record import Order
+from specs.run import Execution, RunSpec
+
+_PASS_TOKENS = 4096
+"""Tokens of a forward pass of a bare run spec: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
+_CHECKPOINT_S = 60.0
+"""Seconds between checkpoints of a bare run spec: our choice, a minute at most is trained twice after a crash."""
+_STATE_BYTES = 4 + 4 + 4
+"""A parameter in a checkpoint: its fp32 master weight and two moments."""
+_CHECKPOINTS = 3
+"""Checkpoints that may exist at once: the two that stay and the one being written (see checkpoint.py)."""
+_STEP_BYTES = 400
+"""A step's lines in metrics.jsonl, timing.jsonl and TensorBoard's events (about 120 bytes each), rounded up."""
+
+
+class RefusedError(ValueError):
+    """Why this machine or workspace cannot do what was asked, and what to do about it, in one line."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that everything is in: the current one."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        """Folder of run folders."""
+        return self.path / "runs"
+
+    @property
+    def data(self) -> Path:
+        """Folder of built corpora."""
+        return self.path / "data"
+
+    def plan(self, name: str, phase: str) -> Path:
+        """The plan of a budget of this name."""
+        return self.path / "plans" / name / f"plan.{phase}.yaml"
+
+    def check_writable(self) -> None:
+        """RefusedError where no run folder could be made."""
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.runs):
+                pass
+        except OSError as error:
+            raise RefusedError(
+                f"{self.runs}: run folders cannot be made here ({error.strerror}); "
+                "change to a folder that you may write to"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has for runs."""
+
+    cores: int
+    gpus: tuple[str, ...]
+
+    def slots(self, *, on_gpu: bool, limit: int | None) -> list[str]:
+        """The devices that runs may occupy, at most `limit` of them."""
+        names = list(self.gpus) if on_gpu else [str(core) for core in range(self.cores)]
+        return names[:limit]
+
+
+def this_machine() -> Machine:
+    """Cores that this process may use, and GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return Machine(cores, tuple(name for name in visible.split(",") if name.strip() not in ("", "-1")))
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Machine(cores, ())
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False).stdout
+    return Machine(cores, tuple(str(index) for index in range(listed.count("GPU "))))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that was asked for, and where."""
+
+    document: Path
+    """The plan or run spec."""
+    field: str
+    """Dotted path of the run in that document; empty for the document itself."""
+    title: str
+    """One line for tables."""
+    run: RunSpec
+    """What changes the numbers."""
+    order: Order
+    """What its ranks are told besides."""
+    planned_s: float
+    """Seconds it should take; for a bare run spec its FLOP, which orders a queue of one as well."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its ranks need a GPU each."""
+        return self.order.execution.device == "cuda"
+
+    def job(self, folder: Path) -> Job:
+        """The job for the launcher, in this run folder."""
+        return Job(
+            folder=folder,
+            title=self.title,
+            ranks=self.order.execution.layout.devices,
+            threads_per_rank=self.order.execution.threads_per_rank,
+            on_gpu=self.on_gpu,
+            steps=self.run.optim.steps,
+            step_tokens=self.run.batch_tokens,
+            compute_flop=self.run.compute_flop,
+            planned_s=self.planned_s,
+        )
+
+    def refuse(self, field: str, what: str, write: str) -> DocumentError:
+        """A refusal that points at a field of this run, named as in a plan."""
+        at = f"{self.field}.{field}" if self.field else field.removeprefix("run.")
+        return locate(self.document, at, f"{self.title}: {what}", write)
+
+    def folder(self, workspace: Workspace) -> Path:
+        """Its run folder, which may not exist."""
+        return workspace.runs / self.run.fingerprint()
+
+    def finished(self, workspace: Workspace) -> bool:
+        """Whether its record has an end."""
+        line = last_line(self.folder(workspace) / "record.jsonl")
+        return line is not None and line.get("event") == "end"
+
+    def disk_bytes(self) -> int:
+        """Bytes that its folder may grow to: checkpoints of all state, and lines per step."""
+        return self.run.model.params * _STATE_BYTES * _CHECKPOINTS + self.run.optim.steps * _STEP_BYTES
+
+
+def from_plan(plan: Plan, path: Path) -> list[Wanted]:
+    """The runs of a plan."""
+    return [_from_planned(plan, path, index, planned) for index, planned in enumerate(plan.runs)]
+
+
+def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Wanted:
+    forecast = plan.forecast if planned.role == "target" and isinstance(plan.forecast, Forecast) else None
+    order = Order(
+        run=planned.run.fingerprint(),
+        title=planned.title,
+        seal=plan.seal,
+        execution=planned.execution,
+        peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
+        curve=None if forecast is None else forecast.curve,
+    )
+    return Wanted(path, f"runs.{index}", planned.title, planned.run, order, planned.cost.hours * 3600)
+
+
+def budget_folder(plan: Plan, path: Path) -> Path:
+    """Where the plan's budget was: the ledger lies beside it. Paths in the budget are relative to it."""
+    return (path.parent / plan.ledger).parent
+
+
+def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | None:
+    """A device's peak for MFU; None where the cluster's file is no longer there to say."""
+    name = plan.budget.cluster
+    try:
+        if name.endswith((".yaml", ".yml", ".json")):
+            cluster = load(budget_folder(plan, path) / name, Cluster)
+        else:
+            cluster = from_catalog(Cluster, name, path)
+    except DocumentError:
+        return None
+    return cluster.device.peak_bf16 if planned.run.precision == "bf16" else cluster.device.peak_fp32
+
+
+def from_run(run: RunSpec, path: Path, machine: Machine) -> list[Wanted]:
+    """A bare run spec, on one device: a GPU where there is one, else one process with every core."""
+    batch = run.optim.batch_sequences
+    fitting = [
+        size for size in range(1, batch + 1) if batch % size == 0 and size * run.model.context <= _PASS_TOKENS
+    ]
+    execution = Execution(
+        device="cuda" if machine.gpus else "cpu",
+        layout=Layout(
+            dp=1,
+            pp=1,
+            tp=1,
+            sequence_parallel=False,
+            micro_batch_sequences=max(fitting, default=1),
+            recompute="none",
+        ),
+        threads_per_rank=1 if machine.gpus else machine.cores,
+        checkpoint_every_s=_CHECKPOINT_S,
+    )
+    title = f"run {run.fingerprint()}"
+    order = Order(
+        run=run.fingerprint(), title=title, seal=None, execution=execution, peak_flop_per_s=None, curve=None
+    )
+    return [Wanted(path, "", title, run, order, run.compute_flop)]
+
+
+def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limit: int | None) -> None:
+    """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError."""
+    for one in wanted:
+        _check_layout(one)
+        _check_machine(one, machine, limit)
+        _check_data(one, workspace)
+    _check_disk(wanted, workspace)
+
+
+def _check_layout(one: Wanted) -> None:
+    layout = one.order.execution.layout
+    for axis, size in (("tp", layout.tp), ("pp", layout.pp)):
+        if size > 1:
+            what = f"the engine cannot split a model over {size} {axis} ranks yet"
+            raise one.refuse(
+                f"execution.layout.{axis}",
+                what,
+                f"plan for a cluster whose devices hold it whole ({axis}: 1)",
+            )
+    problems = layout.problems(one.run.model, one.run.optim)
+    if problems:
+        raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
+
+
+def _check_machine(one: Wanted, machine: Machine, limit: int | None) -> None:
+    slots = one.job(Path()).slots
+    there = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
+    if slots > there:
+        kind = "GPUs" if one.on_gpu else "CPU cores"
+        what = f"it needs {slots} {kind} at once, and {there} may be used here"
+        raise one.refuse(
+            "execution",
+            what,
+            f"plan for a cluster of at most {there} devices, or run where there are {slots}",
+        )
+
+
+def _check_data(one: Wanted, workspace: Workspace) -> None:
+    data = one.run.data
+    if data.digest is None:
+        what = "its text is only declared, so there is nothing here to train on"
+        write = "write 'source: files' with paths in the budget, run 'isoplan data BUDGET', and plan again"
+        raise one.refuse("run.data", what, write)
+    manifest = workspace.data / data.corpus / "manifest.json"
+    source = one.document if one.field else "BUDGET"
+    if not manifest.exists():
+        what = f"its corpus {manifest.parent} is not here"
+        raise one.refuse("run.data", what, f"run: isoplan data {source}")
+    there = load(manifest, Corpus)
+    if there.digest != data.digest:
+        what = f"its corpus was {data.digest[:16]} when it was planned, and {manifest.parent} holds {there.digest[:16]}"
+        raise one.refuse("run.data", what, "bring that text back, or plan again under another name")
+
+
+def _check_disk(wanted: Sequence[Wanted], workspace: Workspace) -> None:
+    needed = sum(one.disk_bytes() for one in wanted)
+    there = workspace.runs if workspace.runs.exists() else workspace.path
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise RefusedError(
+            f"{workspace.runs}: these runs may write {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; "
+            "make room, or run in another folder"
+        )
+
+
+def jobs(wanted: Sequence[Wanted], workspace: Workspace) -> list[Job]:
+    """Jobs for the runs, one per run folder; the folders are made and given their orders."""
+    workspace.check_writable()
+    distinct = {one.run.fingerprint(): one for one in wanted}
+    return [one.job(open_folder(workspace.runs, one.run, one.order).path) for one in distinct.values()]
+
+
+def data_of(document: Budget | Plan, path: Path) -> tuple[DataSpec, Path]:
+    """The text that a budget or plan is about, and the folder that its paths are relative to."""
+    if isinstance(document, Plan):
+        return document.budget.data, budget_folder(document, path)
+    return document.data, path.parent
