@@ -1,9 +1,10 @@
 """What few, noisy runs say about a law, given what laws elsewhere look like.
 
-A ladder of a dozen small runs leaves the floor E, and with it any extrapolation, almost free. So the constants get priors, wide enough
-for every public data set we know, and are drawn from their posterior by randomised maximum a posteriori (Oliver 1996; Bardsley et al.
-2014, "randomize-then-optimize"): each draw perturbs every run by its noise and every prior by its width, and descends. All draws
-advance as one batch. Where runs are many the priors vanish beside them.
+A ladder of a dozen small runs leaves the floor E, and with it any extrapolation, almost free. So the
+constants get priors, wide enough for every public data set we know, and are drawn from their posterior by
+randomised maximum a posteriori (Oliver 1996; Bardsley et al. 2014, "randomize-then-optimize"): each draw
+perturbs every run by its noise and every prior by its width, and descends. All draws advance as one batch.
+Where runs are many the priors vanish beside them.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from planner.fit import checked_runs
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
 
 SHORT_RUN_STEPS = 1000
-"""Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled (docs/log.md)."""
+"""Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled
+(docs/log.md)."""
 _SHORT_RUN_NOISE = 3.0
 _NOISE_SD, _NOISE_RUNS = 0.01, 3.0
-"""Run-to-run standard deviation of log L expected before looking, worth this many runs: seeds of byte-level pilots of 1e11..1e13 FLOP
-spread 0.3 to 1 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
+"""Run-to-run standard deviation of log L expected before looking, worth this many runs: seeds of byte-level
+pilots of 1e11..1e13 FLOP spread 0.3 to 1 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
 _ROBUST_SDS = 1.5
 """Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
 _DRAW_TOLERANCE = 1e-6
@@ -28,7 +30,8 @@ _DRAW_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Points:
-    """Finished runs: the evidence of a fit or a forecast. Arrays of one length; C = cost_per * size * tokens."""
+    """Finished runs: the evidence of a fit or a forecast. Arrays of one length; C = cost_per * size *
+    tokens."""
 
     size: Array
     tokens: Array
@@ -43,6 +46,11 @@ class Points:
     def flop(self) -> Array:
         """Compute of each run."""
         return self.cost_per * self.size * self.tokens
+
+    @property
+    def precision(self) -> Array:
+        """What each run counts for: its weight, and a ninth of that where it is short."""
+        return self.weights / np.where(self.short > 0, _SHORT_RUN_NOISE**2, 1.0)
 
     def take(self, rows: ArrayLike) -> "Points":
         """The runs at these indices or under this mask."""
@@ -66,9 +74,11 @@ def points(
     steps: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> Points:
-    """Checked runs; `steps` (optimizer steps of each run) flags short ones. ValueError names the first bad run."""
+    """Checked runs; `steps` (optimizer steps of each run) flags short ones. ValueError names the first bad
+    run."""
     sizes, token_counts, losses, run_weights = checked_runs(size, tokens, loss, weights)
-    short = np.zeros(len(losses)) if steps is None else (np.asarray(steps, float).ravel() < SHORT_RUN_STEPS) * 1.0
+    lengths = np.full(len(losses), np.inf) if steps is None else np.asarray(steps, float).ravel()
+    short = np.where(lengths < SHORT_RUN_STEPS, 1.0, 0.0)
     if len(short) != len(losses):
         raise ValueError(f"steps has {len(short)} entries for {len(losses)} losses")
     return Points(sizes, token_counts, losses, cost_per, run_weights, short)
@@ -96,20 +106,25 @@ class Posterior:
         return np.exp(self.log_params[:, self.form.index(name)])
 
 
-# Median and standard deviation of the logarithm of each exponent, over fits to public data. Standard and tied: alpha .34, beta .28
-# (Hoffmann et al. 2022), .35, .37 (Besiroglu et al. 2024), .35 (Muennighoff et al. 2023), and our own fits of .25, .30 (Farseer) and
-# .31 (Gemstones). Coupled: our own fits, k = .46 (Farseer), .77 (Epoch), .42 (Gemstones), .48 (misfitting), .42 (datablations), with
-# alpha .39-.61, beta .42-1.0. Frontier gamma: .154 (Hoffmann), .093 (Farseer), .166 (Epoch), .120 (Gemstones), .136 and .162
-# (Porian et al. 2024). a: .45-.58 by data set (DeepSeek LLM, Table 4), .73 (Kaplan et al. 2020). kappa: .03-.12 over the same profiles.
+# Median and standard deviation of the logarithm of each exponent, over fits to public data. Standard and
+# tied: alpha .34, beta .28
+# (Hoffmann et al. 2022), .35, .37 (Besiroglu et al. 2024), .35 (Muennighoff et al. 2023), and our own fits of
+# .25, .30 (Farseer) and
+# .31 (Gemstones). Coupled: our own fits, k = .46 (Farseer), .77 (Epoch), .42 (Gemstones), .48 (misfitting),
+# .42 (datablations), with
+# alpha .39-.61, beta .42-1.0. Frontier gamma: .154 (Hoffmann), .093 (Farseer), .166 (Epoch), .120
+# (Gemstones), .136 and .162
+# (Porian et al. 2024). a: .45-.58 by data set (DeepSeek LLM, Table 4), .73 (Kaplan et al. 2020). kappa:
+# .03-.12 over the same profiles.
 _EXPONENTS = {
     STANDARD.name: {"alpha": (0.35, 0.35), "beta": (0.35, 0.35)},
     TIED.name: {"alpha": (0.35, 0.35)},
-    COUPLED.name: {"alpha": (0.55, 0.4), "beta": (0.55, 0.4), "k": (0.48, 0.4)},
-    VALLEY.name: {"gamma": (0.14, 0.3), "a": (0.5, 0.2), "kappa": (0.06, 0.7)},
+    COUPLED.name: {"alpha": (0.55, 0.35), "beta": (0.55, 0.35), "k": (0.48, 0.3)},
+    VALLEY.name: {"gamma": (0.14, 0.25), "a": (0.5, 0.2), "kappa": (0.06, 0.7)},
 }
-_FLOOR_SHARE = (0.4, 1.0)
-"""The floor as a share of the lowest loss: from a twentieth to all of it, which is wider than what is known (.25 of the lowest loss of
-tiny pilots, .6 to .9 of large runs)."""
+_FLOOR_SHARE = (0.4, 0.8)
+"""The floor as a share of the lowest loss: from a tenth to all of it, which is wider than what is known (.25
+of the lowest loss of tiny pilots, .6 to .9 of large runs)."""
 _EXCESS_SHARE, _COEFFICIENT_WIDTH = 0.3, 1.2
 """Each power term's part of the median loss at the middle of the runs, within a factor of ten either way."""
 
@@ -122,7 +137,7 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
         np.log(runs.loss),
     )
     centre, width = _prior(form, runs.loss)
-    relative = np.where(runs.short > 0, _SHORT_RUN_NOISE, 1.0) / np.sqrt(np.maximum(runs.weights, 1e-12))
+    relative = 1 / np.sqrt(np.maximum(runs.precision, 1e-12))
     best, noise_sd, freedom = _best(problem, centre, width, relative)
     generator = np.random.Generator(np.random.PCG64(seed))
     sds = noise_sd * np.sqrt(freedom / generator.chisquare(freedom, draws))
@@ -141,7 +156,7 @@ def _prior(form: Form, loss: Array) -> tuple[Array, Array]:
     coupling = known.get("k", (1.0, 0.0))[0]
     part = (_EXCESS_SHARE * middle) ** (1 / coupling)
     known["E"] = (_FLOOR_SHARE[0] * lowest, _FLOOR_SHARE[1])
-    known |= {name: (part, _COEFFICIENT_WIDTH / coupling) for name in ("A", "B")}
+    known |= dict.fromkeys(("A", "B"), (part, _COEFFICIENT_WIDTH / coupling))
     known |= {"K": (2 * part, _COEFFICIENT_WIDTH), "Q": (1.0, 2.0)}
     chosen = [known[name] for name in form.constants]
     return np.log([median for median, _ in chosen]), np.array([width for _, width in chosen])
@@ -161,7 +176,8 @@ def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, width: Ar
 def _best(problem: Problem, centre: Array, width: Array, relative: Array) -> tuple[Array, float, float]:
     """The most probable constants, the noise that their residuals show and its degrees of freedom.
 
-    The noise and the constants are settled in turn; the effective number of constants is the trace of the hat matrix.
+    The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
+    matrix.
     """
     noise_sd, state = _NOISE_SD, centre[None]
     freedom = _NOISE_RUNS

@@ -1,32 +1,35 @@
 """Which law to believe, by what each predicts, and a forecast that covers.
 
-Laws are scored on held-out larger budgets only: fitted on the runs below a cut in compute, they predict the runs above it, at several
-cuts. A forecast then sets the laws side by side, each drawn from its posterior and weighted by the density it gave to the held-out
-runs. To their spread it adds what no law knows: a discrepancy that grows with the distance of the extrapolation, as large as the
-held-out budgets show it to be, and the noise of the target run itself. Nothing is tuned on a target.
+Laws are scored on held-out larger budgets only: fitted on the runs below a cut in compute, they predict the
+runs above it, at several cuts. A forecast then sets the laws side by side, each drawn from its posterior and
+weighted by the density it gave to the held-out runs. To their spread it adds what no law knows: a discrepancy
+that grows with the distance of the extrapolation, as large as the held-out budgets show it to be, and the
+noise of the target run itself. Nothing is tuned on a target.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
-from planner.fit import Fit, fit
-from planner.isoflop import Minimum, budget_groups, profiles
-from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form
+from planner.fit import Fit, Interval, fit, interval
+from planner.isoflop import budget_groups, profiles
+from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
 from planner.posterior import Points, Posterior, posterior
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first: the order in which equally good laws are preferred."""
-_PRIOR_WEIGHTS = (1 / 6, 1 / 6, 1 / 3, 1 / 3)
-"""One vote per idea: tied is a case of standard."""
+_PRIOR_WEIGHTS = (0.05, 0.05, 0.45, 0.45)
+"""Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
+and tied laws are (posterior.py), so those two stay as a hedge."""
 _CUT_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Where many budgets leave a choice of cuts: shares of the runs below."""
-_FOLD_DRAWS = 200
-_DISCREPANCY_PER_DECADE, _DISCREPANCY_FOLDS = 0.01, 4.0
-"""Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking and worth this many cuts:
-laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting miss their larger ones by 0.4 to 1.5 % (docs/log.md)."""
+_CUT_DRAWS = 200
+_DISCREPANCY_PER_DECADE, _DISCREPANCY_CUTS = 0.01, 6.0
+"""Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking
+and worth this many cuts: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting miss
+their larger ones by 0.4 to 1.5 % (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class FloorEffect:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The loss of a target run with what it rests on. Losses are in the unit of the points' losses."""
+    """The loss of a target run with what it rests on. Losses are in the unit of the runs' losses."""
 
     size: float
     tokens: float
@@ -80,9 +83,42 @@ class Forecast:
     discrepancy_sd: float
     """Standard deviation of log L that the distance adds."""
     extrapolation: float
-    """Target compute over the largest compute that was run."""
+    """Target compute over the largest compute that was run; at least 1."""
+    heldout_error: float | None
+    """Mean |log L measured - forecast| of the weighted laws on held-out larger budgets; None without any."""
     flags: tuple[str, ...]
     """What weakens the evidence: short runs, minima that are not bracketed, few budgets."""
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """What laws miss per decade of compute beyond their runs, in log L: a scaled inverse chi-square
+    belief."""
+
+    sd: float
+    freedom: float
+
+    def draw(self, generator: np.random.Generator, draws: int) -> Array:
+        """Draws of the standard deviation."""
+        return np.asarray(self.sd * np.sqrt(self.freedom / generator.chisquare(self.freedom, draws)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What runs say about every law: learned once, asked for many targets."""
+
+    runs: Points
+    laws: tuple[Posterior, ...]
+    weights: Array
+    member: NDArray[np.int64]
+    """(draws,) the law that each draw of the mixture comes from."""
+    discrepancy: Discrepancy
+    heldout_error: float | None
+    seed: int
+
+    def mixed(self, per_law: Sequence[Array]) -> Array:
+        """One value per draw, each from its own law's draws."""
+        return np.asarray(np.stack(per_law)[self.member, np.arange(len(self.member))])
 
 
 @dataclass(frozen=True)
@@ -94,25 +130,31 @@ class _Cut:
 def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[FormScore, ...]:
     """Every law's error on held-out larger budgets, best first; empty where the runs allow no cut.
 
-    Plain fits without priors. A law that has more constants than a cut has runs is left out.
+    Plain fits without priors; a cut leaves more runs below than any law has constants.
     """
     cuts = _cuts(runs, max(len(form.constants) for form in forms) + 1)
     if not cuts:
         return ()
     errors = [np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms]
-    share = np.concatenate([np.full(len(cut.above.loss), 1 / len(cut.above.loss)) for cut in cuts]) / len(cuts)
-    cluster = np.concatenate([cut.above.size for cut in cuts])
-    means = [float(share @ error) for error in errors]
-    best = int(np.argmin(means))
+    shares = [cut.above.precision / (cut.above.precision.sum() * len(cuts)) for cut in cuts]
+    share, cluster = np.concatenate(shares), np.concatenate([cut.above.size for cut in cuts])
+    best = min(errors, key=lambda error: float(share @ error))
     scores = [
-        FormScore(form, mean, mean - means[best], _clustered_sd(share * (error - errors[best]), cluster), len(cuts))
-        for form, mean, error in zip(forms, means, errors, strict=True)
+        FormScore(
+            form=form,
+            heldout_error=float(share @ error),
+            behind_best=float(share @ (error - best)),
+            behind_best_sd=_clustered_sd(share * (error - best), cluster),
+            cuts=len(cuts),
+        )
+        for form, error in zip(forms, errors, strict=True)
     ]
     return tuple(sorted(scores, key=lambda score: score.heldout_error))
 
 
 def chosen_form(scores: Sequence[FormScore], forms: Sequence[Form] = CANDIDATES) -> Form:
-    """The law with the fewest constants within one standard error of the best (Breiman et al. 1984); among equals the best.
+    """The law with the fewest constants within one standard error of the best (Breiman et al. 1984); among
+    equals the best.
 
     Without scores, the law with the fewest constants.
     """
@@ -125,7 +167,7 @@ def chosen_form(scores: Sequence[FormScore], forms: Sequence[Form] = CANDIDATES)
 def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> Fit:
     """The chosen law fitted on all runs: what to allocate a budget with."""
     form = chosen_form(compare_forms(runs, forms), forms)
-    return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
+    return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
 
 
 def _cuts(runs: Points, needed: int) -> list[_Cut]:
@@ -143,7 +185,7 @@ def _cuts(runs: Points, needed: int) -> list[_Cut]:
 
 def _errors(form: Form, cut: _Cut) -> Array:
     below, above = cut.below, cut.above
-    fitted = fit(form, below.size, below.tokens, below.loss, cost_per=below.cost_per, weights=below.weights)
+    fitted = fit(form, below.size, below.tokens, below.loss, cost_per=below.cost_per, weights=below.precision)
     return np.abs(np.log(fitted.predict(above.size, above.tokens) / above.loss))
 
 
@@ -154,46 +196,74 @@ def _clustered_sd(parts: Array, cluster: Array) -> float:
     return float(np.sqrt(((sums - sums.mean()) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)))
 
 
+def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Evidence:
+    """Every law's posterior with its weight; deterministic in its arguments.
+
+    ValueError with one budget, or with no more different runs than the largest law has constants: there is
+    nothing to extrapolate from.
+    """
+    budgets = len(budget_groups(runs.flop))
+    different = len(np.unique(np.stack([runs.size, runs.tokens]), axis=1).T)
+    needed = max(len(form.constants) for form in CANDIDATES) + 1
+    if budgets < 2 or different < needed:
+        raise ValueError(
+            f"{different} different runs at {budgets} budgets; a forecast needs at least {needed} at two or more"
+        )
+    weights, discrepancy, error = _held_out_evidence(runs, seed)
+    laws = tuple(posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES))
+    generator = np.random.Generator(np.random.PCG64([seed, 0]))
+    member = generator.choice(len(laws), size=draws, p=weights)
+    return Evidence(runs, laws, weights, member, discrepancy, error, seed)
+
+
 def forecast_loss(
     runs: Points, target_size: float, target_tokens: float, *, draws: int = 2000, seed: int = 0
 ) -> Forecast:
-    """Median, 50 % and 95 % interval of the loss of one run at (target_size, target_tokens).
+    """Median, 50 % and 95 % interval of the loss of one run at (target_size, target_tokens)."""
+    return forecast(learn(runs, draws=draws, seed=seed), target_size, target_tokens)
 
-    ValueError with fewer than two budgets or five runs: there is nothing to extrapolate from.
-    """
-    if len(budget_groups(runs.flop)) < 2 or len(runs.loss) < 5:
-        raise ValueError("a forecast needs at least five runs at two or more budgets")
-    weights, spread = _held_out_evidence(runs, seed)
-    laws = [posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES)]
-    log_losses = [law.log_loss(target_size, target_tokens)[:, 0] for law in laws]
-    decades = _decades_beyond(runs, np.array([target_size * target_tokens * runs.cost_per]))[0]
-    generator = np.random.Generator(np.random.PCG64([seed, len(runs.loss)]))
-    chosen = generator.choice(len(laws), size=draws, p=weights)
-    pick = np.arange(draws)
-    centre = np.stack(log_losses)[chosen, pick]
-    noise = np.stack([law.noise_sd for law in laws])[chosen, pick]
-    beyond = spread.draw(generator, draws) * decades
-    total = centre + beyond * generator.standard_normal(draws) + noise * generator.standard_normal(draws)
+
+def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
+    """The forecast of one run: the laws' spread, the discrepancy of the distance and the run's own noise."""
+    log_losses = [law.log_loss(size, tokens)[:, 0] for law in evidence.laws]
+    centre = evidence.mixed(log_losses)
+    noise = evidence.mixed([law.noise_sd for law in evidence.laws])
+    decades = float(_decades_beyond(evidence.runs, np.array([size * tokens * evidence.runs.cost_per]))[0])
+    generator = np.random.Generator(np.random.PCG64([evidence.seed, 1]))
+    missed = evidence.discrepancy.draw(generator, len(centre)) * decades
+    total = centre + np.hypot(missed, noise) * generator.standard_normal(len(centre))
     low95, low50, median, high50, high95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
-    floors = np.stack([law.constant("E") for law in laws])[chosen, pick]
+    members = tuple(
+        Member(law.form, float(weight), *_median_and_95(log_loss))
+        for law, weight, log_loss in zip(evidence.laws, evidence.weights, log_losses, strict=True)
+    )
     return Forecast(
-        size=target_size,
-        tokens=target_tokens,
+        size=size,
+        tokens=tokens,
         median=median,
         low50=low50,
         high50=high50,
         low95=low95,
         high95=high95,
-        members=tuple(
-            Member(law.form, float(weight), *_median_and_95(log_loss))
-            for law, weight, log_loss in zip(laws, weights, log_losses, strict=True)
-        ),
-        floor=_floor_effect(floors, centre),
+        members=members,
+        floor=_floor_effect(evidence.mixed([law.constant("E") for law in evidence.laws]), centre),
         noise_sd=float(np.median(noise)),
-        discrepancy_sd=float(spread.sd * decades),
-        extrapolation=float(10**decades),
-        flags=_flags(runs),
+        discrepancy_sd=evidence.discrepancy.sd * decades,
+        extrapolation=10**decades,
+        heldout_error=evidence.heldout_error,
+        flags=_flags(evidence.runs),
     )
+
+
+def best_split(evidence: Evidence, flop: float, level: float = 0.95) -> dict[str, Interval]:
+    """Intervals of the compute-optimal "size", "tokens" and noise-free "loss" at a budget, over all weighted
+    laws."""
+    splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]
+    columns = zip(*splits, strict=True)
+    return {
+        name: interval(evidence.mixed(column), level)
+        for name, column in zip(("size", "tokens", "loss"), columns, strict=True)
+    }
 
 
 def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
@@ -203,36 +273,32 @@ def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
 
 def _decades_beyond(runs: Points, flop: Array) -> Array:
     """Decades of compute between the largest run and each target; at least 0."""
-    return np.maximum(np.log10(flop / runs.flop.max()), 0.0)
+    return np.asarray(np.maximum(np.log10(flop / runs.flop.max()), 0.0))
 
 
-@dataclass(frozen=True)
-class _Discrepancy:
-    """What laws miss per decade: a scaled inverse chi-square belief about its variance."""
+def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Discrepancy, float | None]:
+    """The laws' weights, the discrepancy per decade and the mean error that the weighted laws show on
+    held-out budgets.
 
-    sd: float
-    freedom: float
-
-    def draw(self, generator: np.random.Generator, draws: int) -> Array:
-        return self.sd * np.sqrt(self.freedom / generator.chisquare(self.freedom, draws))
-
-
-def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, _Discrepancy]:
-    """The laws' weights, and the discrepancy per decade that the weighted laws show on held-out budgets.
-
-    A law's score is the sum over cuts of the mean log density of the held-out runs (pseudo-Bayesian model averaging).
+    A law's score is the sum over cuts of the mean log density of the held-out runs (pseudo-Bayesian model
+    averaging).
     """
     cuts = _cuts(runs, 5)
-    laws = [[posterior(form, cut.below, _FOLD_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
-    scores = np.array([[_log_density(law, cut) for law in row] for row, cut in zip(laws, cuts, strict=True)])
-    weights = np.array(_PRIOR_WEIGHTS) * np.exp((scores - scores.max(axis=1, keepdims=True)).sum(axis=0)) if cuts else np.array(_PRIOR_WEIGHTS)
+    weights = np.array(_PRIOR_WEIGHTS)
+    if not cuts:
+        return weights, Discrepancy(_DISCREPANCY_PER_DECADE, _DISCREPANCY_CUTS), None
+    laws = [[posterior(form, cut.below, _CUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
+    densities = [[_log_density(law, cut) for law in row] for row, cut in zip(laws, cuts, strict=True)]
+    scores = np.sum(densities, axis=0)
+    weights = weights * np.exp(scores - scores.max())
     weights = weights / weights.sum()
     missed = [_missed(row, cut, weights) for row, cut in zip(laws, cuts, strict=True)]
     # Cuts share most of their held-out runs, so together they count as half their number.
-    seen = len(missed) / 2
-    freedom = _DISCREPANCY_FOLDS + seen
-    square = (_DISCREPANCY_FOLDS * _DISCREPANCY_PER_DECADE**2 + seen * float(np.mean(missed or [0.0]))) / freedom
-    return weights, _Discrepancy(float(np.sqrt(square)), freedom)
+    seen, believed = len(cuts) / 2, _DISCREPANCY_CUTS
+    freedom = believed + seen
+    square = (believed * _DISCREPANCY_PER_DECADE**2 + seen * np.mean([m for m, _ in missed])) / freedom
+    error = float(np.mean([e for _, e in missed]))
+    return weights, Discrepancy(float(np.sqrt(square)), freedom), error
 
 
 def _log_density(law: Posterior, cut: _Cut) -> float:
@@ -241,17 +307,20 @@ def _log_density(law: Posterior, cut: _Cut) -> float:
     distance = _DISCREPANCY_PER_DECADE * _decades_beyond(cut.below, cut.above.flop)
     scale = np.sqrt(log_loss.var(axis=0) + np.median(law.noise_sd) ** 2 + distance**2)
     standard = (np.log(cut.above.loss) - log_loss.mean(axis=0)) / scale
-    return float(np.mean(-3 * np.log1p(standard**2 / 5) - np.log(scale)))
+    density = -3 * np.log1p(standard**2 / 5) - np.log(scale)
+    return float(np.average(density, weights=cut.above.precision))
 
 
-def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> float:
-    """Squared miss per decade of the weighted laws' mean on a cut's held-out runs, less what their own spread explains."""
+def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> tuple[float, float]:
+    """(squared miss per decade that the laws' own spread and the noise do not explain, mean absolute
+    error)."""
     draws = [law.log_loss(cut.above.size, cut.above.tokens) for law in laws]
-    residual = np.mean(np.log(cut.above.loss) - sum(w * d.mean(axis=0) for w, d in zip(weights, draws, strict=True)))
-    explained = sum(w * d.mean(axis=1).var() for w, d in zip(weights, draws, strict=True))
-    noise = np.median([np.median(law.noise_sd) for law in laws]) ** 2 / len(cut.above.loss)
+    residuals = np.log(cut.above.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
+    explained = weights @ np.array([draw.mean(axis=1).var() for draw in draws])
+    noise = weights @ np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
     decades = max(float(np.mean(_decades_beyond(cut.below, cut.above.flop))), 0.1)
-    return max(float(residual**2 - explained - noise), 0.0) / decades**2
+    excess = max(float(residuals.mean() ** 2 - explained - noise), 0.0)
+    return excess / decades**2, float(np.abs(residuals).mean())
 
 
 def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:
@@ -270,7 +339,7 @@ def _flags(runs: Points) -> tuple[str, ...]:
     found = []
     if short := int(runs.short.sum()):
         found.append(f"{short} of {len(runs.loss)} runs are under 1000 steps and count for a ninth")
-    minima: list[Minimum] = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
+    minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
     found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
     if (budgets := len(budget_groups(runs.flop))) < 4:
         found.append(f"only {budgets} budgets: the floor rests on other people's laws")
