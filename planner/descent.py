@@ -52,11 +52,11 @@ def huber(residuals: Array, delta: ArrayLike = HUBER_DELTA) -> Array:
 
 @dataclass(frozen=True)
 class Descents:
-    """What each row minimises: sum of weights * Huber(log L - targets; delta) + precision/2 * (state -
-    anchor)**2.
+    """What each row minimises: the sum of weights * Huber(log L - targets; delta), plus half of the squared
+    distance of the state from its anchor in the metric of `precision`.
 
-    Every array's first axis is the batch: starts, anchors and precision are (batch, constants) in scaled
-    logarithms; targets, weights and delta are (batch, runs).
+    Every array's first axis is the batch: starts and anchors are (batch, constants) in scaled logarithms,
+    precision is (batch, constants, constants); targets, weights and delta are (batch, runs).
     """
 
     starts: Array
@@ -80,7 +80,7 @@ def without_prior(problem: Problem, starts: Array, weights: Array) -> Descents:
         weights=weights,
         delta=np.broadcast_to(HUBER_DELTA, shape),
         anchors=starts,
-        precision=np.broadcast_to(0.0, starts.shape),
+        precision=np.broadcast_to(0.0, (*starts.shape, starts.shape[1])),
     )
 
 
@@ -169,8 +169,13 @@ def _evaluated(problem: Problem, goal: Descents, state: Array) -> tuple[Array, A
     log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
     residuals = goal.targets - log_loss
     fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
-    values = fit_part + 0.5 * (goal.precision * (state - goal.anchors) ** 2).sum(axis=1)
+    values = fit_part + 0.5 * ((state - goal.anchors) * _pull(goal, state)).sum(axis=1)
     return residuals, jacobian, np.where(np.isfinite(values), values, np.inf)
+
+
+def _pull(goal: Descents, state: Array) -> Array:
+    """Gradient of the prior's part of each row's objective."""
+    return np.asarray((goal.precision @ (state - goal.anchors)[:, :, None])[:, :, 0])
 
 
 def _batch(problem: Problem, goal: Descents) -> _Batch:
@@ -198,9 +203,8 @@ def _advance(problem: Problem, batch: _Batch, tolerance: float) -> None:
     batch.idle = np.where(progress, 0, batch.idle + 1)
     batch.state[better], batch.values[better] = trial[better], values[better]
     batch.residuals[better], batch.jacobian[better] = residuals[better], jacobian[better]
-    batch.damping = np.where(
-        better, np.maximum(batch.damping * 0.2, 1e-9), np.minimum(batch.damping * 4, 1e9)
-    )
+    eased, tightened = np.maximum(batch.damping * 0.2, 1e-9), np.minimum(batch.damping * 4, 1e9)
+    batch.damping = np.where(better, eased, tightened)
 
 
 def _step(problem: Problem, batch: _Batch) -> Array:
@@ -214,11 +218,9 @@ def _step(problem: Problem, batch: _Batch) -> Array:
     robust = goal.weights / np.maximum(np.abs(batch.residuals) / goal.delta, 1.0)
     weighted = batch.jacobian * robust[:, None, :]
     normal = weighted @ batch.jacobian.transpose(0, 2, 1)
-    gradient = (weighted @ batch.residuals[:, :, None])[:, :, 0] - goal.precision * (
-        batch.state - goal.anchors
-    )
+    gradient = (weighted @ batch.residuals[:, :, None])[:, :, 0] - _pull(goal, batch.state)
     diagonal = np.arange(normal.shape[1])
-    normal[:, diagonal, diagonal] += goal.precision
+    normal += goal.precision
     curvature = normal[:, diagonal, diagonal]
     floor = 1e-10 * curvature.max(axis=1, keepdims=True) + 1e-30
     normal[:, diagonal, diagonal] += batch.damping[:, None] * np.maximum(curvature, floor) + floor

@@ -106,20 +106,20 @@ class Posterior:
         return np.exp(self.log_params[:, self.form.index(name)])
 
 
-# Median and standard deviation of the logarithm of each exponent, over fits to public data. Standard and
-# tied: alpha .34, beta .28
-# (Hoffmann et al. 2022), .35, .37 (Besiroglu et al. 2024), .35 (Muennighoff et al. 2023), and our own fits of
-# .25, .30 (Farseer) and
-# .31 (Gemstones). Coupled: our own fits, k = .46 (Farseer), .77 (Epoch), .42 (Gemstones), .48 (misfitting),
-# .42 (datablations), with
-# alpha .39-.61, beta .42-1.0. Frontier gamma: .154 (Hoffmann), .093 (Farseer), .166 (Epoch), .120
-# (Gemstones), .136 and .162
-# (Porian et al. 2024). a: .45-.58 by data set (DeepSeek LLM, Table 4), .73 (Kaplan et al. 2020). kappa:
-# .03-.12 over the same profiles.
+# Median and standard deviation of the logarithm of each exponent, over fits to public data.
+# Standard and tied: alpha .34, beta .28 (Hoffmann et al. 2022); .35, .37 (Besiroglu et al. 2024); .35
+# (Muennighoff
+# et al. 2023); our own fits: .25, .30 (Farseer), .31 (Gemstones).
+# Coupled, our own fits of k, k alpha, k beta: .46, .18, .19 (Farseer); .77, .33, .33 (Epoch); .42, .21, .26
+# (Gemstones); .48, .29, .50 (misfitting); .42, .45, .36 (datablations).
+# Valley: gamma .154 (Hoffmann), .093 (Farseer), .166 (Epoch), .120 (Gemstones), .136 and .162 (Porian et al.
+# 2024);
+# a .45-.58 by data set (DeepSeek LLM, Table 4), .73 (Kaplan et al. 2020); kappa .03-.12 over the same
+# profiles.
 _EXPONENTS = {
     STANDARD.name: {"alpha": (0.35, 0.35), "beta": (0.35, 0.35)},
     TIED.name: {"alpha": (0.35, 0.35)},
-    COUPLED.name: {"alpha": (0.55, 0.35), "beta": (0.55, 0.35), "k": (0.48, 0.3)},
+    COUPLED.name: {"k alpha": (0.27, 0.3), "k beta": (0.31, 0.3), "k": (0.48, 0.35)},
     VALLEY.name: {"gamma": (0.14, 0.25), "a": (0.5, 0.2), "kappa": (0.06, 0.7)},
 }
 _FLOOR_SHARE = (0.4, 0.8)
@@ -136,21 +136,37 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
         tuple(np.log(column) for column in columns(form, runs.size, runs.tokens, runs.cost_per)),
         np.log(runs.loss),
     )
-    centre, width = _prior(form, runs.loss)
+    prior = _prior(form, runs.loss)
     relative = 1 / np.sqrt(np.maximum(runs.precision, 1e-12))
-    best, noise_sd, freedom = _best(problem, centre, width, relative)
+    best, noise_sd, freedom = _best(problem, prior, relative)
     generator = np.random.Generator(np.random.PCG64(seed))
     sds = noise_sd * np.sqrt(freedom / generator.chisquare(freedom, draws))
     noise = sds[:, None] * relative
     targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
-    anchors = centre + width * generator.standard_normal((draws, len(centre)))
+    anchors = prior.draw(generator, draws)
     starts = np.broadcast_to(best, anchors.shape).copy()
-    ends, _ = descend(problem, _goal(starts, targets, noise, anchors, width), _DRAW_TOLERANCE)
+    ends, _ = descend(problem, _goal(starts, targets, noise, anchors, prior), _DRAW_TOLERANCE)
     return Posterior(form, unscaled(problem, ends), sds, runs.cost_per)
 
 
-def _prior(form: Form, loss: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each scaled log-constant."""
+@dataclass(frozen=True)
+class _Prior:
+    """A Gaussian on scaled log-constants: mean, and the square root of its covariance."""
+
+    mean: Array
+    root: Array
+
+    @property
+    def precision(self) -> Array:
+        inverse = np.linalg.inv(self.root)
+        return np.asarray(inverse.T @ inverse)
+
+    def draw(self, generator: np.random.Generator, draws: int) -> Array:
+        return np.asarray(self.mean + generator.standard_normal((draws, len(self.mean))) @ self.root.T)
+
+
+def _prior(form: Form, loss: Array) -> _Prior:
+    """Independent beliefs about each constant, and about k alpha and k beta where there is a coupling k."""
     lowest, middle = float(loss.min()), float(np.median(loss))
     known = dict(_EXPONENTS[form.name])
     coupling = known.get("k", (1.0, 0.0))[0]
@@ -158,37 +174,45 @@ def _prior(form: Form, loss: Array) -> tuple[Array, Array]:
     known["E"] = (_FLOOR_SHARE[0] * lowest, _FLOOR_SHARE[1])
     known |= dict.fromkeys(("A", "B"), (part, _COEFFICIENT_WIDTH / coupling))
     known |= {"K": (2 * part, _COEFFICIENT_WIDTH), "Q": (1.0, 2.0)}
-    chosen = [known[name] for name in form.constants]
-    return np.log([median for median, _ in chosen]), np.array([width for _, width in chosen])
+    believed = [name if name in known else f"k {name}" for name in form.constants]
+    logs = np.log([known[name][0] for name in believed])
+    widths = np.diag([known[name][1] for name in believed])
+    # Row of what is believed, in log-constants: log(k alpha) = log k + log alpha.
+    combined = np.eye(len(believed))
+    for row, name in enumerate(believed):
+        if name.startswith("k "):
+            combined[row, form.index("k")] = 1.0
+    apart = np.linalg.inv(combined)
+    return _Prior(np.asarray(apart @ logs, float), np.asarray(apart @ widths, float))
 
 
-def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, width: Array) -> Descents:
+def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: _Prior) -> Descents:
     return Descents(
         starts=starts,
         targets=targets,
         weights=noise**-2,
         delta=_ROBUST_SDS * noise,
         anchors=anchors,
-        precision=np.broadcast_to(width**-2, anchors.shape),
+        precision=np.broadcast_to(prior.precision, (len(starts), *prior.root.shape)),
     )
 
 
-def _best(problem: Problem, centre: Array, width: Array, relative: Array) -> tuple[Array, float, float]:
+def _best(problem: Problem, prior: _Prior, relative: Array) -> tuple[Array, float, float]:
     """The most probable constants, the noise that their residuals show and its degrees of freedom.
 
     The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
     matrix.
     """
-    noise_sd, state = _NOISE_SD, centre[None]
+    noise_sd, state = _NOISE_SD, prior.mean[None]
     freedom = _NOISE_RUNS
     for _ in range(4):
         noise = noise_sd * relative[None]
-        goal = _goal(state, problem.log_loss[None], noise, centre[None], width)
+        goal = _goal(state, problem.log_loss[None], noise, prior.mean[None], prior)
         state, _ = descend(problem, goal, _DRAW_TOLERANCE)
         log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
         scaled_jacobian = jacobian[0] / noise
         information = scaled_jacobian @ scaled_jacobian.T
-        used = float(np.trace(np.linalg.solve(information + np.diag(width**-2), information)))
+        used = float(np.trace(np.linalg.solve(information + prior.precision, information)))
         standard = np.clip((problem.log_loss - log_loss[0]) / relative, -3 * noise_sd, 3 * noise_sd)
         freedom = _NOISE_RUNS + max(len(relative) - used, 0.0)
         noise_sd = float(np.sqrt((_NOISE_RUNS * _NOISE_SD**2 + (standard**2).sum()) / freedom))
