@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$"), Field(examples=["demo-1"])]
 """A name that may become a folder: lower case, digits, `_`, `.` and `-`, at most 64 characters."""
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_OF_NOTHING = hashlib.sha256(b"").hexdigest()
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Field(examples=[_OF_NOTHING])]
 """A SHA-256 digest in lower-case hexadecimal."""
 
-Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$"), Field(examples=[_OF_NOTHING[:16]])]
 """The first 64 bits of a spec's SHA-256: short enough for a folder's name, long enough never to collide in a lab."""
 
 

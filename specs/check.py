@@ -100,11 +100,14 @@ def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[Problem]
     branch = 0
     if "discriminator" in schema:
         tag, branches = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
-        problem = _wrong_tag(route, value, tag, list(branches))
+        targets = [option["$ref"] for option in schema["oneOf"]]
+        problem = _wrong_tag(
+            route, value, tag, sorted(branches, key=lambda name: targets.index(branches[name]))
+        )
         if problem:
             yield problem
             return
-        branch = [option["$ref"] for option in schema["oneOf"]].index(branches[value[tag]])
+        branch = targets.index(branches[value[tag]])
     for child in error.context:
         if child.schema_path[0] == branch:
             yield from _explain(child, definitions)
@@ -143,13 +146,14 @@ def _wrong_type(value: Any, schema: dict[str, Any], definitions: dict[str, Any])
     name, example = _NAMES[schema["type"]], _example(schema, definitions)
     if "examples" in schema and "pattern" not in schema and type(value) in (int, float):
         return f"{show(value)} has no unit", f"write it like '{example}'"
-    return f"{show(value)} stands where {name} is needed", f"write it like '{example}'"
+    are = "are" if schema["type"] == "object" else "is"
+    return f"{show(value)} stands where {name} {are} needed", f"write it like '{example}'"
 
 
 def _one_of(value: Any, allowed: list[Any]) -> str:
     """What to write where only these values are allowed."""
     words = [str(choice) for choice in allowed]
-    meant = nearest(str(value), words)
+    meant = nearest(str(value), words, at_least=0.8)
     if meant or len(words) == 1:
         return f"write '{meant or words[0]}'"
     return f"write one of {', '.join(words)}"
@@ -216,6 +220,9 @@ def _from_pydantic(plain: Any, detail: Any) -> Problem:
         return Problem(tuple(route), what, write or "correct it")
     if detail["type"] == "missing":
         return Problem(tuple(route), f"the key '{detail['loc'][-1]}' is missing", "write it", missing=True)
+    if detail["type"] == "string_pattern_mismatch":  # to JSON Schema, `$` also matches before a last line end
+        what = f"{show(detail['input'])} does not match {detail['ctx']['pattern']}"
+        return Problem(tuple(route), what, "remove the line end")
     if detail["type"] == "finite_number":
         return Problem(
             tuple(route), f"{detail['input']} is not a finite number", "write a number such as 0.5"

@@ -16,7 +16,9 @@ class InstalledText(Spec):
 
     source: Literal["installed"]
     """Selects this kind of text."""
-    packages: tuple[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")], ...] = ()
+    packages: tuple[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$"), Field(examples=["numpy"])], ...
+    ] = ()
     """Import names of packages to read besides the standard library."""
 
 

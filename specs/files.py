@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from specs import schemas
 from specs.base import Spec
 from specs.check import check
+from specs.emit import yaml_text
 from specs.text import (
     Document,
     DocumentError,
@@ -31,7 +32,6 @@ from specs.text import (
     read_json,
     read_yaml,
     show,
-    yaml_text,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""YAML and JSON text to plain data that remembers where each value stands, and plain data back to YAML text.
+"""YAML and JSON text to plain data that remembers where each value stands.
 
 YAML is read as version 1.2 from ruamel's event stream, without the parts that make YAML dangerous or surprising: no
 tags, anchors, aliases, directives, tabs, duplicate keys or second documents, and no more than `MAX_DEPTH` levels.
@@ -46,9 +46,6 @@ _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _DIGITS = 400
-# Plain in every YAML version: a word first, or a number followed by a unit; nothing that YAML gives a meaning to.
-_PLAIN = re.compile(r"(?:\d[\d.]*(?:e[+-]?\d+)? )?[A-Za-z](?:[A-Za-z0-9_ ./%()+,;-]*[A-Za-z0-9_./%()+;-])?")
-_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 
 
 class DocumentError(Exception):
@@ -101,6 +98,7 @@ def read_json(path: Path, text: str, first_line: int = 1) -> Document:
     """The JSON document in the text, without duplicate keys; `located` finds its places when they are needed."""
     try:
         plain = json.loads(text, object_pairs_hook=_unique)
+        _check_depth(plain)
     except json.JSONDecodeError as error:
         what = f"this is not JSON ({error.msg})"
         raise DocumentError(
@@ -135,11 +133,11 @@ def at(plain: Any, route: Route) -> Any:
     return plain
 
 
-def nearest(word: str, known: list[str]) -> str | None:
-    """The known word that was probably meant."""
+def nearest(word: str, known: list[str], at_least: float = 0.6) -> str | None:
+    """The known word that was probably meant; `at_least` is difflib's similarity, 1 for equal words."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=at_least)
     return close[0] if close else None
 
 
@@ -157,11 +155,6 @@ def show(value: Any) -> str:
         case True | False:
             return str(value).lower()
     return _one_line(repr(value), 60)
-
-
-def yaml_text(plain: dict[str, Any]) -> str:
-    """YAML text that reads back as exactly this data: block style, lists of numbers in one line."""
-    return "".join(line + "\n" for line in _block(plain, ""))
 
 
 @dataclass
@@ -184,17 +177,12 @@ class _YamlReader:
         try:
             return self._document()
         except MarkedYAMLError as error:
-            what = f"this is not YAML ({error.problem or error.context})"
-            self._refuse(
-                self._place(error.problem_mark or error.context_mark),
-                what,
-                "quote text that holds ': ', ' #' or brackets, and indent with spaces",
-            )
-        except (
-            YAMLError,
-            ValueError,
-            OverflowError,
-        ) as error:  # an escape of a character that does not exist
+            problem = str(error.problem or error.context)
+            crooked = "<block end>" in problem
+            what = "this does not line up with what is above" if crooked else f"this is not YAML ({problem})"
+            write = "quote text that holds ': ', ' #' or brackets, and indent with spaces"
+            self._refuse(self._place(error.problem_mark or error.context_mark), what, write)
+        except (YAMLError, ValueError, OverflowError) as error:  # an escape that stands for no character
             last = max(self.values.values(), default=(1, 1))
             self._refuse(
                 last, f"this is not YAML, here or below ({error})", "write the characters themselves"
@@ -237,7 +225,12 @@ class _YamlReader:
             if key in found:
                 self._refuse(self._at(event), f"the key {show(key)} is there twice", "keep one of them")
             self.keys[*route, key] = self._at(event)
-            found[key] = self._value(next(self.events), (*route, key))
+            event = next(self.events)
+            found[key] = self._value(event, (*route, key))
+            if found[key] is None and event.start_mark.index == event.end_mark.index:
+                self.values[*route, key] = self.keys[
+                    *route, key
+                ]  # nothing stands there; ruamel points to the next line
         return found
 
     def _check_node(self, event: Any, route: Route) -> None:
@@ -316,45 +309,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _block(value: Any, indent: str) -> Iterator[str]:
-    """Lines of a mapping or list, each behind the indent."""
-    parts = value.items() if isinstance(value, dict) else ((None, item) for item in value)
-    for key, item in parts:
-        head = indent + ("-" if key is None else _scalar_text(key) + ":")
-        if not isinstance(item, dict | list) or _is_flow(item):
-            yield f"{head} {_flow(item)}"
-        elif key is None:
-            first, *rest = _block(item, indent + "  ")
-            yield f"{head} {first.lstrip(' ')}"
-            yield from rest
-        else:
-            yield head
-            yield from _block(item, indent + "  ")
-
-
-def _is_flow(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(
-            isinstance(item, int | float | None) or (isinstance(item, list) and _is_flow(item))
-            for item in value
-        )
-    return not value
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    return "{}" if isinstance(value, dict) else _scalar_text(value)
-
-
-def _scalar_text(value: Any) -> str:
-    if not isinstance(value, str):
-        return json.dumps(value, allow_nan=False)
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
-        return value
-    quoted = json.dumps(value, ensure_ascii=False)
-    return "".join(c if c.isprintable() or c == " " else _escape(c) for c in quoted)
-
-
-def _escape(character: str) -> str:
-    return f"\\u{ord(character):04x}" if ord(character) < 0x10000 else f"\\U{ord(character):08x}"
+def _check_depth(plain: Any) -> None:
+    """ValueError where JSON is nested deeper than YAML may be."""
+    level = [plain]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError("nested too deeply")

@@ -16,6 +16,7 @@ from specs.base import Spec
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import Bbpe
+from specs.emit import yaml_text
 from specs.files import (
     DocumentError,
     append_line,
@@ -30,7 +31,7 @@ from specs.files import (
 )
 from specs.law import Family, PublishedLaw
 from specs.record import EvalLine, RecordLine, StepLine
-from specs.text import located, read_json, read_yaml, yaml_text
+from specs.text import located, read_json, read_yaml
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted((ROOT / "specs").rglob("*.yaml"))
