@@ -1,7 +1,7 @@
 """Plain data to YAML text: the same data give the same bytes, and reading them back gives the same data.
 
-Written by hand rather than by ruamel, so that no line is ever wrapped, floats are the shortest that read back equal, and
-text is quoted wherever any version of YAML could take it for something else.
+Written by hand rather than by ruamel, so that no line is ever wrapped, floats are the shortest that read back equal,
+and text is quoted wherever any version of YAML could take it for something else.
 """
 
 import json

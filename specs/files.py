@@ -185,7 +185,7 @@ def _bytes(path: Path, most: int | None) -> bytes:
         with open(path, "rb") as file:
             data = file.read() if most is None else file.read(most + 1)
     except FileNotFoundError:
-        meant = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
+        meant = nearest(path.name, os.listdir(path.parent), at_least=0.75) if path.parent.is_dir() else None
         write = f"give {path.parent / meant}" if meant else "give the path of a file that exists"
         raise DocumentError(path, 1, 1, "there is no such file", write) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from specs.base import Spec
 from specs.budget import Budget
 from specs.cluster import Cluster
+from specs.data import Corpus, Split
 from specs.files import (
     DocumentError,
     append_line,
@@ -16,6 +19,7 @@ from specs.files import (
     load,
     load_any,
     read_lines,
+    write_json,
     write_text,
     write_yaml,
 )
@@ -617,3 +621,153 @@ def test_a_ledger_line_cut_in_half(tmp_path: Path) -> None:
     for touch in (lambda: read_lines(path, LedgerRecord), lambda: append_line(path, samples.run())):
         assert refusal(touch).startswith(f"{path}:1:1: the last line is cut off; ")
     assert path.read_bytes() == whole[: len(whole) // 2]
+
+
+# --- through the commands ---
+
+PUBLISHED = budget("kind: pilots, prior: tiny, share: 0.5", "kind: published, law: tiny").replace(
+    "source: installed, packages: [numpy]", "source: declared, describe: x, unique: 1B tokens"
+)
+
+# name: (commands, name of the document, its bytes or None for no file, what the line begins with, what it says)
+COMMANDS: dict[str, tuple[str, str, bytes | None, str, str]] = {
+    "missing file": (
+        "plan run audit",
+        "absent.yaml",
+        None,
+        "absent.yaml:1:1: ",
+        "there is no such file; give ",
+    ),
+    "folder": ("plan run audit", ".", None, ".:1:1: ", "this is a folder; give "),
+    "empty": ("plan run audit", "b.yaml", b"", "b.yaml:1:1: ", "the document is empty; write "),
+    "not UTF-8": ("plan run audit", "b.yaml", b"kind: \xff", "b.yaml:1:7: ", "is not UTF-8; save "),
+    "python tag": (
+        "plan run audit",
+        "b.yaml",
+        b"!!python/object:os.system x",
+        "b.yaml:1:1: ",
+        "a tag (!) is not read; ",
+    ),
+    "another kind": ("plan audit", "b.yaml", b"kind: order\n", "b.yaml:1:7: ", "'order' is not the kind"),
+    "unknown key": (
+        "plan run",
+        "b.yaml",
+        budget("family", "famly").encode(),
+        "b.yaml:5:1: ",
+        "write 'family'",
+    ),
+    "wrong unit": (
+        "plan run",
+        "b.yaml",
+        budget("FLOP", "GiB").encode(),
+        "b.yaml:3:10: ",
+        "write it like '1e24 FLOP'",
+    ),
+    "no such law": (
+        "plan",
+        "b.yaml",
+        PUBLISHED.replace("law: tiny", "law: tinny").encode(),
+        "b.yaml:4:34: ",
+        "write 'tiny'",
+    ),
+    "no such family": (
+        "plan",
+        "b.yaml",
+        PUBLISHED.replace("family: tiny", "family: t").encode(),
+        "b.yaml:5:9: ",
+        "write ",
+    ),
+    "no such cluster": (
+        "plan",
+        "b.yaml",
+        PUBLISHED.replace("laptop", "lapdog").encode(),
+        "b.yaml:6:10: ",
+        "write 'laptop'",
+    ),
+    "brackets in red": (
+        "plan run audit",
+        "[red]b.yaml",
+        b"- [x]",
+        "[red]b.yaml:1:1: ",
+        "a list stands where",
+    ),
+}
+
+
+def command(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The console script of this name, as a person calls it."""
+    script = Path(sys.executable).parent / name
+    return subprocess.run([script, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
+
+
+def refused(done: subprocess.CompletedProcess[str], begins: str, says: str) -> None:
+    """Exit code 2, and one line on standard error only."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(begins)
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "document", "content", "begins", "says"),
+    [(name, *rest) for names, *rest in COMMANDS.values() for name in names.split()],
+    ids=[f"{name}-{case}" for case, (names, *_) in COMMANDS.items() for name in names.split()],
+)
+def test_a_command_refuses_in_one_line_and_writes_nothing(
+    name: str, document: str, content: bytes | None, begins: str, says: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / document).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    refused(command(name, document, cwd=tmp_path), begins, says)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_edited_after_sealing_is_neither_run_nor_audited(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "plan.yaml", samples.plan())
+    text = (tmp_path / "plan.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(text.replace("unique_tokens: 100000000", "unique_tokens: 100000001"))
+    for name in ("run", "audit"):
+        refused(
+            command(name, "plan.yaml", cwd=tmp_path),
+            "plan.yaml:1:1: ",
+            "the plan was changed after it was sealed",
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.yaml"]
+
+
+def test_a_plan_is_not_written_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(PUBLISHED)
+    (tmp_path / "plans").write_text("a file")
+    refused(
+        command("plan", "b.yaml", cwd=tmp_path),
+        "plans/small/plan.target.yaml:1:1: ",
+        "this cannot be written (",
+    )
+    refused(
+        command("plan", "b.yaml", "--out", "/proc/x", cwd=tmp_path),
+        "/proc/x/plan.target.yaml:1:1: ",
+        "written (",
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.yaml", "plans"]
+
+
+def test_a_plan_does_not_rest_on_a_ledger_that_was_cut(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(samples.BUDGET)
+    split = Split(documents=10, text_bytes=10**8, tokens=10**8, digest="0" * 64)
+    spec = samples.budget().data
+    corpus = Corpus(spec=spec, digest="0" * 64, train=split, held_out=split, tokenizer_sha256=None)
+    write_json(tmp_path / "data" / spec.fingerprint() / "manifest.json", corpus)
+    (tmp_path / "ledger.jsonl").write_text('{"kind": "ledger", "ru')
+    refused(command("plan", "b.yaml", cwd=tmp_path), "ledger.jsonl:1:1: ", "the last line is cut off; ")
+    assert (tmp_path / "ledger.jsonl").read_text() == '{"kind": "ledger", "ru'
+    assert not (tmp_path / "plans").exists()
+
+
+def test_a_sealed_plan_of_another_budget_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(PUBLISHED)
+    assert command("plan", "b.yaml", cwd=tmp_path).returncode == 0
+    sealed = (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes()
+    (tmp_path / "b.yaml").write_text(PUBLISHED.replace("1e13", "2e13"))
+    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:1:1: ", "answers another budget of this name; ")
+    assert (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes() == sealed
