@@ -7,11 +7,16 @@ with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM 
 import os
 import shutil
 
+import hypothesis
 import pytest
 
 # Before NumPy and torch are imported, since both read it once: sums in one order, and two test workers on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The same examples on every machine, and no time limit for one of them: a machine under load is no failure.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 ORDER = ("slow", "slurm", "gpu")
 """Marks from the quickest to the slowest; a test without any of them comes before all of these."""
