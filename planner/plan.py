@@ -244,10 +244,9 @@ def _notes(desk: Desk, runs: tuple[PlannedRun, ...]) -> tuple[str, ...]:
             found.append(
                 f"{planned.title}: {epochs:.2f} epochs over the unique tokens, repeats not discounted"
             )
-        if planned.run.optim.steps < desk.family.min_steps:
-            found.append(
-                f"{planned.title}: {planned.run.optim.steps} steps, fewer than {desk.family.min_steps}: short"
-            )
+    short = [planned.title for planned in runs if planned.run.optim.steps < desk.family.min_steps]
+    if short:
+        found.append(f"under {desk.family.min_steps} steps, so that their losses scatter: {'; '.join(short)}")
     return tuple(found)
 
 

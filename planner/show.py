@@ -3,7 +3,9 @@
 import math
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from specs.plan import Forecast, Plan, PlannedRun
@@ -15,27 +17,24 @@ def show(plan: Plan, path: Path, console: Console) -> None:
     console.print(_run_details(plan) if len(plan.runs) == 1 else _run_table(plan))
     _show_forecast(plan, console)
     for note in plan.notes:
-        console.print(f"[yellow]note[/]  {note}", highlight=False, markup=True)
-    console.print(f"\nplan    {path}\nreport  {path.parent / 'report.html'}", highlight=False)
-    console.print(f"next    run {path}", highlight=False)
+        console.print(f"[yellow]note[/]  {escape(note)}", highlight=False)
+    for word, what in (("plan", path), ("report", path.parent / "report.html"), ("next", f"run {path}")):
+        console.print(f"{word:<8}{escape(str(what))}", highlight=False, soft_wrap=True)
 
 
 def _run_table(plan: Plan) -> Table:
-    table = Table(title=f"{len(plan.runs)} runs", title_justify="left")
-    for name in ("run", "width", "layers", "M", "tokens", "batch", "lr", "steps", "devices", "est. time"):
-        table.add_column(name, justify="left" if name == "run" else "right")
+    table = Table(title=f"{len(plan.runs)} runs", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("run", "M", "tokens", "batch", "lr", "steps", "time"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for planned in plan.runs:
         run, optim = planned.run, planned.run.optim
         table.add_row(
             planned.title,
-            str(run.model.width),
-            str(run.model.layers),
             f"{run.model.flop_per_token:.3g}",
             count(run.tokens),
             str(optim.batch_sequences),
-            f"{optim.peak_lr:.2e}",
+            f"{optim.peak_lr:.2g}",
             str(optim.steps),
-            str(planned.execution.layout.devices),
             duration(planned.cost.hours * 3600),
         )
     return table
@@ -87,7 +86,7 @@ def _details(planned: PlannedRun, plan: Plan) -> list[tuple[str, str]]:
 def _show_forecast(plan: Plan, console: Console) -> None:
     told = plan.forecast
     if not isinstance(told, Forecast):
-        console.print(f"[bold]forecast[/]  none: {told.reason}", highlight=False)
+        console.print(f"[bold]forecast[/]  none: {escape(told.reason)}", highlight=False)
         return
     band, per_token = told.loss, plan.bytes_per_token
     console.print(
@@ -102,15 +101,15 @@ def _show_forecast(plan: Plan, console: Console) -> None:
             f"{band.high_95 * to_bits:.4f}",
             highlight=False,
         )
-    console.print(f"          {told.basis}", highlight=False)
+    console.print(f"          {escape(told.basis)}", highlight=False)
     if plan.fit is not None:
         console.print(_form_table(plan))
         for flag in plan.fit.flags:
-            console.print(f"[yellow]flag[/]  {flag}", highlight=False)
+            console.print(f"[yellow]flag[/]  {escape(flag)}", highlight=False)
 
 
 def _form_table(plan: Plan) -> Table:
-    table = Table(title="forms side by side", title_justify="left")
+    table = Table(title="forms side by side", title_justify="left", box=SIMPLE_HEAD)
     for name in ("form", "held-out error", "weight", "forecast, nats/token"):
         table.add_column(name, justify="left" if name == "form" else "right")
     for form in plan.fit.forms if plan.fit is not None else ():
