@@ -33,7 +33,7 @@ class Pilots(Spec):
     """isoFLOP budgets, half a decade apart."""
     sizes: int = Field(default=5, ge=4, le=15)
     """Model sizes of each budget."""
-    rates: tuple[float, ...] = (0.5, 2.0)
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 2.0)
     """Multiples of the learning rate that are tried besides 1, at the middle size of the second largest budget."""
 
 
