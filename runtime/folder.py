@@ -15,6 +15,9 @@ The trainer writes these files; the launcher and the audit read them through thi
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from specs.files import DocumentError, load, read_lines, write_json
 from specs.record import End, EvalLine, Order, RecordLine, StepLine, TimingLine
@@ -83,19 +86,19 @@ class RunFolder:
 
     def records(self) -> list[RecordLine]:
         """Starts, incidents and the end; empty before the first start."""
-        return read_lines(self.record_jsonl, RecordLine) if self.record_jsonl.exists() else []
+        return _whole_lines(self.record_jsonl, RecordLine)
 
     def metrics(self) -> list[StepLine]:
         """The training curve so far."""
-        return read_lines(self.metrics_jsonl, StepLine) if self.metrics_jsonl.exists() else []
+        return _whole_lines(self.metrics_jsonl, StepLine)
 
     def evals(self) -> list[EvalLine]:
         """The held-out curve so far."""
-        return read_lines(self.evals_jsonl, EvalLine) if self.evals_jsonl.exists() else []
+        return _whole_lines(self.evals_jsonl, EvalLine)
 
     def timing(self) -> list[TimingLine]:
         """Seconds and rates so far."""
-        return read_lines(self.timing_jsonl, TimingLine) if self.timing_jsonl.exists() else []
+        return _whole_lines(self.timing_jsonl, TimingLine)
 
     def end(self) -> End | None:
         """The last line of a finished run; None while it is unfinished."""
@@ -116,6 +119,18 @@ def open_folder(runs: Path, run: RunSpec, order: Order) -> RunFolder:
         write_json(folder.run_json, run)
     write_json(folder.order_json, order)
     return folder
+
+
+def _whole_lines(path: Path, line_type: Any) -> list[Any]:
+    """The complete lines of a file; its last one may be cut while a run is in progress or after it was killed."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    adapter: TypeAdapter[Any] = TypeAdapter(line_type)
+    try:
+        return [adapter.validate_json(line) for line in lines]
+    except ValidationError:
+        return read_lines(path, line_type)  # says at which line
 
 
 def _refuse_another_run(folder: RunFolder, run: RunSpec) -> None:
