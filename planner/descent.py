@@ -23,10 +23,12 @@ finite."""
 _LOG_EXPONENT_BOUNDS = (np.log(1e-3), np.log(30.0))
 """Exponents stay in 1e-3..30: outside, a power term is a constant or a cliff and only the others move."""
 _SEARCH_TOLERANCE = 1e-7
-"""A descent that gains less than this share for _IDLE_STEPS steps has ended; bootstrap quantiles move by less
-than 1e-3 of their width when it is made 100 times smaller (measured on Epoch's 240 rows)."""
+"""A step that gains less than this share has gained little; a hundred times less moves bootstrap quantiles by
+under 1e-3 of their width (measured on Epoch's 240 rows)."""
 POLISH_TOLERANCE = 1e-13
-_IDLE_STEPS = 4
+_SMALL_GAIN, _NO_GAIN, _IDLE_END = 2, 1, 6
+"""A descent ends after three steps in a row of little gain, or six that were refused."""
+_OUTSIDE_CURVATURE = 0.2
 _MAX_STEPS = 500
 _BLOCK_ELEMENTS = 60_000
 """Batch rows x runs advanced at a time, so that the work arrays stay in a core's cache."""
@@ -154,7 +156,7 @@ def _descend_block(problem: Problem, goal: Descents, tolerance: float) -> tuple[
     batch = _batch(problem, goal)
     for _ in range(_MAX_STEPS):
         _advance(problem, batch, tolerance)
-        done = batch.idle >= _IDLE_STEPS
+        done = batch.idle >= _IDLE_END
         if done.any():
             ends[batch.rows[done]], values[batch.rows[done]] = batch.state[done], batch.values[done]
             batch = batch.keep(~done)
@@ -169,11 +171,11 @@ def _evaluated(problem: Problem, goal: Descents, state: Array) -> tuple[Array, A
     log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
     residuals = goal.targets - log_loss
     fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
-    values = fit_part + 0.5 * ((state - goal.anchors) * _pull(goal, state)).sum(axis=1)
+    values = fit_part + 0.5 * ((state - goal.anchors) * _prior_pull(goal, state)).sum(axis=1)
     return residuals, jacobian, np.where(np.isfinite(values), values, np.inf)
 
 
-def _pull(goal: Descents, state: Array) -> Array:
+def _prior_pull(goal: Descents, state: Array) -> Array:
     """Gradient of the prior's part of each row's objective."""
     return np.asarray((goal.precision @ (state - goal.anchors)[:, :, None])[:, :, 0])
 
@@ -199,28 +201,33 @@ def _advance(problem: Problem, batch: _Batch, tolerance: float) -> None:
     residuals, jacobian, values = _evaluated(problem, batch.goal, trial)
     better = values < batch.values
     with np.errstate(invalid="ignore"):
-        progress = better & (batch.values - values > tolerance * batch.values)
-    batch.idle = np.where(progress, 0, batch.idle + 1)
+        progress = batch.values - values > tolerance * batch.values
+    batch.idle = np.where(progress, 0, batch.idle + np.where(better, _SMALL_GAIN, _NO_GAIN))
     batch.state[better], batch.values[better] = trial[better], values[better]
     batch.residuals[better], batch.jacobian[better] = residuals[better], jacobian[better]
-    eased, tightened = np.maximum(batch.damping * 0.2, 1e-9), np.minimum(batch.damping * 4, 1e9)
+    eased, tightened = np.maximum(batch.damping * 0.2, 1e-4), np.minimum(batch.damping * 10, 1e9)
     batch.damping = np.where(better, eased, tightened)
 
 
 def _step(problem: Problem, batch: _Batch) -> Array:
-    """Levenberg-Marquardt's step with Huber's weights, (batch, constants); held constants do not move.
+    """Levenberg-Marquardt's step on the Huber objective, (batch, constants); held constants do not move.
 
-    Damping scales with each constant's own curvature, floored at 1e-10 of the largest, so that a constant the
-    data say nothing about (a floor near zero, a coupling near infinity) stays where it is instead of making
-    the system singular.
+    The gradient weighs a run beyond the bend by delta / |residual|. With that weight in the curvature too
+    (iterated least squares) steps are safe but short; the true curvature has none of it, but steps then
+    overshoot. A fifth of it converges fastest and is as safe. Damping scales with each constant's own
+    curvature, floored at 1e-10 of the largest, so that a constant the data say nothing about (a floor near
+    zero, a coupling near infinity) stays where it is instead of making the system singular.
     """
     goal, free = batch.goal, problem.free
-    robust = goal.weights / np.maximum(np.abs(batch.residuals) / goal.delta, 1.0)
-    weighted = batch.jacobian * robust[:, None, :]
-    normal = weighted @ batch.jacobian.transpose(0, 2, 1)
-    gradient = (weighted @ batch.residuals[:, :, None])[:, :, 0] - _pull(goal, batch.state)
+    size = np.abs(batch.residuals)
+    inside = size <= goal.delta
+    pull = goal.weights * np.where(inside, 1.0, goal.delta / np.maximum(size, 1e-300))
+    curving = np.where(inside, pull, _OUTSIDE_CURVATURE * pull)
+    normal = (batch.jacobian * curving[:, None, :]) @ batch.jacobian.transpose(0, 2, 1) + goal.precision
+    gradient = (batch.jacobian @ (pull * batch.residuals)[:, :, None])[:, :, 0] - _prior_pull(
+        goal, batch.state
+    )
     diagonal = np.arange(normal.shape[1])
-    normal += goal.precision
     curvature = normal[:, diagonal, diagonal]
     floor = 1e-10 * curvature.max(axis=1, keepdims=True) + 1e-30
     normal[:, diagonal, diagonal] += batch.damping[:, None] * np.maximum(curvature, floor) + floor

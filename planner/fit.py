@@ -121,7 +121,7 @@ def bootstrap(fitted: Fit, draws: int, seed: int) -> Array:
     problem = _problem(
         fitted.form, fitted.size, fitted.tokens, fitted.loss, fitted.cost_per, dict(fitted.fixed)
     )
-    counts = _resampled_counts(fitted.size, fitted.tokens, draws, seed, int(problem.free.sum()))
+    counts = resampled_counts(fitted.size, fitted.tokens, draws, seed, int(problem.free.sum()))
     start = scaled(problem, np.log(fitted.params[None]))
     descents = without_prior(problem, np.repeat(start, draws, axis=0), counts * fitted.weights)
     return np.exp(unscaled(problem, descend(problem, descents)[0]))
@@ -207,7 +207,7 @@ def _starts(problem: Problem, fixed: Mapping[str, float]) -> Array:
     return np.unique(np.array(grid), axis=0)
 
 
-def _resampled_counts(size: Array, tokens: Array, draws: int, seed: int, needed: int) -> Array:
+def resampled_counts(size: Array, tokens: Array, draws: int, seed: int, needed: int) -> Array:
     """How often each run is drawn, (draws, runs). A draw with too few different cells to fix the constants is
     drawn again."""
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -1,0 +1,307 @@
+"""The laws' figures beside their references: `python -m bench.laws [--quick]`.
+
+Real runs are read from ../shared/data relative to the repository; a part whose data are absent says so and is
+skipped. References are published figures or our own measurements of other tools on the same rows, named in
+each line. One thread: run with OMP_NUM_THREADS=1.
+"""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from bench.parquet import numeric_columns
+from planner import laws
+from planner.fit import Fit, bootstrap, constant_intervals, fit, optimum_intervals, resampled_counts
+from planner.isoflop import power_laws, profiles
+from planner.laws import Array
+from planner.posterior import Points, points
+from planner.select import CANDIDATES, chosen_form, compare_forms, forecast, learn
+
+DATA = Path(__file__).parents[1].parent / "shared/data"
+BOOTSTRAP_DRAWS, QUICK_DRAWS = 4000, 200
+SURFACES, QUICK_SURFACES = 200, 20
+Row = tuple[str, str, str]
+Runs = tuple[Array, Array, Array]
+Mask = NDArray[np.bool_]
+
+
+def main() -> None:
+    """Print every part."""
+    quick = "--quick" in sys.argv[1:]
+    parts: list[tuple[str, Callable[[bool], Iterator[Row]]]] = [
+        ("Point fit and bootstrap, Epoch's 240 rows", epoch_rows),
+        ("Held-out larger runs: mean |error| of the loss and share inside 95 %", held_out_rows),
+        ("isoFLOP exponents, Porian's tuned RefinedWeb", porian_rows),
+        ("Synthetic surfaces and ladders", synthetic_rows),
+    ]
+    for title, rows in parts:
+        table = Table("what", "reference", "ours", title=title, title_justify="left")
+        try:
+            for row in rows(quick):
+                table.add_row(*row)
+        except FileNotFoundError as absent:
+            table.add_row("skipped", "", f"{absent.filename} is absent")
+        Console(width=150).print(table)
+
+
+def epoch() -> Runs:
+    """Size, tokens and loss of Epoch's rows without the five highest losses."""
+    with (DATA / "epoch_chinchilla/svg_extracted_data.csv").open() as file:
+        rows = [[float(r[c]) for c in ("Model Size", "Training FLOP", "loss")] for r in csv.DictReader(file)]
+    size, flop, loss = np.array(sorted(rows, key=lambda row: row[2])[:-5]).T
+    return size, flop / (6 * size), loss
+
+
+def epoch_rows(quick: bool) -> Iterator[Row]:
+    """Objective, bootstrap and times, against the global optimum and scipy's BFGS."""
+    size, tokens, loss = epoch()
+    fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)  # sympy's derivation, once
+    orders = [np.random.default_rng(seed).permutation(len(loss)) for seed in range(5)]
+    start = time.perf_counter()
+    fits = [fit(laws.STANDARD, size[o], tokens[o], loss[o], cost_per=6.0) for o in orders]
+    each_s = (time.perf_counter() - start) / len(fits)
+    worst = max(fitted.objective for fitted in fits)
+    yield "objective, worst of five row orders", "0.001018274 (global optimum)", f"{worst:.9f}"
+    yield "point fit, s", "184.5 (chinchilla 0.2.0), 89 (4500-start L-BFGS)", f"{each_s:.3f}"
+    fitted = fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)
+    start = time.perf_counter()
+    draws = bootstrap(fitted, BOOTSTRAP_DRAWS, seed=0)
+    ours_s = time.perf_counter() - start
+    found = constant_intervals(fitted, draws) | optimum_intervals(fitted, draws, 1e24)
+    references = {
+        "E": "1.769-1.871", "A": "285-744", "B": "1042-5810", "alpha": "0.317-0.373", "beta": "0.331-0.415",
+        "size": "6.7e10-1.53e11", "tokens": "1.09e12-2.47e12", "tokens_per_size": "7-37", "loss": "1.935-1.989",
+    }  # fmt: skip
+    for name, reference in references.items():
+        where = " at 1e24" if name in ("size", "tokens", "tokens_per_size", "loss") else ""
+        yield f"95 % interval of {name}{where}", reference, f"{found[name].low:.4g}-{found[name].high:.4g}"
+    count = QUICK_DRAWS if quick else BOOTSTRAP_DRAWS
+    theirs_s, objectives = bfgs_on_same_draws(fitted, count)
+    theirs_s *= BOOTSTRAP_DRAWS / count
+    yield f"{BOOTSTRAP_DRAWS} draws, s (BFGS timed on {count})", f"{theirs_s:.1f}", f"{ours_s:.2f}"
+    yield "times faster than BFGS", "20", f"{theirs_s / ours_s:.0f}"
+    lower = int((weighted_objectives(fitted, draws, count) > objectives * (1 + 1e-5)).sum())
+    yield "draws where BFGS found a lower objective (by 1e-5)", "0", f"{lower} of {count}"
+
+
+def bfgs_on_same_draws(fitted: Fit, count: int) -> tuple[float, Array]:
+    """Seconds and objectives of scipy's BFGS with analytic gradient, one draw after the other."""
+    from scipy.optimize import minimize
+
+    weights = resampled_counts(fitted.size, fitted.tokens, BOOTSTRAP_DRAWS, 0, len(fitted.params))[:count]
+    log_size, log_tokens, log_loss = np.log(fitted.size), np.log(fitted.tokens), np.log(fitted.loss)
+    delta, scale = (
+        1e-3,
+        1e3,
+    )  # scaled so that BFGS's absolute gradient tolerance of 1e-5 does not stop it early
+
+    def value_and_gradient(state: Array, weight: Array) -> tuple[float, Array]:
+        e, a, b, alpha, beta = np.exp(state[0]), state[1], state[2], np.exp(state[3]), np.exp(state[4])
+        from_size, from_data = np.exp(a - alpha * log_size), np.exp(b - beta * log_tokens)
+        total = e + from_size + from_data
+        residual = log_loss - np.log(total)
+        inside = np.abs(residual) <= delta
+        loss = np.where(inside, 0.5 * residual**2, delta * (np.abs(residual) - 0.5 * delta))
+        pull = weight * np.where(inside, residual, delta * np.sign(residual)) / total
+        gradient = [
+            pull.sum() * e,
+            pull @ from_size,
+            pull @ from_data,
+            -(pull @ (from_size * log_size)) * alpha,
+            -(pull @ (from_data * log_tokens)) * beta,
+        ]
+        return scale * float(weight @ loss), -scale * np.array(gradient)
+
+    start_at, start = np.log(fitted.params), time.perf_counter()
+    found = [minimize(value_and_gradient, start_at, args=(w,), jac=True, method="BFGS").fun for w in weights]
+    return time.perf_counter() - start, np.array(found) / scale
+
+
+def weighted_objectives(fitted: Fit, draws: Array, count: int) -> Array:
+    """Each draw's objective on its own resample."""
+    from planner.descent import huber
+
+    weights = resampled_counts(fitted.size, fitted.tokens, BOOTSTRAP_DRAWS, 0, len(fitted.params))[:count]
+    predicted = laws.value(fitted.form, draws[:count], fitted.size, fitted.tokens)
+    return np.asarray((weights * huber(np.log(fitted.loss / predicted))).sum(axis=1))
+
+
+def split(runs: Runs, above: Mask) -> tuple[Runs, Runs]:
+    """(below, above) of a mask."""
+    size, tokens, loss = runs
+    return (size[~above], tokens[~above], loss[~above]), (size[above], tokens[above], loss[above])
+
+
+def farseer() -> tuple[Runs, Runs]:
+    """404 runs, and 7 larger ones up to 25B."""
+    folder = DATA / "scalebench/farseer_scaling_law"
+    tables = [numeric_columns(folder / f"{part}-00000-of-00001.parquet") for part in ("train", "test")]
+    below, above = ((table["N"], table["D"], table["loss"]) for table in tables)
+    return below, above
+
+
+def epoch_above_1e21() -> tuple[Runs, Runs]:
+    """Epoch's rows, C > 1e21 held out."""
+    size, tokens, loss = epoch()
+    return split((size, tokens, loss), 6 * size * tokens > 1e21)
+
+
+def gemstones() -> tuple[Runs, Runs]:
+    """Gemstones after cool-down, N > 1B held out."""
+    text = (DATA / "gemstones/wandb_df_for_fitting_cool_end.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    size, tokens, loss = np.array(
+        [[row["params_active_precise"], row["tokens"], row["final_loss"]] for row in rows], float
+    ).T
+    return split((size, tokens, loss), size > 1e9)
+
+
+def misfitting() -> tuple[Runs, Runs]:
+    """Finished runs at the best learning rate of each (N, D), N with embeddings; C > 2.5e19, the top four,
+    held out."""
+    best: dict[tuple[float, float], float] = {}
+    with (DATA / "misfitting/scaling_results_last_ckpt_only.csv").open() as file:
+        for row in csv.DictReader(file):
+            if float(row["portion_steps_elapsed"]) >= 0.99:
+                cell = float(row["N"]), float(row["D"])
+                best[cell] = min(best.get(cell, np.inf), float(row["loss"]))
+    size, tokens, loss = np.array([(*cell, loss) for cell, loss in sorted(best.items())]).T
+    return split((size, tokens, loss), 6 * size * tokens > 2.5e19)
+
+
+def held_out_rows(quick: bool) -> Iterator[Row]:
+    """Single forms, the form chosen on the runs below, and the weighted forecast, on each set."""
+    sets: list[tuple[str, str, Callable[[], tuple[Runs, Runs]]]] = [
+        ("Farseer", "0.47 (coupled)", farseer),
+        ("misfitting", "0.44 (coupled; other rows)", misfitting),
+        ("Epoch", "0.84 (tied)", epoch_above_1e21),
+        ("Gemstones", "1.52 (tied)", gemstones),
+    ]
+    for name, reference, load in sets:
+        below, above = load()
+        runs = points(*below, cost_per=6.0)
+        singles = {form.name: mean_error(form, runs, above) for form in CANDIDATES}
+        yield f"{name}: each form alone, %", reference, "  ".join(f"{k} {v:.2f}" for k, v in singles.items())
+        form = chosen_form(compare_forms(runs))
+        goal, chosen = f"<= 1.1x of {reference}", f"{singles[form.name]:.2f} ({form.name})"
+        yield f"{name}: form chosen on the {len(below[2])} runs below", goal, chosen
+        evidence = learn(runs)
+        told = [forecast(evidence, size, tokens) for size, tokens in zip(above[0], above[1], strict=True)]
+        errors = [100 * abs(np.log(t.median / loss)) for t, loss in zip(told, above[2], strict=True)]
+        inside = [t.low95 < loss < t.high95 for t, loss in zip(told, above[2], strict=True)]
+        width = np.mean([50 * np.log(t.high95 / t.low95) for t in told])
+        yield f"{name}: weighted forecast", goal, f"{np.mean(errors):.2f}"
+        yield (
+            f"{name}: held-out runs inside 95 %",
+            "90-98 %",
+            f"{sum(inside)} of {len(inside)}, +-{width:.2f} %",
+        )
+
+
+def mean_error(form: laws.Form, runs: Points, above: Runs) -> float:
+    """Mean |error| in per cent of a plain fit below on the runs above."""
+    fitted = fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per)
+    return float(100 * np.mean(np.abs(fitted.predict(above[0], above[1]) / above[2] - 1)))
+
+
+def porian_rows(quick: bool) -> Iterator[Row]:
+    """The exponent of N_opt in C by isoFLOP parabolas."""
+    with (DATA / "porian/isoflop_points.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["dataset"] == "rw" and r["hparams"] == "tuned"]
+    chosen = [r for r in rows if r["param_count"] == "standard" and r["loss_split"] == "val"]
+    size, tokens, loss = np.array([[float(r[c]) for c in ("n", "tokens", "loss")] for r in chosen]).T
+    near = near_minimum(size, tokens, loss)
+    size_law, _ = power_laws(profiles(size[near], tokens[near], loss[near], cost_per=6.0))
+    low, high = (size_law.exponent + sign * 1.96 * size_law.exponent_sd for sign in (-1, 1))
+    yield "exponent of N_opt", "0.497 [0.491, 0.505]", f"{size_law.exponent:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def near_minimum(size: Array, tokens: Array, loss: Array) -> list[int]:
+    """Runs within a factor of five of their budget's best size: where a parabola holds."""
+    from planner.isoflop import budget_groups
+
+    kept: list[int] = []
+    for group in budget_groups(6 * size * tokens, 0.2):
+        best = size[group[int(np.argmin(loss[group]))]]
+        kept += [i for i in group if abs(np.log(size[i] / best)) < np.log(5)]
+    return kept
+
+
+def synthetic_rows(quick: bool) -> Iterator[Row]:
+    """Coverage and width of forecasts over random surfaces, ladders and noise; never tuned on their
+    targets."""
+    count = QUICK_SURFACES if quick else SURFACES
+    for name, demo in (
+        ("any ladder, 3-30x beyond", False),
+        ("the demo's ladder, 10x beyond, 1 % noise", True),
+    ):
+        results = np.array([synthetic_forecast(seed, demo) for seed in range(count)])
+        inside95, inside50, half_width, error = results.T
+        yield f"{name}: inside 95 % of {count}", "90-98 %", f"{100 * inside95.mean():.1f} %"
+        yield f"{name}: inside 50 %", "50 %", f"{100 * inside50.mean():.1f} %"
+        low, high = np.percentile(half_width, [10, 90])
+        yield (
+            f"{name}: half-width",
+            "<= 5 %" if demo else "",
+            f"{np.median(half_width):.2f} % [{low:.1f}, {high:.1f}]",
+        )
+        yield f"{name}: mean |error|", "", f"{np.abs(error).mean():.2f} % (bias {error.mean():+.2f})"
+
+
+def synthetic_forecast(seed: int, demo: bool) -> tuple[float, float, float, float]:
+    """(inside 95 %, inside 50 %, half-width in %, error in %) of one forecast at the planned split of one
+    random surface."""
+    generator = np.random.default_rng([seed, int(demo)])
+    form, params = random_surface(generator)
+    budgets = np.array([1e11, 3e11, 1e12])
+    noise, sizes, beyond = 0.01, 5, 10.0
+    if not demo:
+        budgets = 1e12 * np.geomspace(10 ** -generator.uniform(1, 3), 1, generator.integers(3, 7))
+        noise, sizes = 10 ** generator.uniform(-2.7, -1.8), int(generator.integers(5, 8))
+        beyond = 10 ** generator.uniform(0.5, 1.5)
+    flop = np.repeat(budgets, sizes)
+    size = laws.optimum(form, params, flop)[0] * np.tile(np.geomspace(1 / 3, 3, sizes), len(budgets))
+    size *= np.exp(np.repeat(generator.uniform(-0.4, 0.4, len(budgets)), sizes))
+    loss = laws.value(form, params, size, flop / size) * np.exp(noise * generator.standard_normal(len(size)))
+    evidence = learn(points(size, flop / size, loss), draws=1000)
+    target_flop = budgets[-1] * beyond
+    target_size = float(laws.optimum(form, params, target_flop)[0]) * np.exp(generator.uniform(-0.3, 0.3))
+    told = forecast(evidence, target_size, target_flop / target_size)
+    true = float(laws.value(form, params, target_size, target_flop / target_size))
+    true *= np.exp(noise * generator.standard_normal())
+    inside95, inside50 = told.low95 < true < told.high95, told.low50 < true < told.high50
+    return inside95, inside50, 50 * np.log(told.high95 / told.low95), 100 * np.log(told.median / true)
+
+
+def random_surface(generator: np.random.Generator) -> tuple[laws.Form, list[float]]:
+    """A standard or coupled surface with loss 2.7 at 1e12, a tenth to six tenths of it floor, and
+    published-like exponents."""
+    coupled = generator.random() < 0.5
+    low, high = (0.35, 0.8) if coupled else (0.25, 0.5)
+    while True:
+        alpha, beta = generator.uniform(low, high, 2)
+        k = generator.uniform(0.3, 0.9) if coupled else 1.0
+        floor = 2.7 * generator.uniform(0.1, 0.6)
+        slope = k * alpha * beta / (alpha + beta) * (1 - floor / 2.7)
+        if 0.04 < slope < 0.14:  # d ln L / d ln C of sweeps at any scale lies between
+            break
+    inner, size = (2.7 - floor) ** (1 / k), 1e6 * np.exp(generator.uniform(-0.5, 0.5))
+    a = inner * beta / (alpha + beta) * size**alpha
+    b = inner * alpha / (alpha + beta) * (1e12 / size) ** beta
+    return (
+        (laws.COUPLED, [floor, a, b, alpha, beta, k])
+        if coupled
+        else (laws.STANDARD, [floor, a, b, alpha, beta])
+    )
+
+
+if __name__ == "__main__":
+    main()
