@@ -217,20 +217,20 @@ class _YamlReader:
 
     def _mapping(self, route: Route) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        while not isinstance(event := next(self.events), MappingEndEvent):
-            self._check_node(event, route)
-            if not isinstance(event, ScalarEvent):
-                self._refuse(self._at(event), "a key must be a word", "write 'key: value'")
-            key = self._text(event)
+        while not isinstance(named := next(self.events), MappingEndEvent):
+            self._check_node(named, route)
+            if not isinstance(named, ScalarEvent):
+                self._refuse(self._at(named), "a key must be a word", "write 'key: value'")
+            key = self._text(named)
             if key in found:
-                self._refuse(self._at(event), f"the key {show(key)} is there twice", "keep one of them")
-            self.keys[*route, key] = self._at(event)
+                self._refuse(self._at(named), f"the key {show(key)} is there twice", "keep one of them")
+            self.keys[*route, key] = self._at(named)
             event = next(self.events)
             found[key] = self._value(event, (*route, key))
-            if found[key] is None and event.start_mark.index == event.end_mark.index:
-                self.values[*route, key] = self.keys[
-                    *route, key
-                ]  # nothing stands there; ruamel points to the next line
+            if (
+                found[key] is None and event.start_mark.index == event.end_mark.index
+            ):  # marked in the next line
+                self.values[*route, key] = self._at(named)
         return found
 
     def _check_node(self, event: Any, route: Route) -> None:
