@@ -1,0 +1,143 @@
+"""One run, recounted from its own records: nothing it says of itself in summary is believed.
+
+Each check has a name, an outcome and the numbers it compared. A run that fails one is rejected; one that passes all is
+accepted, whatever its loss.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from runtime.folder import RunFolder
+from specs.plan import PlannedRun
+from specs.record import Check, End, EvalLine, Incident, RunAudit, Start, StepLine
+
+LR_TOLERANCE = 1e-12
+"""Relative; the recorded learning rate is printed so that it reads back exactly, so only another libm may differ."""
+
+
+def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
+    """What a run's folder holds against what was planned for it; `unfinished` while it has no end."""
+    records = folder.records()
+    starts = [line for line in records if isinstance(line, Start)]
+    end = folder.end()
+    evals, metrics = folder.evals(), folder.metrics()
+    checks = () if end is None else _checks(folder, planned, seal, starts, end, metrics, evals)
+    state = "unfinished" if end is None else "accepted" if all(check.ok for check in checks) else "rejected"
+    timing = folder.timing()
+    return RunAudit(
+        run=planned.run.fingerprint(),
+        title=planned.title,
+        role=planned.role,
+        state=state,  # type: ignore[arg-type]
+        loss=evals[-1].loss if state != "unfinished" and evals else None,
+        steps=len(metrics),
+        seconds=sum(line.seconds for line in timing),
+        tokens_per_s=median([line.tokens_per_s for line in timing]) if timing else 0.0,
+        restarts=max(0, len(starts) - 1),
+        curve_step=tuple(line.step for line in evals),
+        curve_loss=tuple(line.loss for line in evals),
+        incidents=tuple(f"{i.what} at step {i.step}: {i.message}" for i in records if isinstance(i, Incident)),
+        checks=checks,
+    )
+
+
+def _checks(
+    folder: RunFolder,
+    planned: PlannedRun,
+    seal: str,
+    starts: Sequence[Start],
+    end: End,
+    metrics: Sequence[StepLine],
+    evals: Sequence[EvalLine],
+) -> tuple[Check, ...]:
+    run, optim = planned.run, planned.run.optim
+    written = folder.run()
+    return (
+        Check(
+            name="spec",
+            ok=written.fingerprint() == run.fingerprint() == folder.path.name,
+            detail=f"run.json hashes to {written.fingerprint()}, planned {run.fingerprint()}",
+        ),
+        _started_from_scratch(starts),
+        Check(
+            name="sealed before step 1",
+            ok=bool(starts) and starts[0].seal is not None and (planned.role != "target" or starts[0].seal == seal),
+            detail=f"first record carries seal {_short(starts[0].seal if starts else None)}, the plan's is {seal[:16]}",
+        ),
+        _steps(metrics, optim.steps),
+        _tokens(metrics, run.batch_tokens, run.model.flop_per_token),
+        _learning_rates(metrics, planned),
+        _evaluations(evals, planned),
+        Check(
+            name="end",
+            ok=bool(evals) and end.loss == evals[-1].loss and end.step == optim.steps,
+            detail=f"end says {end.loss!r} after {end.step} steps, last evaluation {evals[-1].loss if evals else None!r}",
+        ),
+        Check(
+            name="finite",
+            ok=all(math.isfinite(line.loss) and math.isfinite(line.grad_norm) for line in metrics),
+            detail="every loss and gradient norm is finite",
+        ),
+    )
+
+
+def _started_from_scratch(starts: Sequence[Start]) -> Check:
+    first = starts[0].from_step if starts else None
+    return Check(name="start", ok=first == 0, detail=f"first segment starts from step {first}")
+
+
+def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
+    """Every step once, in order."""
+    gap = next((i for i, line in enumerate(metrics, start=1) if line.step != i), None)
+    said = f"{len(metrics)} steps recorded, {planned} planned" + (f"; line {gap} is not step {gap}" if gap else "")
+    return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=said)
+
+
+def _tokens(metrics: Sequence[StepLine], batch_tokens: int, flop_per_token: int) -> Check:
+    wrong = next((line for line in metrics if line.tokens != line.step * batch_tokens), None)
+    counted = metrics[-1].step * batch_tokens if metrics else 0
+    said = f"{counted:,} tokens, {counted * float(flop_per_token):.4g} FLOP recounted"
+    if wrong is not None:
+        said += f"; step {wrong.step} claims {wrong.tokens:,} tokens"
+    return Check(name="tokens", ok=wrong is None, detail=said)
+
+
+def _learning_rates(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
+    def off(line: StepLine) -> bool:
+        return not math.isclose(line.lr, planned.run.optim.lr(line.step), rel_tol=LR_TOLERANCE)
+
+    wrong = next((line for line in metrics if off(line)), None)
+    said = "every step's learning rate is the schedule's"
+    if wrong is not None:
+        said = f"step {wrong.step} ran at {wrong.lr:.6g}, the schedule says {planned.run.optim.lr(wrong.step):.6g}"
+    return Check(name="schedule", ok=wrong is None, detail=said)
+
+
+def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
+    """At every planned step, on the planned number of sequences."""
+    asked, steps = planned.run.evaluation, planned.run.optim.steps
+    wanted = [(step, asked.sequences) for step in range(asked.every_steps, steps, asked.every_steps)]
+    wanted.append((steps, asked.final_sequences))
+    found = [(line.step, line.sequences) for line in evals]
+    return Check(name="evaluations", ok=found == wanted, detail=f"{len(found)} of {len(wanted)}, last on {found[-1:]}")
+
+
+def _short(seal: str | None) -> str:
+    return "none" if seal is None else seal[:16]
+
+
+def data_check(root: Path, planned: PlannedRun) -> Check:
+    """The token files hash to what the run was planned on. Reads them whole."""
+    from runtime.corpus import verify
+
+    try:
+        digest = verify(root, planned.run.data.corpus).digest
+    except ValueError as error:
+        return Check(name="data", ok=False, detail=str(error))
+    return Check(
+        name="data",
+        ok=digest == planned.run.data.digest,
+        detail=f"tokens hash to {digest[:16]}, planned {_short(planned.run.data.digest)}",
+    )
