@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from bench.curves import ladder_errors
 from planner.curve import Curve, CurveForecast, Pilot, Shape, collapse, forecast_curve
 from specs.law import Band
 
@@ -98,6 +99,15 @@ def test_95_percent_bands_hold_95_percent_of_the_points(floor: float, drift: flo
         held_50.append(np.mean((told.low_50 <= truth) & (truth <= told.high_50)))
     assert np.mean(held_95) >= 0.93
     assert np.mean(held_50) >= 0.45
+
+
+@pytest.mark.parametrize("below", [3e11, 1e12])
+def test_tiny_real_runs_are_held_by_their_bands(below: float) -> None:
+    """Noisy runs of 500 to 8000 steps (bench/tiny_ladder.json), each forecast from smaller ones and its own end."""
+    errors, halves = zip(*[(error, half) for _, error, half in ladder_errors(below, 0.5)], strict=True)
+    error, half = np.concatenate(errors), np.concatenate(halves)
+    assert np.mean(np.abs(error) <= half) >= 0.95
+    assert np.sqrt(np.mean(error**2)) < 0.03
 
 
 def test_drift_with_compute_is_followed() -> None:
