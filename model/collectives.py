@@ -1,7 +1,7 @@
 """Communication on one axis: the autograd pairs of tensor parallelism, and plain sums. All are the identity at size 1.
 
-    enter      without sequence parallelism: copy forward, all-reduce backward            (Megatron's f, arXiv 1909.08053)
-               with it: all-gather of the sequence forward, reduce-scatter backward       (g, arXiv 2205.05198)
+    enter      without sequence parallelism: copy forward, all-reduce backward        (Megatron's f, arXiv 1909.08053)
+               with it: all-gather of the sequence forward, reduce-scatter backward   (g, arXiv 2205.05198)
     leave      without: all-reduce forward, copy backward; with: reduce-scatter forward, all-gather backward
 
 Activations are (S, B, H), sequence first, so that the sequence is the dimension which contiguous collectives cut.

@@ -1,6 +1,6 @@
 """The layers' maths: tensors in, tensors out. Nothing here knows of ranks or groups.
 
-    S sequence    B batch    H width    T query heads    G key and value heads    K head size    F feed-forward width
+S sequence    B batch    H width    T query heads    G key and value heads    K head size    F feed-forward width
 """
 
 import torch
@@ -28,11 +28,20 @@ def rope(x_SBTK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(
-    x_SBH: Tensor, qkv: Tensor, out: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, kernels: Kernels
+    x_SBH: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    kernels: Kernels,
 ) -> Tensor:
     """Causal grouped-query attention with rotary positions. `qkv` is ((T + 2 G) K, H), `out` is (H, T K)."""
     S, B, _ = x_SBH.shape
-    turned, v_SBGK = F.linear(x_SBH, qkv).view(S, B, heads + 2 * kv_heads, -1).split([heads + kv_heads, kv_heads], dim=2)
+    turned, v_SBGK = (
+        F.linear(x_SBH, qkv).view(S, B, heads + 2 * kv_heads, -1).split([heads + kv_heads, kv_heads], dim=2)
+    )
     turned = rope(turned, cos[:S], sin[:S])
     q, k = turned.permute(1, 2, 0, 3).split([heads, kv_heads], dim=1)
     mixed_BTSK = kernels.attention(q, k, v_SBGK.permute(1, 2, 0, 3))

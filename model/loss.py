@@ -16,8 +16,8 @@ CHUNK_LOGITS = 2**20
 def cross_entropy(logits_RV: Tensor, targets_R: Tensor, step_tokens: int) -> Tensor:
     """Sum of the rows' cross-entropies over `step_tokens`, an fp64 scalar in nats. The logits are used up.
 
-    Forward writes (softmax - one_hot) / step_tokens over the logits where a gradient is wanted; backward hands that out. The
-    result must be the root of the graph: its own gradient is taken as 1.
+    Forward writes (softmax - one_hot) / step_tokens over the logits where a gradient is wanted; backward hands that
+    out. The result must be the root of the graph: its own gradient is taken as 1.
     """
     result: Tensor = _InPlace.apply(logits_RV, targets_R, step_tokens)  # type: ignore[no-untyped-call]
     return result

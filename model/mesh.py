@@ -1,7 +1,7 @@
 """Three axes of ranks: data (dp), pipeline (pp) and tensor parallel (tp), each a size, a coordinate and a group.
 
-`Mesh()` is one process. Ranks are ordered dp slowest, tp fastest, so that tensor-parallel ranks are neighbours on a node:
-rank = (dp * PP + pp) * TP + tp.
+`Mesh()` is one process. Ranks are ordered dp slowest, tp fastest, so that tensor-parallel ranks are neighbours on a
+node: rank = (dp * PP + pp) * TP + tp.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The model: blocks of `x + leave(f(enter(norm(x))))`, twice, and the stage that holds this rank's part of them.
 
-Local parameters are views of one flat buffer, and so are their gradients. What goes through one matrix multiplication is
-one local parameter (q, k and v; gate and up), and its `pieces` say which rows of which globally named tensors it holds.
+Local parameters are views of one flat buffer, and so are their gradients. What goes through one matrix multiplication
+is one local parameter (q, k and v; gate and up), and its `pieces` say which rows of which globally named tensors it holds.
 Names are those of Hugging Face's Llama, and blocks keep their global index, so a name never depends on the layout.
 
     S sequence    B batch    H width    V vocabulary
@@ -25,7 +25,7 @@ from specs.model import ModelSpec
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of a globally named tensor: rows [row, row + rows) and columns [col, col + cols). A vector has one column."""
+    """A box of a globally named tensor: rows [row, row + rows), columns [col, col + cols). A vector has one column."""
 
     name: str
     shape: tuple[int, ...]
@@ -83,7 +83,10 @@ def block_locals(spec: ModelSpec, index: int, tp: Axis) -> dict[str, Local]:
         "out": Local((_cols(at + "self_attn.o_proj.weight", d, d, tp),)),
         "norm_2": Local((_vector(at + "post_attention_layernorm.weight", d),)),
         "gate_up": Local(
-            (_rows(at + "mlp.gate_proj.weight", spec.ffn, d, tp), _rows(at + "mlp.up_proj.weight", spec.ffn, d, tp))
+            (
+                _rows(at + "mlp.gate_proj.weight", spec.ffn, d, tp),
+                _rows(at + "mlp.up_proj.weight", spec.ffn, d, tp),
+            )
         ),
         "down": Local((_cols(at + "mlp.down_proj.weight", d, spec.ffn, tp),)),
     }
@@ -108,7 +111,9 @@ class Block(nn.Module):
         """x + leave(f(enter(norm(x)))), with f attention, then SwiGLU."""
         norm, tp = self.kernels.rms_norm, self.tp
         x_SBH = x_SBH + leave(self._attend(enter(norm(x_SBH, self.norm_1, self.eps), tp), cos, sin), tp)
-        return x_SBH + leave(swiglu(enter(norm(x_SBH, self.norm_2, self.eps), tp), self.gate_up, self.down), tp)
+        return x_SBH + leave(
+            swiglu(enter(norm(x_SBH, self.norm_2, self.eps), tp), self.gate_up, self.down), tp
+        )
 
     def _attend(self, x_SBH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return attention(x_SBH, self.qkv, self.out, cos, sin, self.heads, self.kv_heads, self.kernels)

@@ -1,7 +1,7 @@
 """AdamW with ZeRO-1 by rows (arXiv 1910.02054): every data-parallel rank owns a block of rows of every parameter.
 
-A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank its
-rows (reduce-scatter), updates them, and hands the new rows to all (all-gather): one collective each, over all
+A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank
+its rows (reduce-scatter), updates them, and hands the new rows to all (all-gather): one collective each, over all
 parameters at once. Rows are padded to a multiple of the axis, so each rank's share has one size. Owned rows are boxes of
 globally named tensors, which is how a checkpoint of one layout is read under another.
 """
@@ -77,7 +77,13 @@ class AdamW:
     def boxes(self) -> list[Box]:
         """This rank's state; over the ranks of the axis, the boxes tile every global tensor once."""
         return [
-            Box(piece, *(row[start : start + piece.rows * piece.cols].view(_view_shape(piece)) for row in self._state))
+            Box(
+                piece,
+                *(
+                    row[start : start + piece.rows * piece.cols].view(_view_shape(piece))
+                    for row in self._state
+                ),
+            )
             for share in self._shares
             for piece, start in _owned_pieces(share)
         ]
@@ -89,8 +95,13 @@ class AdamW:
         norm = self._norm(gradient)
         self.steps += 1
         self._count.fill_(self.steps)
-        scale = torch.tensor(max(1.0, norm / self.spec.clip_norm), dtype=torch.float32, device=gradient.device)
-        for part, decay in ((slice(0, self._decayed), self.spec.weight_decay), (slice(self._decayed, None), 0.0)):
+        scale = torch.tensor(
+            max(1.0, norm / self.spec.clip_norm), dtype=torch.float32, device=gradient.device
+        )
+        for part, decay in (
+            (slice(0, self._decayed), self.spec.weight_decay),
+            (slice(self._decayed, None), 0.0),
+        ):
             master, exp_avg, exp_avg_sq = (row[part] for row in self._state)
             self.stage.kernels.adamw(
                 [master],

@@ -12,7 +12,7 @@ from runtime.folder import RunFolder
 from runtime.recount import data_check, recount
 from specs.files import append_line, load, read_lines, write_json, write_text
 from specs.plan import CurveBand, Forecast, Plan, PlannedRun
-from specs.record import Audit, LedgerRecord, RunAudit, StepLine
+from specs.record import Audit, Check, LedgerRecord, RunAudit, StepLine
 from specs.report import render
 
 CLIPPED_OFTEN = 0.2
@@ -27,9 +27,7 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
     """Audit a plan's runs; writes audit.json and audit.html beside the plan, and accepted runs into the ledger."""
     plan = load(plan_path, Plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
-    runs = [
-        recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)
-    ]
+    runs = [recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     if any(run.state == "accepted" for run in runs):
         data = data_check(workspace / "data", plan.runs[0])
         runs = [_with(run, data) if run.state != "unfinished" else run for run in runs]
@@ -40,14 +38,16 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
     return audit
 
 
-def _with(run: RunAudit, check: object) -> RunAudit:
+def _with(run: RunAudit, check: Check) -> RunAudit:
     checks = (*run.checks, check)
-    state = "accepted" if all(one.ok for one in checks) else "rejected"  # type: ignore[attr-defined]
+    state = "accepted" if all(one.ok for one in checks) else "rejected"
     return run.model_copy(update={"checks": checks, "state": state})
 
 
 def _verdict(plan: Plan, runs: Sequence[RunAudit], folders: Sequence[RunFolder]) -> Audit:
-    verdict, reason, share, causes = "cannot tell", _missing(runs), None, ()
+    verdict, reason = "cannot tell", _missing(runs)
+    share: float | None = None
+    causes: tuple[str, ...] = ()
     told, (target, planned) = plan.forecast, (runs[-1], plan.runs[-1])
     if not reason and plan.phase == "pilots":
         verdict, reason = "inside", f"all {len(runs)} runs are accepted; plan again for the target"
@@ -101,9 +101,7 @@ def _share_inside(curve: CurveBand, run: RunAudit) -> float | None:
     return mean(side == 0 for side in sides) if sides else None
 
 
-def _causes(
-    plan: Plan, planned: PlannedRun, run: RunAudit, told: Forecast, folder: RunFolder
-) -> list[str]:
+def _causes(plan: Plan, planned: PlannedRun, run: RunAudit, told: Forecast, folder: RunFolder) -> list[str]:
     """What a miss most likely comes from, most likely first: each one names its numbers."""
     found = _data_causes(plan, planned) + _rate_causes(plan, planned, folder.metrics())
     if run.restarts:
@@ -166,7 +164,11 @@ def _law_causes(plan: Plan, run: RunAudit, told: Forecast) -> list[str]:
 
 def _extend_ledger(plan: Plan, ledger: Path, audit: Audit, folders: Sequence[RunFolder]) -> None:
     """Accepted runs that the ledger does not hold yet, in the plan's order."""
-    held = {record.run.fingerprint() for record in read_lines(ledger, LedgerRecord)} if ledger.exists() else set()
+    held = (
+        {record.run.fingerprint() for record in read_lines(ledger, LedgerRecord)}
+        if ledger.exists()
+        else set()
+    )
     for planned, run, folder in zip(plan.runs, audit.runs, folders, strict=True):
         if run.state == "accepted" and run.run not in held:
             append_line(ledger, _ledger_record(plan, planned, run, folder))

@@ -38,7 +38,9 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         restarts=max(0, len(starts) - 1),
         curve_step=tuple(line.step for line in evals),
         curve_loss=tuple(line.loss for line in evals),
-        incidents=tuple(f"{i.what} at step {i.step}: {i.message}" for i in records if isinstance(i, Incident)),
+        incidents=tuple(
+            f"{i.what} at step {i.step}: {i.message}" for i in records if isinstance(i, Incident)
+        ),
         checks=checks,
     )
 
@@ -63,7 +65,9 @@ def _checks(
         _started_from_scratch(starts),
         Check(
             name="sealed before step 1",
-            ok=bool(starts) and starts[0].seal is not None and (planned.role != "target" or starts[0].seal == seal),
+            ok=bool(starts)
+            and starts[0].seal is not None
+            and (planned.role != "target" or starts[0].seal == seal),
             detail=f"first record carries seal {_short(starts[0].seal if starts else None)}, the plan's is {seal[:16]}",
         ),
         _steps(metrics, optim.steps),
@@ -73,7 +77,7 @@ def _checks(
         Check(
             name="end",
             ok=bool(evals) and end.loss == evals[-1].loss and end.step == optim.steps,
-            detail=f"end says {end.loss!r} after {end.step} steps, last evaluation {evals[-1].loss if evals else None!r}",
+            detail=f"end says {end.loss!r} after {end.step} steps; last evaluation {evals[-1].loss if evals else None}",
         ),
         Check(
             name="finite",
@@ -91,7 +95,9 @@ def _started_from_scratch(starts: Sequence[Start]) -> Check:
 def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
     """Every step once, in order."""
     gap = next((i for i, line in enumerate(metrics, start=1) if line.step != i), None)
-    said = f"{len(metrics)} steps recorded, {planned} planned" + (f"; line {gap} is not step {gap}" if gap else "")
+    said = f"{len(metrics)} steps recorded, {planned} planned" + (
+        f"; line {gap} is not step {gap}" if gap else ""
+    )
     return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=said)
 
 
@@ -121,7 +127,9 @@ def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
     wanted = [(step, asked.sequences) for step in range(asked.every_steps, steps, asked.every_steps)]
     wanted.append((steps, asked.final_sequences))
     found = [(line.step, line.sequences) for line in evals]
-    return Check(name="evaluations", ok=found == wanted, detail=f"{len(found)} of {len(wanted)}, last on {found[-1:]}")
+    return Check(
+        name="evaluations", ok=found == wanted, detail=f"{len(found)} of {len(wanted)}, last on {found[-1:]}"
+    )
 
 
 def _short(seal: str | None) -> str:

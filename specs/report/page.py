@@ -22,7 +22,7 @@ p { margin: 6px 0; max-width: 76ch } .soft { color: var(--soft) } .small { font-
 .card span { color: var(--soft); font-size: 13px }
 .inside { color: var(--good) } .outside { color: var(--bad) } .cannot { color: var(--open) }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 0 28px }
-.figure { height: 380px } .scroll { overflow-x: auto }
+.pair > div { min-width: 0 } .figure { height: 380px } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; width: 100% }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600; white-space: nowrap } td.key { color: var(--soft); white-space: nowrap; width: 1% }
@@ -112,7 +112,7 @@ def _figures(plan: Plan, audit: Audit | None) -> str:
     ]
     blocks = [
         f'<div><h2>{title}</h2><p class="soft small">{note}</p><div class="figure" id="{name}"></div>'
-        f"<script>Plotly.newPlot({json.dumps(name)}, {_data(figure)}, {{responsive: true, displaylogo: false}})"
+        f"<script>Plotly.newPlot({json.dumps(name)}, {_data(figure)}, {{responsive: true, displayModeBar: false}})"
         "</script></div>"
         for title, name, figure, note in drawn
         if figure is not None
