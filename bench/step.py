@@ -1,4 +1,4 @@
-"""One training step of tiny models on one thread: milliseconds and M times tokens over seconds. `python -m bench.step`"""
+"""A training step of tiny models on one thread: milliseconds and FLOP/s by M times tokens. `python -m bench.step`"""
 
 import time
 
