@@ -1,10 +1,12 @@
 """What a run says about itself while it goes on: its record, its lines, and the alarm when it leaves its forecast.
 
-Rank 0 keeps the journal; on the other ranks every call does nothing, so that the loop reads the same everywhere.
+Rank 0 keeps the journal. The other ranks hold one that says nothing, so that the loop reads the same everywhere.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from runtime.folder import RunFolder
@@ -19,38 +21,15 @@ What = Literal["outside_band", "damaged_checkpoint", "non_finite", "interrupted"
 
 
 class Journal:
-    """One segment of a run, from its start at `from_step` finished steps."""
+    """One segment of a run; on all ranks but the first every call does nothing."""
 
-    def __init__(
-        self, folder: RunFolder, run: RunSpec, order: Order, from_step: int, *, writes: bool
-    ) -> None:
+    def __init__(self, folder: RunFolder, run: RunSpec, order: Order, metrics: Metrics | None) -> None:
         self._folder = folder
         self._run = run
         self._order = order
-        self._from_step = from_step
-        self._writes = writes
-        self._metrics: Metrics | None = None
-        self._outside = False
-
-    def start(self, kernels: Mapping[str, str], devices: Sequence[str]) -> None:
-        """Write the Start record, before any step, and bring the files to the state of the checkpoint."""
-        if not self._writes:
-            return
-        cut_line(self._folder.record_jsonl)
-        self._metrics = Metrics(self._folder, self._from_step, _rates(self._run, self._order))
-        evals = self._folder.evals()
-        self._outside = bool(evals) and band_left(self._order.curve, evals[-1]) is not None
-        start = Start(
-            time=time.time(),
-            run=self._run.fingerprint(),
-            seal=self._order.seal,
-            from_step=self._from_step,
-            execution=self._order.execution,
-            kernels=dict(kernels),
-            environment=environment(devices),
-        )
-        append_line(self._folder.record_jsonl, start)
-        self._say(f"{self._order.title}: from step {self._from_step} of {self._run.optim.steps}")
+        self._metrics = metrics
+        evals = folder.evals() if metrics else []
+        self._outside = bool(evals) and band_left(order.curve, evals[-1]) is not None
 
     def step(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
         """Note a finished step."""
@@ -64,7 +43,7 @@ class Journal:
             return
         line = EvalLine(step=step, tokens=step * self._run.batch_tokens, loss=loss, sequences=sequences)
         self._metrics.add(line)
-        self._say(f"step {step}: held-out loss {loss:.4f} nats per token")
+        _say(f"step {step}: held-out loss {loss:.4f} nats per token")
         left = band_left(self._order.curve, line)
         if left and not self._outside and not self._already_known(step):
             self.incident("outside_band", step, left)
@@ -72,13 +51,11 @@ class Journal:
 
     def incident(self, what: What, step: int, message: str) -> None:
         """Record and print something that a reader of the run must know."""
-        if self._writes:
-            if self._metrics:
-                self._metrics.flush()
-            append_line(
-                self._folder.record_jsonl, Incident(time=time.time(), step=step, what=what, message=message)
-            )
-            self._say(f"{what}: {message}")
+        if self._metrics:
+            self._metrics.flush()
+            line = Incident(time=time.time(), step=step, what=what, message=message)
+            append_line(self._folder.record_jsonl, line)
+            _say(f"{what}: {message}")
 
     def flush(self) -> None:
         """Bring every line to the disk, as a checkpoint promises."""
@@ -86,22 +63,57 @@ class Journal:
             self._metrics.flush(to_disk=True)
 
     def end(self, weights_sha256: str) -> None:
-        """Close the lines; write the End record."""
+        """Write the End record: the run is finished."""
         if self._metrics:
-            self._metrics.close()
+            self._metrics.flush(to_disk=True)
             final = self._folder.evals()[-1]
-            append_line(
-                self._folder.record_jsonl,
-                End(time=time.time(), step=final.step, loss=final.loss, weights_sha256=weights_sha256),
-            )
+            line = End(time=time.time(), step=final.step, loss=final.loss, weights_sha256=weights_sha256)
+            append_line(self._folder.record_jsonl, line)
+            _say(f"finished: held-out loss {final.loss:.4f} nats per token")
 
     def _already_known(self, step: int) -> bool:
         """Whether an earlier segment recorded this excursion before it was cut off."""
         known = [line for line in self._folder.records() if isinstance(line, Incident)]
         return any(line.what == "outside_band" and line.step == step for line in known)
 
-    def _say(self, text: str) -> None:
-        print(text, flush=True)
+
+@dataclass(frozen=True)
+class Begun:
+    """How a segment begins on this rank."""
+
+    rank: int
+    """Rank 0 keeps the journal."""
+    from_step: int
+    """Finished steps that it goes on from."""
+    kernels: Mapping[str, str]
+    """Back end of each operation."""
+    devices: Sequence[str]
+    """Accelerators."""
+
+
+@contextmanager
+def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> Iterator[Journal]:
+    """The journal of a segment; its Start record is written before anything else."""
+    if begun.rank > 0:
+        yield Journal(folder, run, order, None)
+        return
+    cut_line(folder.record_jsonl)
+    metrics = Metrics(folder, begun.from_step, _rates(run, order))
+    try:
+        start = Start(
+            time=time.time(),
+            run=run.fingerprint(),
+            seal=order.seal,
+            from_step=begun.from_step,
+            execution=order.execution,
+            kernels=dict(begun.kernels),
+            environment=environment(begun.devices),
+        )
+        append_line(folder.record_jsonl, start)
+        _say(f"{order.title}: from step {begun.from_step} of {run.optim.steps}")
+        yield Journal(folder, run, order, metrics)
+    finally:
+        metrics.close()
 
 
 def band_left(curve: CurveBand | None, line: EvalLine) -> str | None:
@@ -122,3 +134,7 @@ def _rates(run: RunSpec, order: Order) -> Rates:
     peak = order.peak_flop_per_s
     devices = order.execution.layout.devices
     return Rates(run.batch_tokens, run.model.mfu_flop_per_token, peak * devices if peak else None)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

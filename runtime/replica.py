@@ -47,6 +47,11 @@ class Replica:
         self._optimizer = AdamW(self._stage, mesh.dp, run.optim)
 
     @property
+    def leads(self) -> bool:
+        """Whether this is the one rank that decides where the others follow."""
+        return self._axis.rank == 0
+
+    @property
     def devices(self) -> list[str]:
         """Names of the accelerators of all ranks; they are of one kind."""
         return [torch.cuda.get_device_name()] * self._axis.size if self._device.type == "cuda" else []
@@ -58,7 +63,7 @@ class Replica:
         """
         problems: list[str] = []
         step = 0
-        if self._axis.rank == 0:
+        if self.leads:
             path, problems = newest_whole(folder, self._run.fingerprint())
             step = step_of(path) if path else 0
         step = int(self.summed([step])[0])
@@ -114,7 +119,7 @@ class Replica:
 
     def weights_sha256(self, folder: Path, step: int) -> str:
         """Digest of the weights that were saved after `step` steps; rank 0 has it, the others nothing."""
-        return weights_sha256(folder, step) if self._axis.rank == 0 else ""
+        return weights_sha256(folder, step) if self.leads else ""
 
     def _loss(self, rows_BT: NDArray[np.int64], step_tokens: int) -> Tensor:
         tokens_BT = torch.from_numpy(rows_BT).to(self._device)

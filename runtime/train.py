@@ -14,15 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from runtime.batches import check_enough
+from runtime.batches import DataError, check_enough
 from runtime.corpus import load_corpus, tokens
+from runtime.documents import CorpusError
 from runtime.folder import RunFolder
-from runtime.journal import Journal
+from runtime.journal import Begun, Journal, journal_of
+from runtime.metrics import RecordError
 from specs.data import Corpus
 from specs.files import DocumentError
 from specs.record import Order
-from specs.run import RunSpec
+from specs.run import Execution, RunSpec
+
+if TYPE_CHECKING:
+    from runtime.replica import Replica
 
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 RESUME = 75
@@ -76,9 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return train(RunFolder(arguments.folder), arguments.data, Seat.of(os.environ), leave)
-    except (DocumentError, ValueError) as error:
+    except RunError as error:
+        print(f"RunError: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    except (DocumentError, CorpusError, DataError, RecordError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return FAILED if isinstance(error, RunError) else BAD_INPUT
+        return BAD_INPUT
 
 
 def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
@@ -94,66 +103,77 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     from runtime.replica import joined  # torch: after the handlers, and after what can be refused at once
 
     with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
-        from_step, problems = replica.restore(folder.checkpoints)
-        journal = Journal(folder, run, order, from_step, writes=seat.rank == 0)
-        journal.start(replica.kernels, replica.devices)
-        for problem in problems:
-            journal.incident("damaged_checkpoint", from_step, problem)
+        from_step, damaged = replica.restore(folder.checkpoints)
+        begun = Begun(seat.rank, from_step, replica.kernels, replica.devices)
+        with journal_of(folder, run, order, begun) as journal:
+            for problem in damaged:
+                journal.incident("damaged_checkpoint", from_step, problem)
+            return _go_on(folder, run, order.execution, replica, journal, from_step, leave)
 
-        steps, evaluation = run.optim.steps, run.evaluation
-        saved_s = time.monotonic()
-        leaving = bool(replica.summed([leave.asked])[0])
-        for step in range(from_step + 1, steps + 1):
-            if leaving:
-                return RESUME
-            lr = run.optim.lr(step)
-            share = replica.accumulate(step)
-            grad_norm = replica.update(lr)
-            due = seat.rank == 0 and time.monotonic() - saved_s >= order.execution.checkpoint_every_s
-            loss, asked, saving = replica.summed([share, leave.asked, due])
-            _stop_where_diverged(
-                journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
-            )
-            journal.step(step, loss, grad_norm, lr)
 
-            last = step == steps
-            if step % evaluation.every_steps == 0 or last:
-                sequences = evaluation.final_sequences if last else evaluation.sequences
-                held_out_loss = replica.evaluate(sequences)
-                _stop_where_diverged(journal, step, {"held-out loss": held_out_loss, "learning rate": lr})
-                journal.evaluation(step, held_out_loss, sequences)
+def _go_on(
+    folder: RunFolder,
+    run: RunSpec,
+    execution: Execution,
+    replica: "Replica",
+    journal: Journal,
+    from_step: int,
+    leave: Leave,
+) -> int:
+    """The steps after `from_step`, up to the last one or until this process is asked to leave; the exit status."""
+    steps, evaluation = run.optim.steps, run.evaluation
+    saved_s = time.monotonic()
+    leaving = any(replica.summed([leave.asked]))
+    for step in range(from_step + 1, steps + 1):
+        if leaving:
+            return RESUME
+        lr = run.optim.lr(step)
+        share = replica.accumulate(step)
+        grad_norm = replica.update(lr)
+        due = replica.leads and time.monotonic() - saved_s >= execution.checkpoint_every_s
+        loss, asked, saving = replica.summed(
+            [share, leave.asked, due]
+        )  # so that all ranks agree on all three
+        _stop_where_diverged(journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr})
+        journal.step(step, loss, grad_norm, lr)
 
-            leaving = bool(asked) and not last
-            if saving or leaving or last:
-                journal.flush()  # a checkpoint promises that every line up to its step is on disk
-                replica.save(folder.checkpoints, step)
-                saved_s = time.monotonic()
-            if leaving:
-                journal.incident(
-                    "interrupted", step, f"saved at step {step} of {steps} after a signal to leave"
-                )
-        journal.end(replica.weights_sha256(folder.checkpoints, steps))
+        last = step == steps
+        if step % evaluation.every_steps == 0 or last:
+            sequences = evaluation.final_sequences if last else evaluation.sequences
+            held_out_loss = replica.evaluate(sequences)
+            _stop_where_diverged(journal, step, {"held-out loss": held_out_loss, "learning rate": lr})
+            journal.evaluation(step, held_out_loss, sequences)
+
+        leaving = bool(asked) and not last
+        if saving or leaving or last:
+            journal.flush()  # a checkpoint promises that every line up to its step is on disk
+            replica.save(folder.checkpoints, step)
+            saved_s = time.monotonic()
+        if leaving:
+            journal.incident("interrupted", step, f"saved at step {step} of {steps} after a signal to leave")
+    journal.end(replica.weights_sha256(folder.checkpoints, steps))
     return FINISHED
 
 
 def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
     """RunError for what cannot be trained, before anything is written."""
     layout = order.execution.layout
-    problems = layout.problems(run.model, run.optim)
+    problems = []
+    if layout.tp > 1 or layout.pp > 1:
+        problems.append(f"tp {layout.tp} and pp {layout.pp} cannot be trained yet; write tp: 1 and pp: 1")
     if run.parent is not None:
         problems.append("runs that branch off another cannot be trained yet; write parent: null")
+    problems += layout.problems(run.model, run.optim)
     if order.run != run.fingerprint():
         problems.append(f"the order is for run {order.run}, not {run.fingerprint()}; launch the run again")
+    if seat.ranks != layout.devices:
+        problems.append(f"{seat.ranks} processes were started for a layout of {layout.devices} ranks")
     if corpus.digest != run.data.digest:
         problems.append(
             f"the corpus {run.data.corpus} has the digest {corpus.digest}, not {run.data.digest}; plan again"
         )
     if corpus.spec.vocab > run.model.vocab:
         problems.append(f"{corpus.spec.vocab} different tokens do not fit a vocabulary of {run.model.vocab}")
-    if layout.tp > 1 or layout.pp > 1:
-        problems.append(f"tp {layout.tp} and pp {layout.pp} cannot be trained yet; write tp: 1 and pp: 1")
-    elif seat.ranks != layout.devices:
-        problems.append(f"{seat.ranks} processes were started for a layout of {layout.devices} ranks")
     if problems:
         raise RunError(problems[0])
 
