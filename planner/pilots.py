@@ -16,8 +16,6 @@ HALF_DECADE = math.sqrt(10.0)
 """Ratio of neighbouring budgets; the paper's eight budgets from 1e17 to 3e20 are as far apart."""
 TOP_OF_TARGET = 0.1
 """The largest pilot budget is at most this share of the target."""
-SPREAD = 2.0
-"""Ratio of neighbouring sizes: five span a factor 4 either side, where a parabola's bias is 1.4 % (docs/log.md)."""
 
 
 def ladder(pilots: Pilots, target_flop: float) -> list[float]:
@@ -28,10 +26,11 @@ def ladder(pilots: Pilots, target_flop: float) -> list[float]:
     return [top * weight for weight in reversed(weights)]
 
 
-def sizes(family: Family, vocab: int, centre_flop_per_token: float, count: int) -> list[ModelSpec]:
-    """`count` different shapes spread evenly in ln M around the centre, smallest first."""
-    wanted = [centre_flop_per_token * SPREAD ** (i - (count - 1) / 2) for i in range(count)]
-    pool = sizes_of_family(family, vocab, wanted[-1] * SPREAD**count)
+def sizes(family: Family, vocab: int, centre_flop_per_token: float, pilots: Pilots) -> list[ModelSpec]:
+    """Different shapes spread evenly in ln M around the centre, smallest first."""
+    steps = [i - (pilots.sizes - 1) / 2 for i in range(pilots.sizes)]
+    wanted = [centre_flop_per_token * pilots.spread**step for step in steps]
+    pool = sizes_of_family(family, vocab, wanted[-1] * pilots.spread**pilots.sizes)
     chosen: list[ModelSpec] = []
     for flop_per_token in wanted:
         free = [shape for shape in pool if shape not in chosen]
@@ -48,7 +47,7 @@ def wishes(
     found: list[Wish] = []
     for budget in budgets:
         centre = prior.flop_per_token.at(compute_flop=budget)
-        for shape in sizes(family, vocab, centre, pilots.sizes):
+        for shape in sizes(family, vocab, centre, pilots):
             title = f"{budget:.1e} FLOP, width {shape.width}"
             found.append(Wish("pilot", title, budget, shape, share))
     return found + _rate_wishes(pilots, family, vocab, prior, budgets, share)
@@ -58,7 +57,7 @@ def _rate_wishes(
     pilots: Pilots, family: Family, vocab: int, prior: Allocation, budgets: list[float], devices: int
 ) -> list[Wish]:
     budget = budgets[-1 - _rate_rung(pilots)]
-    around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=budget), pilots.sizes)
+    around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=budget), pilots)
     middle = around[len(around) // 2]
     return [
         Wish(

@@ -33,6 +33,9 @@ class Pilots(Spec):
     """isoFLOP budgets, half a decade apart."""
     sizes: int = Field(default=5, ge=4, le=15)
     """Model sizes of each budget."""
+    spread: float = Field(default=2.0, gt=1, le=4)
+    """Ratio of neighbouring sizes. Five sizes 2 apart span a factor 4 either side of the prior's optimum, where a
+    parabola's bias is 1.4 % in size (docs/log.md); closer ones scatter less, but need a prior that is right."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 2.0)
     """Multiples of the learning rate that are tried besides 1, at the middle size of the second largest budget."""
 

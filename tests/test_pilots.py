@@ -40,7 +40,7 @@ def test_pilots_cost_no_more_than_their_share(
 def test_sizes_are_different_and_surround_the_centre() -> None:
     """Even where the grid of legal widths is coarse."""
     for centre in (1.0e5, 4.4e5, 3e6):
-        found = [shape.flop_per_token for shape in sizes(TINY, 256, centre, 5)]
+        found = [shape.flop_per_token for shape in sizes(TINY, 256, centre, pilots())]
         assert len(set(found)) == 5
         assert found == sorted(found)
         assert found[0] < centre < found[-1]
