@@ -10,7 +10,7 @@ import shutil
 import hypothesis
 import pytest
 
-# Before NumPy and torch are imported, since both read it once: sums in one order, and two test workers on two cores.
+# Before NumPy and torch are imported, since both read it once: sums are taken in one order on every machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -30,10 +30,7 @@ SLURM_INSTALL = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then slow, slurm, gpu. Those that talk to SLURM share a worker, as they share one cluster."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+    """Quick tests first, then slow, slurm, gpu; otherwise as they were collected."""
     items.sort(key=_place)
 
 
