@@ -7,11 +7,13 @@ The forecast is read from the sealed plan and the outcome from the runs' own rec
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from runtime.folder import RunFolder
 from runtime.recount import data_check, recount
 from specs.files import append_line, load, read_lines, write_json, write_text
-from specs.plan import CurveBand, Forecast, Plan, PlannedRun
+from specs.law import LawFit
+from specs.plan import CurveBand, Forecast, NoForecast, Plan, PlannedRun
 from specs.record import Audit, Check, LedgerRecord, RunAudit, StepLine
 from specs.report import render
 
@@ -24,14 +26,17 @@ LEVEL_SHARE = 0.5
 
 
 def audit_plan(plan_path: Path, workspace: Path) -> Audit:
-    """Audit a plan's runs; writes audit.json and audit.html beside the plan, and accepted runs into the ledger."""
+    """Audit a plan's runs; writes audit.<phase>.json and audit.html beside the plan, accepted runs into the ledger.
+
+    DocumentError where a document cannot be read; nothing is written then.
+    """
     plan = load(plan_path, Plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
     runs = [recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     if any(run.state == "accepted" for run in runs):
-        data = data_check(workspace / "data", plan.runs[0])
-        runs = [_with(run, data) if run.state != "unfinished" else run for run in runs]
-    audit = _verdict(plan, runs, folders)
+        data = data_check(workspace / "data", plan.runs[0])  # the runs of a plan share their data
+        runs = [run if run.state == "unfinished" else _with(run, data) for run in runs]
+    audit = _verdict(plan, runs, folders[-1])
     _extend_ledger(plan, plan_path.parent / plan.ledger, audit, folders)
     write_json(plan_path.parent / f"audit.{plan.phase}.json", audit)
     write_text(plan_path.parent / "audit.html", render(plan, audit))
@@ -39,34 +44,40 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
 
 
 def _with(run: RunAudit, check: Check) -> RunAudit:
-    checks = (*run.checks, check)
-    state = "accepted" if all(one.ok for one in checks) else "rejected"
-    return run.model_copy(update={"checks": checks, "state": state})
+    state = "accepted" if run.state == "accepted" and check.ok else "rejected"
+    return run.model_copy(update={"checks": (*run.checks, check), "state": state})
 
 
-def _verdict(plan: Plan, runs: Sequence[RunAudit], folders: Sequence[RunFolder]) -> Audit:
-    verdict, reason = "cannot tell", _missing(runs)
-    share: float | None = None
-    causes: tuple[str, ...] = ()
-    told, (target, planned) = plan.forecast, (runs[-1], plan.runs[-1])
-    if not reason and plan.phase == "pilots":
-        verdict, reason = "inside", f"all {len(runs)} runs are accepted; plan again for the target"
-    elif not reason and not isinstance(told, Forecast):
-        reason = f"there is no forecast: {told.reason}"  # type: ignore[union-attr]
-    elif not reason and isinstance(told, Forecast) and target.loss is not None:
-        inside = told.loss.inside_95(target.loss)
-        verdict = "inside" if inside else "outside"
-        reason = _compared(target.loss, told)
-        share = None if told.curve is None else _share_inside(told.curve, target)
-        causes = () if inside else tuple(_causes(plan, planned, target, told, folders[-1]))
-    return Audit(
+def _verdict(plan: Plan, runs: Sequence[RunAudit], last: RunFolder) -> Audit:
+    """The verdict on all runs; `last` is the folder of the plan's last run, a target plan's only one."""
+    audit = Audit(
         seal=plan.seal,
-        verdict=verdict,  # type: ignore[arg-type]
-        reason=reason,
-        curve_share_inside=share,
-        causes=causes,
+        verdict="cannot tell",
+        reason=_missing(runs),
+        curve_share_inside=None,
+        causes=(),
         runs=tuple(runs),
     )
+    if audit.reason:
+        return audit
+    if plan.phase == "pilots":
+        said = f"all {len(runs)} runs are accepted; plan again for the target"
+        return audit.model_copy(update={"verdict": "inside", "reason": said})
+    if isinstance(plan.forecast, NoForecast):
+        return audit.model_copy(update={"reason": f"there is no forecast: {plan.forecast.reason}"})
+    return audit.model_copy(update=_against(plan, plan.forecast, runs[-1], last))
+
+
+def _against(plan: Plan, told: Forecast, run: RunAudit, folder: RunFolder) -> dict[str, Any]:
+    """The outcome of the accepted target against its forecast, as fields of the audit."""
+    assert run.loss is not None  # an accepted run has its evaluations
+    inside = told.loss.inside_95(run.loss)
+    return {
+        "verdict": "inside" if inside else "outside",
+        "reason": _compared(run.loss, told),
+        "curve_share_inside": None if told.curve is None else _share_inside(told.curve, run),
+        "causes": () if inside else tuple(_causes(plan, plan.runs[-1], run, told, folder)),
+    }
 
 
 def _missing(runs: Sequence[RunAudit]) -> str:
@@ -147,28 +158,33 @@ def _law_causes(plan: Plan, run: RunAudit, told: Forecast) -> list[str]:
     found = []
     sides = _sides(told.curve, run) if told.curve is not None else []
     for side, word in ((1, "above"), (-1, "below")):
-        if sides and mean(one == side for one in sides) > LEVEL_SHARE:
-            found.append(f"law: the whole curve lies {word} its band, so its level is off, not its shape")
-    if plan.fit is not None:
-        loose = [p for p in plan.fit.profiles if not p.bracketed]
-        if loose:
-            found.append(f"law: {len(loose)} of {len(plan.fit.profiles)} isoFLOP minima are not bracketed")
-        scored = [form for form in plan.fit.forms if form.held_out_error is not None]
-        if scored:
-            heaviest = max(scored, key=lambda form: form.weight)
+        share = mean(one == side for one in sides) if sides else 0.0
+        if share > LEVEL_SHARE:
             found.append(
-                f"law: the heaviest form, {heaviest.form}, missed held-out budgets by {heaviest.held_out_error:.2%}"
+                f"law: {share:.0%} of the curve lies {word} its band, so its level is off, not its shape"
             )
+    return found if plan.fit is None else found + _fit_causes(plan.fit)
+
+
+def _fit_causes(fit: LawFit) -> list[str]:
+    """What was weak in the evidence that the forecast rests on."""
+    found = []
+    loose = [profile for profile in fit.profiles if not profile.bracketed]
+    if loose:
+        found.append(f"law: {len(loose)} of {len(fit.profiles)} isoFLOP minima are not bracketed")
+    scored = [form for form in fit.forms if form.held_out_error is not None]
+    if scored:
+        form = max(scored, key=lambda form: form.weight)
+        found.append(
+            f"law: the heaviest form, {form.form}, missed held-out budgets by {form.held_out_error:.2%}"
+        )
     return found
 
 
 def _extend_ledger(plan: Plan, ledger: Path, audit: Audit, folders: Sequence[RunFolder]) -> None:
     """Accepted runs that the ledger does not hold yet, in the plan's order."""
-    held = (
-        {record.run.fingerprint() for record in read_lines(ledger, LedgerRecord)}
-        if ledger.exists()
-        else set()
-    )
+    there = read_lines(ledger, LedgerRecord) if ledger.exists() else []
+    held = {record.fingerprint_of_run for record in there}
     for planned, run, folder in zip(plan.runs, audit.runs, folders, strict=True):
         if run.state == "accepted" and run.run not in held:
             append_line(ledger, _ledger_record(plan, planned, run, folder))

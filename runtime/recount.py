@@ -6,6 +6,7 @@ accepted, whatever its loss.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -17,21 +18,40 @@ LR_TOLERANCE = 1e-12
 """Relative; the recorded learning rate is printed so that it reads back exactly, so only another libm may differ."""
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What a finished run's folder tells of it."""
+
+    name: str
+    """The folder's name."""
+    written: str
+    """Fingerprint of its run.json."""
+    starts: tuple[Start, ...]
+    end: End
+    metrics: Sequence[StepLine]
+    evals: Sequence[EvalLine]
+
+
 def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     """What a run's folder holds against what was planned for it; `unfinished` while it has no end."""
-    records = folder.records()
-    starts = [line for line in records if isinstance(line, Start)]
+    records, evals, metrics, timing = folder.records(), folder.evals(), folder.metrics(), folder.timing()
+    starts = tuple(line for line in records if isinstance(line, Start))
     end = folder.end()
-    evals, metrics = folder.evals(), folder.metrics()
-    checks = () if end is None else _checks(folder, planned, seal, starts, end, metrics, evals)
-    state = "unfinished" if end is None else "accepted" if all(check.ok for check in checks) else "rejected"
-    timing = folder.timing()
+    checks: tuple[Check, ...] = ()
+    if end is not None:
+        checks = _checks(
+            _Told(folder.path.name, folder.run().fingerprint(), starts, end, metrics, evals), planned, seal
+        )
     return RunAudit(
         run=planned.run.fingerprint(),
         title=planned.title,
         role=planned.role,
-        state=state,  # type: ignore[arg-type]
-        loss=evals[-1].loss if state != "unfinished" and evals else None,
+        state="unfinished"
+        if end is None
+        else "accepted"
+        if all(check.ok for check in checks)
+        else "rejected",
+        loss=evals[-1].loss if end is not None and evals else None,
         steps=len(metrics),
         seconds=sum(line.seconds for line in timing),
         tokens_per_s=median([line.tokens_per_s for line in timing]) if timing else 0.0,
@@ -45,51 +65,42 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     )
 
 
-def _checks(
-    folder: RunFolder,
-    planned: PlannedRun,
-    seal: str,
-    starts: Sequence[Start],
-    end: End,
-    metrics: Sequence[StepLine],
-    evals: Sequence[EvalLine],
-) -> tuple[Check, ...]:
-    run, optim = planned.run, planned.run.optim
-    written = folder.run()
+def _checks(told: _Told, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
+    run = planned.run
     return (
-        Check(
-            name="spec",
-            ok=written.fingerprint() == run.fingerprint() == folder.path.name,
-            detail=f"run.json hashes to {written.fingerprint()}, planned {run.fingerprint()}",
-        ),
-        _started_from_scratch(starts),
-        Check(
-            name="sealed before step 1",
-            ok=bool(starts)
-            and starts[0].seal is not None
-            and (planned.role != "target" or starts[0].seal == seal),
-            detail=f"first record carries seal {_short(starts[0].seal if starts else None)}, the plan's is {seal[:16]}",
-        ),
-        _steps(metrics, optim.steps),
-        _tokens(metrics, run.batch_tokens, run.model.flop_per_token),
-        _learning_rates(metrics, planned),
-        _evaluations(evals, planned),
-        Check(
-            name="end",
-            ok=bool(evals) and end.loss == evals[-1].loss and end.step == optim.steps,
-            detail=f"end says {end.loss!r} after {end.step} steps; last evaluation {evals[-1].loss if evals else None}",
-        ),
-        Check(
-            name="finite",
-            ok=all(math.isfinite(line.loss) and math.isfinite(line.grad_norm) for line in metrics),
-            detail="every loss and gradient norm is finite",
-        ),
+        _spec(told, run.fingerprint()),
+        _started_from_scratch(told.starts),
+        _sealed_before(told.starts, planned, seal),
+        _steps(told.metrics, run.optim.steps),
+        _tokens(told.metrics, run.batch_tokens, run.model.flop_per_token),
+        _learning_rates(told.metrics, planned),
+        _evaluations(told.evals, planned),
+        _end(told.end, told.evals, run.optim.steps),
     )
+
+
+def _spec(told: _Told, planned: str) -> Check:
+    """run.json, the folder's name and every segment name the planned run."""
+    named = {told.name, told.written, *(start.run for start in told.starts)}
+    said = f"run.json hashes to {told.written}, planned {planned}"
+    if named - {told.written, planned}:
+        said += f"; the folder or its segments name {', '.join(sorted(named - {told.written, planned}))}"
+    return Check(name="spec", ok=named == {planned}, detail=said)
 
 
 def _started_from_scratch(starts: Sequence[Start]) -> Check:
     first = starts[0].from_step if starts else None
     return Check(name="start", ok=first == 0, detail=f"first segment starts from step {first}")
+
+
+def _sealed_before(starts: Sequence[Start], planned: PlannedRun, seal: str) -> Check:
+    """The first record names a plan's seal: a target's that of this plan, since its forecast is what is judged."""
+    first = starts[0].seal if starts else None
+    return Check(
+        name="sealed before step 1",
+        ok=first is not None and (planned.role != "target" or first == seal),
+        detail=f"the first record carries seal {_short(first)}, the plan's is {_short(seal)}",
+    )
 
 
 def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
@@ -127,8 +138,21 @@ def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
     wanted = [(step, asked.sequences) for step in range(asked.every_steps, steps, asked.every_steps)]
     wanted.append((steps, asked.final_sequences))
     found = [(line.step, line.sequences) for line in evals]
+    said = f"{len(found)} recorded, {len(wanted)} planned"
+    wrong = next(((f, w) for f, w in zip(found, wanted, strict=False) if f != w), None)
+    if wrong is not None:
+        (step, sequences), (due, due_sequences) = wrong
+        said += f"; step {step} on {sequences} sequences stands where step {due} on {due_sequences} is due"
+    return Check(name="evaluations", ok=found == wanted, detail=said)
+
+
+def _end(end: End, evals: Sequence[EvalLine], steps: int) -> Check:
+    """The closing line repeats the last evaluation."""
+    last = evals[-1].loss if evals else None
     return Check(
-        name="evaluations", ok=found == wanted, detail=f"{len(found)} of {len(wanted)}, last on {found[-1:]}"
+        name="end",
+        ok=end.loss == last and end.step == steps,
+        detail=f"the end says loss {end.loss!r} after {end.step} steps; the last evaluation says {last!r}",
     )
 
 

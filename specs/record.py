@@ -224,7 +224,7 @@ class RunAudit(Spec):
 
 
 class Audit(Spec):
-    """`audit.json`: the verdict on a plan."""
+    """`audit.<phase>.json`: the verdict on a plan."""
 
     kind: Literal["audit"] = "audit"
     """Selects this document."""
