@@ -15,11 +15,15 @@ from planner.plan import lay_out, make_plan
 from planner.show import show
 from specs.budget import Budget
 from specs.files import DocumentError, load, write_text, write_yaml
+from specs.guard import INTERNAL, internal_error
 from specs.plan import Plan
 from specs.report import render
 
 CORPORA = Path("data")
 """Folder of built corpora in the workspace, which is the current directory."""
+
+BAD_INPUT = 2
+"""Exit code where a document is refused."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,12 +81,16 @@ def _sealed(path: Path, asked: Budget, budget: Path) -> Plan:
 
 
 def main() -> None:
-    """Entry point of the console script: expected errors are one line and exit code 2."""
+    """Entry point of the console script: bad input is one line and exit code 2, an internal error one line and 70."""
     try:
         app()
+        return
     except DocumentError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(2) from None
+        line, code = str(error), BAD_INPUT
+    except Exception as error:
+        line, code = internal_error(error), INTERNAL
+    sys.stderr.write(f"{line}\n")
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from typing import Literal
 
 from planner import evidence as ledger_evidence
 from planner import forecast, pilots
-from planner.draft import Setting, Wish, draft, peak_flop_per_s
+from planner.draft import EVALUATIONS, Setting, Wish, draft, peak_flop_per_s
 from planner.layouts import NoLayoutError
-from planner.shape import shape_for
+from planner.shape import shape_for, sizes_of_family
 from specs.base import canonical_json
 from specs.budget import Budget, Pilots, Published
 from specs.cluster import Cluster
@@ -23,6 +23,9 @@ from specs.data import Corpus, CorpusRef, DeclaredText
 from specs.files import DocumentError, from_catalog, load, locate
 from specs.law import Allocation, Family, LawFit, PublishedLaw
 from specs.plan import Code, Forecast, NoForecast, Plan, PlannedRun, seal_of
+
+MOST_FLOP = 1e30
+"""Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,16 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
 
 
 def target_compute(desk: Desk) -> float:
-    """C of the target run: given, or what hours or money buy at the cluster's expected utilisation.
+    """C of the target run: given, or what hours or money buy. DocumentError where no run could have it."""
+    budget = desk.budget
+    field = next(name for name in ("compute", "device_hours", "money") if getattr(budget, name) is not None)
+    bought = _bought_flop(desk)
+    _check_buys_a_run(desk, field, bought)
+    return bought if budget.compute is not None else _counted(desk, bought)
 
-    Hours and money buy MFU-counted FLOP (6 N + causal attention + head); the law counts M. Their ratio depends on the
-    shape, so it is applied a few times until it settles.
-    """
+
+def _bought_flop(desk: Desk) -> float:
+    """FLOP that the budget buys; for hours and money at the cluster's price and expected utilisation."""
     budget, cluster = desk.budget, desk.cluster
     if budget.compute is not None:
         return budget.compute
@@ -134,14 +142,38 @@ def target_compute(desk: Desk) -> float:
             )
         hours = budget.money / cluster.price
     assert hours is not None  # the budget's validator lets exactly one currency through
-    bought = hours * 3600 * peak_flop_per_s(cluster, budget.precision) * cluster.model_flop_utilisation
+    return hours * 3600 * peak_flop_per_s(cluster, budget.precision) * cluster.model_flop_utilisation
+
+
+def _counted(desk: Desk, bought: float) -> float:
+    """C of what hours and money buy.
+
+    They buy MFU-counted FLOP (6 N + causal attention + head); the law counts M. Their ratio depends on the shape, so it
+    is applied a few times until it settles.
+    """
     compute = bought
     for _ in range(5):
-        shape = shape_for(
-            desk.family, budget.data.vocab, _allocation(desk).flop_per_token.at(compute_flop=compute)
-        )
+        wanted = _allocation(desk).flop_per_token.at(compute_flop=compute)
+        shape = shape_for(desk.family, desk.budget.data.vocab, wanted)
         compute = bought * shape.flop_per_token / shape.mfu_flop_per_token
     return compute
+
+
+def _check_buys_a_run(desk: Desk, field: str, flop: float) -> None:
+    """Refuse what no run could spend: less than the shortest run of the smallest shape, more than anybody has."""
+    smallest = sizes_of_family(desk.family, desk.budget.data.vocab, 0.0)[0]
+    least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
+    if flop < least:
+        raise desk.refuse(
+            field,
+            f"this buys {flop:.3g} FLOP, and the shortest run of the smallest {desk.family.name} shape "
+            f"takes {least:.3g}",
+            "give a larger budget, or name a family of smaller shapes",
+        )
+    if flop > MOST_FLOP:
+        raise desk.refuse(
+            field, f"this buys {flop:.3g} FLOP, and plans end at {MOST_FLOP:g}", "give a smaller budget"
+        )
 
 
 def _pilot_runs(desk: Desk, evidence: Pilots) -> tuple[PlannedRun, ...]:
@@ -262,9 +294,14 @@ def code() -> Code:
 
 
 def _cluster(budget: Budget, path: Path) -> Cluster:
-    if budget.cluster.endswith((".yaml", ".yml", ".json")):
-        return load(path.parent / budget.cluster, Cluster)
-    return from_catalog(Cluster, budget.cluster, path)
+    """The cluster from the catalog, or from a file beside the budget."""
+    if not budget.cluster.endswith((".yaml", ".yml", ".json")):
+        return from_catalog(Cluster, budget.cluster, path)
+    beside = path.parent / budget.cluster
+    if not beside.exists():
+        write = "give its path from this budget's folder, or the name of a cluster in the catalog"
+        raise locate(path, "cluster", f"there is no file {beside}", write)
+    return load(beside, Cluster)
 
 
 def _corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:

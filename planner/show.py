@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from specs.plan import Forecast, Plan, PlannedRun
+from specs.words import count, duration
 
 
 def show(plan: Plan, path: Path, console: Console) -> None:
@@ -116,19 +117,3 @@ def _form_table(plan: Plan) -> Table:
         error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
         table.add_row(form.form, error, f"{form.weight:.2f}", f"{form.forecast:.4f}")
     return table
-
-
-def count(value: float) -> str:
-    """A count with k, M, B or T and three digits."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A duration in the unit a person would use."""
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

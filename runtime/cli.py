@@ -9,7 +9,6 @@ import functools
 import json as jsonlib
 import subprocess
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 from importlib.resources import files
@@ -25,12 +24,14 @@ from runtime import drive, prepare
 from runtime.documents import CorpusError
 from runtime.launch import RESUME
 from runtime.prepare import RefusedError, Wanted, Workspace
-from runtime.progress import duration, last_line
+from runtime.progress import last_line
 from specs.budget import Budget
 from specs.files import DocumentError, load, load_any
+from specs.guard import INTERNAL, internal_error
 from specs.plan import Plan
 from specs.record import Audit
 from specs.run import RunSpec
+from specs.words import duration
 
 File = Annotated[
     Path, typer.Argument(metavar="FILE", help="A budget, a plan or a run spec.", show_default=False)
@@ -87,7 +88,7 @@ def run_command(
 def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) -> None:
     """Compare what was planned with what happened, recounted from the records.
 
-    Writes audit.json and audit.html beside the plan.
+    Writes audit.<phase>.json and audit.html beside the plan.
     Appends accepted runs to the ledger, on which the next plan is fitted.
 
     Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 cannot tell yet.
@@ -300,11 +301,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if options.get("debug"):
                 traceback.print_exc()
-            with tempfile.NamedTemporaryFile("w", prefix="isoplan-", suffix=".log", delete=False) as log:
-                traceback.print_exc(file=log)
-            said = str(error).splitlines() or [""]
-            line = f"internal error: {type(error).__name__}: {said[0]} (the traceback is in {log.name})"
-            _die(line, drive.INTERNAL)
+            _die(internal_error(error), INTERNAL)
 
     return run
 

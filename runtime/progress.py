@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from runtime.launch import Active, Job, Outcome
+from specs.words import duration
 
 _TAIL_BYTES = 4096
 """More than the longest line of metrics.jsonl."""
@@ -39,17 +40,6 @@ def last_line(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return line if isinstance(line, dict) else None
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`; a dash where nobody knows."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    for size_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size_s:
-            return f"{whole // size_s} {unit} {whole % size_s // part_s} {part}"
-    return f"{whole} s"
 
 
 class Pace:

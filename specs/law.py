@@ -53,13 +53,20 @@ class LossLaw(Spec):
 
     size: Literal["flop_per_token", "block_params", "params"]
     """What X is."""
-    constants: dict[Literal["E", "A", "B", "alpha", "beta"], float]
-    """The five constants."""
+    E: float = Field(gt=0)
+    """Loss that no size and no amount of data gets below, nats per token."""
+    A: float = Field(gt=0)
+    """Factor of the size term."""
+    B: float = Field(gt=0)
+    """Factor of the data term."""
+    alpha: float = Field(gt=0)
+    """Power of the size."""
+    beta: float = Field(gt=0)
+    """Power of the tokens."""
 
     def at(self, size: float, tokens: float) -> float:
         """Loss in nats per token."""
-        c = self.constants
-        return float(c["E"] + c["A"] * size ** -c["alpha"] + c["B"] * tokens ** -c["beta"])
+        return float(self.E + self.A * size**-self.alpha + self.B * tokens**-self.beta)
 
 
 class PublishedLaw(Spec):

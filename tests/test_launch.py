@@ -13,7 +13,7 @@ import pytest
 from runtime.blame import Log
 from runtime.launch import Active, Job, Outcome, free_port, launch
 from runtime.lock import hold, owner_of
-from runtime.progress import Pace, duration, last_line, time_left_s
+from runtime.progress import Pace, last_line, time_left_s
 
 ROOT = Path(__file__).parents[1]
 
@@ -376,18 +376,3 @@ def test_the_time_left_is_bound_by_the_slots_and_by_the_slowest(tmp_path: Path) 
     assert time_left_s([pace], [make_job(tmp_path, "next")], None, 2) is None
     wide = make_job(tmp_path, "wide", ranks=2)
     assert time_left_s([pace], [wide] * 3, 1e7, 2) == pytest.approx((97 + 3 * 2 * 50) / 2)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (None, "-"),
-        (0.4, "0 s"),
-        (59.6, "1 min 0 s"),
-        (200, "3 min 20 s"),
-        (18720, "5 h 12 min"),
-        (273600, "3 d 4 h"),
-    ],
-)
-def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> None:
-    assert duration(seconds) == said

@@ -4,10 +4,12 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+import planner.cli
 from planner.cli import write_plan
 from planner.draft import round_batch
 from planner.layouts import NoLayoutError, candidates, choose_layout, memory_bytes
@@ -104,8 +106,36 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         ("cluster: h800-2048", "cluster: h100", 8, "h100-64"),
         ("cluster: h800-2048", "cluster: laptop", 8, "misses by"),
         ("compute: 1e24 FLOP", "compute: 1e24 FLOP\nmoney: $2M", 3, "keep one"),
+        (
+            "cluster: h800-2048",
+            "cluster: my/machines.yaml",
+            8,
+            r"there is no file .*my/machines\.yaml; give its",
+        ),
+        (
+            "compute: 1e24 FLOP",
+            "compute: 1 FLOP",
+            5,
+            "this buys 1 FLOP, and the shortest run of the smallest",
+        ),
+        ("compute: 1e24 FLOP", "compute: 1.1e30 FLOP", 5, "this buys 1.1e.30 FLOP, and plans end at 1e.30"),
+        ("compute: 1e24 FLOP", "money: $1e300", 5, "plans end at"),
+        ("compute: 1e24 FLOP", "money: $1e-300", 5, "the shortest run of the smallest"),
+        ("compute: 1e24 FLOP", "device_hours: 1e308 GPU-hours", 5, "this buys inf FLOP"),
     ],
-    ids=["deadline", "law without allocation", "unknown cluster", "nothing fits", "two currencies"],
+    ids=[
+        "deadline",
+        "law without allocation",
+        "unknown cluster",
+        "nothing fits",
+        "two currencies",
+        "no such cluster file",
+        "too little compute",
+        "too much compute",
+        "too much money",
+        "too little money",
+        "too many hours",
+    ],
 )
 def test_refusals_point_at_the_budget(tmp_path: Path, find: str, write: str, line: int, says: str) -> None:
     """A line of the file, what is wrong, and what to write; nothing is left behind."""
@@ -151,6 +181,26 @@ def test_memory_decides_the_layout() -> None:
     assert all(memory_bytes(model, layout, "bf16") > 0.9 * 80e9 for layout in smaller)
     with pytest.raises(NoLayoutError, match="misses by"):
         choose_layout(model, cluster, 4, 4608, "bf16")
+
+
+def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 70; the log is where the line says it is."""
+
+    def fails(budget: Path, out: Path | None) -> tuple[Path, Plan]:
+        raise ZeroDivisionError("a slip\nof two lines")
+
+    monkeypatch.setattr(planner.cli, "write_plan", fails)
+    monkeypatch.setattr(sys, "argv", ["plan", "b.yaml"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        planner.cli.main()
+    (log,) = tmp_path.iterdir()
+    said = capsys.readouterr()
+    line = f"internal error: ZeroDivisionError: a slip (the traceback is in {log})\n"
+    assert (ended.value.code, said.out, said.err) == (70, "", line)
+    assert "in fails" in log.read_text()
 
 
 def test_plan_never_imports_torch() -> None:

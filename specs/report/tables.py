@@ -5,6 +5,7 @@ import math
 from specs.plan import Forecast, Plan
 from specs.record import Audit
 from specs.report.figures import shown, unit
+from specs.words import count, duration
 
 Rows = list[tuple[str, ...]]
 
@@ -16,22 +17,6 @@ def loss(plan: Plan, nats: float | None) -> str:
     if plan.bytes_per_token is None:
         return f"{nats:.4f}"
     return f"{shown(plan, nats):.4f} ({nats:.4f})"
-
-
-def count(value: float) -> str:
-    """A count with k, M, B or T and three digits."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A duration in the unit a person would use."""
-    for size, name in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {name}"
-    return f"{seconds:.3g} s"
 
 
 def runs(plan: Plan, audit: Audit | None) -> Rows:

@@ -1,0 +1,22 @@
+"""Numbers as a person says them, for tables and messages."""
+
+
+def count(value: float) -> str:
+    """A count with k, M, B or T and three digits: `1.52T`, `23.6M`, `640`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in at most two units: `0.25 s`, `42 s`, `3 min 20 s`, `3 d 4 h`; a dash where nobody knows."""
+    if seconds is None:
+        return "-"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    for size_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size_s:
+            return f"{whole // size_s} {unit} {whole % size_s // part_s} {part}"
+    return f"{whole} s"

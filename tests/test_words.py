@@ -1,0 +1,30 @@
+"""Counts and durations as a person says them."""
+
+import pytest
+
+from specs.words import count, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, "-"),
+        (0.42, "0.42 s"),
+        (9.96, "10 s"),
+        (42.3, "42 s"),
+        (59.6, "1 min 0 s"),
+        (200, "3 min 20 s"),
+        (18720, "5 h 12 min"),
+        (273600, "3 d 4 h"),
+    ],
+)
+def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(640, "640"), (1024, "1.02k"), (23_592_960, "23.6M"), (1.5e9, "1.5B"), (1.52e12, "1.52T")],
+)
+def test_counts_have_three_digits(value: float, said: str) -> None:
+    assert count(value) == said
