@@ -8,6 +8,7 @@ P is a Feistel network over the pairs (left < a, right < b) with a b >= n, addit
 cycle walking for the few pairs beyond n (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 """
 
+import struct
 from hashlib import blake2b
 from math import isqrt
 from typing import Any
@@ -21,9 +22,7 @@ _ROUNDS = 6
 """Four make a Feistel network pseudorandom on large domains (Luby & Rackoff, SIAM J. Comput. 1988), but on ours
 neighbours then stay neighbours twice as often as by chance; with six they do not (see tests/test_batches.py)."""
 
-# The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
-_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
-_LAST_SHIFT = np.uint64(31)
+_BITS = 2**64 - 1
 
 
 class DataError(ValueError):
@@ -37,19 +36,25 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
     targets. Row r of step s (from 1) is sample (s - 1) batch_sequences + r.
     """
     sequences = sequence_count(tokens, context)
-    samples = np.arange(first, first + count, dtype=np.uint64)
-    places = np.empty(count, dtype=np.uint64)
-    for epoch in range(first // sequences, (first + count - 1) // sequences + 1):
-        start = max(epoch * sequences - first, 0)
-        stop = min((epoch + 1) * sequences - first, count)
-        inside = samples[start:stop] - np.uint64(epoch * sequences)
-        places[start:stop] = permuted(inside, sequences, round_keys(seed, epoch))
-    return _rows(tokens, context, places)
+    places: list[int] = []
+    while len(places) < count:
+        epoch, start = divmod(first + len(places), sequences)
+        stop = min(start + count - len(places), sequences)
+        keys = round_keys(f"seed {seed} epoch {epoch}")
+        places += [permuted(index, sequences, keys) for index in range(start, stop)]
+    return _rows(tokens, context, np.array(places))
 
 
 def held_out_rows(tokens: NDArray[Any], context: int, first: int, count: int) -> NDArray[Any]:
-    """Sequences `first` to `first + count - 1` of the held-out split, in order: int64 of shape (count, context + 1)."""
-    return _rows(tokens, context, np.arange(first, first + count, dtype=np.uint64))
+    """Sequences `first` to `first + count - 1` of the shuffled held-out split: int64 of shape (count, context + 1).
+
+    Neighbours are parts of one document: in their own order the first 512 of our corpus are a few files, and a model's
+    loss on such stretches ran from 2.88 to 3.51 bits per byte. Shuffled, the first 512 are within 0.03 of the next.
+    """
+    sequences = sequence_count(tokens, context)
+    keys = round_keys("held out")
+    places = [permuted(index, sequences, keys) for index in range(first, first + count)]
+    return _rows(tokens, context, np.array(places))
 
 
 def check_enough(train: NDArray[Any], held_out: NDArray[Any], run: RunSpec) -> None:
@@ -74,46 +79,44 @@ def sequence_count(tokens: NDArray[Any], context: int) -> int:
     return count
 
 
-def round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:
-    """The keys of an epoch's permutation: uint64 of shape (_ROUNDS,)."""
-    digest = blake2b(f"isoplan data order {seed} {epoch}".encode(), digest_size=8 * _ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8")
+def round_keys(order: str) -> tuple[int, ...]:
+    """The keys of the permutation of this name, 64 bits a round."""
+    digest = blake2b(order.encode(), digest_size=8 * _ROUNDS).digest()
+    return struct.unpack(f"<{_ROUNDS}Q", digest)
 
 
-def permuted(index: NDArray[np.uint64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Where a keyed permutation of range(size) sends each index; uint64 in, uint64 out."""
-    a = np.uint64(isqrt(size - 1) + 1)
-    b = np.uint64(-(-size // int(a)))
-    result = _feistel(index, a, b, keys)
-    while (outside := result >= size).any():
-        result[outside] = _feistel(result[outside], a, b, keys)
-    return result
+def permuted(index: int, size: int, keys: tuple[int, ...]) -> int:
+    """Where a keyed permutation of range(size) sends an index.
+
+    On Python's integers: 5 us an index, where NumPy needs 60 us for the first (measured; a step of our smallest model
+    takes 3 ms for two sequences).
+    """
+    a = isqrt(size - 1) + 1
+    b = -(-size // a)
+    while True:
+        index = _feistel(index, a, b, keys)
+        if index < size:
+            return index
 
 
-def _feistel(
-    index: NDArray[np.uint64], a: np.uint64, b: np.uint64, keys: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
-    """One pass over the pairs (index // b, index % b); a permutation of range(a b)."""
-    left, right = index // b, index % b
+def _feistel(index: int, a: int, b: int, keys: tuple[int, ...]) -> int:
+    """One pass over the pair (index // b, index % b); a permutation of range(a b)."""
+    left, right = divmod(index, b)
     for number, key in enumerate(keys):
         if number % 2:
-            right = (right + _mixed(left, key) % b) % b
+            right = (right + _mixed(left ^ key)) % b
         else:
-            left = (left + _mixed(right, key) % a) % a
+            left = (left + _mixed(right ^ key)) % a
     return left * b + right
 
 
-def _mixed(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """Well-mixed 64 bits of a value and a key."""
-    mixed = value ^ key
-    for shift, factor in _MIX:
-        mixed ^= mixed >> shift
-        mixed *= factor
-    mixed ^= mixed >> _LAST_SHIFT
-    return mixed
+def _mixed(value: int) -> int:
+    """64 well-mixed bits: the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & _BITS
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & _BITS
+    return value ^ value >> 31
 
 
-def _rows(tokens: NDArray[Any], context: int, places: NDArray[Any]) -> NDArray[Any]:
-    starts = places.astype(np.int64) * context
-    rows: NDArray[Any] = tokens[starts[:, None] + np.arange(context + 1)]
+def _rows(tokens: NDArray[Any], context: int, places: NDArray[np.int64]) -> NDArray[Any]:
+    rows: NDArray[Any] = tokens[places[:, None] * context + np.arange(context + 1)]
     return rows.astype(np.int64)

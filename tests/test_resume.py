@@ -48,14 +48,24 @@ def uninterrupted(home: Path, run: RunSpec) -> dict[int, Outcome]:
     return found
 
 
+def wait_for_start(folder: RunFolder, ranks: Ranks, seen: int) -> None:
+    """Until this segment has written its Start record."""
+    while len(folder.records()) <= seen and ranks.processes[0].is_alive():
+        time.sleep(0.002)
+
+
 def train_through_kills(folder: RunFolder, data: Path, dp: int, kills: int, seed: int) -> None:
-    """Train, with SIGKILL to every rank after random times, then to the end."""
+    """Train, with SIGKILL to every rank at random times (one in four before the first step), then to the end."""
     chance = random.Random(seed)
     for _ in range(kills):
+        seen = len(folder.records())
         ranks = Ranks(folder, data, dp)
-        time.sleep(chance.uniform(0.0, 0.6))
+        if chance.random() < 0.75:
+            wait_for_start(folder, ranks, seen)
+        time.sleep(chance.uniform(0.0, 0.3))
         ranks.kill()
     assert set(Ranks(folder, data, dp).join()) == {FINISHED}
+    assert sum(isinstance(line, Start) for line in folder.records()) > 1, "it was never killed in the middle"
 
 
 @pytest.mark.parametrize("every_s", [1e-9, 0.05])
@@ -95,6 +105,8 @@ def test_a_run_killed_at_a_chosen_moment(
     ranks.kill()
     assert Ranks(folder, home / "data").join() == [FINISHED]
     assert outcome(folder) == uninterrupted[1]
+    resumed = [line.from_step > 0 for line in folder.records() if isinstance(line, Start)][1:]
+    assert all(resumed) or when == "while saving"
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
@@ -125,10 +137,9 @@ def test_a_run_goes_on_under_another_number_of_ranks(
     folder = opened(tmp_path, run)
     for dp in (2, 1, 4, 2):
         opened(tmp_path, run, order(run, dp=dp, micro_batch=1, every_s=1e-9))
-        ranks = Ranks(folder, home / "data", dp)
         seen = len(folder.records())
-        while len(folder.metrics()) < STEPS and len(folder.records()) <= seen:
-            time.sleep(0.01)
+        ranks = Ranks(folder, home / "data", dp)
+        wait_for_start(folder, ranks, seen)
         time.sleep(0.1)
         ranks.kill()
     opened(tmp_path, run, order(run))
