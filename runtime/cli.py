@@ -7,6 +7,7 @@ these commands.
 
 import functools
 import json as jsonlib
+import shlex
 import subprocess
 import sys
 import traceback
@@ -75,7 +76,9 @@ def run_command(
     if isinstance(document, Budget):
         code = _run_budget(driver, file, document, dry_run, json)
     elif isinstance(document, Plan):
-        code = _run_wanted(driver, prepare.from_plan(document, file), dry_run, json, f"audit {file}")
+        code = _run_wanted(
+            driver, prepare.from_plan(document, file), dry_run, json, f"audit {shlex.quote(str(file))}"
+        )
     elif isinstance(document, RunSpec):
         code = _run_wanted(driver, prepare.from_run(document, file, driver.machine), dry_run, json, "")
     else:
@@ -96,7 +99,7 @@ def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) ->
     driver = drive.Driver(Workspace(Path()), prepare.this_machine(), None, Console(stderr=json))
     load(plan, Plan)
     audit = drive.audit_plan(driver, plan)
-    _show_audit(driver.console, plan, audit)
+    _show_audit(driver, plan, audit)
     if json:
         _print_json(audit.plain())
     raise typer.Exit(drive.VERDICTS[audit.verdict])
@@ -122,11 +125,9 @@ def data_command(
         _print_json(built.plain())
         return
     folder = driver.workspace.data / built.spec.fingerprint()
-    driver.console.print(
+    driver.say(
         f"{escape(str(folder))}: {built.train.tokens:,} tokens to train on, {built.held_out.tokens:,} held out, "
         f"{built.bytes_per_token:.3f} bytes per token, digest {built.digest[:16]}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -167,32 +168,30 @@ def _run_wanted(driver: drive.Driver, wanted: list[Wanted], dry_run: bool, json:
     ran = drive.run_all(driver, wanted)
     if json:
         _print_json({"runs": _states(driver, wanted), "exit_code": ran.exit_code})
-    _show_failures(driver.console, ran)
+    _show_failures(driver, ran)
     if ran.exit_code == drive.OK:
-        driver.console.print(
-            f"all {len(wanted)} runs are finished" + (f"; next: {escape(then)}" if then else "")
-        )
+        driver.say("every run is finished" + (f"; next: {escape(then)}" if then else ""))
     return ran.exit_code
 
 
-def _show_failures(console: Console, ran: drive.Ran) -> None:
+def _show_failures(driver: drive.Driver, ran: drive.Ran) -> None:
     """Name the runs that are not finished once more, after everything else has scrolled by."""
     rest = [outcome for outcome in ran.outcomes if outcome.state != "finished"]
     if len(ran.wanted) == 1:
         return  # the line is right above
     if rest:
-        console.print(f"\n{len(rest)} of {len(ran.wanted)} runs are not finished:", highlight=False)
+        driver.say(f"\n{len(rest)} of {len(ran.wanted)} runs are not finished:")
     for outcome in rest:
         line = f"  [bold]{escape(outcome.job.title)}[/] {outcome.state}: {escape(outcome.message)}"
-        console.print(line, highlight=False, soft_wrap=True)
+        driver.say(line)
 
 
 def _run_budget(driver: drive.Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
         return _preview_chain(driver, path, budget, json)
-    study = drive.run_budget(driver, path, lambda plan, audit: _show_audit(driver.console, plan, audit))
+    study = drive.run_budget(driver, path, lambda plan, audit: _show_audit(driver, plan, audit))
     if study.audit is None:
-        _show_failures(driver.console, study.ran)
+        _show_failures(driver, study.ran)
     if json:
         verdict = None if study.audit is None else study.audit.verdict
         _print_json({"plan": str(study.plan), "verdict": verdict, "exit_code": study.exit_code})
@@ -217,10 +216,9 @@ def _preview(driver: drive.Driver, wanted: list[Wanted], json: bool) -> int:
     driver.console.print(table)
     disk = sum(one.disk_bytes() for one in todo)
     slots = len(driver.machine.slots(on_gpu=wanted[0].on_gpu, limit=driver.limit))
-    driver.console.print(
+    driver.say(
         f"{len(todo)} of {len(wanted)} runs to do on {slots} {'GPUs' if wanted[0].on_gpu else 'CPU cores'}, "
         f"at most {disk / 1e6:,.0f} MB on disk in {driver.workspace.runs}/. Nothing was started.",
-        highlight=False,
     )
     return drive.OK
 
@@ -232,8 +230,8 @@ def _preview_chain(driver: drive.Driver, path: Path, budget: Budget, json: bool)
         _print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
         return drive.OK
     for number, (name, state) in enumerate(steps, 1):
-        driver.console.print(f"{number}. {name:<8}{escape(state)}", highlight=False, soft_wrap=True)
-    driver.console.print("Nothing was started.")
+        driver.say(f"{number}. {name:<8}{escape(state)}")
+    driver.say("Nothing was started.")
     return drive.OK
 
 
@@ -258,27 +256,23 @@ def _states(driver: drive.Driver, wanted: list[Wanted]) -> list[dict[str, Any]]:
     return found
 
 
-def _show_audit(console: Console, plan: Path, audit: Audit) -> None:
+def _show_audit(driver: drive.Driver, plan: Path, audit: Audit) -> None:
     """The verdict, what was wrong, and where the report is."""
     for run in audit.runs:
         wrong = [f"{check.name}: {check.detail}" for check in run.checks if not check.ok] + list(
             run.incidents
         )
         if run.state != "accepted" or wrong:
-            console.print(
+            driver.say(
                 f"{escape(run.title)} {run.state}: {escape('; '.join(wrong))}",
-                highlight=False,
-                soft_wrap=True,
             )
     accepted = sum(run.state == "accepted" for run in audit.runs)
     colour = {"inside": "green", "outside": "red", "cannot tell": "yellow"}[audit.verdict]
-    console.print(f"audit: {accepted} of {len(audit.runs)} runs accepted", highlight=False)
-    console.print(
-        f"verdict: [bold {colour}]{audit.verdict}[/], {escape(audit.reason)}", highlight=False, soft_wrap=True
-    )
+    driver.say(f"audit: {accepted} of {len(audit.runs)} runs accepted")
+    driver.say(f"verdict: [bold {colour}]{audit.verdict}[/], {escape(audit.reason)}")
     for cause in audit.causes:
-        console.print(f"  likely cause: {escape(cause)}", highlight=False, soft_wrap=True)
-    console.print(f"report: {escape(str(plan.parent / 'audit.html'))}", highlight=False, soft_wrap=True)
+        driver.say(f"  likely cause: {escape(cause)}")
+    driver.say(f"report: {escape(str(plan.parent / 'audit.html'))}")
 
 
 def _print_json(plain: Any) -> None:

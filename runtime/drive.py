@@ -20,11 +20,12 @@ from runtime.progress import Board
 from specs.budget import Budget, Pilots
 from specs.data import Corpus, DeclaredText
 from specs.files import load, locate
+from specs.guard import INTERNAL
 from specs.plan import Forecast, Plan
 from specs.record import Audit
 
-OK, OUTSIDE, BAD_INPUT, CANNOT_TELL, INTERNAL = 0, 1, 2, 3, 70
-"""Exit codes; 70 is EX_SOFTWARE of sysexits.h."""
+OK, OUTSIDE, BAD_INPUT, CANNOT_TELL = 0, 1, 2, 3
+"""Exit codes, besides 70 for what should not happen (specs/guard.py) and 75 for what can be resumed."""
 
 VERDICTS = {"inside": OK, "outside": OUTSIDE, "cannot tell": CANNOT_TELL}
 """Exit code of an audit."""
@@ -39,6 +40,10 @@ class Driver:
     limit: int | None
     """At most this many devices at once."""
     console: Console
+
+    def say(self, line: str) -> None:
+        """Print a line of rich markup, however long it is."""
+        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def run_all(driver: Driver, wanted: Sequence[Wanted]) -> Ran:
     prepare.check(todo, driver.workspace, driver.machine, driver.limit)
     done = len(wanted) - len(todo)
     if done:
-        driver.console.print(f"{done} of {len(wanted)} runs are finished already", highlight=False)
+        driver.say(f"{done} of {len(wanted)} runs are finished already")
     if not todo:
         return Ran(tuple(wanted), ())
     jobs = prepare.jobs(todo, driver.workspace)
@@ -103,9 +108,7 @@ def run_budget(driver: Driver, path: Path, show_audit: Callable[[Path, Audit], N
     asked = ask_planner(driver, path)
     while True:
         plan_path, plan = asked
-        driver.console.print(
-            f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}", highlight=False
-        )
+        driver.say(f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}")
         ran = run_all(driver, prepare.from_plan(plan, plan_path))
         if ran.exit_code != OK:
             return Study(plan_path, ran, None)
@@ -129,14 +132,17 @@ def chain(driver: Driver, path: Path, budget: Budget) -> list[tuple[str, str]]:
             continue
         wanted = prepare.from_plan(load(plan, Plan), plan)
         finished = sum(one.finished(driver.workspace) for one in wanted)
-        audited = "done" if (plan.parent / "audit.json").exists() else "to be done"
+        audited = "done" if (plan.parent / f"audit.{phase}.json").exists() else "to be done"
         steps += [("plan", f"{plan} is sealed"), (phase, f"{finished} of {len(wanted)} runs are finished")]
         steps += [("audit", audited)]
     return steps
 
 
 def _told(plan: Plan) -> str:
-    runs = f"{len(plan.runs)} runs, {sum(one.cost.compute_flop for one in plan.runs):.3g} FLOP"
+    number = len(plan.runs)
+    runs = (
+        f"{number} run{'s' if number > 1 else ''}, {sum(one.cost.compute_flop for one in plan.runs):.3g} FLOP"
+    )
     if not isinstance(plan.forecast, Forecast):
         return runs
     band = plan.forecast.loss
@@ -161,7 +167,7 @@ def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
     if asked.returncode == BAD_INPUT:
         raise RefusedError(asked.stderr.strip())
     if asked.returncode != 0:
-        raise RuntimeError(f"the planner failed with exit code {asked.returncode}\n{asked.stderr}")
+        raise RuntimeError(f"plan ended with exit code {asked.returncode}: {asked.stderr.strip()}")
     plan = Plan.model_validate_json(asked.stdout)
     return driver.workspace.plan(plan.budget.name, plan.phase), plan
 
