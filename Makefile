@@ -11,9 +11,10 @@ help:
 	@echo "make test    format, lint, types, every test"
 	@echo "make check   format, lint, types, the quick tests"
 
+# A forecast that is missed (status 1) is a result of the demo; whatever else goes wrong is a failure.
 demo: .venv/.set-up
 	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; \
-	ls -1 $(CURDIR)/plans/$(BUDGET)/*.html 2>/dev/null | sed 's/^/report: /'; exit $$status
+	ls -1 $(CURDIR)/plans/$(BUDGET)/*.html 2>/dev/null | sed 's/^/report: /'; [ $$status -eq 1 ] || exit $$status
 
 test: lint
 	$(BIN)/pytest
