@@ -39,7 +39,7 @@ SEPARATOR = "<|document|>"
 
 TOKENIZER_SAMPLE_BYTES = 32 * 2**20
 """Text that a BBPE is trained on: the first documents by hash, a random sample. It takes 10 s on two cores, and a
-tokenizer from it needs 0.1 % fewer tokens than one from a quarter of it (our measurement, docs/log.md)."""
+tokenizer from it needs 0.1 % fewer tokens than one from a quarter of it (our measurement)."""
 
 _BATCH_BYTES = 4 * 2**20
 """Text that is tokenised between two steps of the progress bar."""

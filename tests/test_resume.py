@@ -135,7 +135,7 @@ def test_a_run_goes_on_under_another_number_of_ranks(
     home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome]
 ) -> None:
     folder = opened(tmp_path, run)
-    for dp in (2, 1, 4, 2):
+    for dp in (2, 1, 2):
         opened(tmp_path, run, order(run, dp=dp, micro_batch=1, every_s=1e-9))
         seen = len(folder.records())
         ranks = Ranks(folder, home / "data", dp)
@@ -144,7 +144,7 @@ def test_a_run_goes_on_under_another_number_of_ranks(
         ranks.kill()
     opened(tmp_path, run, order(run))
     assert Ranks(folder, home / "data").join() == [FINISHED]
-    assert len({line.execution.layout.dp for line in folder.records() if isinstance(line, Start)}) == 3
+    assert len({line.execution.layout.dp for line in folder.records() if isinstance(line, Start)}) == 2
     reference = opened(home / "whole-1", run)
     # 120 steps in fp32 under layouts that sum in different orders: 1e-3 is what rounding grew to here.
     assert [line.loss for line in folder.metrics()] == pytest.approx(
