@@ -1,1 +1,1 @@
-"""The verbs: text to tokens, training, checkpoints, records, launching and auditing. Everything that touches the world."""
+"""The verbs, which touch the world: text to tokens, training, checkpoints, records, launching and auditing."""
