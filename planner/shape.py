@@ -33,7 +33,7 @@ def heads_for(width: int, head_dim: int) -> int:
 
 def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec:
     """The family's shape of this width and depth: heads, GQA groups, rounded FFN, padded vocabulary."""
-    heads = heads_for(width, family.head_dim)
+    heads = family.heads or heads_for(width, family.head_dim)
     return ModelSpec(
         layers=layers,
         width=width,

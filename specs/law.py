@@ -110,7 +110,9 @@ class Family(Spec):
     min_width: int = Field(ge=8)
     """Smallest width."""
     head_dim: int = Field(ge=2)
-    """Size of a head."""
+    """Size of a head, where the number of heads is not fixed."""
+    heads: int | None = Field(default=None, ge=1)
+    """Heads of every width; null is as many as `head_dim` gives."""
     gqa_from_width: int | None = None
     """Grouped-query attention from this width on; null is never."""
     gqa_kv_heads: int = Field(default=8, ge=1)

@@ -36,10 +36,10 @@ def test_the_vocabulary_is_padded() -> None:
 @settings(deadline=None)  # the first example pays for imports
 @given(st.floats(min_value=8.6, max_value=13.0))
 def test_a_target_is_met_within_a_few_per_cent(log_m: float) -> None:
-    """Any M from 4e8, the smallest shape, to 1e13: within 35 %, from 1e9 on 15 %, from 1e10 on 5 %."""
+    """Any M from 4e8, the smallest shape, to 1e13: within 35 %, from 1e9 on 20 %, from 1e10 on 5 %."""
     shape = shape_for(DEEPSEEK, 100015, 10**log_m)
     off = abs(math.log(shape.flop_per_token / 10**log_m))
-    assert off < (0.05 if log_m > 10 else 0.35 if log_m < 9 else 0.15)
+    assert off < (0.05 if log_m > 10 else 0.35 if log_m < 9 else 0.2)
 
 
 def test_depth_follows_practice_between_the_knots() -> None:
