@@ -221,6 +221,8 @@ class RunAudit(Spec):
     """Incidents, in words."""
     checks: tuple[Check, ...]
     """What was verified."""
+    environments: tuple[Environment, ...] = ()
+    """Where its segments were executed, each place once."""
 
 
 class Audit(Spec):

@@ -24,7 +24,7 @@ from specs.law import (
 from specs.plan import NoForecast, Plan
 from specs.record import Audit, Check, RunAudit
 from specs.report import render
-from tests import samples
+from tests import examples, samples
 
 EVIL = "</script><script>alert(1)</script><img src=http://evil/ onerror=alert(2)>&\"'"
 """What an enemy would write into every text that a document may hold."""
@@ -80,7 +80,7 @@ def _profile(flop: float, coefficients: tuple[float, float, float] | None, brack
 def _form(name: str, error: float | None, text: str) -> FormScore:
     return FormScore(
         form=name + text,
-        latex="L = E + A M^{- \\alpha}" + text,
+        latex="L = E + A M^{- \\alpha}",
         held_out_error=error,
         weight=0.5,
         constants={"alpha": Interval(value=0.25, low=0.2, high=0.3)},
@@ -161,6 +161,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: list[str] = []
+        self.drawn: list[str] = []
         self.styles: list[str] = []
         self.words: list[str] = []
         self._inside = ""
@@ -169,13 +170,14 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._inside = tag
+        self._inside = "json" if dict(attrs).get("type") == "application/json" else tag
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
 
     def handle_data(self, data: str) -> None:
-        {"script": self.scripts, "style": self.styles}.get(self._inside, self.words).append(data)
+        parts = {"script": self.scripts, "json": self.drawn, "style": self.styles}
+        parts.get(self._inside, self.words).append(data)
 
     @property
     def text(self) -> str:
@@ -185,26 +187,7 @@ class Page(HTMLParser):
     @property
     def figures(self) -> list[go.Figure]:
         """Every figure that the page draws, validated by plotly."""
-        found = [part for script in self.scripts if len(script) < 1_000_000 for part in json_in(script)]
-        data = [part for part in found if isinstance(part, list) and part and isinstance(part[0], dict)]
-        layouts = [part for part in found if isinstance(part, dict) and "xaxis" in part]
-        return [go.Figure(data=d, layout=one) for d, one in zip(data, layouts, strict=True)]
-
-
-def json_in(script: str) -> list[Any]:
-    """Every JSON list or object that stands in a script, from left to right."""
-    decoder, found, at = json.JSONDecoder(), [], 0
-    while at < len(script):
-        if script[at] in "[{":
-            try:
-                part, at = decoder.raw_decode(script, at)
-            except ValueError:
-                at += 1
-            else:
-                found.append(part)
-        else:
-            at += 1
-    return found
+        return [go.Figure(json.loads(text)) for text in self.drawn]
 
 
 TARGET = target()

@@ -1,158 +1,159 @@
 """The page: headline, figures, tables, provenance, in one HTML file that asks the network for nothing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cache
-from html import escape
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
-from specs.plan import Forecast, Plan
-from specs.record import Audit
-from specs.report import figures, tables
+from specs.report import evidence, outcome, tables
+from specs.report.case import Case
+from specs.report.headline import headline
+from specs.report.html import Html, bullets, join, tag
+from specs.report.traces import Figure
+from specs.report.units import flop, percent
 
-_STYLE = """
-:root { --ink:#22262b; --soft:#5d646d; --line:#e2e5e9; --good:#1d7a46; --bad:#c8452f; --open:#a06a00; }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 1080px; padding: 32px 20px }
-h1 { font-size: 28px; margin: 0; letter-spacing: -.01em } h2 { font-size: 18px; margin: 44px 0 4px }
-p { margin: 6px 0; max-width: 76ch } .soft { color: var(--soft) } .small { font-size: 14px }
-.cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 10px 16px; flex: 1 1 150px }
-.card b { display: block; font-size: 22px; font-variant-numeric: tabular-nums }
-.card span { color: var(--soft); font-size: 13px }
-.inside { color: var(--good) } .outside { color: var(--bad) } .cannot { color: var(--open) }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 0 28px }
-.pair > div { min-width: 0 } .figure { height: 380px } .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; margin-top: 8px; width: 100% }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600; white-space: nowrap } td.key { color: var(--soft); white-space: nowrap; width: 1% }
-.flags li { margin: 2px 0 } code { font-size: 12.5px; overflow-wrap: anywhere }
-@media print { .figure { break-inside: avoid } body { max-width: none } }
-"""
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+"""What a browser may load for this page: nothing from anywhere (Content Security Policy Level 3)."""
 
 
-def page(plan: Plan, audit: Audit | None) -> str:
+def page(case: Case) -> str:
     """The whole document."""
-    title = f"{plan.budget.name}: {plan.phase}"
-    body = [
-        _headline(plan, audit),
-        _figures(plan, audit),
-        _flags(plan, audit),
-        _section("The run", _pairs(tables.target(plan))) if plan.phase == "target" else "",
-        _section("Runs", _grid(tables.runs(plan, audit)), _unit_note(plan)),
-        _section("Forms side by side", _grid(tables.forms(plan))) if plan.fit is not None else "",
-        _section("Evidence", _grid(tables.evidence(plan))) if plan.fit is not None else "",
-        _section("Checks", _grid(tables.checks(audit))) if audit is not None else "",
-        _section("Provenance", _pairs(tables.provenance(plan, audit))),
-    ]
+    title = f"{case.plan.budget.name}, {case.plan.phase}"
+    sections = [section for section in _sections(case) if section]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style>\n<script>{_plotly()}</script></head>\n<body>{''.join(body)}</body></html>\n"
+        f"{tag('title', title)}\n<style>\n{_beside('page.css')}</style>\n<script>{_plotly()}</script>\n</head>\n"
+        f"<body>\n{headline(case)}\n{tag('main', *sections)}\n"
+        f"<script>\n{_beside('page.js')}</script>\n</body>\n</html>\n"
     )
+
+
+def _sections(case: Case) -> Iterator[Html]:
+    plan, audit = case.plan, case.audit
+    yield _section("What to know", bullets(_notes(case)) if _notes(case) else None)
+    yield _section(
+        "Planned against actual",
+        _figure("curve", outcome.curve(case), tall=True),
+        "Held-out loss at every evaluation. " + _final(case) + _inside(case),
+    )
+    yield tag(
+        "div",
+        _section(
+            "isoFLOP profiles",
+            _figure("isoflop", evidence.isoflop(case)),
+            "A line for each budget. Diamonds: the best size. Open dots: short runs."
+            if plan.fit is not None
+            else "The pilots of each budget, joined. The parabolas come with the target's plan.",
+        ),
+        _section(
+            "Frontier",
+            _figure("frontier", evidence.frontier(case)),
+            "What compute buys at its best. Ticks beside the target: each form’s own forecast.",
+        ),
+        class_="two",
+    )
+    yield _section(
+        "The ladder",
+        _figure("ladder", evidence.ladder(case)),
+        "Every pilot: a size and the tokens that its budget pays for.",
+    )
+    yield tag(
+        "div",
+        _section(
+            "Learning-rate check",
+            _figure("rates", evidence.rates(case)),
+            "The same pilot at several peak learning rates." + _best_rate(case),
+        ),
+        _section("The target run", tables.target(case.target) if case.target is not None else None),
+        class_="two",
+    )
+    if plan.fit is not None:
+        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
+        yield _section("Forms side by side", tables.forms(case), said)
+    yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
+    yield _section("Cost", tables.cost(case))
+    if audit is not None and any(run.checks for run in audit.runs):
+        yield _section(
+            "Recounted", tables.checks(audit), "What the audit verified from the runs’ own records."
+        )
+    yield _section("Provenance", tables.provenance(case))
+
+
+def _section(title: str, content: Html | None, note: str = "") -> Html:
+    """A section; nothing where it has no content."""
+    if not content:
+        return Html()
+    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", content)
+
+
+def _notes(case: Case) -> list[tuple[str, str]]:
+    """What a reader must know: alarms first, then causes, then flags and notes."""
+    plan, audit = case.plan, case.audit
+    found = [] if audit is None else [("verdict", f"{audit.verdict}: {audit.reason}")]
+    for planned, run in case.runs:
+        found += [("alarm", f"{planned.title}: {one}") for one in (run.incidents if run is not None else ())]
+    found += [("likely cause", cause) for cause in (audit.causes if audit is not None else ())]
+    loose = [p for p in (plan.fit.profiles if plan.fit is not None else ()) if not p.bracketed]
+    if loose:
+        said = ", ".join(flop(p.compute_flop) for p in loose)
+        found.append(("flag", f"no isoFLOP minimum lies inside the sizes that were tried at {said}"))
+    found += [("flag", flag) for flag in (plan.fit.flags if plan.fit is not None else ())]
+    return found + [("note", note) for note in plan.notes]
+
+
+def _inside(case: Case) -> str:
+    share = None if case.audit is None else case.audit.curve_share_inside
+    if share is None:
+        return ""
+    return f"{percent(share, 0)} of the points{'' if case.actual else ' so far'} lie inside the 95 % band."
+
+
+def _final(case: Case) -> str:
+    told = case.forecast and case.forecast.curve
+    if not told or case.target is None or not outcome.stands_apart(told, case.target):
+        return ""
+    asked = case.target.run.evaluation
+    return (
+        f"The final evaluation decides the verdict; it is on {asked.final_sequences:,} sequences where the others are "
+        f"on {asked.sequences:,}, so it stands apart from the curve. "
+    )
+
+
+def _best_rate(case: Case) -> str:
+    check = None if case.plan.fit is None else case.plan.fit.rate_check
+    if check is None:
+        return ""
+    edge = "" if check.bracketed else ", at the edge of what was tried"
+    own = "is as good" if check.near_optimal else "is worse, and the target’s is moved by that much"
+    return f" The best is × {check.best_multiple:.2g}{edge}; the law’s own {own}."
+
+
+def _figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
+    """A place for a figure with its data beside it; `<` is escaped so that no text can end the script."""
+    if drawn is None:
+        return None
+    data = Html(json.dumps(drawn, sort_keys=True, ensure_ascii=False).replace("<", "\\u003c"))
+    return join(
+        (
+            tag("div", id=name, class_="figure tall" if tall else "figure"),
+            tag("script", data, type="application/json", data_figure=name),
+        )
+    )
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 @cache
 def _plotly() -> str:
-    """plotly.js as the installed package ships it. Reading it does not import plotly's Python classes."""
-    return files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
-
-
-def _headline(plan: Plan, audit: Audit | None) -> str:
-    verdict = (
-        "" if audit is None else f'<span class="{audit.verdict.split()[0]}">{escape(audit.verdict)}</span>'
+    """plotly.js as the installed package ships it, found without importing plotly's Python classes, which is slow."""
+    found = find_spec("plotly")
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError("plotly is not installed; install isoplan with its dependencies")
+    return (Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_text(
+        encoding="utf-8"
     )
-    heading = f"{escape(plan.budget.name)} <span class='soft'>{plan.phase}</span> {verdict}"
-    return f"<h1>{heading}</h1><p>{escape(_sentence(plan, audit))}</p>{_cards(plan, audit)}"
-
-
-def _sentence(plan: Plan, audit: Audit | None) -> str:
-    if audit is not None:
-        return audit.reason[0].upper() + audit.reason[1:] + "."
-    if isinstance(plan.forecast, Forecast):
-        return (
-            f"Forecast before the run: {tables.loss(plan, plan.forecast.loss.median)} {figures.unit(plan)}."
-        )
-    return f"No forecast of the loss: {plan.forecast.reason}."
-
-
-def _cards(plan: Plan, audit: Audit | None) -> str:
-    cost = [planned.cost for planned in plan.runs]
-    cards = [
-        (f"{sum(c.compute_flop for c in cost):.3g} FLOP", f"{len(cost)} run{'s' if len(cost) > 1 else ''}"),
-        (f"{sum(c.device_hours for c in cost):.3g}", "device-hours planned"),
-    ]
-    if isinstance(plan.forecast, Forecast):
-        band = plan.forecast.loss
-        ends = f"{figures.shown(plan, band.low_95):.3f} to {figures.shown(plan, band.high_95):.3f}"
-        cards.append((f"{figures.shown(plan, band.median):.4f}", f"forecast, {figures.unit(plan)}"))
-        cards.append((ends, f"95 % band, {tables.width_of(band.low_95, band.high_95)}"))
-    if audit is not None and plan.phase == "target" and audit.runs[-1].loss is not None:
-        cards.append((f"{figures.shown(plan, audit.runs[-1].loss):.4f}", f"actual, {figures.unit(plan)}"))
-    inner = "".join(f'<div class="card"><b>{escape(b)}</b><span>{escape(s)}</span></div>' for b, s in cards)
-    return f'<div class="cards">{inner}</div>'
-
-
-def _figures(plan: Plan, audit: Audit | None) -> str:
-    drawn = [
-        (
-            "Planned against actual",
-            "curve",
-            figures.curve(plan, audit),
-            "Dotted lines: the learning rate drops.",
-        ),
-        ("Frontier", "frontier", figures.frontier(plan, audit), "Loss at the best size of each budget."),
-        (
-            "isoFLOP profiles",
-            "isoflop",
-            figures.isoflop(plan, audit),
-            "Diamonds: minima that the sizes bracket.",
-        ),
-        ("Learning-rate check", "rates", figures.rates(plan), "The middle pilot at several peak rates."),
-    ]
-    blocks = [
-        f'<div><h2>{title}</h2><p class="soft small">{note}</p><div class="figure" id="{name}"></div>'
-        f"<script>Plotly.newPlot({json.dumps(name)}, {_data(figure)}, {{responsive: true, displayModeBar: false}})"
-        "</script></div>"
-        for title, name, figure, note in drawn
-        if figure is not None
-    ]
-    return f'<div class="pair">{"".join(blocks)}</div>' if blocks else ""
-
-
-def _data(figure: figures.Figure) -> str:
-    """Data and layout as arguments; `<` is escaped so that no text can end the script."""
-    return ", ".join(
-        json.dumps(figure[key], sort_keys=True).replace("<", "\\u003c") for key in ("data", "layout")
-    )
-
-
-def _flags(plan: Plan, audit: Audit | None) -> str:
-    said = [*plan.notes, *(plan.fit.flags if plan.fit is not None else ())]
-    if audit is not None:
-        said += [f"likely cause: {cause}" for cause in audit.causes]
-        said += [f"{run.title}: {incident}" for run in audit.runs for incident in run.incidents]
-    items = "".join(f"<li>{escape(one)}</li>" for one in said)
-    return f'<h2>What to know</h2><ul class="flags">{items}</ul>' if items else ""
-
-
-def _unit_note(plan: Plan) -> str:
-    beside = " (nats per token in brackets)" if plan.bytes_per_token is not None else ""
-    return f"Losses on held-out text in {figures.unit(plan)}{beside}."
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    said = f'<p class="soft small">{escape(note)}</p>' if note else ""
-    return f"<h2>{title}</h2>{said}{content}"
-
-
-def _grid(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-
-
-def _pairs(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f'<tr><td class="key">{escape(key)}</td><td>{escape(value)}</td></tr>' for key, value in rows]
-    return f"<table>{''.join(lines)}</table>"

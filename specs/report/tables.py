@@ -1,132 +1,235 @@
-"""The tables of the page, as rows of text; the page escapes and sets them."""
+"""The tables of the page: forms, runs, the target in full, cost, checks, provenance."""
 
-import math
+import re
+from collections.abc import Iterator
 
-from specs.plan import Forecast, Plan
-from specs.record import Audit
-from specs.report.figures import shown, unit
+from specs.law import FormScore
+from specs.plan import PlannedRun
+from specs.record import Audit, RunAudit
+from specs.report.case import Case
+from specs.report.html import Html, join, pairs, table, tag
+from specs.report.units import dollars, flop, memory, percent, power, shape
 from specs.words import count, duration
 
-Rows = list[tuple[str, ...]]
+_FORMULA = re.compile(
+    r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|kappa|delta|lambda|frac|left|right|log|cdot|,))+"
+)
+"""LaTeX of our own laws. Anything else is shown as text, never converted."""
+
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "kappa": "κ", "lambda": "λ"}
 
 
-def loss(plan: Plan, nats: float | None) -> str:
-    """A loss in the page's unit with nats per token beside it."""
-    if nats is None:
-        return "-"
-    if plan.bytes_per_token is None:
-        return f"{nats:.4f}"
-    return f"{shown(plan, nats):.4f} ({nats:.4f})"
+def formula(latex: str) -> Html:
+    """LaTeX as MathML, which browsers set without a script."""
+    if not _FORMULA.fullmatch(latex):
+        return tag("code", latex)
+    from latex2mathml.converter import convert
+
+    try:
+        return Html(convert(latex))
+    except Exception:  # a document may say anything; the converter's errors share no base of their own
+        return tag("code", latex)
 
 
-def runs(plan: Plan, audit: Audit | None) -> Rows:
-    """Planned runs, with what became of them."""
-    rows: Rows = [
-        ("run", "shape", "M", "tokens", "batch", "peak lr", "steps", "planned", "took", "loss", "state")
-    ]
-    for i, planned in enumerate(plan.runs):
-        model, optim, done = planned.run.model, planned.run.optim, None if audit is None else audit.runs[i]
+def forms(case: Case) -> Html:
+    """The forms side by side, heaviest first."""
+    fit = case.plan.fit
+    head = (
+        "form",
+        "L =",
+        "held-out error",
+        "weight",
+        case.losses.unit,
+        "nats/token",
+        "constants with 95 % interval",
+    )
+    rows = [] if fit is None else [_form(case, form) for form in fit.forms]
+    return table(head, rows, text=(0, 1, 6))
+
+
+def _form(case: Case, form: FormScore) -> tuple[str, ...]:
+    error = "–" if form.held_out_error is None else percent(form.held_out_error)
+    weight = tag("span", class_="weight", style=f"width:{60 * form.weight:.0f}px")
+    ends = ", ".join(
+        f"{_GREEK.get(name, name)} {v.value:.3g} ({v.low:.3g} to {v.high:.3g})"
+        for name, v in form.constants.items()
+    )
+    right = form.latex.removeprefix("L = ")
+    return (
+        form.form,
+        formula(right),
+        error,
+        join((weight, f" {form.weight:.2f}")),
+        case.losses.say(form.forecast),
+        f"{form.forecast:.4f}",
+        tag("small", ends),
+    )
+
+
+def runs(case: Case) -> Html:
+    """Every run of this plan and of the earlier ones, with what became of it."""
+    shape_and_plan = ("run", "shape", "M", "tokens", "batch", "peak lr", "steps")
+    head = (*shape_and_plan, case.losses.unit, "nats/token", "time", "tokens/s", "state", "flags", "folder")
+    return table(head, (_run(case, planned, run) for planned, run in case.runs), text=(0, 11, 12, 13))
+
+
+def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ...]:
+    model, optim, spec = planned.run.model, planned.run.optim, planned.run
+    began = run is not None and run.steps > 0
+    loss = None if run is None else run.loss
+    state = "planned" if run is None else run.state
+    return (
+        planned.title,
+        shape(model),
+        count(model.flop_per_token),
+        count(spec.tokens),
+        f"{optim.batch_sequences:,}",
+        f"{optim.peak_lr:.2g}",
+        f"{optim.steps:,}",
+        "–" if loss is None else case.losses.say(loss),
+        "–" if loss is None else f"{loss:.4f}",
+        duration(run.seconds) if run is not None and began else f"~{duration(planned.cost.hours * 3600)}",
+        count(run.tokens_per_s) if run is not None and began else f"~{count(planned.cost.tokens_per_s)}",
+        tag("span", state, class_=f"state {state}"),
+        "; ".join(_flags(case, planned, run)),
+        tag("code", spec.fingerprint()[:8], title=f"runs/{spec.fingerprint()}"),
+    )
+
+
+def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[str]:
+    short = {point.run for point in case.points() if point.short}
+    if planned.run.fingerprint() in short:
+        yield "short"
+    epochs = planned.run.tokens / case.plan.unique_tokens
+    if epochs > 1:
+        yield f"{epochs:.2f} epochs"
+    if run is not None:
+        yield from (
+            ["1 restart"] if run.restarts == 1 else [f"{run.restarts} restarts"] if run.restarts else []
+        )
+        yield from run.incidents
+        yield from (f"{check.name}: {check.detail}" for check in run.checks if not check.ok)
+
+
+def target(planned: PlannedRun) -> Html:
+    """The target run in full."""
+    run, model, optim, layout = planned.run, planned.run.model, planned.run.optim, planned.execution.layout
+    drops = "; ".join(f"× {m.factor:g} after step {m.step:,}" for m in optim.milestones)
+    kv = "" if model.kv_heads == model.heads else f", {model.kv_heads} key-value heads"
+    exact, paper = count(model.flop_per_token), count(model.paper_flop_per_token)
+    return pairs(
+        [
+            (
+                "shape",
+                f"{model.layers} layers of width {model.width:,}, {model.heads} heads{kv}, feed-forward {model.ffn:,}",
+            ),
+            ("vocabulary", f"{model.vocab:,}, context {model.context:,}"),
+            ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
+            ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
+            ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.1f} per parameter"),
+            ("compute", f"{flop(run.compute_flop)} = M × tokens"),
+            ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
+            ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps; {drops}"),
+            ("steps", f"{optim.steps:,}"),
+            ("precision", f"{run.precision}, seed {run.seed}"),
+            (
+                "layout",
+                f"dp {layout.dp} × pp {layout.pp} × tp {layout.tp} on {planned.execution.device}, micro-batch "
+                f"{layout.micro_batch_sequences}, recompute {layout.recompute}",
+            ),
+            ("memory", f"{memory(planned.cost.memory_bytes)} on the fullest device"),
+        ]
+    )
+
+
+def cost(case: Case) -> Html:
+    """What was planned to be spent and what was spent, by role."""
+    head = ("", "runs", "FLOP", "device time planned", "device time taken", "price planned")
+    roles = (("pilot", "isoFLOP pilots"), ("rate", "learning-rate check"), ("target", "target"))
+    rows = []
+    for role, said in roles:
+        chosen = [(planned, run) for planned, run in case.runs if planned.role == role]
+        if not chosen:
+            continue
+        hours = sum(planned.cost.device_hours for planned, _ in chosen)
+        taken = sum(0.0 if run is None else run.seconds * p.execution.layout.devices for p, run in chosen)
+        prices = [planned.cost.dollars for planned, _ in chosen]
+        price = None if None in prices else sum(p for p in prices if p is not None)
         rows.append(
             (
-                planned.title,
-                f"{model.layers} x {model.width}",
-                f"{model.flop_per_token:.3g}",
-                count(planned.run.tokens),
-                str(optim.batch_sequences),
-                f"{optim.peak_lr:.2g}",
-                str(optim.steps),
-                duration(planned.cost.hours * 3600),
-                "-" if done is None or not done.steps else duration(done.seconds),
-                loss(plan, None if done is None else done.loss),
-                "planned" if done is None else done.state,
+                said,
+                str(len(chosen)),
+                power(sum(planned.run.compute_flop for planned, _ in chosen)),
+                duration(hours * 3600),
+                duration(taken) if taken else "–",
+                dollars(price),
             )
         )
-    return rows
+    basis = dict.fromkeys(planned.cost.basis for planned, _ in case.runs)
+    return join((table(head, rows), tag("p", f"Planned speed: {'; '.join(basis)}.", class_="note")))
 
 
-def evidence(plan: Plan) -> Rows:
-    """The pilots that the fit saw."""
-    rows: Rows = [("run", "budget", "M", "tokens", f"loss, {unit(plan)}", "note")]
-    for point in plan.fit.points if plan.fit is not None else ():
-        size, note = f"{point.flop_per_token:.3g}", "short" if point.short else ""
-        rows.append(
-            (point.run, f"{point.budget_flop:.2e}", size, count(point.tokens), loss(plan, point.loss), note)
+def checks(audit: Audit) -> Html:
+    """Every check of every run, and in words those of a lone run and those that failed."""
+    names = list(dict.fromkeys(check.name for run in audit.runs for check in run.checks))
+    if len(audit.runs) == 1:
+        return pairs(
+            (check.name, join((_mark(check.ok), " ", check.detail)))
+            for run in audit.runs
+            for check in run.checks
         )
-    return rows
-
-
-def forms(plan: Plan) -> Rows:
-    """The forms side by side."""
-    rows: Rows = [("form", "L =", "held-out error", "weight", f"forecast, {unit(plan)}", "constants, 95 %")]
-    for form in plan.fit.forms if plan.fit is not None else ():
-        ends = ", ".join(f"{k} {v.value:.3g} [{v.low:.3g}, {v.high:.3g}]" for k, v in form.constants.items())
-        error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
-        rows.append((form.form, form.latex, error, f"{form.weight:.2f}", loss(plan, form.forecast), ends))
-    return rows
-
-
-def target(plan: Plan) -> Rows:
-    """The run in full, where the plan has one."""
-    planned = plan.runs[-1]
-    model, optim, layout, cost = planned.run.model, planned.run.optim, planned.execution.layout, planned.cost
-    drops = ", ".join(f"x {m.factor:g} after step {m.step:,}" for m in optim.milestones)
-    shape = f"{model.layers} layers x {model.width}, {model.heads} heads, {model.kv_heads} kv heads, ffn {model.ffn}"
-    price = "" if cost.dollars is None else f", ${cost.dollars:,.0f}"
-    return [
-        ("shape", f"{shape}, vocabulary {model.vocab:,}, context {model.context:,}"),
-        ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
-        (
-            "M",
-            f"{model.flop_per_token:.4g} FLOP per token exact, {model.paper_flop_per_token:.4g} by Eq. 2 of the paper",
-        ),
-        ("tokens", f"{planned.run.tokens:,}, {planned.run.tokens / model.params:.1f} per parameter"),
-        ("compute", f"{planned.run.compute_flop:.4g} FLOP"),
-        ("batch", f"{optim.batch_sequences:,} sequences, {planned.run.batch_tokens:,} tokens"),
-        (
-            "learning rate",
-            f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps, {drops}, {optim.steps:,} steps",
-        ),
-        (
-            "layout",
-            f"dp {layout.dp} x pp {layout.pp} x tp {layout.tp}, micro-batch {layout.micro_batch_sequences}",
-        ),
-        ("cost", f"{duration(cost.hours * 3600)}, {cost.device_hours:.4g} device-hours{price}"),
-        ("memory", f"{cost.memory_bytes / 2**30:.3g} GiB of the fullest device"),
-        ("speed from", cost.basis),
+    rows = []
+    for run in audit.runs:
+        found = {check.name: check for check in run.checks}
+        rows.append((run.title, *(_mark(found[name].ok) if name in found else "–" for name in names)))
+    failed = [
+        (run.title, join((_mark(False), f" {check.name}: {check.detail}")))
+        for run in audit.runs
+        for check in run.checks
+        if not check.ok
     ]
+    return join((table(("run", *names), rows), pairs(failed) if failed else ""))
 
 
-def provenance(plan: Plan, audit: Audit | None) -> Rows:
-    """Seal, code, data and law: what the figures rest on."""
-    data = plan.runs[-1].run.data
-    rows: Rows = [
-        ("seal", plan.seal),
-        ("code", f"isoplan {plan.code.version}, sources {plan.code.sha256}"),
-        ("corpus", f"{data.corpus}, digest {data.digest or 'not built'}"),
-        ("unique tokens", f"{plan.unique_tokens:,}"),
-        ("law", f"{plan.law.name}: {plan.law.source}"),
-    ]
+def _mark(ok: bool) -> Html:
+    return tag(
+        "span", "✓" if ok else "✗", class_="yes" if ok else "no", title="holds" if ok else "does not hold"
+    )
+
+
+def provenance(case: Case) -> Html:
+    """What every figure of the page rests on."""
+    return pairs(_provenance(case))
+
+
+def _provenance(case: Case) -> Iterator[tuple[str, str]]:
+    plan, data = case.plan, case.plan.runs[-1].run.data
+    yield "seal", tag("code", plan.seal)
+    yield "code", join((f"isoplan {plan.code.version}, sources ", tag("code", plan.code.sha256)))
+    digest = "not built" if data.digest is None else data.digest
+    yield "corpus", join((tag("code", data.corpus), ", digest ", tag("code", digest)))
+    tokens = f"{plan.unique_tokens:,} unique training tokens"
+    if plan.bytes_per_token is not None:
+        tokens += f", {plan.bytes_per_token:.3f} bytes per held-out token"
+    yield "data", tokens
+    yield "law", f"{plan.law.name}: {plan.law.source}"
     if plan.fit is not None:
-        rows.append(("allocation", plan.fit.allocation_basis))
-    if isinstance(plan.forecast, Forecast):
-        rows.append(("forecast", plan.forecast.basis))
-    if audit is not None and audit.curve_share_inside is not None:
-        rows.append(
-            ("curve", f"{audit.curve_share_inside:.0%} of the held-out points lie in the curve's 95 % band")
-        )
-    return rows
+        yield "allocation", plan.fit.allocation_basis
+    if case.forecast is not None:
+        yield "forecast", case.forecast.basis
+    for earlier, _ in case.earlier:
+        yield "earlier plan", join((f"{earlier.phase}, seal ", tag("code", earlier.seal)))
+    yield from _environments(case)
 
 
-def checks(audit: Audit) -> Rows:
-    """What the audit verified on the last run, and every check that failed on any."""
-    rows: Rows = [("run", "check", "holds", "with")]
-    for i, run in enumerate(audit.runs):
-        for check in run.checks:
-            if i == len(audit.runs) - 1 or not check.ok:
-                rows.append((run.title, check.name, "yes" if check.ok else "NO", check.detail))
-    return rows
-
-
-def width_of(band_low: float, band_high: float) -> str:
-    """Half the width of a band relative to its middle."""
-    return f"±{(band_high - band_low) / 2 / math.sqrt(band_low * band_high):.1%}"
+def _environments(case: Case) -> Iterator[tuple[str, str]]:
+    seen = dict.fromkeys(
+        e.canonical_json() for _, run in case.runs if run is not None for e in run.environments
+    )
+    found = {e.canonical_json(): e for _, run in case.runs if run is not None for e in run.environments}
+    for key in seen:
+        e = found[key]
+        packages = ", ".join(f"{name} {version}" for name, version in sorted(e.packages.items()))
+        commit = "no checkout" if e.commit is None else f"commit {e.commit}"
+        where = ", ".join(e.devices) or e.cpu
+        yield "environment", f"{e.host}: {where}; Python {e.python}, {packages}; {commit}"

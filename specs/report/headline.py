@@ -1,0 +1,166 @@
+"""The top of the page: what was asked, the verdict or the forecast in one sentence, a gauge, the large numbers."""
+
+from collections.abc import Iterator
+
+from specs.budget import Pilots
+from specs.data import DeclaredText, FileText, InstalledText
+from specs.law import Band
+from specs.plan import NoForecast
+from specs.report.case import Case
+from specs.report.html import Html, join, tag
+from specs.report.units import flop, half_width, percent, signed
+from specs.words import count, duration
+
+GAUGE_MARGIN = 0.17
+"""Room beside the band and the outcome, as a share of the gauge: a label of seven digits fits into it."""
+
+
+def headline(case: Case) -> Html:
+    """Everything above the first figure."""
+    plan = case.plan
+    above = f"{plan.budget.name} · {'pilots' if plan.phase == 'pilots' else 'target'}"
+    parts = [
+        tag("p", "isoplan", tag("span", above), class_="above"),
+        tag("h1", _statement(case), class_=_mood(case)),
+        tag("p", *_sentences(case), class_="lede"),
+    ]
+    if case.forecast is not None:
+        parts.append(_gauge(case, case.forecast.loss))
+    return tag("header", *parts, _numbers(case))
+
+
+def _mood(case: Case) -> str:
+    if case.audit is None:
+        return "open"
+    return {"inside": "inside", "outside": "outside", "cannot tell": "untold"}[case.audit.verdict]
+
+
+def _statement(case: Case) -> str:
+    """The page in one line."""
+    plan, audit, told = case.plan, case.audit, case.forecast
+    if plan.phase == "pilots":
+        if audit is None:
+            return f"{len(plan.runs)} pilot runs, then a forecast"
+        accepted = sum(run.state == "accepted" for run in audit.runs)
+        return f"{accepted} of {len(audit.runs)} pilots accepted"
+    if audit is not None and audit.verdict != "cannot tell":
+        return "The forecast held" if audit.verdict == "inside" else "The forecast missed"
+    if audit is not None:
+        return "No verdict yet" if told is not None else "Audited, without a forecast"
+    if told is None:
+        return "A plan, without a forecast of the loss"
+    return f"Forecast: {case.losses.say(told.loss.median)} {case.losses.unit}"
+
+
+def _sentences(case: Case) -> Iterator[str]:
+    yield _question(case)
+    told, actual, losses = case.forecast, case.actual, case.losses
+    if told is not None:
+        band = told.loss
+        yield (
+            f"Sealed before the run: {losses.say(band.median)} {losses.unit}, "
+            f"with 95 % between {losses.say(band.low_95)} and {losses.say(band.high_95)}. "
+        )
+        if actual is not None:
+            said = f"Measured: {losses.say(actual)} {losses.unit}, {signed(actual / band.median - 1)}."
+            yield tag("strong", said)
+    elif isinstance(case.plan.forecast, NoForecast) and (case.audit is None or case.target is not None):
+        yield f"No forecast of the loss: {case.plan.forecast.reason}."
+
+
+def _question(case: Case) -> str:
+    """What the budget asks, in one sentence."""
+    budget, given = case.plan.budget, ""
+    if budget.compute is not None:
+        given = flop(budget.compute)
+    elif budget.device_hours is not None:
+        given = f"{budget.device_hours:,.4g} device-hours"
+    elif budget.money is not None:
+        given = f"${budget.money:,.0f}"
+    rests = "published laws"
+    if isinstance(budget.evidence, Pilots):
+        rests = f"pilot runs worth at most {percent(budget.evidence.share, 0)} of that"
+    return (
+        f"What is the best model that {given} can train on {_text(case)}, and how good will it be? The answer rests on "
+        f"{rests}. "
+    )
+
+
+def _text(case: Case) -> str:
+    data = case.plan.budget.data
+    match data.text:
+        case DeclaredText():
+            return data.text.describe
+        case FileText():
+            return f"the text in {', '.join(data.text.paths)}"
+        case InstalledText():
+            names = ["Python", *data.text.packages]
+            listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+            return f"the source and documentation of {listed}"
+
+
+def _gauge(case: Case, band: Band) -> Html:
+    """The band as a strip, the median as a tick, the outcome as a dot."""
+    losses, actual = case.losses, case.actual
+    ends = [band.low_95, band.high_95, *([] if actual is None else [actual])]
+    room = (max(ends) - min(ends)) * GAUGE_MARGIN / (1 - 2 * GAUGE_MARGIN)
+    start, width = min(ends) - room, max(ends) - min(ends) + 2 * room
+
+    def at(loss: float) -> str:
+        return f"{100 * (loss - start) / width:.2f}%"
+
+    def strip(low: float, high: float, kind: str) -> Html:
+        return tag("i", class_=kind, style=f"left:{at(low)};width:{100 * (high - low) / width:.2f}%")
+
+    parts = [
+        strip(band.low_95, band.high_95, "wide"),
+        strip(band.low_50, band.high_50, "narrow"),
+        tag("i", class_="median", style=f"left:{at(band.median)}"),
+        tag("span", losses.say(band.low_95), class_="low", style=f"left:{at(band.low_95)}"),
+        tag("span", losses.say(band.high_95), class_="high", style=f"left:{at(band.high_95)}"),
+        tag("span", f"forecast {losses.say(band.median)}", class_="middle", style=f"left:{at(band.median)}"),
+    ]
+    if actual is not None:
+        parts.append(tag("i", class_="actual", style=f"left:{at(actual)}"))
+        parts.append(tag("span", f"measured {losses.say(actual)}", class_="came", style=f"left:{at(actual)}"))
+    return tag("div", tag("div", *parts, class_="gauge"), class_="gauge-box")
+
+
+def _numbers(case: Case) -> Html:
+    rows = (tag("div", tag("dd", value), tag("dt", said)) for value, said in _large(case))
+    return tag("dl", join(rows), class_="numbers")
+
+
+def _large(case: Case) -> Iterator[tuple[str, str]]:
+    plan, told, target = case.plan, case.forecast, case.target
+    if told is not None:
+        yield case.losses.say(told.loss.median), f"{case.losses.unit} forecast, {half_width(told.loss)}"
+    if told is not None and case.actual is not None:
+        off = case.actual / told.loss.median - 1
+        yield case.losses.say(case.actual), f"{case.losses.unit} measured, {signed(off)}"
+    elif told is None and case.actual is not None:
+        yield case.losses.say(case.actual), f"{case.losses.unit} measured"
+    done = case.target_audit
+    if target is not None and done is not None and done.state == "unfinished":
+        yield percent(done.steps / target.run.optim.steps, 0), "of the steps done"
+    spent = sum(planned.run.compute_flop for planned in plan.runs)
+    if target is None:
+        yield f"{len(plan.runs)}", "runs, isoFLOP pilots and learning rates"
+        yield flop(max(planned.budget_flop for planned in plan.runs)), "for the largest of them"
+    yield flop(spent), "of training compute" if target is not None else "for all of them"
+    if plan.fit is not None and plan.fit.points and target is not None:
+        top = max(point.flop_per_token * point.tokens for point in plan.fit.points)
+        yield f"{target.run.compute_flop / top:.3g}×", "the compute of the largest pilot"
+    if target is not None:
+        model = target.run.model
+        yield count(model.params), f"parameters, {count(target.run.tokens)} tokens"
+    yield _time(case)
+
+
+def _time(case: Case) -> tuple[str, str]:
+    hours = sum(planned.cost.device_hours for planned in case.plan.runs)
+    if case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs):
+        pairs = zip(case.plan.runs, case.audit.runs, strict=True)
+        took = sum(run.seconds * planned.execution.layout.devices for planned, run in pairs)
+        return duration(took), f"device time, {duration(3600 * hours)} planned"
+    return duration(3600 * hours), "device time planned"

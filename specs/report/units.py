@@ -1,0 +1,70 @@
+"""How the page says numbers: powers of ten, signed percentages, shapes, money."""
+
+import math
+
+from specs.law import Band
+from specs.model import ModelSpec
+
+_THIN = "\u202f"
+"""A narrow space that does not break, between a number and its unit."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(value: float) -> str:
+    """`3.2·10¹¹`, `10¹²`: two digits and a power of ten."""
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = "10" + str(int(exponent)).translate(_RAISED)
+    return raised if digits == "1.0" else f"{digits}·{raised}"
+
+
+def flop(value: float) -> str:
+    """An amount of compute."""
+    return f"{power(value)} FLOP"
+
+
+def signed(share: float) -> str:
+    """A signed percentage with a true minus: `−1.8 %`."""
+    return f"{share:+.1%}".replace("-", "−").replace("%", f"{_THIN}%")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A percentage: `4.8 %`."""
+    return f"{share:.{digits}%}".replace("%", f"{_THIN}%")
+
+
+def half_width(band: Band) -> str:
+    """Half the width of the 95 % interval against its middle: `±3.1 %`."""
+    return f"±{percent((band.high_95 - band.low_95) / 2 / math.sqrt(band.low_95 * band.high_95))}"
+
+
+def shape(model: ModelSpec) -> str:
+    """Layers by width."""
+    return f"{model.layers} × {model.width:,}"
+
+
+def memory(size_bytes: float) -> str:
+    """Bytes in the largest binary unit that leaves at least one."""
+    unit, letters = next(
+        (u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (1, "B")) if size_bytes >= u or u == 1
+    )
+    return f"{size_bytes / unit:.3g} {letters}"
+
+
+def dollars(value: float | None) -> str:
+    """A price; a dash where none is known."""
+    return "–" if value is None else f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round values between two ends, four to nine of them."""
+    size = 10.0 ** math.floor(math.log10(high - low))
+    step = next(s for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if (high - low) / (s * size) <= 9) * size
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two ends; only the powers where these are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if math.log10(high / low) < 3 else (1,)
+    return [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
