@@ -4,7 +4,8 @@
                with it: all-gather of the sequence forward, reduce-scatter backward   (g, arXiv 2205.05198)
     leave      without: all-reduce forward, copy backward; with: reduce-scatter forward, all-gather backward
 
-Activations are (S, B, H), sequence first, so that the sequence is the dimension which contiguous collectives cut.
+Activations are (B, S, H). Collectives cut the first dimension, so the sequence is moved there and back: free of copies
+for one sequence, which is what long contexts leave room for.
 """
 
 from typing import Any
@@ -16,20 +17,20 @@ from torch import Tensor
 from model.mesh import Axis
 
 
-def enter(x_SBH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
+def enter(x_BSH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
     """Activations on their way into a sub-layer whose weights are split over the axis."""
     if axis.size == 1:
-        return x_SBH
+        return x_BSH
     pair: Any = _GatherSequence if sequence_parallel else _Copy
-    return pair.apply(x_SBH, axis)  # type: ignore[no-any-return]
+    return pair.apply(x_BSH, axis)  # type: ignore[no-any-return]
 
 
-def leave(x_SBH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
+def leave(x_BSH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
     """Partial sums on their way out of a sub-layer whose weights are split over the axis."""
     if axis.size == 1:
-        return x_SBH
+        return x_BSH
     pair: Any = _ScatterSequence if sequence_parallel else _Reduce
-    return pair.apply(x_SBH, axis)  # type: ignore[no-any-return]
+    return pair.apply(x_BSH, axis)  # type: ignore[no-any-return]
 
 
 def sum_over(x: Tensor, axis: Axis) -> Tensor:
@@ -40,16 +41,28 @@ def sum_over(x: Tensor, axis: Axis) -> Tensor:
     return x
 
 
-def _gather(x: Tensor, axis: Axis) -> Tensor:
-    whole = x.new_empty((axis.size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(whole, x.contiguous(), group=axis.group)
-    return whole
+def max_over(x: Tensor, axis: Axis) -> Tensor:
+    """The elementwise maximum over the axis' ranks, on every rank; the tensor itself at size 1. Not differentiated."""
+    if axis.size > 1:
+        x = x.clone()
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=axis.group)
+    return x
 
 
-def _scatter(x: Tensor, axis: Axis) -> Tensor:
-    part = x.new_empty((x.shape[0] // axis.size, *x.shape[1:]))
-    dist.reduce_scatter_tensor(part, x.contiguous(), group=axis.group)
-    return part
+def _gather(x_BSH: Tensor, axis: Axis) -> Tensor:
+    """Every rank's part of the sequence, in rank order."""
+    part_SBH = x_BSH.transpose(0, 1).contiguous()
+    whole_SBH = part_SBH.new_empty((axis.size * part_SBH.shape[0], *part_SBH.shape[1:]))
+    dist.all_gather_into_tensor(whole_SBH, part_SBH, group=axis.group)
+    return whole_SBH.transpose(0, 1).contiguous()
+
+
+def _scatter(x_BSH: Tensor, axis: Axis) -> Tensor:
+    """This rank's part of the sequence of the ranks' sum."""
+    whole_SBH = x_BSH.transpose(0, 1).contiguous()
+    part_SBH = whole_SBH.new_empty((whole_SBH.shape[0] // axis.size, *whole_SBH.shape[1:]))
+    dist.reduce_scatter_tensor(part_SBH, whole_SBH, group=axis.group)
+    return part_SBH.transpose(0, 1).contiguous()
 
 
 class _Copy(torch.autograd.Function):

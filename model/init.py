@@ -12,17 +12,29 @@ from numpy.typing import NDArray
 
 _NORMALS_PER_COUNT = 8
 """Philox4x64 gives four 64-bit words a count, each of them two uniforms and so two normals."""
+_NORMALS_AT_ONCE = 2**20
+"""Bounds the working space to a few arrays of 8 MiB."""
 
 
 def normal_rows(seed: int, name: str, rows: range, cols: int, std: float) -> NDArray[np.float32]:
     """(len(rows), cols) normal weights: rows `rows` of the global tensor `name`, whatever else is drawn."""
+    step = max(1, _NORMALS_AT_ONCE // cols)
+    drawn = np.empty((len(rows), cols), np.float32)
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        drawn[first : first + step] = std * _standard_normals(seed, name, part, cols)
+    return drawn
+
+
+def _standard_normals(seed: int, name: str, rows: range, cols: int) -> NDArray[np.float64]:
+    """In fp64, so that after rounding to fp32 no two processors' libraries of functions differ."""
     counts = math.ceil(cols / _NORMALS_PER_COUNT)
     generator = np.random.Philox(key=_key(seed, name)).advance(rows.start * counts)
-    words = generator.random_raw(len(rows) * counts * 4).reshape(len(rows), counts * 4)
+    words = generator.random_raw(len(rows) * counts * 4)
     radius = np.sqrt(-2.0 * np.log(((words >> np.uint64(32)) + 1.0) * 2.0**-32))
     angle = (words & np.uint64(0xFFFFFFFF)) * (2.0 * np.pi * 2.0**-32)
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return (std * pairs.reshape(len(rows), -1)[:, :cols]).astype(np.float32)
+    return pairs.reshape(len(rows), -1)[:, :cols]
 
 
 def _key(seed: int, name: str) -> int:

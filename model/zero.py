@@ -1,12 +1,13 @@
 """AdamW with ZeRO-1 by rows (arXiv 1910.02054): every data-parallel rank owns a block of rows of every parameter.
 
-A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank
-its rows (reduce-scatter), updates them, and hands the new rows to all (all-gather): one collective each, over all
-parameters at once. Rows are padded to a multiple of the axis, so each rank's share has one size. Owned rows are boxes of
-globally named tensors, which is how a checkpoint of one layout is read under another.
+A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank its
+rows (reduce-scatter), updates them, and hands the new rows to all (all-gather). Owned rows are boxes of globally named
+tensors, which is how a checkpoint of one layout is read under another. On one rank nothing is copied or sent, and in
+fp32 the masters are the parameters themselves.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +16,14 @@ from torch import Tensor
 
 from model.collectives import sum_over
 from model.init import normal_rows
+from model.kernels import adamw
 from model.mesh import Axis
 from model.transformer import Local, Piece, Stage
 from specs.optim import OptimSpec
+
+_BUCKET_BYTES = 25 * 2**20
+"""Parameters that travel together are copied side by side up to this size (the default of PyTorch's DDP, whose paper,
+arXiv 2006.15704, section 5.2, measures it); a larger one travels alone, from where it lies."""
 
 
 @dataclass(frozen=True)
@@ -30,45 +36,26 @@ class Box:
     exp_avg_sq: Tensor
 
 
-@dataclass(frozen=True)
-class _Share:
-    """The rows of one local parameter that this rank owns, and where they lie in the rank's flat state."""
-
-    name: str
-    local: Local
-    rows: range
-    """Rows of the local parameter, without padding."""
-    start: int
-    padded: int
-    """Elements of a rank's share, padding included."""
-
-    @property
-    def cols(self) -> int:
-        return self.local.pieces[0].cols
-
-    @property
-    def size(self) -> int:
-        return len(self.rows) * self.cols
-
-
 class AdamW:
     """The optimizer of one rank's stage. Decays matrices only (LLaMA's practice; norms' gains are left alone)."""
 
     def __init__(self, stage: Stage, axis: Axis, spec: OptimSpec) -> None:
         self.stage, self.axis, self.spec = stage, axis, spec
         self.steps = 0
-        self._shares = _shares(stage, axis)
-        device = stage.flat_gradient.device
-        total = sum(share.padded for share in self._shares)
-        self._state = torch.zeros(3, total, dtype=torch.float32, device=device)
-        self._count = torch.zeros((), dtype=torch.float32, device=device)
-        self._decayed = sum(share.padded for share in self._shares if share.local.decays)
-        self._parameters = [stage.parameter_of(share.name) for share in self._shares]
-        self._gradients = [stage.gradients[share.name] for share in self._shares]
+        self._locals = list(stage.locals.values())
+        owned = stage.gradients.numel() // axis.size
+        alone = axis.size == 1
+        self._gradient = stage.gradients if alone else stage.gradients.new_zeros(owned)
+        shared = alone and stage.weights.dtype == stage.gradients.dtype
+        self._master = stage.weights if shared else stage.gradients.new_zeros(owned)
+        self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, owned)
+        self._count = stage.gradients.new_zeros((), dtype=torch.float32)
+        self._by_local = [self._gradient[self._owned(local)] for local in self._locals]
 
     def start(self, seed: int) -> None:
         """Fresh weights as a function of (seed, name, row), moments at zero, parameters published."""
-        self._state.zero_()
+        self._exp_avg.zero_()
+        self._exp_avg_sq.zero_()
         self.steps = 0
         for box in self.boxes():
             _draw(box, seed, self.stage.spec.init_std)
@@ -76,117 +63,128 @@ class AdamW:
 
     def boxes(self) -> list[Box]:
         """This rank's state; over the ranks of the axis, the boxes tile every global tensor once."""
+        state = (self._master, self._exp_avg, self._exp_avg_sq)
         return [
-            Box(
-                piece,
-                *(
-                    row[start : start + piece.rows * piece.cols].view(_view_shape(piece))
-                    for row in self._state
-                ),
-            )
-            for share in self._shares
-            for piece, start in _owned_pieces(share)
+            Box(piece, *(flat[at : at + piece.rows * piece.cols].view(_view_shape(piece)) for flat in state))
+            for local in self._locals
+            for piece, at in self._owned_pieces(local)
         ]
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
-        """One update from the accumulated gradients, which are zeroed; returns the global norm before clipping."""
-        gradient = self._reduce()
-        norm = self._norm(gradient)
-        self.steps += 1
-        self._count.fill_(self.steps)
-        scale = torch.tensor(
-            max(1.0, norm / self.spec.clip_norm), dtype=torch.float32, device=gradient.device
-        )
-        for part, decay in (
-            (slice(0, self._decayed), self.spec.weight_decay),
-            (slice(self._decayed, None), 0.0),
-        ):
-            master, exp_avg, exp_avg_sq = (row[part] for row in self._state)
-            self.stage.kernels.adamw(
-                [master],
-                [gradient[part]],
-                [exp_avg],
-                [exp_avg_sq],
-                step=self._count,
-                lr=lr,
-                betas=self.spec.betas,
-                weight_decay=decay,
-                eps=self.spec.eps,
-                grad_scale=scale,
-            )
-        self.publish()
-        self.stage.flat_gradient.zero_()
+        """One update from the summed gradients, which are zeroed; returns the global norm before clipping.
+
+        Where the norm is not finite, nothing is updated.
+        """
+        self._reduce()
+        norm = self._norm()
+        if math.isfinite(norm):
+            self._update(lr, max(1.0, norm / self.spec.clip_norm))
+            self.publish()
+        self.stage.gradients.zero_()
         return norm
 
     @torch.no_grad()
     def publish(self) -> None:
         """Masters into the parameters of all ranks, rounded to their precision."""
-        mine = self._state[0].to(self.stage.dtype)
-        if self.axis.size > 1:
-            whole = mine.new_empty(self.axis.size, mine.numel())
-            dist.all_gather_into_tensor(whole.view(-1), mine, group=self.axis.group)
-        else:
-            whole = mine.unsqueeze(0)
-        for parameter, share in zip(self._parameters, self._shares, strict=True):
-            rows = whole[:, share.start : share.start + share.padded].reshape(-1)
-            parameter.view(-1).copy_(rows[: parameter.numel()])
-
-    def _reduce(self) -> Tensor:
-        """The rank's share of the summed gradient, laid out as its state."""
-        by_rank = torch.cat(
-            [
-                _padded(gradient, self.axis.size * share.padded).view(self.axis.size, share.padded)
-                for gradient, share in zip(self._gradients, self._shares, strict=True)
-            ],
-            dim=1,
-        )
+        weights = self.stage.weights
         if self.axis.size == 1:
-            return by_rank[0]
-        mine = by_rank.new_empty(by_rank.shape[1])
-        dist.reduce_scatter_tensor(mine, by_rank.view(-1), group=self.axis.group)
-        return mine
+            if weights is not self._master:
+                weights.copy_(self._master)
+            return
+        for bucket in self._buckets():
+            mine = self._master[self._span(bucket)].to(weights.dtype)
+            if len(bucket) == 1:
+                _gather(weights[bucket[0].start : bucket[0].stop], mine, self.axis)
+                continue
+            whole = mine.new_empty(self.axis.size, mine.numel())
+            _gather(whole.view(-1), mine, self.axis)
+            parts = whole.split([self._size(local) for local in bucket], dim=1)
+            for local, part in zip(bucket, parts, strict=True):
+                self._by_rank(weights, local).copy_(part)
 
-    def _norm(self, gradient: Tensor) -> float:
-        """Norm over all parameters: each one's sum of squares, then their sum in name order in fp64."""
-        parts = gradient.split([share.padded for share in self._shares])
-        squares = torch.stack(torch._foreach_norm(list(parts))).double().square()
-        return math.sqrt(float(sum_over(squares, self.axis).sum()))
+    def _reduce(self) -> None:
+        """This rank's rows of the gradient, summed over the axis."""
+        if self.axis.size == 1:
+            return
+        waiting = []
+        for bucket in self._buckets():
+            parts = [self._by_rank(self.stage.gradients, local) for local in bucket]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            mine = self._gradient[self._span(bucket)]
+            work = dist.reduce_scatter_tensor(mine, whole.view(-1), group=self.axis.group, async_op=True)
+            waiting.append((work, whole))
+        for work, _ in waiting:
+            work.wait()
+
+    def _norm(self) -> float:
+        """Norm over all parameters: each one's sum of squares, then their sum in name order, in fp64."""
+        norms = torch._foreach_norm(self._by_local, 2, torch.float64)
+        squares = sum_over(torch.stack(norms).square_(), self.axis)
+        return math.sqrt(float(squares.sum()))
+
+    def _update(self, lr: float, grad_scale: float) -> None:
+        self.steps += 1
+        self._count.fill_(self.steps)
+        decayed = sum(self._size(local) for local in self._locals if local.decays)
+        for part, decay in ((slice(0, decayed), self.spec.weight_decay), (slice(decayed, None), 0.0)):
+            adamw(
+                self._master[part],
+                self._gradient[part],
+                self._exp_avg[part],
+                self._exp_avg_sq[part],
+                step=self._count,
+                lr=lr,
+                betas=self.spec.betas,
+                weight_decay=decay,
+                eps=self.spec.eps,
+                grad_scale=self._count.new_tensor(grad_scale),
+            )
+
+    def _size(self, local: Local) -> int:
+        """Elements of a parameter that each rank owns, padding included."""
+        return (local.stop - local.start) // self.axis.size
+
+    def _owned(self, local: Local) -> slice:
+        """Where they lie in this rank's state: parameters follow each other there as they do in the stage."""
+        return slice(local.start // self.axis.size, local.stop // self.axis.size)
+
+    def _span(self, bucket: list[Local]) -> slice:
+        return slice(self._owned(bucket[0]).start, self._owned(bucket[-1]).stop)
+
+    def _by_rank(self, flat: Tensor, local: Local) -> Tensor:
+        """A parameter's elements as (ranks, elements of each)."""
+        return flat[local.start : local.stop].view(self.axis.size, -1)
+
+    def _buckets(self) -> Iterator[list[Local]]:
+        """Consecutive parameters that travel together."""
+        bucket: list[Local] = []
+        limit = _BUCKET_BYTES // self._gradient.element_size()
+        for local in self._locals:
+            if bucket and local.stop - bucket[0].start > limit:
+                yield bucket
+                bucket = []
+            bucket.append(local)
+        yield bucket
+
+    def _owned_pieces(self, local: Local) -> Iterator[tuple[Piece, int]]:
+        """The owned rows as boxes of global tensors, each with its start in this rank's state."""
+        each = local.padded_rows // self.axis.size
+        first = -self.axis.rank * each  # of the piece, counted from this rank's first row
+        for piece in local.pieces:
+            low, high = max(first, 0), min(first + piece.rows, each)
+            if low < high:
+                box = replace(piece, row=piece.row + low - first, rows=high - low)
+                yield box, self._owned(local).start + low * local.cols
+            first += piece.rows
 
 
-def _shares(stage: Stage, axis: Axis) -> list[_Share]:
-    """Every parameter's share of this rank: matrices first, so that what is decayed is one slice; then name order."""
-    found: list[_Share] = []
-    start = 0
-    for name, local in sorted(stage.locals.items(), key=lambda item: (not item[1].decays, item[0])):
-        total = local.shape[0]
-        each = math.ceil(total / axis.size)
-        rows = range(min(axis.rank * each, total), min((axis.rank + 1) * each, total))
-        found.append(_Share(name, local, rows, start, each * local.pieces[0].cols))
-        start += found[-1].padded
-    return found
-
-
-def _owned_pieces(share: _Share) -> list[tuple[Piece, int]]:
-    """The owned rows as boxes of global tensors, each with its start in the rank's flat state."""
-    found = []
-    first = 0
-    for piece in share.local.pieces:
-        low, high = max(share.rows.start, first), min(share.rows.stop, first + piece.rows)
-        if low < high:
-            box = replace(piece, row=piece.row + low - first, rows=high - low)
-            found.append((box, share.start + (low - share.rows.start) * share.cols))
-        first += piece.rows
-    return found
+def _gather(whole: Tensor, mine: Tensor, axis: Axis) -> None:
+    dist.all_gather_into_tensor(whole, mine, group=axis.group)
 
 
 def _view_shape(piece: Piece) -> tuple[int, ...]:
     return (piece.rows,) if len(piece.shape) == 1 else (piece.rows, piece.cols)
-
-
-def _padded(gradient: Tensor, size: int) -> Tensor:
-    flat = gradient.reshape(-1)
-    return flat if flat.numel() == size else torch.cat([flat, flat.new_zeros(size - flat.numel())])
 
 
 def _draw(box: Box, seed: int, std: float) -> None:

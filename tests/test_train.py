@@ -55,8 +55,8 @@ def finished(home: Path, data: CorpusRef) -> RunFolder:
 def textbook_loss(stage: Stage, rows_BT: Tensor) -> float:
     """Mean cross-entropy, nats per token."""
     with torch.no_grad():
-        logits_SBV = stage.logits(rows_BT[:, :-1]).double()
-    return float(F.cross_entropy(logits_SBV.flatten(0, 1), rows_BT[:, 1:].t().reshape(-1)))
+        logits_BSV = stage.logits(rows_BT[:, :-1]).double()
+    return float(F.cross_entropy(logits_BSV.flatten(0, 1), rows_BT[:, 1:].reshape(-1)))
 
 
 def model_of(run: RunSpec) -> tuple[Stage, AdamW]:
