@@ -139,8 +139,8 @@ class Plan(Spec):
         expected = seal_of(self)
         if self.seal != expected:
             raise ValueError(
-                f"the plan was changed after it was sealed (its content hashes to {expected[:16]}, the seal says "
-                f"{self.seal[:16]}); restore the file, or change the budget and plan again"
+                f"the plan was changed after it was sealed, or sealed by another version of isoplan (its content "
+                f"hashes to {expected[:16]}, the seal says {self.seal[:16]}); restore the file, or plan again elsewhere"
             )
         return self
 
