@@ -93,12 +93,14 @@ class Study:
     ran: Ran
     """What became of its runs."""
     audit: Audit | None
-    """Its audit; None where its runs are not all finished."""
+    """The target's audit; None where the chain did not come so far."""
 
     @property
     def exit_code(self) -> int:
-        """The audit's, or the runs' where there is none."""
-        return self.ran.exit_code if self.audit is None else VERDICTS[self.audit.verdict]
+        """The target's audit's; without one that of the runs that are not finished, or 3."""
+        if self.audit is not None:
+            return VERDICTS[self.audit.verdict]
+        return self.ran.exit_code or CANNOT_TELL
 
 
 def run_budget(driver: Driver, path: Path, show_audit: Callable[[Path, Audit], None]) -> Study:
@@ -117,8 +119,12 @@ def run_budget(driver: Driver, path: Path, show_audit: Callable[[Path, Audit], N
         if plan.phase == "target":
             return Study(plan_path, ran, audit)
         asked = ask_planner(driver, path)
-        if asked[0] == plan_path:  # the same pilots again: the audit did not accept them all, and said why
-            return Study(plan_path, ran, audit)
+        if asked[0] == plan_path:
+            driver.say(
+                f"the planner asks for the same pilots again: correct what the audit rejected, if anything; "
+                f"else {escape(str(plan_path))} is of another version of isoplan, and the budget needs another name"
+            )
+            return Study(plan_path, ran, None)
 
 
 def chain(driver: Driver, path: Path, budget: Budget) -> list[tuple[str, str]]:

@@ -148,6 +148,8 @@ class Board:
     def __call__(self, active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
         """Take note of what happened, and show it when it is time to."""
         now_s = time.monotonic()
+        for run in active:
+            self._pace(run.job)  # from its start on, so that no incident is missed
         for outcome in outcomes[self.told :]:
             self._look(outcome.job, now_s)
             self.console.print(_ended(outcome), highlight=False, soft_wrap=True)
@@ -157,8 +159,13 @@ class Board:
             self.looked_s = now_s
             self._show([self._look(run.job, now_s) for run in active], outcomes)
 
+    def _pace(self, job: Job) -> Pace:
+        if job.folder not in self.paces:
+            self.paces[job.folder] = Pace(job)
+        return self.paces[job.folder]
+
     def _look(self, job: Job, now_s: float) -> Pace:
-        pace = self.paces.setdefault(job.folder, Pace(job))
+        pace = self._pace(job)
         pace.look(now_s)
         for incident in pace.incidents():
             line = f"[bold red]alarm[/] {escape(job.title)}: {escape(incident)}"

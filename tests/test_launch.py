@@ -1,4 +1,5 @@
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from runtime.blame import Log
 from runtime.launch import Active, Job, Outcome, free_port, launch
 from runtime.lock import hold, owner_of
-from runtime.progress import Pace, last_line, time_left_s
+from runtime.progress import Board, Pace, last_line, time_left_s
 
 ROOT = Path(__file__).parents[1]
 
@@ -364,6 +366,46 @@ def test_a_pace_counts_from_the_first_new_step_of_a_segment(tmp_path: Path) -> N
     assert at(51, 18.0).steps_per_s == pytest.approx(2.0)
     assert pace.left_s == pytest.approx(24.5)
     assert pace.new_flop == pytest.approx(1e9 * 21 / 100)
+
+
+RECORDS = """
+import json
+folder = pathlib.Path(sys.argv[1])
+time.sleep(.3)
+with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl', 'a') as metrics:
+    for what, message in ('outside_band', 'loss 3 is above [2, 2.5]'), ('interrupted', 'saved'):
+        record.write(json.dumps({'event': 'incident', 'what': what, 'message': message}) + '\\n')
+    for step in range(1, 11):
+        metrics.write(json.dumps({'step': step, 'loss': 10 / step}) + '\\n')
+        metrics.flush()
+        time.sleep(.1)
+    if folder.name == 'bad':
+        sys.exit('ValueError: of [what]')
+    record.write(json.dumps({'event': 'end', 'loss': 2.0}) + '\\n')
+"""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_launch_is_told_as_it_goes(tmp_path: Path, terminal: bool) -> None:
+    jobs = [make_job(tmp_path, name, planned_s=s) for name, s in (("good", 3.0), ("bad", 2.0), ("held", 1.0))]
+    lock = hold(jobs[2].folder)
+    old = '{"event": "incident", "what": "outside_band", "message": "of an earlier segment"}\n'
+    (jobs[0].folder / "record.jsonl").write_text(old)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
+    with Board(console, jobs, 1) as board:
+        launch(jobs, ["0"], python(RECORDS), board, busy_patience_s=0.2)
+    assert lock is not None
+    os.close(lock)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert said.count("alarm good: loss 3 is above [2, 2.5]") == 1
+    assert "saved" not in said
+    assert "earlier segment" not in said
+    assert "finished good in " in said
+    assert "held-out loss 2.0000 nats per token" in said
+    assert "failed bad: ValueError: of [what] (rank 0 of 1" in said
+    assert f"busy held: process {os.getpid()} on " in said
+    assert ("tokens/s" in said) == terminal
 
 
 def test_the_time_left_is_bound_by_the_slots_and_by_the_slowest(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from specs.data import Corpus, CorpusRef
 from specs.files import load, write_yaml
 from specs.optim import Milestone
 from specs.plan import Plan
-from specs.record import Start
+from specs.record import Audit, Start
 from specs.run import Evaluation, Execution, RunSpec
 from tests import samples
 
@@ -59,7 +59,7 @@ def corpus_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("corpus")
     (home / "budget.yaml").write_text(BUDGET)
     lines = (
-        json.dumps({"text": f"document {i}: " + f"{i * 7919 % 1000} and so on. " * 40}) for i in range(64)
+        json.dumps({"text": f"document {i}: " + f"{i * 7919 % 1000} and so on. " * 200}) for i in range(256)
     )
     (home / "text.jsonl").write_text("\n".join(lines) + "\n")
     done = isoplan(home, "data", "budget.yaml")
@@ -260,14 +260,23 @@ def test_a_run_folder_of_another_run_is_refused(home: Path) -> None:
 
 
 @pytest.fixture
-def started(home: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts `isoplan` in the workspace without waiting for it."""
+def started(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `isoplan` in the workspace without waiting for it; what a failed test leaves is killed."""
+    all_started: list[subprocess.Popen[str]] = []
 
     def start(*words: object) -> subprocess.Popen[str]:
         argv = [sys.executable, "-P", "-m", "runtime.cli", *map(str, words)]
-        return subprocess.Popen(argv, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            argv, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        all_started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in all_started:
+        process.kill()
+        with process:
+            pass
 
 
 def folder_of(home: Path, run: RunSpec) -> RunFolder:
@@ -350,10 +359,10 @@ def test_an_interrupted_plan_goes_on_and_ends_as_if_it_never_was(
     shutil.rmtree(home / "runs")
 
     folder = folder_of(home, run)
-    with started("run", path) as launcher:
-        until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 20)
-        launcher.send_signal(number)
-        said, _ = launcher.communicate()
+    launcher = started("run", path)
+    until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 20)
+    launcher.send_signal(number)
+    said, _ = launcher.communicate()
     assert folder.end() is None
     if number == signal.SIGINT:
         assert launcher.returncode == 75
@@ -376,11 +385,11 @@ def test_a_run_that_fails_is_named_and_only_that_one_is_repeated(
         home, bad, good, execution=Execution(device="cpu", layout=layout, checkpoint_every_s=0.2)
     )
     folder = folder_of(home, bad)
-    with started("run", path) as launcher:
-        until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 20)
-        victim = next(pid for pid in ranks_of(folder) if b"RANK=1" in environment_of(pid))
-        os.kill(victim, signal.SIGKILL)
-        said, _ = launcher.communicate()
+    launcher = started("run", path)
+    until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 20)
+    victim = next(pid for pid in ranks_of(folder) if b"RANK=1" in environment_of(pid))
+    os.kill(victim, signal.SIGKILL)
+    said, _ = launcher.communicate()
     assert launcher.returncode == 70, said
     assert "failed pilot 0: killed (signal 9), perhaps for want of memory (rank 1 of 2" in said
     assert "1 of 2 runs are not finished" in said
@@ -411,17 +420,73 @@ def test_two_launchers_never_share_a_run(home: Path, started: Callable[..., subp
     run = long_run(home)
     path = tiny_plan(home, run)
     folder = folder_of(home, run)
-    with started("run", path) as first:
-        until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 10)
-        os.kill(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second one waits
-        ranks = ranks_of(folder)
-        for pid in ranks:
-            os.kill(pid, signal.SIGSTOP)
-        second = isoplan(home, "run", path)
-        assert second.returncode == 75, second.stdout
-        assert f"busy pilot 0: process {first.pid} on " in second.stdout
-        for pid in [*ranks, first.pid]:
-            os.kill(pid, signal.SIGCONT)
-        said, _ = first.communicate()
+    first = started("run", path)
+    until(lambda: folder.metrics_jsonl.exists() and len(folder.metrics()) > 10)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it is at work for as long as the second one waits
+    ranks = ranks_of(folder)
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    second = isoplan(home, "run", path)
+    assert second.returncode == 75, second.stdout
+    assert f"busy pilot 0: process {first.pid} on " in second.stdout
+    for pid in [*ranks, first.pid]:
+        os.kill(pid, signal.SIGCONT)
+    said, _ = first.communicate()
     assert first.returncode == 0, said
     assert len([line for line in folder.records() if isinstance(line, Start)]) == 1
+
+
+def test_a_budget_goes_all_the_way_and_twice_costs_nothing(home: Path) -> None:
+    first = isoplan(home, "run", "budget.yaml", "--json")
+    assert first.returncode == 3, first.stderr  # its published law has no loss, so there is no forecast
+    assert json.loads(first.stdout) == {
+        "plan": "plans/mini/plan.target.yaml",
+        "verdict": "cannot tell",
+        "exit_code": 3,
+    }
+    assert "audit.html" in first.stderr
+    plan = load(home / "plans/mini/plan.target.yaml", Plan)
+    record = folder_of(home, plan.runs[0].run).record_jsonl
+    written, ledger = record.read_bytes(), (home / "ledger.jsonl").read_bytes()
+    assert isoplan(home, "run", "budget.yaml").returncode == 3
+    assert isoplan(home, "audit", "plans/mini/plan.target.yaml").returncode == 3
+    assert record.read_bytes() == written
+    assert (home / "ledger.jsonl").read_bytes() == ledger
+
+
+@pytest.mark.slow
+def test_a_study_killed_among_its_pilots_goes_on_to_its_verdict(
+    home: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    evidence = "{kind: pilots, prior: tiny, share: 0.8, budgets: 2, sizes: 4, rates: []}"
+    text = BUDGET.replace("{kind: published, law: tiny}", evidence).replace("1e9 FLOP", "3e10 FLOP")
+    (home / "budget.yaml").write_text(text)
+    study = started("run", "budget.yaml")
+    until(lambda: len(ended(home)) >= 2)
+    study.kill()
+    study.wait()
+    finished = ended(home)
+
+    metrics = next(iter(finished)).with_name("metrics.jsonl")
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])  # its last step is missing
+    stuck = isoplan(home, "run", "budget.yaml")
+    assert stuck.returncode == 3, stuck.stdout + stuck.stderr
+    assert "rejected" in stuck.stdout
+    assert "asks for the same pilots again" in stuck.stdout
+    metrics.write_bytes(whole)
+
+    done = isoplan(home, "run", "budget.yaml")
+    audit = load(home / "plans/mini/audit.target.json", Audit)
+    assert done.returncode == {"inside": 0, "outside": 1, "cannot tell": 3}[audit.verdict]
+    assert audit.verdict in done.stdout
+    assert {path: path.read_bytes() for path in finished} == finished
+    pilots, target = (load(home / f"plans/mini/plan.{phase}.yaml", Plan) for phase in ("pilots", "target"))
+    for planned in (*pilots.runs, *target.runs):
+        assert folder_of(home, planned.run).end() is not None
+
+
+def ended(home: Path) -> dict[Path, bytes]:
+    """The records of finished runs."""
+    found = {path: path.read_bytes() for path in home.glob("runs/*/record.jsonl")}
+    return {path: record for path, record in found.items() if b'"event": "end"' in record}
