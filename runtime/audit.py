@@ -4,25 +4,33 @@ The forecast is read from the sealed plan and the outcome from the runs' own rec
 `inside` when its final held-out loss lies in the 95 % band of a forecast that was sealed before its first step.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Literal
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runtime.causes import Miss, causes, clipped_share
 from runtime.folder import RunFolder
+from runtime.ledger import extend, ledger_of
 from runtime.recount import data_check, recount
-from specs.files import append_line, load, read_lines, write_json, write_text
-from specs.law import LawFit
+from specs.files import load, write_json, write_text
 from specs.plan import CurveBand, Forecast, NoForecast, Plan, PlannedRun
-from specs.record import Audit, Check, LedgerRecord, RunAudit, StepLine
+from specs.record import Audit, Check, LedgerRecord, RunAudit, Start
 from specs.report import render
+from specs.report.earlier import earlier_plans
+from specs.words import count, duration
 
-CLIPPED_OFTEN = 0.2
-"""Share of steps with clipped gradients after the warm-up from which the learning rate is suspected."""
-SPIKE = 1.5
-"""A step's loss this many times the mean of the hundred before it is a spike."""
-LEVEL_SHARE = 0.5
-"""A curve with more than this share of its points outside on one side is off in level, which points at the law."""
+Verdict = Literal["inside", "outside", "cannot tell"]
+
+EXIT_CODES: dict[Verdict, int] = {"inside": 0, "outside": 1, "cannot tell": 3}
+"""What `audit` ends with; 2 is bad input, as everywhere."""
+_COLOURS: dict[Verdict, str] = {"inside": "green", "outside": "red", "cannot tell": "yellow"}
 
 
 def audit_plan(plan_path: Path, workspace: Path) -> Audit:
@@ -31,16 +39,83 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
     DocumentError where a document cannot be read; nothing is written then.
     """
     plan = load(plan_path, Plan)
+    ledger = ledger_of(plan_path, plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
     runs = [recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
-    if any(run.state == "accepted" for run in runs):
-        data = data_check(workspace / "data", plan.runs[0])  # the runs of a plan share their data
-        runs = [run if run.state == "unfinished" else _with(run, data) for run in runs]
-    audit = _verdict(plan, runs, folders[-1])
-    _extend_ledger(plan, plan_path.parent / plan.ledger, audit, folders)
+    runs = _with_data(workspace / "data", plan, runs)
+    verdict, reason = _verdict(plan, runs)
+    audit = Audit(
+        seal=plan.seal,
+        verdict=verdict,
+        reason=reason,
+        curve_share_inside=_share_inside(plan, runs[-1]),
+        causes=_causes(plan, runs[-1], workspace / "runs"),
+        runs=tuple(runs),
+    )
+    extend(ledger, list(_ledger_records(plan, audit, folders)))
     write_json(plan_path.parent / f"audit.{plan.phase}.json", audit)
-    write_text(plan_path.parent / "audit.html", render(plan, audit))
+    write_text(plan_path.parent / "audit.html", render(plan, audit, earlier_plans(plan_path.parent, plan)))
     return audit
+
+
+def exit_code(audit: Audit) -> int:
+    """0 inside the band or all pilots accepted, 1 outside, 3 cannot tell."""
+    return EXIT_CODES[audit.verdict]
+
+
+def show(audit: Audit, plan: Plan, console: Console) -> None:
+    """Print an audit: the runs, what is wrong with them, the verdict and its likely causes."""
+    console.print(_table(audit, plan))
+    for run in audit.runs:
+        for incident in run.incidents:
+            _say(console, "red", "alarm", f"{run.title}: {incident}")
+        for check in run.checks:
+            if not check.ok:
+                _say(console, "red", check.name, f"{run.title}: {check.detail}")
+    if audit.curve_share_inside is not None:
+        _say(
+            console, "dim", "curve", f"{audit.curve_share_inside:.0%} of its points are inside the 95 % band"
+        )
+    _say(console, f"bold {_COLOURS[audit.verdict]}", audit.verdict, audit.reason)
+    for cause in audit.causes:
+        _say(console, "yellow", "likely cause", cause)
+
+
+def _say(console: Console, style: str, word: str, said: str) -> None:
+    console.print(f"[{style}]{escape(word)}[/]  {escape(said)}", highlight=False, soft_wrap=True)
+
+
+def _table(audit: Audit, plan: Plan) -> Table:
+    accepted = sum(run.state == "accepted" for run in audit.runs)
+    title = f"{accepted} of {len(audit.runs)} runs accepted"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = "nats/token" if plan.bytes_per_token is None else "bits/byte"
+    for name in ("run", "steps", "time", "tokens/s", shown, "state"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
+    to_shown = 1.0 if plan.bytes_per_token is None else 1 / (plan.bytes_per_token * math.log(2))
+    for run in audit.runs:
+        table.add_row(
+            escape(run.title),
+            str(run.steps),
+            duration(run.seconds),
+            count(run.tokens_per_s),
+            "-" if run.loss is None else f"{run.loss * to_shown:.4f}",
+            run.state,
+        )
+    return table
+
+
+def _with_data(data: Path, plan: Plan, runs: Sequence[RunAudit]) -> list[RunAudit]:
+    """The finished runs with the check of their data; token files are read once, and only for runs that are sound."""
+    sound = [planned for planned, run in zip(plan.runs, runs, strict=True) if run.state == "accepted"]
+    checks = {planned.run.data: planned for planned in sound}
+    found = {data_of: data_check(data, planned) for data_of, planned in checks.items()}
+    return [
+        _with(run, found[planned.run.data])
+        if run.state != "unfinished" and planned.run.data in found
+        else run
+        for planned, run in zip(plan.runs, runs, strict=True)
+    ]
 
 
 def _with(run: RunAudit, check: Check) -> RunAudit:
@@ -48,36 +123,18 @@ def _with(run: RunAudit, check: Check) -> RunAudit:
     return run.model_copy(update={"checks": (*run.checks, check), "state": state})
 
 
-def _verdict(plan: Plan, runs: Sequence[RunAudit], last: RunFolder) -> Audit:
-    """The verdict on all runs; `last` is the folder of the plan's last run, a target plan's only one."""
-    audit = Audit(
-        seal=plan.seal,
-        verdict="cannot tell",
-        reason=_missing(runs),
-        curve_share_inside=None,
-        causes=(),
-        runs=tuple(runs),
-    )
-    if audit.reason:
-        return audit
+def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
+    """The verdict and why."""
+    missing = _missing(runs)
+    if missing:
+        return "cannot tell", missing
     if plan.phase == "pilots":
-        said = f"all {len(runs)} runs are accepted; plan again for the target"
-        return audit.model_copy(update={"verdict": "inside", "reason": said})
+        return "inside", f"all {len(runs)} runs are accepted; plan again for the target"
     if isinstance(plan.forecast, NoForecast):
-        return audit.model_copy(update={"reason": f"there is no forecast: {plan.forecast.reason}"})
-    return audit.model_copy(update=_against(plan, plan.forecast, runs[-1], last))
-
-
-def _against(plan: Plan, told: Forecast, run: RunAudit, folder: RunFolder) -> dict[str, Any]:
-    """The outcome of the accepted target against its forecast, as fields of the audit."""
-    assert run.loss is not None  # an accepted run has its evaluations
-    inside = told.loss.inside_95(run.loss)
-    return {
-        "verdict": "inside" if inside else "outside",
-        "reason": _compared(run.loss, told),
-        "curve_share_inside": None if told.curve is None else _share_inside(told.curve, run),
-        "causes": () if inside else tuple(_causes(plan, plan.runs[-1], run, told, folder)),
-    }
+        return "cannot tell", f"there is no forecast: {plan.forecast.reason}"
+    loss = runs[-1].loss
+    assert loss is not None  # an accepted run has its evaluations
+    return "inside" if plan.forecast.loss.inside_95(loss) else "outside", _compared(loss, plan.forecast)
 
 
 def _missing(runs: Sequence[RunAudit]) -> str:
@@ -100,99 +157,51 @@ def _compared(loss: float, told: Forecast) -> str:
     )
 
 
-def _sides(curve: CurveBand, run: RunAudit) -> list[int]:
-    """For every point of both curves: -1 below the 95 % band, 0 inside, 1 above."""
+def _share_inside(plan: Plan, run: RunAudit) -> float | None:
+    """Share of the target's curve so far that is inside its 95 % band; None where there is nothing to compare."""
+    told = plan.forecast.curve if isinstance(plan.forecast, Forecast) else None
+    if told is None or plan.phase != "target":
+        return None
+    inside = list(_inside(told, run))
+    return mean(inside) if inside else None
+
+
+def _inside(told: CurveBand, run: RunAudit) -> Iterator[bool]:
     actual = dict(zip(run.curve_step, run.curve_loss, strict=True))
-    rows = zip(curve.step, curve.low_95, curve.high_95, strict=True)
-    return [(actual[s] > high) - (actual[s] < low) for s, low, high in rows if s in actual]
+    for step, low, high in zip(told.step, told.low_95, told.high_95, strict=True):
+        if step in actual:
+            yield low <= actual[step] <= high
 
 
-def _share_inside(curve: CurveBand, run: RunAudit) -> float | None:
-    sides = _sides(curve, run)
-    return mean(side == 0 for side in sides) if sides else None
+def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
+    """Likely causes where a finished target is outside its band, also when its records are rejected."""
+    told = plan.forecast
+    missed = (
+        plan.phase == "target"
+        and isinstance(told, Forecast)
+        and run.loss is not None
+        and not told.loss.inside_95(run.loss)
+    )
+    if not missed or not isinstance(told, Forecast):
+        return ()
+    pilots = [RunFolder(runs / point.run) for point in plan.fit.points] if plan.fit is not None else []
+    clipped = [clipped_share(one.metrics(), one.run().optim) for one in pilots if one.run_json.exists()]
+    metrics = RunFolder(runs / run.run).metrics()
+    return causes(Miss(plan=plan, told=told, run=run, metrics=metrics, clipped_pilots=clipped))
 
 
-def _causes(plan: Plan, planned: PlannedRun, run: RunAudit, told: Forecast, folder: RunFolder) -> list[str]:
-    """What a miss most likely comes from, most likely first: each one names its numbers."""
-    found = _data_causes(plan, planned) + _rate_causes(plan, planned, folder.metrics())
-    if run.restarts:
-        found.append(f"schedule: {run.restarts} restarts; their seams are in the record")
-    found += _law_causes(plan, run, told)
-    if run.tokens_per_s and abs(run.tokens_per_s / planned.cost.tokens_per_s - 1) > 0.2:
-        found.append(
-            f"throughput: {run.tokens_per_s:.3g} tokens/s against {planned.cost.tokens_per_s:.3g} planned; "
-            "this explains time and cost, not the loss"
-        )
-    return found
-
-
-def _data_causes(plan: Plan, planned: PlannedRun) -> list[str]:
-    epochs = planned.run.tokens / plan.unique_tokens
-    if epochs <= 1:
-        return []
-    return [f"data: {epochs:.2f} epochs over {plan.unique_tokens:,} unique tokens, and repeats teach less"]
-
-
-def _rate_causes(plan: Plan, planned: PlannedRun, metrics: Sequence[StepLine]) -> list[str]:
-    found = []
-    settled = [line for line in metrics if line.step > planned.run.optim.warmup_steps]
-    clipped = mean(line.grad_norm > planned.run.optim.clip_norm for line in settled) if settled else 0.0
-    if clipped > CLIPPED_OFTEN:
-        found.append(f"learning rate: {clipped:.0%} of the steps after warm-up were clipped")
-    spikes = _spikes([line.loss for line in settled])
-    if spikes:
-        found.append(f"learning rate: {spikes} loss spikes after warm-up")
-    check = plan.fit.rate_check if plan.fit is not None else None
-    if check is not None and not check.bracketed:
-        found.append(
-            f"learning rate: the check did not bracket the best rate (x{check.best_multiple:.2g} is at its edge)"
-        )
-    return found
-
-
-def _spikes(losses: Sequence[float]) -> int:
-    return sum(losses[i] > SPIKE * mean(losses[i - 100 : i]) for i in range(100, len(losses)))
-
-
-def _law_causes(plan: Plan, run: RunAudit, told: Forecast) -> list[str]:
-    found = []
-    sides = _sides(told.curve, run) if told.curve is not None else []
-    for side, word in ((1, "above"), (-1, "below")):
-        share = mean(one == side for one in sides) if sides else 0.0
-        if share > LEVEL_SHARE:
-            found.append(
-                f"law: {share:.0%} of the curve lies {word} its band, so its level is off, not its shape"
-            )
-    return found if plan.fit is None else found + _fit_causes(plan.fit)
-
-
-def _fit_causes(fit: LawFit) -> list[str]:
-    """What was weak in the evidence that the forecast rests on."""
-    found = []
-    loose = [profile for profile in fit.profiles if not profile.bracketed]
-    if loose:
-        found.append(f"law: {len(loose)} of {len(fit.profiles)} isoFLOP minima are not bracketed")
-    scored = [form for form in fit.forms if form.held_out_error is not None]
-    if scored:
-        form = max(scored, key=lambda form: form.weight)
-        found.append(
-            f"law: the heaviest form, {form.form}, missed held-out budgets by {form.held_out_error:.2%}"
-        )
-    return found
-
-
-def _extend_ledger(plan: Plan, ledger: Path, audit: Audit, folders: Sequence[RunFolder]) -> None:
-    """Accepted runs that the ledger does not hold yet, in the plan's order."""
-    there = read_lines(ledger, LedgerRecord) if ledger.exists() else []
-    held = {record.fingerprint_of_run for record in there}
+def _ledger_records(plan: Plan, audit: Audit, folders: Sequence[RunFolder]) -> Iterator[LedgerRecord]:
+    """A line for every accepted run, in the plan's order."""
     for planned, run, folder in zip(plan.runs, audit.runs, folders, strict=True):
-        if run.state == "accepted" and run.run not in held:
-            append_line(ledger, _ledger_record(plan, planned, run, folder))
+        if run.state == "accepted":
+            yield _ledger_record(plan, planned, run, folder)
 
 
 def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFolder) -> LedgerRecord:
-    end = folder.end()
+    end, first = folder.end(), folder.records()[0]
     assert end is not None  # only finished runs are accepted
+    assert isinstance(first, Start)
+    assert first.seal is not None
     assert run.loss is not None
     assert plan.bytes_per_token is not None  # a run needs a built corpus
     tokens = run.steps * planned.run.batch_tokens
@@ -201,7 +210,7 @@ def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFo
         role=planned.role,
         budget_flop=planned.budget_flop,
         rate_multiple=planned.rate_multiple,
-        seal=plan.seal,
+        seal=first.seal,
         tokens=tokens,
         compute_flop=float(planned.run.model.flop_per_token) * tokens,
         loss=run.loss,

@@ -4,7 +4,6 @@ Each check has a name, an outcome and the numbers it compared. A run that fails 
 accepted, whatever its loss.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,6 @@ from statistics import median
 from runtime.folder import RunFolder
 from specs.plan import PlannedRun
 from specs.record import Check, End, EvalLine, Incident, RunAudit, Start, StepLine
-
-LR_TOLERANCE = 1e-12
-"""Relative; the recorded learning rate is printed so that it reads back exactly, so only another libm may differ."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,8 @@ class _Told:
     written: str
     """Fingerprint of its run.json."""
     starts: tuple[Start, ...]
+    first: bool
+    """Its record begins with a start."""
     end: End
     metrics: Sequence[StepLine]
     evals: Sequence[EvalLine]
@@ -39,9 +37,9 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     end = folder.end()
     checks: tuple[Check, ...] = ()
     if end is not None:
-        checks = _checks(
-            _Told(folder.path.name, folder.run().fingerprint(), starts, end, metrics, evals), planned, seal
-        )
+        written, first = folder.run().fingerprint(), isinstance(records[0], Start)
+        told = _Told(folder.path.name, written, starts, first, end, metrics, evals)
+        checks = _checks(told, planned, seal)
     return RunAudit(
         run=planned.run.fingerprint(),
         title=planned.title,
@@ -62,6 +60,7 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
             f"{i.what} at step {i.step}: {i.message}" for i in records if isinstance(i, Incident)
         ),
         checks=checks,
+        environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
     )
 
 
@@ -69,10 +68,10 @@ def _checks(told: _Told, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
     run = planned.run
     return (
         _spec(told, run.fingerprint()),
-        _started_from_scratch(told.starts),
+        _started_from_scratch(told),
         _sealed_before(told.starts, planned, seal),
         _steps(told.metrics, run.optim.steps),
-        _tokens(told.metrics, run.batch_tokens, run.model.flop_per_token),
+        _tokens(told.metrics, planned),
         _learning_rates(told.metrics, planned),
         _evaluations(told.evals, planned),
         _end(told.end, told.evals, run.optim.steps),
@@ -88,19 +87,23 @@ def _spec(told: _Told, planned: str) -> Check:
     return Check(name="spec", ok=named == {planned}, detail=said)
 
 
-def _started_from_scratch(starts: Sequence[Start]) -> Check:
-    first = starts[0].from_step if starts else None
-    return Check(name="start", ok=first == 0, detail=f"first segment starts from step {first}")
+def _started_from_scratch(told: _Told) -> Check:
+    """The record begins with a start from step 0, so nothing was trained before it."""
+    said = f"first segment starts from step {told.starts[0].from_step if told.starts else None}"
+    if not told.first:
+        said += ", and something stands before it in the record"
+    return Check(name="start", ok=told.first and told.starts[0].from_step == 0, detail=said)
 
 
 def _sealed_before(starts: Sequence[Start], planned: PlannedRun, seal: str) -> Check:
     """The first record names a plan's seal: a target's that of this plan, since its forecast is what is judged."""
     first = starts[0].seal if starts else None
-    return Check(
-        name="sealed before step 1",
-        ok=first is not None and (planned.role != "target" or first == seal),
-        detail=f"the first record carries seal {_short(first)}, the plan's is {_short(seal)}",
-    )
+    said = f"the first record carries seal {_short(first)}, the plan's is {_short(seal)}"
+    if first != seal:
+        alone = "the forecast came after the run began" if planned.role == "target" else "another plan's"
+        said += f": {alone}"
+    ok = first is not None and (planned.role != "target" or first == seal)
+    return Check(name="sealed before step 1", ok=ok, detail=said)
 
 
 def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
@@ -112,23 +115,27 @@ def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
     return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=said)
 
 
-def _tokens(metrics: Sequence[StepLine], batch_tokens: int, flop_per_token: int) -> Check:
+def _tokens(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
+    """Every step's tokens follow from the batch; their sum and its FLOP are the plan's."""
+    batch_tokens = planned.run.batch_tokens
     wrong = next((line for line in metrics if line.tokens != line.step * batch_tokens), None)
-    counted = metrics[-1].step * batch_tokens if metrics else 0
-    said = f"{counted:,} tokens, {counted * float(flop_per_token):.4g} FLOP recounted"
+    counted = len(metrics) * batch_tokens
+    compute_flop = counted * float(planned.run.model.flop_per_token)
+    said = f"{counted:,} tokens, {compute_flop:.4g} FLOP recounted"
+    if counted != planned.run.tokens:
+        said += f"; {planned.run.tokens:,} tokens planned"
     if wrong is not None:
         said += f"; step {wrong.step} claims {wrong.tokens:,} tokens"
-    return Check(name="tokens", ok=wrong is None, detail=said)
+    return Check(name="tokens", ok=wrong is None and counted == planned.run.tokens, detail=said)
 
 
 def _learning_rates(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
-    def off(line: StepLine) -> bool:
-        return not math.isclose(line.lr, planned.run.optim.lr(line.step), rel_tol=LR_TOLERANCE)
-
-    wrong = next((line for line in metrics if off(line)), None)
+    """Every step's learning rate is the schedule's, to the last bit: both are the same arithmetic, printed exactly."""
+    optim = planned.run.optim
+    wrong = next((line for line in metrics if line.lr != optim.lr(line.step)), None)
     said = "every step's learning rate is the schedule's"
     if wrong is not None:
-        said = f"step {wrong.step} ran at {wrong.lr:.6g}, the schedule says {planned.run.optim.lr(wrong.step):.6g}"
+        said = f"step {wrong.step} ran at {wrong.lr:.6g}, the schedule says {optim.lr(wrong.step):.6g}"
     return Check(name="schedule", ok=wrong is None, detail=said)
 
 
@@ -143,17 +150,18 @@ def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
     if wrong is not None:
         (step, sequences), (due, due_sequences) = wrong
         said += f"; step {step} on {sequences} sequences stands where step {due} on {due_sequences} is due"
-    return Check(name="evaluations", ok=found == wanted, detail=said)
+    tokens = next((line for line in evals if line.tokens != line.step * planned.run.batch_tokens), None)
+    if tokens is not None:
+        said += f"; that of step {tokens.step} claims {tokens.tokens:,} tokens"
+    return Check(name="evaluations", ok=found == wanted and tokens is None, detail=said)
 
 
 def _end(end: End, evals: Sequence[EvalLine], steps: int) -> Check:
     """The closing line repeats the last evaluation."""
     last = evals[-1].loss if evals else None
-    return Check(
-        name="end",
-        ok=end.loss == last and end.step == steps,
-        detail=f"the end says loss {end.loss!r} after {end.step} steps; the last evaluation says {last!r}",
-    )
+    said = f"the end says loss {end.loss!r} after {end.step} steps; the last evaluation says {last!r}"
+    said += f"; weights {_short(end.weights_sha256)}"
+    return Check(name="end", ok=end.loss == last and end.step == steps, detail=said)
 
 
 def _short(seal: str | None) -> str:

@@ -1,6 +1,9 @@
 """The audit: forged records are caught and named, verdicts follow the sealed band, the ledger grows once."""
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,13 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtime.audit import audit_plan
+from runtime.audit import audit_plan, exit_code, show
 from runtime.corpus import build
 from runtime.folder import RunFolder
 from specs.base import Spec
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
 from specs.files import DocumentError, load, read_lines, write_json, write_text, write_yaml
-from specs.law import Allocation, FormScore, Interval, IsoflopProfile, LawFit, Monomial, RateCheck
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import (
     Audit,
@@ -30,7 +32,7 @@ from specs.record import (
     TimingLine,
 )
 from specs.run import RunSpec
-from tests import samples
+from tests import examples, samples
 
 OTHER = "e" * 64
 """A seal of no plan here."""
@@ -246,6 +248,20 @@ FORGERIES: dict[str, tuple[Callable[[Story], Story], str, str]] = {
         "evaluations",
         "step 100 on 16 sequences stands where step 100 on 64 is due",
     ),
+    "tokens of an evaluation": (
+        lambda s: replace(s, evals=edit(s.evals, 2, tokens=1)),
+        "evaluations",
+        "that of step 30 claims 1 tokens",
+    ),
+    "something before the start": (
+        lambda s: replace(
+            s,
+            incidents=(Incident(time=0.0, step=0, what="interrupted", message="a ghost"), s.starts[0]),
+            starts=(),
+        ),
+        "start",
+        "something stands before it",
+    ),
     "no seal": (
         lambda s: replace(s, starts=edit(s.starts, 0, seal=None)),
         "sealed before step 1",
@@ -433,125 +449,148 @@ def test_restarts_and_incidents_are_told(workspace: Path, plan: Plan) -> None:
     assert run.incidents == ("interrupted at step 40: a signal came",)
 
 
-def fit(**changes: Any) -> LawFit:
-    """A sound fit: two bracketed profiles, one form, a bracketed rate check."""
-    flat = Monomial(coefficient=1.0, exponents={"compute_flop": 0.5})
-    profiles = tuple(
-        IsoflopProfile(
-            compute_flop=flop,
-            coefficients=(1.0, 0.0, 0.1),
-            flop_per_token=1e5,
-            tokens=1e6,
-            loss=3.0,
-            bracketed=True,
-        )
-        for flop in (1e11, 1e12)
-    )
-    form = FormScore(
-        form="standard",
-        latex="L = E",
-        held_out_error=0.0123,
-        weight=1.0,
-        constants={"E": Interval(value=1.0, low=0.5, high=1.5)},
-        forecast=2.0,
-    )
-    plain: dict[str, Any] = {
-        "points": (),
-        "profiles": profiles,
-        "allocation": Allocation(flop_per_token=flat, tokens=flat),
-        "allocation_basis": "a sample",
-        "forms": (form,),
-        "rate_check": rate_check(bracketed=True),
-        "flags": (),
-    }
-    return LawFit(**(plain | changes))
-
-
-def rate_check(bracketed: bool) -> RateCheck:
-    return RateCheck(
-        run="0" * 16, multiples=(0.5, 1.0, 2.0), losses=(3.1, 3.0, 2.9), best_multiple=2.0, bracketed=bracketed,
-        near_optimal=bracketed,
-    )  # fmt: skip
-
-
-def missed(workspace: Path, plan: Plan, change: Callable[[Story], Story] = lambda s: s) -> tuple[str, ...]:
-    """The causes that the audit names for a target that ended at 2.2, outside its band."""
-    tell(workspace, change(story(planned_run(plan), plan.seal, 2.2)))
+def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> None:
+    """Every step of the target is clipped; of the pilot that is at hand, none."""
+    pilot = samples.run(data=planned_run(plan).data, seed=5)
+    fit = examples.make_plan("target").fit
+    assert fit is not None
+    point = fit.points[0].model_copy(update={"run": pilot.fingerprint()})
+    plan = samples.sealed(plan, fit=fit.model_copy(update={"points": (point, *fit.points[1:])}))
+    tell(workspace, story(pilot, OTHER))
+    told = story(planned_run(plan), plan.seal, 2.2, tokens_per_s=4e3)
+    metrics = tuple(line.model_copy(update={"grad_norm": 2.0}) for line in told.metrics)
+    tell(workspace, replace(told, metrics=metrics))
     audit = audited(workspace, plan)
     assert audit.verdict == "outside"
-    return audit.causes
-
-
-def test_a_sound_miss_has_no_cause_but_the_laws_own_error(workspace: Path, plan: Plan) -> None:
-    """The sample curve is wide at step 50, so half of it lies above: not more than half."""
-    assert missed(workspace, samples.sealed(plan, fit=fit())) == (
-        "law: the heaviest form, standard, missed held-out budgets by 1.23%",
+    assert audit.causes[0] == (
+        "learning rate: 100% of the steps after the warm-up were clipped, in no pilot more than 0%"
     )
+    assert audit.causes[-1].startswith("throughput: 4e+03 tokens/s against 1e+04 planned")
 
 
-def test_cause_data(workspace: Path, plan: Plan) -> None:
-    causes = missed(workspace, samples.sealed(plan, unique_tokens=50_000))
-    assert causes == ("data: 2.05 epochs over 50,000 unique tokens, and repeats teach less",)
+def test_a_forged_miss_says_what_was_forged_first(workspace: Path, plan: Plan) -> None:
+    told = story(planned_run(plan), plan.seal, 2.2)
+    tell(workspace, replace(told, metrics=edit(told.metrics, 84, lr=0.003)))
+    audit = audited(workspace, plan)
+    assert audit.verdict == "cannot tell"
+    assert audit.causes[0] == "schedule: step 85 ran at 0.003, the schedule says 0.000948"
 
 
-def test_cause_learning_rate_clipping(workspace: Path, plan: Plan) -> None:
-    """Warm-up steps do not count: 19 of the 95 steps after it are 20 %, which is not often; 38 are."""
+def test_a_run_in_progress_is_compared_as_far_as_it_is(workspace: Path, plan: Plan) -> None:
+    told = story(planned_run(plan), plan.seal)
+    tell(workspace, replace(told, end=None, evals=told.evals[:5]))
+    audit = audited(workspace, plan)
+    assert (audit.verdict, audit.curve_share_inside, audit.causes) == ("cannot tell", 1.0, ())
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("inside", 0), ("outside", 1), ("cannot tell", 3)])
+def test_exit_codes(verdict: str, code: int) -> None:
+    audit = examples.make_audit(examples.make_plan("target"), verdict=verdict)
+    assert exit_code(audit) == code
+
+
+def test_environments_are_told_once_each(workspace: Path, plan: Plan) -> None:
+    told = story(planned_run(plan), plan.seal)
+    first = told.starts[0]
+    there = first.environment.model_copy(update={"host": "there"})
+    segments = (
+        first,
+        start(told.run, plan.seal, 40),
+        first.model_copy(update={"environment": there, "from_step": 60}),
+    )
+    tell(workspace, replace(told, starts=segments))
+    assert [found.host for found in audited(workspace, plan).runs[0].environments] == ["here", "there"]
+
+
+def test_the_ledger_tells_under_which_seal_a_run_ran(workspace: Path, plan: Plan) -> None:
+    """Two plans that share a pilot: one line, whichever audits it; its seal is the first record's."""
     run = planned_run(plan)
-
-    def clip(first: int, count: int) -> Callable[[Story], Story]:
-        def change(told: Story) -> Story:
-            lines = [
-                line.model_copy(update={"grad_norm": 2.0}) if first <= line.step < first + count else line
-                for line in told.metrics
-            ]
-            return replace(told, metrics=tuple(lines))
-
-        return change
-
-    assert missed(workspace, plan, clip(1, run.optim.warmup_steps + 19)) == ()
-    assert missed(workspace, plan, clip(50, 38)) == (
-        "learning rate: 40% of the steps after warm-up were clipped",
-    )
+    pilots = with_runs(plan, run, role="pilot", phase="pilots", forecast=NoForecast(reason="pilots first"))
+    other = samples.sealed(pilots, notes=("another plan",))
+    tell(workspace, story(run, pilots.seal))
+    audited(workspace, pilots)
+    path = workspace / "plans" / "small" / "plan.pilots.yaml"
+    path.unlink()
+    assert audited(workspace, other).verdict == "inside"
+    assert [record.seal for record in ledger(workspace)] == [pilots.seal]
 
 
-def test_cause_learning_rate_spikes(workspace: Path, data: tuple[Path, CorpusRef], plan: Plan) -> None:
-    """A spike is seen from the hundred steps before it, so the run is longer."""
-    optim = samples.optim(steps=200, milestones=())
-    plan = with_runs(plan, samples.run(data=data[1], optim=optim))
-    causes = missed(workspace, plan, lambda s: replace(s, metrics=edit(s.metrics, 149, loss=5.0)))
-    assert "learning rate: 1 loss spikes after warm-up" in causes
+def test_audits_at_the_same_time_write_every_run_once(workspace: Path, plan: Plan) -> None:
+    runs = [samples.run(data=planned_run(plan).data, seed=seed) for seed in range(8)]
+    pilots = with_runs(plan, *runs, role="pilot", phase="pilots", forecast=NoForecast(reason="pilots first"))
+    for run in runs:
+        tell(workspace, story(run, pilots.seal))
+    path = workspace / "plans" / "small" / "plan.pilots.yaml"
+    write_yaml(path, pilots)
+    program = "import sys; from pathlib import Path; from runtime.audit import audit_plan; "
+    program += "audit_plan(Path(sys.argv[1]), Path(sys.argv[2]))"
+    argv = [sys.executable, "-c", program, str(path), str(workspace)]
+    together = [subprocess.Popen(argv) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in together] == [0, 0, 0]
+    assert [record.run.seed for record in ledger(workspace)] == list(range(8))
 
 
-def test_cause_learning_rate_check_at_its_edge(workspace: Path, plan: Plan) -> None:
-    causes = missed(workspace, samples.sealed(plan, fit=fit(rate_check=rate_check(bracketed=False))))
-    assert causes[0] == "learning rate: the check did not bracket the best rate (x2 is at its edge)"
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("/etc/ledger.jsonl", "'/etc/ledger.jsonl' is not a relative path that ends in ledger.jsonl"),
+        ("../authorized_keys", "is not a relative path that ends in ledger.jsonl"),
+        ("../gone/ledger.jsonl", "gone is not there"),
+    ],
+)
+def test_only_the_budgets_own_ledger_is_written(named: str, says: str, workspace: Path, plan: Plan) -> None:
+    plan = samples.sealed(plan, ledger=named)
+    tell(workspace, story(planned_run(plan), plan.seal))
+    with pytest.raises(DocumentError, match=says):
+        audited(workspace, plan)
+    assert not list(workspace.rglob("audit*"))
 
 
-@pytest.mark.parametrize(("shift", "word"), [(1.0, "above"), (-1.0, "below")])
-def test_cause_law_level(shift: float, word: str, workspace: Path, plan: Plan) -> None:
-    tell(workspace, story(planned_run(plan), plan.seal, 2.0 + shift))
-    causes = audited(workspace, plan).causes
-    assert causes == (f"law: 100% of the curve lies {word} its band, so its level is off, not its shape",)
+def test_a_file_that_is_no_ledger_is_left_alone(workspace: Path, plan: Plan) -> None:
+    tell(workspace, story(planned_run(plan), plan.seal))
+    path = workspace / "plans" / "ledger.jsonl"
+    path.parent.mkdir()
+    path.write_text("ssh-ed25519 AAAA\n")
+    with pytest.raises(DocumentError, match=r"ledger\.jsonl:1:1: this is not JSON"):
+        audited(workspace, plan)
+    assert path.read_text() == "ssh-ed25519 AAAA\n"
 
 
-def test_cause_law_unbracketed(workspace: Path, plan: Plan) -> None:
-    sound = fit()
-    loose = sound.profiles[1].model_copy(update={"bracketed": False})
-    causes = missed(workspace, samples.sealed(plan, fit=fit(profiles=(sound.profiles[0], loose))))
-    assert causes[0] == "law: 1 of 2 isoFLOP minima are not bracketed"
+def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> None:
+    told = story(planned_run(plan), plan.seal, 2.2)
+    incident = Incident(time=2.0, step=40, what="outside_band", message="held-out loss [red] is above")
+    tell(workspace, replace(told, incidents=(incident,), evals=edit(told.evals, 4, loss=3.6)))
+    audit = audited(workspace, plan)
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(audit, plan, console)
+    said = console.export_text()
+    assert "1 of 1 runs accepted" in said
+    assert "3.1739" in said, "bits per byte"
+    assert "alarm  target 0: outside_band at step 40: held-out loss [red] is above" in said
+    assert "curve  0% of its points are inside the 95 % band" in said
+    assert "outside  final held-out loss 2.2000 nats/token, +10.00%" in said
+    forged = replace(told, metrics=told.metrics[:-3])
+    tell(workspace, forged)
+    show(audited(workspace, plan), plan, console)
+    said = console.export_text()
+    assert "steps  target 0: 97 steps recorded, 100 planned" in said
+    assert "likely cause  record: steps, 97 steps recorded" in said
 
 
-def test_cause_schedule_and_throughput(workspace: Path, plan: Plan) -> None:
-    """Throughput explains time and cost, not the loss, and the sentence says so."""
-
-    def change(told: Story) -> Story:
-        slow = tuple(line.model_copy(update={"tokens_per_s": 4e3}) for line in told.timing)
-        return replace(told, timing=slow, starts=(*told.starts, start(told.run, plan.seal, from_step=40)))
-
-    assert missed(workspace, plan, change) == (
-        "schedule: 1 restarts; their seams are in the record",
-        "throughput: 4e+03 tokens/s against 1e+04 planned; this explains time and cost, not the loss",
-    )
+def test_the_page_of_a_target_shows_its_pilots(workspace: Path, plan: Plan) -> None:
+    run = planned_run(plan)
+    pilot = samples.run(data=run.data, seed=6)
+    pilots = with_runs(plan, pilot, role="pilot", phase="pilots", forecast=NoForecast(reason="pilots first"))
+    tell(workspace, story(pilot, pilots.seal))
+    tell(workspace, story(run, plan.seal))
+    audited(workspace, pilots)
+    audited(workspace, plan)
+    page = (workspace / "plans" / "small" / "audit.html").read_text()
+    assert pilots.seal in page
+    assert pilot.fingerprint()[:8] in page
+    (workspace / "plans" / "small" / "audit.pilots.json").write_text("{}")
+    audited(workspace, plan)
+    assert pilots.seal not in (workspace / "plans" / "small" / "audit.html").read_text()
 
 
 def test_a_role_other_than_target_needs_only_some_seal(workspace: Path, plan: Plan) -> None:

@@ -221,14 +221,14 @@ def _target(case: Case, x: float | None, name: str | None = None) -> Iterator[Tr
     yield traces.bar(x, shown(band.low_95), shown(band.high_95), 2, name and f"{name}, 50 and 95 %", FORECAST)
     yield traces.bar(x, shown(band.low_50), shown(band.high_50), 7, None, FORECAST)
     said = f"forecast {case.losses.say(band.median)} {case.losses.unit}"
-    median = {"symbol": "line-ew-open", "size": 7, "line": {"color": FORECAST, "width": 1.5}}
-    yield traces.dots([x], [shown(band.median)], FORECAST, None, [said], **median)
+    median = {"symbol": "line-ew-open", "size": 5, "line": {"width": 1.5}}
+    yield traces.dots([x], [shown(band.median)], "#fff", None, [said], **median)
     if case.actual is not None:
         came = f"measured {case.losses.say(case.actual)} {case.losses.unit}"
         look = {"size": 10, "line": {"color": "#fff", "width": 1.5}}
         yield traces.dots([x], [shown(case.actual)], ACTUAL, name and "measured", [came], **look)
     if name is None:
-        yield traces.words(x * 1.06, shown(band.median), "target", FORECAST, "middle right")
+        yield traces.words(x * 1.1, shown(band.median), "target", FORECAST, "middle right")
 
 
 def _heights(case: Case) -> list[float]:
