@@ -170,7 +170,8 @@ def _evaluated(problem: Problem, goal: Descents, state: Array) -> tuple[Array, A
     """Residuals, Jacobian and objective of each row; an overflow counts as an infinite objective."""
     log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
     residuals = goal.targets - log_loss
-    fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # an overflow times a weight of nothing
+        fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
     values = fit_part + 0.5 * ((state - goal.anchors) * _prior_pull(goal, state)).sum(axis=1)
     return residuals, jacobian, np.where(np.isfinite(values), values, np.inf)
 

@@ -26,6 +26,9 @@ from planner.descent import (
 )
 from planner.laws import Array, Form, columns, optimum, value
 
+LOG_LARGEST = 690.0
+"""ln of 1e300, the largest constant that is written: beyond it lies what a float cannot hold."""
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -95,8 +98,11 @@ def fit(
         problem, without_prior(problem, starts, np.broadcast_to(run_weights, (len(starts), len(losses))))
     )
     ends, best_first = _polished(problem, ends, objectives, run_weights)
-    params = np.exp(unscaled(problem, ends[:1])[0])
-    predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
+    params = _constants(problem, ends[:1])[0]
+    with np.errstate(invalid="ignore"):
+        predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"the {form.name} law runs away on these runs: no finite constants are best")
     return Fit(
         form=form,
         params=params,
@@ -124,7 +130,7 @@ def bootstrap(fitted: Fit, draws: int, seed: int) -> Array:
     counts = resampled_counts(fitted.size, fitted.tokens, draws, seed, int(problem.free.sum()))
     start = scaled(problem, np.log(fitted.params[None]))
     descents = without_prior(problem, np.repeat(start, draws, axis=0), counts * fitted.weights)
-    return np.exp(unscaled(problem, descend(problem, descents)[0]))
+    return _constants(problem, descend(problem, descents)[0])
 
 
 def interval(draws: ArrayLike, level: float = 0.95) -> Interval:
@@ -132,6 +138,11 @@ def interval(draws: ArrayLike, level: float = 0.95) -> Interval:
     tail = 50 * (1 - level)
     low, median, high = np.percentile(np.asarray(draws, float), [tail, 50, 100 - tail])
     return Interval(float(low), float(median), float(high))
+
+
+def _constants(problem: Problem, scaled: Array) -> Array:
+    """The constants; one that its runs do not bound, and that ran away, stops at the largest that can be written."""
+    return np.exp(np.minimum(unscaled(problem, scaled), LOG_LARGEST))
 
 
 def constant_intervals(fitted: Fit, draws: Array, level: float = 0.95) -> dict[str, Interval]:

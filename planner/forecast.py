@@ -109,24 +109,30 @@ def _basis(told: select.Forecast) -> str:
 def _forms(runs: Points, told: select.Forecast) -> tuple[FormScore, ...]:
     """Every form with its held-out error, weight, constants and forecast; heaviest first."""
     errors = {score.form.name: score.heldout_error for score in select.compare_forms(runs)}
-    found = []
-    for member in sorted(told.members, key=lambda member: -member.weight):
-        fitted = fit(member.form, runs.size, runs.tokens, runs.loss, weights=runs.weights)
-        ends = constant_intervals(fitted, bootstrap(fitted, CONSTANT_DRAWS, seed=0))
-        found.append(
-            FormScore(
-                form=member.form.name,
-                latex=laws.latex(member.form, "M"),
-                held_out_error=errors.get(member.form.name),
-                weight=member.weight,
-                constants={
-                    name: Interval(value=value, low=ends[name].low, high=ends[name].high)
-                    for name, value in fitted.constants.items()
-                },
-                forecast=member.median,
-            )
+    return tuple(
+        FormScore(
+            form=member.form.name,
+            latex=laws.latex(member.form, "M"),
+            held_out_error=errors.get(member.form.name),
+            weight=member.weight,
+            constants=_constants(member.form, runs),
+            forecast=member.median,
         )
-    return tuple(found)
+        for member in sorted(told.members, key=lambda member: -member.weight)
+    )
+
+
+def _constants(form: laws.Form, runs: Points) -> dict[str, Interval]:
+    """The plain fit's constants with bootstrap intervals; none where the law runs away on these runs."""
+    try:
+        fitted = fit(form, runs.size, runs.tokens, runs.loss, weights=runs.weights)
+    except ValueError:
+        return {}
+    ends = constant_intervals(fitted, bootstrap(fitted, CONSTANT_DRAWS, seed=0))
+    return {
+        name: Interval(value=value, low=ends[name].low, high=ends[name].high)
+        for name, value in fitted.constants.items()
+    }
 
 
 def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun) -> CurveBand | None:

@@ -177,7 +177,10 @@ def _check_buys_a_run(desk: Desk, field: str, flop: float) -> None:
 
 
 def _pilot_runs(desk: Desk, evidence: Pilots) -> tuple[PlannedRun, ...]:
-    budget = desk.budget
+    """The pilots: as they were sealed, whatever code or catalog say now, or drafted where there is no plan yet."""
+    budget, sealed = desk.budget, desk.out / "plan.pilots.yaml"
+    if sealed.exists():
+        return load(sealed, Plan).runs
     wanted = pilots.wishes(
         evidence,
         desk.family,

@@ -130,15 +130,19 @@ class _Cut:
 def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[FormScore, ...]:
     """Every law's error on held-out larger budgets, best first; empty where the runs allow no cut.
 
-    Plain fits without priors; a cut leaves more runs below than any law has constants.
+    Plain fits without priors; a cut leaves more runs below than any law has constants. A law that runs away on the
+    runs below, or beyond them, is left out.
     """
     cuts = _cuts(runs, max(len(form.constants) for form in forms) + 1)
     if not cuts:
         return ()
-    errors = [np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms]
+    tried = {form: np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms}
+    errors = {form: error for form, error in tried.items() if np.isfinite(error).all()}
+    if not errors:
+        return ()
     shares = [cut.above.precision / (cut.above.precision.sum() * len(cuts)) for cut in cuts]
     share, cluster = np.concatenate(shares), np.concatenate([cut.above.size for cut in cuts])
-    best = min(errors, key=lambda error: float(share @ error))
+    best = min(errors.values(), key=lambda error: float(share @ error))
     scores = [
         FormScore(
             form=form,
@@ -147,7 +151,7 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[For
             behind_best_sd=_clustered_sd(share * (error - best), cluster),
             cuts=len(cuts),
         )
-        for form, error in zip(forms, errors, strict=True)
+        for form, error in errors.items()
     ]
     return tuple(sorted(scores, key=lambda score: score.heldout_error))
 
@@ -185,8 +189,14 @@ def _cuts(runs: Points, needed: int) -> list[_Cut]:
 
 def _errors(form: Form, cut: _Cut) -> Array:
     below, above = cut.below, cut.above
-    fitted = fit(form, below.size, below.tokens, below.loss, cost_per=below.cost_per, weights=below.precision)
-    return np.abs(np.log(fitted.predict(above.size, above.tokens) / above.loss))
+    try:
+        fitted = fit(
+            form, below.size, below.tokens, below.loss, cost_per=below.cost_per, weights=below.precision
+        )
+    except ValueError:  # the runs below do not hold this law
+        return np.full(len(above.loss), np.inf)
+    with np.errstate(invalid="ignore"):
+        return np.abs(np.log(fitted.predict(above.size, above.tokens) / above.loss))
 
 
 def _clustered_sd(parts: Array, cluster: Array) -> float:

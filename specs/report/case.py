@@ -25,6 +25,17 @@ class Losses:
         """A loss in the page's unit."""
         return nats if self.bytes_per_token is None else nats / (self.bytes_per_token * math.log(2))
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Heads of the columns of a table that `cells` fills."""
+        return ("nats/token",) if self.bytes_per_token is None else (self.unit, "nats/token")
+
+    def cells(self, nats: float | None) -> tuple[str, ...]:
+        """A loss in the page's unit and in nats per token; dashes where there is none."""
+        if nats is None:
+            return ("–",) * len(self.heads)
+        return (f"{nats:.4f}",) if self.bytes_per_token is None else (self.say(nats), f"{nats:.4f}")
+
     def say(self, nats: float) -> str:
         """A loss in the page's unit, as text without it."""
         return f"{self.of(nats):.3f}"

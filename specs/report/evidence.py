@@ -48,6 +48,38 @@ def ladder(case: Case) -> Figure | None:
     )
 
 
+def reach(case: Case) -> Figure | None:
+    """How far a published allocation is asked to go: its lines, solid where it was fitted, and the target on them."""
+    law, target = case.plan.law, case.target
+    if case.plan.fit is not None or target is None or law.allocation is None:
+        return None
+    low, high, end = law.compute_low_flop, law.compute_high_flop, target.run.compute_flop
+    drawn = []
+    heights = [float(target.run.model.flop_per_token), float(target.run.tokens)]
+    for said, line, came in (
+        ("M", law.allocation.flop_per_token, heights[0]),
+        ("tokens", law.allocation.tokens, heights[1]),
+    ):
+        ends = [line.at(compute_flop=c) for c in (low, high, end)]
+        heights += ends
+        drawn += [
+            traces.line([low, high], ends[:2], FORECAST),
+            traces.line(
+                [high, end] if end > high else [end, low],
+                ends[1:] if end > high else [ends[2], ends[0]],
+                FORECAST,
+                dash="dash",
+            ),
+            traces.dots([end], [came], ACTUAL, None, [f"target: {said} {count(came)}"]),
+            traces.words(end * 1.4, came, said, FORECAST, "middle right"),
+        ]
+    x = [min(low, end), max(high, end) * 8]
+    y = traces.amount_axis("FLOP per token, and tokens", heights, powers=True)
+    return traces.figure(
+        drawn, traces.amount_axis("compute C = M·D, FLOP", x, powers=True), y, showlegend=False
+    )
+
+
 def isoflop(case: Case) -> Figure | None:
     """Loss against M at every budget, with parabolas and minima where they were fitted, and the target's forecast."""
     budgets = _by_budget(case.points())

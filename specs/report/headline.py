@@ -8,7 +8,7 @@ from specs.law import Band
 from specs.plan import NoForecast
 from specs.report.case import Case
 from specs.report.html import Html, join, tag
-from specs.report.units import flop, half_width, percent, signed
+from specs.report.units import device_time, dollars, flop, half_width, percent, signed
 from specs.words import count, duration
 
 GAUGE_MARGIN = 0.17
@@ -154,13 +154,31 @@ def _large(case: Case) -> Iterator[tuple[str, str]]:
     if target is not None:
         model = target.run.model
         yield count(model.params), f"parameters, {count(target.run.tokens)} tokens"
-    yield _time(case)
+    yield from _spent(case)
 
 
-def _time(case: Case) -> tuple[str, str]:
-    hours = sum(planned.cost.device_hours for planned in case.plan.runs)
-    if case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs):
-        pairs = zip(case.plan.runs, case.audit.runs, strict=True)
-        took = sum(run.seconds * planned.execution.layout.devices for planned, run in pairs)
-        return duration(took), f"device time, {duration(3600 * hours)} planned"
-    return duration(3600 * hours), "device time planned"
+def _spent(case: Case) -> Iterator[tuple[str, str]]:
+    """Time and money: of the target from start to end, of pilots over all devices, since these run beside each other."""
+    costs = [planned.cost for planned in case.plan.runs]
+    hours = sum(cost.device_hours for cost in costs)
+    done = case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs)
+    runs = case.audit.runs if case.audit is not None and done else ()
+    pairs = zip(case.plan.runs, runs, strict=False)
+    took = sum(run.seconds * planned.execution.layout.devices for planned, run in pairs) / 3600
+    if case.target is None:
+        yield (
+            (device_time(took), f"device time, {device_time(hours)} planned")
+            if done
+            else (
+                device_time(hours),
+                "device time planned",
+            )
+        )
+        return
+    planned_time, devices = duration(costs[-1].hours * 3600), case.target.execution.layout.devices
+    if done:
+        yield duration(runs[-1].seconds), f"{planned_time} planned, on {devices:,} devices"
+    else:
+        yield planned_time, f"planned on {devices:,} devices, {device_time(hours)}"
+    if costs[-1].dollars is not None:
+        yield dollars(costs[-1].dollars), "price planned"

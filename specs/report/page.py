@@ -16,6 +16,8 @@ from specs.report.units import flop, percent
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What a browser may load for this page: nothing from anywhere (Content Security Policy Level 3)."""
 
+_NO_SCRIPT = Html("<noscript>The figures need JavaScript; the tables hold the same numbers.</noscript>")
+
 
 def page(case: Case) -> str:
     """The whole document."""
@@ -26,60 +28,63 @@ def page(case: Case) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{tag('title', title)}\n<style>\n{_beside('page.css')}</style>\n<script>{_plotly()}</script>\n</head>\n"
-        f"<body>\n{headline(case)}\n{tag('main', *sections)}\n"
+        f"<body>\n{headline(case)}\n{tag('main', *sections)}\n{_NO_SCRIPT}\n"
         f"<script>\n{_beside('page.js')}</script>\n</body>\n</html>\n"
     )
 
 
 def _sections(case: Case) -> Iterator[Html]:
-    plan, audit = case.plan, case.audit
-    yield _section("What to know", bullets(_notes(case)) if _notes(case) else None)
-    yield _section(
-        "Planned against actual",
-        _figure("curve", outcome.curve(case), tall=True),
-        "Held-out loss at every evaluation. " + _final(case) + _inside(case),
+    """Everything below the headline."""
+    notes = _notes(case)
+    yield _section("What to know", bullets(notes) if notes else None)
+    yield from _figures(case)
+    rates = _figure("rates", evidence.rates(case))
+    yield _side_by_side(
+        _section(
+            "Learning-rate check", rates, "The same pilot at several peak learning rates." + _best_rate(case)
+        ),
+        _section("The target run", tables.target(case.target) if case.target is not None else None),
     )
-    yield tag(
-        "div",
+    if case.plan.fit is not None:
+        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
+        yield _section("Forms side by side", tables.forms(case), said)
+    yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
+    yield _section("Cost", tables.cost(case))
+    if case.audit is not None and any(run.checks for run in case.audit.runs):
+        said = "What the audit verified from the runs’ own records."
+        yield _section("Recounted", tables.checks(case.audit), said)
+    yield _section("Provenance", tables.provenance(case))
+
+
+def _figures(case: Case) -> Iterator[Html]:
+    """The forecast's curve and what it rests on; the ladder where nothing is known yet."""
+    curve = _figure("curve", outcome.curve(case), tall=True)
+    said = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
+    yield _section("Planned against actual", curve, said)
+    fitted = "A line for each budget. Diamonds: the best size. Open dots: short runs."
+    joined = "The pilots of each budget, joined. The parabolas come with the target’s plan."
+    yield _side_by_side(
         _section(
             "isoFLOP profiles",
             _figure("isoflop", evidence.isoflop(case)),
-            "A line for each budget. Diamonds: the best size. Open dots: short runs."
-            if plan.fit is not None
-            else "The pilots of each budget, joined. The parabolas come with the target's plan.",
+            joined if case.plan.fit is None else fitted,
         ),
         _section(
             "Frontier",
             _figure("frontier", evidence.frontier(case)),
             "What compute buys at its best. Ticks beside the target: each form’s own forecast.",
         ),
-        class_="two",
     )
-    yield _section(
-        "The ladder",
-        _figure("ladder", evidence.ladder(case)),
-        "Every pilot: a size and the tokens that its budget pays for.",
-    )
-    yield tag(
-        "div",
-        _section(
-            "Learning-rate check",
-            _figure("rates", evidence.rates(case)),
-            "The same pilot at several peak learning rates." + _best_rate(case),
-        ),
-        _section("The target run", tables.target(case.target) if case.target is not None else None),
-        class_="two",
-    )
-    if plan.fit is not None:
-        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
-        yield _section("Forms side by side", tables.forms(case), said)
-    yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
-    yield _section("Cost", tables.cost(case))
-    if audit is not None and any(run.checks for run in audit.runs):
-        yield _section(
-            "Recounted", tables.checks(audit), "What the audit verified from the runs’ own records."
-        )
-    yield _section("Provenance", tables.provenance(case))
+    reach = _figure("reach", evidence.reach(case))
+    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape."
+    yield _section("How far the law is asked to go", reach, said)
+    ladder = _figure("ladder", evidence.ladder(case))
+    yield _section("The ladder", ladder, "Every pilot: a size and the tokens that its budget pays for.")
+
+
+def _side_by_side(*sections: Html) -> Html:
+    """Sections beside each other where the screen is wide; nothing where all are empty."""
+    return tag("div", *sections, class_="two") if any(sections) else Html()
 
 
 def _section(title: str, content: Html | None, note: str = "") -> Html:
@@ -138,7 +143,7 @@ def _figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
     data = Html(json.dumps(drawn, sort_keys=True, ensure_ascii=False).replace("<", "\\u003c"))
     return join(
         (
-            tag("div", id=name, class_="figure tall" if tall else "figure"),
+            tag("div", id=name, class_="figure tall" if tall else "figure", role="img", aria_label=name),
             tag("script", data, type="application/json", data_figure=name),
         )
     )

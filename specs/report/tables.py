@@ -8,7 +8,7 @@ from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
-from specs.report.units import dollars, flop, memory, percent, power, shape
+from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
 from specs.words import count, duration
 
 _FORMULA = re.compile(
@@ -34,17 +34,10 @@ def formula(latex: str) -> Html:
 def forms(case: Case) -> Html:
     """The forms side by side, heaviest first."""
     fit = case.plan.fit
-    head = (
-        "form",
-        "L =",
-        "held-out error",
-        "weight",
-        case.losses.unit,
-        "nats/token",
-        "constants with 95 % interval",
-    )
+    losses, last = case.losses.heads, "constants with 95 % interval"
+    head = ("form", "L =", "held-out error", "weight", *losses, last)
     rows = [] if fit is None else [_form(case, form) for form in fit.forms]
-    return table(head, rows, text=(0, 1, 6))
+    return table(head, rows, text=(0, 1, len(head) - 1))
 
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:
@@ -60,8 +53,7 @@ def _form(case: Case, form: FormScore) -> tuple[str, ...]:
         formula(right),
         error,
         join((weight, f" {form.weight:.2f}")),
-        case.losses.say(form.forecast),
-        f"{form.forecast:.4f}",
+        *case.losses.cells(form.forecast),
         tag("small", ends),
     )
 
@@ -69,8 +61,23 @@ def _form(case: Case, form: FormScore) -> tuple[str, ...]:
 def runs(case: Case) -> Html:
     """Every run of this plan and of the earlier ones, with what became of it."""
     shape_and_plan = ("run", "shape", "M", "tokens", "batch", "peak lr", "steps")
-    head = (*shape_and_plan, case.losses.unit, "nats/token", "time", "tokens/s", "state", "flags", "folder")
-    return table(head, (_run(case, planned, run) for planned, run in case.runs), text=(0, 11, 12, 13))
+    head = (*shape_and_plan, *case.losses.heads, "time", "tokens/s", "state", "flags", "folder")
+    rows = [_run(case, planned, run) for planned, run in case.runs]
+    last = len(head) - 1
+    return table(head, rows + list(_from_ledger(case)), text=(0, last - 2, last - 1, last))
+
+
+def _from_ledger(case: Case) -> Iterator[tuple[str, ...]]:
+    """The fit's evidence that no plan of this page tells of: what the ledger holds of it."""
+    here = {planned.run.fingerprint() for planned, _ in case.runs}
+    for point in case.points():
+        if point.run not in here:
+            sizes = ("–", count(point.flop_per_token), count(point.tokens), "–", "–", "–")
+            losses = (*case.losses.cells(point.loss), "–", "–")
+            state = tag("span", "accepted", class_="state accepted")
+            flag = "short" if point.short else ""
+            name = f"{flop(point.budget_flop)}, from the ledger"
+            yield (name, *sizes, *losses, state, flag, tag("code", point.run[:8], title=f"runs/{point.run}"))
 
 
 def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ...]:
@@ -86,8 +93,7 @@ def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ..
         f"{optim.batch_sequences:,}",
         f"{optim.peak_lr:.2g}",
         f"{optim.steps:,}",
-        "–" if loss is None else case.losses.say(loss),
-        "–" if loss is None else f"{loss:.4f}",
+        *case.losses.cells(loss),
         duration(run.seconds) if run is not None and began else f"~{duration(planned.cost.hours * 3600)}",
         count(run.tokens_per_s) if run is not None and began else f"~{count(planned.cost.tokens_per_s)}",
         tag("span", state, class_=f"state {state}"),
@@ -160,8 +166,8 @@ def cost(case: Case) -> Html:
                 said,
                 str(len(chosen)),
                 power(sum(planned.run.compute_flop for planned, _ in chosen)),
-                duration(hours * 3600),
-                duration(taken) if taken else "–",
+                device_time(hours),
+                device_time(taken / 3600) if taken else "–",
                 dollars(price),
             )
         )
@@ -206,8 +212,8 @@ def _provenance(case: Case) -> Iterator[tuple[str, str]]:
     plan, data = case.plan, case.plan.runs[-1].run.data
     yield "seal", tag("code", plan.seal)
     yield "code", join((f"isoplan {plan.code.version}, sources ", tag("code", plan.code.sha256)))
-    digest = "not built" if data.digest is None else data.digest
-    yield "corpus", join((tag("code", data.corpus), ", digest ", tag("code", digest)))
+    digest = "not built yet" if data.digest is None else join(("digest ", tag("code", data.digest)))
+    yield "corpus", join((tag("code", data.corpus), ", ", digest))
     tokens = f"{plan.unique_tokens:,} unique training tokens"
     if plan.bytes_per_token is not None:
         tokens += f", {plan.bytes_per_token:.3f} bytes per held-out token"

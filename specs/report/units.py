@@ -4,6 +4,7 @@ import math
 
 from specs.law import Band
 from specs.model import ModelSpec
+from specs.words import count, duration
 
 _THIN = "\u202f"
 """A narrow space that does not break, between a number and its unit."""
@@ -50,9 +51,16 @@ def memory(size_bytes: float) -> str:
     return f"{size_bytes / unit:.3g} {letters}"
 
 
+def device_time(hours: float) -> str:
+    """Devices times time: as a duration below an hour, else in device-hours."""
+    return duration(hours * 3600) if hours < 1 else f"{count(hours)} device-hours"
+
+
 def dollars(value: float | None) -> str:
     """A price; a dash where none is known."""
-    return "–" if value is None else f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+    if value is None:
+        return "–"
+    return f"${count(value)}" if value >= 1e6 else f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
 
 
 def ticks(low: float, high: float) -> list[float]:
