@@ -500,7 +500,7 @@ def test_a_plan_edited_after_sealing(tmp_path: Path) -> None:
     assert path.read_text() != text
     message = refusal(lambda: load(path, Plan))
     assert message.startswith(f"{path}:2:1: the plan was changed after it was sealed")
-    assert message.endswith("; restore the file, or change the budget and plan again")
+    assert message.endswith("; restore the file, or plan again elsewhere")
     path.write_text(text + "# a comment changes nothing\n")
     assert load(path, Plan) == samples.plan()
 
