@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 
+from specs.files import write_json, write_yaml
 from specs.law import (
     Allocation,
     EvidencePoint,
@@ -24,6 +27,10 @@ from specs.law import (
 from specs.plan import NoForecast, Plan
 from specs.record import Audit, Check, RunAudit
 from specs.report import render
+from specs.report.earlier import earlier_plans
+from specs.report.html import Html, join, tag
+from specs.report.tables import formula
+from specs.report.units import device_time, dollars, log_ticks, memory, power, ticks
 from tests import examples, samples
 
 EVIL = "</script><script>alert(1)</script><img src=http://evil/ onerror=alert(2)>&\"'"
@@ -316,3 +323,230 @@ def test_nothing_is_fetched(plan: Plan, found: Audit | None) -> None:
     assert not [style for style in page.styles if "url(" in style or "@import" in style]
     if page.figures:
         assert any("plotly.js v" in script for script in page.scripts)
+
+
+PILOTS = examples.make_plan("pilots")
+PILOTS_AUDIT = examples.make_audit(PILOTS)
+WHOLE = examples.make_plan("target")
+EARLIER = ((PILOTS, PILOTS_AUDIT),)
+
+
+def headings(page: str) -> list[str]:
+    return [part.partition("</h2>")[0] for part in page.split("<h2>")[1:]]
+
+
+def test_every_section_of_an_audited_target() -> None:
+    assert headings(render(WHOLE, examples.make_audit(WHOLE), EARLIER)) == [
+        "What to know",
+        "Planned against actual",
+        "isoFLOP profiles",
+        "Frontier",
+        "Learning-rate check",
+        "The target run",
+        "Forms side by side",
+        "Runs",
+        "Cost",
+        "Recounted",
+        "Provenance",
+    ]
+
+
+def test_sections_appear_with_what_they_show() -> None:
+    assert headings(render(PILOTS, None)) == ["What to know", "The ladder", "Runs", "Cost", "Provenance"]
+    assert "isoFLOP profiles" in headings(render(PILOTS, PILOTS_AUDIT))
+    published = headings(render(examples.make_plan("published"), None))
+    assert published == ["How far the law is asked to go", "The target run", "Runs", "Cost", "Provenance"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "found", "statement"),
+    [
+        (PILOTS, None, "17 pilot runs, then a forecast"),
+        (PILOTS, PILOTS_AUDIT, "17 of 17 pilots accepted"),
+        (WHOLE, None, "Forecast: 2.188 bits per byte"),
+        (WHOLE, examples.make_audit(WHOLE), "The forecast held"),
+        (WHOLE, examples.make_audit(WHOLE, off=0.08), "The forecast missed"),
+        (WHOLE, examples.make_audit(WHOLE, finished=0.6), "No verdict yet"),
+        (examples.make_plan("published"), None, "A plan, without a forecast of the loss"),
+    ],
+)
+def test_the_first_line_says_what_came_out(plan: Plan, found: Audit | None, statement: str) -> None:
+    assert render(plan, found).partition("<h1")[2].partition("</h1>")[0].endswith(f">{statement}")
+
+
+def test_every_run_of_the_chain_is_in_one_table() -> None:
+    text = Page(render(WHOLE, examples.make_audit(WHOLE), EARLIER)).text
+    for planned in (*PILOTS.runs, *WHOLE.runs):
+        assert planned.title in text
+        assert planned.run.fingerprint()[:8] in text
+    assert "from the ledger" not in text
+    assert PILOTS.seal in text
+    assert examples.ENVIRONMENT.cpu in text
+    assert Page(render(WHOLE, None)).text.count("from the ledger") == 15
+
+
+def test_losses_are_in_bits_per_byte_with_nats_per_token_beside() -> None:
+    audit = examples.make_audit(WHOLE)
+    loss = audit.runs[0].loss
+    assert loss is not None
+    text = Page(render(WHOLE, audit, EARLIER)).text
+    assert f"{loss / 0.6931471805599453:.3f} {loss:.4f}" in text
+
+
+def test_an_alarm_comes_before_causes_and_flags() -> None:
+    audit = examples.make_audit(WHOLE, off=0.08)
+    run = audit.runs[0].model_copy(update={"incidents": ("outside_band at step 5: it left",)})
+    page = render(WHOLE, audit.model_copy(update={"runs": (run,), "causes": ("law: a cause",)}))
+    marks = ['<b class="verdict">', '<b class="alarm">', '<b class="likely">', '<b class="flag">']
+    assert [page.index(mark) for mark in marks] == sorted(page.index(mark) for mark in marks)
+
+
+def traces_of(figure_with: str, page: str) -> Sequence[Any]:
+    """The traces of the figure in which a trace has this name."""
+    found = [figure for figure in Page(page).figures if any(t.name == figure_with for t in figure.data)]
+    assert len(found) == 1
+    return list(found[0].data)
+
+
+def test_milestones_are_marked_and_every_point_is_drawn() -> None:
+    audit = examples.make_audit(WHOLE)
+    figure = next(
+        f
+        for f in Page(render(WHOLE, audit)).figures
+        if any(t.name == "measured on held-out text" for t in f.data)
+    )
+    assert [shape.x0 for shape in figure.layout.shapes] == [
+        m.step for m in WHOLE.runs[-1].run.optim.milestones
+    ]
+    measured = next(t for t in figure.data if t.name == "measured on held-out text")
+    assert WHOLE.forecast.kind == "forecast"
+    assert WHOLE.forecast.curve is not None
+    assert list(measured.x) == list(WHOLE.forecast.curve.step)
+    bands = [t for t in figure.data if t.name in ("95 % band", "50 % band")]
+    assert len(bands) == 2
+    assert max(bands[0].x) < WHOLE.runs[-1].run.optim.steps, "the final evaluation is on more text"
+
+
+def test_an_unbracketed_budget_gets_no_parabola_and_a_flag() -> None:
+    page = render(WHOLE, None)
+    assert "no isoFLOP minimum lies inside the sizes that were tried at 10¹¹ FLOP" in page
+    minima = next(t for t in traces_of("isoFLOP minima", page) if t.name == "isoFLOP minima")
+    assert len(minima.x) == 2
+
+
+def test_short_runs_are_open_dots() -> None:
+    assert WHOLE.fit is not None
+    short = sum(point.short for point in WHOLE.fit.points)
+    fills = [
+        colour
+        for figure in Page(render(WHOLE, None)).figures
+        for trace in figure.data
+        if isinstance(trace.marker.color, tuple)
+        for colour in trace.marker.color
+    ]
+    assert fills.count("#fff") == short == 4
+
+
+def test_a_page_with_little_to_show_is_still_a_page() -> None:
+    """No points, equal losses, one evaluation, a band of no width: no traceback at the end of a long run."""
+    fit = WHOLE.fit
+    assert fit is not None
+    assert WHOLE.forecast.kind == "forecast"
+    band = WHOLE.forecast.loss
+    flat = band.model_copy(update=dict.fromkeys(("low_50", "high_50", "low_95", "high_95"), band.median))
+    forecast = WHOLE.forecast.model_copy(update={"loss": flat, "curve": None})
+    empty = fit.model_copy(
+        update={"points": (), "profiles": (), "forms": (), "rate_check": None, "flags": ()}
+    )
+    same = fit.model_copy(
+        update={"points": tuple(p.model_copy(update={"loss": band.median}) for p in fit.points)}
+    )
+    for changed in (empty, same, fit.model_copy(update={"points": fit.points[:1]})):
+        plan = samples.sealed(WHOLE, fit=changed, forecast=forecast)
+        assert render(plan, None)
+        assert render(plan, examples.make_audit(plan, finished=0.0))
+
+
+def test_the_browser_is_told_to_load_nothing() -> None:
+    page = Page(render(WHOLE, None))
+    (policy,) = [a["content"] for name, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+
+
+def test_rendering_imports_neither_plotly_nor_numpy(tmp_path: Path) -> None:
+    """Reading plotly.js is quick; importing plotly takes longer than the whole of `plan`."""
+    program = (
+        "import sys; from specs.files import load; from specs.plan import Plan; from pathlib import Path; "
+        "from specs.report import render; render(load(Path(sys.argv[1]), Plan), None); "
+        "print([name for name in ('plotly', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    write_yaml(tmp_path / "plan.yaml", WHOLE)
+    argv = [sys.executable, "-c", program, str(tmp_path / "plan.yaml")]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_formulae_are_mathml_and_strange_ones_text() -> None:
+    assert formula(r"E + \frac{A}{M^{\alpha}}").startswith("<math ")
+    for strange in (r"\href{javascript:alert(1)}{x}", r"\text{<script>}", "<b>", ""):
+        assert formula(strange) == tag("code", strange)
+
+
+def test_text_is_escaped_wherever_it_is_put_in() -> None:
+    assert tag("p", "<b>", tag("i", "&"), class_='"') == '<p class="&quot;">&lt;b&gt;<i>&amp;</i></p>'
+    assert join(("<", Html("<"))) == "&lt;<"
+    assert isinstance(tag("p"), Html)
+
+
+def test_text_in_figures_is_escaped_for_plotly() -> None:
+    """plotly reads links and some HTML in what it shows under the pointer."""
+    runs = tuple(
+        planned.model_copy(update={"title": "<a href='http://evil/'>x</a>"}) for planned in PILOTS.runs
+    )
+    page = render(samples.sealed(PILOTS, runs=runs), None)
+    said = [text for figure in Page(page).figures for trace in figure.data for text in trace.text or ()]
+    assert any("&lt;a href=" in text for text in said)
+    assert not any("<a" in text for text in said)
+
+
+def test_earlier_plans_are_those_of_the_same_budget(tmp_path: Path) -> None:
+    assert earlier_plans(tmp_path, WHOLE) == ()
+    write_yaml(tmp_path / "plan.pilots.yaml", PILOTS)
+    assert earlier_plans(tmp_path, WHOLE) == ()
+    write_json(tmp_path / "audit.pilots.json", PILOTS_AUDIT)
+    assert earlier_plans(tmp_path, WHOLE) == EARLIER
+    assert earlier_plans(tmp_path, PILOTS) == ()
+    other = samples.sealed(WHOLE, budget=WHOLE.budget.model_copy(update={"seed": 1}))
+    assert earlier_plans(tmp_path, other) == ()
+    (tmp_path / "plan.pilots.yaml").write_text("kind: plan\n")
+    assert earlier_plans(tmp_path, WHOLE) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (power(1e13), "10¹³"),
+        (power(99999999999.99998), "10¹¹"),
+        (power(3.16e11), "3.2·10¹¹"),
+        (power(9.97e-7), "10⁻⁶"),
+        (dollars(None), "–"),
+        (dollars(12.5), "$12.50"),
+        (dollars(1_360_054.0), "$1.36M"),
+        (memory(512), "512 B"),
+        (memory(5157888.0), "4.92 MiB"),
+        (memory(54 * 2**30), "54 GiB"),
+        (device_time(0.5), "30 min 0 s"),
+        (device_time(680_027.0), "680k device-hours"),
+    ],
+)
+def test_numbers_are_said_for_people(said: str, expected: str) -> None:
+    assert said == expected
+
+
+def test_ticks_are_round_and_few() -> None:
+    assert ticks(2.1, 3.6) == [2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6]
+    assert log_ticks(6e4, 1.2e6) == [1e5, 2e5, 5e5, 1e6]
+    assert log_ticks(1e17, 1e24) == pytest.approx([10.0**k for k in range(17, 25)])
+    for low, high in ((1.0, 1.001), (0.5, 40.0), (2.0, 2.3)):
+        assert 2 <= len(ticks(low, high)) <= 9

@@ -54,30 +54,27 @@ def reach(case: Case) -> Figure | None:
     if case.plan.fit is not None or target is None or law.allocation is None:
         return None
     low, high, end = law.compute_low_flop, law.compute_high_flop, target.run.compute_flop
-    drawn = []
-    heights = [float(target.run.model.flop_per_token), float(target.run.tokens)]
+    beyond = [high, end] if end > high else [end, low]
+    drawn: list[Trace] = []
+    heights: list[float] = []
     for said, line, came in (
-        ("M", law.allocation.flop_per_token, heights[0]),
-        ("tokens", law.allocation.tokens, heights[1]),
+        ("M", law.allocation.flop_per_token, float(target.run.model.flop_per_token)),
+        ("tokens", law.allocation.tokens, float(target.run.tokens)),
     ):
-        ends = [line.at(compute_flop=c) for c in (low, high, end)]
-        heights += ends
+        inside = [line.at(compute_flop=c) for c in (low, high)]
         drawn += [
-            traces.line([low, high], ends[:2], FORECAST),
-            traces.line(
-                [high, end] if end > high else [end, low],
-                ends[1:] if end > high else [ends[2], ends[0]],
-                FORECAST,
-                dash="dash",
-            ),
-            traces.dots([end], [came], ACTUAL, None, [f"target: {said} {count(came)}"]),
+            traces.line([low, high], inside, FORECAST),
+            traces.dots([end], [came], FORECAST, None, [f"target: {said} {count(came)}"]),
             traces.words(end * 1.4, came, said, FORECAST, "middle right"),
         ]
-    x = [min(low, end), max(high, end) * 8]
+        if not low <= end <= high:
+            drawn.append(
+                traces.line(beyond, [line.at(compute_flop=c) for c in beyond], FORECAST, dash="dash")
+            )
+        heights += [*inside, came]
+    x = traces.amount_axis("compute C = M·D, FLOP", [min(low, end), max(high, end) * 8], powers=True)
     y = traces.amount_axis("FLOP per token, and tokens", heights, powers=True)
-    return traces.figure(
-        drawn, traces.amount_axis("compute C = M·D, FLOP", x, powers=True), y, showlegend=False
-    )
+    return traces.figure(drawn, x, y, showlegend=False)
 
 
 def isoflop(case: Case) -> Figure | None:

@@ -103,8 +103,9 @@ def _gauge(case: Case, band: Band) -> Html:
     """The band as a strip, the median as a tick, the outcome as a dot."""
     losses, actual = case.losses, case.actual
     ends = [band.low_95, band.high_95, *([] if actual is None else [actual])]
-    room = (max(ends) - min(ends)) * GAUGE_MARGIN / (1 - 2 * GAUGE_MARGIN)
-    start, width = min(ends) - room, max(ends) - min(ends) + 2 * room
+    shown = max(ends) - min(ends) or band.median  # a band of no width is still drawn
+    room = shown * GAUGE_MARGIN / (1 - 2 * GAUGE_MARGIN)
+    start, width = min(ends) - room, shown + 2 * room
 
     def at(loss: float) -> str:
         return f"{100 * (loss - start) / width:.2f}%"
@@ -158,7 +159,7 @@ def _large(case: Case) -> Iterator[tuple[str, str]]:
 
 
 def _spent(case: Case) -> Iterator[tuple[str, str]]:
-    """Time and money: of the target from start to end, of pilots over all devices, since these run beside each other."""
+    """Time and money: of the target from start to end, of pilots over all devices, as these run side by side."""
     costs = [planned.cost for planned in case.plan.runs]
     hours = sum(cost.device_hours for cost in costs)
     done = case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs)
