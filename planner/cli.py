@@ -18,6 +18,7 @@ from specs.files import DocumentError, load, write_text, write_yaml
 from specs.guard import INTERNAL, internal_error
 from specs.plan import Plan
 from specs.report import render
+from specs.report.earlier import earlier_plans
 
 CORPORA = Path("data")
 """Folder of built corpora in the workspace, which is the current directory."""
@@ -62,7 +63,7 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
         made,
         comment="Sealed: any change is noticed. Change the budget and plan again under another name.",
     )
-    write_text(folder / "report.html", render(made, None))
+    write_text(folder / "report.html", render(made, None, earlier_plans(folder, made)))
     return path, made
 
 

@@ -341,7 +341,7 @@ def test_an_edit_that_is_legal_but_for_the_seal_is_told_so() -> None:
     plain = samples.plan().plain()
     plain["forecast"]["loss"]["high_95"] = 2.5
     with pytest.raises(
-        ValidationError, match=r"the plan was changed after it was sealed .*; restore the file"
+        ValidationError, match=r"the plan was changed after it was sealed, .*; restore the file"
     ):
         Plan.model_validate_json(json.dumps(plain))
 
