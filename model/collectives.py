@@ -53,7 +53,7 @@ def _gather(x_BSH: Tensor, axis: Axis) -> Tensor:
     """Every rank's part of the sequence, in rank order."""
     part_SBH = x_BSH.transpose(0, 1).contiguous()
     whole_SBH = part_SBH.new_empty((axis.size * part_SBH.shape[0], *part_SBH.shape[1:]))
-    dist.all_gather_into_tensor(whole_SBH, part_SBH, group=axis.group)
+    dist.all_gather_single(whole_SBH, part_SBH, group=axis.group)
     return whole_SBH.transpose(0, 1).contiguous()
 
 
@@ -61,7 +61,7 @@ def _scatter(x_BSH: Tensor, axis: Axis) -> Tensor:
     """This rank's part of the sequence of the ranks' sum."""
     whole_SBH = x_BSH.transpose(0, 1).contiguous()
     part_SBH = whole_SBH.new_empty((whole_SBH.shape[0] // axis.size, *whole_SBH.shape[1:]))
-    dist.reduce_scatter_tensor(part_SBH, whole_SBH, group=axis.group)
+    dist.reduce_scatter_single(part_SBH, whole_SBH, group=axis.group)
     return part_SBH.transpose(0, 1).contiguous()
 
 

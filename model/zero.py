@@ -112,7 +112,7 @@ class AdamW:
             parts = [self._by_rank(self.stage.gradients, local) for local in bucket]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             mine = self._gradient[self._span(bucket)]
-            work = dist.reduce_scatter_tensor(mine, whole.view(-1), group=self.axis.group, async_op=True)
+            work = dist.reduce_scatter_single(mine, whole.view(-1), group=self.axis.group, async_op=True)
             waiting.append((work, whole))
         for work, _ in waiting:
             work.wait()
@@ -180,7 +180,7 @@ class AdamW:
 
 
 def _gather(whole: Tensor, mine: Tensor, axis: Axis) -> None:
-    dist.all_gather_into_tensor(whole, mine, group=axis.group)
+    dist.all_gather_single(whole, mine, group=axis.group)
 
 
 def _view_shape(piece: Piece) -> tuple[int, ...]:

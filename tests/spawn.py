@@ -10,6 +10,7 @@ import pickle
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -85,6 +86,7 @@ def _run(
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests' own process
     try:
         with connect(
             ranks, 1, 1, rank=rank, rendezvous=rendezvous, device="cpu", timeout_s=timeout_s
