@@ -246,7 +246,9 @@ def test_installed_text_is_filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = texts_of(DataSpec(text=installed, tokenizer=Bytes(kind="bytes")), tmp_path)
     assert set(kept.values()) <= set(found)
     assert not set(dropped.values()) & set(found)
-    assert len(found) > 300, "the standard library is part of it"  # Debian ships it without its tests, 645 files
+    assert len(found) > 300, (
+        "the standard library is part of it"
+    )  # Debian ships it without its tests, 645 files
     assert "some_package" not in sys.modules
 
 
