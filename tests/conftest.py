@@ -6,6 +6,7 @@ with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM 
 
 import os
 import shutil
+import signal
 
 import hypothesis
 import pytest
@@ -13,6 +14,9 @@ import pytest
 # Before NumPy and torch are imported, since both read it once: sums are taken in one order on every machine.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A job that was started in the background inherits SIGINT ignored, and so would every process of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine, and no time limit for one of them: a machine under load is no failure.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
