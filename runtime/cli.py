@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime import drive, prepare
+from runtime import audit, drive, prepare
 from runtime.documents import CorpusError
 from runtime.launch import RESUME
 from runtime.prepare import RefusedError, Wanted, Workspace
@@ -98,11 +98,11 @@ def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) ->
     """
     driver = drive.Driver(Workspace(Path()), prepare.this_machine(), None, Console(stderr=json))
     load(plan, Plan)
-    audit = drive.audit_plan(driver, plan)
-    _show_audit(driver, plan, audit)
+    audited = drive.audit_plan(driver, plan)
+    _show_audit(driver, plan, audited)
     if json:
-        _print_json(audit.plain())
-    raise typer.Exit(drive.VERDICTS[audit.verdict])
+        _print_json(audited.plain())
+    raise typer.Exit(audit.exit_code(audited))
 
 
 def data_command(
@@ -189,7 +189,7 @@ def _show_failures(driver: drive.Driver, ran: drive.Ran) -> None:
 def _run_budget(driver: drive.Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
         return _preview_chain(driver, path, budget, json)
-    study = drive.run_budget(driver, path, lambda plan, audit: _show_audit(driver, plan, audit))
+    study = drive.run_budget(driver, path, lambda plan, audited: _show_audit(driver, plan, audited))
     if study.audit is None:
         _show_failures(driver, study.ran)
     if json:
@@ -256,22 +256,9 @@ def _states(driver: drive.Driver, wanted: list[Wanted]) -> list[dict[str, Any]]:
     return found
 
 
-def _show_audit(driver: drive.Driver, plan: Path, audit: Audit) -> None:
-    """The verdict, what was wrong, and where the report is."""
-    for run in audit.runs:
-        wrong = [f"{check.name}: {check.detail}" for check in run.checks if not check.ok] + list(
-            run.incidents
-        )
-        if run.state != "accepted" or wrong:
-            driver.say(
-                f"{escape(run.title)} {run.state}: {escape('; '.join(wrong))}",
-            )
-    accepted = sum(run.state == "accepted" for run in audit.runs)
-    colour = {"inside": "green", "outside": "red", "cannot tell": "yellow"}[audit.verdict]
-    driver.say(f"audit: {accepted} of {len(audit.runs)} runs accepted")
-    driver.say(f"verdict: [bold {colour}]{audit.verdict}[/], {escape(audit.reason)}")
-    for cause in audit.causes:
-        driver.say(f"  likely cause: {escape(cause)}")
+def _show_audit(driver: drive.Driver, plan: Path, audited: Audit) -> None:
+    """The runs, what was wrong, the verdict, and where the report is."""
+    audit.show(audited, load(plan, Plan), driver.console)
     driver.say(f"report: {escape(str(plan.parent / 'audit.html'))}")
 
 

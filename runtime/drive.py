@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from runtime import audit as auditing
 from runtime import prepare
 from runtime.launch import RESUME, Job, Outcome, launch
 from runtime.prepare import Machine, RefusedError, Wanted, Workspace
@@ -24,11 +25,8 @@ from specs.guard import INTERNAL
 from specs.plan import Forecast, Plan
 from specs.record import Audit
 
-OK, OUTSIDE, BAD_INPUT, CANNOT_TELL = 0, 1, 2, 3
+OK, BAD_INPUT, CANNOT_TELL = 0, 2, 3
 """Exit codes, besides 70 for what should not happen (specs/guard.py) and 75 for what can be resumed."""
-
-VERDICTS = {"inside": OK, "outside": OUTSIDE, "cannot tell": CANNOT_TELL}
-"""Exit code of an audit."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class Study:
     def exit_code(self) -> int:
         """The target's audit's; without one that of the runs that are not finished, or 3."""
         if self.audit is not None:
-            return VERDICTS[self.audit.verdict]
+            return auditing.exit_code(self.audit)
         return self.ran.exit_code or CANNOT_TELL
 
 
@@ -180,6 +178,4 @@ def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
 
 def audit_plan(driver: Driver, plan: Path) -> Audit:
     """Audit a plan's runs."""
-    from runtime import audit
-
-    return audit.audit_plan(plan, driver.workspace.path)
+    return auditing.audit_plan(plan, driver.workspace.path)
