@@ -41,9 +41,9 @@ class Positions(NamedTuple):
     """What attention knows of positions, in the activations' dtype."""
 
     cos_KS: Tensor
-    """Rotary cosines, one row for each half's dimension, twice."""
+    """Rotary cosines; dimensions i and i + K/2 are a pair, as in LLaMA's Hugging Face weights."""
     sin_KS: Tensor
-    """Rotary sines alike."""
+    """Rotary sines, negative for the first half: x cos + (x, halves exchanged) sin is x turned."""
     future_QQ: Tensor
     """-inf above the diagonal, else 0: added to a block of scores on the diagonal."""
 
@@ -95,15 +95,13 @@ def choose(setting: str, device: str) -> Kernels:
 
 
 def positions(head_size: int, context: int, theta: float, dtype: torch.dtype, device: str) -> Positions:
-    """Angles s theta^(-2i/K) (RoFormer, arXiv 2104.09864, Eq. 15), computed in fp64.
-
-    Dimensions i and i + K/2 are a pair, as in LLaMA's Hugging Face weights.
-    """
+    """Angles s theta^(-2i/K) (RoFormer, arXiv 2104.09864, Eq. 15), computed in fp64."""
     frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-    angle_KS = torch.outer(frequency, torch.arange(context, dtype=torch.float64)).repeat(2, 1)
+    angle = torch.outer(frequency, torch.arange(context, dtype=torch.float64))
+    cos_KS, sin_KS = torch.cat((angle.cos(), angle.cos())), torch.cat((-angle.sin(), angle.sin()))
     size = min(context, _BLOCK_ROWS)
     future_QQ = torch.full((size, size), -torch.inf).triu(1)
-    return Positions(*(table.to(device, dtype) for table in (angle_KS.cos(), angle_KS.sin(), future_QQ)))
+    return Positions(*(table.to(device, dtype) for table in (cos_KS, sin_KS, future_QQ)))
 
 
 def accumulate(gradient: Tensor, dy_RF: Tensor, x_RH: Tensor) -> None:
@@ -151,11 +149,8 @@ def adamw(
 
 def rotate(x_KS: Tensor, at: Positions, sign: int, out_KS: Tensor) -> None:
     """x (..., K, S) turned by its positions into `out_KS`, whatever their strides; sign -1 turns back."""
-    half = x_KS.shape[-2] // 2
-    sin_KS = at.sin_KS[:half]
     torch.mul(x_KS, at.cos_KS, out=out_KS)
-    out_KS[..., :half, :].addcmul_(x_KS[..., half:, :], sin_KS, value=-sign)
-    out_KS[..., half:, :].addcmul_(x_KS[..., :half, :], sin_KS, value=sign)
+    out_KS.addcmul_(x_KS.roll(x_KS.shape[-2] // 2, -2), at.sin_KS, value=sign)
 
 
 def _linear_rows_innermost(x_RH: Tensor, weight_FH: Tensor) -> Tensor:
@@ -233,7 +228,7 @@ def _probabilities(q_PKQ: Tensor, k_PKC: Tensor, rows: slice, at: Positions) -> 
     """softmax(q' k) of a block of rows, the future masked: (P, Q, C)."""
     scores_PQC = torch.bmm(q_PKQ.mT, k_PKC)
     size = rows.stop - rows.start
-    scores_PQC[..., rows].add_(at.future_QQ[:size, :size])
+    scores_PQC[..., rows].add_(at.future_QQ if size == _BLOCK_ROWS else at.future_QQ[:size, :size])
     torch.ops.aten._softmax.out(scores_PQC, -1, False, out=scores_PQC)
     return scores_PQC
 
@@ -245,7 +240,9 @@ def _joined(blocks: list[Tensor]) -> Tensor:
 def _repeat(x_GBKS: Tensor, heads: Heads) -> Tensor:
     """Key or value heads, each as often as query heads share it: (P, K, S)."""
     B, S, T, G, K = heads
-    return x_GBKS.unsqueeze(1).expand(G, T // G, B, K, S).reshape(-1, K, S)
+    if T != G:
+        x_GBKS = x_GBKS.unsqueeze(1).expand(G, T // G, B, K, S)
+    return x_GBKS.reshape(-1, K, S)
 
 
 def _sum_repeats(x_PKS: Tensor, heads: Heads) -> Tensor:

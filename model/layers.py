@@ -68,7 +68,7 @@ class _RmsNorm(torch.autograd.Function):
         precise = torch.promote_types(x.dtype, torch.float32)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
         inverse = length.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
-        unit = torch.mul(x, inverse, out=torch.empty_like(x))
+        unit: Tensor = (x * inverse).to(x.dtype)
         ctx.save_for_backward(unit, inverse, gain)
         return unit * gain
 

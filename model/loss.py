@@ -55,7 +55,7 @@ def _chunk(logits_RV: Tensor, target_R1: Tensor, step_tokens: int | None, vocab:
     wanted_R1 = sum_over(work_RV.gather(1, column_R1) * held_R1, vocab)
     total_R1 = sum_over(work_RV.exp_().sum(1, keepdim=True), vocab)
     if step_tokens is not None:
-        work_RV.mul_((total_R1 * step_tokens).reciprocal_())
+        work_RV.div_(total_R1 * step_tokens)
         work_RV.scatter_(1, column_R1, work_RV.gather(1, column_R1).sub_(held_R1 / step_tokens))
         if work_RV is not logits_RV:
             logits_RV.copy_(work_RV)

@@ -51,6 +51,12 @@ class AdamW:
         self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, owned)
         self._count = stage.gradients.new_zeros((), dtype=torch.float32)
         self._by_local = [self._gradient[self._owned(local)] for local in self._locals]
+        state = (self._master, self._gradient, self._exp_avg, self._exp_avg_sq)
+        decayed = sum(self._size(local) for local in self._locals if local.decays)
+        self._parts = [
+            (tuple(flat[:decayed] for flat in state), spec.weight_decay),
+            (tuple(flat[decayed:] for flat in state), 0.0),
+        ]
 
     def start(self, seed: int) -> None:
         """Fresh weights as a function of (seed, name, row), moments at zero, parameters published."""
@@ -126,19 +132,16 @@ class AdamW:
     def _update(self, lr: float, grad_scale: float) -> None:
         self.steps += 1
         self._count.fill_(self.steps)
-        decayed = sum(self._size(local) for local in self._locals if local.decays)
-        for part, decay in ((slice(0, decayed), self.spec.weight_decay), (slice(decayed, None), 0.0)):
+        scale = self._count.new_tensor(grad_scale)
+        for part, decay in self._parts:
             adamw(
-                self._master[part],
-                self._gradient[part],
-                self._exp_avg[part],
-                self._exp_avg_sq[part],
+                *part,
                 step=self._count,
                 lr=lr,
                 betas=self.spec.betas,
                 weight_decay=decay,
                 eps=self.spec.eps,
-                grad_scale=self._count.new_tensor(grad_scale),
+                grad_scale=scale,
             )
 
     def _size(self, local: Local) -> int:
