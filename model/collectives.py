@@ -16,6 +16,10 @@ from torch import Tensor
 
 from model.mesh import Axis
 
+# torch 2.13 renamed both; 2.11 knows the old names only.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def enter(x_BSH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
     """Activations on their way into a sub-layer whose weights are split over the axis."""
@@ -49,11 +53,21 @@ def max_over(x: Tensor, axis: Axis) -> Tensor:
     return x
 
 
+def gather_into(whole: Tensor, part: Tensor, axis: Axis) -> None:
+    """Every rank's part into `whole`, in rank order, along the first dimension."""
+    _all_gather(whole, part, group=axis.group)
+
+
+def scatter_sum(part: Tensor, whole: Tensor, axis: Axis, async_op: bool = False) -> Any:
+    """This rank's part of the ranks' sum of `whole`; the work to wait for where it is asynchronous."""
+    return _reduce_scatter(part, whole, group=axis.group, async_op=async_op)
+
+
 def _gather(x_BSH: Tensor, axis: Axis) -> Tensor:
     """Every rank's part of the sequence, in rank order."""
     part_SBH = x_BSH.transpose(0, 1).contiguous()
     whole_SBH = part_SBH.new_empty((axis.size * part_SBH.shape[0], *part_SBH.shape[1:]))
-    dist.all_gather_single(whole_SBH, part_SBH, group=axis.group)
+    gather_into(whole_SBH, part_SBH, axis)
     return whole_SBH.transpose(0, 1).contiguous()
 
 
@@ -61,7 +75,7 @@ def _scatter(x_BSH: Tensor, axis: Axis) -> Tensor:
     """This rank's part of the sequence of the ranks' sum."""
     whole_SBH = x_BSH.transpose(0, 1).contiguous()
     part_SBH = whole_SBH.new_empty((whole_SBH.shape[0] // axis.size, *whole_SBH.shape[1:]))
-    dist.reduce_scatter_single(part_SBH, whole_SBH, group=axis.group)
+    scatter_sum(part_SBH, whole_SBH, axis)
     return part_SBH.transpose(0, 1).contiguous()
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from model.collectives import sum_over
+from model.collectives import gather_into, scatter_sum, sum_over
 from model.init import normal_rows
 from model.kernels import adamw
 from model.mesh import Axis
@@ -101,10 +100,10 @@ class AdamW:
         for bucket in self._buckets():
             mine = self._master[self._span(bucket)].to(weights.dtype)
             if len(bucket) == 1:
-                _gather(weights[bucket[0].start : bucket[0].stop], mine, self.axis)
+                gather_into(weights[bucket[0].start : bucket[0].stop], mine, self.axis)
                 continue
             whole = mine.new_empty(self.axis.size, mine.numel())
-            _gather(whole.view(-1), mine, self.axis)
+            gather_into(whole.view(-1), mine, self.axis)
             parts = whole.split([self._size(local) for local in bucket], dim=1)
             for local, part in zip(bucket, parts, strict=True):
                 self._by_rank(weights, local).copy_(part)
@@ -118,7 +117,7 @@ class AdamW:
             parts = [self._by_rank(self.stage.gradients, local) for local in bucket]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             mine = self._gradient[self._span(bucket)]
-            work = dist.reduce_scatter_single(mine, whole.view(-1), group=self.axis.group, async_op=True)
+            work = scatter_sum(mine, whole.view(-1), self.axis, async_op=True)
             waiting.append((work, whole))
         for work, _ in waiting:
             work.wait()
@@ -180,10 +179,6 @@ class AdamW:
                 box = replace(piece, row=piece.row + low - first, rows=high - low)
                 yield box, self._owned(local).start + low * local.cols
             first += piece.rows
-
-
-def _gather(whole: Tensor, mine: Tensor, axis: Axis) -> None:
-    dist.all_gather_single(whole, mine, group=axis.group)
 
 
 def _view_shape(piece: Piece) -> tuple[int, ...]:
