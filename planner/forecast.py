@@ -64,7 +64,7 @@ def from_published(
 
 
 def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
-    """isoFLOP minima of the pilots, by budget; short runs weigh what they weigh in the forecast."""
+    """isoFLOP minima of the pilots, by budget; short runs count in full here, unlike in the forecast."""
     runs = _runs(points)
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 

@@ -30,7 +30,7 @@ from model.collectives import sum_over
 from model.mesh import Axis
 from model.zero import Box
 from specs.base import Fingerprint, Sha256, Spec
-from specs.files import write_json
+from specs.files import sync_folder, write_json
 from specs.layout import Layout
 
 KEPT = 2
@@ -97,7 +97,7 @@ def save_checkpoint(
         if final.exists():
             shutil.rmtree(final)  # damaged, or it would have been resumed from
         os.rename(part, final)
-        _sync_folder(folder)
+        sync_folder(folder)
         _prune(folder, step)
 
 
@@ -269,14 +269,6 @@ def _write_durably(path: Path, content: bytes) -> bytes:
         file.flush()
         os.fsync(file.fileno())
     return hashlib.sha256(content).digest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_line(error: Exception) -> str:

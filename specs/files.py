@@ -42,6 +42,7 @@ __all__ = [
     "load_any",
     "locate",
     "read_lines",
+    "sync_folder",
     "write_json",
     "write_text",
     "write_yaml",
@@ -124,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
@@ -262,7 +263,7 @@ def _unwritable(path: Path, error: OSError) -> DocumentError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The folder on disk, so that a rename in it outlives a crash."""
     handle = os.open(folder, os.O_RDONLY)
     try:
