@@ -79,12 +79,7 @@ def make_plan(desk: Desk) -> Plan:
 
 
 def _from_published(desk: Desk, evidence: Published) -> Plan:
-    allocation = desk.law.allocation
-    if allocation is None:
-        raise desk.refuse(
-            "evidence.law", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek"
-        )
-    target = _target(desk, allocation, 1.0)
+    target = _target(desk, _allocation(desk), 1.0)
     loss = None if evidence.loss is None else from_catalog(PublishedLaw, evidence.loss, desk.path)
     return _seal(
         desk, "target", (target,), forecast.from_published(desk.budget, desk.law, loss, target), None, ()
@@ -209,8 +204,9 @@ def _target(desk: Desk, allocation: Allocation, rate_multiple: float) -> Planned
 
 def _allocation(desk: Desk) -> Allocation:
     if desk.law.allocation is None:
+        named = "evidence.law" if isinstance(desk.budget.evidence, Published) else "evidence.prior"
         raise desk.refuse(
-            "evidence", f"the law {desk.law.name} has no allocation", "name one that has, like deepseek"
+            named, f"the law {desk.law.name} has no allocation", "name one that has, like deepseek"
         )
     return desk.law.allocation
 
