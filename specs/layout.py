@@ -1,5 +1,6 @@
 """How a run is laid over devices: data, pipeline and tensor parallel sizes, and whether a model can be cut so."""
 
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from pydantic import Field
@@ -24,11 +25,22 @@ class Layout(Spec):
     """Sequences in one forward pass of one replica."""
     recompute: Literal["none", "selective", "full"]
     """What the backward pass computes again instead of keeping."""
+    interleave: int = Field(default=1, ge=1)
+    """Virtual stages of each pipeline rank: chunk c of rank r is virtual stage c * pp + r, in order of depth."""
+    stage_layers: tuple[int, ...] | None = None
+    """Blocks of every virtual stage, in order of depth; null cuts them as evenly as they go, the first ones longer."""
 
     @property
     def devices(self) -> int:
         """Ranks in all."""
         return self.dp * self.pp * self.tp
+
+    def blocks(self, layers: int) -> tuple[range, ...]:
+        """The blocks of every virtual stage, pp x interleave of them, in order of depth."""
+        stages = self.pp * self.interleave
+        sizes = self.stage_layers or tuple(layers // stages + (i < layers % stages) for i in range(stages))
+        ends = tuple(accumulate(sizes, initial=0))
+        return tuple(range(start, stop) for start, stop in pairwise(ends))
 
     def micro_batches(self, optim: OptimSpec) -> int:
         """Micro-batches of one replica per step."""
@@ -42,13 +54,28 @@ class Layout(Spec):
                 f"a batch of {optim.batch_sequences} sequences is not a multiple of "
                 f"dp x micro-batch = {self.dp} x {self.micro_batch_sequences}"
             )
+        elif self.interleave > 1 and self.micro_batches(optim) % self.pp:
+            found.append(
+                f"interleaving needs micro-batches in multiples of pp {self.pp}, not {self.micro_batches(optim)}"
+            )
         return found
 
     def problems_of_shape(self, model: ModelSpec) -> list[str]:
         """Why this model cannot be cut so, whatever the batch; empty when it can."""
         found = []
-        if self.pp > model.layers:
-            found.append(f"{self.pp} pipeline stages for {model.layers} layers")
+        stages = self.pp * self.interleave
+        if stages > model.layers:
+            found.append(f"{stages} pipeline stages for {model.layers} layers")
+        if self.interleave > 1 and self.pp == 1:
+            found.append(f"interleave {self.interleave} without a pipeline; write interleave: 1")
+        if self.stage_layers is not None and (
+            len(self.stage_layers) != stages
+            or sum(self.stage_layers) != model.layers
+            or min(self.stage_layers) < 1
+        ):
+            found.append(
+                f"stage_layers {list(self.stage_layers)} are not {stages} stages that add up to {model.layers} layers"
+            )
         for name, size in (("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)):
             if size % self.tp:
                 found.append(f"{name} {size} is not a multiple of tp {self.tp}")

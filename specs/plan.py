@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from specs.base import Sha256, Spec, canonical_json
 from specs.budget import Budget
 from specs.law import Band, LawFit, PublishedLaw
+from specs.layout import Layout
 from specs.run import Execution, RunSpec
 
 
@@ -76,6 +77,40 @@ class Cost(Spec):
     """Where the speed comes from, in words."""
 
 
+class LayoutEstimate(Spec):
+    """What one layout of a run costs: seconds of a step and bytes of the fullest device, by what they go to."""
+
+    layout: Layout
+    """The layout."""
+    step_s: float
+    """Seconds of one optimizer step."""
+    seconds: dict[str, float]
+    """The parts of that step, for the slowest stage; they add up to `step_s`."""
+    memory_bytes: float
+    """Memory of the fullest device."""
+    memory: dict[str, float]
+    """The parts of that memory; they add up to `memory_bytes`."""
+    model_flop_utilisation: float
+    """Model FLOP per second over the devices' peak."""
+
+
+class LayoutChoice(Spec):
+    """The layouts of the target run that were compared."""
+
+    ranked: Annotated[tuple[LayoutEstimate, ...], Field(min_length=1)]
+    """The best, fastest first; the first is the one of the plan."""
+    considered: int
+    """Legal layouts in all."""
+    fitting: int
+    """Those that fit the memory."""
+    nearest_miss_bytes: float | None
+    """Bytes by which the fastest layout that does not fit misses; null where all fit."""
+    nearest_miss: LayoutEstimate | None
+    """That layout."""
+    why: str
+    """Why the first beats the second, in words with numbers."""
+
+
 class PlannedRun(Spec):
     """One run of the plan."""
 
@@ -125,6 +160,8 @@ class Plan(Spec):
     """What the ledger says; null while there is no ledger evidence."""
     runs: Annotated[tuple[PlannedRun, ...], Field(min_length=1)]
     """The runs."""
+    layouts: LayoutChoice | None = None
+    """How the target's layout was chosen; null in a plan of pilots."""
     forecast: Annotated[Forecast | NoForecast, Field(discriminator="kind")]
     """Forecast of the target's loss."""
     notes: tuple[str, ...]
