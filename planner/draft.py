@@ -111,6 +111,7 @@ def cost_of(run: RunSpec, cluster: Cluster, layout: Layout, memory_bytes: float)
         device_hours=device_hours,
         hours=hours,
         dollars=None if cluster.price is None else device_hours * cluster.price,
+        energy_j=None if cluster.device.power is None else device_hours * 3600 * cluster.device.power,
         tokens_per_s=rate,
         memory_bytes=memory_bytes,
         basis=f"{cluster.model_flop_utilisation:.0%} of {peak:.3g} FLOP/s per device "

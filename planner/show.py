@@ -1,6 +1,5 @@
 """A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, what to type next."""
 
-import math
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -89,17 +88,16 @@ def _show_forecast(plan: Plan, console: Console) -> None:
     if not isinstance(told, Forecast):
         console.print(f"[bold]forecast[/]  none: {escape(told.reason)}", highlight=False)
         return
-    band, per_token = told.loss, plan.bytes_per_token
+    band, losses = told.loss, plan.losses
     console.print(
         f"[bold]forecast[/]  held-out loss {band.median:.4f} nats/token, 50 % {band.low_50:.4f} to {band.high_50:.4f}, "
         f"95 % {band.low_95:.4f} to {band.high_95:.4f}",
         highlight=False,
     )
-    if per_token is not None:
-        to_bits = 1 / (per_token * math.log(2))
+    if losses.bytes_per_token is not None:
         console.print(
-            f"          {band.median * to_bits:.4f} bits/byte, 95 % {band.low_95 * to_bits:.4f} to "
-            f"{band.high_95 * to_bits:.4f}",
+            f"          {losses.of(band.median):.4f} {losses.unit}, 95 % {losses.of(band.low_95):.4f} to "
+            f"{losses.of(band.high_95):.4f}",
             highlight=False,
         )
     console.print(f"          {escape(told.basis)}", highlight=False)

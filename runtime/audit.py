@@ -4,7 +4,6 @@ The forecast is read from the sealed plan and the outcome from the runs' own rec
 `inside` when its final held-out loss lies in the 95 % band of a forecast that was sealed before its first step.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -89,17 +88,16 @@ def _table(audit: Audit, plan: Plan) -> Table:
     accepted = sum(run.state == "accepted" for run in audit.runs)
     title = f"{accepted} of {len(audit.runs)} runs accepted"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown = "nats/token" if plan.bytes_per_token is None else "bits/byte"
-    for name in ("run", "steps", "time", "tokens/s", shown, "state"):
+    losses = plan.losses
+    for name in ("run", "steps", "time", "tokens/s", losses.unit, "state"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
-    to_shown = 1.0 if plan.bytes_per_token is None else 1 / (plan.bytes_per_token * math.log(2))
     for run in audit.runs:
         table.add_row(
             escape(run.title),
             str(run.steps),
             duration(run.seconds),
             count(run.tokens_per_s),
-            "-" if run.loss is None else f"{run.loss * to_shown:.4f}",
+            "-" if run.loss is None else f"{losses.of(run.loss):.4f}",
             run.state,
         )
     return table

@@ -1,12 +1,13 @@
 """The question: what may be spent, on which data and cluster, and on which evidence the answer shall rest."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from specs.base import Slug, Spec
 from specs.data import DataSpec, DeclaredText
-from specs.quantity import DeviceHours, Dollars, Flop, Seconds
+from specs.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
+from specs.words import duration, energy
 
 
 class Published(Spec):
@@ -17,7 +18,13 @@ class Published(Spec):
     law: Slug
     """Law for allocation, learning rate and batch size."""
     loss: Slug | None = None
-    """Law for the loss; used only where it was fitted on the budget's own data."""
+    """Law for the loss: what a target loss and an inference-aware objective are computed with. It gives a loss only
+    for the data that it was fitted on."""
+    hyper: Slug | None = None
+    """Law for learning rate and batch size instead of `law`'s."""
+    reach: float = Field(default=1e4, ge=1)
+    """Largest ratio of the target's compute to the compute that `law` was fitted on, beyond which there is no plan. The
+    paper itself went 3,300 times beyond its 3e20 FLOP (DeepSeek LLM, section 3.3 and the 67B)."""
 
 
 class Pilots(Spec):
@@ -36,6 +43,9 @@ class Pilots(Spec):
     spread: float = Field(default=2.0, gt=1, le=4)
     """Ratio of neighbouring sizes. Five sizes 2 apart span a factor 4 either side of the prior's optimum, where a
     parabola's bias is 1.4 % in size (docs/log.md); closer ones scatter less, but need a prior that is right."""
+    reach: float = Field(default=1e3, ge=1)
+    """Largest ratio of the target's compute to the largest pilot's, beyond which there is no plan; the paper predicted
+    its loss 1000 times beyond its pilots (DeepSeek LLM, Fig. 5)."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 2.0)
     """Multiples of the learning rate that are tried besides 1, at the middle size of the second largest budget."""
 
@@ -43,8 +53,50 @@ class Pilots(Spec):
 Evidence = Annotated[Published | Pilots, Field(discriminator="kind")]
 
 
+class Optimal(Spec):
+    """The lowest loss that the training compute can buy."""
+
+    kind: Literal["optimal"]
+    """Selects this objective."""
+
+
+class Inference(Spec):
+    """The cheapest model to train and to serve, 6 N D + 2 N D_served, of all that reach its loss (Sardana et al.,
+    arXiv 2401.00448); training it takes the whole budget. Needs a loss law."""
+
+    kind: Literal["inference"]
+    """Selects this objective."""
+    served: Tokens
+    """Tokens that the model is expected to read and write in its life."""
+
+
+class FixedSize(Spec):
+    """A model of a given size, trained for as long as the budget lasts."""
+
+    kind: Literal["size"]
+    """Selects this objective."""
+    params: Params
+    """All parameters, embedding and head included."""
+
+
+class FixedRatio(Spec):
+    """As many tokens for each parameter as given, whatever the budget."""
+
+    kind: Literal["ratio"]
+    """Selects this objective."""
+    tokens_per_param: float = Field(gt=0)
+    """Training tokens over all parameters."""
+
+
+Objective = Annotated[Optimal | Inference | FixedSize | FixedRatio, Field(discriminator="kind")]
+
+Currency = Literal["compute", "device_hours", "money", "energy", "loss", "deadline"]
+_EXCLUSIVE: tuple[Currency, ...] = ("compute", "device_hours", "money", "energy", "loss")
+
+
 class Budget(Spec):
-    """What a person writes. Exactly one of `compute`, `device_hours` and `money` says how much may be spent."""
+    """What a person writes. One of `compute`, `device_hours`, `money`, `energy` and `loss` says how much may be spent,
+    or `deadline` alone: the whole cluster for that long."""
 
     kind: Literal["budget"]
     """Selects this document."""
@@ -53,19 +105,31 @@ class Budget(Spec):
     compute: Flop | None = None
     """Training compute of the target run, C = M D."""
     device_hours: DeviceHours | None = None
-    """Device-hours of the target run, at the cluster's expected utilisation."""
+    """Device-hours of the target run at its expected speed."""
     money: Dollars | None = None
-    """Price of the target run, at the cluster's price and expected utilisation."""
+    """Price of the target run at the cluster's price and its expected speed."""
+    energy: Joules | None = None
+    """Energy of the target run at the cluster's power and its expected speed."""
+    loss: Loss | None = None
+    """Loss to reach with the least compute; needs a loss law that holds for the data."""
     deadline: Seconds | None = None
-    """The target run must be done within this time; refused where it cannot."""
+    """The target run must be done within this time; alone it is the budget itself."""
+    objective: Objective = Optimal(kind="optimal")
+    """What the budget is spent on."""
     evidence: Evidence
     """What the plan rests on."""
     family: Slug
     """Family of shapes from the catalog."""
+    aspect: int | None = Field(default=None, ge=1)
+    """Width over layers of the shapes; null is the family's practice."""
+    batch: Tokens | None = None
+    """Tokens per step of the target run; null is what the law says."""
     cluster: str = Field(min_length=1)
     """Cluster from the catalog, or the path of a cluster file beside this one."""
     data: DataSpec
     """The text to train on."""
+    epochs: float = Field(default=4.0, ge=1)
+    """Most passes over the unique tokens. Four are worth 3.73 fresh ones (Muennighoff et al., arXiv 2305.16264)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of parameters and activations."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -77,13 +141,22 @@ class Budget(Spec):
     ] = "ledger.jsonl"
     """File beside this budget that audits append to and plans are fitted on."""
 
-    @model_validator(mode="after")
-    def _one_currency(self) -> Self:
-        given = [name for name in ("compute", "device_hours", "money") if getattr(self, name) is not None]
-        if len(given) != 1:
-            said = " and ".join(given) if given else "none of them"
+    @field_validator(*_EXCLUSIVE[1:])
+    @classmethod
+    def _only_one_currency(cls, value: Any, info: ValidationInfo) -> Any:
+        before = next((name for name in _EXCLUSIVE if info.data.get(name) is not None), None)
+        if value is not None and before is not None:
             raise ValueError(
-                f"exactly one of compute, device_hours and money is needed, but {said} is given; keep one"
+                f"{before} already says how much may be spent, and {info.field_name} says it again; keep one"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _some_currency(self) -> Self:
+        if all(getattr(self, name) is None for name in (*_EXCLUSIVE, "deadline")):
+            raise ValueError(
+                "nothing says how much may be spent; "
+                "write one of compute, device_hours, money, energy, loss and deadline"
             )
         return self
 
@@ -95,3 +168,21 @@ class Budget(Spec):
                 "write source: files or source: installed, or evidence.kind: published"
             )
         return self
+
+    @property
+    def currency(self) -> Currency:
+        """The field that says how much may be spent."""
+        return next((name for name in _EXCLUSIVE if getattr(self, name) is not None), "deadline")
+
+    @property
+    def asked(self) -> str:
+        """How much may be spent, in words."""
+        said = {
+            "compute": lambda value: f"{value:.4g} FLOP",
+            "device_hours": lambda value: f"{value:,.6g} device-hours",
+            "money": lambda value: f"${value:,.0f}",
+            "energy": energy,
+            "loss": lambda value: f"a loss of {value:g} nats/token",
+            "deadline": duration,
+        }
+        return said[self.currency](getattr(self, self.currency))

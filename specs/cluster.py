@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from specs.base import Slug, Spec
-from specs.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds
+from specs.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
 
 
 class Device(Spec):
@@ -23,6 +23,8 @@ class Device(Spec):
     """Memory of the device."""
     memory_bandwidth: BytesPerS
     """Rate of reading its memory."""
+    power: Watts | None = None
+    """Electrical power under load, the device alone; null leaves energy out of the plan."""
 
 
 class Cluster(Spec):

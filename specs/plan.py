@@ -5,10 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Sha256, Spec, canonical_json
+from specs.base import Sha256, Slug, Spec, canonical_json
 from specs.budget import Budget
 from specs.law import Band, LawFit, PublishedLaw
 from specs.layout import Layout
+from specs.losses import Losses
 from specs.run import Execution, RunSpec
 
 
@@ -69,6 +70,8 @@ class Cost(Spec):
     """Wall-clock hours."""
     dollars: float | None
     """Price; null where the cluster has none."""
+    energy_j: float | None
+    """Energy of the devices in joules; null where the cluster's power is not known."""
     tokens_per_s: float
     """Tokens per second over all devices."""
     memory_bytes: float
@@ -109,6 +112,21 @@ class LayoutChoice(Spec):
     """That layout."""
     why: str
     """Why the first beats the second, in words with numbers."""
+
+
+class HyperAdvice(Spec):
+    """What one published law says of the target's learning rate and batch."""
+
+    law: Slug
+    """The law."""
+    regime: str
+    """What the batch does while the learning rate follows this law."""
+    peak_lr: float
+    """Its maximum learning rate."""
+    batch_tokens: float
+    """Its tokens per step, before rounding."""
+    used: bool
+    """It is the law of the plan."""
 
 
 class PlannedRun(Spec):
@@ -162,6 +180,8 @@ class Plan(Spec):
     """The runs."""
     layouts: LayoutChoice | None = None
     """How the target's layout was chosen; null in a plan of pilots."""
+    hypers: tuple[HyperAdvice, ...] = ()
+    """The laws of learning rate and batch size side by side for the target; empty in a plan of pilots."""
     forecast: Annotated[Forecast | NoForecast, Field(discriminator="kind")]
     """Forecast of the target's loss."""
     notes: tuple[str, ...]
@@ -170,6 +190,11 @@ class Plan(Spec):
     """What made the plan."""
     seal: Sha256
     """SHA-256 of the canonical JSON of everything above."""
+
+    @property
+    def losses(self) -> Losses:
+        """How losses of this plan are shown."""
+        return Losses(self.bytes_per_token)
 
     @model_validator(mode="after")
     def _sealed(self) -> Self:

@@ -1,4 +1,4 @@
-"""Numbers that people write with their unit: `1e24 FLOP`, `80 GiB`, `400 Gb/s`, `30 d`, `$2M`, `2T tokens`.
+"""Numbers that people write with their unit: `1e24 FLOP`, `80 GiB`, `30 d`, `$2M`, `500 MWh`, `2T tokens`.
 
 Documents that people write carry the unit in the value, and a bare number is refused; documents that programs write
 carry it in the name (`compute_flop`). Each type below is a plain float (or int) in base units once it has been
@@ -122,6 +122,19 @@ TOKENS = Quantity(
     "2T tokens",
     whole=True,
 )
+PARAMS = Quantity(
+    _si("params", _COUNT) + tuple((f"{p} params", f) for p, f in _COUNT.items() if p),
+    "params",
+    "7B params",
+    whole=True,
+)
+WATTS = Quantity(_si("W", _SI), "W", "700 W")
+JOULES = Quantity(
+    _si("J", _SI) + tuple((f"{p}Wh", 3600 * f) for p, f in _SI.items()),
+    "J",
+    "500 MWh",
+)
+LOSS = Quantity((("nats/token", Fraction(1)),), "nats/token", "2.05 nats/token")
 
 Flop = Annotated[float, FLOP]
 """An amount of floating-point operations."""
@@ -141,3 +154,11 @@ DeviceHours = Annotated[float, DEVICE_HOURS]
 """Devices times hours."""
 Tokens = Annotated[int, TOKENS]
 """A number of tokens."""
+Params = Annotated[int, PARAMS]
+"""A number of parameters."""
+Watts = Annotated[float, WATTS]
+"""Electrical power."""
+Joules = Annotated[float, JOULES]
+"""An amount of energy; `Wh` is 3600 J."""
+Loss = Annotated[float, LOSS]
+"""A loss."""

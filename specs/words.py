@@ -20,3 +20,12 @@ def duration(seconds: float | None) -> str:
         if whole >= size_s:
             return f"{whole // size_s} {unit} {whole % size_s // part_s} {part}"
     return f"{whole} s"
+
+
+def energy(joules: float) -> str:
+    """Energy in watt-hours with three digits: `486 MWh`, `1.2 kWh`."""
+    hours = joules / 3600
+    for size, unit in ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh")):
+        if hours >= size:
+            return f"{hours / size:.3g} {unit}"
+    return f"{hours:.3g} Wh"

@@ -209,6 +209,7 @@ def _cost(run: RunSpec, devices: int) -> Cost:
         device_hours=devices * seconds / 3600,
         hours=seconds / 3600,
         dollars=None,
+        energy_j=None,
         tokens_per_s=run.tokens / seconds,
         memory_bytes=16.0 * run.model.params,
         basis=f"40% of 6.6e+10 FLOP/s per device ({laptop.source}); not simulated",

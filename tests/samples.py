@@ -81,6 +81,7 @@ def plan() -> Plan:
         device_hours=0.1,
         hours=0.05,
         dollars=None,
+        energy_j=None,
         tokens_per_s=1e4,
         memory_bytes=1e8,
         basis="a sample",

@@ -276,8 +276,18 @@ BUDGETS: dict[str, tuple[str | bytes, str, str, str]] = {
         "like 'demo-1'",
     ),
     # what contradicts itself
-    "two currencies": (budget() + "money: $2M\n", "1:1", "but compute and money is given", "keep one"),
-    "no currency": (budget("compute: 1e13 FLOP\n"), "1:1", "but none of them is given", "keep one"),
+    "two currencies": (
+        budget() + "money: $2M\n",
+        "10:8",
+        "compute already says how much may be spent, and money says it again",
+        "keep one",
+    ),
+    "no currency": (
+        budget("compute: 1e13 FLOP\n"),
+        "1:1",
+        "nothing says how much may be spent",
+        "write one of compute, device_hours, money, energy, loss and deadline",
+    ),
     "pilots without text": (
         budget("installed, packages: [numpy]", "declared, describe: x, unique: 2T tokens"),
         "1:1",

@@ -7,7 +7,19 @@ from hypothesis import strategies as st
 
 from specs import quantity as q
 
-ALL = [q.FLOP, q.FLOP_PER_S, q.BYTES, q.BYTES_PER_S, q.SECONDS, q.DOLLARS, q.DOLLARS_PER_HOUR, q.DEVICE_HOURS]
+ALL = [
+    q.FLOP,
+    q.FLOP_PER_S,
+    q.BYTES,
+    q.BYTES_PER_S,
+    q.SECONDS,
+    q.DOLLARS,
+    q.DOLLARS_PER_HOUR,
+    q.DEVICE_HOURS,
+    q.WATTS,
+    q.JOULES,
+    q.LOSS,
+]
 POSITIVE = st.floats(min_value=sys.float_info.min, max_value=1e300)
 
 
@@ -34,6 +46,11 @@ POSITIVE = st.floats(min_value=sys.float_info.min, max_value=1e300)
         (q.TOKENS, "0.017T tokens", 17 * 10**9),
         (q.TOKENS, "1_000 tokens", 1000),
         (q.TOKENS, "1.5e3 k tokens", 1_500_000),
+        (q.PARAMS, "6.7B params", 6_700_000_000),
+        (q.WATTS, "0.7 kW", 700),
+        (q.JOULES, "500 MWh", 1.8e12),
+        (q.JOULES, "2 GJ", 2e9),
+        (q.LOSS, "2.05 nats/token", 2.05),
     ],
 )
 def test_texts_that_people_write(kind: q.Quantity, text: str, value: float) -> None:
@@ -97,7 +114,7 @@ def test_decimal_fractions_of_tokens_are_exact(thousandths: int, prefix: str) ->
     assert q.TOKENS.parse(text) == thousandths * {"k": 1, "M": 10**3, "B": 10**6, "T": 10**9}[prefix]
 
 
-@pytest.mark.parametrize("kind", [*ALL, q.TOKENS], ids=lambda kind: kind.base or "$")
+@pytest.mark.parametrize("kind", [*ALL, q.TOKENS, q.PARAMS], ids=lambda kind: kind.base or "$")
 def test_every_unit_is_read_with_its_factor(kind: q.Quantity) -> None:
     for unit, factor in kind.units:
         text = f"{kind.prefix}3000000{unit}"
@@ -106,7 +123,8 @@ def test_every_unit_is_read_with_its_factor(kind: q.Quantity) -> None:
 
 @settings(max_examples=300)
 @given(
-    st.sampled_from([*ALL, q.TOKENS]), st.text() | st.from_regex(r"\$?[0-9._eE+-]{1,20} ?[A-Za-z/-]{0,12}")
+    st.sampled_from([*ALL, q.TOKENS, q.PARAMS]),
+    st.text() | st.from_regex(r"\$?[0-9._eE+-]{1,20} ?[A-Za-z/-]{0,12}"),
 )
 def test_any_text_gives_a_quantity_or_a_value_error(kind: q.Quantity, text: str) -> None:
     try:

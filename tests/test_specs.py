@@ -266,7 +266,7 @@ def changed(plain: Any, route: tuple[str | int, ...]) -> Any:
 
 LEGAL: dict[tuple[str | int, ...], Any] = {
     ("precision",): "bf16",
-    ("parent",): {"run": "0" * 16, "step": 1},
+    ("parent",): {"kind": "run", "run": "0" * 16, "step": 1},
     ("model", "heads"): 1,
     ("model", "width"): 128,
 }
@@ -297,22 +297,42 @@ def test_a_curve_that_never_comes_is_refused() -> None:
 
 # --- budget ---
 
-CURRENCIES = {"compute": "1e13 FLOP", "device_hours": "10 GPU-hours", "money": "$100"}
+CURRENCIES = {
+    "compute": "1e13 FLOP",
+    "device_hours": "10 GPU-hours",
+    "money": "$100",
+    "energy": "5 kWh",
+    "loss": "2.1 nats/token",
+    "deadline": "2 h",
+}
 
 
-@pytest.mark.parametrize("given_ones", [(), ("compute", "money"), ("compute", "device_hours", "money")])
-def test_a_budget_has_exactly_one_currency(given_ones: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("given_ones", "says"),
+    [
+        ((), "nothing says how much may be spent"),
+        (("compute", "money"), "compute already says .*, and money says it again; keep one"),
+        (("device_hours", "energy", "loss"), "device_hours already says .*, and energy says it again"),
+    ],
+)
+def test_a_budget_has_exactly_one_currency(given_ones: tuple[str, ...], says: str) -> None:
     plain = {key: value for key, value in samples.budget().plain().items() if key not in CURRENCIES}
     plain |= {name: CURRENCIES[name] for name in given_ones}
-    with pytest.raises(ValidationError, match="exactly one of compute, device_hours and money is needed"):
+    with pytest.raises(ValidationError, match=says):
         Budget.model_validate_json(json.dumps(plain))
+
+
+def test_a_deadline_may_stand_beside_a_currency() -> None:
+    plain = samples.budget().plain() | {"deadline": CURRENCIES["deadline"]}
+    assert Budget.model_validate_json(json.dumps(plain)).currency == "compute"
 
 
 @pytest.mark.parametrize("name", CURRENCIES)
 def test_every_currency_will_do(name: str) -> None:
     plain = {key: value for key, value in samples.budget().plain().items() if key not in CURRENCIES}
     budget = Budget.model_validate_json(json.dumps(plain | {name: CURRENCIES[name]}))
-    assert [key for key in CURRENCIES if getattr(budget, key) is not None] == [name]
+    assert [key for key in CURRENCIES if getattr(budget, key) is not None] == [name] == [budget.currency]
+    assert budget.asked
 
 
 def test_pilots_need_text_that_is_here() -> None:

@@ -1,8 +1,8 @@
-"""Counts and durations as a person says them."""
+"""Counts, durations and energies as a person says them."""
 
 import pytest
 
-from specs.words import count, duration
+from specs.words import count, duration, energy
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,10 @@ def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> No
 )
 def test_counts_have_three_digits(value: float, said: str) -> None:
     assert count(value) == said
+
+
+@pytest.mark.parametrize(
+    ("joules", "said"), [(3600, "1 Wh"), (4.32e6, "1.2 kWh"), (1.75e12, "486 MWh"), (3.6e13, "10 GWh")]
+)
+def test_energy_is_in_watt_hours(joules: float, said: str) -> None:
+    assert energy(joules) == said

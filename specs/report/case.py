@@ -1,44 +1,13 @@
 """What a page is about: a plan, perhaps its audit, perhaps earlier plans; and how its losses are said."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from specs.law import EvidencePoint
+from specs.losses import Losses
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Audit, RunAudit
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Losses as the page shows them: bits per byte where the text is at hand, else nats per token."""
-
-    bytes_per_token: float | None
-
-    @property
-    def unit(self) -> str:
-        """What `of` gives."""
-        return "nats per token" if self.bytes_per_token is None else "bits per byte"
-
-    def of(self, nats: float) -> float:
-        """A loss in the page's unit."""
-        return nats if self.bytes_per_token is None else nats / (self.bytes_per_token * math.log(2))
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Heads of the columns of a table that `cells` fills."""
-        return ("nats/token",) if self.bytes_per_token is None else (self.unit, "nats/token")
-
-    def cells(self, nats: float | None) -> tuple[str, ...]:
-        """A loss in the page's unit and in nats per token; dashes where there is none."""
-        if nats is None:
-            return ("–",) * len(self.heads)
-        return (f"{nats:.4f}",) if self.bytes_per_token is None else (self.say(nats), f"{nats:.4f}")
-
-    def say(self, nats: float) -> str:
-        """A loss in the page's unit, as text without it."""
-        return f"{self.of(nats):.3f}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +21,7 @@ class Case:
     @property
     def losses(self) -> Losses:
         """How losses are shown."""
-        return Losses(self.plan.bytes_per_token)
+        return self.plan.losses
 
     @property
     def forecast(self) -> Forecast | None:
