@@ -28,6 +28,8 @@ class Mesh:
     dp: Axis = field(default_factory=Axis)
     pp: Axis = field(default_factory=Axis)
     tp: Axis = field(default_factory=Axis)
+    world: Axis = field(default_factory=Axis)
+    """All ranks in one line."""
 
 
 @contextmanager
@@ -36,11 +38,12 @@ def connect(
 ) -> Iterator[Mesh]:
     """This rank's mesh, with process groups while the context is open; one process never touches torch.distributed.
 
-    ValueError for pipeline or tensor parallel sizes above 1, which the engine does not run yet, before any group forms.
+    ValueError, before any group forms, for a rank that the sizes have no place for.
     """
-    if pp > 1 or tp > 1:
-        raise ValueError(f"pp {pp} and tp {tp}: only data parallel runs for now; write pp: 1 and tp: 1")
-    if dp == 1:
+    ranks = dp * pp * tp
+    if min(dp, pp, tp) < 1 or not 0 <= rank < ranks:
+        raise ValueError(f"dp {dp} x pp {pp} x tp {tp} has no rank {rank}; write one from 0 to {ranks - 1}")
+    if ranks == 1:
         yield Mesh()
         return
     import torch.distributed as dist
@@ -49,10 +52,37 @@ def connect(
         backend="nccl" if device == "cuda" else "gloo",
         init_method=rendezvous,
         rank=rank,
-        world_size=dp,
+        world_size=ranks,
         timeout=timedelta(seconds=timeout_s),
     )
     try:
-        yield Mesh(dp=Axis(dp, rank, dist.group.WORLD))
+        yield mesh_of(dp, pp, tp)
     finally:
         dist.destroy_process_group()
+
+
+def mesh_of(dp: int, pp: int, tp: int) -> Mesh:
+    """This rank's mesh over torch.distributed's ranks, which are connected already. Every rank makes all groups."""
+    import torch.distributed as dist
+
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    if dp * pp * tp != ranks:
+        raise ValueError(f"{ranks} ranks are connected; dp {dp} x pp {pp} x tp {tp} has {dp * pp * tp}")
+    strides = {"dp": (dp, pp * tp), "pp": (pp, tp), "tp": (tp, 1)}
+    axes = {name: _axis(rank, ranks, size, stride) for name, (size, stride) in strides.items()}
+    return Mesh(**axes, world=Axis(ranks, rank, dist.group.WORLD))
+
+
+def _axis(rank: int, ranks: int, size: int, stride: int) -> Axis:
+    """The axis along which neighbours are `stride` ranks apart, with this rank's group of it."""
+    import torch.distributed as dist
+
+    place = rank // stride % size
+    if size in (1, ranks):
+        return Axis(size, place, None if size == 1 else dist.group.WORLD)
+    mine = None
+    for first in (one for one in range(ranks) if one // stride % size == 0):
+        group = dist.new_group(list(range(first, first + size * stride, stride)))
+        if first == rank - place * stride:
+            mine = group
+    return Axis(size, place, mine)

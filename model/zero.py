@@ -17,7 +17,8 @@ from model.collectives import gather_into, scatter_sum, sum_over
 from model.init import normal_rows
 from model.kernels import adamw
 from model.mesh import Axis
-from model.transformer import Local, Piece, Stage
+from model.parameters import Local, Piece
+from model.transformer import Stage
 from specs.optim import OptimSpec
 
 _BUCKET_BYTES = 25 * 2**20

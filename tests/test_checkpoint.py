@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.mesh import Axis
-from model.transformer import Piece
+from model.parameters import Piece
 from model.zero import Box
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError, load_checkpoint, newest_whole, save_checkpoint, weights_sha256

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.mesh import Axis, Mesh, connect
+from model.mesh import Axis, Mesh, connect, mesh_of
 from tests.spawn import RankError, spawn
 
 
@@ -15,23 +15,47 @@ def test_one_process_is_a_mesh_without_groups() -> None:
         assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize(("pp", "tp", "said"), [(2, 1, "pp: 1"), (1, 4, "tp: 1")])
-def test_axes_that_are_not_built_are_refused_before_any_group_forms(pp: int, tp: int, said: str) -> None:
-    refused = connect(2, pp, tp, rank=0, rendezvous="tcp://nowhere:1", device="cpu")
-    with pytest.raises(ValueError, match=said), refused:
+@pytest.mark.parametrize(("sizes", "rank"), [((2, 1, 1), 2), ((1, 2, 2), -1), ((0, 1, 1), 0)])
+def test_a_rank_without_a_place_is_refused_before_any_group_forms(
+    sizes: tuple[int, int, int], rank: int
+) -> None:
+    refused = connect(*sizes, rank=rank, rendezvous="tcp://nowhere:1", device="cpu")
+    with pytest.raises(ValueError, match=f"no rank {rank}"), refused:
         pass
     assert not dist.is_initialized()
 
 
-def _place(mesh: Mesh) -> tuple[int, int, list[int], bool]:
-    ranks = torch.zeros(mesh.dp.size, dtype=torch.int64)
-    ranks[mesh.dp.rank] = mesh.dp.rank + 1
-    dist.all_reduce(ranks, group=mesh.dp.group)
-    return mesh.dp.size, mesh.dp.rank, ranks.tolist(), mesh.pp == mesh.tp == Axis()
+def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
+    """For several meshes over the same ranks: size, place and the world's ranks of each axis."""
+    found = []
+    for sizes in ((4, 1, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2)):
+        mesh = mesh_of(*sizes)
+        assert mesh.world == world.dp
+        found.append(
+            [(axis.size, axis.rank, _ranks(axis, world.dp.rank)) for axis in (mesh.dp, mesh.pp, mesh.tp)]
+        )
+    with pytest.raises(ValueError, match="4 ranks are connected"):
+        mesh_of(3, 1, 1)
+    return found
 
 
-def test_each_rank_knows_its_place_and_its_group() -> None:
-    assert spawn(3, _place) == [(3, rank, [1, 2, 3], True) for rank in range(3)]
+def _ranks(axis: Axis, rank: int) -> list[int]:
+    ranks = torch.zeros(axis.size, dtype=torch.int64)
+    ranks[axis.rank] = rank
+    if axis.size > 1:
+        dist.all_reduce(ranks, group=axis.group)
+    return ranks.tolist()
+
+
+def test_each_rank_knows_its_place_and_its_groups() -> None:
+    for rank, (line, square, outer, inner) in enumerate(spawn(4, _places)):
+        high, low = divmod(rank, 2)
+        rows, columns = [2 * high, 2 * high + 1], [low, low + 2]
+        alone = (1, 0, [rank])
+        assert line == [(4, rank, [0, 1, 2, 3]), alone, alone]
+        assert square == [alone, (2, high, columns), (2, low, rows)]
+        assert outer == [(2, high, columns), (2, low, rows), alone]
+        assert inner == [(2, high, columns), alone, (2, low, rows)]
 
 
 def _misbehave(mesh: Mesh, how: str) -> None:

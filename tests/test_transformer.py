@@ -7,8 +7,10 @@ import torch.nn.functional as F
 
 from model.kernels import choose
 from model.mesh import Axis, Mesh
-from model.transformer import Stage, local_pieces, place
+from model.parameters import local_pieces, place
+from model.transformer import WHOLE, Stage
 from model.zero import AdamW
+from specs.layout import Layout
 from specs.model import ModelSpec
 from tests import samples
 from tests.test_kernels import relative
@@ -16,8 +18,15 @@ from tests.test_kernels import relative
 SEED = 11
 
 
-def stage_of(spec: ModelSpec, precision: str = "fp32", mesh: Mesh = Mesh(), device: str = "cpu") -> Stage:  # noqa: B008
-    return Stage(spec, precision=precision, mesh=mesh, kernels=choose("auto", device), device=device)
+def stage_of(
+    spec: ModelSpec,
+    precision: str = "fp32",
+    mesh: Mesh = Mesh(),  # noqa: B008
+    device: str = "cpu",
+    layout: Layout = WHOLE,
+) -> Stage:
+    kernels = choose("auto", device)
+    return Stage(spec, precision=precision, mesh=mesh, kernels=kernels, device=device, layout=layout)
 
 
 def batch(spec: ModelSpec, sequences: int = 3) -> torch.Tensor:
@@ -108,7 +117,8 @@ def test_parameters_lie_side_by_side_and_matrices_first(dp: int) -> None:
     assert decays == sorted(decays, reverse=True)
     for part in (True, False):
         names = [local.pieces[0].name for local in locals_ if local.decays is part]
-        assert names == sorted(names)
+        deep = [piece[0].name for piece in local_pieces(spec, Axis()).values()]
+        assert names == [name for name in deep if name in names]
 
 
 def test_shorter_sequences_see_the_first_positions() -> None:
@@ -170,7 +180,54 @@ def test_evaluation_keeps_no_graph_and_touches_no_gradient() -> None:
     )  # near-zero logits: every token as likely
 
 
-@pytest.mark.parametrize("mesh", [Mesh(pp=Axis(2, 0)), Mesh(tp=Axis(2, 0))])
-def test_what_the_engine_cannot_run_yet_is_refused(mesh: Mesh) -> None:
-    with pytest.raises(ValueError, match="write pp: 1 and tp: 1"):
-        stage_of(samples.model(), mesh=mesh)
+def test_a_stage_holds_what_its_layout_gives_it_under_global_names() -> None:
+    spec = samples.model(layers=5)
+    layout = WHOLE.model_copy(update={"pp": 2, "interleave": 2})
+    held = []
+    for rank in range(2):
+        stage = stage_of(spec, mesh=Mesh(pp=Axis(2, rank)), layout=layout)
+        assert [(chunk.blocks, chunk.first, chunk.last) for chunk in stage.chunks] == [
+            (blocks, blocks.start == 0, blocks.stop == 5) for blocks in layout.blocks(5)[rank::2]
+        ]
+        held.append(set(stage.locals))
+        assert {name for name, _ in stage.named_parameters()} == set(stage.locals)
+    assert not held[0] & held[1]
+    assert held[0] | held[1] == set(stage_of(spec).locals)
+
+
+def test_chunks_in_a_row_are_the_whole_model() -> None:
+    """The same arithmetic in the same order: equal to the last bit, loss and gradients."""
+    spec = samples.model(layers=3)
+    layout = WHOLE.model_copy(update={"pp": 2, "stage_layers": (1, 2)})
+    whole, *stages = [
+        stage_of(spec, mesh=mesh, layout=cut)
+        for mesh, cut in ((Mesh(), WHOLE), (Mesh(pp=Axis(2, 0)), layout), (Mesh(pp=Axis(2, 1)), layout))
+    ]
+    for stage in (whole, *stages):
+        AdamW(stage, Axis(), samples.optim()).start(SEED)
+    tokens, targets = batch(spec)[:, :-1], batch(spec)[:, 1:]
+    loss = whole.loss(tokens, targets, 100)
+    loss.backward()
+    sent = stages[0].chunks[0](tokens)
+    assert sent.shape == stages[0].boundary(3, spec.context)
+    received = sent.detach().requires_grad_()
+    ours = stages[1].chunks[0](received, targets, 100)
+    ours.backward()
+    sent.backward(received.grad)
+    assert torch.equal(ours, loss)
+    gradients = dict(whole.named_parameters())
+    for name, parameter in [pair for stage in stages for pair in stage.named_parameters()]:
+        assert torch.equal(parameter.grad, gradients[name].grad)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "said"),
+    [
+        (Mesh(pp=Axis(2, 0)), {}, "the mesh has pp 2"),
+        (Mesh(pp=Axis(9, 0)), {"pp": 9}, "9 pipeline stages for 2 layers"),
+        (Mesh(tp=Axis(3, 0)), {"tp": 3}, "not a multiple of tp 3"),
+    ],
+)
+def test_what_cannot_be_cut_so_is_refused(mesh: Mesh, changes: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        stage_of(samples.model(), mesh=mesh, layout=WHOLE.model_copy(update=changes))
