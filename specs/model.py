@@ -82,9 +82,12 @@ class ModelSpec(Spec):
         return int(mfu_flop_per_token(self.block_params, self.layers, self.width, self.context, self.vocab))
 
 
-def block_params(L: Any, d: Any, kv_width: Any, f: Any) -> Any:
-    """Weights of all blocks' matrices: q and o (d x d), k and v (d x k e), gate, up and down (d x f)."""
-    return L * (2 * d * d + 2 * d * kv_width + 3 * d * f)
+def block_params(L: Any, d: Any, kv_width: Any, f: Any, ffn_matrices: Any = 3) -> Any:
+    """Weights of all blocks' matrices: q and o (d x d), k and v (d x k e), gate, up and down (d x f).
+
+    A feed-forward without a gate (GELU) has two matrices instead of three.
+    """
+    return L * (2 * d * d + 2 * d * kv_width + ffn_matrices * d * f)
 
 
 def flop_per_token(block_params: Any, L: Any, d: Any, s: Any) -> Any:
