@@ -51,8 +51,8 @@ class Block(nn.Module):
     def forward(self, x_BSH: Tensor, at: Positions) -> Tensor:
         """x + leave(f(enter(norm(x)))), with f attention, then SwiGLU."""
         x, tp, eps = x_BSH, self.tp, self.eps
-        x = x + leave(self._attend(enter(rms_norm(x, self.norm_1, eps), tp), at), tp)
-        return x + leave(self._feed(enter(rms_norm(x, self.norm_2, eps), tp)), tp)
+        x = x + leave(self._attend(enter(rms_norm(x, self.norm_1, eps, self.kernels), tp), at), tp)
+        return x + leave(self._feed(enter(rms_norm(x, self.norm_2, eps, self.kernels), tp)), tp)
 
     def _attend(self, x_BSH: Tensor, at: Positions) -> Tensor:
         return attention(x_BSH, self.qkv, self.out, self.heads, at, self.kernels)
@@ -85,7 +85,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         _check(spec, layout, mesh)
-        self.spec, self.mesh, self.layout, self.dtype = spec, mesh, layout, DTYPES[precision]
+        self.spec, self.mesh, self.layout, self.kernels = spec, mesh, layout, kernels
+        self.dtype = DTYPES[precision]
         cuts = layout.blocks(spec.layers)[mesh.pp.rank :: mesh.pp.size]
         self.blocks = nn.ModuleDict({str(i): Block(spec, mesh.tp, kernels) for cut in cuts for i in cut})
         self.chunks = [Chunk(self, blocks) for blocks in cuts]
@@ -150,7 +151,8 @@ class Chunk:
         if targets_BS is None:
             raise ValueError("the last stage computes the loss; give its targets")
         logits_RV = self.logits(x).flatten(0, 1)
-        return cross_entropy(logits_RV, targets_BS.reshape(-1), step_tokens, self._stage.mesh.tp)
+        stage = self._stage
+        return cross_entropy(logits_RV, targets_BS.reshape(-1), step_tokens, stage.mesh.tp, stage.kernels)
 
     def activations(self, x: Tensor) -> Tensor:
         """What the blocks make of tokens (in the first chunk) or of the activations before, (B, S, H)."""
@@ -165,7 +167,8 @@ class Chunk:
     def logits(self, x_BSH: Tensor) -> Tensor:
         """Logits of the last activations."""
         stage = self._stage
-        return linear(rms_norm(x_BSH, stage.norm, stage.spec.norm_eps), stage.head)
+        normed_BSH = rms_norm(x_BSH, stage.norm, stage.spec.norm_eps, stage.kernels)
+        return linear(normed_BSH, stage.head, stage.kernels)
 
 
 def _check(spec: ModelSpec, layout: Layout, mesh: Mesh) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.collectives import gather_into, scatter_sum, sum_over
 from model.init import normal_rows
-from model.kernels import adamw
 from model.mesh import Axis
 from model.parameters import Local, Piece
 from model.transformer import Stage
@@ -49,7 +48,6 @@ class AdamW:
         shared = alone and stage.weights.dtype == stage.gradients.dtype
         self._master = stage.weights if shared else stage.gradients.new_zeros(owned)
         self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, owned)
-        self._count = stage.gradients.new_zeros((), dtype=torch.float32)
         self._by_local = [self._gradient[self._owned(local)] for local in self._locals]
         state = (self._master, self._gradient, self._exp_avg, self._exp_avg_sq)
         decayed = sum(self._size(local) for local in self._locals if local.decays)
@@ -131,17 +129,15 @@ class AdamW:
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.steps += 1
-        self._count.fill_(self.steps)
-        scale = self._count.new_tensor(grad_scale)
         for part, decay in self._parts:
-            adamw(
+            self.stage.kernels.adamw(
                 *part,
-                step=self._count,
+                step=self.steps,
                 lr=lr,
                 betas=self.spec.betas,
                 weight_decay=decay,
                 eps=self.spec.eps,
-                grad_scale=scale,
+                grad_scale=grad_scale,
             )
 
     def _size(self, local: Local) -> int:

@@ -42,14 +42,18 @@ def _our_attention(x: Tensor, qkv: Tensor, out: Tensor) -> Tensor:
 
 
 LAYERS: dict[str, tuple[Layer, Layer, list[tuple[int, ...]]]] = {
-    "rms_norm": (lambda x, gain: rms_norm(x, gain, 1e-6), _rms_norm, [(H,)]),
+    "rms_norm": (lambda x, gain: rms_norm(x, gain, 1e-6, choose("auto", "cpu")), _rms_norm, [(H,)]),
     "attention": (_our_attention, _attention, [((T + 2 * G) * K, H), (H, T * K)]),
     "swiglu": (
         lambda x, gate_up, down: swiglu(x, gate_up, down, choose("auto", "cpu")),
         _swiglu,
         [(2 * F, H), (H, F)],
     ),
-    "linear": (linear, lambda x, weight: x @ weight.t(), [(V, H)]),
+    "linear": (
+        lambda x, weight: linear(x, weight, choose("auto", "cpu")),
+        lambda x, weight: x @ weight.t(),
+        [(V, H)],
+    ),
 }
 
 

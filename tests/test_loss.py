@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import loss
+from model.kernels import Kernels, choose
 from model.loss import cross_entropy
 from model.mesh import Axis, Mesh
 from tests.spawn import spawn
 from tests.test_kernels import UNIT, relative
 
 PEAK = Path("/proc/self/clear_refs")
+KERNELS = choose("torch", "cpu")
 
 
 def _example(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -28,22 +30,22 @@ def _exact(logits: Tensor, targets: Tensor, step_tokens: int) -> tuple[float, Te
     return total.item(), gradient
 
 
-def _ours(logits: Tensor, targets: Tensor, step_tokens: int) -> tuple[Tensor, Tensor]:
+def _ours(
+    logits: Tensor, targets: Tensor, step_tokens: int, kernels: Kernels = KERNELS
+) -> tuple[Tensor, Tensor]:
     leaf = logits.clone().requires_grad_()
-    result = cross_entropy(leaf * 1, targets, step_tokens, Axis())
+    result = cross_entropy(leaf * 1, targets, step_tokens, Axis(), kernels)
     result.backward()
     assert leaf.grad is not None
     return result.detach(), leaf.grad
 
 
 @pytest.mark.parametrize("dtype", UNIT, ids=str)
-@pytest.mark.parametrize("rows_at_once", [1, 7, 1000])
-def test_loss_and_gradient_are_exact_to_the_logits_precision(
-    dtype: torch.dtype, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", rows_at_once * 50)
+@pytest.mark.parametrize("rows_at_once", [0, 1, 7, 1000])
+def test_loss_and_gradient_are_exact_to_the_logits_precision(dtype: torch.dtype, rows_at_once: int) -> None:
+    chunked = replace(KERNELS, cross_entropy=KERNELS.cross_entropy._replace(chunk_logits=rows_at_once * 50))
     logits, targets = _example(40, 50, dtype)
-    value, gradient = _ours(logits, targets, 123)
+    value, gradient = _ours(logits, targets, 123, chunked)
     exact, exact_gradient = _exact(logits, targets, 123)
     arithmetic = UNIT[torch.promote_types(dtype, torch.float32)]
     assert value.dtype == torch.float64
@@ -54,7 +56,7 @@ def test_loss_and_gradient_are_exact_to_the_logits_precision(
 def test_shares_of_a_step_add_up_to_its_mean() -> None:
     logits, targets = _example(40, 50, torch.float32)
     cuts = zip(logits.split([7, 20, 13]), targets.split([7, 20, 13]), strict=True)
-    shares = [cross_entropy(part.clone(), wanted, 40, Axis()).item() for part, wanted in cuts]
+    shares = [cross_entropy(part.clone(), wanted, 40, Axis(), KERNELS).item() for part, wanted in cuts]
     assert sum(shares) == pytest.approx(float(F.cross_entropy(logits.double(), targets)), rel=1e-6)
 
 
@@ -64,7 +66,7 @@ def test_the_gradient_lies_where_the_logits_lay() -> None:
     used = leaf * 1
     seen: list[Tensor] = []
     used.register_hook(seen.append)
-    cross_entropy(used, targets, 6, Axis()).backward()
+    cross_entropy(used, targets, 6, Axis(), KERNELS).backward()
     assert seen[0].data_ptr() == used.data_ptr()
 
 
@@ -78,7 +80,7 @@ def test_extreme_logits_stay_finite() -> None:
 @pytest.mark.parametrize("scale", [2.0, 0.5])
 def test_a_scaled_loss_is_refused(scale: float) -> None:
     logits, targets = _example(6, 5, torch.float32)
-    result = cross_entropy(logits.requires_grad_() * 1, targets, 6, Axis())
+    result = cross_entropy(logits.requires_grad_() * 1, targets, 6, Axis(), KERNELS)
     with pytest.raises(RuntimeError, match="scaled"):
         (result * scale).backward()
 
@@ -94,7 +96,7 @@ def test_no_second_tensor_of_the_logits_size_is_ever_alive(dtype: torch.dtype) -
     before = _peak_bytes()
     seen: list[int] = []
     hidden.register_hook(lambda gradient: seen.append(_peak_bytes()))
-    cross_entropy(hidden, targets, rows, Axis()).backward()
+    cross_entropy(hidden, targets, rows, Axis(), KERNELS).backward()
     assert seen[0] - before < hidden.nbytes / 8
 
 
@@ -107,7 +109,7 @@ def _peak_bytes() -> int:
 def _split(mesh: Mesh, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     columns = logits.shape[1] // mesh.dp.size
     mine = logits[:, mesh.dp.rank * columns : (mesh.dp.rank + 1) * columns].clone().requires_grad_()
-    result = cross_entropy(mine * 1, targets, 9, mesh.dp)
+    result = cross_entropy(mine * 1, targets, 9, mesh.dp, KERNELS)
     result.backward()
     assert mine.grad is not None
     return result.detach(), mine.grad

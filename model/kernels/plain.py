@@ -1,0 +1,155 @@
+"""Every operation in torch alone: what runs on any device, and what the other back ends are measured against.
+
+B batch    S sequence    R = B S rows    H width    T query heads    G key and value heads    K head size
+F = (T + 2 G) K    V this rank's vocabulary
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.kernels.kinds import Heads, Measured, Positions
+
+
+def rotate(x_KS: Tensor, at: Positions, sign: int, out_KS: Tensor) -> None:
+    """x (..., K, S) turned by its positions into `out_KS`, whatever their strides; sign -1 turns back."""
+    torch.mul(x_KS, at.cos_KS, out=out_KS)
+    out_KS.addcmul_(x_KS.roll(x_KS.shape[-2] // 2, -2), at.sin_KS, value=sign)
+
+
+def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Any]:
+    """RMSNorm of x + delta; see `Norm`."""
+    total = x if delta is None else x + delta
+    length_R1 = torch.linalg.vector_norm(total, dim=-1, keepdim=True, dtype=_precise(x))
+    inverse_R1 = length_R1.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    unit = (total * inverse_R1).to(x.dtype)
+    return total, unit * gain, (unit, inverse_R1)
+
+
+def norm_backward(dy: Tensor, ds: Tensor | None, kept: Any, gain: Tensor, gain_gradient: Tensor) -> Tensor:
+    """dx = (g - unit mean(g unit)) inverse + ds, with g = dy gain; the gain's is the sum of dy unit over rows."""
+    unit, inverse_R1 = kept
+    product = dy * unit
+    gain_gradient.add_(product.sum(0, dtype=gain_gradient.dtype))
+    mean_R1 = torch.mv(product, gain).unsqueeze(1)
+    dx = (dy * gain).addcmul_(unit, mean_R1, value=-1 / dy.shape[1])
+    return dx.mul_(inverse_R1) if ds is None else torch.addcmul(ds, dx, inverse_R1)
+
+
+def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
+    """silu(gate) * up; see `Gate`."""
+    gate, up = projected.chunk(2, dim=1)
+    opened = F.silu(gate)
+    inner = opened * up
+    return inner, (projected, opened, inner)
+
+
+def gate_backward(dinner: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
+    """Gradient of gate and up, and the inner activations, which were kept."""
+    projected, opened, inner = kept
+    gate, up = projected.chunk(2, dim=1)
+    dprojected = torch.empty_like(projected)
+    dgate, dup = dprojected.chunk(2, dim=1)
+    torch.mul(dinner, opened, out=dup)
+    dinner.mul_(up)
+    torch.ops.aten.silu_backward.grad_input(dinner, gate, grad_input=dgate)
+    return dprojected, inner
+
+
+def measure(logits_RV: Tensor, column_R: Tensor) -> Measured:
+    """Peak, total and target of each row. Exponentials take the place of fp32 logits, and lie beside others."""
+    work_RV = logits_RV.to(_precise(logits_RV))
+    column_R1 = column_R.unsqueeze(1)
+    held_R1 = (column_R1 >= 0) & (column_R1 < work_RV.shape[1])
+    wanted_R1 = work_RV.gather(1, column_R1 * held_R1) * held_R1
+    peak_R1 = work_RV.amax(1, keepdim=True)
+    work_RV.sub_(peak_R1).exp_()
+    return Measured(peak_R1, work_RV.sum(1, keepdim=True), wanted_R1, (work_RV, held_R1))
+
+
+def differentiate(
+    logits_RV: Tensor, column_R: Tensor, found: Measured, scale_R1: Tensor, share: float
+) -> None:
+    """The gradient, in place of the logits; see `CrossEntropy`."""
+    work_RV, held_R1 = found.kept
+    column_R1 = column_R.unsqueeze(1) * held_R1
+    work_RV.mul_(scale_R1)
+    work_RV.scatter_add_(1, column_R1, held_R1 * work_RV.new_tensor(-share))
+    if work_RV is not logits_RV:
+        logits_RV.copy_(work_RV)
+
+
+def accumulate(gradient: Tensor, dy_RF: Tensor, x_RH: Tensor) -> None:
+    """gradient += dy' x; a product of lower precision is rounded to it before it is added."""
+    if gradient.dtype == dy_RF.dtype:
+        gradient.addmm_(dy_RF.t(), x_RH)
+    else:
+        gradient.add_(torch.mm(dy_RF.t(), x_RH))
+
+
+def adamw(
+    weights: Tensor,
+    gradients: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rounded: Tensor | None = None,
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    grad_scale: float,
+) -> None:
+    """torch's fused AdamW; see `AdamW`."""
+    torch._fused_adamw_(
+        [weights],
+        [gradients],
+        [exp_avg],
+        [exp_avg_sq],
+        [],
+        [torch.full((), step, dtype=torch.float32, device=weights.device)],
+        lr=lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=torch.full((), grad_scale, dtype=torch.float32, device=weights.device),
+    )
+    if rounded is not None:
+        rounded.copy_(weights)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def attention_forward(qkv_RF: Tensor, heads: Heads, at: Positions) -> tuple[Tensor, Any]:
+    """torch's own fused attention; see `Attention`."""
+    B, S, T, G, K = heads
+    qkv_BSFK = qkv_RF.view(B, S, T + 2 * G, K)
+    turned = torch.empty_like(qkv_BSFK[:, :, : T + G])
+    rotate(qkv_BSFK[:, :, : T + G].permute(0, 2, 3, 1), at, 1, turned.permute(0, 2, 3, 1))
+    parts = (turned[:, :, :T], turned[:, :, T:], qkv_BSFK[:, :, T + G :])
+    with torch.enable_grad():
+        q, k, v = (part.transpose(1, 2).detach().requires_grad_() for part in parts)
+        o_BTSK = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=T != G)
+    return o_BTSK.detach().transpose(1, 2).reshape(B * S, T * K), (q, k, v, o_BTSK)
+
+
+def attention_backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:
+    """Its gradient, by torch's autograd."""
+    B, S, T, G, K = heads
+    q, k, v, o_BTSK = saved
+    do_BTSK = do_RF.view(B, S, T, K).transpose(1, 2)
+    dq, dk, dv = torch.autograd.grad(o_BTSK, (q, k, v), do_BTSK)
+    dqkv_BSFK = do_RF.new_empty(B, S, T + 2 * G, K)
+    into_BFKS = dqkv_BSFK.permute(0, 2, 3, 1)
+    rotate(dq.mT, at, -1, into_BFKS[:, :T])
+    rotate(dk.mT, at, -1, into_BFKS[:, T : T + G])
+    into_BFKS[:, T + G :] = dv.mT
+    return dqkv_BSFK.view(B * S, -1)
