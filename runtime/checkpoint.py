@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -106,14 +106,18 @@ def newest_whole(folder: Path, run: str) -> tuple[Path | None, list[str]]:
 
     Leftovers of a killed process are removed: call it on one rank, before the others write.
     """
+    if folder.is_dir():
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+    return find_whole(folder, run)
+
+
+def find_whole(folder: Path, run: str) -> tuple[Path | None, list[str]]:
+    """As `newest_whole`, but only looks: for readers of a run that may be in progress."""
     problems: list[str] = []
-    if not folder.is_dir():
-        return None, problems
-    for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            _verify(path, run)
+            verify(path, run)
             return path, problems
         except CheckpointError as error:
             problems.append(str(error))
@@ -150,21 +154,38 @@ def load_checkpoint(folder: Path, step: int, boxes: Sequence[Box]) -> None:
             raise CheckpointError(f"{path} holds only {covered} values of a box of {box.piece.name}")
 
 
-def weights_sha256(folder: Path, step: int) -> str:
-    """Digest of the fp32 weights after `step` steps, tensor by tensor in the order of names: equal for every layout."""
+def weights(folder: Path, step: int) -> Iterator[tuple[str, Tensor]]:
+    """The fp32 weights after `step` steps, whole, in the order of their names, whatever layout has written them."""
     path = folder / _folder_name(step)
-    digest = hashlib.sha256()
     opened = {file: safe_open(file, framework="pt") for file in _files(path)}
     for name, stored in sorted(_stored_by_name(path).items()):
-        shape = stored[0].shape
-        whole = torch.empty(shape, dtype=torch.float32)
+        whole = torch.empty(stored[0].shape, dtype=torch.float32)
         for one in stored:
             _window(whole, one.row, one.col, one.rows, one.cols).copy_(
                 opened[one.file].get_tensor(f"{one.key}.master")
             )
-        digest.update(json.dumps([name, shape]).encode())
-        digest.update(whole.numpy().tobytes())
+        yield name, whole
+
+
+def weights_sha256(folder: Path, step: int) -> str:
+    """Digest of the weights after `step` steps: equal for every layout."""
+    return digest_of(weights(folder, step))
+
+
+def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Digest of fp32 weights, which come whole and in the order of their names."""
+    digest = hashlib.sha256()
+    for _ in hashed(named, digest):
+        pass
     return digest.hexdigest()
+
+
+def hashed(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[str, Tensor]]:
+    """The same weights, each added to the digest as it passes."""
+    for name, whole in named:
+        digest.update(json.dumps([name, list(whole.shape)]).encode())
+        digest.update(whole.numpy())
+        yield name, whole
 
 
 def _serialised(boxes: Sequence[Box]) -> bytes:
@@ -222,7 +243,7 @@ def _files(path: Path) -> list[Path]:
     return [path / name for name in sorted(manifest(path).files)]
 
 
-def _verify(path: Path, run: str) -> None:
+def verify(path: Path, run: str) -> None:
     """CheckpointError unless the checkpoint is this run's and every file has its digest."""
     found = manifest(path)
     if found.run != run or path.name != _folder_name(found.step):

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime import audit, drive, prepare
+from runtime import audit, drive, prepare, verbs
 from runtime.documents import CorpusError
 from runtime.launch import RESUME
 from runtime.prepare import RefusedError, Wanted, Workspace
@@ -311,7 +311,7 @@ def audit_main() -> None:
 
 def main() -> None:
     """Console script `isoplan`: every verb."""
-    app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command)
+    app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **verbs.VERBS)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("plan", context_settings=passed_on, add_help_option=False)(plan_command)
     app()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from runtime.folder import open_folder
 from runtime.launch import Job
+from runtime.origin import check_origin
 from runtime.progress import last_line
 from specs.budget import Budget
 from specs.cluster import Cluster
@@ -268,6 +269,7 @@ def _check_data(one: Wanted, workspace: Workspace) -> None:
     if there.digest != data.digest:
         what = f"its corpus was {data.digest[:16]} when it was planned, and {manifest.parent} holds {there.digest[:16]}"
         raise one.refuse("run.data", what, "bring that text back, or plan again under another name")
+    check_origin(one.run, workspace.data)
 
 
 def _check_disk(wanted: Sequence[Wanted], workspace: Workspace) -> None:

@@ -21,6 +21,7 @@ from model.transformer import Stage
 from model.zero import AdamW
 from runtime.batches import held_out_rows, training_rows
 from runtime.checkpoint import load_checkpoint, newest_whole, save_checkpoint, step_of, weights_sha256
+from runtime.origin import start_from
 from specs.run import Execution, RunSpec
 
 _EVALUATION_TOKENS = 4096
@@ -57,8 +58,8 @@ class Replica:
         """Names of the accelerators of all ranks; they are of one kind."""
         return [torch.cuda.get_device_name()] * self._axis.size if self._device.type == "cuda" else []
 
-    def restore(self, folder: Path) -> tuple[int, list[str]]:
-        """Take the newest whole checkpoint, or fresh weights: finished steps, and what was wrong with newer ones.
+    def restore(self, folder: Path, data: Path) -> tuple[int, list[str]]:
+        """Take the newest whole checkpoint, or the first weights: finished steps, and what was wrong with newer ones.
 
         Rank 0 looks and tells the others, so that all agree; only it knows the problems.
         """
@@ -68,12 +69,16 @@ class Replica:
             path, problems = newest_whole(folder, self._run.fingerprint())
             step = step_of(path) if path else 0
         step = int(self.summed([step])[0])
-        if step == 0:
+        if step == 0 and self._run.parent is None:
             self._optimizer.start(self._run.seed)
+            return step, problems
+        boxes = self._optimizer.boxes()
+        if step == 0:
+            start_from(self._run, data, boxes)
         else:
-            load_checkpoint(folder, step, self._optimizer.boxes())
-            self._optimizer.steps = step
-            self._optimizer.publish()
+            load_checkpoint(folder, step, boxes)
+        self._optimizer.steps = step
+        self._optimizer.publish()
         return step, problems
 
     def save(self, folder: Path, step: int) -> None:

@@ -22,10 +22,11 @@ from runtime.documents import CorpusError
 from runtime.folder import RunFolder
 from runtime.journal import Begun, Journal, journal_of
 from runtime.metrics import RecordError
+from runtime.origin import check_origin
 from specs.data import Corpus
 from specs.files import DocumentError
 from specs.record import Order
-from specs.run import Execution, RunSpec
+from specs.run import Execution, Parent, RunSpec
 
 if TYPE_CHECKING:
     from runtime.replica import Replica
@@ -97,13 +98,14 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     run, order = folder.run(), folder.order()
     corpus = load_corpus(data, run.data.corpus)
     _refuse(run, order, corpus, seat)
+    check_origin(run, data)
     train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
     check_enough(train_tokens, held_out, run)
 
     from runtime.replica import joined  # torch: after the handlers, and after what can be refused at once
 
     with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
-        from_step, damaged = replica.restore(folder.checkpoints)
+        from_step, damaged = replica.restore(folder.checkpoints, data)
         begun = Begun(seat.rank, from_step, replica.kernels, replica.devices)
         with journal_of(folder, run, order, begun) as journal:
             for problem in damaged:
@@ -161,7 +163,7 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
     problems = []
     if layout.tp > 1 or layout.pp > 1:
         problems.append(f"tp {layout.tp} and pp {layout.pp} cannot be trained yet; write tp: 1 and pp: 1")
-    if run.parent is not None:
+    if isinstance(run.parent, Parent):
         problems.append("runs that branch off another cannot be trained yet; write parent: null")
     problems += layout.problems(run.model, run.optim)
     if order.run != run.fingerprint():

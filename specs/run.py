@@ -1,10 +1,10 @@
 """A run: exactly what changes the numbers, and apart from it how the run is carried out."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Fingerprint, Spec
+from specs.base import Fingerprint, Sha256, Spec
 from specs.data import CorpusRef
 from specs.layout import Layout
 from specs.model import ModelSpec
@@ -25,10 +25,21 @@ class Evaluation(Spec):
 class Parent(Spec):
     """Another run whose constant phase this run continues (the multi-step schedule shares it between lengths)."""
 
+    kind: Literal["run"] = "run"
+    """Selects this origin."""
     run: Fingerprint
     """The parent's fingerprint."""
     step: int = Field(ge=1)
     """The parent's step that this run starts from."""
+
+
+class Imported(Spec):
+    """Weights from outside, brought in by `isoplan import`. AdamW starts afresh on them, at step 0."""
+
+    kind: Literal["weights"] = "weights"
+    """Selects this origin."""
+    sha256: Sha256
+    """Digest of their values in fp32, by name; they lie in `data/weights/` under its first 16 digits."""
 
 
 class RunSpec(Spec):
@@ -50,8 +61,8 @@ class RunSpec(Spec):
     """Parameters and activations; gradients, masters and moments are always fp32."""
     seed: int = Field(ge=0, lt=2**32)
     """Seed of the weights and of the order of the data."""
-    parent: Parent | None = None
-    """Where the run branches off another; null starts from scratch."""
+    parent: Annotated[Parent | Imported, Field(discriminator="kind")] | None = None
+    """Where the first weights come from, another run or an import; null draws them from the seed."""
 
     @model_validator(mode="after")
     def _curve_inside(self) -> Self:

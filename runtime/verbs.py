@@ -1,0 +1,112 @@
+"""The verbs of `isoplan` beside the loop: `export` and `import`. As in cli.py, nothing is decided here.
+
+torch is imported when one of them computes, not before.
+"""
+
+import json as jsonlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from runtime.folder import RunFolder
+from runtime.prepare import RefusedError
+from specs.emit import yaml_text
+from specs.files import DocumentError, load, write_yaml
+from specs.run import Imported, RunSpec
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, progress on standard error.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an internal error.")]
+
+
+def export_command(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="runs/<fingerprint>, or its fingerprint.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write.", show_default="exports/<fingerprint>/step-<step>"),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="Checkpoint to take.", show_default="the newest")
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's weights and tokenizer as a folder that Hugging Face's transformers loads.
+
+    config.json, safetensors and tokenizer.json: a LlamaForCausalLM in the run's precision.
+    Exporting twice is free. A run may be in progress meanwhile.
+    """
+    from runtime.checkpoint import CheckpointError
+    from runtime.export import export
+
+    try:
+        folder = export(_run_folder(run), Path("data"), step, out, Console(stderr=json))
+    except CheckpointError as error:
+        raise RefusedError(f"{error}; give another --step") from None
+    if json:
+        typer.echo(jsonlib.dumps({"folder": str(folder)}))
+        return
+    Console().print(
+        f"{escape(str(folder))}: load it with AutoModelForCausalLM.from_pretrained", soft_wrap=True
+    )
+
+
+def import_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A Hugging Face Llama's folder.", show_default=False)
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="A run spec that is to start from these weights.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run spec to write.", show_default="<run>.imported.yaml beside it"),
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a Llama's weights into the workspace, so that runs can start from them.
+
+    They are copied to data/weights/, checked, and named by their values.
+    With --run, writes that run's spec anew: the weights' shape, and the weights as its parent.
+    """
+    from runtime.weights import import_folder, run_from
+
+    stored = import_folder(source, Path("data"), Console(stderr=True))
+    origin = Imported(sha256=stored.manifest.sha256)
+    said = {"folder": str(stored.folder), "sha256": origin.sha256}
+    if run is None:
+        lines = yaml_text({"model": stored.manifest.model.plain(), "parent": origin.plain()})
+        then = f"{stored.folder}\na run spec that starts from it has:\n{lines}"
+    else:
+        written = out or run.with_suffix(".imported.yaml")
+        _write_run(written, run_from(stored, run, load(run, RunSpec), Path("data")))
+        said["run"] = str(written)
+        then = f"{stored.folder}\nnext: run {written}"
+    typer.echo(jsonlib.dumps(said) if json else then.rstrip("\n"))
+
+
+def _write_run(path: Path, run: RunSpec) -> None:
+    """Write the spec, unless another document is there."""
+    if path.exists() and load(path, RunSpec) != run:
+        raise DocumentError(path, 1, 1, "another run spec is there", "give another name as --out")
+    write_yaml(path, run)
+
+
+def _run_folder(named: Path) -> RunFolder:
+    """The run of this path or fingerprint."""
+    for path in (named, Path("runs") / named):
+        if (path / "run.json").exists():
+            return RunFolder(path)
+    raise DocumentError(named, 1, 1, "this is no run folder", "name one of runs/")
+
+
+VERBS: dict[str, Callable[..., None]] = {"export": export_command, "import": import_command}
+"""What `isoplan` has besides the loop."""
