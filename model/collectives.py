@@ -1,13 +1,16 @@
-"""Communication on one axis: the autograd pairs of tensor parallelism, and plain sums. All are the identity at size 1.
+"""Communication on one axis: sums, and a sequence gathered or scattered, each also as something still on its way.
 
-    enter      without sequence parallelism: copy forward, all-reduce backward        (Megatron's f, arXiv 1909.08053)
-               with it: all-gather of the sequence forward, reduce-scatter backward   (g, arXiv 2205.05198)
-    leave      without: all-reduce forward, copy backward; with: reduce-scatter forward, all-gather backward
+    gather     every rank's stretch of the sequence, on every rank                        (B, s, H) -> (B, S, H)
+    scatter    this rank's stretch of the ranks' sum                                      (B, S, H) -> (B, s, H)
+    leave      partial sums leave a region whose weights are split, differentiated: all-reduce forward and nothing
+               backward (Megatron's g, arXiv 1909.08053); for a split sequence, scatter forward and gather backward
+               (arXiv 2205.05198)
 
-Activations are (B, S, H). Collectives cut the first dimension, so the sequence is moved there and back: free of copies
-for one sequence, which is what long contexts leave room for.
+All are the identity at size 1. Collectives cut the first dimension; a batch of several sequences is turned for that,
+and one sequence, which is what long contexts leave room for, needs no copy.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,20 +24,69 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def enter(x_BSH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
-    """Activations on their way into a sub-layer whose weights are split over the axis."""
-    if axis.size == 1:
-        return x_BSH
-    pair: Any = _GatherSequence if sequence_parallel else _Copy
-    return pair.apply(x_BSH, axis)  # type: ignore[no-any-return]
+class Coming:
+    """A tensor that may still be on its way. What it is made of stays alive until it is waited for."""
+
+    def __init__(self, work: Any, finish: Callable[[], Tensor]) -> None:
+        self._work, self._finish = work, finish
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is there."""
+        if self._work is not None:
+            self._work.wait()
+        return self._finish()
 
 
-def leave(x_BSH: Tensor, axis: Axis, sequence_parallel: bool = False) -> Tensor:
-    """Partial sums on their way out of a sub-layer whose weights are split over the axis."""
+def here(x: Tensor) -> Coming:
+    """What need not be waited for."""
+    return Coming(None, lambda: x)
+
+
+def gather(x_BSH: Tensor, axis: Axis) -> Coming:
+    """Every rank's stretch of the sequence, in rank order."""
+    if axis.size == 1:
+        return here(x_BSH)
+    B, S, H = x_BSH.shape
+    part_BSH = x_BSH.contiguous()
+    parts = part_BSH.new_empty(axis.size, B, S, H)
+    work = _all_gather(parts.view(-1), part_BSH.view(-1), group=axis.group, async_op=True)
+    return Coming(work, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
+
+
+def scatter(x_BSH: Tensor, axis: Axis) -> Coming:
+    """This rank's stretch of the sequence of the ranks' sum."""
+    if axis.size == 1:
+        return here(x_BSH)
+    B, S, H = x_BSH.shape
+    parts = x_BSH.view(B, axis.size, S // axis.size, H).transpose(0, 1).contiguous()
+    mine_BSH = parts.new_empty(parts.shape[1:])
+    work = _reduce_scatter(mine_BSH.view(-1), parts.view(-1), group=axis.group, async_op=True)
+    return Coming(work, lambda: (parts, mine_BSH)[1])
+
+
+def reduce(x: Tensor, axis: Axis) -> Coming:
+    """The ranks' sum, in place."""
+    if axis.size == 1:
+        return here(x)
+    return Coming(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
+
+
+def leave(x_BSH: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
+    """Partial sums on their way out of a region whose weights are split over the axis."""
     if axis.size == 1:
         return x_BSH
-    pair: Any = _ScatterSequence if sequence_parallel else _Reduce
-    return pair.apply(x_BSH, axis)  # type: ignore[no-any-return]
+    return _Leave.apply(x_BSH, axis, sequence_parallel)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
+        ctx.axis, ctx.sequence_parallel = axis, sequence_parallel
+        return scatter(x, axis).wait() if sequence_parallel else reduce(x.clone(), axis).wait()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return gather(grads[0], ctx.axis).wait() if ctx.sequence_parallel else grads[0], None, None
 
 
 def sum_over(x: Tensor, axis: Axis) -> Tensor:
@@ -53,70 +105,11 @@ def max_over(x: Tensor, axis: Axis) -> Tensor:
     return x
 
 
-def gather_into(whole: Tensor, part: Tensor, axis: Axis) -> None:
-    """Every rank's part into `whole`, in rank order, along the first dimension."""
-    _all_gather(whole, part, group=axis.group)
+def gather_into(whole: Tensor, part: Tensor, axis: Axis, async_op: bool = False) -> Any:
+    """Every rank's part into `whole`, in rank order, along the first dimension; the work where it is asynchronous."""
+    return _all_gather(whole, part, group=axis.group, async_op=async_op)
 
 
 def scatter_sum(part: Tensor, whole: Tensor, axis: Axis, async_op: bool = False) -> Any:
     """This rank's part of the ranks' sum of `whole`; the work to wait for where it is asynchronous."""
     return _reduce_scatter(part, whole, group=axis.group, async_op=async_op)
-
-
-def _gather(x_BSH: Tensor, axis: Axis) -> Tensor:
-    """Every rank's part of the sequence, in rank order."""
-    part_SBH = x_BSH.transpose(0, 1).contiguous()
-    whole_SBH = part_SBH.new_empty((axis.size * part_SBH.shape[0], *part_SBH.shape[1:]))
-    gather_into(whole_SBH, part_SBH, axis)
-    return whole_SBH.transpose(0, 1).contiguous()
-
-
-def _scatter(x_BSH: Tensor, axis: Axis) -> Tensor:
-    """This rank's part of the sequence of the ranks' sum."""
-    whole_SBH = x_BSH.transpose(0, 1).contiguous()
-    part_SBH = whole_SBH.new_empty((whole_SBH.shape[0] // axis.size, *whole_SBH.shape[1:]))
-    scatter_sum(part_SBH, whole_SBH, axis)
-    return part_SBH.transpose(0, 1).contiguous()
-
-
-class _Copy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum_over(grads[0], ctx.axis), None
-
-
-class _Reduce(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        return sum_over(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _GatherSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return _gather(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _scatter(grads[0], ctx.axis), None
-
-
-class _ScatterSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return _scatter(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _gather(grads[0], ctx.axis), None

@@ -18,25 +18,24 @@ from model.mesh import Axis
 
 
 def cross_entropy(
-    logits_RV: Tensor, targets_R: Tensor, step_tokens: int, vocab: Axis, kernels: Kernels
+    logits_RV: Tensor, column_R: Tensor, step_tokens: int, vocab: Axis, kernels: Kernels
 ) -> Tensor:
     """Sum of the rows' cross-entropies over `step_tokens`, an fp64 scalar in nats. The logits are used up.
 
-    `targets_R` are int64 in the whole vocabulary, of which this rank holds V from V * vocab.rank on. Forward writes
-    (softmax - one_hot) / step_tokens over the logits where a gradient is wanted; backward hands that out. The result
-    must be the root of the graph: RuntimeError where its own gradient is not 1.
+    `column_R` are the targets' columns among this rank's, int64, outside of [0, V) where another rank has them. Forward
+    writes (softmax - one_hot) / step_tokens over the logits where a gradient is wanted; backward hands that out. The
+    result must be the root of the graph: RuntimeError where its own gradient is not 1.
     """
-    return _InPlace.apply(logits_RV, targets_R, step_tokens, vocab, kernels.cross_entropy)  # type: ignore[no-untyped-call,no-any-return]
+    return _InPlace.apply(logits_RV, column_R, step_tokens, vocab, kernels.cross_entropy)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _InPlace(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, step_tokens: int, vocab: Axis, kernel: CrossEntropy
+        ctx: Any, logits: Tensor, column_R: Tensor, step_tokens: int, vocab: Axis, kernel: CrossEntropy
     ) -> Tensor:
         rows, columns = logits.shape
         at_once = max(1, kernel.chunk_logits // columns) if kernel.chunk_logits else rows
-        column_R = targets - columns * vocab.rank
         share = 1 / step_tokens if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for part, wanted in zip(logits.split(at_once), column_R.split(at_once), strict=True):

@@ -7,23 +7,26 @@ the first virtual stage holds the embedding too, the last one the final norm and
     x = chunk(tokens)                            in the first virtual stage
     x = chunk(x)                                 in those between
     loss = chunk(x, targets, step_tokens)        in the last: the root of the graph, an fp64 scalar in nats
-    torch.autograd.backward(x, gradient)         adds to `stage.gradients`; the input's own gradient goes to the stage before
+    torch.autograd.backward(x, gradient)         adds to `stage.gradients`; the input's gradient is for the stage before
 
 Activations between stages have `stage.boundary(sequences, tokens)` as their shape and `stage.dtype`. With one virtual
 stage `stage.loss` does all of it.
 
-B batch    S sequence    R = B S rows    H width    V vocabulary
+B batch    S sequence    s this rank's stretch of it, or all    R = B S rows    H width    V this rank's vocabulary
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from model.collectives import enter, leave
-from model.kernels import Kernels, Positions, positions
-from model.layers import attention, embedding, linear, rms_norm, swiglu
+from model.collectives import leave
+from model.kernels import Heads, Kernels, Positions, positions
+from model.layers import KEEP, Keep, SubLayer, Weights, attention, block, embedding, head, recomputed
+from model.linears import Linears
 from model.loss import cross_entropy
-from model.mesh import Axis, Mesh
-from model.parameters import Local, held_by, local_pieces, place
+from model.mesh import Mesh
+from model.parameters import Local, held_by, local_pieces, place, stretch
 from specs.layout import Layout
 from specs.model import ModelSpec
 
@@ -43,22 +46,23 @@ class Block(nn.Module):
     gate_up: Tensor
     down: Tensor
 
-    def __init__(self, spec: ModelSpec, tp: Axis, kernels: Kernels) -> None:
+    def __init__(self, spec: ModelSpec, tp: int, linears: Linears, kernels: Kernels, keep: Keep) -> None:
         super().__init__()
-        self.eps, self.tp, self.kernels = spec.norm_eps, tp, kernels
-        self.heads = (spec.heads // tp.size, spec.kv_heads // tp.size, spec.head_dim)
+        self._keep, self._kernels = keep, kernels
+        self._layer = partial(
+            SubLayer, linears=linears, kernels=kernels, eps=spec.norm_eps, recompute_norm=not keep.normed
+        )
+        self._heads = (spec.heads // tp, spec.kv_heads // tp, spec.head_dim)
+        self._feed = self._layer(kernels.gate)
 
-    def forward(self, x_BSH: Tensor, at: Positions) -> Tensor:
+    def forward(self, x_BsH: Tensor, at: Positions) -> Tensor:
         """x + leave(f(enter(norm(x)))), with f attention, then SwiGLU."""
-        x, tp, eps = x_BSH, self.tp, self.eps
-        x = x + leave(self._attend(enter(rms_norm(x, self.norm_1, eps, self.kernels), tp), at), tp)
-        return x + leave(self._feed(enter(rms_norm(x, self.norm_2, eps, self.kernels), tp)), tp)
-
-    def _attend(self, x_BSH: Tensor, at: Positions) -> Tensor:
-        return attention(x_BSH, self.qkv, self.out, self.heads, at, self.kernels)
-
-    def _feed(self, x_BSH: Tensor) -> Tensor:
-        return swiglu(x_BSH, self.gate_up, self.down, self.kernels)
+        heads = Heads(len(x_BsH), at.cos_KS.shape[1], *self._heads)
+        attend = attention(self._kernels, heads, at)
+        if not self._keep.attention:
+            attend = recomputed(attend)
+        weights = (Weights(self.norm_1, self.qkv, self.out), Weights(self.norm_2, self.gate_up, self.down))
+        return block(x_BsH, (self._layer(attend), self._feed), weights, self._keep.within)
 
 
 class Stage(nn.Module):
@@ -87,8 +91,11 @@ class Stage(nn.Module):
         _check(spec, layout, mesh)
         self.spec, self.mesh, self.layout, self.kernels = spec, mesh, layout, kernels
         self.dtype = DTYPES[precision]
+        self.vocab = stretch(spec.vocab, mesh.tp)
+        self.linears = Linears(mesh.tp, layout.sequence_parallel, kernels.linear)
         cuts = layout.blocks(spec.layers)[mesh.pp.rank :: mesh.pp.size]
-        self.blocks = nn.ModuleDict({str(i): Block(spec, mesh.tp, kernels) for cut in cuts for i in cut})
+        made = partial(Block, spec, mesh.tp.size, self.linears, kernels, KEEP[layout.recompute])
+        self.blocks = nn.ModuleDict({str(index): made() for cut in cuts for index in cut})
         self.chunks = [Chunk(self, blocks) for blocks in cuts]
         owners = [owner for chunk in self.chunks for owner in chunk.owners]
         self.locals = place(held_by(local_pieces(spec, mesh.tp), owners), mesh.dp.size)
@@ -150,25 +157,35 @@ class Chunk:
             return x
         if targets_BS is None:
             raise ValueError("the last stage computes the loss; give its targets")
-        logits_RV = self.logits(x).flatten(0, 1)
-        stage = self._stage
-        return cross_entropy(logits_RV, targets_BS.reshape(-1), step_tokens, stage.mesh.tp, stage.kernels)
+        stage, logits_RV = self._stage, self.logits(x).flatten(0, 1)
+        column_R = targets_BS.reshape(-1) - stage.vocab.start
+        return cross_entropy(logits_RV, column_R, step_tokens, stage.mesh.tp, stage.kernels)
 
     def activations(self, x: Tensor) -> Tensor:
-        """What the blocks make of tokens (in the first chunk) or of the activations before, (B, S, H)."""
+        """What the blocks make of tokens (in the first chunk) or of the activations before, (B, s, H)."""
         stage = self._stage
-        at = stage.positions.first(x.shape[1])
+        cut = stage.mesh.tp.size if stage.layout.sequence_parallel and not self.first else 1
+        at = stage.positions.first(x.shape[1] * cut)
         if self.first:
-            x = embedding(x, stage.embedding)
+            x = self._embedded(x)
         for index in self.blocks:
             x = stage.blocks[str(index)](x, at)
         return x
 
-    def logits(self, x_BSH: Tensor) -> Tensor:
-        """Logits of the last activations."""
+    def _embedded(self, tokens_BS: Tensor) -> Tensor:
+        """The tokens' rows of the embedding, of which tensor-parallel ranks hold a stretch each."""
+        stage, tp = self._stage, self._stage.mesh.tp
+        if tp.size == 1:
+            return embedding(tokens_BS, stage.embedding)
+        row_BS = tokens_BS - stage.vocab.start
+        held_BS = (row_BS >= 0) & (row_BS < len(stage.vocab))
+        x_BSH = embedding(row_BS * held_BS, stage.embedding) * held_BS.unsqueeze(2)
+        return leave(x_BSH, tp, stage.layout.sequence_parallel)
+
+    def logits(self, x_BsH: Tensor) -> Tensor:
+        """Logits of the last activations in this rank's part of the vocabulary, (B, S, V)."""
         stage = self._stage
-        normed_BSH = rms_norm(x_BSH, stage.norm, stage.spec.norm_eps, stage.kernels)
-        return linear(normed_BSH, stage.head, stage.kernels)
+        return head(x_BsH, stage.norm, stage.head, stage.spec.norm_eps, stage.linears, stage.kernels)
 
 
 def _check(spec: ModelSpec, layout: Layout, mesh: Mesh) -> None:
@@ -177,7 +194,7 @@ def _check(spec: ModelSpec, layout: Layout, mesh: Mesh) -> None:
         problems.append(
             f"the mesh has pp {mesh.pp.size} and tp {mesh.tp.size}, not pp {layout.pp} and tp {layout.tp}"
         )
-    if mesh.tp.size > 1:
-        problems.append("tensor parallel does not run yet; write tp: 1")
+    if mesh.tp.size > spec.vocab:
+        problems.append(f"a vocabulary of {spec.vocab} cannot be cut for tp {mesh.tp.size}")
     if problems:
         raise ValueError(problems[0])

@@ -35,7 +35,9 @@ def norm_backward(dy: Tensor, ds: Tensor | None, kept: Any, gain: Tensor, gain_g
     gain_gradient.add_(product.sum(0, dtype=gain_gradient.dtype))
     mean_R1 = torch.mv(product, gain).unsqueeze(1)
     dx = (dy * gain).addcmul_(unit, mean_R1, value=-1 / dy.shape[1])
-    return dx.mul_(inverse_R1) if ds is None else torch.addcmul(ds, dx, inverse_R1)
+    if ds is None:
+        return dx.mul_(inverse_R1)
+    return torch.addcmul(ds, dx, inverse_R1) if dx.dtype == inverse_R1.dtype else dx.mul_(inverse_R1).add_(ds)
 
 
 def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
