@@ -16,7 +16,7 @@ from torch import Tensor
 from model.collectives import gather_into, scatter_sum, sum_over
 from model.init import normal_rows
 from model.mesh import Axis
-from model.parameters import Local, Piece
+from model.parameters import Local, Piece, local_pieces
 from model.transformer import Stage
 from specs.optim import OptimSpec
 
@@ -48,7 +48,11 @@ class AdamW:
         shared = alone and stage.weights.dtype == stage.gradients.dtype
         self._master = stage.weights if shared else stage.gradients.new_zeros(owned)
         self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, owned)
-        self._by_local = [self._gradient[self._owned(local)] for local in self._locals]
+        places = {path: place for place, path in enumerate(local_pieces(stage.spec, stage.mesh.tp))}
+        counted = [path for path, local in stage.locals.items() if local.split or stage.mesh.tp.rank == 0]
+        self._counted = [self._gradient[self._owned(stage.locals[path])] for path in counted]
+        self._places = torch.tensor([places[path] for path in counted], device=self._gradient.device)
+        self._parameters = len(places)
         state = (self._master, self._gradient, self._exp_avg, self._exp_avg_sq)
         decayed = sum(self._size(local) for local in self._locals if local.decays)
         self._parts = [
@@ -122,10 +126,14 @@ class AdamW:
             work.wait()
 
     def _norm(self) -> float:
-        """Norm over all parameters: each one's sum of squares, then their sum in name order, in fp64."""
-        norms = torch._foreach_norm(self._by_local, 2, torch.float64)
-        squares = sum_over(torch.stack(norms).square_(), self.axis)
-        return math.sqrt(float(squares.sum()))
+        """Norm over the whole model: each parameter's sum of squares, then their sum in order of depth, in fp64.
+
+        The order is the same for every cut into stages, and so the sum is, to the last bit.
+        """
+        norms = torch._foreach_norm(self._counted, 2, torch.float64)
+        squares = norms[0].new_zeros(self._parameters)
+        squares.index_copy_(0, self._places, torch.stack(norms).square_())
+        return math.sqrt(float(sum_over(squares, self.stage.mesh.world).sum()))
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.steps += 1

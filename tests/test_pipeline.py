@@ -17,7 +17,7 @@ from tests.test_transformer import batch, stage_of
 
 SEED, SEQUENCES, STEPS = 11, 16, 5
 SPEC = samples.model(layers=5, width=16, ffn=24, vocab=40, context=16, init_std=0.1)
-OPTIM = samples.optim(clip_norm=1e9)
+OPTIM = samples.optim(clip_norm=0.1)
 
 
 class Trained(NamedTuple):
@@ -89,8 +89,9 @@ def check_step(ranks: list[Trained], layout: Layout, precision: str) -> None:
 
 
 def check_steps(ranks: list[Trained], expected: Trained, bound: float) -> None:
-    """Weights after all steps are those of one process."""
+    """Norms and weights after all steps are those of one process."""
     for one in ranks:
+        assert one.norms == pytest.approx(expected.norms, rel=bound, abs=0.0)
         for name, weight in one.weights.items():
             assert relative(weight, expected.weights[name].double()) <= bound, name
 
