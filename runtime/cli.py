@@ -133,32 +133,54 @@ def data_command(
 
 def init_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write them.")] = Path("budgets"),
+    json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Write starter budgets to edit: a demo of minutes, an afternoon's study, and a plan from published laws."""
+    written: dict[str, bool] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(files("specs").iterdir(), key=lambda entry: entry.name):
             if source.name.endswith(".yaml"):
-                _write_new(folder / source.name, source.read_text())
+                written[str(folder / source.name)] = _write_new(folder / source.name, source.read_text())
     except OSError as error:
         raise RefusedError(f"{folder}: {error.strerror}; name a folder that you may write to") from None
+    if json:
+        _print_json({"budgets": [{"path": path, "written": new} for path, new in written.items()]})
+        return
+    for path, new in written.items():
+        typer.echo(f"wrote  {path}" if new else f"kept   {path}, which is there already")
     typer.echo(f"next: isoplan run {folder / 'demo.yaml'} --dry-run")
 
 
-def _write_new(path: Path, text: str) -> None:
+def _write_new(path: Path, text: str) -> bool:
+    """Write a file that is not there yet; False where it is."""
     try:
         with path.open("x") as file:
             file.write("".join(line for line in text.splitlines(True) if "yaml-language-server" not in line))
     except FileExistsError:
-        typer.echo(f"kept   {path}, which is there already")
-    else:
-        typer.echo(f"wrote  {path}")
+        return False
+    return True
 
 
 def plan_command(context: typer.Context) -> None:
     """Turn a budget into runs with nothing left to derive; see `isoplan plan --help`."""
-    argv = [sys.executable, "-P", "-m", "planner.cli", *context.args]
+    _ask_planner("planner.cli", context)
+
+
+def explain_command(context: typer.Context) -> None:
+    """Say where a number of a plan comes from; see `isoplan explain --help`."""
+    _ask_planner("planner.ask", context, "explain")
+
+
+def diff_command(context: typer.Context) -> None:
+    """Compare two plans field by field; see `isoplan diff --help`."""
+    _ask_planner("planner.ask", context, "diff")
+
+
+def _ask_planner(module: str, context: typer.Context, *words: str) -> None:
+    """The planner's own command, in a process of its own: nothing of it is imported here."""
+    argv = [sys.executable, "-P", "-m", module, *words, *context.args]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 
@@ -313,7 +335,8 @@ def main() -> None:
     """Console script `isoplan`: every verb."""
     app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **verbs.VERBS)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("plan", context_settings=passed_on, add_help_option=False)(plan_command)
+    for name, command in (("plan", plan_command), ("explain", explain_command), ("diff", diff_command)):
+        app.command(name, context_settings=passed_on, add_help_option=False)(command)
     app()
 
 

@@ -1,0 +1,119 @@
+"""Why a run is carried out as it is, and what it costs: layout, memory, hours, money."""
+
+from collections.abc import Iterator
+
+from planner.fields import Field, layout_text, shape_text
+from planner.why import Rule, Why, run_of
+from specs.plan import LayoutEstimate, Plan
+from specs.report.units import memory
+from specs.words import duration
+
+_ALTERNATIVES = 3
+"""Other layouts that an answer names."""
+
+
+def layout(field: Field, plan: Plan) -> Why:
+    """The fastest layout that fits, and the best one with another value of this field."""
+    planned = run_of(field, plan)
+    chosen, compared = planned.execution.layout, plan.layouts
+    if compared is None or planned.role != "target":
+        return Why(
+            f"the plan: of the layouts that fit {planned.execution.layout.devices} devices of {plan.budget.cluster}; "
+            "how they compare is kept for the target only"
+        )
+    best = compared.ranked[0]
+    return Why(
+        settled_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
+        law="step time by closed forms, the best ones by simulation (planner/layouts.py)",
+        equation=f"{layout_text(chosen)}: {duration(best.step_s)} a step, {memory(best.memory_bytes)}",
+        evidence=(compared.why, *_alternatives(field, compared.ranked)),
+    )
+
+
+def _alternatives(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[str]:
+    """The fastest layouts that differ in this field, with what they cost more."""
+    best, name = ranked[0], field.path[-1]
+    own = getattr(best.layout, name, best.layout)
+    seen = [own]
+    for one in ranked[1:]:
+        value = getattr(one.layout, name, one.layout)
+        if value not in seen and len(seen) <= _ALTERNATIVES:
+            seen.append(value)
+            said = f"{name} {value}: " if hasattr(best.layout, name) else ""
+            slower = one.step_s / best.step_s - 1
+            yield f"{said}{layout_text(one.layout)} takes {duration(one.step_s)}, {slower:+.1%} a step".replace(
+                "%", " %"
+            )
+
+
+def execution(field: Field, plan: Plan) -> Why:
+    """Device, kernels, threads, checkpoints."""
+    cluster = plan.budget.cluster
+    said = {
+        "device": f"the cluster {cluster}: the device that it has",
+        "checkpoint_every_s": f"the cluster {cluster}: its checkpoint_every",
+        "kernels": "the engine: the fastest that works there, recorded when the run starts",
+        "threads_per_rank": "the engine: one for each rank",
+    }
+    return Why(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
+
+
+def memory_bytes(field: Field, plan: Plan) -> Why:
+    """What the fullest device holds."""
+    planned = run_of(field, plan)
+    parts = plan.layouts.ranked[0].memory if plan.layouts is not None and planned.role == "target" else {}
+    return Why(
+        settled_by=f"the layout {layout_text(planned.execution.layout)}",
+        equation=" + ".join(f"{name} {memory(size)}" for name, size in largest_first(parts)) or None,
+        evidence=("counted by planner/memory.py" if parts else "counted by planner/layouts.py",),
+    )
+
+
+def largest_first(parts: dict[str, float]) -> list[tuple[str, float]]:
+    """Parts of a sum by size."""
+    return sorted(parts.items(), key=lambda part: (-part[1], part[0]))
+
+
+def cost(field: Field, plan: Plan) -> Why:
+    """Hours, device-hours, money: from tokens over tokens per second."""
+    planned = run_of(field, plan)
+    spent, devices, tokens = planned.cost, planned.execution.layout.devices, planned.run.tokens
+    equations = {
+        "hours": f"{tokens:.4g} tokens / {spent.tokens_per_s:.4g} tokens/s = {spent.hours:.4g} h",
+        "device_hours": f"{spent.hours:.4g} h x {devices:,} devices",
+        "tokens_per_s": f"{planned.run.model.mfu_flop_per_token:.4g} FLOP per token for MFU, {devices:,} devices",
+    }
+    if spent.dollars is not None:
+        price = spent.dollars / spent.device_hours
+        equations["dollars"] = f"{spent.device_hours:.4g} device-hours x ${price:.4g}/h"
+    unpriced = field.path[-1] == "dollars" and spent.dollars is None
+    return Why(
+        settled_by=f"the cluster {plan.budget.cluster}" + (", which has no price" if unpriced else ""),
+        equation=equations.get(field.path[-1]),
+        evidence=(spent.basis,),
+    )
+
+
+def planned_run(field: Field, plan: Plan) -> Why:
+    """The run's place in the plan."""
+    planned = run_of(field, plan)
+    return Why(f"the plan: a {planned.role} run, {shape_text(planned.run.model)}")
+
+
+def comparison(field: Field, plan: Plan) -> Why:
+    """The layouts side by side."""
+    return Why(
+        settled_by="the planner: closed forms for every legal layout, the best ones simulated",
+        evidence=() if plan.layouts is None else (plan.layouts.why,),
+    )
+
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("runs.*.execution.layout*", layout),
+    ("runs.*.execution*", execution),
+    ("runs.*.cost.memory_bytes", memory_bytes),
+    ("runs.*.cost*", cost),
+    ("runs*", planned_run),
+    ("layouts*", comparison),
+)
+"""Rules of the other fields of runs, and of the layouts that were compared."""
