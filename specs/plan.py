@@ -106,6 +106,8 @@ class LayoutChoice(Spec):
     """Legal layouts in all."""
     fitting: int
     """Those that fit the memory."""
+    limit_bytes: float
+    """Memory of one device that a layout may fill."""
     nearest_miss_bytes: float | None
     """Bytes by which the fastest layout that does not fit misses; null where all fit."""
     nearest_miss: LayoutEstimate | None
