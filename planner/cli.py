@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner.plan import lay_out, make_plan
+from planner.desk import lay_out
+from planner.plan import make_plan
 from planner.show import show
 from specs.budget import Budget
 from specs.files import DocumentError, load, write_text, write_yaml

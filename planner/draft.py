@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.layouts import choose_layout
+from planner.layouts import Fit, choose_layout
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import CorpusRef
@@ -44,6 +44,12 @@ class Wish:
     shape: ModelSpec
     devices: int
     rate_multiple: float = 1.0
+    batch_tokens: int | None = None
+    """Tokens per step that the budget asks for; None is what the law says."""
+
+
+class UndividedBatchError(ValueError):
+    """No layout divides the batch that the budget asks for."""
 
 
 def round_batch(sequences: float, multiple: int) -> int:
@@ -55,39 +61,18 @@ def round_batch(sequences: float, multiple: int) -> int:
 
 def draft(setting: Setting, wish: Wish) -> PlannedRun:
     """The complete run for a wish; NoLayoutError where it fits no layout."""
-    shape, hyper = wish.shape, setting.hyper
+    shape, cluster = wish.shape, setting.cluster
     tokens = wish.compute_flop / shape.flop_per_token
-    variables = {
-        "compute_flop": wish.compute_flop,
-        "flop_per_token": shape.flop_per_token,
-        "block_params": shape.block_params,
-        "width": shape.width,
-        "tokens": tokens,
-    }
-    wanted = hyper.batch_tokens.at(**variables) / shape.context
-    devices = min(wish.devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
-    fit = choose_layout(shape, setting.cluster, devices, round_batch(wanted, 1), setting.budget.precision)
-    batch = round_batch(wanted, fit.layout.dp)
-    layout = _divide(fit.layout, batch)
+    batch, fit = _batch_and_layout(setting, wish)
+    peak_lr = setting.hyper.peak_lr.at(**variables(shape, wish.compute_flop))
+    optim = _optim(setting.family, tokens, batch * shape.context, batch, wish.rate_multiple * peak_lr)
     run = RunSpec(
         model=shape,
         data=setting.data,
-        optim=_optim(
-            setting.family,
-            tokens,
-            batch * shape.context,
-            batch,
-            wish.rate_multiple * hyper.peak_lr.at(**variables),
-        ),
-        evaluation=Evaluation(every_steps=1, sequences=1, final_sequences=1),
+        optim=optim,
+        evaluation=_evaluation(setting.family, shape, optim),
         precision=setting.budget.precision,
         seed=setting.budget.seed,
-    )
-    run = run.model_copy(update={"evaluation": _evaluation(setting.family, run)})
-    execution = Execution(
-        device=setting.cluster.device.backend,
-        layout=layout,
-        checkpoint_every_s=setting.cluster.checkpoint_every,
     )
     return PlannedRun(
         role=wish.role,
@@ -95,9 +80,38 @@ def draft(setting: Setting, wish: Wish) -> PlannedRun:
         budget_flop=wish.compute_flop,
         rate_multiple=wish.rate_multiple,
         run=run,
-        execution=execution,
-        cost=cost_of(run, setting.cluster, layout, fit.memory_bytes),
+        execution=Execution(
+            device=cluster.device.backend, layout=fit.layout, checkpoint_every_s=cluster.checkpoint_every
+        ),
+        cost=cost_of(run, cluster, fit.layout, fit.memory_bytes),
     )
+
+
+def variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
+    """What the laws of learning rate and batch size are functions of, for a shape that is trained with this compute."""
+    return {
+        "compute_flop": compute_flop,
+        "flop_per_token": shape.flop_per_token,
+        "block_params": shape.block_params,
+        "width": shape.width,
+        "tokens": compute_flop / shape.flop_per_token,
+    }
+
+
+def _batch_and_layout(setting: Setting, wish: Wish) -> tuple[int, Fit]:
+    """Sequences of a step and the layout that divides them."""
+    shape, cluster, precision = wish.shape, setting.cluster, setting.budget.precision
+    if wish.batch_tokens is not None:
+        batch = wish.batch_tokens // shape.context
+        fit = choose_layout(shape, cluster, wish.devices, batch, precision)
+        if batch % fit.layout.dp:
+            raise UndividedBatchError(f"no layout of {wish.devices} devices divides {batch} sequences")
+        return batch, Fit(_divide(fit.layout, batch), fit.memory_bytes)
+    wanted = setting.hyper.batch_tokens.at(**variables(shape, wish.compute_flop)) / shape.context
+    devices = min(wish.devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
+    fit = choose_layout(shape, cluster, devices, round_batch(wanted, 1), precision)
+    batch = round_batch(wanted, fit.layout.dp)
+    return batch, Fit(_divide(fit.layout, batch), fit.memory_bytes)
 
 
 def cost_of(run: RunSpec, cluster: Cluster, layout: Layout, memory_bytes: float) -> Cost:
@@ -132,11 +146,11 @@ def _optim(family: Family, tokens: float, batch_tokens: int, batch: int, peak_lr
     )
 
 
-def _evaluation(family: Family, run: RunSpec) -> Evaluation:
+def _evaluation(family: Family, shape: ModelSpec, optim: OptimSpec) -> Evaluation:
     return Evaluation(
-        every_steps=run.optim.steps // EVALUATIONS,
-        sequences=max(1, family.curve_tokens // run.model.context),
-        final_sequences=max(1, family.final_tokens // run.model.context),
+        every_steps=optim.steps // EVALUATIONS,
+        sequences=max(1, family.curve_tokens // shape.context),
+        final_sequences=max(1, family.final_tokens // shape.context),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner import curve, laws, select
-from planner.fit import bootstrap, constant_intervals, fit
+from planner.fit import Fit, bootstrap, constant_intervals, fit
 from planner.isoflop import Minimum, profiles
 from planner.posterior import Points
 from planner.posterior import points as posterior_points
@@ -67,6 +67,11 @@ def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
     """isoFLOP minima of the pilots, by budget; short runs count in full here, unlike in the forecast."""
     runs = _runs(points)
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+
+
+def surface(points: Sequence[EvidencePoint]) -> Fit:
+    """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
+    return select.chosen_fit(_runs(points))
 
 
 def from_ledger(points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun) -> Told:

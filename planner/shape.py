@@ -1,17 +1,33 @@
-"""From a target M (non-embedding FLOP per token) to a legal LLaMA shape of a family."""
+"""From a wanted size to a legal LLaMA shape of a family.
+
+The size is usually M (non-embedding FLOP per token), but any count that grows with the shape will do. The width and the
+depth are searched together: the depth stays near the family's practice, and where the model will be cut into pipeline
+stages it is such that the stages balance. The head is work of the last stage, worth V / (12 d) blocks or so: 1.8 of the
+paper's 7B and 1.1 of its 67B, so that 30 and 95 layers make nearly 32 and 96 equal pieces (DeepSeek LLM, section 2.2).
+"""
 
 import math
+from collections.abc import Callable, Iterator
 
 from specs.law import Family
 from specs.model import ModelSpec
 
 MAX_WIDTH_MULTIPLES = 512
 """Widths beyond this many multiples are not searched: 65536 for a multiple of 128, far past any model built."""
-DEPTH_FREEDOM = 0.15
+NEAR_WIDTHS = 12
+"""Widths whose depths are searched: those that come nearest at the depth of practice."""
+DEPTH_FREEDOM = 0.18
 """Depths within this share of the family's practice are tried: enough to bridge the step from one legal width to the
 next in M (a step of 1024 at a width of 9216 is 43 %, as M grows with the 3.6th power of the width), within 5 %."""
 DEPTH_PENALTY = 0.25
-"""Cost of a relative departure in depth against one in M: M decides, depth breaks near-ties."""
+"""Cost of a relative departure in depth against one in size: size decides, depth breaks near-ties."""
+CUT_PENALTY = 0.05
+"""Cost of each halving of tensor parallelism that the number of heads forbids, against practice."""
+_TENSOR_PARALLEL = ((4096, 2), (6144, 4), (7168, 8))
+"""From a width on, the tensor-parallel size in use: Megatron-core's table of model sizes on H100s (README, r0.8.0)."""
+IDLE_PENALTY = 2.0
+"""Cost of a share of the pipeline's time that stages wait for the fullest one. That share is lost whole, while a size
+that is 5 % off costs 0.02 % of compute: a factor 4 costs 16 % by the epoch-chinchilla law, and goes by the square."""
 
 
 def practice_depth(family: Family, width: int) -> float:
@@ -42,6 +58,7 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
         ffn=_round_up(8 * width / 3, family.ffn_multiple),
         vocab=_round_up(vocab, family.vocab_multiple),
         context=family.context,
+        rope_theta=family.rope_theta,
         init_std=family.init_std,
     )
 
@@ -49,34 +66,81 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
 def sizes_of_family(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
     """The family's shapes at practice depth, one a width, smallest first, up to one beyond the given M."""
     found: list[ModelSpec] = []
-    for width in _widths(family):
-        found.append(make_shape(family, width, max(1, round(practice_depth(family, width))), vocab))
-        if found[-1].flop_per_token > below_flop_per_token:
+    for shape in _practice(family, vocab):
+        found.append(shape)
+        if shape.flop_per_token > below_flop_per_token:
             break
     return found
 
 
-def shape_for(family: Family, vocab: int, flop_per_token: float) -> ModelSpec:
-    """The shape whose exact M is nearest to the wanted one, near the family's practice in depth."""
-    room = (1 + DEPTH_FREEDOM) / (1 - DEPTH_FREEDOM)
-    practice = sizes_of_family(family, vocab, room * flop_per_token)
-    nearest = [_deepened(family, shape, flop_per_token) for shape in practice]
+def shape_for(
+    family: Family,
+    vocab: int,
+    wanted: float,
+    measure: Callable[[ModelSpec], float] = lambda shape: shape.flop_per_token,
+    stages: int = 1,
+) -> ModelSpec:
+    """The shape whose size is nearest to the wanted one, near practice in depth and balanced over pipeline stages.
+
+    `measure` gives the size of a shape, M if not said otherwise; it must grow with width and depth.
+    """
+    practice = _around(family, vocab, wanted, measure)
+    tried = [
+        shape.model_copy(update={"layers": depth}) for shape in practice for depth in _depths(family, shape)
+    ]
 
     def distance(shape: ModelSpec) -> tuple[float, int]:
-        off = abs(math.log(shape.flop_per_token / flop_per_token))
+        off = abs(math.log(measure(shape) / wanted))
         depth = abs(math.log(shape.layers / practice_depth(family, shape.width)))
-        return off + DEPTH_PENALTY * depth, shape.width
+        idle = 1 - stage_balance(shape, stages)
+        cuts = CUT_PENALTY * _forbidden_halvings(shape)
+        return off + DEPTH_PENALTY * depth + IDLE_PENALTY * idle + cuts, shape.width
 
-    return min(nearest, key=distance)
+    return min(tried, key=distance)
 
 
-def _deepened(family: Family, shape: ModelSpec, flop_per_token: float) -> ModelSpec:
-    """The shape with the depth that comes nearest to M within the freedom; M is proportional to depth."""
+def stage_balance(shape: ModelSpec, stages: int) -> float:
+    """Mean over largest FLOP of the pipeline stages at the best cut, the head being work of the last one; 1 is even."""
+    if stages == 1:
+        return 1.0
+    if shape.layers < stages:
+        return 1 / stages
+    head = 6 * shape.vocab * shape.width / (shape.flop_per_token / shape.layers)
+    even = max(1, math.floor((shape.layers + head) / stages))
+    fullest = min(
+        max(blocks, max(1, shape.layers - blocks * (stages - 1)) + head) for blocks in (even, even + 1)
+    )  # blocks of the other stages; fewer would leave the last stage more than one block over, more are never needed
+    return (shape.layers + head) / stages / fullest
+
+
+def _forbidden_halvings(shape: ModelSpec) -> int:
+    """By how many halvings the heads of a shape fall short of the tensor parallelism of its width."""
+    wanted = max((size for width, size in _TENSOR_PARALLEL if width <= shape.width), default=1)
+    return (wanted // math.gcd(wanted, shape.heads)).bit_length() - 1
+
+
+def _around(
+    family: Family, vocab: int, wanted: float, measure: Callable[[ModelSpec], float]
+) -> list[ModelSpec]:
+    """The shapes at practice depth that come nearest to the wanted size."""
+    found: list[ModelSpec] = []
+    for shape in _practice(family, vocab):
+        found.append(shape)
+        if measure(shape) * (1 - DEPTH_FREEDOM) > wanted:
+            break
+    return sorted(found, key=lambda shape: abs(math.log(measure(shape) / wanted)))[:NEAR_WIDTHS]
+
+
+def _depths(family: Family, shape: ModelSpec) -> range:
     practice = practice_depth(family, shape.width)
     low = max(1, math.ceil((1 - DEPTH_FREEDOM) * practice))
-    high = max(low, math.floor((1 + DEPTH_FREEDOM) * practice))
-    wanted = round(flop_per_token / (shape.flop_per_token / shape.layers))
-    return shape.model_copy(update={"layers": min(high, max(low, wanted))})
+    return range(low, max(low, math.floor((1 + DEPTH_FREEDOM) * practice)) + 1)
+
+
+def _practice(family: Family, vocab: int) -> Iterator[ModelSpec]:
+    """The family's shapes at practice depth, one a width, smallest first."""
+    for width in _widths(family):
+        yield make_shape(family, width, max(1, round(practice_depth(family, width))), vocab)
 
 
 def _widths(family: Family) -> list[int]:

@@ -37,6 +37,7 @@ from specs.text import (
 __all__ = [
     "DocumentError",
     "append_line",
+    "catalog_names",
     "from_catalog",
     "load",
     "load_any",
@@ -94,11 +95,17 @@ def read_lines(path: Path, line_type: Any) -> list[Any]:
     return found
 
 
+def catalog_names(kind: type[Spec]) -> list[str]:
+    """Names of the catalog's documents of this type, in order."""
+    folder = CATALOG / _FOLDERS[get_args(kind.model_fields["kind"].annotation)[0]]
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
 def from_catalog(kind: type[S], name: str, asked_in: Path | None) -> S:
     """A law, cluster or family by its name; `asked_in` is the document that names it, for the error's place."""
     kind_name = get_args(kind.model_fields["kind"].annotation)[0]
     folder = CATALOG / _FOLDERS[kind_name]
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = catalog_names(kind)
     if name not in known:
         place = _place_of_value(asked_in, name) if asked_in else (1, 1)
         meant = nearest(name, known)

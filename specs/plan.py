@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from specs.base import Sha256, Slug, Spec, canonical_json
 from specs.budget import Budget
-from specs.law import Band, LawFit, PublishedLaw
+from specs.law import Band, Hyper, LawFit, PublishedLaw
 from specs.layout import Layout
 from specs.losses import Losses
 from specs.run import Execution, RunSpec
@@ -121,14 +121,14 @@ class HyperAdvice(Spec):
 
     law: Slug
     """The law."""
-    regime: str
-    """What the batch does while the learning rate follows this law."""
+    hyper: Hyper
+    """Its formulas and its regime."""
     peak_lr: float
-    """Its maximum learning rate."""
+    """Its maximum learning rate for this run."""
     batch_tokens: float
     """Its tokens per step, before rounding."""
     used: bool
-    """It is the law of the plan."""
+    """The plan follows it."""
 
 
 class PlannedRun(Spec):

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from planner.desk import lay_out
 from planner.evidence import allocation, rate_check, read_evidence
 from planner.isoflop import Minimum
-from planner.plan import lay_out, make_plan
+from planner.plan import make_plan
 from specs.budget import Budget
 from specs.data import Corpus, Split
 from specs.files import append_line, from_catalog, load, write_json

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from planner import ask
+from planner.desk import lay_out
 from planner.explain import Explanation, explain, why_of
 from planner.fields import SHORT, NoFieldError, everything, find, root, say
-from planner.plan import lay_out, make_plan
+from planner.plan import make_plan
 from specs.files import write_yaml
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
 from tests import examples, samples

@@ -11,9 +11,10 @@ import pytest
 
 import planner.cli
 from planner.cli import write_plan
+from planner.desk import lay_out
 from planner.draft import round_batch
 from planner.layouts import NoLayoutError, candidates, choose_layout, memory_bytes
-from planner.plan import lay_out, make_plan
+from planner.plan import make_plan
 from planner.shape import shape_for
 from specs.cluster import Cluster
 from specs.files import DocumentError, from_catalog, load
@@ -102,7 +103,8 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
     ("find", "write", "line", "says"),
     [
         ("compute: 1e24 FLOP", "compute: 1e24 FLOP\ndeadline: 1 d", 6, "takes 332"),
-        ("law: deepseek}", "law: epoch-chinchilla}", 6, "has no allocation"),
+        ("law: deepseek}", "law: step-law}", 6, "has no allocation"),
+        ("law: deepseek}", "law: epoch-chinchilla}", 6, "no learning rate and batch size"),
         ("cluster: h800-2048", "cluster: h100", 8, "h100-64"),
         ("cluster: h800-2048", "cluster: laptop", 8, "misses by"),
         ("compute: 1e24 FLOP", "compute: 1e24 FLOP\nmoney: $2M", 6, "keep one"),
@@ -126,6 +128,7 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
     ids=[
         "deadline",
         "law without allocation",
+        "law without learning rate",
         "unknown cluster",
         "nothing fits",
         "two currencies",
@@ -206,7 +209,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(
 def test_plan_never_imports_torch() -> None:
     """The whole command, in a fresh interpreter."""
     program = (
-        "import sys; from pathlib import Path; from planner.plan import lay_out, make_plan;"
+        "import sys; from pathlib import Path; from planner.desk import lay_out; from planner.plan import make_plan;"
         f"make_plan(lay_out(Path({str(SPECS / 'budget_1e24.yaml')!r}), Path('x'), Path('y')));"
         "import planner.cli; assert 'torch' not in sys.modules"
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.shape import heads_for, practice_depth, shape_for, sizes_of_family
+from planner.shape import heads_for, practice_depth, shape_for, sizes_of_family, stage_balance
 from specs.files import from_catalog
 from specs.law import Family
 
@@ -26,6 +26,70 @@ def test_the_papers_models_come_out(
     shape = shape_for(DEEPSEEK, 100015, flop_per_token)
     assert (shape.layers, shape.width, shape.kv_heads, shape.ffn) == (layers, width, kv_heads, ffn)
     assert shape.flop_per_token == pytest.approx(flop_per_token, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flop_per_token", "layers", "stages"),
+    [(4.228e10, 30, (2, 4, 8)), (4.33e11, 95, (2, 4, 8, 16))],
+    ids=["7B", "67B"],
+)
+def test_the_papers_depths_are_those_that_balance(
+    flop_per_token: float, layers: int, stages: tuple[int, ...]
+) -> None:
+    """With the head as work of the last stage 30 and 95 layers make even pieces; one more would cost a tenth."""
+    for count in stages:
+        shape = shape_for(DEEPSEEK, 100015, flop_per_token, stages=count)
+        assert shape.layers == layers
+        assert stage_balance(shape, count) > 0.985
+    deeper = shape.model_copy(update={"layers": layers + 1})
+    assert stage_balance(deeper, stages[-1]) < 0.9
+
+
+@given(st.floats(min_value=11.0, max_value=13.0), st.sampled_from([2, 4, 8, 16]))
+def test_stages_balance_whatever_the_size(log_m: float, stages: int) -> None:
+    """From 1e11 on, where pipelines are used: under 5 % of the stages' time is lost to the fullest, M within 10 %."""
+    shape = shape_for(DEEPSEEK, 100015, 10**log_m, stages=stages)
+    assert stage_balance(shape, stages) > 0.95
+    assert abs(math.log(shape.flop_per_token / 10**log_m)) < 0.1
+
+
+def test_balance_is_the_mean_over_the_fullest_stage() -> None:
+    """A head worth exactly one block (6 V d = 6 N_block + 12 d s): 7 layers on 4 stages are even, 8 are not."""
+    shape = shape_for(DEEPSEEK, 100015, 1e10)
+    per_block = shape.flop_per_token / shape.layers
+    even = shape.model_copy(update={"vocab": round(per_block / (6 * shape.width)), "layers": 7})
+    assert stage_balance(even, 4) == pytest.approx(1, rel=1e-3)
+    assert stage_balance(even.model_copy(update={"layers": 8}), 4) == pytest.approx(9 / 4 / 3, rel=1e-3)
+    assert stage_balance(even, 8) == 1 / 8
+    assert stage_balance(even, 1) == 1
+
+
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(256, 500_000))
+def test_balance_is_the_best_of_all_cuts(layers: int, stages: int, vocab: int) -> None:
+    """Against every number of blocks that the last stage may have."""
+    shape = shape_for(DEEPSEEK, 100015, 1e10).model_copy(update={"layers": layers, "vocab": vocab})
+    if layers < stages:
+        return
+    head = 6 * vocab * shape.width / (shape.flop_per_token / layers)
+    every = [
+        max(math.ceil((layers - last) / (stages - 1)), last + head) for last in range(1, layers - stages + 2)
+    ]
+    assert stage_balance(shape, stages) == pytest.approx((layers + head) / stages / min(every))
+
+
+def test_heads_can_be_cut_as_wide_models_are() -> None:
+    """Where practice cuts a block over 8 devices, so can these, in all but a few sizes between two widths."""
+    shapes = [shape_for(DEEPSEEK, 100015, 10 ** (11.6 + 0.02 * i)) for i in range(70)]
+    assert sum(shape.heads % 8 == 0 for shape in shapes) >= 68
+
+
+@pytest.mark.parametrize("measure", ["params", "block_params", "flop_per_token"])
+def test_any_count_can_be_asked_for(measure: str) -> None:
+    """7e9 of each within 5 %, by a shape near practice."""
+    wanted = 7e9 if measure != "flop_per_token" else 4.2e10
+    shape = shape_for(DEEPSEEK, 100015, wanted, lambda shape: float(getattr(shape, measure)))
+    assert getattr(shape, measure) == pytest.approx(wanted, rel=0.05)
+    assert shape.layers == pytest.approx(practice_depth(DEEPSEEK, shape.width), rel=0.18)
 
 
 def test_the_vocabulary_is_padded() -> None:

@@ -1,0 +1,59 @@
+"""Learning rate and batch size by every published law that reaches the target, side by side.
+
+Published laws disagree by factors, and each holds only for what its authors let the batch do while they fitted it: it
+grows with compute (DeepSeek LLM, Eq. 1) or with data (Step Law, Eq. 1). Where the batch is held fixed instead, rates
+fall with the tokens (Bjorck et al., arXiv 2409.19913), the opposite sign of Step Law's. So a plan names its law and its
+regime.
+"""
+
+from collections.abc import Iterator
+
+from planner.desk import Desk
+from planner.draft import variables
+from specs.files import catalog_names, from_catalog
+from specs.law import PublishedLaw
+from specs.plan import HyperAdvice, PlannedRun
+from specs.words import count
+
+FAR = 1e4
+"""A law is asked for its opinion up to this many times outside the compute that it was fitted on."""
+DISAGREE = 1.25
+"""Ratio of two laws' answers from which a reader is told."""
+
+
+def advice(desk: Desk, planned: PlannedRun) -> tuple[HyperAdvice, ...]:
+    """What each law says of a run; the one that the plan follows first."""
+    others = (name for name in catalog_names(PublishedLaw) if name != desk.hyper_law.name)
+    laws = [desk.hyper_law, *(from_catalog(PublishedLaw, name, desk.path) for name in others)]
+    compute = planned.run.compute_flop
+    return tuple(
+        found
+        for law in laws
+        if law is desk.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR
+        for found in _advice(law, planned, law is desk.hyper_law)
+    )
+
+
+def _advice(law: PublishedLaw, planned: PlannedRun, used: bool) -> Iterator[HyperAdvice]:
+    if law.hyper is None:
+        return
+    at = variables(planned.run.model, planned.budget_flop)
+    yield HyperAdvice(
+        law=law.name,
+        hyper=law.hyper,
+        peak_lr=law.hyper.peak_lr.at(**at),
+        batch_tokens=law.hyper.batch_tokens.at(**at),
+        used=used,
+    )
+
+
+def disagreement(hypers: tuple[HyperAdvice, ...]) -> str:
+    """That the laws disagree, in a sentence; empty where they do not."""
+    rates, batches = [one.peak_lr for one in hypers], [one.batch_tokens for one in hypers]
+    if max(rates) / min(rates) < DISAGREE and max(batches) / min(batches) < DISAGREE:
+        return ""
+    said = "; ".join(
+        f"{one.law} {one.peak_lr:.3g} with {count(one.batch_tokens)} tokens a batch ({one.hyper.regime})"
+        for one in hypers
+    )
+    return f"laws of learning rate and batch disagree: {said}; the plan follows {hypers[0].law}"

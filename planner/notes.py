@@ -1,0 +1,92 @@
+"""What a reader of a plan must know besides its numbers: extrapolation, repeats, short runs, what serving trades."""
+
+from collections.abc import Iterator, Sequence
+
+from planner.data_limits import effective_tokens
+from planner.desk import Desk
+from planner.hyper import advice, disagreement
+from planner.objective import Laws, compute_for_loss, served_flop
+from planner.search import Search
+from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
+from specs.plan import PlannedRun
+from specs.words import count
+
+
+def notes(desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None) -> tuple[str, ...]:
+    """Every note on a plan of these runs; `laws` are the target's, None in a plan of pilots."""
+    found = [*_extrapolation(desk, runs[-1]), *_repeats(desk, runs), *_short(desk, runs)]
+    if laws is not None:
+        found += [*_objective(desk, laws, runs[-1]), *_overrides(desk, runs[-1])]
+    return tuple(found)
+
+
+def _extrapolation(desk: Desk, planned: PlannedRun) -> Iterator[str]:
+    top, low, high = planned.budget_flop, desk.law.compute_low_flop, desk.law.compute_high_flop
+    if not low <= top <= high and isinstance(desk.budget.evidence, Published):
+        beyond = top / high if top > high else low / top
+        yield (
+            f"the law {desk.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation, "
+            f"{beyond:,.4g} times"
+        )
+
+
+def _repeats(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
+    for planned in runs:
+        epochs = planned.run.tokens / desk.unique_tokens
+        if epochs > 1:
+            worth = effective_tokens(planned.run.tokens, desk.unique_tokens) / planned.run.tokens
+            yield (
+                f"{planned.title}: {epochs:.2f} epochs over the unique tokens, worth {worth:.1%} of as many fresh ones "
+                "(Muennighoff et al., arXiv 2305.16264)"
+            )
+
+
+def _short(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
+    short = [planned.title for planned in runs if planned.run.optim.steps < desk.family.min_steps]
+    if short:
+        yield f"under {desk.family.min_steps} steps, so that their losses scatter: {'; '.join(short)}"
+
+
+def _objective(desk: Desk, laws: Laws, planned: PlannedRun) -> Iterator[str]:
+    """How far the run is from the best split of its compute, where that is not what was asked for."""
+    objective = desk.budget.objective
+    if isinstance(objective, Inference):
+        yield _serving(desk, laws, planned, objective)
+    elif isinstance(objective, FixedSize | FixedRatio) and (laws.allocation or laws.surface):
+        best = Search(desk, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
+        share = best.flop_per_token / planned.run.model.flop_per_token
+        said = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
+        yield f"the size is the budget's, not the law's: the run has {said} of the best split of its compute"
+
+
+def _serving(desk: Desk, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
+    """What the smaller model saves in training and serving together, against the best split with the same loss."""
+    surface, model, served = laws.surface, planned.run.model, objective.served
+    assert surface is not None  # check_laws has refused the objective without one
+    loss = surface.loss(surface.measure(model), planned.run.tokens)
+    best = Search(desk, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
+    plain = compute_for_loss(loss, surface, best.shape, planned.run.compute_flop)
+    other = best.shape(plain)
+    ours = planned.run.compute_flop + served_flop(model, served)
+    theirs = plain + served_flop(other, served)
+    return (
+        f"for {count(served)} served tokens, training and serving take {ours:.3g} FLOP; the best split of training "
+        f"compute with the same loss by {surface.name} has {count(other.params)} parameters and takes {theirs:.3g}"
+    )
+
+
+def _overrides(desk: Desk, planned: PlannedRun) -> Iterator[str]:
+    """Where laws disagree on learning rate and batch, and where the budget overrode them."""
+    said = disagreement(advice(desk, planned))
+    if said:
+        yield said
+    if desk.budget.batch is not None:
+        yield (
+            f"the batch is the budget's; the learning rate of {desk.hyper_law.name} supposes that "
+            f"{desk.hyper.regime}"
+        )
+    if planned.execution.layout.devices < desk.cluster.devices:
+        yield (
+            f"the run uses {planned.execution.layout.devices} of {desk.cluster.devices} devices: its batch has no more "
+            "to give them"
+        )

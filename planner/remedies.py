@@ -1,0 +1,203 @@
+"""Why a budget has no target run, and the nearest thing that would work, tried before it is proposed where it can be."""
+
+import math
+from collections.abc import Sequence
+
+from planner.desk import Desk
+from planner.draft import UndividedBatchError
+from planner.isoflop import Minimum
+from planner.layouts import NoLayoutError
+from planner.objective import lacking
+from planner.pilots import ladder
+from planner.search import Search
+from specs.budget import FixedSize, Pilots, Published
+from specs.data import DeclaredText
+from specs.files import DocumentError
+from specs.law import Allocation, EvidencePoint
+from specs.plan import PlannedRun
+from specs.words import count, duration
+
+_MOST_DOUBLINGS = 20
+"""Clusters up to a million times as large, and budgets down to a millionth, are looked at."""
+
+
+def check_laws(search: Search) -> None:
+    """Refuse an objective or a currency that the laws at hand know nothing about."""
+    desk, laws = search.desk, search.laws
+    lacks = lacking(desk.budget.objective, laws)
+    if lacks:
+        named = desk.budget.evidence
+        field = "evidence.law" if isinstance(named, Published) else "evidence"
+        what = (
+            f"the law {desk.law.name} has no allocation"
+            if "allocation" in lacks
+            else f"the objective needs {lacks}"
+        )
+        raise desk.refuse(field, what, _law_wanted(desk))
+    if desk.budget.loss is None:
+        return
+    if laws.surface is None:
+        raise desk.refuse("loss", "a target loss needs a loss law", _law_wanted(desk))
+    law = desk.loss_law
+    if law is not None and law.data != desk.text:
+        what = f"the loss law {law.name} holds for {law.data}, not for {desk.text}: losses do not carry over"
+        raise desk.refuse("loss", what, "give compute, or evidence.kind: pilots on your own data")
+
+
+def _law_wanted(desk: Desk) -> str:
+    if isinstance(desk.budget.evidence, Published):
+        return "name one that has, like law: deepseek or loss: epoch-chinchilla"
+    return "audit the pilots of a budget in compute first"
+
+
+def prior_allocation(desk: Desk) -> Allocation:
+    """The allocation that centres the pilots."""
+    if desk.law.allocation is None:
+        what = f"the law {desk.law.name} has no allocation"
+        raise desk.refuse("evidence.prior", what, "name one that has, like deepseek")
+    return desk.law.allocation
+
+
+def check_reach_of_pilots(desk: Desk, evidence: Pilots) -> None:
+    """Refuse a ladder that ends too far below the target."""
+    beyond = 1 / ladder(evidence, 1.0)[-1]
+    if beyond <= evidence.reach:
+        return
+    share = evidence.share * beyond / evidence.reach
+    what = f"the target is {beyond:,.4g} times beyond the largest pilot, and {evidence.reach:,.6g} times is allowed"
+    write = f"write share: {math.ceil(share * 1e4) / 1e4:g}, or allow it: reach: {rounded_up(beyond):g}"
+    raise desk.refuse("evidence.share", what, write)
+
+
+def check_points(desk: Desk, points: Sequence[EvidencePoint]) -> None:
+    """Refuse to look for a loss in a ledger that holds no law."""
+    if desk.budget.loss is None or len({point.budget_flop for point in points}) > 1:
+        return
+    what = (
+        f"a target loss needs a loss law, and the ledger has {len(points)} runs on this text, too few for one"
+    )
+    raise desk.refuse("loss", what, "give compute first, and audit its pilots")
+
+
+def check_minima(desk: Desk, minima: Sequence[Minimum]) -> None:
+    """Refuse a ladder of which no profile has its minimum inside: it says nothing of the best size."""
+    if any(minimum.bracketed for minimum in minima):
+        return
+    assert isinstance(desk.budget.evidence, Pilots)  # only a ledger has minima
+    reasons = "; ".join(f"at {minimum.flop:.3g} FLOP {minimum.reason}" for minimum in minima)
+    wider = min(4.0, math.ceil(15 * desk.budget.evidence.spread) / 10)
+    write = f"audit pilots over a wider range: write spread: {wider:g} under another name"
+    raise desk.refuse("evidence", f"the ledger has no interior optimum: {reasons}", write)
+
+
+def check_batch(desk: Desk) -> None:
+    """Refuse a batch that is not whole sequences."""
+    batch, context = desk.budget.batch, desk.family.context
+    if batch is not None and batch % context:
+        nearest = max(1, round(batch / context)) * context
+        what = f"{batch:,} tokens are not a whole number of sequences of {context:,}"
+        raise desk.refuse("batch", what, f"write batch: {nearest} tokens")
+
+
+def undivided(search: Search, compute_flop: float, error: UndividedBatchError) -> DocumentError:
+    """The refusal of a batch that no layout divides, with the nearest one that some layout does."""
+    desk = search.desk
+    batch, context = desk.budget.batch, desk.family.context
+    assert batch is not None  # only a batch of the budget's is kept as it is
+    for sequences in _batches_near(batch // context):
+        if _works(search.asking(batch=sequences * context), compute_flop):
+            return desk.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
+    return desk.refuse("batch", str(error), "leave it out, so that the law's is rounded to one that fits")
+
+
+def _batches_near(sequences: int) -> list[int]:
+    """Multiples of each power of two on either side of a batch, nearest first."""
+    grains = [2**k for k in range(sequences.bit_length() + 1)]
+    found = {g * max(1, sequences // g + up) for g in grains for up in (0, 1)}
+    return sorted(found - {sequences}, key=lambda batch: (abs(batch - sequences), batch))
+
+
+def too_large(search: Search, compute_flop: float, error: NoLayoutError) -> DocumentError:
+    """The refusal of a run that fits no layout, with the smallest cluster and the largest budget that would do."""
+    desk = search.desk
+    devices = (desk.cluster.devices * 2**k for k in range(1, _MOST_DOUBLINGS + 1))
+    enough = next((n for n in devices if _works(search.on(n), compute_flop)), None)
+    remedies = [] if enough is None else [f"name a cluster of {enough} such devices"]
+    smaller = _largest_that_fits(search, compute_flop)
+    remedies += [] if smaller is None else [smaller]
+    return desk.refuse("cluster", str(error), ", or ".join(remedies) or "name a cluster of larger devices")
+
+
+def _largest_that_fits(search: Search, compute_flop: float) -> str | None:
+    """The largest of a row of halved budgets, or sizes where the budget fixes one, that fits the cluster."""
+    objective = search.desk.budget.objective
+    for k in range(1, _MOST_DOUBLINGS + 1):
+        if isinstance(objective, FixedSize):
+            params = round(rounded_down(objective.params / 2**k))
+            smaller = search.asking(objective=FixedSize(kind="size", params=max(1, params)))
+            if _works(smaller, compute_flop):
+                return f"write objective.params: {count(params)} params"
+        elif _works(search, rounded_down(compute_flop / 2**k)):
+            return f"spend at most {rounded_down(compute_flop / 2**k):.2g} FLOP"
+    return None
+
+
+def _works(search: Search, compute_flop: float) -> bool:
+    try:
+        search.draft(compute_flop)
+    except (NoLayoutError, UndividedBatchError):
+        return False
+    return True
+
+
+def check_data(search: Search, planned: PlannedRun) -> None:
+    """Refuse a run that needs more passes over the text than the budget allows."""
+    desk, budget = search.desk, search.desk.budget
+    unique, tokens = desk.unique_tokens, planned.run.tokens
+    if tokens <= budget.epochs * unique:
+        return
+    declared = isinstance(budget.data.text, DeclaredText)
+    what = (
+        f"the run takes {count(tokens)} tokens, {tokens / unique:.3g} passes over the {count(unique)} unique ones, "
+        f"and {budget.epochs:g} are allowed"
+    )
+    most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop)
+    write = f"bring {count(tokens / budget.epochs)} unique tokens, spend at most {most:.2g} FLOP"
+    passes = math.ceil(10 * tokens / unique) / 10
+    field = "data.text.unique" if declared else "data.text"
+    raise desk.refuse(field, what, f"{write}, or allow it: epochs: {passes:g}")
+
+
+def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> float:
+    """The largest compute, within a hundredth, whose run takes at most these tokens."""
+    low, high = 0.0, math.log(above_flop)
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        fits = math.exp(middle) / search.shape(math.exp(middle)).flop_per_token <= tokens
+        low, high = (middle, high) if fits else (low, middle)
+    return rounded_down(math.exp(low))
+
+
+def check_deadline(desk: Desk, planned: PlannedRun) -> None:
+    """Refuse a run that takes longer than the deadline beside another currency."""
+    deadline, took_s = desk.budget.deadline, planned.cost.hours * 3600
+    if deadline is None or desk.budget.currency == "deadline" or took_s <= deadline:
+        return
+    most = rounded_down(planned.budget_flop * deadline / took_s)
+    devices = math.ceil(desk.cluster.devices * took_s / deadline)
+    what = f"the target run takes {planned.cost.hours:.4g} h ({duration(took_s)}), and {duration(deadline)} are given"
+    hours = math.ceil(planned.cost.hours)
+    write = f"allow {hours} h, spend at most {most:.2g} FLOP, or name a cluster of {devices} such devices"
+    raise desk.refuse("deadline", what, write)
+
+
+def rounded_up(value: float) -> float:
+    """Two significant digits, upwards."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")
+
+
+def rounded_down(value: float) -> float:
+    """Two significant digits, towards zero, so that what is proposed is still enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")

@@ -1,0 +1,61 @@
+"""One search for a target run: the desk, the laws, and the drafts that they give at a compute."""
+
+from dataclasses import dataclass, replace
+
+from planner.desk import Desk
+from planner.draft import Setting, Wish, draft
+from planner.objective import Laws, shape_at
+from specs.data import CorpusRef
+from specs.model import ModelSpec
+from specs.plan import PlannedRun
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a target run is looked for with."""
+
+    desk: Desk
+    laws: Laws
+    rate_multiple: float = 1.0
+
+    def shape(self, compute_flop: float, stages: int = 1) -> ModelSpec:
+        """The shape of a run of this compute, balanced over the stages."""
+        desk = self.desk
+        return shape_at(compute_flop, desk.budget.objective, self.laws, desk.family, desk.vocab, stages)
+
+    def on(self, devices: int) -> "Search":
+        """The same search on another number of the cluster's devices."""
+        cluster = self.desk.cluster.model_copy(update={"devices": devices})
+        return replace(self, desk=replace(self.desk, cluster=cluster))
+
+    def asking(self, **changes: object) -> "Search":
+        """The same search with other fields in the budget."""
+        return replace(self, desk=replace(self.desk, budget=self.desk.budget.model_copy(update=changes)))
+
+    def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
+        """The run of this compute; NoLayoutError or UndividedBatchError where no layout takes it."""
+        shape, desk = self.shape(compute_flop, stages), self.desk
+        title = f"{compute_flop:.1e} FLOP, width {shape.width}, {shape.layers} layers"
+        wish = Wish(
+            "target",
+            title,
+            compute_flop,
+            shape,
+            desk.cluster.devices,
+            self.rate_multiple,
+            desk.budget.batch,
+        )
+        return draft(setting_of(desk), wish)
+
+
+def setting_of(desk: Desk) -> Setting:
+    """What all runs of the plan share."""
+    digest = None if desk.corpus is None else desk.corpus.digest
+    return Setting(
+        budget=desk.budget,
+        family=desk.family,
+        cluster=desk.cluster,
+        hyper=desk.hyper,
+        data=CorpusRef(corpus=desk.budget.data.fingerprint(), digest=digest),
+        vocab=desk.vocab,
+    )

@@ -1,0 +1,175 @@
+"""The target run: what the budget buys, in whichever currency.
+
+A budget in FLOP is the run's compute; a loss becomes the least compute that reaches it. Hours, money, energy and a
+deadline become compute by the run's own cost: a run is drafted and its compute scaled until it costs what was asked.
+A first draft says into how many stages the layout cuts the model, a second one balances its depth over them. Why there
+is no run, and what would give one, is said in planner/remedies.py.
+"""
+
+import math
+
+from planner import remedies
+from planner.desk import Desk
+from planner.draft import EVALUATIONS, UndividedBatchError, peak_flop_per_s
+from planner.layouts import NoLayoutError
+from planner.objective import NoOptimumError, compute_for_loss
+from planner.search import Search
+from planner.shape import sizes_of_family
+from specs.budget import Pilots
+from specs.plan import Cost, PlannedRun
+
+MOST_FLOP = 1e30
+"""Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
+CLOSE = 0.002
+"""A cost within this share of the budget meets it: shapes come in whole layers, steps in twenties."""
+_TRIES = 6
+
+
+def find_target(search: Search) -> PlannedRun:
+    """The target run; DocumentError at the budget's line where there can be none."""
+    desk = search.desk
+    remedies.check_laws(search)
+    remedies.check_batch(desk)
+    try:
+        found = _bought(search, stages=1)
+        stages = found.execution.layout.pp * found.execution.layout.interleave
+        if stages > 1:
+            found = min(_bought(search, stages), found, key=_hours_per_flop)
+    except NoOptimumError as error:
+        raise desk.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
+    remedies.check_data(search, found)
+    remedies.check_deadline(desk, found)
+    return found
+
+
+def target_compute(search: Search) -> float:
+    """C of the target run, without a draft where the budget says it."""
+    compute = search.desk.budget.compute
+    if compute is None:
+        return find_target(search).budget_flop
+    _check_buys_a_run(search.desk, compute)
+    return compute
+
+
+def _hours_per_flop(planned: PlannedRun) -> float:
+    return planned.cost.device_hours / planned.cost.compute_flop
+
+
+def _bought(search: Search, stages: int) -> PlannedRun:
+    """The run that the budget buys."""
+    budget = search.desk.budget
+    if budget.compute is not None:
+        return _checked_draft(search, budget.compute, stages)
+    if budget.loss is not None:
+        return _checked_draft(search, _compute_for_loss(search, budget.loss, stages), stages)
+    amount = getattr(budget, budget.currency)
+    compute, tried = _first_guess(search, amount), []
+    for _ in range(_TRIES):
+        tried.append(_checked_draft(search, compute, stages))
+        ratio = amount / _spent(search.desk, tried[-1].cost)
+        if abs(math.log(ratio)) < CLOSE:
+            break
+        compute *= ratio
+    return min(tried, key=lambda planned: abs(math.log(_spent(search.desk, planned.cost) / amount)))
+
+
+def _checked_draft(search: Search, compute_flop: float, stages: int) -> PlannedRun:
+    """The run of this compute; DocumentError where it is too little, too much, too far, or fits no layout."""
+    _check_buys_a_run(search.desk, compute_flop)
+    try:
+        return search.draft(compute_flop, stages)
+    except UndividedBatchError as error:
+        raise remedies.undivided(search, compute_flop, error) from None
+    except NoLayoutError as error:
+        raise remedies.too_large(search, compute_flop, error) from None
+
+
+def _spent(desk: Desk, cost: Cost) -> float:
+    """What a run costs in the budget's currency."""
+    spent = {
+        "device_hours": cost.device_hours,
+        "money": cost.dollars,
+        "energy": cost.energy_j,
+        "deadline": cost.hours * 3600,
+    }[desk.budget.currency]
+    assert spent is not None  # `_device_hours` has refused clusters without a price or power
+    return spent
+
+
+def _device_hours(desk: Desk, amount: float) -> float:
+    """Device-hours that an amount of the budget's currency buys on the cluster."""
+    currency, cluster = desk.budget.currency, desk.cluster
+    if currency == "money":
+        if cluster.price is None:
+            raise desk.refuse(
+                "money", f"the cluster {cluster.name} has no price", "give compute or device_hours"
+            )
+        return amount / cluster.price
+    if currency == "energy":
+        if cluster.device.power is None:
+            raise desk.refuse(
+                "energy", f"the power of {cluster.device.name} is not known", "give compute or device_hours"
+            )
+        return amount / 3600 / cluster.device.power
+    return amount if currency == "device_hours" else cluster.devices * amount / 3600
+
+
+def _first_guess(search: Search, amount: float) -> float:
+    """C that the amount buys at the cluster's utilisation, which counts MFU's FLOP, while C counts M."""
+    desk = search.desk
+    rate = peak_flop_per_s(desk.cluster, desk.budget.precision) * desk.cluster.model_flop_utilisation
+    bought = _device_hours(desk, amount) * 3600 * rate
+    _check_buys_a_run(desk, bought)
+    shape = search.shape(bought)
+    return bought * shape.flop_per_token / shape.mfu_flop_per_token
+
+
+def _compute_for_loss(search: Search, loss: float, stages: int) -> float:
+    """The least compute that reaches the loss by the loss law."""
+    desk, surface = search.desk, search.laws.surface
+    assert surface is not None  # check_laws has refused a loss without a loss law
+    compute = compute_for_loss(loss, surface, lambda flop: search.shape(flop, stages), MOST_FLOP)
+    if math.isinf(compute):
+        model = search.shape(MOST_FLOP)
+        least = surface.loss(surface.measure(model), MOST_FLOP / model.flop_per_token)
+        what = f"the loss law {surface.name} reaches {least:.4g} nats/token with {MOST_FLOP:g} FLOP, not {loss:g}"
+        raise desk.refuse("loss", what, f"ask for a loss above its floor of {surface.floor:.4g}")
+    return compute
+
+
+def _check_buys_a_run(desk: Desk, flop: float) -> None:
+    """Refuse what no run could spend: less than the shortest run of the smallest shape, more than anybody has."""
+    smallest = sizes_of_family(desk.family, desk.vocab, 0.0)[0]
+    least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
+    field = desk.budget.currency
+    if flop < least:
+        what = (
+            f"this buys {flop:.3g} FLOP, and the shortest run of the smallest {desk.family.name} shape takes"
+        )
+        write = "give a larger budget, or name a family of smaller shapes"
+        raise desk.refuse(field, f"{what} {least:.3g}", write)
+    if flop > MOST_FLOP:
+        what = f"this buys {flop:.3g} FLOP, and plans end at {MOST_FLOP:g}"
+        raise desk.refuse(field, what, "give a smaller budget")
+    _check_reach(desk, flop)
+
+
+def _check_reach(desk: Desk, flop: float) -> None:
+    """Refuse a target too far from the compute that the published law was fitted on. Pilots are checked by plan.py."""
+    evidence, law = desk.budget.evidence, desk.law
+    if isinstance(evidence, Pilots):
+        return
+    low, high = law.compute_low_flop / evidence.reach, law.compute_high_flop * evidence.reach
+    if low <= flop <= high:
+        return
+    beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
+    what = (
+        f"{flop:.3g} FLOP is {beyond:,.4g} times outside the {law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} "
+        f"FLOP that {law.name} was fitted on, and {evidence.reach:,.6g} times is allowed"
+    )
+    nearest = f"at most {high:.2g}" if flop > high else f"at least {low:.2g}"
+    raise desk.refuse(
+        desk.budget.currency,
+        what,
+        f"spend {nearest} FLOP, or allow it: evidence.reach: {remedies.rounded_up(beyond):g}",
+    )
