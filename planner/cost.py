@@ -172,6 +172,39 @@ def checkpoint_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
     return w * a.width / (1 + sp * (t - 1))
 
 
+# Bytes that elementwise operations of a block move of one token: read and written, forward then backward.
+
+
+def moved_whole_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
+    """Both norms and both residual additions, each one pass over memory, with dropout's masks where it is used.
+
+    Forward a norm reads and writes a row and an addition reads two and writes one; backward either takes three.
+    """
+    forward, backward = (2 + 3) * w, (3 + 3) * w
+    if a.dropout:
+        forward, backward = forward + 1, backward + 2 * w + 1
+    return 2 * a.width * forward, 2 * a.width * backward
+
+
+def moved_split_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
+    """The feed-forward's activation, one pass each way, and the rotation of queries and keys.
+
+    SwiGLU reads two rows and writes one; backward it reads three and writes two, and the product once more. GELU reads
+    one and writes one; backward it reads two and writes one.
+    """
+    forward, backward = (3, 6) if a.ffn_matrices == 3 else (2, 3)
+    turned = 0 if a.learned_positions else 2 * (a.width + a.kv_heads * a.head_dim)
+    return w * (forward * a.ffn + turned), w * (backward * a.ffn + turned)
+
+
+def moved_score_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
+    """Attention's square where it is stored: softmax and dropout one pass each; the products' own are not counted."""
+    forward, backward = (2 * w, 3 * w)
+    if a.dropout:
+        forward, backward = forward + 2 * w + 1, backward + 2 * w + 1
+    return a.heads * a.context * forward, a.heads * a.context * backward
+
+
 # Traffic: bytes that one rank sends. Rings are optimal in them (arXiv 1909.09756 names the collectives' costs).
 
 

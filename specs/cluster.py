@@ -27,6 +27,31 @@ class Device(Spec):
     """Electrical power under load, the device alone; null leaves energy out of the plan."""
 
 
+class Efficiency(Spec):
+    """What training reaches of a device's data sheet; the planner's seconds of a step rest on it."""
+
+    matmul: float = Field(gt=0, le=1)
+    """Share of the peak that a matrix multiplication with a long inner dimension reaches while a model trains."""
+    matmul_half_depth: float = Field(ge=0)
+    """Inner dimension at which half of that share is left: filling and emptying a tile's pipeline costs as much."""
+    attention: float = Field(gt=0, le=1)
+    """Share of the peak that flash attention reaches, half of the causal square counted."""
+    memory: float = Field(gt=0, le=1)
+    """Share of the memory's rate that elementwise operations reach."""
+    links: float = Field(gt=0, le=1)
+    """Share of a link's bandwidth that collectives reach."""
+    overlap: float = Field(ge=0, le=1)
+    """Share of tensor parallel communication that an engine which overlaps it hides beneath matrix multiplications."""
+    launch: Seconds
+    """Time between two kernels."""
+    message: Seconds
+    """Time that a collective or a transfer takes however little it carries, per node that it goes through."""
+    multiprocessors: int = Field(ge=1)
+    """Processors among which tiles of a matrix multiplication are shared out, each one at a time."""
+    source: str
+    """Where these figures come from."""
+
+
 class Cluster(Spec):
     """Where runs happen. It changes the speed of a run, never its numbers."""
 
@@ -52,5 +77,7 @@ class Cluster(Spec):
     """Share of the peak that training reaches, for hours and money until a run has measured it."""
     model_flop_utilisation_source: str
     """Where that share comes from."""
+    efficiency: Efficiency | None = None
+    """What training reaches of the data sheet; null leaves the step's time to `model_flop_utilisation`."""
     checkpoint_every: Seconds
     """Time between checkpoints."""

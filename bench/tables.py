@@ -1,0 +1,329 @@
+"""Published step times and memory beside the planner's: `python -m bench.tables [--fit]`.
+
+The tables are read from ../shared/tables relative to the repository; one that is absent is skipped. Every second row of
+a table of throughput may be used to fit an accelerator's constants (`--fit` does it again and prints
+what it finds); the others are held out. Calculon's errors are those that its authors and others published.
+"""
+
+import csv
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from planner import cost
+from planner.cost import Architecture
+from planner.engine import OURS, Engine
+from planner.grid import Grid, grid_of
+from planner.memory import memory_parts
+from planner.seconds import machine, step_seconds
+from specs.cluster import Cluster
+from specs.files import from_catalog
+from specs.layout import Layout
+
+TABLES = Path(__file__).parents[1].parent / "shared/tables"
+Published = dict[str, str]
+
+MEGATRON_2021 = replace(
+    OURS,
+    flash=False,
+    fused_loss=False,
+    fused_gradients=False,
+    overlaps_tensor=False,
+    overlaps_data=False,
+    overlaps_pipeline=False,
+    shards_optimizer=False,
+    reduce_bytes=2,
+    stages_adjacent=False,
+    replays_norms=False,
+)
+"""Megatron-LM v2.6: fp16, unfused attention, gradients in a separate fp32 sum, nothing overlapped."""
+MEGATRON_2022 = replace(MEGATRON_2021, fused_gradients=True)
+"""Korthikanti et al.: with the fused weight gradient of early 2022."""
+MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False)
+"""r0.8.0 with its overlap flags on; the loss in fp32 steps."""
+TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_norms=True, replays_matmuls=0.5)
+"""FSDP2, which sends what ZeRO-1 does and hides it; selective recomputation replays every second multiplication."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One published figure and ours."""
+
+    name: str
+    published: float
+    ours: float
+    fitted: bool
+
+    @property
+    def error(self) -> float:
+        """Relative error of ours."""
+        return self.ours / self.published - 1
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The accelerators that the tables ran on."""
+
+    a100: Cluster
+    h100: Cluster
+    h100_500w: Cluster
+
+
+def clusters() -> Clusters:
+    """From the catalog; torchtitan's H100s draw 500 W and have HBM2e, so they are an accelerator of their own."""
+    h100 = from_catalog(Cluster, "h100-64", None)
+    device = h100.device.model_copy(update={"memory": 96e9, "memory_bandwidth": 2.4e12, "power": 500.0})
+    capped = _with(h100.model_copy(update={"device": device}), matmul=CAPPED_MATMUL)
+    return Clusters(from_catalog(Cluster, "a100-1024", None), h100, capped)
+
+
+CAPPED_MATMUL = 0.555
+"""`Efficiency.matmul` of an H100 that may draw 500 W of its 700, fitted on torchtitan's fitted rows."""
+
+
+def _with(cluster: Cluster, **changes: float) -> Cluster:
+    assert cluster.efficiency is not None  # every CUDA cluster of the catalog has one
+    return cluster.model_copy(update={"efficiency": cluster.efficiency.model_copy(update=changes)})
+
+
+def read(name: str) -> list[Published]:
+    """The rows of a table."""
+    with (TABLES / f"{name}.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def gpt(row: Published, *, dropout: bool) -> Architecture:
+    """The row's GPT: GELU, LayerNorm, learned positions, tied head."""
+    width, heads = int(row["hidden"]), int(row["heads"])
+    return Architecture(
+        int(row["layers"]),
+        width,
+        heads,
+        heads,
+        width // heads,
+        4 * width,
+        int(row["vocab"]),
+        int(row["seq"]),
+        ffn_matrices=2,
+        norm_vectors=2,
+        learned_positions=True,
+        tied=True,
+        dropout=dropout,
+    )
+
+
+def llama(row: Published) -> Architecture:
+    """The row's LLaMA."""
+    layers, width, heads, kv_heads, ffn, vocab, context = (
+        int(row[name]) for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq")
+    )
+    return Architecture(layers, width, heads, kv_heads, width // heads, ffn, vocab, context)
+
+
+def layout(row: Published, *, recompute: str, sp: bool, interleave: int = 1, micro_batch: int = 0) -> Layout:
+    """The row's layout."""
+    return Layout.model_validate(
+        {name: int(row[name]) for name in ("dp", "pp", "tp")}
+        | {
+            "sequence_parallel": sp,
+            "micro_batch_sequences": micro_batch or int(row["micro_batch"]),
+            "recompute": recompute,
+            "interleave": interleave,
+        }
+    )
+
+
+def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: Grid) -> float:
+    """Seconds of a step in 16 bit."""
+    return float(sum(step_seconds(a, engine, machine(cluster, 2), 2, grid).values()))
+
+
+def narayanan(on: Clusters) -> Iterator[Case]:
+    """Table 1 of arXiv 2104.04473; the published rate counts the recomputed forward pass (its Eq. 3)."""
+    for index, row in enumerate(read("narayanan2021_table1")):
+        a, batch = gpt(row, dropout=True), int(row["global_batch_seqs"])
+        per_stage = int(row["layers"]) // int(row["pp"])
+        found = row["extra"].partition("interleaved: ")[2].partition(" layer")[0]
+        interleave = per_stage // int(found) if found else 1
+        cut = layout(row, recompute="full", sp=False, interleave=interleave)
+        ours = step_s(a, MEGATRON_2021, on.a100, grid_of(cut, a.layers, batch))
+        square = 1 + a.context / (6 * a.width) + a.vocab / (16 * a.layers * a.width)
+        flop = 96 * batch * a.context * a.layers * a.width**2 * square
+        yield Case(row["model"], flop / (float(row["value"]) * 1e12 * cut.devices), ours, index % 2 == 1)
+
+
+def korthikanti(on: Clusters) -> Iterator[Case]:
+    """Table 5 of arXiv 2205.05198: seconds of an iteration, one replica."""
+    rows = [row for row in read("korthikanti2022") if "Table 5" in row["source"]]
+    for index, row in enumerate(rows):
+        a, split = gpt(row, dropout=True), "SP" in row["recompute"]
+        interleave = int(row["extra"].partition("interleave=")[2].partition(";")[0])
+        cut = layout(row, recompute="selective" if split else "full", sp=split, interleave=interleave)
+        ours = step_s(a, MEGATRON_2022, on.a100, grid_of(cut, a.layers, int(row["global_batch_seqs"])))
+        yield Case(f"{row['model']} {row['recompute']}", float(row["value"]), ours, index % 2 == 1)
+
+
+def megatron_core(on: Clusters) -> Iterator[Case]:
+    """Megatron-core on H100. Micro-batch and interleaving are not printed: the fastest that fit are taken."""
+    rows = [row for row in read("megatron_core_h100") if row["tp"]]
+    for index, row in enumerate(rows):
+        a, batch = gpt(row, dropout=False), int(row["global_batch_seqs"])
+        grids = [grid_of(cut, a.layers, batch) for cut in _unprinted(row, batch)]
+        fitting = [g for g in grids if _bytes(a, MEGATRON_CORE, g) <= 0.9 * on.h100.device.memory]
+        ours = min(step_s(a, MEGATRON_CORE, on.h100, grid) for grid in fitting)
+        flop = batch * a.context * (cost.flop_per_token(a) + 6 * a.vocab * a.width)
+        devices = int(row["tp"]) * int(row["pp"]) * int(row["dp"])
+        yield Case(row["model"], flop / (float(row["value"]) * 1e12 * devices), ours, index % 2 == 1)
+
+
+def _unprinted(row: Published, batch: int) -> Iterator[Layout]:
+    pp, dp, per_stage = int(row["pp"]), int(row["dp"]), int(row["layers"]) // int(row["pp"])
+    for micro_batch in (1, 2, 4, 8):
+        for interleave in range(1, per_stage + 1 if pp > 1 else 2):
+            whole = per_stage % interleave == 0 and batch % (dp * micro_batch) == 0
+            if whole and (interleave == 1 or batch // (dp * micro_batch) % pp == 0):
+                sp = int(row["tp"]) > 1
+                yield layout(row, recompute="none", sp=sp, interleave=interleave, micro_batch=micro_batch)
+
+
+def _bytes(a: Architecture, engine: Engine, grid: Grid) -> float:
+    return float(sum(memory_parts(a, engine, 2, grid).values()))
+
+
+def torchtitan(on: Clusters) -> Iterator[Case]:
+    """Rows in bf16 without context parallelism: FSDP, and FSDP with (asynchronous) tensor parallelism."""
+    rows = [row for row in read("torchtitan") if row["precision"] == "bf16" and row["cp"] == "1"]
+    for index, row in enumerate(rows):
+        a, batch = llama(row), int(row["global_batch_seqs"])
+        eager, asynchronous = "eager" in row["extra"], "async" in row["extra"]
+        engine = replace(TORCHTITAN, fused=not eager, overlaps_tensor=asynchronous)
+        cut = layout(row, recompute=row["recompute"].split()[0], sp=int(row["tp"]) > 1)
+        ours = step_s(a, engine, on.h100_500w, grid_of(cut, a.layers, batch))
+        name = f"{row['model']} {row['gpus']} GPUs {row['extra'].rpartition(';')[2].strip()}"
+        published = batch * a.context / (float(row["value"]) * int(row["gpus"]))
+        yield Case(name, published, ours, index % 2 == 1)
+
+
+def activation_memory(on: Clusters) -> Iterator[Case]:
+    """Figures 1 and 7 of arXiv 2205.05198: activations of the first stage, blocks only; nothing is fitted."""
+    baselines: dict[str, float] = {}
+    for row in read("korthikanti2022"):
+        if "activations" not in row["extra"] and "Figure 7" not in row["source"]:
+            continue
+        a = gpt(row, dropout=True)
+        split, words = "SP" in row["extra"], row["extra"]
+        recompute = "full" if words == "full" else "selective" if "selective" in words else "none"
+        grid = grid_of(layout(row | {"dp": "1"}, recompute=recompute, sp=split, interleave=1), a.layers, 4096)
+        if "Figure 7" in row["source"]:
+            kept = _per_block(a, grid)
+            baselines.setdefault(row["model"], kept)
+            yield Case(
+                f"{row['model']} {words}", float(row["value"]), 100 * kept / baselines[row["model"]], False
+            )
+        else:
+            interleave = {"GPT 175B": 3, "GPT 530B": 3}.get(row["model"], 1)
+            ours = _kept_gib(a, replace(grid, interleave=interleave))
+            yield Case(f"{row['model']} {words}", float(row["value"]), ours, False)
+
+
+def _per_block(a: Architecture, grid: Grid) -> float:
+    """Bytes of one block and one micro-batch, without the replay of a block that recomputation needs for a moment."""
+    if grid.recompute == 2:
+        return float(cost.checkpoint_bytes(a, grid.tp, grid.sp, 2))
+    return float(cost.kept_bytes(a, grid.tp, grid.sp, 2, grid.recompute == 0))
+
+
+def _kept_gib(a: Architecture, grid: Grid) -> float:
+    parts = memory_parts(a, MEGATRON_2022, 2, replace(grid, most=0, last=0))
+    replayed = _per_block(a, replace(grid, recompute=0)) - _per_block(a, grid)
+    return float(parts["activations"] - replayed * grid.micro_batch * a.context) / 2**30
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table, what must be reached, and what others reach."""
+
+    title: str
+    cases: Callable[[Clusters], Iterator[Case]]
+    unit: str
+    at_most: float
+    reference: str
+
+
+COMPARISONS = (
+    Comparison("Narayanan 2021, Table 1", narayanan, "s", 0.06, "calculon 11.7 %"),
+    Comparison("Korthikanti 2022, Table 5", korthikanti, "s", 0.04, "calculon 3.65 %, tuned on it"),
+    Comparison("Korthikanti 2022, activation memory", activation_memory, "GiB or %", 0.04, "-"),
+    Comparison("Megatron-core on H100", megatron_core, "s", 0.08, "-"),
+    Comparison("torchtitan, bf16 without context parallelism", torchtitan, "s", 0.10, "-"),
+)
+
+
+def mean_error(cases: list[Case]) -> float:
+    """Mean absolute relative error."""
+    return float(np.mean([abs(case.error) for case in cases]))
+
+
+def main() -> None:
+    """Print every table."""
+    console = Console(width=130)
+    if "--fit" in sys.argv[1:]:
+        for line in fit(clusters()):
+            console.print(line, highlight=False)
+        return
+    for comparison in COMPARISONS:
+        try:
+            cases = list(comparison.cases(clusters()))
+        except FileNotFoundError as absent:
+            console.print(f"{comparison.title}: skipped, {absent.filename} is absent")
+            continue
+        console.print(_table(comparison, cases))
+
+
+def _table(comparison: Comparison, cases: list[Case]) -> Table:
+    table = Table("row", f"published, {comparison.unit}", "ours", "error", "", title=comparison.title)
+    for case in cases:
+        words = "fitted" if case.fitted else "held out"
+        table.add_row(case.name, f"{case.published:.4g}", f"{case.ours:.4g}", f"{case.error:+.1%}", words)
+    parts = {
+        "all": cases,
+        "fitted": [c for c in cases if c.fitted],
+        "held out": [c for c in cases if not c.fitted],
+    }
+    means = ", ".join(f"{name} {mean_error(part):.2%}" for name, part in parts.items() if part)
+    table.caption = f"mean error: {means}; at most {comparison.at_most:.0%}; reference {comparison.reference}"
+    return table
+
+
+def fit(on: Clusters) -> Iterator[str]:
+    """The fitted constants again, from the fitted rows: least squares of log errors."""
+    from scipy.optimize import least_squares
+
+    def residuals(values: Any, change: Callable[[Any], Clusters], tables: tuple[Any, ...]) -> list[float]:
+        found = [case for table in tables for case in table(change(values)) if case.fitted]
+        return [float(np.log(case.ours / case.published)) for case in found]
+
+    def a100(values: Any) -> Clusters:
+        return replace(on, a100=_with(on.a100, matmul=values[0], matmul_half_depth=1000 * values[1]))
+
+    def h100(values: Any) -> Clusters:
+        changed = _with(on.h100, matmul=values[0], overlap=values[1])
+        capped = _with(on.h100_500w, matmul=values[2], overlap=values[1])
+        return replace(on, h100=changed, h100_500w=capped)
+
+    for change, tables, start in (
+        (a100, (narayanan, korthikanti), (0.8, 0.4)),
+        (h100, (megatron_core, torchtitan), (0.6, 0.6, 0.5)),
+    ):
+        found = least_squares(residuals, start, diff_step=1e-3, args=(change, tables))
+        yield f"{change.__name__}: {np.round(found.x, 3).tolist()} from {len(found.fun)} rows"
+
+
+if __name__ == "__main__":
+    main()
