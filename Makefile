@@ -35,6 +35,6 @@ lint: .venv/.set-up
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 			{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }; \
 		$(PYTHON) -m venv --clear .venv; } >&2
-	@echo "setting up .venv: about 2 GB, a few minutes the first time"
+	@echo "setting up .venv: about 3 GB, a few minutes the first time"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

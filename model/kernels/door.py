@@ -1,10 +1,14 @@
-"""Which implementation of each operation a run uses: decided once, from the setting and the device."""
+"""Which implementation of each operation a run uses: decided once, from the setting and what works on the device."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from model.kernels import cpu, plain
+from model.kernels import apex, cpu, flash, plain
+from model.kernels.fused import fused_attention
 from model.kernels.kinds import Attention, CrossEntropy, Gate, Kernels, Norm, Positions
+from model.kernels.offers import Offer, Offers, UnavailableError, function
 
 _CPU_CHUNK_LOGITS = 2**18
 """1 MiB in fp32, half of a server core's L2 cache."""
@@ -12,45 +16,121 @@ _GPU_CHUNK_LOGITS = 2**26
 """256 MiB in fp32: large enough that launching kernels costs nothing, and small beside a GPU's memory."""
 
 
-def choose(setting: str, device: str) -> Kernels:
-    """The implementations for a setting; `auto` takes the fastest that works on this device.
+def choose(setting: str, device: str, precision: str = "bf16", *, deterministic: bool = True) -> Kernels:
+    """The implementations for a setting, one of `Execution.kernels`.
 
-    ValueError for a name that has none.
+    A back end's name takes from it what it has, and the rest from torch; `auto` takes each operation from the fastest
+    that works on this device. `deterministic` asks for gradients that repeat bit by bit. ValueError for a name that
+    does not exist, or a back end that cannot run here; the text says why.
     """
-    if setting not in ("auto", "torch"):
-        raise ValueError(f"there are no kernels called {setting!r} for {device}; write auto or torch")
-    on_cpu = device == "cpu"
-    attention = "torch, blocks of rows" if on_cpu else "torch scaled_dot_product_attention"
-    said = {
-        "attention": attention,
-        "linear": "torch, rows innermost" if on_cpu else "torch",
-        "norm": "torch",
-        "gate": "torch",
-        "cross_entropy": "torch, gradient in place of the logits",
-        "accumulate": "torch",
-        "adamw": "torch _fused_adamw_",
-    }
-    return Kernels(
-        linear=cpu.linear if on_cpu else F.linear,
-        attention=Attention(cpu.attention_forward, cpu.attention_backward)
-        if on_cpu
-        else Attention(plain.attention_forward, plain.attention_backward),
-        norm=Norm(plain.norm_forward, plain.norm_backward),
-        gate=Gate(plain.gate_forward, plain.gate_backward),
-        cross_entropy=CrossEntropy(
-            _CPU_CHUNK_LOGITS if on_cpu else _GPU_CHUNK_LOGITS, plain.measure, plain.differentiate
-        ),
-        accumulate=plain.accumulate,
-        adamw=plain.adamw,
-        chosen=tuple(sorted(said.items())),
-    )
+    if setting not in ("auto", "torch", *_BACK_ENDS):
+        raise ValueError(
+            f"there are no kernels called {setting!r}; write auto, torch, {', '.join(_BACK_ENDS)}"
+        )
+    found = _cpu() if device == "cpu" else _torch()
+    for name, offers in _BACK_ENDS.items():
+        if setting not in ("auto", name) or (setting == "auto" and device == "cpu"):
+            continue
+        try:
+            found |= _offered(offers, device, precision, deterministic)
+        except UnavailableError as reason:
+            if setting == name:
+                raise ValueError(
+                    f"{name} kernels cannot run here: {reason}; write kernels: auto or kernels: torch"
+                ) from None
+    return _assembled(found)
 
 
 def positions(head_size: int, context: int, theta: float, dtype: torch.dtype, device: str) -> Positions:
-    """Angles s theta^(-2i/K) (RoFormer, arXiv 2104.09864, Eq. 15), computed in fp64."""
+    """Angles s theta^(-2i/K) (RoFormer, arXiv 2104.09864, Eq. 15), computed in fp64.
+
+    On a CPU the sequence is innermost in memory, elsewhere the head size: as the kernels there read them.
+    """
     frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.outer(frequency, torch.arange(context, dtype=torch.float64))
     cos_KS, sin_KS = torch.cat((angle.cos(), angle.cos())), torch.cat((-angle.sin(), angle.sin()))
+    if device != "cpu":
+        cos_KS, sin_KS = (table.t().contiguous().t() for table in (cos_KS, sin_KS))
     size = min(context, cpu.BLOCK_ROWS)
     future_QQ = torch.full((size, size), -torch.inf).triu(1)
     return Positions(*(table.to(device, dtype) for table in (cos_KS, sin_KS, future_QQ)))
+
+
+Asked = Callable[[str, str, bool], Offers]
+"""(device, precision, deterministic) -> what a back end offers, or UnavailableError."""
+
+
+def _apex(device: str, precision: str, deterministic: bool) -> Offers:
+    return apex.offers()
+
+
+def _triton(device: str, precision: str, deterministic: bool) -> Offers:
+    function("triton", "jit")
+    from model.kernels import triton_calls as calls  # imports triton, which not every machine has
+
+    words = "ours, in Triton"
+    return {
+        "rotary": Offer(calls.rotate, words),
+        "norm": Offer(Norm(calls.norm_forward, calls.norm_backward), words),
+        "gate": Offer(Gate(calls.gate_forward, calls.gate_backward), words),
+        "cross_entropy": Offer(CrossEntropy(0, calls.measure, calls.differentiate), words),
+    }
+
+
+def _flash_attn(device: str, precision: str, deterministic: bool) -> Offers:
+    if precision != "bf16":
+        raise UnavailableError(f"flash-attn computes in bf16, not {precision}")
+    return flash.offers(device, deterministic)
+
+
+_BACK_ENDS: dict[str, Asked] = {"apex": _apex, "triton": _triton, "flash-attn": _flash_attn}
+"""In the order in which `auto` takes from them: where two have an operation, the later one's is used. Triton's norm
+adds the residual in the same pass, which apex's does not."""
+
+
+def _offered(offers: Asked, device: str, precision: str, deterministic: bool) -> Offers:
+    if device == "cpu" or not torch.cuda.is_available():
+        raise UnavailableError("they need a CUDA device")
+    return offers(device, precision, deterministic)
+
+
+def _torch() -> Offers:
+    """torch on a GPU."""
+    words = "torch"
+    return {
+        "linear": Offer(F.linear, words),
+        "rotary": Offer(plain.rotate_heads, words),
+        "mix": Offer(plain.mix, "torch scaled_dot_product_attention"),
+        "norm": Offer(Norm(plain.norm_forward, plain.norm_backward), words),
+        "gate": Offer(Gate(plain.gate_forward, plain.gate_backward), words),
+        "cross_entropy": Offer(
+            CrossEntropy(_GPU_CHUNK_LOGITS, plain.measure, plain.differentiate),
+            "torch, gradient in place of the logits",
+        ),
+        "accumulate": Offer(plain.accumulate_cuda, "torch addmm into fp32"),
+        "adamw": Offer(plain.adamw, "torch _fused_adamw_"),
+    }
+
+
+def _cpu() -> Offers:
+    """torch on a CPU: attention is one piece, positions included."""
+    shared = {name: offer for name, offer in _torch().items() if name not in ("rotary", "mix")}
+    ours = {
+        "linear": Offer(cpu.linear, "torch, rows innermost"),
+        "attention": Offer(Attention(cpu.attention_forward, cpu.attention_backward), "torch, blocks of rows"),
+        "cross_entropy": Offer(
+            CrossEntropy(_CPU_CHUNK_LOGITS, plain.measure, plain.differentiate),
+            "torch, gradient in place of the logits",
+        ),
+        "accumulate": Offer(plain.accumulate, "torch"),
+    }
+    return shared | ours
+
+
+def _assembled(found: Offers) -> Kernels:
+    if "attention" not in found:
+        rotary, mix = found.pop("rotary"), found.pop("mix")
+        attention = fused_attention(rotary.carries_out, mix.carries_out)
+        found = found | {"attention": Offer(attention, f"{mix.words}; rotary positions: {rotary.words}")}
+    chosen = tuple((name, found[name].words) for name in sorted(found))
+    return Kernels(**{name: offer.carries_out for name, offer in found.items()}, chosen=chosen)

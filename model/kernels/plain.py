@@ -10,13 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.kinds import Heads, Measured, Positions
+from model.kernels.kinds import Measured, Positions
 
 
 def rotate(x_KS: Tensor, at: Positions, sign: int, out_KS: Tensor) -> None:
     """x (..., K, S) turned by its positions into `out_KS`, whatever their strides; sign -1 turns back."""
     torch.mul(x_KS, at.cos_KS, out=out_KS)
     out_KS.addcmul_(x_KS.roll(x_KS.shape[-2] // 2, -2), at.sin_KS, value=sign)
+
+
+def rotate_heads(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> None:
+    """The same for N heads a row; `out` may be x."""
+    x_BNKS = x_BSNK.permute(0, 2, 3, 1)
+    exchanged_BNKS = x_BNKS.roll(x_BNKS.shape[-2] // 2, -2)
+    out_BNKS = out_BSNK.permute(0, 2, 3, 1)
+    torch.mul(x_BNKS, at.cos_KS, out=out_BNKS).addcmul_(exchanged_BNKS, at.sin_KS, value=sign)
+
+
+def mix(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+    """torch's own causal attention, by the kernel that torch takes; deterministic where torch is told to be."""
+    q_BTSK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BSTK, k_BSGK, v_BSGK))
+    grouped = q_BTSK.shape[1] != k_BGSK.shape[1]
+    o_BTSK = F.scaled_dot_product_attention(q_BTSK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=grouped)
+    return o_BTSK.transpose(1, 2)
 
 
 def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Any]:
@@ -91,6 +107,14 @@ def accumulate(gradient: Tensor, dy_RF: Tensor, x_RH: Tensor) -> None:
         gradient.add_(torch.mm(dy_RF.t(), x_RH))
 
 
+def accumulate_cuda(gradient: Tensor, dy_RF: Tensor, x_RH: Tensor) -> None:
+    """gradient += dy' x inside the multiplication, where the product of bf16 is added in fp32 before it is rounded."""
+    if gradient.dtype == dy_RF.dtype:
+        gradient.addmm_(dy_RF.t(), x_RH)
+    else:
+        torch.addmm(gradient, dy_RF.t(), x_RH, out_dtype=gradient.dtype, out=gradient)
+
+
 def adamw(
     weights: Tensor,
     gradients: Tensor,
@@ -128,30 +152,3 @@ def adamw(
 
 def _precise(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def attention_forward(qkv_RF: Tensor, heads: Heads, at: Positions) -> tuple[Tensor, Any]:
-    """torch's own fused attention; see `Attention`."""
-    B, S, T, G, K = heads
-    qkv_BSFK = qkv_RF.view(B, S, T + 2 * G, K)
-    turned = torch.empty_like(qkv_BSFK[:, :, : T + G])
-    rotate(qkv_BSFK[:, :, : T + G].permute(0, 2, 3, 1), at, 1, turned.permute(0, 2, 3, 1))
-    parts = (turned[:, :, :T], turned[:, :, T:], qkv_BSFK[:, :, T + G :])
-    with torch.enable_grad():
-        q, k, v = (part.transpose(1, 2).detach().requires_grad_() for part in parts)
-        o_BTSK = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=T != G)
-    return o_BTSK.detach().transpose(1, 2).reshape(B * S, T * K), (q, k, v, o_BTSK)
-
-
-def attention_backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:
-    """Its gradient, by torch's autograd."""
-    B, S, T, G, K = heads
-    q, k, v, o_BTSK = saved
-    do_BTSK = do_RF.view(B, S, T, K).transpose(1, 2)
-    dq, dk, dv = torch.autograd.grad(o_BTSK, (q, k, v), do_BTSK)
-    dqkv_BSFK = do_RF.new_empty(B, S, T + 2 * G, K)
-    into_BFKS = dqkv_BSFK.permute(0, 2, 3, 1)
-    rotate(dq.mT, at, -1, into_BFKS[:, :T])
-    rotate(dk.mT, at, -1, into_BFKS[:, T : T + G])
-    into_BFKS[:, T + G :] = dv.mT
-    return dqkv_BSFK.view(B * S, -1)
