@@ -96,8 +96,9 @@ class Execution(Spec):
     """Which torch device."""
     layout: Layout
     """Ranks and their axes."""
-    kernels: Literal["auto", "torch"] = "auto"
-    """Back end of the fused operations; `auto` takes the fastest that works here and records it."""
+    kernels: Literal["auto", "torch", "apex", "triton", "flash-attn"] = "auto"
+    """Back end of the fused operations. A name takes what that back end has, and the rest from torch; `auto` takes each
+    operation from the fastest that works here. What was taken is recorded."""
     threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of one rank."""
     checkpoint_every_s: float = Field(gt=0)
