@@ -111,6 +111,7 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
         )
         append_line(folder.record_jsonl, start)
         _say(f"{order.title}: from step {begun.from_step} of {run.optim.steps}")
+        _say("kernels: " + ", ".join(f"{name} by {words}" for name, words in begun.kernels.items()))
         yield Journal(folder, run, order, metrics)
     finally:
         metrics.close()
