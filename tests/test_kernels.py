@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ from torch import Tensor
 
 from model.kernels import Attention, Heads, Kernels, choose, cpu, plain, positions
 from model.kernels.fused import fused_attention
+from runtime.journal import Begun, journal_of
+from specs.data import CorpusRef
+from specs.record import Start
+from tests import training
 
 BACK_ENDS = {
     "blocks": Attention(cpu.attention_forward, cpu.attention_backward),
@@ -150,3 +155,14 @@ def test_linear_is_the_same_however_it_lies_in_memory(shape: tuple[int, int]) ->
     x, weight = torch.randn(7, shape[1]), torch.randn(shape)
     for device in ("cpu", "cuda"):
         torch.testing.assert_close(choose("torch", device).linear(x, weight), F.linear(x, weight))
+
+
+def test_a_run_says_and_records_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = training.tiny_run(CorpusRef(corpus="0123456789abcdef", digest="5" * 64))
+    folder, said = training.opened(tmp_path, run), choose("auto", "cpu").describe()
+    with journal_of(folder, run, training.order(run), Begun(0, 0, said, [])):
+        pass
+    assert "adamw by torch _fused_adamw_" in capsys.readouterr().out
+    (start,) = folder.records()
+    assert isinstance(start, Start)
+    assert start.kernels == said
