@@ -63,6 +63,15 @@ def text_of(latex: str) -> str:
     return " ".join(said.replace("(- ", "(-").split())
 
 
+def readable(latex: str) -> str:
+    """LaTeX with `e^{...}` as `exp(...)`: what stands in an exponent is set too small to read."""
+    start = latex.find("e^{")
+    if start < 0 or latex[start - 1 : start].isalpha():
+        return latex
+    inside, end = _braced(latex, start + 2)
+    return rf"{latex[:start]}\exp\left({inside}\right){latex[end:]}"
+
+
 def _braced(text: str, start: int) -> tuple[str, int]:
     """What stands between the brace at `start` and its partner, and where the text goes on."""
     depth = 0

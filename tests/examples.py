@@ -31,7 +31,17 @@ from specs.law import (
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import OptimSpec, multi_step
-from specs.plan import Code, Cost, CurveBand, Forecast, NoForecast, Plan, PlannedRun
+from specs.plan import (
+    Code,
+    Cost,
+    CurveBand,
+    Forecast,
+    LayoutChoice,
+    LayoutEstimate,
+    NoForecast,
+    Plan,
+    PlannedRun,
+)
 from specs.record import Audit, Check, Environment, RunAudit
 from specs.run import Evaluation, Execution, RunSpec
 from tests import samples
@@ -106,6 +116,61 @@ def make_audit(plan: Plan, off: float = -0.012, finished: float = 1.0, **changes
         seal=plan.seal, verdict=verdict, reason=reason, curve_share_inside=share, causes=(), runs=runs
     )
     return audit.model_copy(update=changes)
+
+
+def make_layouts(step_s: float = 12.4, limit_bytes: float = 72.0 * 2**30) -> LayoutChoice:
+    """Six layouts of 2048 devices that fit, the first with this step, and one that misses by a twentieth."""
+    rows: tuple[tuple[dict[str, Any], float, float, float], ...] = (
+        ({"pp": 8, "tp": 8, "interleave": 2}, 1.0, 0.06, 0.71),
+        ({"pp": 16, "tp": 4, "interleave": 2}, 1.03, 0.1, 0.66),
+        ({"pp": 8, "tp": 8}, 1.05, 0.11, 0.64),
+        ({"pp": 4, "tp": 8, "recompute": "selective"}, 1.09, 0.03, 0.93),
+        ({"pp": 16, "tp": 8, "micro_batch_sequences": 2}, 1.14, 0.15, 0.58),
+        ({"pp": 4, "tp": 4, "recompute": "full"}, 1.31, 0.03, 0.97),
+        ({"pp": 4, "tp": 8}, 0.97, 0.03, 1.05),
+    )
+    *ranked, missed = (
+        _estimate(changes, step_s * longer, bubble, limit_bytes * full)
+        for changes, longer, bubble, full in rows
+    )
+    return LayoutChoice(
+        ranked=tuple(ranked),
+        considered=1432,
+        fitting=211,
+        limit_bytes=limit_bytes,
+        nearest_miss_bytes=missed.memory_bytes - limit_bytes,
+        nearest_miss=missed,
+        why="the second has 4 % less communication between its tensor-parallel ranks but twice the stages to fill: "
+        "its bubble takes 1.3 s of a step where this one's takes 0.74 s",
+    )
+
+
+def _estimate(changes: dict[str, Any], step_s: float, bubble: float, memory_bytes: float) -> LayoutEstimate:
+    plain: dict[str, Any] = {"pp": 1, "tp": 1, "micro_batch_sequences": 1, "recompute": "none"} | changes
+    layout = Layout(dp=2048 // plain["pp"] // plain["tp"], sequence_parallel=plain["tp"] > 1, **plain)
+    redone = {"none": 0.0, "selective": 0.05, "full": 0.24}[layout.recompute]
+    talk = 0.01 * layout.tp
+    rest = 1 - bubble - redone - talk - 0.04
+    shares = {"matmuls": 0.72, "attention": 0.13, "elementwise": 0.11, "head and loss": 0.04}
+    seconds = {part: share * rest * step_s for part, share in shares.items()}
+    once = {
+        "tensor parallel": talk,
+        "bubble": bubble,
+        "recompute": redone,
+        "data parallel": 0.02,
+        "optimizer": 0.01,
+    }
+    seconds |= {part: share * step_s for part, share in (once | {"pipeline transfers": 0.01}).items()}
+    kept = {"parameters": 0.13, "gradients": 0.26, "optimizer": 0.04, "activations": 0.49, "logits": 0.03}
+    kept["workspace"] = 0.05
+    return LayoutEstimate(
+        layout=layout,
+        step_s=step_s,
+        seconds=seconds,
+        memory_bytes=memory_bytes,
+        memory={part: share * memory_bytes for part, share in kept.items()},
+        model_flop_utilisation=0.46 * 12.4 / step_s,
+    )
 
 
 def pilots() -> tuple[PlannedRun, ...]:

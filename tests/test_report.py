@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
+from specs.budget import FixedRatio, FixedSize, Inference
 from specs.files import write_json, write_yaml
 from specs.law import (
     Allocation,
@@ -24,7 +26,7 @@ from specs.law import (
     Monomial,
     RateCheck,
 )
-from specs.plan import NoForecast, Plan
+from specs.plan import HyperAdvice, NoForecast, Plan
 from specs.record import Audit, Check, RunAudit
 from specs.report import render
 from specs.report.earlier import earlier_plans
@@ -329,6 +331,7 @@ PILOTS = examples.make_plan("pilots")
 PILOTS_AUDIT = examples.make_audit(PILOTS)
 WHOLE = examples.make_plan("target")
 EARLIER = ((PILOTS, PILOTS_AUDIT),)
+LAID_OUT = examples.make_plan("published", layouts=examples.make_layouts())
 
 
 def headings(page: str) -> list[str]:
@@ -344,6 +347,7 @@ def test_every_section_of_an_audited_target() -> None:
         "Learning-rate check",
         "The target run",
         "Forms side by side",
+        "Formulas",
         "Runs",
         "Cost",
         "Recounted",
@@ -352,10 +356,26 @@ def test_every_section_of_an_audited_target() -> None:
 
 
 def test_sections_appear_with_what_they_show() -> None:
-    assert headings(render(PILOTS, None)) == ["What to know", "The ladder", "Runs", "Cost", "Provenance"]
+    assert headings(render(PILOTS, None)) == [
+        "What to know",
+        "The ladder",
+        "Formulas",
+        "Runs",
+        "Cost",
+        "Provenance",
+    ]
     assert "isoFLOP profiles" in headings(render(PILOTS, PILOTS_AUDIT))
     published = headings(render(examples.make_plan("published"), None))
-    assert published == ["How far the law is asked to go", "The target run", "Runs", "Cost", "Provenance"]
+    assert published == [
+        "How far the law is asked to go",
+        "The target run",
+        "Formulas",
+        "Runs",
+        "Cost",
+        "Provenance",
+    ]
+    laid_out = headings(render(LAID_OUT, None))
+    assert laid_out[2:4] == ["Layouts compared", "Memory"]
 
 
 @pytest.mark.parametrize(
@@ -425,6 +445,122 @@ def test_milestones_are_marked_and_every_point_is_drawn() -> None:
     bands = [t for t in figure.data if t.name in ("95 % band", "50 % band")]
     assert len(bands) == 2
     assert max(bands[0].x) < WHOLE.runs[-1].run.optim.steps, "the final evaluation is on more text"
+
+
+def bars(page: str, section: str) -> list[list[tuple[str, float, str]]]:
+    """The bars of a section: every segment as what it is, its share of the width, and its colour."""
+    inside = page.partition(f"<h2>{section}</h2>")[2].partition("</section>")[0]
+    drawn = re.findall(r'<div class="bar">(.*?)</div>', inside)
+    segment = r'<i style="width:([0-9.]+)%;background:(#[0-9a-f]{6})" title="([^":]*):'
+    return [
+        [(name, float(width), colour) for width, colour, name in re.findall(segment, bar)] for bar in drawn
+    ]
+
+
+def test_a_step_is_drawn_by_what_its_seconds_go_to() -> None:
+    choice, page = examples.make_layouts(), render(LAID_OUT, None)
+    drawn = bars(page, "Layouts compared")
+    assert len(drawn) == len(choice.ranked)
+    longest = max(one.step_s for one in choice.ranked)
+    for bar, one in zip(drawn, choice.ranked, strict=True):
+        assert sum(width for _, width, _ in bar) == pytest.approx(100 * one.step_s / longest, abs=0.01)
+        for name, width, _ in bar:
+            assert width == pytest.approx(100 * one.seconds[name] / longest, abs=0.001)
+    colours = {name: {c for bar in drawn for n, _, c in bar if n == name} for name, _, _ in drawn[-1]}
+    assert all(len(found) == 1 for found in colours.values()), "a part has one colour in every bar"
+    assert "recompute" not in {name for name, _, _ in drawn[0]}, "what takes no time is not drawn"
+    text = Page(page).text
+    assert "12.4 s, MFU 46" in text
+    assert choice.why in text
+
+
+def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> None:
+    choice, page = examples.make_layouts(), render(LAID_OUT, None)
+    miss = choice.nearest_miss
+    assert miss is not None
+    drawn = bars(page, "Memory")
+    assert len(drawn) == len(choice.ranked) + 1
+    assert sum(width for _, width, _ in drawn[-1]) == pytest.approx(100, abs=0.01), "the miss is the longest"
+    limit = 100 * choice.limit_bytes / miss.memory_bytes
+    assert page.count(f'<u style="left:{limit:.3f}%"') == len(drawn)
+    assert page.count('<div class="missed">') == 1
+    text = Page(page).text
+    assert "1,432 layouts are legal and 211 of them fit" in text
+    assert "3.6 GiB too much" in text
+    fits = choice.model_copy(update={"nearest_miss": None, "nearest_miss_bytes": None})
+    page = render(examples.make_plan("published", layouts=fits), None)
+    assert len(bars(page, "Memory")) == len(choice.ranked)
+    assert "nearest that does not" not in page
+
+
+def test_a_part_without_a_colour_of_its_own_is_drawn_and_its_name_is_text() -> None:
+    one = examples.make_layouts().ranked[0]
+    strange = one.model_copy(update={"seconds": {EVIL: 6.2, "matmuls": 6.2}})
+    choice = examples.make_layouts().model_copy(update={"ranked": (strange,), "why": EVIL})
+    page = Page(render(examples.make_plan("published", layouts=choice), None))
+    assert page.text.count(EVIL) == 2
+    assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
+
+
+def test_formulas_are_set_with_their_values_and_sources() -> None:
+    page = render(examples.make_plan("published"), None)
+    inside = page.partition("<h2>Formulas</h2>")[2].partition("</section>")[0]
+    assert inside.count("<math ") == inside.count("<tr>") - 1
+    assert "<mn>0.3118</mn>" in inside
+    assert "DeepSeek LLM, Eq. 2" in inside
+    assert "weight 0.53" in Page(render(WHOLE, None)).text, "the heaviest form of the fit"
+
+
+def test_laws_of_learning_rate_stand_side_by_side_the_one_followed_first() -> None:
+    hyper = WHOLE.law.hyper
+    assert hyper is not None
+    told = [
+        HyperAdvice(law=law, hyper=hyper, peak_lr=rate, batch_tokens=2e6, used=law == "two")
+        for law, rate in (("one", 0.125), ("two", 0.25))
+    ]
+    text = Page(render(samples.sealed(WHOLE, hypers=tuple(told)), None)).text
+    formulas = text.partition("Formulas")[2].partition("Cost")[0]
+    assert formulas.index("0.25 two") < formulas.index("0.125 one")
+    assert "not followed" in formulas
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    page = Page(render(PILOTS, None)).text
+    assert "energy planned" not in page
+    assert "device time taken" not in page
+    assert "bits per byte" not in page.partition("Runs")[2].partition("Cost")[0]
+    target = WHOLE.runs[0]
+    spent = target.model_copy(
+        update={"cost": target.cost.model_copy(update={"energy_j": 3.6e9, "dollars": 12.5})}
+    )
+    text = Page(render(samples.sealed(WHOLE, runs=(spent,)), None)).text
+    assert "= $12.50 = 1 MWh" in text
+    assert "energy planned" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "question"),
+    [
+        ({}, "What is the best model that 10¹³ FLOP can train on"),
+        ({"compute": None, "device_hours": 2e6}, "What is the best model that 2e+06 device-hours can train"),
+        ({"compute": None, "loss": 2.05}, "What does it take to reach a loss of 2.05 nats/token on"),
+        (
+            {"objective": Inference.model_validate({"kind": "inference", "served": "10T tokens"})},
+            "cheapest to train with 10¹³ FLOP",
+        ),
+        (
+            {"objective": FixedSize.model_validate({"kind": "size", "params": "7B params"})},
+            "How good does a model of 7B parameters get",
+        ),
+        ({"objective": FixedRatio(kind="ratio", tokens_per_param=20.0)}, "at 20 tokens per parameter"),
+    ],
+)
+def test_the_page_asks_what_the_budget_asks(changes: dict[str, Any], question: str) -> None:
+    plan = examples.make_plan("target")
+    assert (
+        question
+        in Page(render(samples.sealed(plan, budget=plan.budget.model_copy(update=changes)), None)).text
+    )
 
 
 def test_an_unbracketed_budget_gets_no_parabola_and_a_flag() -> None:

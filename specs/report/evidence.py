@@ -149,11 +149,11 @@ def rates(case: Case) -> Figure | None:
         traces.line(check.multiples, y, FORECAST, width=1.5),
         traces.dots(check.multiples, y, FORECAST, None, said),
         traces.words(
-            strip[0],
-            best,
+            strip[0] * 1.02,
+            best * (1 + NEAR_OPTIMAL / 2),
             f"within {percent(NEAR_OPTIMAL, 2)} of the best",
             GREY,
-            "bottom right",
+            "middle right",
         ),
     ]
     x = traces.linear(

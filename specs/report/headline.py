@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from specs.budget import Pilots
+from specs.budget import FixedRatio, FixedSize, Inference, Pilots
 from specs.data import DeclaredText, FileText, InstalledText
 from specs.law import Band
 from specs.plan import NoForecast
@@ -70,20 +70,31 @@ def _sentences(case: Case) -> Iterator[str]:
 
 def _question(case: Case) -> str:
     """What the budget asks, in one sentence."""
-    budget, given = case.plan.budget, ""
-    if budget.compute is not None:
-        given = flop(budget.compute)
-    elif budget.device_hours is not None:
-        given = f"{budget.device_hours:,.4g} device-hours"
-    elif budget.money is not None:
-        given = f"${budget.money:,.0f}"
+    budget = case.plan.budget
     rests = "published laws"
     if isinstance(budget.evidence, Pilots):
         rests = f"pilot runs worth at most {percent(budget.evidence.share, 0)} of that"
-    return (
-        f"What is the best model that {given} can train on {_text(case)}, and how good will it be? The answer rests on "
-        f"{rests}. "
-    )
+    return f"{_asked(case)} The answer rests on {rests}. "
+
+
+def _asked(case: Case) -> str:
+    budget, text = case.plan.budget, _text(case)
+    given = budget.asked if budget.compute is None else flop(budget.compute)
+    if budget.currency == "loss":
+        return f"What does it take to reach {given} on {text}?"
+    if budget.currency == "deadline":
+        given = f"{given} on {budget.cluster}"
+    match budget.objective:
+        case Inference():
+            served = count(budget.objective.served)
+            return f"Which model is cheapest to train with {given} on {text} and to serve {served} tokens?"
+        case FixedSize():
+            size = count(budget.objective.params)
+            return f"How good does a model of {size} parameters get with {given} on {text}?"
+        case FixedRatio():
+            ratio = f"{budget.objective.tokens_per_param:g} tokens per parameter"
+            return f"Which model do {given} train on {text} at {ratio}, and how good will it be?"
+    return f"What is the best model that {given} can train on {text}, and how good will it be?"
 
 
 def _text(case: Case) -> str:

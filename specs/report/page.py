@@ -6,7 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from specs.report import evidence, outcome, tables
+from specs.report import evidence, laws, layouts, outcome, tables
 from specs.report.case import Case
 from specs.report.headline import headline
 from specs.report.html import Html, bullets, join, tag
@@ -38,22 +38,39 @@ def _sections(case: Case) -> Iterator[Html]:
     notes = _notes(case)
     yield _section("What to know", bullets(notes) if notes else None)
     yield from _figures(case)
-    rates = _figure("rates", evidence.rates(case))
     yield _side_by_side(
-        _section(
-            "Learning-rate check", rates, "The same pilot at several peak learning rates." + _best_rate(case)
-        ),
+        _reach(case) or _rates(case),
         _section("The target run", tables.target(case.target) if case.target is not None else None),
     )
+    yield from _layouts(case)
     if case.plan.fit is not None:
         said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
         yield _section("Forms side by side", tables.forms(case), said)
+    said = f"What the numbers follow from. Here: {laws.shown_for(case).title}."
+    yield _section("Formulas", laws.formulas(case), said)
     yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
     yield _section("Cost", tables.cost(case))
     if case.audit is not None and any(run.checks for run in case.audit.runs):
         said = "What the audit verified from the runs’ own records."
         yield _section("Recounted", tables.checks(case.audit), said)
     yield _section("Provenance", tables.provenance(case))
+
+
+def _layouts(case: Case) -> Iterator[Html]:
+    """How the target's layout compares with the others."""
+    choice = case.plan.layouts
+    if choice is None:
+        return
+    yield _side_by_side(
+        _section(
+            "Layouts compared",
+            layouts.steps(choice),
+            f"Seconds of a step by what they go to, this plan’s layout on top. Why the first: {choice.why}.",
+        ),
+        _section(
+            "Memory", layouts.memories(choice), f"Bytes of the fullest device. {layouts.counts(choice)}"
+        ),
+    )
 
 
 def _figures(case: Case) -> Iterator[Html]:
@@ -75,11 +92,20 @@ def _figures(case: Case) -> Iterator[Html]:
             "What compute buys at its best. Ticks beside the target: each form’s own forecast.",
         ),
     )
-    reach = _figure("reach", evidence.reach(case))
-    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape."
-    yield _section("How far the law is asked to go", reach, said)
     ladder = _figure("ladder", evidence.ladder(case))
     yield _section("The ladder", ladder, "Every pilot: a size and the tokens that its budget pays for.")
+
+
+def _reach(case: Case) -> Html:
+    """How far a published law is asked to go."""
+    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape."
+    return _section("How far the law is asked to go", _figure("reach", evidence.reach(case)), said)
+
+
+def _rates(case: Case) -> Html:
+    """The learning-rate check."""
+    said = "The same pilot at several peak learning rates." + _best_rate(case)
+    return _section("Learning-rate check", _figure("rates", evidence.rates(case)), said)
 
 
 def _side_by_side(*sections: Html) -> Html:

@@ -1,18 +1,19 @@
 """The tables of the page: forms, runs, the target in full, cost, checks, provenance."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from specs.formulas import readable
 from specs.law import FormScore
 from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
 from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
-from specs.words import count, duration
+from specs.words import count, duration, energy
 
 _FORMULA = re.compile(
-    r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|kappa|delta|lambda|frac|left|right|log|cdot|,))+"
+    r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|eta|kappa|delta|lambda|exp|frac|left|right|log|cdot|,))+"
 )
 """LaTeX of our own laws. Anything else is shown as text, never converted."""
 
@@ -26,7 +27,7 @@ def formula(latex: str) -> Html:
     from latex2mathml.converter import convert
 
     try:
-        return Html(convert(latex))
+        return Html(convert(readable(latex)))
     except Exception:  # a document may say anything; the converter's errors share no base of their own
         return tag("code", latex)
 
@@ -63,8 +64,17 @@ def runs(case: Case) -> Html:
     shape_and_plan = ("run", "shape", "M", "tokens", "batch", "peak lr", "steps")
     head = (*shape_and_plan, *case.losses.heads, "time", "tokens/s", "state", "flags", "folder")
     rows = [_run(case, planned, run) for planned, run in case.runs]
-    last = len(head) - 1
-    return table(head, rows + list(_from_ledger(case)), text=(0, last - 2, last - 1, last))
+    return dense(head, rows + list(_from_ledger(case)), text=("run", "state", "flags", "folder"))
+
+
+def dense(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str]) -> Html:
+    """A table without the columns that say nothing in any row; the columns of these heads are words."""
+    kept = [i for i in range(len(head)) if any(row[i] not in ("", "–") for row in rows)]
+    return table(
+        [head[i] for i in kept],
+        [[row[i] for i in kept] for row in rows],
+        text=[at for at, i in enumerate(kept) if head[i] in text],
+    )
 
 
 def _from_ledger(case: Case) -> Iterator[tuple[str, ...]]:
@@ -133,7 +143,6 @@ def target(planned: PlannedRun) -> Html:
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
             ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.1f} per parameter"),
-            ("compute", f"{flop(run.compute_flop)} = M × tokens"),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
             ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps; {drops}"),
             ("steps", f"{optim.steps:,}"),
@@ -144,13 +153,14 @@ def target(planned: PlannedRun) -> Html:
                 f"{layout.micro_batch_sequences}, recompute {layout.recompute}",
             ),
             ("memory", f"{memory(planned.cost.memory_bytes)} on the fullest device"),
+            ("cost", _currencies(planned)),
         ]
     )
 
 
 def cost(case: Case) -> Html:
     """What was planned to be spent and what was spent, by role."""
-    head = ("", "runs", "FLOP", "device time planned", "device time taken", "price planned")
+    head = ("", "runs", "FLOP", "device time planned", "device time taken", "price planned", "energy planned")
     roles = (("pilot", "isoFLOP pilots"), ("rate", "learning-rate check"), ("target", "target"))
     rows = []
     for role, said in roles:
@@ -159,8 +169,8 @@ def cost(case: Case) -> Html:
             continue
         hours = sum(planned.cost.device_hours for planned, _ in chosen)
         taken = sum(0.0 if run is None else run.seconds * p.execution.layout.devices for p, run in chosen)
-        prices = [planned.cost.dollars for planned, _ in chosen]
-        price = None if None in prices else sum(p for p in prices if p is not None)
+        price = _total([planned.cost.dollars for planned, _ in chosen])
+        joules = _total([planned.cost.energy_j for planned, _ in chosen])
         rows.append(
             (
                 said,
@@ -169,10 +179,28 @@ def cost(case: Case) -> Html:
                 device_time(hours),
                 device_time(taken / 3600) if taken else "–",
                 dollars(price),
+                "–" if joules is None else energy(joules),
             )
         )
     basis = dict.fromkeys(planned.cost.basis for planned, _ in case.runs)
-    return join((table(head, rows), tag("p", f"Planned speed: {'; '.join(basis)}.", class_="note")))
+    return join(
+        (dense(head, rows, text=("",)), tag("p", f"Planned speed: {'; '.join(basis)}.", class_="note"))
+    )
+
+
+def _total(parts: list[float | None]) -> float | None:
+    """A sum; None where a part of it is not known."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if len(known) == len(parts) else None
+
+
+def _currencies(planned: PlannedRun) -> str:
+    """What a run costs, in every currency that the cluster has a rate for."""
+    cost = planned.cost
+    said = [flop(cost.compute_flop), f"{count(cost.device_hours)} device-hours", duration(cost.hours * 3600)]
+    said += [] if cost.dollars is None else [dollars(cost.dollars)]
+    said += [] if cost.energy_j is None else [energy(cost.energy_j)]
+    return " = ".join(said)
 
 
 def checks(audit: Audit) -> Html:
