@@ -228,14 +228,6 @@ def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limi
 
 def _check_layout(one: Wanted) -> None:
     layout = one.order.execution.layout
-    for axis, size in (("tp", layout.tp), ("pp", layout.pp)):
-        if size > 1:
-            what = f"the engine cannot split a model over {size} {axis} ranks yet"
-            raise one.refuse(
-                f"execution.layout.{axis}",
-                what,
-                f"plan for a cluster whose devices hold it whole ({axis}: 1)",
-            )
     problems = layout.problems(one.run.model, one.run.optim)
     if problems:
         raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")

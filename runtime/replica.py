@@ -1,4 +1,4 @@
-"""What one rank computes: its rows of each step, the update of its weights, its share of an evaluation, its state.
+"""What one rank computes: its part of the model on its rows of each step, the update of its weights, its state.
 
 B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one being only a target
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from model.collectives import sum_over
 from model.kernels import choose
 from model.mesh import Mesh, connect
+from model.pipeline import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.batches import held_out_rows, training_rows
@@ -30,33 +31,41 @@ four times as many cost up to 60 % more (our measurement)."""
 
 
 class Replica:
-    """One data-parallel rank's model, optimizer and data."""
+    """One rank's part of the model, its optimizer and its data."""
 
     def __init__(
         self, run: RunSpec, execution: Execution, mesh: Mesh, train: NDArray[Any], held_out: NDArray[Any]
     ) -> None:
-        kernels = choose(execution.kernels, execution.device)
+        kernels = choose(execution.kernels, execution.device, run.precision)
         self.kernels = kernels.describe()
         self._run = run
         self._layout = execution.layout
-        self._axis = mesh.dp
+        self._mesh = mesh
         self._device = torch.device(execution.device)
         self._train = train
         self._held_out = held_out
         self._stage = Stage(
-            run.model, precision=run.precision, mesh=mesh, kernels=kernels, device=execution.device
+            run.model,
+            precision=run.precision,
+            mesh=mesh,
+            kernels=kernels,
+            device=execution.device,
+            layout=execution.layout,
         )
+        self._pipeline = Pipeline(self._stage)
         self._optimizer = AdamW(self._stage, mesh.dp, run.optim)
 
     @property
     def leads(self) -> bool:
         """Whether this is the one rank that decides where the others follow."""
-        return self._axis.rank == 0
+        return self._mesh.world.rank == 0
 
     @property
     def devices(self) -> list[str]:
         """Names of the accelerators of all ranks; they are of one kind."""
-        return [torch.cuda.get_device_name()] * self._axis.size if self._device.type == "cuda" else []
+        if self._device.type != "cuda":
+            return []
+        return [torch.cuda.get_device_name()] * self._mesh.world.size
 
     def restore(self, folder: Path, data: Path) -> tuple[int, list[str]]:
         """Take the newest whole checkpoint, or the first weights: finished steps, and what was wrong with newer ones.
@@ -83,21 +92,22 @@ class Replica:
 
     def save(self, folder: Path, step: int) -> None:
         """Write a checkpoint of this state, together with the other ranks."""
-        boxes, run = self._optimizer.boxes(), self._run.fingerprint()
-        save_checkpoint(folder, run, step, self._layout, boxes, self._axis, self._device)
+        first = self._mesh.tp.rank == 0  # of the tensor-parallel ranks, which all have the norms' gains
+        boxes = [box for box in self._optimizer.boxes() if first or len(box.piece.shape) == 2]
+        run = self._run.fingerprint()
+        save_checkpoint(folder, run, step, self._layout, boxes, self._mesh.world, self._device)
 
     def accumulate(self, step: int) -> Tensor:
-        """Add up the gradients of this rank's rows of a step; its share of the step's mean loss (fp64, nats)."""
+        """Add up the gradients of a step; this rank's share of the step's mean loss (fp64, nats)."""
         batch, context = self._run.optim.batch_sequences, self._run.model.context
-        rows, at_once = batch // self._axis.size, self._layout.micro_batch_sequences
-        first = (step - 1) * batch + self._axis.rank * rows
-        rows_BT = training_rows(self._train, context, self._run.seed, first, rows)
-        share = torch.zeros((), dtype=torch.float64, device=self._device)
-        for start in range(0, rows, at_once):
-            loss = self._loss(rows_BT[start : start + at_once], batch * context)
-            loss.backward()
-            share += loss.detach()
-        return share
+        rows, at_once = batch // self._mesh.dp.size, self._layout.micro_batch_sequences
+        first = (step - 1) * batch + self._mesh.dp.rank * rows
+
+        def read(micro_batch: int) -> Tensor:
+            at = first + micro_batch * at_once
+            return self._on_device(training_rows(self._train, context, self._run.seed, at, at_once))
+
+        return self._once(self._pipeline.train([at_once] * (rows // at_once), read, batch * context))
 
     def update(self, lr: float) -> float:
         """Apply the gradients; their global norm before clipping."""
@@ -106,30 +116,35 @@ class Replica:
     def summed(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over the ranks in one collective."""
         scalars = [float(value) for value in values]
-        if self._axis.size == 1:
+        if self._mesh.world.size == 1:
             return scalars
         together = torch.tensor(scalars, dtype=torch.float64, device=self._device)
-        return [float(value) for value in sum_over(together, self._axis).tolist()]
+        return [float(value) for value in sum_over(together, self._mesh.world).tolist()]
 
     def evaluate(self, sequences: int) -> float:
-        """Mean loss over this many held-out sequences, nats per token; each rank takes a stretch of them."""
-        context, axis = self._run.model.context, self._axis
+        """Mean loss over this many held-out sequences, nats per token; each replica takes a stretch of them."""
+        context, dp = self._run.model.context, self._mesh.dp
         at_once = max(1, _EVALUATION_TOKENS // context)
-        start, stop = axis.rank * sequences // axis.size, (axis.rank + 1) * sequences // axis.size
-        share = torch.zeros((), dtype=torch.float64, device=self._device)
-        with torch.no_grad():
-            for first in range(start, stop, at_once):
-                rows_BT = held_out_rows(self._held_out, context, first, min(at_once, stop - first))
-                share += self._loss(rows_BT, sequences * context)
-        return self.summed([share])[0]
+        start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
+        firsts = range(start, stop, at_once)
+        sizes = [min(at_once, stop - first) for first in firsts]
+
+        def read(micro_batch: int) -> Tensor:
+            first, count = firsts[micro_batch], sizes[micro_batch]
+            return self._on_device(held_out_rows(self._held_out, context, first, count))
+
+        return self.summed([self._once(self._pipeline.evaluate(sizes, read, sequences * context))])[0]
 
     def weights_sha256(self, folder: Path, step: int) -> str:
         """Digest of the weights that were saved after `step` steps; rank 0 has it, the others nothing."""
         return weights_sha256(folder, step) if self.leads else ""
 
-    def _loss(self, rows_BT: NDArray[np.int64], step_tokens: int) -> Tensor:
-        tokens_BT = torch.from_numpy(rows_BT).to(self._device)
-        return self._stage.loss(tokens_BT[:, :-1], tokens_BT[:, 1:], step_tokens)
+    def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(rows_BT).to(self._device)
+
+    def _once(self, loss: Tensor) -> Tensor:
+        """A share of a loss that all tensor-parallel ranks have, for a sum over all ranks: the first one's counts."""
+        return loss if self._mesh.tp.rank == 0 else torch.zeros_like(loss)
 
 
 @contextmanager

@@ -161,8 +161,6 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
     """RunError for what cannot be trained, before anything is written."""
     layout = order.execution.layout
     problems = []
-    if layout.tp > 1 or layout.pp > 1:
-        problems.append(f"tp {layout.tp} and pp {layout.pp} cannot be trained yet; write tp: 1 and pp: 1")
     if isinstance(run.parent, Parent):
         problems.append("runs that branch off another cannot be trained yet; write parent: null")
     problems += layout.problems(run.model, run.optim)

@@ -181,8 +181,8 @@ def test_what_is_not_there_yet_says_so(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"tp": 2}, ["tp ranks", "(tp: 1)"]),
-        ({"pp": 2}, ["pp ranks", "(pp: 1)"]),
+        ({"pp": 9}, ["9 pipeline stages for"]),
+        ({"tp": 3}, ["heads", "not a multiple of tp 3"]),
         ({"micro_batch_sequences": 3}, ["2 sequences is not a multiple"]),
         ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores at once, and 1 may be used here"]),
     ],

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_starting_imports_nothing_that_costs_seconds(home: Path, data: CorpusRef
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: int) -> str:
+def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: Any) -> str:
     """Why a run is refused; nothing is recorded."""
     folder = opened(home, run, order(run, **how))
     with pytest.raises((RunError, CorpusError, DataError)) as refused:
@@ -190,14 +191,19 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path
     assert "1000000 are to be evaluated; lower" in refusal(home, tiny_run(data, evaluation=large))
 
 
-@pytest.mark.parametrize("axis", ["tp", "pp"])
-def test_other_axes_are_refused_until_they_exist(home: Path, data: CorpusRef, axis: str) -> None:
-    run = tiny_run(data, seed=3)
-    how = order(run)
-    layout = how.execution.layout.model_copy(update={axis: 2})
-    how = how.model_copy(update={"execution": how.execution.model_copy(update={"layout": layout})})
-    with pytest.raises(RunError, match="cannot be trained yet; write tp: 1 and pp: 1"):
-        train(opened(home, run, how), home / "data", Seat(0, 0, 2), Leave())
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ({"pp": 3}, "3 pipeline stages for 2 layers"),
+        ({"tp": 2}, "kv_heads 1 is not a multiple of tp 2"),
+        ({"pp": 2, "stage_layers": (2, 1)}, "are not 2 stages that add up to 2 layers"),
+        ({"pp": 2}, "1 processes were started for a layout of 2 ranks"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused(
+    home: Path, data: CorpusRef, cut: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(home, tiny_run(data, seed=3), **cut)
 
 
 def test_an_order_for_another_run_is_refused(home: Path, data: CorpusRef) -> None:

@@ -56,10 +56,15 @@ def tiny_run(data: CorpusRef, steps: int = 20, **changes: Any) -> RunSpec:
 
 
 def order(
-    run: RunSpec, dp: int = 1, micro_batch: int = 2, every_s: float = 60.0, curve: CurveBand | None = None
+    run: RunSpec,
+    dp: int = 1,
+    micro_batch: int = 2,
+    every_s: float = 60.0,
+    curve: CurveBand | None = None,
+    **cut: Any,
 ) -> Order:
-    """What the ranks are told."""
-    layout = samples.layout(dp=dp, micro_batch_sequences=micro_batch)
+    """What the ranks are told; `cut` is of the layout."""
+    layout = samples.layout(dp=dp, micro_batch_sequences=micro_batch, **cut)
     return Order(
         run=run.fingerprint(),
         title="a tiny run",
