@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
 from bench.parquet import numeric_columns
 from planner import laws
-from planner.fit import Fit, bootstrap, constant_intervals, fit, optimum_intervals, resampled_counts
+from planner.descent import HUBER_DELTA, huber
+from planner.fit import (
+    Fit,
+    bootstrap,
+    constant_intervals,
+    fit,
+    objective,
+    optimum_intervals,
+    resampled_counts,
+)
 from planner.isoflop import power_laws, profiles
 from planner.laws import Array
 from planner.posterior import Points, points
@@ -38,6 +48,7 @@ def main() -> None:
     quick = "--quick" in sys.argv[1:]
     parts: list[tuple[str, Callable[[bool], Iterator[Row]]]] = [
         ("Point fit and bootstrap, Epoch's 240 rows", epoch_rows),
+        ("Point fit against chinchilla 0.2.0, Epoch's 240 rows, 4500 starts", chinchilla_rows),
         ("Held-out larger runs: mean |error| of the loss and share inside 95 %", held_out_rows),
         ("isoFLOP exponents, Porian's tuned RefinedWeb", porian_rows),
         ("Synthetic surfaces and ladders", synthetic_rows),
@@ -84,7 +95,7 @@ def epoch_rows(quick: bool) -> Iterator[Row]:
         where = " at 1e24" if name in ("size", "tokens", "tokens_per_size", "loss") else ""
         yield f"95 % interval of {name}{where}", reference, f"{found[name].low:.4g}-{found[name].high:.4g}"
     count = QUICK_DRAWS if quick else BOOTSTRAP_DRAWS
-    theirs_s, objectives = bfgs_on_same_draws(fitted, count)
+    theirs_s, objectives = bfgs_on_same_draws(fitted, BOOTSTRAP_DRAWS, count)
     theirs_s *= BOOTSTRAP_DRAWS / count
     yield (
         f"{BOOTSTRAP_DRAWS} draws, s",
@@ -105,40 +116,25 @@ def epoch_rows(quick: bool) -> Iterator[Row]:
     )
 
 
-def bfgs_on_same_draws(fitted: Fit, count: int) -> tuple[float, Array]:
-    """Seconds and objectives of scipy's BFGS with analytic gradient, one draw after the other."""
-    from scipy.optimize import minimize
-
-    weights = resampled_counts(fitted.size, fitted.tokens, BOOTSTRAP_DRAWS, 0, len(fitted.params))[:count]
-    log_size, log_tokens, log_loss = np.log(fitted.size), np.log(fitted.tokens), np.log(fitted.loss)
-    delta = 1e-3
-
-    def value_and_gradient(state: Array, weight: Array) -> tuple[float, Array]:
-        e, a, b, alpha, beta = np.exp(state[0]), state[1], state[2], np.exp(state[3]), np.exp(state[4])
-        from_size, from_data = np.exp(a - alpha * log_size), np.exp(b - beta * log_tokens)
-        total = e + from_size + from_data
-        residual = log_loss - np.log(total)
-        inside = np.abs(residual) <= delta
-        loss = np.where(inside, 0.5 * residual**2, delta * (np.abs(residual) - 0.5 * delta))
-        pull = weight * np.where(inside, residual, delta * np.sign(residual)) / total
-        gradient = [
-            pull.sum() * e,
-            pull @ from_size,
-            pull @ from_data,
-            -(pull @ (from_size * log_size)) * alpha,
-            -(pull @ (from_data * log_tokens)) * beta,
-        ]
-        return float(weight @ loss), -np.array(gradient)
-
-    start_at, start = np.log(fitted.params), time.perf_counter()
-    found = [minimize(value_and_gradient, start_at, args=(w,), jac=True, method="BFGS").fun for w in weights]
-    return time.perf_counter() - start, np.array(found)
+def chinchilla_rows(quick: bool) -> Iterator[Row]:
+    """Point fits of the same rows in one run: PyPI's chinchilla, then ours; skipped where it is not installed."""
+    if quick or not has_chinchilla():
+        why = "left out of --quick" if quick else "chinchilla is not installed; see bench/law_peers.py"
+        yield "skipped", "", why
+        return
+    size, tokens, loss = epoch()
+    fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)  # sympy's derivation, once
+    theirs_s, params = chinchilla_fit(size, tokens, loss, HUBER_DELTA)
+    start = time.perf_counter()
+    fitted = fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)
+    ours_s = time.perf_counter() - start
+    yield "point fit, s", f"{theirs_s:.1f} (2 processes)", f"{ours_s:.3f} (1 thread)"
+    yield "times faster", ">= 100", f"{theirs_s / ours_s:.0f}"
+    yield "objective, lower is better", f"{objective(fitted, params):.9f}", f"{fitted.objective:.9f}"
 
 
 def weighted_objectives(fitted: Fit, draws: Array, count: int) -> Array:
     """Each draw's objective on its own resample."""
-    from planner.descent import huber
-
     weights = resampled_counts(fitted.size, fitted.tokens, BOOTSTRAP_DRAWS, 0, len(fitted.params))[:count]
     predicted = laws.value(fitted.form, draws[:count], fitted.size, fitted.tokens)
     return np.asarray((weights * huber(np.log(fitted.loss / predicted))).sum(axis=1))
