@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from planner.draft import variables
 from planner.fields import Field
+from specs.files import from_catalog
 from specs.formulas import SYMBOLS
-from specs.law import Monomial
+from specs.law import Family, Hyper, Monomial, PublishedLaw
 from specs.plan import Plan, PlannedRun
 
 PAPER = "DeepSeek LLM, arXiv 2401.02954"
@@ -36,23 +38,28 @@ def run_of(field: Field, plan: Plan) -> PlannedRun:
     return plan.runs[int(field.path[1])] if len(field.path) > 1 else plan.runs[-1]
 
 
-def variables(planned: PlannedRun) -> dict[str, float]:
-    """What a law of learning rate and batch may depend on, as it was when the run was drafted, before rounding."""
-    model = planned.run.model
-    return {
-        "compute_flop": planned.budget_flop,
-        "flop_per_token": float(model.flop_per_token),
-        "block_params": float(model.block_params),
-        "width": float(model.width),
-        "tokens": planned.budget_flop / model.flop_per_token,
-    }
-
-
 def at(law: Monomial, planned: PlannedRun) -> tuple[float, str]:
-    """A power law's value for a run, and the variables that went into it in words."""
-    values = variables(planned)
+    """A power law's value for a run as it was before rounding, and the variables that went into it in words."""
+    values = variables(planned.run.model, planned.budget_flop)
     said = ", ".join(f"{SYMBOLS[name]} = {values[name]:.4g}" for name in law.exponents)
     return law.at(**values), said
+
+
+def hyper_of(plan: Plan) -> tuple[Hyper, str] | None:
+    """The formulas of learning rate and batch that the plan follows, and whose they are; None where it names none."""
+    followed = next((one for one in plan.hypers if one.used), None)
+    name = plan.law.name if followed is None else followed.law
+    named = getattr(plan.budget.evidence, "hyper", None)
+    if followed is None and named is not None:
+        name = named
+    law = plan.law if name == plan.law.name else from_catalog(PublishedLaw, name, None)
+    hyper = law.hyper if followed is None else followed.hyper
+    return None if hyper is None else (hyper, f"{name}: {law.source}; {hyper.regime}")
+
+
+def family_of(plan: Plan) -> Family:
+    """The plan's family of shapes."""
+    return from_catalog(Family, plan.budget.family, None)
 
 
 def against(asked: float, came: float) -> str:

@@ -1,32 +1,29 @@
-"""Why a run is as it is: shape, tokens, batch, learning rate, schedule, evaluations.
+"""Why a run is trained as it is: batch, learning rate, schedule, evaluations; its size is in planner/why_shape.py.
 
 Each rule recomputes what the law asks for and says how rounding, the budget or the learning-rate check moved it.
 """
 
 import math
-from collections.abc import Iterator
 
 from planner.draft import EVALUATIONS, round_batch
 from planner.fields import Field
-from planner.shape import practice_depth
-from planner.why import PAPER, Rule, Why, against, at, run_of
-from specs.files import from_catalog
+from planner.why import PAPER, Rule, Why, against, at, family_of, hyper_of, run_of
+from planner.why_shape import compute, counted, shape, tokens
 from specs.formulas import monomial_text
-from specs.law import Allocation, Family, Monomial, RateCheck
+from specs.law import RateCheck
 from specs.optim import multi_step
-from specs.plan import Plan, PlannedRun
+from specs.plan import HyperAdvice, Plan, PlannedRun
 
-_CURRENCIES = ("compute", "device_hours", "money", "energy", "loss", "deadline")
-"""Fields of a budget that say how much may be spent, the first that is given counts."""
 _SAME = 1e-9
 """Relative difference under which two numbers are the same but for the order of their sums."""
 
 
 def peak_lr(field: Field, plan: Plan) -> Why:
     """The law's rate, and what the learning-rate check made of it."""
-    planned, hyper = run_of(field, plan), plan.law.hyper
-    if hyper is None:
+    planned, followed = run_of(field, plan), hyper_of(plan)
+    if followed is None:
         return Why("the plan; its law has no learning rate")
+    hyper, source = followed
     own, where = at(hyper.peak_lr, planned)
     multiple = "" if planned.rate_multiple == 1 else f", x {planned.rate_multiple:.4g}"
     asked, came = own * planned.rate_multiple, planned.run.optim.peak_lr
@@ -36,9 +33,15 @@ def peak_lr(field: Field, plan: Plan) -> Why:
         settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({against(asked, came)})"
     return Why(
         settled_by=settled,
-        law=f"{plan.law.name}: {plan.law.source}; {hyper.regime}",
+        law=source,
         equation=f"peak_lr = {monomial_text(hyper.peak_lr)} at {where}: {own:.4g}{multiple}",
-        evidence=() if check is None else (rate_evidence(check),),
+        evidence=(
+            *(() if check is None else (rate_evidence(check),)),
+            *(
+                f"{other.law} would take {other.peak_lr:.4g} = {monomial_text(other.hyper.peak_lr)}"
+                for other in _others(plan, planned)
+            ),
+        ),
     )
 
 
@@ -63,25 +66,34 @@ def rate_evidence(check: RateCheck) -> str:
 
 def batch(field: Field, plan: Plan) -> Why:
     """The law's tokens per step, rounded to sequences that data parallelism divides."""
-    planned, hyper = run_of(field, plan), plan.law.hyper
+    planned, followed = run_of(field, plan), hyper_of(plan)
     model = planned.run.model
-    if hyper is None:
+    if followed is None:
         return Why("the plan; its law has no batch size")
+    hyper, source = followed
     own, where = at(hyper.batch_tokens, planned)
     wanted = own / model.context
     return Why(
         settled_by=_batch_settled(plan, planned, wanted),
-        law=f"{plan.law.name}: {plan.law.source}; {hyper.regime}",
+        law=source,
         equation=f"batch_tokens = {monomial_text(hyper.batch_tokens)} at {where}: {own:,.0f} tokens, "
         f"/ context {model.context:,} = {wanted:,.1f} sequences",
+        evidence=tuple(
+            f"{other.law} would take {other.batch_tokens:,.0f} tokens = {monomial_text(other.hyper.batch_tokens)}"
+            for other in _others(plan, planned)
+        ),
     )
+
+
+def _others(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
+    """What the laws that the target does not follow say."""
+    return [one for one in plan.hypers if not one.used and planned.role == "target"]
 
 
 def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:
     came, dp = planned.run.optim.batch_sequences, planned.execution.layout.dp
-    asked = plan.budget.plain().get("batch") if planned.role == "target" else None
-    if asked is not None:
-        return f"the budget's field batch: {asked}, in whole sequences"
+    if plan.budget.batch is not None and planned.role == "target":
+        return f"the budget's field batch: {plan.budget.batch:,} tokens, in whole sequences"
     said = f"{wanted:,.1f} sequences asked, {came:,} taken ({against(wanted, came)})"
     if came == round_batch(wanted, dp):
         return f"rounding: {said}, a multiple of dp {dp} and of a power of two"
@@ -97,21 +109,6 @@ def steps(field: Field, plan: Plan) -> Why:
         f"({against(wanted, planned.run.optim.steps)})",
         equation=f"C / M / batch_tokens = {planned.budget_flop:.4g} / {planned.run.model.flop_per_token:.4g} / "
         f"{planned.run.batch_tokens:,} = {wanted:,.1f}",
-    )
-
-
-def tokens(field: Field, plan: Plan) -> Why:
-    """D = C / M, what the allocation says of it, and how often the text is read."""
-    planned = run_of(field, plan)
-    wanted, run = _wanted_tokens(planned), planned.run
-    law = _allocation(plan, planned)
-    best = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
-    return Why(
-        settled_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
-        f"({against(wanted, run.tokens)})",
-        law=_allocation_source(plan, planned),
-        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{best}",
-        evidence=(f"{run.tokens / plan.unique_tokens:.3g} passes over {plan.unique_tokens:,} unique tokens",),
     )
 
 
@@ -131,81 +128,13 @@ def milestones(field: Field, plan: Plan) -> Why:
 
 def warmup(field: Field, plan: Plan) -> Why:
     """The family's warm-up, cut for short runs."""
-    planned, family = run_of(field, plan), _family(plan)
+    planned, family = run_of(field, plan), family_of(plan)
     total, came = planned.run.optim.steps, planned.run.optim.warmup_steps
     cut = f"cut to a twentieth of the run's {total:,} steps" if came < family.warmup_steps else "not cut"
     return Why(
         settled_by=f"the family {family.name}: {family.warmup_steps:,} steps, {cut}",
         law=f"{family.name}: {family.source}; 2000 steps in {PAPER}, section 2.3",
         equation=f"min({family.warmup_steps:,}, {total:,} / 20) = {came:,}",
-    )
-
-
-def shape(field: Field, plan: Plan) -> Why:
-    """The allocation's M, and the family's legal shape nearest to it."""
-    planned, family = run_of(field, plan), _family(plan)
-    model = planned.run.model
-    wanted, equation = _wanted_size(plan, planned)
-    off = "" if wanted is None else f", M {against(wanted, model.flop_per_token)}"
-    return Why(
-        settled_by=f"rounding to a legal shape of the family {family.name}{off}",
-        law=_allocation_source(plan, planned),
-        equation=equation,
-        evidence=(*_practice(plan, family, planned), *_size_evidence(plan, planned)),
-    )
-
-
-def _practice(plan: Plan, family: Family, planned: PlannedRun) -> Iterator[str]:
-    model = planned.run.model
-    depth = practice_depth(family, model.width)
-    yield f"family {family.name} ({family.source}): {depth:.1f} layers at width {model.width:,}, taken {model.layers}"
-    aspect = plan.budget.plain().get("aspect")
-    if aspect is not None:
-        yield f"the budget's field aspect: {aspect} of width for each layer"
-
-
-def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
-    if plan.fit is not None and planned.role == "target":
-        yield plan.fit.allocation_basis
-        yield f"{len(plan.fit.points)} runs of {len(plan.fit.profiles)} budgets"
-
-
-def counted(field: Field, plan: Plan) -> Why:
-    """What is counted from the shape: parameters and FLOP."""
-    model = run_of(field, plan).run.model
-    said = {
-        "block_params": "N = L (2 d^2 + 2 d k e + 3 d f)",
-        "params": "N + 2 V d + (2 L + 1) d",
-        "flop_per_token": "M = 6 N + 12 L d s",
-        "paper_flop_per_token": "M = 72 L d^2 + 12 L d s",
-        "mfu_flop_per_token": "6 N + 6 L d s + 6 V d",
-        "head_dim": "e = d / h",
-    }
-    source = {
-        "flop_per_token": f"{PAPER}, Eq. 2, with the shape's own N in place of 12 L d^2",
-        "paper_flop_per_token": f"{PAPER}, Eq. 2",
-        "mfu_flop_per_token": "model FLOP without recomputation (PaLM, arXiv 2204.02311, appendix B), attention causal",
-    }
-    letters = (
-        f"L {model.layers}, d {model.width}, h {model.heads}, k {model.kv_heads}, e {model.head_dim}, f {model.ffn}, "
-        f"V {model.vocab}, s {model.context}"
-    )
-    name = field.path[-1]
-    return Why(
-        settled_by="the shape: counted exactly",
-        law=source.get(name, "counted from the matrices of the shape"),
-        equation=f"{said[name]} with {letters}",
-    )
-
-
-def compute(field: Field, plan: Plan) -> Why:
-    """C = M D."""
-    planned = run_of(field, plan)
-    return Why(
-        settled_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
-        f"({against(planned.budget_flop, planned.run.compute_flop)})",
-        law=f"{PAPER}, section 3.2: C = M D",
-        equation=f"C = M D = {planned.run.model.flop_per_token:.4g} x {planned.run.tokens:.4g}",
     )
 
 
@@ -216,7 +145,7 @@ def optimizer(field: Field, plan: Plan) -> Why:
 
 def evaluation(field: Field, plan: Plan) -> Why:
     """How often and on how much the held-out loss is measured."""
-    planned, family = run_of(field, plan), _family(plan)
+    planned, family = run_of(field, plan), family_of(plan)
     optim, context = planned.run.optim, planned.run.model.context
     said = {
         "every_steps": f"{optim.steps:,} steps / {EVALUATIONS} points of the curve",
@@ -237,13 +166,13 @@ def from_budget(field: Field, plan: Plan) -> Why:
 
 def from_family(field: Field, plan: Plan) -> Why:
     """What the family says and nothing moves."""
-    family = _family(plan)
+    family = family_of(plan)
     return Why(f"the family {family.name}", law=f"{family.name}: {family.source}")
 
 
 def vocabulary(field: Field, plan: Plan) -> Why:
     """The tokenizer's vocabulary, padded."""
-    family = _family(plan)
+    family = family_of(plan)
     return Why(
         settled_by=f"rounding up to a multiple of {family.vocab_multiple} (family {family.name})",
         equation=f"the tokenizer has {plan.budget.data.vocab:,} entries",
@@ -266,49 +195,16 @@ def budget_flop(field: Field, plan: Plan) -> Why:
     """Compute that was asked for."""
     planned = run_of(field, plan)
     if planned.role == "target":
-        given = plan.budget.plain()
-        currency = next(name for name in _CURRENCIES if given.get(name) is not None)
-        bought = None if currency == "compute" else f"bought at {planned.cost.basis}"
-        return Why(f"the budget's field {currency}: {given[currency]}", equation=bought)
+        currency = plan.budget.currency
+        bought = None if currency in ("compute", "loss") else f"bought at {planned.cost.basis}"
+        return Why(f"the budget's field {currency}: {plan.budget.asked}", equation=bought)
     return Why(
         "the budget's evidence: a rung of the ladder, half a decade apart, all pilots within evidence.share"
     )
 
 
-def _at(law: Monomial, compute_flop: float) -> str:
-    return f"{monomial_text(law)} = {law.at(compute_flop=compute_flop):.4g}"
-
-
 def _wanted_tokens(planned: PlannedRun) -> float:
     return planned.budget_flop / planned.run.model.flop_per_token
-
-
-def _wanted_size(plan: Plan, planned: PlannedRun) -> tuple[float | None, str | None]:
-    """M as the allocation has it, with its equation; None for pilots, which are spread around it on purpose."""
-    law = _allocation(plan, planned)
-    if law is None:
-        return None, None
-    best = law.flop_per_token.at(compute_flop=planned.budget_flop)
-    came = planned.run.model.flop_per_token
-    said = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
-    if planned.role == "target":
-        return best, f"{said}; this shape has {came:.4g}"
-    return None, f"{said}; this pilot has {came:.4g}, {came / best:.2g} of it, as one of a spread of sizes"
-
-
-def _allocation(plan: Plan, planned: PlannedRun) -> Allocation | None:
-    fitted = plan.fit.allocation if plan.fit is not None and planned.role == "target" else None
-    return fitted or plan.law.allocation
-
-
-def _allocation_source(plan: Plan, planned: PlannedRun) -> str:
-    if plan.fit is not None and planned.role == "target":
-        return f"own fit: {plan.fit.allocation_basis}; form of {PAPER}, Eq. 4"
-    return f"{plan.law.name}: {plan.law.source}"
-
-
-def _family(plan: Plan) -> Family:
-    return from_catalog(Family, plan.budget.family, None)
 
 
 _RUN = "runs.*.run"

@@ -11,6 +11,7 @@ from planner.desk import lay_out
 from planner.explain import Explanation, explain, why_of
 from planner.fields import SHORT, NoFieldError, everything, find, root, say
 from planner.plan import make_plan
+from specs.budget import FixedRatio, FixedSize, Inference, Objective
 from specs.files import write_yaml
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
 from tests import examples, samples
@@ -83,7 +84,7 @@ def test_shape_and_tokens_name_the_allocation_and_the_rounding() -> None:
     layers = explain(FRONTIER, "layers")
     assert layers.equation is not None
     assert layers.equation.startswith("M_opt = 0.1715 C^0.5243 at C = 1e+24: 6.568e+11")
-    assert layers.settled_by == "rounding to a legal shape of the family deepseek, M as asked"
+    assert layers.settled_by == "rounding to a legal shape of the family deepseek, the size as asked"
     assert any("115.6 layers at width 9,216, taken 116" in one for one in layers.evidence)
     tokens = explain(FRONTIER, "tokens")
     assert tokens.value == FRONTIER.runs[0].run.tokens
@@ -240,3 +241,40 @@ def test_the_command_prints_words_or_json_or_one_line(
     assert (code, said) == (2, "")
     assert len(error.splitlines()) == 1
     assert "losss" in error
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (
+            FixedSize.model_validate({"kind": "size", "params": "140k params"}),
+            "140,000 parameters; this shape has 133,",
+        ),
+        (
+            FixedRatio(kind="ratio", tokens_per_param=20.0),
+            "D = 20 N_all, so M N_all = C / 20 = 5e+11, here 1.328e+11",
+        ),
+        (Inference.model_validate({"kind": "inference", "served": "10T tokens"}), "D_served = 1e+13"),
+    ],
+)
+def test_the_size_follows_from_the_objective(objective: Objective, says: str) -> None:
+    budget = FITTED.budget.model_copy(update={"objective": objective})
+    told = explain(samples.sealed(FITTED, budget=budget), "layers")
+    assert says in str(told.equation)
+    assert told.law is not None
+    assert ("Sardana" in told.law) == isinstance(objective, Inference)
+
+
+def test_other_laws_of_learning_rate_and_batch_are_named() -> None:
+    rate, batch = explain(FRONTIER, "lr"), explain(FRONTIER, "batch")
+    assert any(
+        one.startswith("step-law would take 0.0001405 = 1.79 N^-0.713 D^0.307") for one in rate.evidence
+    )
+    assert any("step-law would take 5,24" in one for one in batch.evidence)
+    assert "the batch grows with compute" in str(rate.law)
+
+
+def test_a_batch_of_the_budget_overrides_the_law() -> None:
+    budget = FRONTIER.budget.model_copy(update={"batch": 5120 * 4096})
+    told = explain(samples.sealed(FRONTIER, budget=budget), "batch")
+    assert told.settled_by == "the budget's field batch: 20,971,520 tokens, in whole sequences"
