@@ -2,7 +2,8 @@
 
 Each layer's gradient is written out, since that is where a step spends its time and memory: it says what is kept,
 reuses what is spent, and adds each weight's gradient straight to `weight.grad`. That buffer must be there before
-backward, and may be of higher precision than the weight; autograd itself carries activations only.
+backward, and may be of higher precision than the weight; autograd itself carries activations only. Its check that no
+weight changes between forward and backward is gone round: weights lie in one buffer, whose other parts may be arriving.
 
 A sub-layer is `leave(f(enter(norm(x))))`. Its f has no weights and is a pair, as in model/kernels; `enter` and `leave`
 are the linear maps of model/linears.py, which are handed in and do what communication there is. A result that is still
@@ -147,14 +148,13 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, row_BS: Tensor, weight: Tensor) -> Tensor:
         row_R = row_BS.reshape(-1)
-        ctx.save_for_backward(row_R, weight)
+        ctx.row_R, ctx.weight = row_R, weight
         return weight.index_select(0, row_R).view(*row_BS.shape, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        row_R, weight = ctx.saved_tensors
-        dy_RH = grads[0].reshape(len(row_R), -1)
-        weight.grad.index_add_(0, row_R, dy_RH.to(weight.grad.dtype))
+        dy_RH = grads[0].reshape(len(ctx.row_R), -1)
+        ctx.weight.grad.index_add_(0, ctx.row_R, dy_RH.to(ctx.weight.grad.dtype))
         return None, None
 
 
@@ -199,13 +199,13 @@ class _Head(torch.autograd.Function):
     ) -> Tensor:
         ctx.linears, ctx.kernels = linears, kernels
         _, y_RH, ctx.kept = kernels.norm.forward(x.view(-1, len(gain)), None, gain, eps)
-        ctx.save_for_backward(y_RH.view(x.shape), gain, weight)
+        ctx.y_BsH, ctx.gain, ctx.weight = y_RH.view(x.shape), gain, weight
         return linears.enter(y_RH.view(x.shape), weight, F.linear).view(len(x), -1, len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        y_BsH, gain, weight = ctx.saved_tensors
-        kept, ctx.kept = ctx.kept, None
+        gain, weight = ctx.gain, ctx.weight
+        (y_BsH, kept), ctx.y_BsH, ctx.kept = (ctx.y_BsH, ctx.kept), None, None
         dlogits_RV = grads[0].view(-1, len(weight))
         entered = ctx.linears.again(y_BsH)
         dy = ctx.linears.back_through_enter(dlogits_RV, weight, len(y_BsH))

@@ -16,6 +16,7 @@ B batch    S sequence    s this rank's stretch of it, or all    R = B S rows    
 """
 
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,16 @@ class Block(nn.Module):
         return block(x_BsH, (self._layer(attend), self._feed), weights, self._keep.within)
 
 
+class Watch(Protocol):
+    """Who wants to know of a stage's passes."""
+
+    def needed(self, owner: str) -> None:
+        """Before a forward pass through a part of it (`model.parameters.owner`): returns when its weights are there."""
+
+    def spent(self, owner: str) -> None:
+        """After a backward pass through a part of it, except the embedding: its weights' gradients are added."""
+
+
 class Stage(nn.Module):
     """The whole model, or this rank's part of it under the same names.
 
@@ -105,6 +116,7 @@ class Stage(nn.Module):
         self.gradients = torch.zeros(elements, dtype=summed, device=device)
         for path, local in self.locals.items():
             self._register(path, local)
+        self.watch: Watch | None = None
         self.positions = positions(spec.head_dim, spec.context, spec.rope_theta, self.dtype, device)
 
     def _register(self, path: str, local: Local) -> None:
@@ -169,12 +181,22 @@ class Chunk:
         if self.first:
             x = self._embedded(x)
         for index in self.blocks:
-            x = stage.blocks[str(index)](x, at)
+            x = stage.blocks[str(index)](self._watched(f"blocks.{index}", x), at)
+        return x
+
+    def _watched(self, owner: str, x: Tensor) -> Tensor:
+        """What goes into a part of the stage. It has its gradient when backward is through with that part."""
+        watch = self._stage.watch
+        if watch is not None:
+            watch.needed(owner)
+            if x.requires_grad:
+                x.register_hook(lambda _: watch.spent(owner))
         return x
 
     def _embedded(self, tokens_BS: Tensor) -> Tensor:
         """The tokens' rows of the embedding, of which tensor-parallel ranks hold a stretch each."""
         stage, tp = self._stage, self._stage.mesh.tp
+        self._watched("embedding", tokens_BS)
         if tp.size == 1:
             return embedding(tokens_BS, stage.embedding)
         row_BS = tokens_BS - stage.vocab.start
@@ -184,7 +206,7 @@ class Chunk:
 
     def logits(self, x_BsH: Tensor) -> Tensor:
         """Logits of the last activations in this rank's part of the vocabulary, (B, S, V)."""
-        stage = self._stage
+        stage, x_BsH = self._stage, self._watched("head", x_BsH)
         return head(x_BsH, stage.norm, stage.head, stage.spec.norm_eps, stage.linears, stage.kernels)
 
 

@@ -1,28 +1,25 @@
 """AdamW with ZeRO-1 by rows (arXiv 1910.02054): every data-parallel rank owns a block of rows of every parameter.
 
 A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank its
-rows (reduce-scatter), updates them, and hands the new rows to all (all-gather). Owned rows are boxes of globally named
-tensors, which is how a checkpoint of one layout is read under another. On one rank nothing is copied or sent, and in
-fp32 the masters are the parameters themselves.
+rows, updates them, and hands the new rows to all; model/buckets.py hides that behind the passes. Owned rows are boxes
+of globally named tensors, which is how a checkpoint of one layout is read under another. On one rank nothing is copied
+or sent, and in fp32 the masters are the parameters themselves.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from model.collectives import gather_into, scatter_sum, sum_over
+from model.buckets import Exchange, owned
+from model.collectives import sum_over
 from model.init import normal_rows
 from model.mesh import Axis
 from model.parameters import Local, Piece, local_pieces
 from model.transformer import Stage
 from specs.optim import OptimSpec
-
-_BUCKET_BYTES = 25 * 2**20
-"""Parameters that travel together are copied side by side up to this size (the default of PyTorch's DDP, whose paper,
-arXiv 2006.15704, section 5.2, measures it); a larger one travels alone, from where it lies."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +38,16 @@ class AdamW:
     def __init__(self, stage: Stage, axis: Axis, spec: OptimSpec) -> None:
         self.stage, self.axis, self.spec = stage, axis, spec
         self.steps = 0
-        self._locals = list(stage.locals.values())
-        owned = stage.gradients.numel() // axis.size
-        alone = axis.size == 1
-        self._gradient = stage.gradients if alone else stage.gradients.new_zeros(owned)
-        shared = alone and stage.weights.dtype == stage.gradients.dtype
-        self._master = stage.weights if shared else stage.gradients.new_zeros(owned)
-        self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, owned)
-        places = {path: place for place, path in enumerate(local_pieces(stage.spec, stage.mesh.tp))}
-        counted = [path for path, local in stage.locals.items() if local.split or stage.mesh.tp.rank == 0]
-        self._counted = [self._gradient[self._owned(stage.locals[path])] for path in counted]
-        self._places = torch.tensor([places[path] for path in counted], device=self._gradient.device)
-        self._parameters = len(places)
-        state = (self._master, self._gradient, self._exp_avg, self._exp_avg_sq)
-        decayed = sum(self._size(local) for local in self._locals if local.decays)
-        self._parts = [
-            (tuple(flat[:decayed] for flat in state), spec.weight_decay),
-            (tuple(flat[decayed:] for flat in state), 0.0),
-        ]
+        self._exchange = Exchange(stage, axis)
+        self._gradient = self._exchange.mine
+        size, alone = owned(stage, axis), axis.size == 1
+        same = stage.weights.dtype == stage.gradients.dtype
+        self._master = stage.weights if alone and same else stage.gradients.new_zeros(size)
+        self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, size)
+        self._rounded = self._master if same else stage.weights if alone else stage.weights.new_empty(size)
+        self._norm = Norm(stage, self._gradient, self._owned)
+        decayed = sum(self._size(local) for local in stage.locals.values() if local.decays)
+        self._parts = [(slice(decayed), spec.weight_decay), (slice(decayed, size), 0.0)]
 
     def start(self, seed: int) -> None:
         """Fresh weights as a function of (seed, name, row), moments at zero, parameters published."""
@@ -70,13 +59,20 @@ class AdamW:
         self.publish()
 
     def boxes(self) -> list[Box]:
-        """This rank's state; over the ranks of the axis, the boxes tile every global tensor once."""
+        """This rank's state. Boxes of all ranks tile every matrix once, every vector once per tensor-parallel rank."""
         state = (self._master, self._exp_avg, self._exp_avg_sq)
         return [
             Box(piece, *(flat[at : at + piece.rows * piece.cols].view(_view_shape(piece)) for flat in state))
-            for local in self._locals
+            for local in self.stage.locals.values()
             for piece, at in self._owned_pieces(local)
         ]
+
+    def expect(self, micro_batches: int) -> None:
+        """The next step sums the gradients of so many micro-batches: they are sent from within the last one's backward.
+
+        Without this they are sent by `step`.
+        """
+        self._exchange.expect(micro_batches)
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
@@ -84,62 +80,37 @@ class AdamW:
 
         Where the norm is not finite, nothing is updated.
         """
-        self._reduce()
-        norm = self._norm()
+        self._exchange.settle()
+        self._exchange.reduce()
+        norm = self._norm.value()
         if math.isfinite(norm):
             self._update(lr, max(1.0, norm / self.spec.clip_norm))
-            self.publish()
+            self._exchange.publish(self._rounded)
         self.stage.gradients.zero_()
         return norm
 
     @torch.no_grad()
     def publish(self) -> None:
         """Masters into the parameters of all ranks, rounded to their precision."""
-        weights = self.stage.weights
-        if self.axis.size == 1:
-            if weights is not self._master:
-                weights.copy_(self._master)
-            return
-        for bucket in self._buckets():
-            mine = self._master[self._span(bucket)].to(weights.dtype)
-            if len(bucket) == 1:
-                gather_into(weights[bucket[0].start : bucket[0].stop], mine, self.axis)
-                continue
-            whole = mine.new_empty(self.axis.size, mine.numel())
-            gather_into(whole.view(-1), mine, self.axis)
-            parts = whole.split([self._size(local) for local in bucket], dim=1)
-            for local, part in zip(bucket, parts, strict=True):
-                self._by_rank(weights, local).copy_(part)
+        if self._rounded is not self._master:
+            self._rounded.copy_(self._master)
+        self._exchange.publish(self._rounded)
+        self._exchange.settle()
 
-    def _reduce(self) -> None:
-        """This rank's rows of the gradient, summed over the axis."""
-        if self.axis.size == 1:
-            return
-        waiting = []
-        for bucket in self._buckets():
-            parts = [self._by_rank(self.stage.gradients, local) for local in bucket]
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            mine = self._gradient[self._span(bucket)]
-            work = scatter_sum(mine, whole.view(-1), self.axis, async_op=True)
-            waiting.append((work, whole))
-        for work, _ in waiting:
-            work.wait()
-
-    def _norm(self) -> float:
-        """Norm over the whole model: each parameter's sum of squares, then their sum in order of depth, in fp64.
-
-        The order is the same for every cut into stages, and so the sum is, to the last bit.
-        """
-        norms = torch._foreach_norm(self._counted, 2, torch.float64)
-        squares = norms[0].new_zeros(self._parameters)
-        squares.index_copy_(0, self._places, torch.stack(norms).square_())
-        return math.sqrt(float(sum_over(squares, self.stage.mesh.world).sum()))
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Return when the parameters of all ranks are here. A forward pass waits for each by itself."""
+        self._exchange.settle()
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.steps += 1
         for part, decay in self._parts:
             self.stage.kernels.adamw(
-                *part,
+                self._master[part],
+                self._gradient[part],
+                self._exp_avg[part],
+                self._exp_avg_sq[part],
+                None if self._rounded is self._master else self._rounded[part],
                 step=self.steps,
                 lr=lr,
                 betas=self.spec.betas,
@@ -156,24 +127,6 @@ class AdamW:
         """Where they lie in this rank's state: parameters follow each other there as they do in the stage."""
         return slice(local.start // self.axis.size, local.stop // self.axis.size)
 
-    def _span(self, bucket: list[Local]) -> slice:
-        return slice(self._owned(bucket[0]).start, self._owned(bucket[-1]).stop)
-
-    def _by_rank(self, flat: Tensor, local: Local) -> Tensor:
-        """A parameter's elements as (ranks, elements of each)."""
-        return flat[local.start : local.stop].view(self.axis.size, -1)
-
-    def _buckets(self) -> Iterator[list[Local]]:
-        """Consecutive parameters that travel together."""
-        bucket: list[Local] = []
-        limit = _BUCKET_BYTES // self._gradient.element_size()
-        for local in self._locals:
-            if bucket and local.stop - bucket[0].start > limit:
-                yield bucket
-                bucket = []
-            bucket.append(local)
-        yield bucket
-
     def _owned_pieces(self, local: Local) -> Iterator[tuple[Piece, int]]:
         """The owned rows as boxes of global tensors, each with its start in this rank's state."""
         each = local.padded_rows // self.axis.size
@@ -184,6 +137,29 @@ class AdamW:
                 box = replace(piece, row=piece.row + low - first, rows=high - low)
                 yield box, self._owned(local).start + low * local.cols
             first += piece.rows
+
+
+class Norm:
+    """The norm of the whole model's gradient: each parameter's sum of squares, then their sum in order of depth, in fp64.
+
+    A parameter that several ranks have counts once. The order is the same for every cut into stages, and so the sum
+    is, to the last bit.
+    """
+
+    def __init__(self, stage: Stage, gradient: Tensor, owned: Callable[[Local], slice]) -> None:
+        tp = stage.mesh.tp
+        places = {path: place for place, path in enumerate(local_pieces(stage.spec, tp))}
+        counted = {path: local for path, local in stage.locals.items() if local.split or tp.rank == 0}
+        self._world, self._parameters = stage.mesh.world, len(places)
+        self._counted = [gradient[owned(local)] for local in counted.values()]
+        self._places = torch.tensor([places[path] for path in counted], device=gradient.device)
+
+    def value(self) -> float:
+        """The norm; every rank calls this at the same time."""
+        norms = torch._foreach_norm(self._counted, 2, torch.float64)
+        squares = norms[0].new_zeros(self._parameters)
+        squares.index_copy_(0, self._places, torch.stack(norms).square_())
+        return math.sqrt(float(sum_over(squares, self._world).sum()))
 
 
 def _view_shape(piece: Piece) -> tuple[int, ...]:

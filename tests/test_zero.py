@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import zero
+from model import buckets
 from model.mesh import Axis, Mesh
 from model.transformer import Stage
 from model.zero import AdamW, Box
@@ -36,7 +36,7 @@ def _train(
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """(this rank's shares of the losses, gradient norms, this stage's parameters by path)."""
     if bucket_bytes is not None:
-        zero._BUCKET_BYTES = bucket_bytes  # in a process of its own
+        buckets.BUCKET_BYTES = bucket_bytes  # in a process of its own
     stage = stage_of(spec, precision, mesh)
     optimizer = AdamW(stage, mesh.dp, optim)
     optimizer.start(SEED)
@@ -44,6 +44,7 @@ def _train(
     for _ in range(steps):
         losses.append(_accumulate(stage, batch(spec, 12), mesh.dp))
         norms.append(optimizer.step(0.01))
+    optimizer.settle()
     return losses, norms, {name: parameter.detach() for name, parameter in stage.named_parameters()}
 
 
