@@ -1,17 +1,23 @@
+import os
+import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from model.mesh import Mesh, mesh_of
-from model.pipeline import Pipeline
+from model import pipeline
+from model.mesh import Axis, Mesh, mesh_of
+from model.pipeline import Pipeline, _Links, _Passes
 from model.transformer import WHOLE
 from model.zero import AdamW
 from specs.layout import Layout
+from specs.pipeline import Work, most_alive
 from tests import samples
-from tests.spawn import spawn
+from tests.spawn import RankError, spawn
 from tests.test_kernels import relative
 from tests.test_transformer import batch, stage_of
 
@@ -42,12 +48,12 @@ FOUR = [cut(pp=4), cut(pp=4, stage_layers=(1, 2, 1, 1)), cut(pp=2, dp=2), cut(pp
 def train(mesh: Mesh, layout: Layout, precision: str, rows_BT: Tensor) -> Trained:
     """Evaluate, then train, on these of a batch's rows."""
     stage = stage_of(SPEC, precision, mesh, layout=layout)
-    optimizer, pipeline = AdamW(stage, mesh.dp, OPTIM), Pipeline(stage)
+    optimizer, stages = AdamW(stage, mesh.dp, OPTIM), Pipeline(stage)
     optimizer.start(SEED)
-    held_out = go(pipeline.evaluate, rows_BT, 3)
+    held_out = go(stages.evaluate, rows_BT, 3)
     norms: list[float] = []
     for step in range(STEPS):
-        share = go(pipeline.train, rows_BT, layout.micro_batch_sequences)
+        share = go(stages.train, rows_BT, layout.micro_batch_sequences)
         if step == 0:
             shares = float(share), float(held_out)
             gradients = {name: one.grad.clone() for name, one in stage.named_parameters()}
@@ -100,16 +106,85 @@ def check_steps(ranks: list[Trained], expected: Trained, bound: float) -> None:
 @pytest.mark.parametrize(("size", "layouts"), [(2, TWO), (4, FOUR)])
 def test_a_pipeline_computes_what_one_process_does(size: int, layouts: list[Layout], precision: str) -> None:
     """Without data parallelism even the order of every sum is the same, and so all steps are, to the last bit."""
-    answers = spawn(size, train_all, layouts, precision)
+    answers = spawn(size, train_all, layouts, precision, timeout_s=180)
     for layout, ranks in zip(layouts, zip(*answers, strict=True), strict=True):
         check_step(list(ranks), layout, precision)
         if layout.dp == 1:
             check_steps(list(ranks), alone(layout, precision), 0.0)
 
 
-def test_replicas_of_a_pipeline_train_as_one_process_does() -> None:
-    """fp64: replicas sum the rows in another order, which Adam amplifies a little (STEPS steps)."""
-    layouts = [layout for layout in FOUR if layout.dp > 1]
-    answers = spawn(4, train_all, layouts, "fp64")
-    for layout, ranks in zip(layouts, zip(*answers, strict=True), strict=True):
-        check_steps(list(ranks), alone(layout, "fp64"), 1e-12)
+def watch_memory(mesh: Mesh, layout: Layout, micro_batches: int) -> tuple[int, int, int]:
+    """At most at a time: forwards that are kept, results that are still there; and what is left of both in the end."""
+    stage = stage_of(SPEC, "fp32", mesh_of(1, mesh.world.size, 1), layout=layout)
+    AdamW(stage, Axis(), OPTIM).start(SEED)
+    kept, alive = [0], [0]
+    results: list[StorageWeakRef] = []
+
+    class Watched(_Passes):
+        def forward(self, work: Work) -> None:
+            super().forward(work)
+            kept.append(len(self._kept))
+
+    class Links(_Links):
+        def offer(self, work: Work, result: Tensor) -> None:
+            super().offer(work, result)
+            results.append(StorageWeakRef(result.untyped_storage()))
+            alive.append(sum(not one.expired() for one in results))
+
+    pipeline._Passes, pipeline._Links = Watched, Links  # type: ignore[misc]  # in a process of its own
+    rows_BT = batch(SPEC, micro_batches)
+    Pipeline(stage).train([1] * micro_batches, lambda i: rows_BT[i : i + 1], 100)
+    return max(kept), max(alive), sum(not one.expired() for one in results)
+
+
+@pytest.mark.parametrize(("pp", "chunks"), [(4, 1), (2, 2)])
+def test_activations_go_when_they_are_spent_and_results_when_they_are_sent(pp: int, chunks: int) -> None:
+    layout = cut(pp=pp, interleave=chunks)
+    for rank, (kept, alive, left) in enumerate(spawn(pp, watch_memory, layout, 16)):
+        assert kept == most_alive(pp, rank, 16, chunks)
+        assert alive <= 5  # two under way, and what is being computed, there and back
+        assert left == 0
+
+
+def fail(mesh: Mesh, how: str) -> None:
+    """Rank 1 has an error in its second backward, while the others wait for what it would have sent."""
+    stage = stage_of(SPEC, "fp32", mesh_of(1, 4, 1), layout=cut(pp=4))
+    AdamW(stage, Axis(), OPTIM).start(SEED)
+    backward, seen = _Passes.backward, []
+
+    def failing(self: _Passes, work: Work) -> None:
+        seen.append(work)
+        if mesh.world.rank == 1 and len(seen) == 2:
+            if how == "die":
+                os._exit(3)
+            raise ArithmeticError("rank 1 had enough")
+        backward(self, work)
+
+    _Passes.backward = failing  # type: ignore[method-assign]  # in a process of its own
+    rows_BT = batch(SPEC, 8)
+    Pipeline(stage).train([1] * 8, lambda i: rows_BT[i : i + 1], 100)
+
+
+@pytest.mark.parametrize(("how", "said"), [("raise", "rank 1:.*rank 1 had enough"), ("die", "died|closed")])
+def test_a_rank_that_fails_in_the_middle_ends_the_others(how: str, said: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(RankError, match=re.compile(said, re.DOTALL)):
+        spawn(4, fail, how)
+    assert time.monotonic() - began < 30
+
+
+def evaluate(mesh: Mesh, layout: Layout, sizes: Sequence[Sequence[int]]) -> list[float]:
+    stage = stage_of(SPEC, "fp32", mesh_of(1, layout.pp, 1) if layout.pp > 1 else mesh, layout=layout)
+    AdamW(stage, Axis(), OPTIM).start(SEED)
+    stages, rows_BT = Pipeline(stage), batch(SPEC, 8)
+    return [
+        float(stages.evaluate(each, rows_BT[: sum(each)].split(list(each)).__getitem__, 100))
+        for each in sizes
+    ]
+
+
+def test_evaluations_may_have_any_number_of_micro_batches_of_any_size() -> None:
+    sizes = [[8], [1] * 8, [3, 3, 2], [5, 1, 1, 1], []]
+    first, last = spawn(2, evaluate, cut(pp=2, interleave=2), sizes)
+    assert first == [0.0] * len(sizes)
+    assert last == evaluate(Mesh(), cut(), sizes)
