@@ -23,7 +23,7 @@ from specs.optim import Milestone
 from specs.plan import Plan
 from specs.quantity import Quantity
 from specs.report.units import memory
-from specs.words import count, duration
+from specs.words import count, duration, energy
 
 SHORT = {
     "lr": "run.optim.peak_lr",
@@ -234,6 +234,8 @@ def _number(value: float, path: tuple[str, ...], info: FieldInfo | None) -> str:
         return duration(value * 3600)
     if name in ("dollars", "money"):
         return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+    if name == "energy_j":
+        return energy(value)
     if name == "device_hours":
         return f"{value:,.4g} device-hours"
     if name.endswith("flop_per_token"):

@@ -203,6 +203,7 @@ def test_the_last_run_is_meant_where_no_other_is_named() -> None:
         (3600.0, ("checkpoint_every_s",), "1 h 0 min"),
         (2.5, ("hours",), "2 h 30 min"),
         (1_360_054.0, ("dollars",), "$1,360,054"),
+        (3.6e9, ("energy_j",), "1 MWh"),
         (1, ("steps",), "1 step"),
         (True, ("sequence_parallel",), "yes"),
         (None, ("stage_layers",), "none"),

@@ -98,12 +98,12 @@ def _pace(one: LayoutEstimate, best: float) -> str:
 
 
 def _row(layout: Layout, end: str, segments: Sequence[Html], kind: str = "fits") -> Html:
-    sizes, rest = _lines(layout)
+    sizes, rest = lines(layout)
     head = tag("p", tag("b", sizes), tag("span", rest), tag("em", end))
     return tag("div", head, tag("div", *segments, class_="bar"), class_=kind)
 
 
-def _lines(layout: Layout) -> tuple[str, str]:
+def lines(layout: Layout) -> tuple[str, str]:
     """The sizes of the axes, and what goes with them."""
     sizes = f"dp {layout.dp} · pp {layout.pp} · tp {layout.tp}{' + sp' if layout.sequence_parallel else ''}"
     rest = [f"micro-batch {layout.micro_batch_sequences}"]

@@ -9,6 +9,7 @@ from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
+from specs.report.layouts import lines
 from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
 from specs.words import count, duration, energy
 
@@ -149,8 +150,7 @@ def target(planned: PlannedRun) -> Html:
             ("precision", f"{run.precision}, seed {run.seed}"),
             (
                 "layout",
-                f"dp {layout.dp} × pp {layout.pp} × tp {layout.tp} on {planned.execution.device}, micro-batch "
-                f"{layout.micro_batch_sequences}, recompute {layout.recompute}",
+                f"{', '.join(lines(layout))}, on {layout.devices:,} {planned.execution.device} devices",
             ),
             ("memory", f"{memory(planned.cost.memory_bytes)} on the fullest device"),
             ("cost", _currencies(planned)),
