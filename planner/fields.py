@@ -285,7 +285,8 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
         child for child in children(Field(path, value, None, "")) if child.info or isinstance(value, dict)
     ]
     if len(below) <= _INLINE and all(isinstance(b.value, int | float | str | None) for b in below):
-        return ", ".join(f"{child.path[-1]} {child.say()}" for child in below)
+        named = (("" if child.path[-1] == "kind" else f"{child.path[-1]} ", child) for child in below)
+        return ", ".join(f"{name}{child.say()}" for name, child in named)
     return f"ask for one of its fields: {', '.join(child.path[-1] for child in below)}"
 
 

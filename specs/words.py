@@ -4,7 +4,7 @@
 def count(value: float) -> str:
     """A count with k, M, B or T and three digits: `1.52T`, `23.6M`, `640`."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # rounds to 1, where the smaller unit would round to 1e+03
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
 
@@ -26,6 +26,6 @@ def energy(joules: float) -> str:
     """Energy in watt-hours with three digits: `486 MWh`, `1.2 kWh`."""
     hours = joules / 3600
     for size, unit in ((1e9, "GWh"), (1e6, "MWh"), (1e3, "kWh")):
-        if hours >= size:
+        if hours >= 0.9995 * size:
             return f"{hours / size:.3g} {unit}"
     return f"{hours:.3g} Wh"

@@ -208,6 +208,7 @@ def test_the_last_run_is_meant_where_no_other_is_named() -> None:
         (True, ("sequence_parallel",), "yes"),
         (None, ("stage_layers",), "none"),
         (1.25, ("loss",), "1.2500 nats/token"),
+        (FixedRatio(kind="ratio", tokens_per_param=20.0), ("objective",), "ratio, tokens_per_param 20"),
     ],
 )
 def test_values_are_said_with_their_unit(value: object, path: tuple[str, ...], said: str) -> None:

@@ -24,7 +24,14 @@ def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> No
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(640, "640"), (1024, "1.02k"), (23_592_960, "23.6M"), (1.5e9, "1.5B"), (1.52e12, "1.52T")],
+    [
+        (640, "640"),
+        (1024, "1.02k"),
+        (23_592_960, "23.6M"),
+        (999_700, "1M"),
+        (1.5e9, "1.5B"),
+        (1.52e12, "1.52T"),
+    ],
 )
 def test_counts_have_three_digits(value: float, said: str) -> None:
     assert count(value) == said

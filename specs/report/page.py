@@ -98,7 +98,9 @@ def _figures(case: Case) -> Iterator[Html]:
 
 def _reach(case: Case) -> Html:
     """How far a published law is asked to go."""
-    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape."
+    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape"
+    off = case.plan.budget.objective.kind != "optimal"
+    said += ", off the lines as it is not to have the lowest loss of its compute." if off else "."
     return _section("How far the law is asked to go", _figure("reach", evidence.reach(case)), said)
 
 
