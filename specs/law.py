@@ -123,6 +123,8 @@ class Family(Spec):
     """The vocabulary is padded to a multiple of this."""
     warmup_steps: int = Field(ge=1)
     """Warm-up steps, cut for very short runs."""
+    rope_theta: float = Field(default=10000.0, gt=0)
+    """Base of the rotary angles (LLaMA's, for contexts of thousands of tokens); short contexts want less."""
     min_steps: int = Field(ge=1)
     """Runs shorter than this are flagged: their loss has not settled."""
     init_std: float = Field(gt=0)
