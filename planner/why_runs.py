@@ -5,7 +5,7 @@ Each rule recomputes what the law asks for and says how rounding, the budget or 
 
 import math
 
-from planner.draft import EVALUATIONS, round_batch
+from planner.draft import EVALUATIONS
 from planner.fields import Field
 from planner.why import PAPER, Rule, Why, against, at, family_of, hyper_of, run_of
 from planner.why_shape import compute, counted, shape, tokens
@@ -14,6 +14,8 @@ from specs.law import RateCheck
 from specs.optim import multi_step
 from specs.plan import HyperAdvice, Plan, PlannedRun
 
+_NEAR_BATCH = 0.05
+"""Batches this close to the law's, or to within a replica's worth of sequences, were rounded; others were chosen."""
 _SAME = 1e-9
 """Relative difference under which two numbers are the same but for the order of their sums."""
 
@@ -95,8 +97,8 @@ def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:
     if plan.budget.batch is not None and planned.role == "target":
         return f"the budget's field batch: {plan.budget.batch:,} tokens, in whole sequences"
     said = f"{wanted:,.1f} sequences asked, {came:,} taken ({against(wanted, came)})"
-    if came == round_batch(wanted, dp):
-        return f"rounding: {said}, a multiple of dp {dp} and of a power of two"
+    if abs(came - wanted) <= max(dp, _NEAR_BATCH * wanted):
+        return f"rounding: {said}, in equal parts for dp {dp}"
     return f"not the law alone: {said}"
 
 
