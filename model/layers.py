@@ -95,7 +95,7 @@ class SubLayer:
         entered = self.linears.again(y_RH.view(shape))
         dy = self.linears.back_through_enter(dprojected_RF, w.into, batch)
         self.kernels.accumulate(_buffer(w.out), dresult_RH, inner_RF)
-        self.kernels.accumulate(_buffer(w.into), dprojected_RF, entered.wait().view(-1, len(w.gain)))
+        self.kernels.accumulate(_buffer(w.into), dprojected_RF, entered.wait().reshape(-1, len(w.gain)))
         dy_RH, dsum_RH = (one.view(-1, len(w.gain)) for one in (dy.wait(), dsum_BsH))
         return self.kernels.norm.backward(dy_RH, dsum_RH, normed, w.gain, _buffer(w.gain)).view(shape)
 
@@ -209,7 +209,7 @@ class _Head(torch.autograd.Function):
         dlogits_RV = grads[0].view(-1, len(weight))
         entered = ctx.linears.again(y_BsH)
         dy = ctx.linears.back_through_enter(dlogits_RV, weight, len(y_BsH))
-        ctx.kernels.accumulate(weight.grad, dlogits_RV, entered.wait().view(-1, len(gain)))
+        ctx.kernels.accumulate(weight.grad, dlogits_RV, entered.wait().reshape(-1, len(gain)))
         dy_RH = dy.wait().view(-1, len(gain))
         dx_RH = ctx.kernels.norm.backward(dy_RH, None, kept, gain, gain.grad)
         return dx_RH.view(y_BsH.shape), None, None, None, None, None

@@ -77,12 +77,12 @@ def _gathered_product(x_BsH: Tensor, weight: Tensor, tp: Axis, multiply: Multipl
     B, s, H = x_BsH.shape
     coming = [(stretch, gather(x_BsH[:, stretch], tp)) for stretch in _pieces(x_BsH)]
     if len(coming) == 1:
-        whole_RH = coming[0][1].wait().view(-1, H)
+        whole_RH = coming[0][1].wait().reshape(-1, H)
         return multiply(whole_RH, weight), whole_RH
     whole_RH = x_BsH.new_empty(B * tp.size * s, H)
     product_RF = torch.empty(())
     for stretch, piece in coming:
-        piece_RH = piece.wait().view(-1, H)
+        piece_RH = piece.wait().reshape(-1, H)
         part_RF = multiply(piece_RH, weight)
         if stretch.start == 0:
             product_RF = _rows_like(part_RF, len(whole_RH))

@@ -107,7 +107,9 @@ class Replica:
             at = first + micro_batch * at_once
             return self._on_device(training_rows(self._train, context, self._run.seed, at, at_once))
 
-        return self._once(self._pipeline.train([at_once] * (rows // at_once), read, batch * context))
+        sizes = [at_once] * (rows // at_once)
+        self._optimizer.expect(len(sizes))
+        return self._once(self._pipeline.train(sizes, read, batch * context))
 
     def update(self, lr: float) -> float:
         """Apply the gradients; their global norm before clipping."""
