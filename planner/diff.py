@@ -11,7 +11,7 @@ from typing import Any, Literal
 from planner.fields import Field, children, root
 from specs.base import Spec
 from specs.law import Band, FormScore, Interval, LawFit, Monomial
-from specs.plan import Forecast, LayoutChoice, NoForecast, Plan, PlannedRun
+from specs.plan import Forecast, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
 
 Group = Literal["budget", "evidence", "runs", "shape", "schedule", "layout", "cost", "forecast", "document"]
 GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
@@ -27,7 +27,7 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
 )
 """The groups in order, each with the paths (inside a run: from the run on) that begin so; the longest one decides."""
 
-_PARTS = (Band, Interval, Monomial)
+_PARTS = (Band, Interval, Monomial, LayoutEstimate)
 """Specs that are said as a whole."""
 _SKIPPED = ("title", "seal", "sha256")
 """Names that change whenever anything else does."""
@@ -157,6 +157,8 @@ def _said(field: Field) -> str:
             return f"{len(field.value.points)} runs, {len(field.value.forms)} forms"
         case LayoutChoice():
             return f"{field.value.fitting:,} of {field.value.considered:,} layouts fit"
+        case (LayoutEstimate() as best, *_):
+            return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').say()}"
         case tuple() if field.value and isinstance(field.value[0], Spec) and len(field.value) > 2:
             return f"{len(field.value)} of them"
     return field.say()
@@ -173,6 +175,10 @@ def _size(value: Any) -> float | None:
             return value.median
         case Interval():
             return value.value
+        case LayoutEstimate():
+            return value.step_s
+        case (LayoutEstimate() as best, *_):
+            return best.step_s
     return None
 
 

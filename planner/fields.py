@@ -20,7 +20,7 @@ from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import Milestone
-from specs.plan import Plan
+from specs.plan import LayoutEstimate, Plan
 from specs.quantity import Quantity
 from specs.report.units import memory
 from specs.words import count, duration, energy
@@ -277,6 +277,10 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
             return f"{value.median:.4f} nats/token, 95 % from {value.low_95:.4f} to {value.high_95:.4f}"
         case Interval():
             return f"{value.value:.4g}, 95 % from {value.low:.4g} to {value.high:.4g}"
+        case LayoutEstimate():
+            used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
+            laid = layout_text(value.layout)
+            return f"{laid}: {value.step_s:.4g} s a step, MFU {used}, {memory(value.memory_bytes)}"
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():

@@ -89,6 +89,20 @@ def test_a_plan_of_pilots_against_a_target() -> None:
     assert found["forecast"].said_before.startswith("none: 17 of 17 pilots")
 
 
+def test_layouts_are_compared_by_the_best_of_them() -> None:
+    slow, quick = (
+        samples.sealed(PLAN, layouts=examples.make_layouts(step_s=seconds)) for seconds in (12.0, 6.0)
+    )
+    found = by_field(slow, quick)
+    assert found["layouts.ranked"].group == "layout"
+    assert found["layouts.ranked"].ratio == pytest.approx(0.5)
+    assert found["layouts.ranked"].said_before.startswith(
+        "6 ranked, first dp 32 x pp 8 x tp 8 + sp, interleaved 2"
+    )
+    assert "12 s a step" in found["layouts.ranked"].said_before
+    assert by_field(PLAN, slow)["layouts"].said_after == "211 of 1,432 layouts fit"
+
+
 @pytest.mark.parametrize(
     ("ratio", "said"), [(None, ""), (1.5, "+50.00 %"), (0.3, "x 0.3"), (16.0, "x 16"), (0.9, "-10.00 %")]
 )
