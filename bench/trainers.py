@@ -49,7 +49,7 @@ def ours(
             weight_decay=WEIGHT_DECAY,
         ),
     )
-    optimizer.start(0)
+    _randomize(optimizer, spec)
 
     def step(tokens_BT: Tensor) -> float:
         total = torch.zeros((), dtype=torch.float64, device=device)
@@ -61,6 +61,16 @@ def ours(
         return float(total)
 
     return step
+
+
+def _randomize(optimizer: AdamW, spec: ModelSpec) -> None:
+    """As `AdamW.start`, but drawn on the device: a matter of milliseconds."""
+    for box in optimizer.boxes():
+        if box.master.ndim == 1:
+            box.master.fill_(1.0)
+        else:
+            box.master.normal_(0.0, spec.init_std)
+    optimizer.publish()
 
 
 def llama(spec: ModelSpec, precision: str, device: str, micro_batch: int, *, compiled: bool = False) -> Step:
@@ -113,7 +123,7 @@ def _plain_loop(
     model.to(device).train()
     matrices = [one for one in model.parameters() if one.ndim > 1]
     vectors = [one for one in model.parameters() if one.ndim == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         groups, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
