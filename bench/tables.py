@@ -45,9 +45,9 @@ MEGATRON_2021 = replace(
 """Megatron-LM v2.6: fp16, unfused attention, gradients in a separate fp32 sum, nothing overlapped."""
 MEGATRON_2022 = replace(MEGATRON_2021, fused_gradients=True)
 """Korthikanti et al.: with the fused weight gradient of early 2022."""
-MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False)
+MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False, replays_norms=False)
 """r0.8.0 with its overlap flags on; the loss in fp32 steps."""
-TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_norms=True, replays_matmuls=0.5)
+TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_matmuls=0.5)
 """FSDP2, which sends what ZeRO-1 does and hides it; selective recomputation replays every second multiplication."""
 
 

@@ -144,13 +144,14 @@ def kept_whole_bytes(a: Architecture, w: Any) -> Any:
     return 4 * w * a.width + (2 * a.width if a.dropout else 0)
 
 
-def kept_split_bytes(a: Architecture, w: Any) -> Any:
-    """What it splits: q, k, v, attention's result, and the feed-forward's inner tensors, one a matrix.
+def kept_split_bytes(a: Architecture, w: Any, inner: Any = 2) -> Any:
+    """What it splits: q, k, v, attention's result, and so many inner tensors of the feed-forward.
 
-    24 d in GPT of 16 bit (Korthikanti et al., section 4.2.1).
+    24 d in GPT of 16 bit, which keeps GELU's input and result (Korthikanti et al., section 4.2.1). SwiGLU keeps gate
+    and up, if its backward makes their product again.
     """
     attention = 2 * a.width + 2 * a.kv_heads * a.head_dim
-    return w * (attention + a.ffn_matrices * a.ffn)
+    return w * (attention + inner * a.ffn)
 
 
 def kept_score_bytes(a: Architecture, w: Any) -> Any:
@@ -161,10 +162,15 @@ def kept_score_bytes(a: Architecture, w: Any) -> Any:
     return a.heads * a.context * (2 * w + 1 if a.dropout else w)
 
 
-def kept_bytes(a: Architecture, t: Any, sp: Any, w: Any, scores: Any) -> Any:
+def kept_bytes(a: Architecture, t: Any, sp: Any, w: Any, scores: Any, inner: Any = 2) -> Any:
     """Activations of a block per token on one rank; `scores` is 1 where attention's probabilities are stored."""
-    split = (kept_split_bytes(a, w) + scores * kept_score_bytes(a, w)) / t
+    split = (kept_split_bytes(a, w, inner) + scores * kept_score_bytes(a, w)) / t
     return kept_whole_bytes(a, w) / (1 + sp * (t - 1)) + split
+
+
+def kept_less_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
+    """What selective recomputation of norms and attention leaves out: both norms' results, and attention's."""
+    return 2 * w * a.width / (1 + sp * (t - 1)) + w * a.width / t
 
 
 def checkpoint_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
@@ -195,6 +201,12 @@ def moved_split_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
     forward, backward = (3, 6) if a.ffn_matrices == 3 else (2, 3)
     turned = 0 if a.learned_positions else 2 * (a.width + a.kv_heads * a.head_dim)
     return w * (forward * a.ffn + turned), w * (backward * a.ffn + turned)
+
+
+def replayed_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
+    """What selective recomputation moves once more: norms (whole); rotation and a copy of the projection (split)."""
+    kv = a.kv_heads * a.head_dim
+    return 4 * w * a.width, 2 * w * (2 * a.width + 3 * kv)
 
 
 def moved_score_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """What a training engine does, as far as seconds and bytes depend on it: ours, and whose published figures we check."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Engine:
     """Bytes of a gradient on the wire."""
     stages_adjacent: bool
     """Ranks of neighbouring stages are neighbours, replicas lie apart; Megatron-LM has it the other way round."""
+    inner_kept: int
+    """Inner tensors of the feed-forward that a block keeps."""
     replays_norms: bool
-    """Selective recomputation replays norms and activation functions too, not attention alone."""
+    """Selective recomputation replays norms too, not attention alone."""
     replays_matmuls: float = 0.0
-    """Share of the blocks' matrix multiplications that selective recomputation replays."""
+    """Share of the blocks' matrix multiplications that selective recomputation replays, with all elementwise work."""
 
 
 OURS = Engine(
@@ -44,6 +46,9 @@ OURS = Engine(
     shards_optimizer=True,
     reduce_bytes=4,
     stages_adjacent=True,
+    inner_kept=2,
     replays_norms=True,
 )
 """The engine in model/ and runtime/ on GPUs."""
+ON_CPU = replace(OURS, flash=False, fused=False, inner_kept=4)
+"""The same on a CPU, where attention keeps its square (model/kernels/cpu.py, up to a context of 1024)."""

@@ -1,68 +1,296 @@
-"""How a model is laid over a cluster: the least model parallelism whose memory fits.
+"""Every legal layout of a model on a cluster, judged by its bytes and its seconds; the fastest that fits is chosen.
 
-Bytes of one device, for the stage that holds most, with ZeRO-1 and bf16 training as in DeepSeek LLM, section 2.4:
-parameters (2 a piece, 4 in fp32), fp32 gradients (4), and fp32 master and two moments (12, split over dp). Activations
-of a block per token are 34 d bytes in 16-bit training without attention scores, which flash attention never stores
-(Korthikanti et al., arXiv 2205.05198, section 4.1), divided by tp under sequence parallelism; the first of pp stages
-holds pp micro-batches in flight. Seconds are not compared: model parallelism is used only where memory asks for it.
+All layouts are ranked at once by closed forms (planner/seconds.py, planner/memory.py); the best twenty are then timed
+by going through their pipelines' lists of work (planner/simulate.py), and ranked again. A cluster without efficiencies,
+like a plain computer, has no seconds: the least model parallelism that fits is taken there, with whole micro-batches.
 """
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.cost import Architecture, architecture
+from planner.engine import ON_CPU, OURS, Engine
+from planner.fields import layout_text
+from planner.grid import RECOMPUTE, Grid, balanced_cut, divisors, grid_of, legal_grid
+from planner.memory import memory_parts
+from planner.seconds import (
+    Machine,
+    block_seconds,
+    head_seconds,
+    machine,
+    step_seconds,
+    transfer_seconds,
+)
+from planner.simulate import Simulator, Times
 from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
+from specs.plan import LayoutChoice, LayoutEstimate
 
 USABLE_MEMORY = 0.9
-"""Share of a device's memory that a plan may fill; the rest is left to the allocator, buffers and communication."""
-ACTIVATION_BYTES_16 = 34
-"""Bytes of a block's activations per token and unit of width in 16-bit training (Korthikanti et al., section 4.1)."""
-LOGIT_BYTES = 6
-"""Bytes per logit: bf16 value and its fp32 arithmetic in the in-place loss, a chunk at a time at most."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A layout with the memory of its fullest device."""
-
-    layout: Layout
-    memory_bytes: float
+"""Share of a device's memory that a plan may fill; the rest is left to the allocator, CUDA's context and NCCL."""
+SIMULATED = 20
+"""Layouts that are timed by simulation."""
+Column = NDArray[np.float64]
 
 
 class NoLayoutError(ValueError):
     """No layout fits; the message has the nearest miss in bytes."""
 
 
-def memory_bytes(model: ModelSpec, layout: Layout, precision: str) -> float:
-    """Memory of the fullest device under a layout, in bytes (see the head of this file)."""
-    width_bytes = 2 if precision == "bf16" else 4
-    layers = math.ceil(model.layers / layout.pp)
-    stage_params = model.block_params / model.layers * layers + model.vocab * model.width * (
-        2 if layout.pp == 1 else 1
+class UndividedBatchError(ValueError):
+    """No legal layout divides the batch."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A layout with the memory of its fullest device and the seconds of a step."""
+
+    layout: Layout
+    memory_bytes: float
+    step_s: float | None
+    """None on a cluster without efficiencies."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be laid out, and on what."""
+
+    model: ModelSpec
+    cluster: Cluster
+    devices: int
+    batch_sequences: int
+    precision: str
+
+    @property
+    def a(self) -> Architecture:
+        """The model as the counts see it."""
+        return architecture(self.model)
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def engine(self) -> Engine:
+        """The engine on this kind of device."""
+        return OURS if self.cluster.device.backend == "cuda" else ON_CPU
+
+    @property
+    def on(self) -> Machine:
+        """The cluster's rates."""
+        return machine(self.cluster, self.width_bytes)
+
+    @property
+    def limit_bytes(self) -> float:
+        """Memory of one device that a layout may fill."""
+        return USABLE_MEMORY * self.cluster.device.memory
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All legal layouts with their bytes and seconds, columns of one length."""
+
+    problem: Problem
+    grid: Grid
+    memory: Column
+    step_s: Column
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Where a layout fits the memory."""
+        return self.memory <= self.problem.limit_bytes
+
+    def order(self, among: NDArray[np.bool_]) -> list[int]:
+        """Rows, fastest first; of equals the one with less memory."""
+        rows = np.flatnonzero(among)
+        found: list[int] = rows[np.lexsort((self.memory[rows], self.step_s[rows]))].tolist()
+        return found
+
+    def layout(self, row: int) -> Layout:
+        """A row as a layout, its stages cut so that embedding and head balance."""
+        at = {f.name: int(getattr(self.grid, f.name)[row]) for f in fields(Grid)}
+        model = self.problem.model
+        plain = Layout(
+            dp=at["dp"],
+            pp=at["pp"],
+            tp=at["tp"],
+            sequence_parallel=bool(at["sp"]),
+            micro_batch_sequences=at["micro_batch"],
+            recompute=RECOMPUTE[at["recompute"]],  # type: ignore[arg-type]
+            interleave=at["interleave"],
+        )
+        sizes = balanced_cut(self.problem.a, at["pp"], at["interleave"])
+        even = tuple(len(blocks) for blocks in plain.blocks(model.layers))
+        return plain if sizes == even else plain.model_copy(update={"stage_layers": sizes})
+
+
+def rank_layouts(problem: Problem) -> Ranking:
+    """Every legal layout by closed form; UndividedBatchError where there is none."""
+    grid = legal_grid(problem.model, problem.devices, problem.batch_sequences)
+    if grid is None:
+        raise UndividedBatchError(
+            f"no layout of {problem.devices} devices divides {problem.batch_sequences} sequences"
+        )
+    width = problem.width_bytes
+    memory = sum(memory_parts(problem.a, problem.engine, width, grid).values())
+    seconds = sum(step_seconds(problem.a, problem.engine, problem.on, width, grid).values())
+    return Ranking(problem, grid, np.asarray(memory), np.asarray(seconds))
+
+
+def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> Fit:
+    """The fastest layout by closed form (without efficiencies: the first that fits), not simulated.
+
+    NoLayoutError where none fits, UndividedBatchError where none divides the batch.
+    """
+    problem = Problem(model, cluster, devices, batch, precision)
+    if cluster.efficiency is None:
+        return _by_memory(problem)
+    ranking = rank_layouts(problem)
+    rows = ranking.order(ranking.fits)
+    if not rows:
+        raise _nothing_fits(ranking)
+    return Fit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
+
+
+def compare_layouts(
+    model: ModelSpec, cluster: Cluster, devices: int, batch_sequences: int, precision: str
+) -> LayoutChoice:
+    """The best layouts, timed by simulation. Errors as in `choose_layout`; ValueError without efficiencies."""
+    ranking = rank_layouts(Problem(model, cluster, devices, batch_sequences, precision))
+    fits = ranking.fits
+    rows = ranking.order(fits)[:SIMULATED]
+    if not rows:
+        raise _nothing_fits(ranking)
+    simulator = Simulator()
+    ranked = sorted((_estimate(ranking, row, simulator) for row in rows), key=lambda found: found.step_s)
+    missing = ranking.order(~fits)[:1]
+    miss = _estimate(ranking, missing[0], simulator) if missing else None
+    return LayoutChoice(
+        ranked=tuple(ranked),
+        considered=len(fits),
+        fitting=int(fits.sum()),
+        limit_bytes=ranking.problem.limit_bytes,
+        nearest_miss_bytes=None if miss is None else miss.memory_bytes - ranking.problem.limit_bytes,
+        nearest_miss=miss,
+        why=why_first(ranked),
     )
-    params = stage_params / layout.tp
-    state = params * (width_bytes + 4 + 12 / layout.dp)
-    tokens = layout.micro_batch_sequences * model.context
-    split = layout.tp if layout.sequence_parallel else 1
-    block = ACTIVATION_BYTES_16 * (width_bytes / 2) * model.width * tokens / split
-    in_flight = min(layers * layout.pp, model.layers + layout.pp - 1)
-    logits = LOGIT_BYTES * model.vocab / layout.tp * tokens
-    return state + block * in_flight + logits
 
 
-def candidates(model: ModelSpec, devices: int, devices_per_node: int) -> list[Layout]:
+def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimate:
+    """A row with its simulated seconds: the simulation says what the pipeline's ranks wait in all."""
+    problem, layout = ranking.problem, ranking.layout(row)
+    a, on, width = problem.a, problem.on, problem.width_bytes
+    grid = grid_of(layout, a.layers, problem.batch_sequences)
+    memory = {name: float(part) for name, part in memory_parts(a, problem.engine, width, grid).items()}
+    seconds = {name: float(part) for name, part in step_seconds(a, problem.engine, on, width, grid).items()}
+    waiting = seconds["bubble"] + seconds["pipeline transfers"]
+    once = seconds["data parallel"] + seconds["optimizer"]
+    busy = sum(seconds.values()) - waiting - once
+    whole = simulator.pipeline_s(
+        layout.pp, grid.micro_batches, layout.interleave, _times(problem, layout, grid)
+    )
+    seconds["pipeline transfers"] = min(seconds["pipeline transfers"], max(0.0, whole - busy))
+    seconds["bubble"] = max(0.0, whole - busy - seconds["pipeline transfers"])
+    step_s = sum(seconds.values())
+    flop = problem.model.mfu_flop_per_token * problem.batch_sequences * problem.model.context
+    return LayoutEstimate(
+        layout=layout,
+        step_s=step_s,
+        seconds=seconds,
+        memory_bytes=sum(memory.values()),
+        memory=memory,
+        model_flop_utilisation=flop / step_s / (problem.devices * on.peak_flop_per_s),
+    )
+
+
+def _times(problem: Problem, layout: Layout, grid: Grid) -> Times:
+    """Seconds of a micro-batch's passes through every virtual stage."""
+    a, engine, on, width = problem.a, problem.engine, problem.on, problem.width_bytes
+    block, head = block_seconds(a, engine, on, width, grid), head_seconds(a, engine, on, width, grid)
+    sizes = [len(blocks) for blocks in layout.blocks(a.layers)]
+    passes = [
+        [
+            float(size * each + (beside if stage == len(sizes) - 1 else 0.0))
+            for stage, size in enumerate(sizes)
+        ]
+        for each, beside in ((block.forward, head[0]), (block.backward, head[1]))
+    ]
+    transfer = float(transfer_seconds(a, engine, on, width, grid))
+    return Times(tuple(passes[0]), tuple(passes[1]), transfer, not engine.overlaps_pipeline)
+
+
+COMPUTING = ("matmuls", "attention", "elementwise", "head and loss")
+"""Parts of a step that are work on the model: stages trade them, so that they are compared as one."""
+
+
+def why_first(ranked: list[LayoutEstimate]) -> str:
+    """Why the first layout beats the second: the parts in which they differ most, with numbers."""
+    if len(ranked) == 1:
+        return "it is the only one that fits"
+    first, second = ranked[:2]
+    one, other = (_compared(estimate.seconds) for estimate in (first, second))
+    saved = {name: other[name] - one[name] for name in one}
+    won, lost = max(saved, key=lambda name: saved[name]), min(saved, key=lambda name: saved[name])
+    said = (
+        f"{first.step_s:.4g} s a step against {second.step_s:.4g} s of {layout_text(second.layout)}: "
+        f"{won} takes {saved[won]:.3g} s less"
+    )
+    return said if saved[lost] > -0.0005 * first.step_s else f"{said}, {lost} {-saved[lost]:.3g} s more"
+
+
+def _compared(seconds: dict[str, float]) -> dict[str, float]:
+    computing = sum(seconds[name] for name in COMPUTING)
+    return {"computing": computing} | {name: s for name, s in seconds.items() if name not in COMPUTING}
+
+
+def _nothing_fits(ranking: Ranking) -> NoLayoutError:
+    row = int(ranking.memory.argmin())
+    return _miss(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
+
+
+def _miss(problem: Problem, layout: Layout, memory_bytes: float) -> NoLayoutError:
+    over = memory_bytes - problem.limit_bytes
+    return NoLayoutError(
+        f"no layout of {problem.devices} x {problem.cluster.device.name} fits; the nearest ({layout_text(layout)}) "
+        f"misses by {over:.3g} bytes of {problem.limit_bytes:.3g}"
+    )
+
+
+def _by_memory(problem: Problem) -> Fit:
+    """The least model parallelism that fits and leaves every replica a sequence, with the widest micro-batch."""
+    misses: list[tuple[float, Layout]] = []
+    for layout in _least_parallel(problem):
+        if layout.dp > problem.batch_sequences or layout.problems_of_shape(problem.model):
+            continue
+        needed = _memory_bytes(problem, layout)
+        if needed <= problem.limit_bytes:
+            return _widest_micro_batch(problem, layout)
+        misses.append((needed, layout))
+    if not misses:
+        raise NoLayoutError(
+            f"a batch of {problem.batch_sequences} sequences is too small for {problem.devices} devices"
+        )
+    needed, layout = min(misses, key=lambda miss: miss[0])
+    raise _miss(problem, layout, needed)
+
+
+def _least_parallel(problem: Problem) -> list[Layout]:
     """Layouts with the least model parallelism first, tensor parallelism kept inside a node before stages are cut."""
-    found = []
-    for tp in _powers_of_two(min(devices_per_node, devices)):
-        for pp in _powers_of_two(devices // tp):
-            dp = devices // (tp * pp)
+    devices, found = problem.devices, []
+    for tp in divisors(devices):
+        if tp > problem.cluster.devices_per_node:
+            break
+        for pp in divisors(devices // tp):
             found.append(
                 Layout(
-                    dp=dp,
+                    dp=devices // (tp * pp),
                     pp=pp,
                     tp=tp,
-                    sequence_parallel=tp > 1,
+                    sequence_parallel=tp > 1 and problem.model.context % tp == 0,
                     micro_batch_sequences=1,
                     recompute="none",
                 )
@@ -70,39 +298,20 @@ def candidates(model: ModelSpec, devices: int, devices_per_node: int) -> list[La
     return sorted(found, key=lambda layout: (layout.pp * layout.tp, layout.pp))
 
 
-def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> Fit:
-    """The first layout that fits the cluster's memory and leaves every replica a sequence; NoLayoutError if none does.
-
-    The micro-batch is then made as large as memory and the batch allow.
-    """
-    limit = USABLE_MEMORY * cluster.device.memory
-    nearest = math.inf
-    for layout in candidates(model, devices, cluster.devices_per_node):
-        if layout.dp > batch or layout.problems_of_shape(model):
-            continue
-        needed = memory_bytes(model, layout, precision)
-        if needed <= limit:
-            return _widest_micro_batch(model, layout, batch, precision, limit)
-        nearest = min(nearest, needed - limit)
-    if math.isinf(nearest):
-        raise NoLayoutError(f"a batch of {batch} sequences is too small for {devices} devices")
-    raise NoLayoutError(
-        f"no layout of {devices} x {cluster.device.name} fits; the nearest misses by {nearest:.3g} bytes"
-    )
+def _memory_bytes(problem: Problem, layout: Layout) -> float:
+    batch = max(1, problem.batch_sequences // layout.dp) * layout.dp
+    grid = grid_of(layout, problem.model.layers, batch)
+    parts = memory_parts(problem.a, problem.engine, problem.width_bytes, grid)
+    return float(sum(parts.values()))
 
 
-def _widest_micro_batch(model: ModelSpec, layout: Layout, batch: int, precision: str, limit: float) -> Fit:
-    best = layout
-    per_replica = batch // layout.dp
-    for size in _powers_of_two(per_replica // layout.pp or 1):
+def _widest_micro_batch(problem: Problem, layout: Layout) -> Fit:
+    per_replica = problem.batch_sequences // layout.dp
+    best = layout, _memory_bytes(problem, layout)
+    for size in divisors(per_replica):
+        if per_replica // size < layout.pp:
+            break
         wider = layout.model_copy(update={"micro_batch_sequences": size})
-        if per_replica % size == 0 and memory_bytes(model, wider, precision) <= limit:
-            best = wider
-    if layout.pp == 1 and layout.dp * per_replica == batch:
-        whole = layout.model_copy(update={"micro_batch_sequences": per_replica})
-        best = whole if memory_bytes(model, whole, precision) <= limit else best
-    return Fit(best, memory_bytes(model, best, precision))
-
-
-def _powers_of_two(limit: int) -> list[int]:
-    return [2**k for k in range(limit.bit_length()) if 2**k <= limit]
+        needed = _memory_bytes(problem, wider)
+        best = (wider, needed) if needed <= problem.limit_bytes else best
+    return Fit(*best, step_s=None)

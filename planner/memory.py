@@ -66,10 +66,14 @@ def _rank(
 
 
 def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
-    """Bytes of optimizer state per parameter: in fp32 on one replica the masters are the parameters; replicas that
-    share the optimizer have the summed gradient of their rows beside it."""
+    """Bytes of optimizer state per parameter.
+
+    In fp32 on one replica the masters are the parameters. Replicas that share the optimizer have the summed gradient of
+    their rows beside it, and their rows rounded to 16 bit (model/zero.py).
+    """
     alone = MASTER_BYTES - 4 * (w == 4)
-    return np.where(dp == 1, alone, MASTER_BYTES + 4 * engine.shards_optimizer)
+    shared = MASTER_BYTES + (GRADIENT_BYTES + w * (w == 2)) * engine.shards_optimizer
+    return np.where(dp == 1, alone, shared)
 
 
 def alive_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
@@ -91,9 +95,9 @@ def _kept(a: Architecture, engine: Engine, w: int, grid: Grid, recompute: int) -
     if recompute == 2:
         return cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
     scores = int(not engine.flash and recompute == 0)
-    kept = cost.kept_bytes(a, grid.tp, grid.sp, w, scores)
+    kept = cost.kept_bytes(a, grid.tp, grid.sp, w, scores, engine.inner_kept)
     if recompute == 1 and engine.replays_norms:
-        kept = kept - 2 * w * a.width / (1 + grid.sp * (grid.tp - 1)) - w * a.width / grid.tp
+        return kept - cost.kept_less_bytes(a, grid.tp, grid.sp, w)
     return kept
 
 

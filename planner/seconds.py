@@ -135,9 +135,7 @@ def block_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gr
     hidden = engine.overlaps_tensor * on.efficiency.overlap
     shown = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
     whole = matmul[0] + attention[0] + elementwise[0] + shown[0]
-    part = core + engine.replays_matmuls * matmul[0]
-    if engine.replays_norms or engine.replays_matmuls:
-        part = part + elementwise[0]
+    part = core + _selective(a, engine, on, w, rows, grid, matmul[0], elementwise[0])
     replay = np.where(grid.replays_all, whole, np.where(grid.replays_attention, part, 0.0))
     return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), replay)
 
@@ -185,6 +183,19 @@ def _elementwise(
         moved[1] = moved[1] + GRADIENT_PASS_BYTES * cost.layer_params(a) / grid.tp
     rate, launch = on.memory_bytes_per_s, on.efficiency.launch
     return moved[0] / rate + FORWARD_LAUNCHES * launch, moved[1] / rate + BACKWARD_LAUNCHES * launch
+
+
+def _selective(
+    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, grid: Grid, matmul: Any, elementwise: Any
+) -> Any:
+    """Seconds of what selective recomputation replays beside attention's core; forward seconds are given."""
+    if engine.replays_matmuls:
+        return engine.replays_matmuls * matmul + elementwise
+    if not engine.replays_norms:
+        return 0.0
+    whole, split = cost.replayed_bytes(a, w)
+    moved = rows * (whole / (1 + grid.sp * (grid.tp - 1)) + split / grid.tp)
+    return moved / on.memory_bytes_per_s
 
 
 def head_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
@@ -246,8 +257,9 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     last_is_slowest = (grid.pp == 1) | (grid.last * each + head >= grid.most * each)
     blocks = np.where(last_is_slowest, grid.last, grid.most)
     heads = np.where(last_is_slowest, head, 0.0)
-    fill = (a.layers - blocks) * each + head - heads
-    shown = 0.0 if engine.overlaps_pipeline else 2 * grid.interleave * grid.micro_batches * transfer
+    work = a.layers * each + head
+    slow = blocks * each + heads
+    shown = _shown_transfers(engine, grid, transfer, slow, work)
     m = grid.micro_batches
     parts = np.broadcast_arrays(
         m * blocks * sum(block.matmul),
@@ -256,9 +268,22 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
         m * blocks * block.replay,
         m * blocks * sum(block.collectives),
         m * heads,
-        fill / grid.interleave,
+        (work - slow) / grid.interleave,
         shown + 2 * (grid.pp - 1) * transfer,
         data,
         optimizer,
     )
     return {name: np.asarray(part, float) for name, part in zip(PARTS, parts, strict=True)}
+
+
+def _shown_transfers(engine: Engine, grid: Grid, transfer: Any, slow: Any, work: Any) -> Any:
+    """Seconds of a step that ranks wait for transfers after the first; `work` is a micro-batch's in all stages.
+
+    Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.
+    Interleaved, more are on their way, and transfers hide.
+    """
+    if not engine.overlaps_pipeline:
+        return 2 * grid.interleave * grid.micro_batches * transfer
+    period = (work + 2 * (grid.pp - 1) * transfer) / grid.pp
+    waits = np.where((grid.interleave == 1) & (grid.pp > 1), np.maximum(0.0, period - slow), 0.0)
+    return grid.micro_batches * waits
