@@ -19,7 +19,7 @@ from rich.table import Table
 from planner import cost
 from planner.cost import Architecture
 from planner.engine import OURS, Engine
-from planner.grid import Grid, grid_of
+from planner.grid import Grid, balanced_cut, grid_of
 from planner.memory import memory_parts
 from planner.seconds import machine, step_seconds
 from specs.cluster import Cluster
@@ -49,6 +49,16 @@ MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False, replays_n
 """r0.8.0 with its overlap flags on; the loss in fp32 steps."""
 TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_matmuls=0.5)
 """FSDP2, which sends what ZeRO-1 does and hides it; selective recomputation replays every second multiplication."""
+NANOTRON = replace(
+    OURS,
+    fused_loss=False,
+    fused_gradients=False,
+    overlaps_tensor=False,
+    overlaps_data=False,
+    overlaps_pipeline=False,
+    stages_adjacent=False,
+)
+"""v0.5: fused norms and flash attention, nothing overlapped (its ZeRO-1 overlap is broken, nanotron issue 261)."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def clusters() -> Clusters:
     return Clusters(from_catalog(Cluster, "a100-1024", None), h100, capped)
 
 
-CAPPED_MATMUL = 0.555
+CAPPED_MATMUL = 0.525
 """`Efficiency.matmul` of an H100 that may draw 500 W of its 700, fitted on torchtitan's fitted rows."""
 
 
@@ -210,6 +220,25 @@ def torchtitan(on: Clusters) -> Iterator[Case]:
         yield Case(name, published, ours, index % 2 == 1)
 
 
+def nanotron(on: Clusters) -> Iterator[Case]:
+    """LLaMA-like models on up to 64 H100s and its tensor parallel scaling: no constant has seen them.
+
+    On more GPUs its runs have one micro-batch, and measure nanotron's own overhead. MFU counts the full square.
+    """
+    for row in read("nanotron_ultrascale_best"):
+        a, batch, scaling = llama(row), int(row["global_batch_seqs"]), "tokens" in row["unit"]
+        if int(row["gpus"]) > 64:
+            continue
+        cut = layout(row, recompute="none", sp=int(row["tp"]) > 1)
+        cut = cut.model_copy(update={"stage_layers": balanced_cut(a, cut.pp, 1)})
+        engine = replace(NANOTRON, shards_optimizer="ZeRO-0" not in row["extra"])
+        flop = cost.flop_per_token(a) + 6 * a.vocab * a.width
+        unit = 1.0 if scaling else flop / on.h100.device.peak_bf16 * 100
+        published = batch * a.context * unit / (float(row["value"]) * cut.devices)
+        ours = step_s(a, engine, on.h100, grid_of(cut, a.layers, batch))
+        yield Case(f"{row['model']} tp {cut.tp} pp {cut.pp} dp {cut.dp}", published, ours, False)
+
+
 def activation_memory(on: Clusters) -> Iterator[Case]:
     """Figures 1 and 7 of arXiv 2205.05198: activations of the first stage, blocks only; nothing is fitted."""
     baselines: dict[str, float] = {}
@@ -262,6 +291,7 @@ COMPARISONS = (
     Comparison("Korthikanti 2022, activation memory", activation_memory, "GiB or %", 0.04, "-"),
     Comparison("Megatron-core on H100", megatron_core, "s", 0.08, "-"),
     Comparison("torchtitan, bf16 without context parallelism", torchtitan, "s", 0.10, "-"),
+    Comparison("nanotron, up to 64 H100s", nanotron, "s", 0.15, "none is asked; one row is an outlier"),
 )
 
 
