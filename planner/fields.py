@@ -317,4 +317,6 @@ def layout_text(layout: Layout) -> str:
     if layout.interleave > 1:
         said += f", interleaved {layout.interleave}"
     recompute = "" if layout.recompute == "none" else f", recompute {layout.recompute}"
-    return f"{said}, micro-batch {layout.micro_batch_sequences}{recompute}"
+    sizes = layout.stage_layers
+    cut = "" if sizes is None else f", stages of {min(sizes)} to {max(sizes)} layers"
+    return f"{said}, micro-batch {layout.micro_batch_sequences}{recompute}{cut}"

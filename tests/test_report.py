@@ -28,7 +28,7 @@ from specs.law import (
 )
 from specs.plan import HyperAdvice, NoForecast, Plan
 from specs.record import Audit, Check, RunAudit
-from specs.report import render
+from specs.report import layouts, render
 from specs.report.earlier import earlier_plans
 from specs.report.html import Html, join, tag
 from specs.report.tables import formula
@@ -474,23 +474,43 @@ def test_a_step_is_drawn_by_what_its_seconds_go_to() -> None:
     assert choice.why in text
 
 
-def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> None:
+def test_memory_is_drawn_against_what_may_be_filled_with_the_fastest_that_misses() -> None:
     choice, page = examples.make_layouts(), render(LAID_OUT, None)
     miss = choice.nearest_miss
     assert miss is not None
     drawn = bars(page, "Memory")
-    assert len(drawn) == len(choice.ranked) + 1
-    assert sum(width for _, width, _ in drawn[-1]) == pytest.approx(100, abs=0.01), "the miss is the longest"
-    limit = 100 * choice.limit_bytes / miss.memory_bytes
+    ends = [sum(width for _, width, _ in bar) for bar in drawn]
+    limit = 100 / layouts.ROOM
+    assert ends[:-1] == pytest.approx(
+        [limit * one.memory_bytes / choice.limit_bytes for one in choice.ranked], abs=0.01
+    )
+    assert max(ends[:-1]) < limit < ends[-1] < 100
     assert page.count(f'<u style="left:{limit:.3f}%"') == len(drawn)
     assert page.count('<div class="missed">') == 1
     text = Page(page).text
     assert "1,432 layouts are legal and 211 of them fit" in text
     assert "3.6 GiB too much" in text
-    fits = choice.model_copy(update={"nearest_miss": None, "nearest_miss_bytes": None})
-    page = render(examples.make_plan("published", layouts=fits), None)
-    assert len(bars(page, "Memory")) == len(choice.ranked)
-    assert "nearest that does not" not in page
+
+
+def test_a_layout_far_beyond_the_memory_is_cut_off_and_none_is_drawn_where_all_fit() -> None:
+    choice = examples.make_layouts()
+    miss = choice.nearest_miss
+    assert miss is not None
+    memory = {part: 9 * size for part, size in miss.memory.items()}
+    huge = miss.model_copy(update={"memory_bytes": 9 * miss.memory_bytes, "memory": memory})
+    for there, kind in ((huge, '<div class="missed cut">'), (None, None)):
+        changed = choice.model_copy(update={"nearest_miss": there, "nearest_miss_bytes": there and 1e9})
+        page = render(examples.make_plan("published", layouts=changed), None)
+        assert len(bars(page, "Memory")) == len(choice.ranked) + (there is not None)
+        assert kind is None or page.count(kind) == 1
+        assert ("fastest that does not" in page) == (there is not None)
+
+
+def test_layouts_that_are_shown_differ_in_their_splits_first() -> None:
+    one, two, *_ = examples.make_layouts().ranked
+    alike = [one.model_copy(update={"step_s": one.step_s + i}) for i in range(9)]
+    assert layouts.distinct([*alike, two]) == [*alike[: layouts.MOST - 1], two]
+    assert layouts.distinct([one]) == [one]
 
 
 def test_a_part_without_a_colour_of_its_own_is_drawn_and_its_name_is_text() -> None:

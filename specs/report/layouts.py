@@ -13,6 +13,8 @@ from specs.report.units import memory, percent, signed
 
 MOST = 6
 """Layouts that are shown: those far behind teach nothing."""
+ROOM = 1.12
+"""The memory's bars reach this far beyond what may be filled; the layout that does not fit is cut off there."""
 SECONDS = {
     "matmuls": "#12508c",
     "attention": "#3b7fb9",
@@ -41,7 +43,7 @@ _OTHER = "#8b929b"
 
 def steps(choice: LayoutChoice) -> Html:
     """Seconds of a step under the best layouts."""
-    shown = choice.ranked[:MOST]
+    shown = distinct(choice.ranked)
     longest = max(one.step_s for one in shown)
     best = shown[0].step_s
     rows = (
@@ -53,21 +55,30 @@ def steps(choice: LayoutChoice) -> Html:
 
 def memories(choice: LayoutChoice) -> Html:
     """Bytes of the fullest device under the same layouts, and under the nearest miss, against what may be filled."""
-    shown = choice.ranked[:MOST]
-    missed = () if choice.nearest_miss is None else (choice.nearest_miss,)
-    longest = max(choice.limit_bytes, *(one.memory_bytes for one in (*shown, *missed)))
+    shown, miss = distinct(choice.ranked), choice.nearest_miss
+    longest = ROOM * choice.limit_bytes
     limit = tag("u", style=f"left:{_share(choice.limit_bytes, longest)}", title=_limit(choice))
     rows = [
-        _row(
-            one.layout,
-            memory(one.memory_bytes) if one in shown else f"{memory(one.memory_bytes)}, does not fit",
-            [*_segments(one.memory, MEMORY, longest, memory), limit],
-            "fits" if one in shown else "missed",
-        )
-        for one in (*shown, *missed)
+        _row(one.layout, memory(one.memory_bytes), [*_segments(one.memory, MEMORY, longest, memory), limit])
+        for one in shown
     ]
-    keys = _keys([one.memory for one in (*shown, *missed)], MEMORY, tag("li", tag("u"), _limit(choice)))
+    if miss is not None:
+        cut = miss.memory_bytes > longest
+        bar = [*_segments(miss.memory, MEMORY, longest, memory), limit]
+        said = f"{memory(miss.memory_bytes)}, does not fit"
+        rows.append(_row(miss.layout, said, bar, "missed cut" if cut else "missed"))
+    drawn = [one.memory for one in shown] + ([] if miss is None else [miss.memory])
+    keys = _keys(drawn, MEMORY, tag("li", tag("u"), _limit(choice)))
     return join((keys, tag("div", *rows, class_="bars")))
+
+
+def distinct(ranked: Sequence[LayoutEstimate]) -> list[LayoutEstimate]:
+    """The best of every split into dp, pp and tp, then the best of the others, all in the order of the ranking."""
+    first: dict[tuple[int, int, int], int] = {}
+    for at, one in enumerate(ranked):
+        first.setdefault((one.layout.dp, one.layout.pp, one.layout.tp), at)
+    others = [at for at in range(len(ranked)) if at not in first.values()]
+    return [ranked[at] for at in sorted([*first.values(), *others][:MOST])]
 
 
 def counts(choice: LayoutChoice) -> str:
@@ -78,7 +89,7 @@ def counts(choice: LayoutChoice) -> str:
         return said
     pace = miss.step_s / choice.ranked[0].step_s - 1
     over = memory(choice.nearest_miss_bytes)
-    return f"{said}The last bar is the nearest that does not: {signed(pace)} a step, {over} too much."
+    return f"{said}The last bar is the fastest that does not: {signed(pace)} a step, {over} too much."
 
 
 def say_seconds(value: float) -> str:
@@ -92,9 +103,9 @@ def _limit(choice: LayoutChoice) -> str:
 
 
 def _pace(one: LayoutEstimate, best: float) -> str:
-    """Seconds, how far behind the best, and utilisation."""
-    behind = "" if one.step_s == best else f" ({signed(one.step_s / best - 1)})"
-    return f"{say_seconds(one.step_s)}{behind}, MFU {percent(one.model_flop_utilisation, 0)}"
+    """Seconds and utilisation; behind the best, how far."""
+    used = f"MFU {percent(one.model_flop_utilisation, 0)}"
+    return f"{say_seconds(one.step_s)}, {used if one.step_s == best else signed(one.step_s / best - 1)}"
 
 
 def _row(layout: Layout, end: str, segments: Sequence[Html], kind: str = "fits") -> Html:
@@ -109,6 +120,8 @@ def lines(layout: Layout) -> tuple[str, str]:
     rest = [f"micro-batch {layout.micro_batch_sequences}"]
     rest += [f"interleaved × {layout.interleave}"] if layout.interleave > 1 else []
     rest += [f"recompute {layout.recompute}"] if layout.recompute != "none" else []
+    if layout.stage_layers is not None:
+        rest.append(f"stages of {min(layout.stage_layers)} to {max(layout.stage_layers)}")
     return sizes, ", ".join(rest)
 
 

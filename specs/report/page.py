@@ -65,7 +65,8 @@ def _layouts(case: Case) -> Iterator[Html]:
         _section(
             "Layouts compared",
             layouts.steps(choice),
-            f"Seconds of a step by what they go to, this plan’s layout on top. Why the first: {choice.why}.",
+            "Seconds of a step by what they go to, this plan’s layout on top and the best of other splits below. "
+            f"Why the first of all: {choice.why}.",
         ),
         _section(
             "Memory", layouts.memories(choice), f"Bytes of the fullest device. {layouts.counts(choice)}"
