@@ -10,17 +10,17 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from planner import evidence as ledger_evidence
 from planner import data_limits, forecast, pilots, remedies
+from planner import evidence as ledger_evidence
 from planner.desk import Desk
 from planner.draft import draft
 from planner.hyper import advice
 from planner.notes import notes
 from planner.objective import Laws, Surface, published_surface
 from planner.search import Search, setting_of
-from planner.target import find_target, target_compute
+from planner.target import Target, find_target, target_compute
 from specs.base import canonical_json
 from specs.budget import Inference, Optimal, Pilots, Published
 from specs.files import load
@@ -39,8 +39,8 @@ def _from_published(desk: Desk) -> Plan:
     surface = None if desk.loss_law is None else published_surface(desk.loss_law)
     laws = Laws(desk.law.allocation, surface)
     target = find_target(Search(desk, laws))
-    told = forecast.from_published(desk.budget, desk.law, desk.loss_law, target)
-    return _seal(desk, "target", (target,), told, None, notes(desk, (target,), laws))
+    told = forecast.from_published(desk.budget, desk.law, desk.loss_law, target.planned)
+    return _seal_target(desk, laws, target, told, None)
 
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
@@ -53,7 +53,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     missing = found.lacks([run.run.fingerprint() for run in planned])
     if missing:
         reason = f"{len(missing)} of {len(planned)} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _seal(desk, "pilots", planned, NoForecast(reason=reason), None, notes(desk, planned))
+        return _seal_pilots(desk, planned, NoForecast(reason=reason))
     points = ledger_evidence.points(found, desk.family.min_steps)
     remedies.check_points(desk, points)
     minima = forecast.minima(points)
@@ -63,7 +63,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     laws = Laws(allocation, _ledger_surface(desk, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(Search(desk, laws, multiple))
-    told = forecast.from_ledger(points, found.pilots, target)
+    told = forecast.from_ledger(points, found.pilots, target.planned)
     fit = LawFit(
         points=points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
@@ -73,7 +73,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
         rate_check=rate,
         flags=told.flags,
     )
-    return _seal(desk, "target", (target,), told.forecast, fit, notes(desk, (target,), laws))
+    return _seal_target(desk, laws, target, told.forecast, fit)
 
 
 def _ladder(desk: Desk, evidence: Pilots, prior: Allocation) -> tuple[float, tuple[PlannedRun, ...]]:
@@ -101,29 +101,37 @@ def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | No
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal(
-    desk: Desk,
-    phase: Literal["pilots", "target"],
-    runs: tuple[PlannedRun, ...],
-    told: Forecast | NoForecast,
-    fit: LawFit | None,
-    told_notes: tuple[str, ...],
+def _seal_pilots(desk: Desk, runs: tuple[PlannedRun, ...], told: NoForecast) -> Plan:
+    return _seal(desk, phase="pilots", fit=None, runs=runs, forecast=told, notes=notes(desk, runs))
+
+
+def _seal_target(
+    desk: Desk, laws: Laws, target: Target, told: Forecast | NoForecast, fit: LawFit | None
 ) -> Plan:
+    return _seal(
+        desk,
+        phase="target",
+        fit=fit,
+        runs=(target.planned,),
+        layouts=target.layouts,
+        hypers=advice(desk, target.planned),
+        forecast=told,
+        notes=notes(desk, (target.planned,), laws),
+    )
+
+
+def _seal(desk: Desk, **found: Any) -> Plan:
+    """The plan of what was found, with what it rests on, under its seal."""
     unsealed = Plan.model_construct(
         kind="plan",
-        phase=phase,
         budget=desk.budget,
         ledger=os.path.relpath(desk.ledger, desk.out),
         bytes_per_token=None if desk.corpus is None else desk.corpus.bytes_per_token,
         unique_tokens=desk.unique_tokens,
         law=desk.law,
-        fit=fit,
-        runs=runs,
-        hypers=advice(desk, runs[-1]) if phase == "target" else (),
-        forecast=told,
-        notes=told_notes,
         code=code(),
         seal="0" * 64,
+        **found,
     )
     return Plan.model_validate_json(canonical_json(unsealed.plain() | {"seal": seal_of(unsealed)}))
 

@@ -1,12 +1,11 @@
-"""Why a budget has no target run, and the nearest thing that would work, tried before it is proposed where it can be."""
+"""Why a budget has no target run, and the nearest thing that would work: tried before it is proposed where it can."""
 
 import math
 from collections.abc import Sequence
 
 from planner.desk import Desk
-from planner.draft import UndividedBatchError
 from planner.isoflop import Minimum
-from planner.layouts import NoLayoutError
+from planner.layouts import NoLayoutError, UndividedBatchError
 from planner.objective import lacking
 from planner.pilots import ladder
 from planner.search import Search

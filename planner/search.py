@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from planner.desk import Desk
 from planner.draft import Setting, Wish, draft
+from planner.lay import Laid
 from planner.objective import Laws, shape_at
 from specs.data import CorpusRef
 from specs.model import ModelSpec
@@ -34,18 +35,15 @@ class Search:
 
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
         """The run of this compute; NoLayoutError or UndividedBatchError where no layout takes it."""
-        shape, desk = self.shape(compute_flop, stages), self.desk
+        return self.train(self.shape(compute_flop, stages), compute_flop)
+
+    def train(self, shape: ModelSpec, compute_flop: float, laid: Laid | None = None) -> PlannedRun:
+        """The run that gives a shape this compute, laid out as given or as is best; errors as in `draft`."""
+        desk = self.desk
         title = f"{compute_flop:.1e} FLOP, width {shape.width}, {shape.layers} layers"
-        wish = Wish(
-            "target",
-            title,
-            compute_flop,
-            shape,
-            desk.cluster.devices,
-            self.rate_multiple,
-            desk.budget.batch,
-        )
-        return draft(setting_of(desk), wish)
+        devices, batch = desk.cluster.devices, desk.budget.batch
+        wish = Wish("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
+        return draft(setting_of(desk), wish, laid)
 
 
 def setting_of(desk: Desk) -> Setting:

@@ -1,5 +1,6 @@
 """A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, what to type next."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -7,23 +8,38 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from specs.plan import Forecast, Plan, PlannedRun
-from specs.words import count, duration
+from planner.fields import layout_text
+from specs.plan import Cost, Forecast, Plan, PlannedRun
+from specs.words import count, duration, energy
+
+Row = tuple[str, str]
+LAYOUTS = 4
+"""Layouts that are shown; the report has more of them."""
 
 
 def show(plan: Plan, path: Path, console: Console) -> None:
     """Print a plan. Nothing here is computed that the plan does not hold, but for units."""
-    console.print(f"[bold]{plan.budget.name}[/]  {plan.phase} plan, seal {plan.seal[:16]}", highlight=False)
-    console.print(_run_details(plan) if len(plan.runs) == 1 else _run_table(plan))
+    head = f"[bold]{plan.budget.name}[/]  {plan.phase} plan for {escape(plan.budget.asked)}, seal {plan.seal[:16]}"
+    console.print(head, highlight=False)
+    console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
+    if plan.layouts is not None:
+        console.print(_layout_table(plan))
     _show_forecast(plan, console)
     for note in plan.notes:
         console.print(f"[yellow]note[/]  {escape(note)}", highlight=False)
-    for word, what in (("plan", path), ("report", path.parent / "report.html"), ("next", f"run {path}")):
+    for word, what in (("plan", path), ("report", path.parent / "report.html"), ("next", _next(plan, path))):
         console.print(f"{word:<8}{escape(str(what))}", highlight=False, soft_wrap=True)
 
 
+def _next(plan: Plan, path: Path) -> str:
+    """What to type next."""
+    if plan.runs[0].run.data.digest is None:
+        return "name your text in the budget (data.text, source: files), give it another name, and plan it"
+    return f"run {path}" if plan.phase == "target" else f"run {path}; audit {path}; plan again"
+
+
 def _run_table(plan: Plan) -> Table:
-    table = Table(title=f"{len(plan.runs)} runs", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=_title_of_pilots(plan), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("run", "M", "tokens", "batch", "lr", "steps", "time"):
         table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for planned in plan.runs:
@@ -40,47 +56,92 @@ def _run_table(plan: Plan) -> Table:
     return table
 
 
+def _title_of_pilots(plan: Plan) -> str:
+    costs = [planned.cost for planned in plan.runs]
+    hours, flop = sum(cost.device_hours for cost in costs), sum(cost.compute_flop for cost in costs)
+    return f"{len(costs)} runs, {flop:.3g} FLOP, {hours:,.3g} device-hours on {plan.budget.cluster}"
+
+
 def _run_details(plan: Plan) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in _details(plan.runs[0], plan):
-        table.add_row(f"[dim]{name}[/]", value)
+    planned = plan.runs[0]
+    for name, value in (*_model(planned), *_training(planned, plan), *_carrying_out(planned, plan)):
+        table.add_row(f"[dim]{name}[/]", escape(value))
     return table
 
 
-def _details(planned: PlannedRun, plan: Plan) -> list[tuple[str, str]]:
-    run, model, optim, cost = planned.run, planned.run.model, planned.run.optim, planned.cost
-    layout = planned.execution.layout
-    drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
+def _model(planned: PlannedRun) -> Iterator[Row]:
+    model = planned.run.model
     kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
-    return [
-        (
-            "shape",
-            f"{model.layers} layers x {model.width}, {model.heads} heads{kv}, ffn {model.ffn}, vocab {model.vocab}",
-        ),
-        ("parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"),
-        (
-            "M",
-            f"{model.flop_per_token:.4g} FLOP/token exact; {model.paper_flop_per_token:.4g} by the paper's Eq. 2",
-        ),
-        ("tokens", f"{count(run.tokens)}, {run.tokens / model.params:.1f} per parameter"),
-        ("compute", f"{run.compute_flop:.4g} FLOP = M x tokens"),
-        ("batch", f"{optim.batch_sequences} sequences of {model.context}, {count(run.batch_tokens)} tokens"),
-        ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps} warm-up steps, {drops}"),
-        ("steps", f"{optim.steps}"),
-        (
-            "layout",
-            f"dp {layout.dp} x pp {layout.pp} x tp {layout.tp}{' + sp' if layout.sequence_parallel else ''}, "
-            f"micro-batch {layout.micro_batch_sequences}, {layout.devices} x {plan.budget.cluster}",
-        ),
-        ("memory", f"{cost.memory_bytes / 2**30:.2f} GiB of the fullest device"),
-        (
-            "time",
-            f"{duration(cost.hours * 3600)}, {cost.device_hours:.4g} device-hours, {cost.tokens_per_s:.3g} tokens/s",
-        ),
-        ("price", "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"),
-        ("speed from", cost.basis),
-        ("law", f"{plan.law.name}: {plan.law.source}"),
-    ]
+    yield (
+        "shape",
+        f"{model.layers} layers x {model.width}, {model.heads} heads{kv}, ffn {model.ffn}, vocab {model.vocab}",
+    )
+    yield "parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"
+    exact, paper = model.flop_per_token, model.paper_flop_per_token
+    yield "M", f"{exact:.4g} FLOP/token exact; {paper:.4g} by the paper's Eq. 2"
+
+
+def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
+    run, optim = planned.run, planned.run.optim
+    ratio, passes = run.tokens / run.model.params, run.tokens / plan.unique_tokens
+    yield "tokens", f"{count(run.tokens)}, {ratio:.1f} per parameter, {passes:.2f} passes over the text"
+    yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
+    yield (
+        "batch",
+        f"{optim.batch_sequences} sequences of {run.model.context}, {count(run.batch_tokens)} tokens",
+    )
+    regime = next((f" ({one.law}: {one.hyper.regime})" for one in plan.hypers if one.used), "")
+    yield "learning rate", f"{optim.peak_lr:.4g}{regime}"
+    drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
+    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warm-up, {drops}"
+
+
+def _carrying_out(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
+    cost, layout = planned.cost, planned.execution.layout
+    yield "layout", f"{layout_text(layout)}, {layout.devices} x {plan.budget.cluster}"
+    yield "memory", f"{cost.memory_bytes / 2**30:.2f} GiB of the fullest device"
+    yield "time", f"{duration(cost.hours * 3600)}, {cost.tokens_per_s:.3g} tokens/s"
+    yield "cost", _currencies(cost)
+    yield "speed from", cost.basis
+    yield "evidence", _evidence(plan)
+
+
+def _currencies(cost: Cost) -> str:
+    """The run in every currency."""
+    price = "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"
+    power = "no power known" if cost.energy_j is None else f"{energy(cost.energy_j)} of the devices"
+    hours = f"{cost.device_hours:,.0f}" if cost.device_hours >= 1000 else f"{cost.device_hours:.3g}"
+    return f"{hours} device-hours, {price}, {power}"
+
+
+def _evidence(plan: Plan) -> str:
+    """What the plan rests on, and how it did on budgets that it had not seen."""
+    law = plan.law
+    if plan.fit is None:
+        fitted = f"{law.compute_low_flop:.1e} to {law.compute_high_flop:.1e} FLOP on {law.data}"
+        return f"law {law.name}, fitted on {fitted}; its source prints no held-out error"
+    flops = [point.budget_flop for point in plan.fit.points]
+    tested = [form for form in plan.fit.forms if form.held_out_error is not None]
+    error = f"{tested[0].form} {tested[0].held_out_error:.2%}" if tested else "untested"
+    return f"{len(flops)} own runs of {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
+
+
+def _layout_table(plan: Plan) -> Table:
+    choice = plan.layouts
+    assert choice is not None  # the caller has looked
+    title = f"{choice.fitting} of {choice.considered} layouts fit; {choice.why}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("layout", "step", "MFU", "memory"):
+        table.add_column(name, justify="left" if name == "layout" else "right")
+    for one in choice.ranked[:LAYOUTS]:
+        table.add_row(
+            layout_text(one.layout),
+            f"{one.step_s:.3g} s",
+            f"{one.model_flop_utilisation:.1%}",
+            f"{one.memory_bytes / 2**30:.1f} GiB",
+        )
+    return table
 
 
 def _show_forecast(plan: Plan, console: Console) -> None:

@@ -7,16 +7,18 @@ is no run, and what would give one, is said in planner/remedies.py.
 """
 
 import math
+from dataclasses import dataclass
 
 from planner import remedies
 from planner.desk import Desk
-from planner.draft import EVALUATIONS, UndividedBatchError, peak_flop_per_s
-from planner.layouts import NoLayoutError
+from planner.draft import EVALUATIONS, peak_flop_per_s
+from planner.lay import Laid
+from planner.layouts import NoLayoutError, UndividedBatchError, compare_layouts
 from planner.objective import NoOptimumError, compute_for_loss
 from planner.search import Search
 from planner.shape import sizes_of_family
 from specs.budget import Pilots
-from specs.plan import Cost, PlannedRun
+from specs.plan import Cost, LayoutChoice, PlannedRun
 
 MOST_FLOP = 1e30
 """Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
@@ -25,34 +27,59 @@ CLOSE = 0.002
 _TRIES = 6
 
 
-def find_target(search: Search) -> PlannedRun:
+@dataclass(frozen=True)
+class Target:
+    """The target run, and the layouts that were compared for it."""
+
+    planned: PlannedRun
+    layouts: LayoutChoice | None
+    """None on a cluster without efficiencies, where layouts are chosen by memory."""
+
+
+def find_target(search: Search) -> Target:
     """The target run; DocumentError at the budget's line where there can be none."""
     desk = search.desk
     remedies.check_laws(search)
     remedies.check_batch(desk)
     try:
         found = _bought(search, stages=1)
-        stages = found.execution.layout.pp * found.execution.layout.interleave
-        if stages > 1:
-            found = min(_bought(search, stages), found, key=_hours_per_flop)
+        if found.execution.layout.pp > 1:
+            found = min(_bought(search, found.execution.layout.pp), found, key=_hours_per_flop)
     except NoOptimumError as error:
         raise desk.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
-    remedies.check_data(search, found)
-    remedies.check_deadline(desk, found)
-    return found
+    target = _simulated(search, found)
+    remedies.check_data(search, target.planned)
+    remedies.check_deadline(desk, target.planned)
+    return target
 
 
 def target_compute(search: Search) -> float:
     """C of the target run, without a draft where the budget says it."""
     compute = search.desk.budget.compute
     if compute is None:
-        return find_target(search).budget_flop
+        return find_target(search).planned.budget_flop
     _check_buys_a_run(search.desk, compute)
     return compute
 
 
 def _hours_per_flop(planned: PlannedRun) -> float:
     return planned.cost.device_hours / planned.cost.compute_flop
+
+
+def _simulated(search: Search, found: PlannedRun) -> Target:
+    """The run under the layout that the simulation finds fastest, its tokens scaled to what that costs."""
+    run, desk, devices = found.run, search.desk, found.execution.layout.devices
+    if desk.cluster.efficiency is None:
+        return Target(found, None)
+    batch = run.optim.batch_sequences
+    layouts = compare_layouts(run.model, desk.cluster, devices, batch, run.precision)
+    best = layouts.ranked[0]
+    laid = Laid(batch, best.layout, best.memory_bytes, best.step_s)
+    planned = search.train(run.model, found.budget_flop, laid)
+    if desk.budget.currency in ("compute", "loss"):
+        return Target(planned, layouts)
+    ratio = getattr(desk.budget, desk.budget.currency) / _spent(desk, planned.cost)
+    return Target(search.train(run.model, found.budget_flop * ratio, laid), layouts)
 
 
 def _bought(search: Search, stages: int) -> PlannedRun:
