@@ -1,4 +1,4 @@
-"""The verbs of `isoplan` beside the loop: `export` and `import`. As in cli.py, nothing is decided here.
+"""The verbs of `isoplan` beside the loop: `export`, `import` and `rehearse`. As in cli.py, nothing is decided here.
 
 torch is imported when one of them computes, not before.
 """
@@ -16,6 +16,7 @@ from runtime.folder import RunFolder
 from runtime.prepare import RefusedError
 from specs.emit import yaml_text
 from specs.files import DocumentError, load, write_yaml
+from specs.plan import Plan
 from specs.run import Imported, RunSpec
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, progress on standard error.")]
@@ -108,5 +109,45 @@ def _run_folder(named: Path) -> RunFolder:
     raise DocumentError(named, 1, 1, "this is no run folder", "name one of runs/")
 
 
-VERBS: dict[str, Callable[..., None]] = {"export": export_command, "import": import_command}
+def rehearse_command(
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="plans/<name>/plan.target.yaml", show_default=False)
+    ],
+    rank: Annotated[
+        str, typer.Option(metavar="all|N", help="One rank, or all that differ from each other.")
+    ] = "all",
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Go through a training step of a plan at its full size, without its cluster.
+
+    The engine's own code runs on shapes alone, at the plan's number of ranks.
+    Shows each rank's memory and communication beside the planner's figures.
+    Of a plan with several runs, the one on the most devices is taken.
+
+    Exit codes: 0 every communication meets its partners, 1 one does not, 2 bad input.
+    """
+    from runtime.rehearse import rehearse
+    from runtime.rehearsed import plain, show
+
+    document = load(plan, Plan)
+    if rank != "all" and not rank.isdigit():
+        raise RefusedError(f"--rank {rank}: write all, or the number of a rank")
+    planned = max(document.runs, key=lambda one: one.execution.layout.devices)
+    try:
+        rehearsal = rehearse(planned.run, planned.execution, None if rank == "all" else int(rank))
+    except ValueError as error:
+        raise RefusedError(f"{plan}: {planned.title}: {error}") from None
+    if json:
+        typer.echo(jsonlib.dumps(plain(rehearsal, document), indent=1))
+    else:
+        show(rehearsal, document, Console())
+    raise typer.Exit(1 if rehearsal.mismatch else 0)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "export": export_command,
+    "import": import_command,
+    "rehearse": rehearse_command,
+}
 """What `isoplan` has besides the loop."""
