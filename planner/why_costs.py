@@ -6,7 +6,6 @@ from planner.fields import Field, layout_text, shape_text
 from planner.why import Rule, Why, run_of
 from specs.plan import LayoutEstimate, Plan
 from specs.report.units import memory
-from specs.words import duration
 
 _ALTERNATIVES = 3
 """Other layouts that an answer names."""
@@ -17,15 +16,16 @@ def layout(field: Field, plan: Plan) -> Why:
     planned = run_of(field, plan)
     chosen, compared = planned.execution.layout, plan.layouts
     if compared is None or planned.role != "target":
+        kept = "; how it compares is kept for the target only" if planned.role != "target" else ""
         return Why(
-            f"the plan: of the layouts that fit {planned.execution.layout.devices} devices of {plan.budget.cluster}; "
-            "how they compare is kept for the target only"
+            f"the planner, on {chosen.devices:,} devices of {plan.budget.cluster}: the fastest layout that fits, or "
+            f"the one with the least model parallelism where the cluster has no efficiencies{kept}"
         )
     best = compared.ranked[0]
     return Why(
         settled_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
         law="step time by closed forms, the best ones by simulation (planner/layouts.py)",
-        equation=f"{layout_text(chosen)}: {duration(best.step_s)} a step, {memory(best.memory_bytes)}",
+        equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
         evidence=(compared.why, *_alternatives(field, compared.ranked)),
     )
 
@@ -40,10 +40,8 @@ def _alternatives(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[
         if value not in seen and len(seen) <= _ALTERNATIVES:
             seen.append(value)
             said = f"{name} {value}: " if hasattr(best.layout, name) else ""
-            slower = one.step_s / best.step_s - 1
-            yield f"{said}{layout_text(one.layout)} takes {duration(one.step_s)}, {slower:+.1%} a step".replace(
-                "%", " %"
-            )
+            slower = f"{one.step_s / best.step_s - 1:+.1%}".replace("%", " %")
+            yield f"{said}{layout_text(one.layout)} takes {one.step_s:.4g} s a step, {slower}"
 
 
 def execution(field: Field, plan: Plan) -> Why:
@@ -61,11 +59,13 @@ def execution(field: Field, plan: Plan) -> Why:
 def memory_bytes(field: Field, plan: Plan) -> Why:
     """What the fullest device holds."""
     planned = run_of(field, plan)
-    parts = plan.layouts.ranked[0].memory if plan.layouts is not None and planned.role == "target" else {}
+    compared = plan.layouts if planned.role == "target" else None
+    parts = {} if compared is None else compared.ranked[0].memory
+    said = [f"{name} {memory(size)}" for name, size in largest_first(parts) if size > 0]
     return Why(
         settled_by=f"the layout {layout_text(planned.execution.layout)}",
-        equation=" + ".join(f"{name} {memory(size)}" for name, size in largest_first(parts)) or None,
-        evidence=("counted by planner/memory.py" if parts else "counted by planner/layouts.py",),
+        equation=" + ".join(said) or None,
+        evidence=() if compared is None else (f"{memory(compared.limit_bytes)} of a device may be filled",),
     )
 
 

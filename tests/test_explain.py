@@ -153,7 +153,7 @@ def test_a_layout_names_the_best_ones_with_another_value() -> None:
     assert told.settled_by == "the fastest of 3 layouts that fit, of 12 legal ones"
     assert told.evidence == (
         "tp 1 saves the collectives of tp 2",
-        "tp 2: dp 1 x pp 1 x tp 2, micro-batch 4 takes 1.1 s, +10.0 % a step",
+        "tp 2: dp 1 x pp 1 x tp 2, micro-batch 4 takes 1.1 s a step, +10.0 %",
     )
     recompute = explain(LAID_OUT, "recompute").evidence[1]
     assert recompute.startswith("recompute full: dp 1 x pp 1 x tp 2")
