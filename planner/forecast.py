@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner import curve, laws, select
+from planner.data_limits import effective_tokens
 from planner.fit import Fit, bootstrap, constant_intervals, fit
 from planner.isoflop import Minimum, profiles
 from planner.posterior import Points
@@ -74,12 +75,18 @@ def surface(points: Sequence[EvidencePoint]) -> Fit:
     return select.chosen_fit(_runs(points))
 
 
-def from_ledger(points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun) -> Told:
-    """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast."""
+def from_ledger(
+    points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
+) -> Told:
+    """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast.
+
+    Tokens beyond the unique ones are repeats, and count as the fresh ones that they are worth.
+    """
     runs, run = _runs(points), target.run
-    size, tokens = float(run.model.flop_per_token), float(run.tokens)
     try:
-        told = select.forecast_loss(runs, size, tokens)
+        told = select.forecast_loss(
+            runs, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
+        )
     except ValueError as error:
         return Told(NoForecast(reason=f"the ledger cannot carry a forecast: {error}"), (), ())
     band = Band(

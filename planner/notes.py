@@ -8,8 +8,12 @@ from planner.hyper import advice, disagreement
 from planner.objective import Laws, compute_for_loss, served_flop
 from planner.search import Search
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
-from specs.plan import PlannedRun
-from specs.words import count
+from specs.law import PublishedLaw
+from specs.plan import Cost, PlannedRun
+from specs.words import count, duration, energy
+
+_NAMED = 4
+"""Runs that a note names one by one."""
 
 
 def notes(desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None) -> tuple[str, ...]:
@@ -18,6 +22,23 @@ def notes(desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None) -> t
     if laws is not None:
         found += [*_objective(desk, laws, runs[-1]), *_overrides(desk, runs[-1])]
     return tuple(found)
+
+
+def target_by_the_prior(planned: PlannedRun, prior: PublishedLaw) -> str:
+    """What the target will be and cost if the prior is right, for a plan that has its pilots only."""
+    run, cost = planned.run, planned.cost
+    return (
+        f"the target as the prior {prior.name} has it: {run.model.layers} layers x {run.model.width}, "
+        f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {currencies(cost)}"
+    )
+
+
+def currencies(cost: Cost) -> str:
+    """What a run costs besides its FLOP."""
+    hours = f"{cost.device_hours:,.0f}" if cost.device_hours >= 1000 else f"{cost.device_hours:.3g}"
+    price = "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"
+    power = "no power known" if cost.energy_j is None else f"{energy(cost.energy_j)} of the devices"
+    return f"{hours} device-hours, {price}, {power}"
 
 
 def _extrapolation(desk: Desk, planned: PlannedRun) -> Iterator[str]:
@@ -44,7 +65,8 @@ def _repeats(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
 def _short(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
     short = [planned.title for planned in runs if planned.run.optim.steps < desk.family.min_steps]
     if short:
-        yield f"under {desk.family.min_steps} steps, so that their losses scatter: {'; '.join(short)}"
+        which = "; ".join(short) if len(short) <= _NAMED else f"{len(short)} of {len(runs)} runs"
+        yield f"under {desk.family.min_steps} steps, so that their losses scatter: {which}"
 
 
 def _objective(desk: Desk, laws: Laws, planned: PlannedRun) -> Iterator[str]:

@@ -17,7 +17,7 @@ from planner import evidence as ledger_evidence
 from planner.desk import Desk
 from planner.draft import draft
 from planner.hyper import advice
-from planner.notes import notes
+from planner.notes import notes, target_by_the_prior
 from planner.objective import Laws, Surface, published_surface
 from planner.search import Search, setting_of
 from planner.target import Target, find_target, target_compute
@@ -45,7 +45,7 @@ def _from_published(desk: Desk) -> Plan:
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     prior = remedies.prior_allocation(desk)
-    compute, planned = _ladder(desk, evidence, prior)
+    compute, planned, preview = _ladder(desk, evidence, prior)
     assert desk.corpus is not None  # a budget with pilots over declared text is refused when it is read
     found = ledger_evidence.read_evidence(
         desk.ledger, desk.corpus.digest, desk.family.context, desk.budget.precision, compute
@@ -53,7 +53,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     missing = found.lacks([run.run.fingerprint() for run in planned])
     if missing:
         reason = f"{len(missing)} of {len(planned)} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _seal_pilots(desk, planned, NoForecast(reason=reason))
+        return _seal_pilots(desk, planned, preview, NoForecast(reason=reason))
     points = ledger_evidence.points(found, desk.family.min_steps)
     remedies.check_points(desk, points)
     minima = forecast.minima(points)
@@ -63,7 +63,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     laws = Laws(allocation, _ledger_surface(desk, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(Search(desk, laws, multiple))
-    told = forecast.from_ledger(points, found.pilots, target.planned)
+    told = forecast.from_ledger(points, found.pilots, target.planned, desk.unique_tokens)
     fit = LawFit(
         points=points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
@@ -76,20 +76,25 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     return _seal_target(desk, laws, target, told.forecast, fit)
 
 
-def _ladder(desk: Desk, evidence: Pilots, prior: Allocation) -> tuple[float, tuple[PlannedRun, ...]]:
-    """The target's compute and its pilots: none for a loss, whose compute only the ledger's law can tell.
+def _ladder(
+    desk: Desk, evidence: Pilots, prior: Allocation
+) -> tuple[float, tuple[PlannedRun, ...], PlannedRun | None]:
+    """The target's compute, its pilots, and the target as the prior has it, which must be possible before pilots are
+    bought. No pilots for a loss, whose compute only the ledger's law can tell.
 
     The pilots are as they were sealed, whatever code or catalog say now, or drafted where there is no plan yet.
     """
     if desk.budget.loss is not None:
-        return math.inf, ()
+        return math.inf, (), None
     optimal = Search(desk, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
-    compute, sealed = target_compute(optimal), desk.out / "plan.pilots.yaml"
+    sealed = desk.out / "plan.pilots.yaml"
     if sealed.exists():
-        return compute, load(sealed, Plan).runs
+        return target_compute(optimal), load(sealed, Plan).runs, None
     remedies.check_reach_of_pilots(desk, evidence)
+    preview = find_target(optimal).planned
+    compute = preview.budget_flop
     wanted = pilots.wishes(evidence, desk.family, desk.vocab, prior, compute, desk.cluster.devices)
-    return compute, tuple(draft(setting_of(desk), wish) for wish in wanted)
+    return compute, tuple(draft(setting_of(desk), wish) for wish in wanted), preview
 
 
 def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | None:
@@ -101,8 +106,11 @@ def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | No
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal_pilots(desk: Desk, runs: tuple[PlannedRun, ...], told: NoForecast) -> Plan:
-    return _seal(desk, phase="pilots", fit=None, runs=runs, forecast=told, notes=notes(desk, runs))
+def _seal_pilots(
+    desk: Desk, runs: tuple[PlannedRun, ...], preview: PlannedRun | None, told: NoForecast
+) -> Plan:
+    said = () if preview is None else (target_by_the_prior(preview, desk.law),)
+    return _seal(desk, phase="pilots", fit=None, runs=runs, forecast=told, notes=(*said, *notes(desk, runs)))
 
 
 def _seal_target(

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from planner.fields import layout_text
-from specs.plan import Cost, Forecast, Plan, PlannedRun
-from specs.words import count, duration, energy
+from planner.notes import currencies
+from specs.plan import Forecast, Plan, PlannedRun
+from specs.words import count, duration
 
 Row = tuple[str, str]
 LAYOUTS = 4
@@ -102,17 +103,9 @@ def _carrying_out(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     yield "layout", f"{layout_text(layout)}, {layout.devices} x {plan.budget.cluster}"
     yield "memory", f"{cost.memory_bytes / 2**30:.2f} GiB of the fullest device"
     yield "time", f"{duration(cost.hours * 3600)}, {cost.tokens_per_s:.3g} tokens/s"
-    yield "cost", _currencies(cost)
+    yield "cost", currencies(cost)
     yield "speed from", cost.basis
     yield "evidence", _evidence(plan)
-
-
-def _currencies(cost: Cost) -> str:
-    """The run in every currency."""
-    price = "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"
-    power = "no power known" if cost.energy_j is None else f"{energy(cost.energy_j)} of the devices"
-    hours = f"{cost.device_hours:,.0f}" if cost.device_hours >= 1000 else f"{cost.device_hours:.3g}"
-    return f"{hours} device-hours, {price}, {power}"
 
 
 def _evidence(plan: Plan) -> str:

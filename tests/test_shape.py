@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.shape import heads_for, practice_depth, shape_for, sizes_of_family, stage_balance
+from planner.shape import heads_for, make_shape, practice_depth, shape_for, sizes_of_family, stage_balance
 from specs.files import from_catalog
 from specs.law import Family
 
@@ -26,6 +26,19 @@ def test_the_papers_models_come_out(
     shape = shape_for(DEEPSEEK, 100015, flop_per_token)
     assert (shape.layers, shape.width, shape.kv_heads, shape.ffn) == (layers, width, kv_heads, ffn)
     assert shape.flop_per_token == pytest.approx(flop_per_token, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "ffn"),
+    [(32, 4096, 11008), (40, 5120, 13824), (60, 6656, 17920), (80, 8192, 22016)],
+    ids=["7B", "13B", "33B", "65B"],
+)
+def test_llamas_come_out_of_their_own_size(layers: int, width: int, ffn: int) -> None:
+    """LLaMA, Table 2, from the M of each at its published depth and width; FFN widths as in its released weights."""
+    family = from_catalog(Family, "llama", None)
+    published = make_shape(family, width, layers, 32000)
+    shape = shape_for(family, 32000, published.flop_per_token)
+    assert (shape.layers, shape.width, shape.ffn) == (layers, width, ffn)
 
 
 @pytest.mark.parametrize(
