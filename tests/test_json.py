@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from specs.files import write_yaml
 from tests import examples
 
@@ -21,6 +23,7 @@ def answered(folder: Path, *words: object) -> object:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_verb_offers_json(tmp_path: Path) -> None:
     verbs = re.findall(r"^│ ([a-z]+) ", isoplan(tmp_path, "--help").stdout, re.MULTILINE)
     assert set(verbs) >= {"plan", "run", "audit", "explain", "diff", "data", "init", "export", "import"}
