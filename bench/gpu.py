@@ -87,8 +87,9 @@ def _loss(stage: Stage, tokens_BT: Tensor) -> float:
 
 
 LOSS_BOUND, GRADIENT_BOUND = 2.0**-8, 2.0**-4
-"""Relative. A rounding to bf16 is off by up to 2^-8. A loss is a mean over tokens, whose roundings average out; a gradient
-went through every layer twice, and 16 roundings in sequence a layer and way add up as squares: sqrt(128) 2^-8 < 2^-4."""
+"""Relative. A rounding to bf16 is off by up to 2^-8. A loss is a mean over tokens, whose roundings average out; a
+gradient went through every layer twice, and 16 roundings in sequence a layer and way add up as squares: sqrt(128) 2^-8
+is below 2^-4."""
 
 
 # Whole steps.
@@ -209,8 +210,8 @@ def _print_step(
     against: float | None,
 ) -> float | None:
     """Tokens per second, printed with the rest."""
-    found = steps(make, spec, micro_batch, device)
     free(device)
+    found = steps(make, spec, micro_batch, device)
     if found is None:
         say(words, "does not fit")
         return None

@@ -11,7 +11,6 @@ B batch    S sequence    T = S + 1, the last one being only a target    H width
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -127,16 +126,19 @@ def _plain_loop(
     optimizer = torch.optim.AdamW(
         groups, lr=LEARNING_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
     )
-    runs: Any = torch.compile(model) if compiled else model
-    cast: Any = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def loss_of(tokens_BS: Tensor, targets_BS: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            logits_RV = logits(model, tokens_BS).flatten(0, 1)
+            return F.cross_entropy(logits_RV.float(), targets_BS.reshape(-1))
+
+    mean: Any = torch.compile(loss_of) if compiled else loss_of
 
     def step(tokens_BT: Tensor) -> float:
         total = torch.zeros((), device=device)
         parts = tokens_BT.split(micro_batch)
         for rows_BT in parts:
-            with cast:
-                logits_RV = logits(runs, rows_BT[:, :-1]).flatten(0, 1)
-                loss = F.cross_entropy(logits_RV.float(), rows_BT[:, 1:].reshape(-1)) / len(parts)
+            loss = mean(rows_BT[:, :-1].contiguous(), rows_BT[:, 1:].contiguous()) / len(parts)
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
