@@ -34,9 +34,9 @@ class Explanation:
     evidence: tuple[str, ...]
     """The runs, documents or measurements that it rests on."""
     interval: tuple[float, float] | None
-    """Ends of its 95 % interval; None where it has none."""
+    """Ends of its interval; None where it has none."""
     interval_said: str | None
-    """The interval in words."""
+    """The interval in words: 95 % of the probability, or what is as good as the best."""
     settled_by: str
     """Who had the last word: the law, a field of the budget, the learning-rate check, rounding to something legal."""
 
@@ -64,7 +64,7 @@ def explain(plan: Plan, name: str) -> Explanation:
         equation=why.equation,
         evidence=why.evidence,
         interval=why.interval,
-        interval_said=why.interval and _interval(field, why.interval),
+        interval_said=why.interval and _interval(field, why.interval, why.interval_of),
         settled_by=why.settled_by,
     )
 
@@ -80,6 +80,6 @@ def _said(field: Field) -> str:
     return f"{field.say()} ({field.value:,})" if exact else field.say()
 
 
-def _interval(field: Field, ends: tuple[float, float]) -> str:
+def _interval(field: Field, ends: tuple[float, float], kind: str) -> str:
     low, high = (say(end, field.path, field.info) for end in ends)
-    return f"95 % from {low} to {high}"
+    return f"{kind} from {low} to {high}"

@@ -27,7 +27,9 @@ class Why:
     evidence: tuple[str, ...] = ()
     """What it rests on."""
     interval: tuple[float, float] | None = None
-    """Ends of its 95 % interval."""
+    """Ends of an interval."""
+    interval_of: str = "95 %"
+    """What the interval holds."""
 
 
 Rule = Callable[[Field, Plan], Why]

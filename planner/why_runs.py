@@ -14,6 +14,8 @@ from specs.law import RateCheck
 from specs.optim import multi_step
 from specs.plan import HyperAdvice, Plan, PlannedRun
 
+NEAR_OPTIMAL = 0.0025
+"""Rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
 _NEAR_BATCH = 0.05
 """Batches this close to the law's, or to within a replica's worth of sequences, were rounded; others were chosen."""
 _SAME = 1e-9
@@ -44,7 +46,24 @@ def peak_lr(field: Field, plan: Plan) -> Why:
                 for other in _others(plan, planned)
             ),
         ),
+        interval=None if check is None or planned.role != "target" else _as_good(check, own),
+        interval_of="within 0.25 % of the lowest loss",
     )
+
+
+def _as_good(check: RateCheck, own: float) -> tuple[float, float] | None:
+    """The rates whose loss is within 0.25 % of the lowest, by the parabola through the best rate and its neighbours.
+
+    None where the best is at an edge of what was tried. That the multiples hold for a larger run is the law's claim.
+    """
+    if not check.bracketed:
+        return None
+    best = min(range(len(check.losses)), key=lambda i: check.losses[i])
+    x0, x1, x2 = (math.log(m) for m in check.multiples[best - 1 : best + 2])
+    y0, y1, y2 = (math.log(loss) for loss in check.losses[best - 1 : best + 2])
+    curvature = ((y2 - y1) / (x2 - x1) - (y1 - y0) / (x1 - x0)) / (x2 - x0)
+    reach = math.exp(math.sqrt(math.log1p(NEAR_OPTIMAL) / curvature))
+    return own * check.best_multiple / reach, own * check.best_multiple * reach
 
 
 def _rate_settled(planned: PlannedRun, check: RateCheck | None) -> str:

@@ -1,6 +1,7 @@
 """Every field of a plan can say where it comes from, and what it says agrees with the plan's numbers."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from planner.fields import SHORT, NoFieldError, everything, find, root, say
 from planner.plan import make_plan
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
 from specs.files import write_yaml
+from specs.law import RateCheck
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
 from tests import examples, samples
 
@@ -131,6 +133,29 @@ def test_the_learning_rate_check_has_the_last_word_where_it_moved_the_rate(
     told = explain(samples.sealed(FITTED, runs=(moved,)), "lr")
     assert says in told.settled_by
     assert any("learning-rate check beside run" in one for one in told.evidence)
+
+
+def test_rates_that_are_as_good_as_the_best_are_given_as_an_interval() -> None:
+    """A parabola in ln lr that is 0.25 % up at a factor 1.25 from the best, which is the law's own rate."""
+    assert FITTED.fit is not None
+    multiples = (0.5, 1.0, 2.0)
+    rise = {m: (math.log(m) / math.log(1.25)) ** 2 * math.log(1.0025) for m in multiples}
+    check = RateCheck(
+        run="0" * 16,
+        multiples=multiples,
+        losses=tuple(2.0 * math.exp(rise[m]) for m in multiples),
+        best_multiple=1.0,
+        bracketed=True,
+        near_optimal=True,
+    )
+    plan = samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"rate_check": check}))
+    told = explain(plan, "lr")
+    own = 0.06788 * 64**-0.75
+    assert told.interval == pytest.approx((own / 1.25, own * 1.25))
+    assert str(told.interval_said).startswith("within 0.25 % of the lowest loss from")
+    edge = check.model_copy(update={"bracketed": False})
+    at_edge = samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"rate_check": edge}))
+    assert explain(at_edge, "lr").interval is None
 
 
 def test_a_value_that_no_rule_leads_to_is_not_explained_away() -> None:
