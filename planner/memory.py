@@ -60,7 +60,7 @@ def _rank(
         params * _state_bytes(w, grid.dp, engine) / shards,
         rows * _activations(a, engine, w, grid, blocks, rank),
         rows * np.where(head, a.vocab / grid.tp * (w if engine.fused_loss else UNFUSED_LOGIT_BYTES), 0),
-        rows * _workspace(a, w, grid),
+        rows * _workspace(a, w, grid, rank),
     )
     return {part: np.asarray(column, float) for part, column in zip(PARTS, full, strict=True)}
 
@@ -101,7 +101,16 @@ def _kept(a: Architecture, engine: Engine, w: int, grid: Grid, recompute: int) -
     return kept
 
 
-def _workspace(a: Architecture, w: int, grid: Grid) -> Any:
-    """Bytes per token of a block's backward pass in progress: gathered input and its gradient, and the gradients of
-    the feed-forward's inner tensors."""
-    return 2 * w * a.width + w * a.ffn_matrices * a.ffn / grid.tp
+def _workspace(a: Architecture, w: int, grid: Grid, rank: Any) -> Any:
+    """Bytes per token beside what blocks keep: a backward pass in progress, and what comes from and goes to neighbours.
+
+    A block's backward holds its input and that one's gradient, and gradients of the feed-forward's inner tensors; with
+    tensor parallelism three gathered tensors more. A rank of a pipeline holds the output of every pass whose backward
+    is to come, and its input where the blocks do not keep that anyway; and one of either on its way.
+    """
+    gathered = np.where(grid.tp > 1, 5, 2) * w * a.width
+    inner = w * a.ffn_matrices * a.ffn / grid.tp
+    alive = alive_passes(grid.pp, rank, grid.micro_batches, grid.interleave)
+    held = alive * np.where(grid.recompute > 0, 1, 2) + 2
+    ends = np.where(grid.pp > 1, held, 0) * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    return gathered + inner + ends
