@@ -23,7 +23,7 @@ from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
 from specs.quantity import Quantity
 from specs.report.units import memory
-from specs.words import count, duration, energy
+from specs.words import count, duration, energy, several
 
 SHORT = {
     "lr": "run.optim.peak_lr",
@@ -307,7 +307,8 @@ def _several(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
 def shape_text(model: ModelSpec) -> str:
     """A shape in a line."""
     kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
-    return f"{model.layers} layers x {model.width:,}, {model.heads} heads{kv}, ffn {model.ffn:,}, vocab {model.vocab:,}"
+    heads = several(model.heads, "head")
+    return f"{several(model.layers, 'layer')} x {model.width:,}, {heads}{kv}, ffn {model.ffn:,}, vocab {model.vocab:,}"
 
 
 def layout_text(layout: Layout) -> str:

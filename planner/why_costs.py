@@ -6,6 +6,7 @@ from planner.fields import Field, layout_text, shape_text
 from planner.why import Rule, Why, run_of
 from specs.plan import LayoutEstimate, Plan
 from specs.report.units import memory
+from specs.words import several
 
 _ALTERNATIVES = 3
 """Other layouts that an answer names."""
@@ -17,9 +18,10 @@ def layout(field: Field, plan: Plan) -> Why:
     chosen, compared = planned.execution.layout, plan.layouts
     if compared is None or planned.role != "target":
         kept = "; how it compares is kept for the target only" if planned.role != "target" else ""
+        where = f"{several(chosen.devices, 'device')} of {plan.budget.cluster}"
         return Why(
-            f"the planner, on {chosen.devices:,} devices of {plan.budget.cluster}: the fastest layout that fits, or "
-            f"the one with the least model parallelism where the cluster has no efficiencies{kept}"
+            f"the planner, on {where}: the fastest layout that fits, or the one with the least model parallelism where "
+            f"the cluster has no efficiencies{kept}"
         )
     best = compared.ranked[0]
     return Why(
@@ -80,8 +82,8 @@ def cost(field: Field, plan: Plan) -> Why:
     spent, devices, tokens = planned.cost, planned.execution.layout.devices, planned.run.tokens
     equations = {
         "hours": f"{tokens:.4g} tokens / {spent.tokens_per_s:.4g} tokens/s = {spent.hours:.4g} h",
-        "device_hours": f"{spent.hours:.4g} h x {devices:,} devices",
-        "tokens_per_s": f"{planned.run.model.mfu_flop_per_token:.4g} FLOP per token for MFU, {devices:,} devices",
+        "device_hours": f"{spent.hours:.4g} h x {several(devices, 'device')}",
+        "tokens_per_s": f"{planned.run.model.mfu_flop_per_token:.4g} FLOP per token, {several(devices, 'device')}",
     }
     if spent.dollars is not None:
         price = spent.dollars / spent.device_hours

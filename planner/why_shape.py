@@ -71,7 +71,8 @@ def _split(plan: Plan, planned: PlannedRun) -> Wanted:
     if planned.role == "target":
         return Wanted(f"{said}; this shape has {came:.4g}", source, best, came)
     return Wanted(
-        f"{said}; this pilot has {came:.4g}, {came / best:.2g} of it, as one of a spread of sizes", source
+        f"{said}; this pilot has {came:.4g}, {came / best:.2g} times that, as one of a spread of sizes",
+        source,
     )
 
 

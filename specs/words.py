@@ -9,6 +9,11 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def several(number: int, what: str) -> str:
+    """A number of things: `1 layer`, `2,048 devices`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds in at most two units: `0.25 s`, `42 s`, `3 min 20 s`, `3 d 4 h`; a dash where nobody knows."""
     if seconds is None:

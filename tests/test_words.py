@@ -2,7 +2,7 @@
 
 import pytest
 
-from specs.words import count, duration, energy
+from specs.words import count, duration, energy, several
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,11 @@ def test_counts_have_three_digits(value: float, said: str) -> None:
 )
 def test_energy_is_in_watt_hours(joules: float, said: str) -> None:
     assert energy(joules) == said
+
+
+def test_one_thing_is_not_many() -> None:
+    assert [several(1, "layer"), several(2048, "device"), several(0, "run")] == [
+        "1 layer",
+        "2,048 devices",
+        "0 runs",
+    ]

@@ -9,7 +9,7 @@ from specs.plan import NoForecast
 from specs.report.case import Case
 from specs.report.html import Html, join, tag
 from specs.report.units import device_time, dollars, flop, half_width, percent, signed
-from specs.words import count, duration
+from specs.words import count, duration, several
 
 GAUGE_MARGIN = 0.17
 """Room beside the band and the outcome, as a share of the gauge: a label of seven digits fits into it."""
@@ -189,8 +189,8 @@ def _spent(case: Case) -> Iterator[tuple[str, str]]:
         return
     planned_time, devices = duration(costs[-1].hours * 3600), case.target.execution.layout.devices
     if done:
-        yield duration(runs[-1].seconds), f"{planned_time} planned, on {devices:,} devices"
+        yield duration(runs[-1].seconds), f"{planned_time} planned, on {several(devices, 'device')}"
     else:
-        yield planned_time, f"planned on {devices:,} devices, {device_time(hours)}"
+        yield planned_time, f"planned on {several(devices, 'device')}, {device_time(hours)}"
     if costs[-1].dollars is not None:
         yield dollars(costs[-1].dollars), "price planned"

@@ -11,7 +11,7 @@ from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
 from specs.report.layouts import lines
 from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
-from specs.words import count, duration, energy
+from specs.words import count, duration, energy, several
 
 _FORMULA = re.compile(
     r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|eta|kappa|delta|lambda|exp|frac|left|right|log|cdot|,))+"
@@ -138,7 +138,8 @@ def target(planned: PlannedRun) -> Html:
         [
             (
                 "shape",
-                f"{model.layers} layers of width {model.width:,}, {model.heads} heads{kv}, feed-forward {model.ffn:,}",
+                f"{several(model.layers, 'layer')} of width {model.width:,}, {several(model.heads, 'head')}{kv}, "
+                f"feed-forward {model.ffn:,}",
             ),
             ("vocabulary", f"{model.vocab:,}, context {model.context:,}"),
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
@@ -150,7 +151,7 @@ def target(planned: PlannedRun) -> Html:
             ("precision", f"{run.precision}, seed {run.seed}"),
             (
                 "layout",
-                f"{', '.join(lines(layout))}, on {layout.devices:,} {planned.execution.device} devices",
+                f"{', '.join(lines(layout))}, on {several(layout.devices, planned.execution.device + ' device')}",
             ),
             ("memory", f"{memory(planned.cost.memory_bytes)} on the fullest device"),
             ("cost", _currencies(planned)),
