@@ -10,21 +10,24 @@ Where runs are many the priors vanish beside them.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from planner.descent import Descents, Problem, descend, scale, unscaled
 from planner.fit import checked_runs
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
+from planner.spread import Spread, from_squares
 
 SHORT_RUN_STEPS = 1000
 """Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled
 (docs/log.md)."""
 _SHORT_RUN_NOISE = 3.0
-_NOISE_SD, _NOISE_RUNS = 0.01, 3.0
-"""Run-to-run standard deviation of log L expected before looking, worth this many runs: seeds of byte-level
-pilots of 1e11..1e13 FLOP spread 0.3 to 1 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
+_NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
+"""Run-to-run standard deviation of log L expected before looking, two thirds of the belief within this factor: seeds of
+byte-level pilots of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
 _ROBUST_SDS = 1.5
 """Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
+_FIRST_NOISE_SD, _ROUNDS = 0.02, 6
+"""Constants and noise are settled in turn from here: from above, so that no residual is clipped that should count."""
 _DRAW_TOLERANCE = 1e-6
 
 
@@ -41,6 +44,11 @@ class Points:
     """A run's noise variance is divided by its weight."""
     short: Array
     """1.0 where the run had fewer than SHORT_RUN_STEPS steps, else 0.0."""
+
+    @property
+    def cell(self) -> NDArray[np.int64]:
+        """Number of each run's (size, tokens): runs of one cell differ in their seed only."""
+        return np.asarray(np.unique(np.stack([self.size, self.tokens]), axis=1, return_inverse=True)[1])
 
     @property
     def flop(self) -> Array:
@@ -82,6 +90,50 @@ def points(
     if len(short) != len(losses):
         raise ValueError(f"steps has {len(short)} entries for {len(losses)} losses")
     return Points(sizes, token_counts, losses, cost_per, run_weights, short)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Runs with their replicates joined: what a law is fitted to."""
+
+    size: Array
+    tokens: Array
+    log_loss: Array
+    """Means, each run by its precision."""
+    precision: Array
+    """Of one run in the cell's mean."""
+    runs: Array
+    """How many the cell has, in units of its runs' mean precision."""
+    square: float
+    """Squared deviations of ln L from the cells' means, times precision."""
+    freedom: float
+    """Their degrees of freedom: 0 without replicates."""
+
+    def relative(self, seed_share: float) -> Array:
+        """Standard deviation of each cell's mean over that of one run.
+
+        `seed_share` of a run's variance changes with its seed and averages out; the rest, by which a shape lies off
+        any smooth law, is the cell's own and does not.
+        """
+        return np.asarray(np.sqrt((1 - seed_share + seed_share / self.runs) / self.precision))
+
+
+def _cells(runs: Points) -> _Cells:
+    precision = np.maximum(runs.precision, 1e-12)
+    _, first, cell = np.unique(
+        np.stack([runs.size, runs.tokens]), axis=1, return_index=True, return_inverse=True
+    )
+    total, count = np.bincount(cell, precision), np.bincount(cell)
+    mean = np.bincount(cell, precision * np.log(runs.loss)) / total
+    return _Cells(
+        size=runs.size[first],
+        tokens=runs.tokens[first],
+        log_loss=mean,
+        precision=total / count,
+        runs=count.astype(float),
+        square=float((precision * (np.log(runs.loss) - mean[cell]) ** 2).sum()),
+        freedom=float(len(cell) - len(first)),
+    )
 
 
 @dataclass(frozen=True)
@@ -131,16 +183,12 @@ _EXCESS_SHARE, _COEFFICIENT_WIDTH = 0.3, 1.2
 
 def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
     """Draws of the form's constants from runs; deterministic in (runs, draws, seed)."""
-    problem = scale(
-        form,
-        tuple(np.log(column) for column in columns(form, runs.size, runs.tokens, runs.cost_per)),
-        np.log(runs.loss),
-    )
-    prior = _prior(form, runs.loss)
-    relative = 1 / np.sqrt(np.maximum(runs.precision, 1e-12))
-    best, noise_sd, freedom = _best(problem, prior, relative)
+    cells = _cells(runs)
+    logs = tuple(np.log(column) for column in columns(form, cells.size, cells.tokens, runs.cost_per))
+    problem, prior = scale(form, logs, cells.log_loss), _prior(form, runs.loss)
+    best, believed, relative = _best(problem, prior, cells)
     generator = np.random.Generator(np.random.PCG64(seed))
-    sds = noise_sd * np.sqrt(freedom / generator.chisquare(freedom, draws))
+    sds = believed.draw(generator, draws)
     noise = sds[:, None] * relative
     targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
     anchors = prior.draw(generator, draws)
@@ -197,15 +245,16 @@ def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: _P
     )
 
 
-def _best(problem: Problem, prior: _Prior, relative: Array) -> tuple[Array, float, float]:
-    """The most probable constants, the noise that their residuals show and its degrees of freedom.
+def _best(problem: Problem, prior: _Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
+    """The most probable constants, one run's noise as residuals show it, and the cells' relative to it.
 
     The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
-    matrix.
+    matrix. Replicates say how much of the noise is the seeds'.
     """
-    noise_sd, state = _NOISE_SD, prior.mean[None]
-    freedom = _NOISE_RUNS
-    for _ in range(4):
+    state, noise_sd, seed_share = prior.mean[None], _FIRST_NOISE_SD, 1.0
+    seeds = from_squares(_NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
+    for _ in range(_ROUNDS):
+        relative = cells.relative(seed_share)
         noise = noise_sd * relative[None]
         goal = _goal(state, problem.log_loss[None], noise, prior.mean[None], prior)
         state, _ = descend(problem, goal, _DRAW_TOLERANCE)
@@ -214,6 +263,10 @@ def _best(problem: Problem, prior: _Prior, relative: Array) -> tuple[Array, floa
         information = scaled_jacobian @ scaled_jacobian.T
         used = float(np.trace(np.linalg.solve(information + prior.precision, information)))
         standard = np.clip((problem.log_loss - log_loss[0]) / relative, -3 * noise_sd, 3 * noise_sd)
-        freedom = _NOISE_RUNS + max(len(relative) - used, 0.0)
-        noise_sd = float(np.sqrt((_NOISE_RUNS * _NOISE_SD**2 + (standard**2).sum()) / freedom))
-    return state, noise_sd, freedom
+        square, freedom = float((standard**2).sum()), max(len(relative) - used, 0.0)
+        if seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
+            square, freedom = square + cells.square, freedom + cells.freedom
+        believed = from_squares(_NOISE_SD, _NOISE_FACTOR, square, freedom)
+        noise_sd = believed.median
+        seed_share = min((seeds.median / noise_sd) ** 2, 1.0) if cells.freedom else 1.0
+    return state, believed, relative

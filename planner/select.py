@@ -17,6 +17,7 @@ from planner.fit import Fit, Interval, fit, interval
 from planner.isoflop import budget_groups, profiles
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
 from planner.posterior import Points, Posterior, posterior
+from planner.spread import Spread, spread
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first: the order in which equally good laws are preferred."""
@@ -26,10 +27,12 @@ and tied laws are (posterior.py), so those two stay as a hedge."""
 _CUT_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Where many budgets leave a choice of cuts: shares of the runs below."""
 _CUT_DRAWS = 200
-_DISCREPANCY_PER_DECADE, _DISCREPANCY_CUTS = 0.01, 6.0
-"""Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking
-and worth this many cuts: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting miss
-their larger ones by 0.4 to 1.5 % (docs/log.md)."""
+_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 2.0
+"""Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
+thirds of the belief within this factor: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting
+miss their larger ones by 0.4 to 1.5 %, their own spread included (docs/log.md)."""
+_CUT_SHARE = 0.5
+"""Cuts share most of their held-out runs, so together they count as half their number."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,6 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Discrepancy:
-    """What laws miss per decade of compute beyond their runs, in log L: a scaled inverse chi-square
-    belief."""
-
-    sd: float
-    freedom: float
-
-    def draw(self, generator: np.random.Generator, draws: int) -> Array:
-        """Draws of the standard deviation."""
-        return np.asarray(self.sd * np.sqrt(self.freedom / generator.chisquare(self.freedom, draws)))
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What runs say about every law: learned once, asked for many targets."""
 
@@ -112,7 +102,8 @@ class Evidence:
     weights: Array
     member: NDArray[np.int64]
     """(draws,) the law that each draw of the mixture comes from."""
-    discrepancy: Discrepancy
+    discrepancy: Spread
+    """What laws miss per decade of compute beyond their runs, in log L."""
     heldout_error: float | None
     seed: int
 
@@ -125,6 +116,20 @@ class Evidence:
 class _Cut:
     below: Points
     above: Points
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """How the weighted laws did on a cut's held-out runs, in log L."""
+
+    mean: float
+    """Measured - forecast."""
+    explained: float
+    """Variance of that mean by the laws' own spread and the runs' noise."""
+    decades: float
+    """How far beyond the runs below; at least a tenth."""
+    error: float
+    """Mean absolute."""
 
 
 def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[FormScore, ...]:
@@ -175,9 +180,9 @@ def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> Fit:
 
 
 def _cuts(runs: Points, needed: int) -> list[_Cut]:
-    """Splits of the runs in compute, with at least two budgets and `needed` runs below, one budget above."""
+    """Splits of the runs in compute, with at least two budgets and `needed` different runs below, one budget above."""
     groups = budget_groups(runs.flop)
-    counts = np.cumsum([len(group) for group in groups])
+    counts = np.cumsum([len(np.unique(runs.cell[group])) for group in groups])
     possible = [i for i in range(2, len(groups)) if counts[i - 1] >= needed]
     if len(possible) > len(_CUT_SHARES):
         wanted = np.array(_CUT_SHARES) * counts[-1]
@@ -213,7 +218,7 @@ def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Evidence:
     nothing to extrapolate from.
     """
     budgets = len(budget_groups(runs.flop))
-    different = len(np.unique(np.stack([runs.size, runs.tokens]), axis=1).T)
+    different = len(np.unique(runs.cell))
     needed = max(len(form.constants) for form in CANDIDATES) + 1
     if budgets < 2 or different < needed:
         raise ValueError(
@@ -258,7 +263,7 @@ def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
         members=members,
         floor=_floor_effect(evidence.mixed([law.constant("E") for law in evidence.laws]), centre),
         noise_sd=float(np.median(noise)),
-        discrepancy_sd=evidence.discrepancy.sd * decades,
+        discrepancy_sd=evidence.discrepancy.median * decades,
         extrapolation=10**decades,
         heldout_error=evidence.heldout_error,
         flags=_flags(evidence.runs),
@@ -286,7 +291,7 @@ def _decades_beyond(runs: Points, flop: Array) -> Array:
     return np.asarray(np.maximum(np.log10(flop / runs.flop.max()), 0.0))
 
 
-def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Discrepancy, float | None]:
+def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Spread, float | None]:
     """The laws' weights, the discrepancy per decade and the mean error that the weighted laws show on
     held-out budgets.
 
@@ -296,19 +301,30 @@ def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Discrepancy, flo
     cuts = _cuts(runs, 5)
     weights = np.array(_PRIOR_WEIGHTS)
     if not cuts:
-        return weights, Discrepancy(_DISCREPANCY_PER_DECADE, _DISCREPANCY_CUTS), None
+        return weights, _discrepancy(()), None
     laws = [[posterior(form, cut.below, _CUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
     densities = [[_log_density(law, cut) for law in row] for row, cut in zip(laws, cuts, strict=True)]
     scores = np.sum(densities, axis=0)
     weights = weights * np.exp(scores - scores.max())
     weights = weights / weights.sum()
     missed = [_missed(row, cut, weights) for row, cut in zip(laws, cuts, strict=True)]
-    # Cuts share most of their held-out runs, so together they count as half their number.
-    seen, believed = len(cuts) / 2, _DISCREPANCY_CUTS
-    freedom = believed + seen
-    square = (believed * _DISCREPANCY_PER_DECADE**2 + seen * np.mean([m for m, _ in missed])) / freedom
-    error = float(np.mean([e for _, e in missed]))
-    return weights, Discrepancy(float(np.sqrt(square)), freedom), error
+    return weights, _discrepancy(missed), float(np.mean([miss.error for miss in missed]))
+
+
+def _discrepancy(missed: Sequence[_Miss]) -> Spread:
+    """The belief in the discrepancy after the cuts.
+
+    A cut's mean miss is Gaussian: the laws' own spread, the noise, and the discrepancy times the distance.
+    """
+    square = np.array([miss.mean**2 for miss in missed])
+    explained = np.array([miss.explained for miss in missed])
+    decades = np.array([miss.decades for miss in missed])
+
+    def log_likelihood(sd: Array) -> Array:
+        variance = explained + (sd[:, None] * decades) ** 2
+        return np.asarray(-0.5 * _CUT_SHARE * (np.log(variance) + square / variance).sum(axis=1))
+
+    return spread(_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
 def _log_density(law: Posterior, cut: _Cut) -> float:
@@ -321,16 +337,18 @@ def _log_density(law: Posterior, cut: _Cut) -> float:
     return float(np.average(density, weights=cut.above.precision))
 
 
-def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> tuple[float, float]:
-    """(squared miss per decade that the laws' own spread and the noise do not explain, mean absolute
-    error)."""
+def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> _Miss:
     draws = [law.log_loss(cut.above.size, cut.above.tokens) for law in laws]
     residuals = np.log(cut.above.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
-    explained = weights @ np.array([draw.mean(axis=1).var() for draw in draws])
-    noise = weights @ np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
-    decades = max(float(np.mean(_decades_beyond(cut.below, cut.above.flop))), 0.1)
-    excess = max(float(residuals.mean() ** 2 - explained - noise), 0.0)
-    return excess / decades**2, float(np.abs(residuals).mean())
+    levels = np.stack([draw.mean(axis=1) for draw in draws])
+    within, between = levels.var(axis=1), (levels.mean(axis=1) - weights @ levels.mean(axis=1)) ** 2
+    noise = np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
+    return _Miss(
+        mean=float(residuals.mean()),
+        explained=float(weights @ (within + between + noise)),
+        decades=max(float(np.mean(_decades_beyond(cut.below, cut.above.flop))), 0.1),
+        error=float(np.abs(residuals).mean()),
+    )
 
 
 def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:

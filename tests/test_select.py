@@ -77,6 +77,38 @@ def test_posterior_gives_back_a_surface_that_many_runs_pin_down() -> None:
     assert high - low < 0.02
 
 
+def _replicated(cell_sd: float, seed_sd: float, seeds: int, generator_seed: int = 0) -> Points:
+    """The demo's ladder with several seeds of each run, whose shapes also lie off the surface by `cell_sd`."""
+    form, params = _pilot_surface()
+    generator = np.random.default_rng(generator_seed)
+    once = _ladder(form, params, tuple(np.geomspace(1e11, 1e12, 5)), noise=0.0, sizes=9)
+    off = cell_sd * np.repeat(generator.standard_normal(len(once.loss)), seeds)
+    size, tokens, loss = (np.repeat(column, seeds) for column in (once.size, once.tokens, once.loss))
+    return points(size, tokens, loss * np.exp(off + seed_sd * generator.standard_normal(len(loss))))
+
+
+def test_seeds_average_out_and_their_noise_is_still_the_target_s() -> None:
+    target = _target(*_pilot_surface(), 1e13)
+    one, four = (posterior(laws.COUPLED, _replicated(0.0, 0.01, seeds), 600, seed=0) for seeds in (1, 4))
+    assert np.median(one.noise_sd) == pytest.approx(0.01, rel=0.25)
+    assert np.median(four.noise_sd) == pytest.approx(0.01, rel=0.15)
+    assert four.log_loss(*target).std() < 0.85 * one.log_loss(*target).std()
+
+
+def test_seeds_do_not_hide_that_shapes_lie_off_the_law() -> None:
+    target = _target(*_pilot_surface(), 1e13)
+    one, four = (posterior(laws.COUPLED, _replicated(0.01, 0.001, seeds), 600, seed=0) for seeds in (1, 4))
+    assert np.median(four.noise_sd) == pytest.approx(0.01, rel=0.25)
+    assert four.log_loss(*target).std() > 0.85 * one.log_loss(*target).std()
+
+
+def test_the_order_of_the_runs_does_not_matter() -> None:
+    runs = _replicated(0.005, 0.005, 2)
+    turned = runs.take(np.random.default_rng(0).permutation(len(runs.loss)))
+    first, second = (posterior(laws.STANDARD, r, 100, seed=0).log_params for r in (runs, turned))
+    np.testing.assert_allclose(first, second, rtol=1e-4)
+
+
 def test_short_runs_count_for_a_ninth() -> None:
     runs = points(
         [1e5, 2e5, 4e5], [1e6, 1e6, 1e6], [3.0, 2.9, 2.8], steps=[999, 1000, 5000], weights=[1, 1, 2]
