@@ -97,12 +97,11 @@ def sum_over(x: Tensor, axis: Axis) -> Tensor:
     return x
 
 
-def max_over(x: Tensor, axis: Axis) -> Tensor:
-    """The elementwise maximum over the axis' ranks, on every rank; the tensor itself at size 1. Not differentiated."""
-    if axis.size > 1:
-        x = x.clone()
-        dist.all_reduce(x, dist.ReduceOp.MAX, group=axis.group)
-    return x
+def every(x: Tensor, axis: Axis) -> Tensor:
+    """Every rank's tensor, on every rank: (ranks, *shape). Not differentiated."""
+    parts = x.new_empty(axis.size, *x.shape)
+    gather_into(parts.view(-1), x.contiguous().view(-1), axis)
+    return parts
 
 
 def gather_into(whole: Tensor, part: Tensor, axis: Axis, async_op: bool = False) -> Any:

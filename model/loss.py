@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.collectives import max_over, sum_over
+from model.collectives import every
 from model.kernels import CrossEntropy, Kernels
+from model.kernels.kinds import Measured
 from model.mesh import Axis
 
 
@@ -55,11 +56,19 @@ def _chunk(
 ) -> Tensor:
     """The chunk's summed cross-entropy in fp64; its gradient times `share` is left in the logits, if that is given."""
     found = kernel.measure(logits_RV, column_R)
-    peak_R1 = max_over(found.peak, vocab)
-    factor_R1 = (found.peak - peak_R1).exp_()
-    mine_R2 = torch.cat((found.total * factor_R1, found.wanted), dim=1)
-    total_R1, wanted_R1 = sum_over(mine_R2, vocab).split(1, dim=1)
+    peak_R1, total_R1, wanted_R1, factor_R1 = _compared(found, vocab)
     if share is not None:
         kernel.differentiate(logits_RV, column_R, found, factor_R1 * share / total_R1, share)
     loss_R1: Tensor = total_R1.log() + (peak_R1 - wanted_R1)
     return loss_R1.sum(dtype=torch.float64)
+
+
+def _compared(found: Measured, vocab: Axis) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """Peak, total and target over all ranks' columns, and what this rank's exponentials are to be multiplied by."""
+    if vocab.size == 1:
+        return found.peak, found.total, found.wanted, 1.0
+    mine_R3 = torch.cat((found.peak, found.total, found.wanted), dim=1)
+    peaks, totals, wanted = every(mine_R3, vocab).split(1, dim=2)
+    peak_R1 = peaks.amax(0)
+    factors = (peaks - peak_R1).exp_()
+    return peak_R1, (totals * factors).sum(0), wanted.sum(0), factors[vocab.rank]

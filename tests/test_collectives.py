@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from model.collectives import gather, here, leave, max_over, reduce, scatter, sum_over
+from model.collectives import every, gather, here, leave, reduce, scatter, sum_over
 from model.mesh import Axis, Mesh
 from tests.spawn import spawn
 
@@ -12,7 +12,6 @@ def test_one_rank_gets_the_very_same_tensor_back() -> None:
     assert here(x).wait() is x
     assert all(leave(x, Axis(), sequence_parallel) is x for sequence_parallel in (False, True))
     assert sum_over(x, Axis()) is x
-    assert max_over(x, Axis()) is x
 
 
 def _of_rank(rank: int, salt: int, sequence: int) -> Tensor:
@@ -29,7 +28,7 @@ def _cases(mesh: Mesh) -> dict[str, tuple[Tensor, ...]]:
         "gather": (gather(short, axis).wait(), gather(short[:, 1:3], axis).wait()),
         "scatter": (scatter(long, axis).wait(),),
         "reduce": (reduce(short.clone(), axis).wait(),),
-        "sums": (sum_over(short, axis), max_over(short, axis)),
+        "all": (sum_over(short, axis), every(short, axis)),
     }
     assert torch.equal(short, _of_rank(axis.rank, 1, 4))
     assert torch.equal(long, _of_rank(axis.rank, 2, 4 * axis.size))
@@ -51,7 +50,7 @@ def test_collectives_are_what_the_papers_say_and_each_others_gradients() -> None
             "gather": (torch.cat(short, dim=1), torch.cat([one[:, 1:3] for one in short], dim=1)),
             "scatter": (sum(long)[:, mine],),  # type: ignore[index]
             "reduce": (sum(short),),
-            "sums": (sum(short), torch.maximum(*short)),
+            "all": (sum(short), torch.stack(short)),
             "leave": (sum(short), dy[rank]),
             "leave split": (sum(long)[:, mine], torch.cat(dy, dim=1)),  # type: ignore[index]
         }

@@ -198,3 +198,36 @@ def test_the_same_step_twice_gives_the_same_bytes() -> None:
     first, second = (_train(Mesh(), ODD, samples.optim(), "fp32", 3) for _ in range(2))
     assert first[:2] == second[:2]
     assert all(torch.equal(one, second[2][name]) for name, one in first[2].items())
+
+
+def _overlaps(mesh: Mesh) -> tuple[list[int], int, int, list[int]]:
+    """Buckets: on their way after each backward; in all; on their way after the step, and before each forward."""
+    buckets.BUCKET_BYTES = 4000  # in a process of its own
+    spec = samples.model(layers=3, width=16, ffn=32, vocab=64, context=8)
+    stage = stage_of(spec, mesh=mesh)
+    optimizer = AdamW(stage, mesh.dp, samples.optim())
+    optimizer.start(SEED)
+    exchange, tokens = optimizer._exchange, batch(spec, 4).chunk(mesh.dp.size)[mesh.dp.rank]
+    optimizer.expect(len(tokens))
+    leaving = []
+    for row in tokens.split(1):
+        stage.loss(row[:, :-1], row[:, 1:], 32).backward()
+        leaving.append(len(exchange._leaving))
+    optimizer.step(0.01)
+    coming = len(exchange._coming)
+    waiting = []
+    for block in stage.blocks.values():
+        block.register_forward_pre_hook(lambda *_: waiting.append(len(exchange._coming)))
+    stage.loss(tokens[:, :-1], tokens[:, 1:], 32)
+    return leaving, len(exchange._buckets), coming, [*waiting, len(exchange._coming)]
+
+
+def test_gradients_leave_with_the_last_backward_and_parameters_are_awaited_one_by_one() -> None:
+    """All buckets of matrices leave but the embedding's, whose gradient comes last, and whose bucket has it alone."""
+    for leaving, every, coming, waiting in spawn(2, _overlaps):
+        vectors, embedding = 1, 1
+        assert leaving == [0, every - vectors - embedding]
+        assert coming == every
+        assert waiting[0] < every
+        assert waiting == sorted(set(waiting), reverse=True)
+        assert waiting[-1] == 0
