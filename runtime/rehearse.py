@@ -189,8 +189,10 @@ def go_through(run: RunSpec, execution: Execution, mesh: Mesh, device: str, micr
         }
         shape = (layout.micro_batch_sequences, model.context + 1)
         rows_BT = torch.zeros(shape, dtype=torch.int64, device=device)
-        seen.forget()
         held_bytes = seen.live_bytes
+        optimizer.publish()  # as a step before this one has left it: parameters are on their way
+        seen.forget()
+        optimizer.expect(micro_batches)
         pipeline.train([len(rows_BT)] * micro_batches, lambda _: rows_BT, run.batch_tokens)
         passes, seen.messages = tuple(seen.messages), []
         optimizer.step(run.optim.peak_lr)

@@ -36,17 +36,15 @@ def asked(layout: Layout, precision: str = "bf16", **model: Any) -> tuple[RunSpe
     return run, Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
 
 
-def rehearsed(layout: Layout, **options: Any) -> Rehearsal:
-    """As `rehearse`, in this process."""
-    run, execution = asked(layout, **options)
-    ranks = tuple(rehearse_rank(run, execution, rank, MICRO_BATCHES) for rank in different_ranks(layout))
-    wrong = mismatch(layout, {rank.rank: (*rank.passes, *rank.update) for rank in ranks})
-    return Rehearsal(layout, MICRO_BATCHES, MICRO_BATCHES, {}, ranks, wrong)
+def alone(layout: Layout, rank: int, **options: Any) -> Rehearsal:
+    """One rank, in this process."""
+    one = rehearse_rank(*asked(layout, **options), rank, MICRO_BATCHES)
+    return Rehearsal(layout, MICRO_BATCHES, MICRO_BATCHES, {}, (one,), None)
 
 
-def sent(rehearsal: Rehearsal, rank: int, axis: str) -> dict[str, int]:
-    """Bytes that the rank of this place in the rehearsal sends on an axis, by what."""
-    found = rehearsal.volumes(rehearsal.ranks[rank])
+def sent(rehearsal: Rehearsal, axis: str) -> dict[str, int]:
+    """Bytes that its rank sends on an axis, by what."""
+    found = rehearsal.volumes(rehearsal.ranks[0])
     return {volume.what: volume.sent_bytes for volume in found if volume.axis == axis}
 
 
@@ -98,17 +96,16 @@ def test_the_rehearsal_is_what_real_processes_do() -> None:
     for layout, precision in zip(layouts, ("fp32", "bf16", "fp32", "bf16"), strict=True):
         run, execution = asked(layout, precision=precision, vocab=301)
         cases.append((run, execution.model_copy(update={"device": "cpu"})))
-    for rank, real in enumerate(spawn(4, _real_steps, cases)):
+    for rank, real in enumerate(spawn(4, _real_steps, cases, timeout_s=300.0)):
         for (run, execution), one in zip(cases, real, strict=True):
             assert_same(one, rehearse_rank(run, execution, rank, MICRO_BATCHES))
 
 
 def assert_same(real: Rank, pretended: Rank) -> None:
-    """Equal, but for the list of parameters' numbers, which torch makes out of sight of a rehearsal."""
-    table = real.memory["optimizer"] - pretended.memory["optimizer"]
-    assert 0 <= table < 1000
-    memory = {**real.memory, "optimizer": real.memory["optimizer"] - table}
-    assert replace(real, memory=memory) == pretended
+    """Equal, but for a few scalars in memory, which torch makes of numbers out of sight on one of the devices."""
+    assert replace(real, memory={}) == replace(pretended, memory={})
+    for part, size in real.memory.items():
+        assert abs(size - pretended.memory[part]) <= 128
 
 
 # --- beside the planner's symbolic counts ---
@@ -124,8 +121,8 @@ def test_a_blocks_tensor_parallel_traffic_is_the_planners(
         dp=2, tp=tp, sequence_parallel=sequence_parallel, recompute=recompute, micro_batch_sequences=2
     )
     shape = {"heads": 4, "kv_heads": 4}
-    more, less = (rehearsed(layout, layers=layers, **shape) for layers in (5, 4))
-    difference = sum(sent(more, 0, "tp").values()) - sum(sent(less, 0, "tp").values())
+    more, less = (sent(alone(layout, 0, layers=layers, **shape), "tp") for layers in (3, 2))
+    difference = sum(more.values()) - sum(less.values())
     run, _ = asked(layout, **shape)
     a, rows = cost.architecture(run.model), 2 * run.model.context
     replays = int(recompute == "full")
@@ -139,22 +136,24 @@ def test_a_blocks_tensor_parallel_traffic_is_the_planners(
 def test_a_boundarys_traffic_is_the_planners(interleave: int, sequence_parallel: bool) -> None:
     layout = laid(pp=2, tp=2, interleave=interleave, sequence_parallel=sequence_parallel)
     run, _ = asked(layout)
-    found = rehearsed(layout)
     one = cost.stage_boundary_bytes(
         cost.architecture(run.model), run.model.context, 2, int(sequence_parallel), 2
     )
     for rank in range(4):
-        boundaries = interleave - 1 + (found.ranks[rank].pp == 0) + interleave - (found.ranks[rank].pp == 0)
-        assert sent(found, rank, "pp") == {"receive": 0, "send": MICRO_BATCHES * boundaries * one}
+        boundaries = (
+            2 * interleave - 1
+        )  # of both directions: each chunk has one more neighbour, but one end has none
+        expected = {"receive": 0, "send": MICRO_BATCHES * boundaries * one}
+        assert sent(alone(layout, rank), "pp") == expected
 
 
 @pytest.mark.parametrize("dp", [2, 4])
 def test_what_replicas_exchange_is_the_planners(dp: int) -> None:
     """Rows are multiples of dp here, so that no padding travels."""
-    found = rehearsed(laid(dp=dp, pp=2))
     for rank in (0, 1):
-        params = found.ranks[rank].memory["parameters"] / 2
-        assert sum(sent(found, rank, "dp").values()) == cost.zero_bytes(params, dp, 4, 2)
+        found = alone(laid(dp=dp, pp=2), rank)
+        params = found.ranks[0].memory["parameters"] / 2
+        assert sum(sent(found, "dp").values()) == cost.zero_bytes(params, dp, 4, 2)
 
 
 # --- what does not meet is said ---
