@@ -58,12 +58,12 @@ def test_the_papers_depths_are_those_that_balance(
     assert stage_balance(deeper, stages[-1]) < 0.9
 
 
-@given(st.floats(min_value=11.0, max_value=13.0), st.sampled_from([2, 4, 8, 16]))
+@given(st.floats(min_value=11.0, max_value=13.0), st.sampled_from([2, 4, 8]))
 def test_stages_balance_whatever_the_size(log_m: float, stages: int) -> None:
-    """From 1e11 on, where pipelines are used: under 5 % of the stages' time is lost to the fullest, M within 10 %."""
+    """From 1e11 on, where pipelines are used: under 4 % of the stages' time is lost to the fullest, M within 8 %."""
     shape = shape_for(DEEPSEEK, 100015, 10**log_m, stages=stages)
-    assert stage_balance(shape, stages) > 0.95
-    assert abs(math.log(shape.flop_per_token / 10**log_m)) < 0.1
+    assert stage_balance(shape, stages) > 0.96
+    assert abs(math.log(shape.flop_per_token / 10**log_m)) < 0.08
 
 
 def test_balance_is_the_mean_over_the_fullest_stage() -> None:
