@@ -88,7 +88,10 @@ def cost_of(run: RunSpec, cluster: Cluster, laid: Laid) -> Cost:
     """Time, money and energy of a run: by the seconds of its layout, or at the cluster's expected utilisation."""
     devices, peak = laid.layout.devices, peak_flop_per_s(cluster, run.precision)
     full = devices * peak / run.model.mfu_flop_per_token
-    rate = cluster.model_flop_utilisation * full if laid.step_s is None else run.batch_tokens / laid.step_s
+    if laid.step_s is None or cluster.efficiency is None:
+        rate = cluster.model_flop_utilisation * full
+    else:
+        rate = cluster.efficiency.uptime * run.batch_tokens / laid.step_s
     hours = run.tokens / rate / 3600
     device_hours = hours * devices
     return Cost(
@@ -107,7 +110,11 @@ def _basis(cluster: Cluster, laid: Laid, utilisation: float, peak: float) -> str
     if laid.step_s is None or cluster.efficiency is None:
         source = cluster.model_flop_utilisation_source
         return f"{utilisation:.0%} of {peak:.3g} FLOP/s per device ({source}); not simulated"
-    return f"a step of {laid.step_s:.3g} s, {utilisation:.1%} of {peak:.3g} FLOP/s per device, by the layout's model"
+    uptime = cluster.efficiency.uptime
+    return (
+        f"a step of {laid.step_s:.3g} s, {utilisation / uptime:.1%} of {peak:.3g} FLOP/s per device, by the layout's "
+        f"model, in {uptime:.0%} of the hours"
+    )
 
 
 def peak_flop_per_s(cluster: Cluster, precision: str) -> float:

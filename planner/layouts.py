@@ -219,8 +219,8 @@ def _times(problem: Problem, layout: Layout, grid: Grid) -> Times:
         ]
         for each, beside in ((block.forward, head[0]), (block.backward, head[1]))
     ]
-    transfer = float(transfer_seconds(a, engine, on, width, grid))
-    return Times(tuple(passes[0]), tuple(passes[1]), transfer, not engine.overlaps_pipeline)
+    travel, busy = transfer_seconds(a, engine, on, width, grid)
+    return Times(tuple(passes[0]), tuple(passes[1]), float(travel), float(busy))
 
 
 COMPUTING = ("matmuls", "attention", "elementwise", "head and loss")

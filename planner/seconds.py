@@ -207,15 +207,23 @@ def head_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     return forward + rows * columns * moved / on.memory_bytes_per_s, backward
 
 
-def transfer_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> Any:
-    """A micro-batch from one stage to the next; without sequence parallelism it travels in shares and is gathered."""
+def transfer_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
+    """A micro-batch from one stage to the next: seconds that it travels, and seconds of a rank for a pass's transfers.
+
+    Without sequence parallelism it travels in shares and is gathered. An engine that overlaps transfers still issues
+    one to come and one to go with each pass.
+    """
     stride = grid.tp if engine.stages_adjacent else grid.tp * grid.dp
     near = stride * grid.pp <= on.node
     rows = grid.micro_batch * a.context
     size = cost.stage_boundary_bytes(a, rows, grid.tp, 1, w)
     rate = np.where(near, on.intra_bytes_per_s, on.inter_bytes_per_s)
     gathered = np.where(grid.sp == 1, 0.0, gather_s(on, rows * a.width * w, grid.tp, 1))
-    return np.where(grid.pp == 1, 0.0, size / rate + on.efficiency.message + gathered)
+    message = on.efficiency.message
+    transfer = np.where(grid.pp == 1, 0.0, size / rate + message + gathered)
+    if not engine.overlaps_pipeline:
+        return np.zeros_like(transfer), transfer
+    return transfer, np.where(grid.pp == 1, 0.0, 2 * message)
 
 
 def once_seconds(
@@ -251,7 +259,7 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     """Seconds of a step by part, as the slowest stage spends them; the parts add up."""
     block = block_seconds(a, engine, on, w, grid)
     head = sum(head_seconds(a, engine, on, w, grid))
-    transfer = transfer_seconds(a, engine, on, w, grid)
+    travel, busy = transfer_seconds(a, engine, on, w, grid)
     data, optimizer = once_seconds(a, engine, on, w, grid, block)
     each = block.forward + block.backward
     last_is_slowest = (grid.pp == 1) | (grid.last * each + head >= grid.most * each)
@@ -259,7 +267,7 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     heads = np.where(last_is_slowest, head, 0.0)
     work = a.layers * each + head
     slow = blocks * each + heads
-    shown = _shown_transfers(engine, grid, transfer, slow, work)
+    shown = _shown_transfers(grid, travel, busy, slow, work)
     m = grid.micro_batches
     parts = np.broadcast_arrays(
         m * blocks * sum(block.matmul),
@@ -269,21 +277,19 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
         m * blocks * sum(block.collectives),
         m * heads,
         (work - slow) / grid.interleave,
-        shown + 2 * (grid.pp - 1) * transfer,
+        shown + 2 * (grid.pp - 1) * (travel + busy),
         data,
         optimizer,
     )
     return {name: np.asarray(part, float) for name, part in zip(PARTS, parts, strict=True)}
 
 
-def _shown_transfers(engine: Engine, grid: Grid, transfer: Any, slow: Any, work: Any) -> Any:
-    """Seconds of a step that ranks wait for transfers after the first; `work` is a micro-batch's in all stages.
+def _shown_transfers(grid: Grid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
+    """Seconds of a step that ranks give to transfers after the first; `work` is a micro-batch's in all stages.
 
     Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.
-    Interleaved, more are on their way, and transfers hide.
+    Interleaved, more are on their way, and what travels is hidden.
     """
-    if not engine.overlaps_pipeline:
-        return 2 * grid.interleave * grid.micro_batches * transfer
-    period = (work + 2 * (grid.pp - 1) * transfer) / grid.pp
+    period = (work + 2 * (grid.pp - 1) * travel) / grid.pp
     waits = np.where((grid.interleave == 1) & (grid.pp > 1), np.maximum(0.0, period - slow), 0.0)
-    return grid.micro_batches * waits
+    return grid.micro_batches * (waits + 2 * grid.interleave * busy)

@@ -22,10 +22,10 @@ class Times:
     """Through every virtual stage, in order of depth."""
     backward: tuple[float, ...]
     """Likewise, recomputation included."""
-    transfer: float
-    """From one virtual stage to the next."""
-    blocking: bool
-    """Ranks wait while they send, instead of going on with their work."""
+    travel: float
+    """From one virtual stage to the next, while ranks go on with their work."""
+    busy: float
+    """Of a rank that can do nothing else, at each pass: issuing transfers, or waiting for them."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,14 @@ class _Listing:
 
 def last_end(listed: Program, times: Times) -> float:
     """When the last work of a program ends."""
-    busy = times.transfer if times.blocking else 0.0
-    travel = 0.0 if times.blocking else times.transfer
-    durations = ([t + busy for t in times.forward], [t + busy for t in times.backward])
+    durations = ([t + times.busy for t in times.forward], [t + times.busy for t in times.backward])
     ends: list[float] = []
     for stage, backward, before, feeding in zip(
         listed.stage, listed.backward, listed.before, listed.feeding, strict=True
     ):
         start = ends[before] if before >= 0 else 0.0
-        if feeding >= 0 and ends[feeding] + travel > start:
-            start = ends[feeding] + travel
+        if feeding >= 0 and ends[feeding] + times.travel > start:
+            start = ends[feeding] + times.travel
         ends.append(start + durations[backward][stage])
     return max(ends)
 

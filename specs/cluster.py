@@ -48,6 +48,8 @@ class Efficiency(Spec):
     """Time that a collective or a transfer takes however little it carries, per node that it goes through."""
     multiprocessors: int = Field(ge=1)
     """Processors among which tiles of a matrix multiplication are shared out, each one at a time."""
+    uptime: float = Field(gt=0, le=1)
+    """Share of a run's hours in which it trains; the rest goes to restarts, checkpoints and evaluations."""
     source: str
     """Where these figures come from."""
 

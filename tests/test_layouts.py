@@ -149,7 +149,7 @@ def test_simulation_is_the_timetable_of_the_lists(
     draw = random.Random(pp * 100 + chunks)
     forward = tuple(draw.uniform(0.5, 2) for _ in range(pp * chunks))
     backward = tuple(draw.uniform(1, 4) for _ in forward)
-    times = Times(forward, backward, transfer, blocking=False)
+    times = Times(forward, backward, transfer, 0.0)
     orders = [one_f_one_b(pp, rank, micro_batches, chunks) for rank in range(pp)]
     spans = timetable(
         orders,
@@ -173,13 +173,13 @@ def test_long_steps_are_two_short_ones_and_their_difference(
 ) -> None:
     """Stages alike but for the last one's head: within a hundredth of the whole step."""
     forward = (*((1.0,) * (pp * chunks - 1)), 1 + head)
-    times = Times(forward, tuple(2 * t for t in forward), transfer, blocking=False)
+    times = Times(forward, tuple(2 * t for t in forward), transfer, 0.0)
     whole = last_end(program(pp, rounds * pp, chunks), times)
     assert Simulator().pipeline_s(pp, rounds * pp, chunks, times) == pytest.approx(whole, rel=0.01)
 
 
 def test_a_blocking_engine_waits_for_its_transfers() -> None:
     """Megatron-LM's plain 1F1B sends and receives between works."""
-    quick, slow = (Times((1.0,) * 4, (2.0,) * 4, 0.1, blocking=blocking) for blocking in (False, True))
+    quick, slow = (Times((1.0,) * 4, (2.0,) * 4, *transfer) for transfer in ((0.1, 0.0), (0.0, 0.1)))
     assert Simulator().pipeline_s(4, 16, 1, slow) > Simulator().pipeline_s(4, 16, 1, quick)
-    assert Simulator().pipeline_s(1, 16, 1, Times((1.0,), (2.0,), 0.0, blocking=True)) == 48
+    assert Simulator().pipeline_s(1, 16, 1, Times((1.0,), (2.0,), 0.0, 0.0)) == 48
