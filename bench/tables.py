@@ -5,60 +5,36 @@ a table of throughput may be used to fit an accelerator's constants (`--fit` doe
 what it finds); the others are held out. Calculon's errors are those that its authors and others published.
 """
 
-import csv
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.published import (
+    MEGATRON_2021,
+    MEGATRON_2022,
+    MEGATRON_CORE,
+    NANOTRON,
+    TORCHTITAN,
+    Published,
+    gpt,
+    layout,
+    llama,
+    read,
+)
 from planner import cost
 from planner.cost import Architecture
-from planner.engine import OURS, Engine
+from planner.engine import Engine
 from planner.grid import Grid, balanced_cut, grid_of
 from planner.memory import memory_parts
 from planner.seconds import machine, step_seconds
 from specs.cluster import Cluster
 from specs.files import from_catalog
 from specs.layout import Layout
-
-TABLES = Path(__file__).parents[1].parent / "shared/tables"
-Published = dict[str, str]
-
-MEGATRON_2021 = replace(
-    OURS,
-    flash=False,
-    fused_loss=False,
-    fused_gradients=False,
-    overlaps_tensor=False,
-    overlaps_data=False,
-    overlaps_pipeline=False,
-    shards_optimizer=False,
-    reduce_bytes=2,
-    stages_adjacent=False,
-    replays_norms=False,
-)
-"""Megatron-LM v2.6: fp16, unfused attention, gradients in a separate fp32 sum, nothing overlapped."""
-MEGATRON_2022 = replace(MEGATRON_2021, fused_gradients=True)
-"""Korthikanti et al.: with the fused weight gradient of early 2022."""
-MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False, replays_norms=False)
-"""r0.8.0 with its overlap flags on; the loss in fp32 steps."""
-TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_matmuls=0.5)
-"""FSDP2, which sends what ZeRO-1 does and hides it; selective recomputation replays every second multiplication."""
-NANOTRON = replace(
-    OURS,
-    fused_loss=False,
-    fused_gradients=False,
-    overlaps_tensor=False,
-    overlaps_data=False,
-    overlaps_pipeline=False,
-    stages_adjacent=False,
-)
-"""v0.5: fused norms and flash attention, nothing overlapped (its ZeRO-1 overlap is broken, nanotron issue 261)."""
 
 
 @dataclass(frozen=True)
@@ -100,53 +76,6 @@ CAPPED_MATMUL = 0.525
 def _with(cluster: Cluster, **changes: float) -> Cluster:
     assert cluster.efficiency is not None  # every CUDA cluster of the catalog has one
     return cluster.model_copy(update={"efficiency": cluster.efficiency.model_copy(update=changes)})
-
-
-def read(name: str) -> list[Published]:
-    """The rows of a table."""
-    with (TABLES / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def gpt(row: Published, *, dropout: bool) -> Architecture:
-    """The row's GPT: GELU, LayerNorm, learned positions, tied head."""
-    width, heads = int(row["hidden"]), int(row["heads"])
-    return Architecture(
-        int(row["layers"]),
-        width,
-        heads,
-        heads,
-        width // heads,
-        4 * width,
-        int(row["vocab"]),
-        int(row["seq"]),
-        ffn_matrices=2,
-        norm_vectors=2,
-        learned_positions=True,
-        tied=True,
-        dropout=dropout,
-    )
-
-
-def llama(row: Published) -> Architecture:
-    """The row's LLaMA."""
-    layers, width, heads, kv_heads, ffn, vocab, context = (
-        int(row[name]) for name in ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab", "seq")
-    )
-    return Architecture(layers, width, heads, kv_heads, width // heads, ffn, vocab, context)
-
-
-def layout(row: Published, *, recompute: str, sp: bool, interleave: int = 1, micro_batch: int = 0) -> Layout:
-    """The row's layout."""
-    return Layout.model_validate(
-        {name: int(row[name]) for name in ("dp", "pp", "tp")}
-        | {
-            "sequence_parallel": sp,
-            "micro_batch_sequences": micro_batch or int(row["micro_batch"]),
-            "recompute": recompute,
-            "interleave": interleave,
-        }
-    )
 
 
 def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: Grid) -> float:

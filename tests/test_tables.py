@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.tables import COMPARISONS, TABLES, Comparison, clusters, mean_error
+from bench.published import TABLES
+from bench.tables import COMPARISONS, Comparison, clusters, mean_error
 
 
 @pytest.mark.skipif(not TABLES.is_dir(), reason="the published tables are not at hand")
