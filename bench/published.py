@@ -7,6 +7,7 @@ from pathlib import Path
 from planner.cost import Architecture
 from planner.engine import OURS
 from specs.layout import Layout
+from specs.model import ModelSpec
 
 TABLES = Path(__file__).parents[1].parent / "shared/tables"
 Published = dict[str, str]
@@ -88,3 +89,13 @@ def layout(row: Published, *, recompute: str, sp: bool, interleave: int = 1, mic
             "interleave": interleave,
         }
     )
+
+
+LLAMA_405B = Architecture(126, 16384, 128, 8, 128, 53248, 128256, 8192)
+"""Llama 3 405B (arXiv 2407.21783, Table 3)."""
+MEGASCALE_175B = Architecture(
+    96, 12288, 128, 128, 96, 49152, 64000, 2048, ffn_matrices=2, norm_vectors=2, tied=True
+)
+"""The GPT of MegaScale (arXiv 2402.15627, section 6): GELU, flash attention, no recomputation."""
+DEEPSEEK_67B = ModelSpec(layers=95, width=8192, heads=64, kv_heads=8, ffn=22016, vocab=102400, context=4096)
+"""DeepSeek LLM 67B (arXiv 2401.02954, Table 2)."""

@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.published import (
+    DEEPSEEK_67B,
+    LLAMA_405B,
+    MEGASCALE_175B,
     MEGATRON_2021,
     MEGATRON_2022,
     MEGATRON_CORE,
@@ -30,6 +33,7 @@ from planner import cost
 from planner.cost import Architecture
 from planner.engine import Engine
 from planner.grid import Grid, balanced_cut, grid_of
+from planner.layouts import choose_layout
 from planner.memory import memory_parts
 from planner.seconds import machine, step_seconds
 from specs.cluster import Cluster
@@ -168,6 +172,35 @@ def nanotron(on: Clusters) -> Iterator[Case]:
         yield Case(f"{row['model']} tp {cut.tp} pp {cut.pp} dp {cut.dp}", published, ours, False)
 
 
+def long_runs(on: Clusters) -> Iterator[Case]:
+    """Runs at scale: seconds of a step from published MFU, and DeepSeek 67B's device-hours per trillion tokens.
+
+    Llama 3 405B (arXiv 2407.21783, Table 4: 43 and 41 %, first and last stage one block short), MegaScale 175B (arXiv
+    2402.15627, Table 2: 65.3 and 55.2 %), both in Megatron's order of ranks; DeepSeek 67B under the planner's own
+    layout (arXiv 2405.04434: 300.6K H800-hours per trillion tokens).
+    """
+    runs = (
+        ("Llama 3 405B", LLAMA_405B, on.h100, 8192, (16, 8, 8), 2048, 0.43),
+        ("Llama 3 405B", LLAMA_405B, on.h100, 16384, (16, 8, 8), 2048, 0.41),
+        ("MegaScale 175B", MEGASCALE_175B, on.a100, 256, (8, 8, 6), 768, 0.653),
+        ("MegaScale 175B", MEGASCALE_175B, on.a100, 12288, (8, 8, 6), 6144, 0.552),
+    )
+    for name, a, cluster, devices, (pp, tp, interleave), batch, mfu in runs:
+        dp, ends = devices // (pp * tp), -(-a.layers // pp) - (a.layers % pp > 0)
+        grid = Grid(
+            dp, pp, interleave, tp, 1, 1, batch // dp, 0, ends, -(-a.layers // pp), min(1, pp - 1), ends
+        )
+        flop = batch * a.context * (cost.flop_per_token(a) + 6 * a.vocab * a.width)
+        published = flop / (mfu * cluster.device.peak_bf16 * devices)
+        yield Case(f"{name}, {devices} GPUs, s", published, step_s(a, MEGATRON_CORE, cluster, grid), False)
+    h800, model, devices, batch = from_catalog(Cluster, "h800-2048", None), DEEPSEEK_67B, 512, 4608
+    best = choose_layout(model, h800, devices, batch, "bf16")
+    assert best.step_s is not None
+    assert h800.efficiency is not None
+    hours = best.step_s * devices / (batch * model.context) / h800.efficiency.uptime * 1e12 / 3600
+    yield Case("DeepSeek 67B, H800-hours per 1T tokens", 300.6e3, hours, False)
+
+
 def activation_memory(on: Clusters) -> Iterator[Case]:
     """Figures 1 and 7 of arXiv 2205.05198: activations of the first stage, blocks only; nothing is fitted."""
     baselines: dict[str, float] = {}
@@ -221,6 +254,7 @@ COMPARISONS = (
     Comparison("Megatron-core on H100", megatron_core, "s", 0.08, "-"),
     Comparison("torchtitan, bf16 without context parallelism", torchtitan, "s", 0.10, "-"),
     Comparison("nanotron, up to 64 H100s", nanotron, "s", 0.15, "none is asked; one row is an outlier"),
+    Comparison("Long runs", long_runs, "s or h", 0.10, "-"),
 )
 
 
