@@ -167,8 +167,8 @@ def compare_layouts(
         raise _nothing_fits(ranking)
     simulator = Simulator()
     ranked = sorted((_estimate(ranking, row, simulator) for row in rows), key=lambda found: found.step_s)
-    missing = ranking.order(~fits)[:1]
-    miss = _estimate(ranking, missing[0], simulator) if missing else None
+    nearest = _nearest_miss(ranking, float(ranking.step_s[rows[0]]))
+    miss = None if nearest is None else _estimate(ranking, nearest, simulator)
     return LayoutChoice(
         ranked=tuple(ranked),
         considered=len(fits),
@@ -178,6 +178,14 @@ def compare_layouts(
         nearest_miss=miss,
         why=why_first(ranked),
     )
+
+
+def _nearest_miss(ranking: Ranking, best_s: float) -> int | None:
+    """The row that lacks least memory, of those that would be faster than the best; of all, where none would be."""
+    lacking = ~ranking.fits
+    faster = lacking & (ranking.step_s < best_s)
+    rows = np.flatnonzero(faster if faster.any() else lacking)
+    return int(rows[ranking.memory[rows].argmin()]) if len(rows) else None
 
 
 def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimate:

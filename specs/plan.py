@@ -109,9 +109,9 @@ class LayoutChoice(Spec):
     limit_bytes: float
     """Memory of one device that a layout may fill."""
     nearest_miss_bytes: float | None
-    """Bytes by which the fastest layout that does not fit misses; null where all fit."""
+    """Bytes by which the nearest layout that does not fit misses; null where all fit."""
     nearest_miss: LayoutEstimate | None
-    """That layout."""
+    """That layout: of those that would be faster than the plan's, if there are any, the one that lacks least."""
     why: str
     """Why the first beats the second, in words with numbers."""
 

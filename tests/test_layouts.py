@@ -77,7 +77,8 @@ def test_the_chosen_layout_fits_and_is_the_fastest() -> None:
         assert 0.2 < estimate.model_flop_utilisation < 0.6
     assert choice.nearest_miss is not None
     assert choice.nearest_miss_bytes == choice.nearest_miss.memory_bytes - choice.limit_bytes
-    assert choice.nearest_miss_bytes > 0
+    assert 0 < choice.nearest_miss_bytes < 40e9
+    assert choice.nearest_miss.step_s < steps[0]
     assert f"{steps[0]:.4g} s a step against {steps[1]:.4g} s" in choice.why
     assert compare_layouts(SIXTY_SEVEN_B, H800, 512, 4608, "bf16") == choice
 
