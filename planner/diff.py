@@ -11,7 +11,8 @@ from typing import Any, Literal
 from planner.fields import Field, children, root
 from specs.base import Spec
 from specs.law import Band, FormScore, Interval, LawFit, Monomial
-from specs.plan import Forecast, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
+from specs.plan import Forecast, HyperAdvice, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
+from specs.words import several
 
 Group = Literal["budget", "evidence", "runs", "shape", "schedule", "layout", "cost", "forecast", "document"]
 GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
@@ -19,7 +20,7 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     ("evidence", ("law", "fit", "unique_tokens", "bytes_per_token", "ledger")),
     ("runs", ("runs",)),
     ("shape", ("run.model",)),
-    ("schedule", ("run", "budget_flop", "rate_multiple")),
+    ("schedule", ("run", "budget_flop", "rate_multiple", "hypers")),
     ("layout", ("execution", "layouts")),
     ("cost", ("cost",)),
     ("forecast", ("forecast",)),
@@ -94,8 +95,8 @@ def _key(planned: PlannedRun) -> str:
 def _list(mine: dict[str, PlannedRun], theirs: dict[str, PlannedRun]) -> str:
     alone = [run.title for key, run in mine.items() if key not in theirs]
     if not alone:
-        return f"{len(mine)} runs"
-    return f"{len(mine)} runs, only here: {'; '.join(alone)}"
+        return several(len(mine), "run")
+    return f"{several(len(mine), 'run')}, only here: {'; '.join(alone)}"
 
 
 def _pairs(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
@@ -114,15 +115,16 @@ def _pairs(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
 def _opened(value: Any) -> bool:
     """Whether a value is compared part by part."""
     if isinstance(value, tuple):
-        return bool(value) and isinstance(value[0], FormScore)
+        return bool(value) and isinstance(value[0], FormScore | HyperAdvice)
     return isinstance(value, dict) or (isinstance(value, Spec) and not isinstance(value, _PARTS))
 
 
 def _below(field: Field) -> Iterator[Field]:
-    """The parts of a field; forms by their names."""
+    """The parts of a field; forms and laws by their names."""
     for child in children(field):
-        if isinstance(child.value, FormScore):
-            yield Field((*field.path, child.value.form), child.value, child.info, child.said_of_it)
+        if isinstance(child.value, FormScore | HyperAdvice):
+            name = child.value.form if isinstance(child.value, FormScore) else child.value.law
+            yield Field((*field.path, name), child.value, child.info, child.said_of_it)
         elif child.info is not None or field.path[:1] != ("budget",):
             yield child
 
@@ -157,6 +159,8 @@ def _said(field: Field) -> str:
             return f"{len(field.value.points)} runs, {len(field.value.forms)} forms"
         case LayoutChoice():
             return f"{field.value.fitting:,} of {field.value.considered:,} layouts fit"
+        case (HyperAdvice(), *_):
+            return ", ".join(one.law for one in field.value)
         case (LayoutEstimate() as best, *_):
             return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').say()}"
         case tuple() if field.value and isinstance(field.value[0], Spec) and len(field.value) > 2:

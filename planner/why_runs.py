@@ -107,8 +107,9 @@ def batch(field: Field, plan: Plan) -> Why:
 
 
 def _others(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
-    """What the laws that the target does not follow say."""
-    return [one for one in plan.hypers if not one.used and planned.role == "target"]
+    """What the laws that the target does not follow say, where that is something else."""
+    used = next((one.hyper for one in plan.hypers if one.used), None)
+    return [one for one in plan.hypers if one.hyper != used and planned.role == "target"]
 
 
 def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:

@@ -8,7 +8,7 @@ import pytest
 from planner import ask
 from planner.diff import Difference, diff
 from specs.files import write_yaml
-from specs.plan import NoForecast, Plan
+from specs.plan import HyperAdvice, NoForecast, Plan
 from tests import examples, samples
 
 PLAN = examples.make_plan("target")
@@ -87,6 +87,20 @@ def test_a_plan_of_pilots_against_a_target() -> None:
     assert found["fit"].said_before == "none"
     assert found["fit"].said_after == "15 runs, 4 forms"
     assert found["forecast"].said_before.startswith("none: 17 of 17 pilots")
+
+
+def test_laws_of_learning_rate_are_compared_by_name() -> None:
+    hyper = PLAN.law.hyper
+    assert hyper is not None
+
+    def told(rate: float) -> Plan:
+        advice = HyperAdvice(law="step-law", hyper=hyper, peak_lr=rate, batch_tokens=1e6, used=False)
+        return samples.sealed(PLAN, hypers=(advice,))
+
+    (only,) = diff(told(0.1), told(0.3))
+    assert (only.group, only.field, only.ratio) == ("schedule", "hypers.step-law.peak_lr", pytest.approx(3.0))
+    (new,) = diff(PLAN, told(0.1))
+    assert (new.said_before, new.said_after) == ("none", "step-law")
 
 
 def test_layouts_are_compared_by_the_best_of_them() -> None:

@@ -66,7 +66,9 @@ def _hyper(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:
         source = f"{plan.law.name}, {own.regime}: {plan.law.source}"
         yield "learning rate", _left(r"\eta", own.peak_lr), f"{run.optim.peak_lr:.4g}", source
         yield "batch", _left("B", own.batch_tokens), f"{run.batch_tokens:,} tokens", source
-    for told in sorted(plan.hypers, key=lambda one: not one.used):
+    used = next((one.hyper for one in plan.hypers if one.used), None)
+    told_differently = [one for one in plan.hypers if one.used or one.hyper != used]
+    for told in sorted(told_differently, key=lambda one: not one.used):
         source = f"{told.law}, {told.hyper.regime}{'' if told.used else '; not followed'}"
         batch = f"{run.batch_tokens:,} tokens" if told.used else f"{count(told.batch_tokens)} tokens"
         yield "learning rate", _left(r"\eta", told.hyper.peak_lr), f"{told.peak_lr:.4g}", source
