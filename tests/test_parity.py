@@ -8,6 +8,7 @@ signs is off by about 2^-24 sqrt(log2 K) times the norm of its result when it is
 roughly do: 1e-7 to 2e-7 for the K up to 512 here. Such errors meet at random on the way through 2 x 4 sub-layers and
 back, which multiplies them by sqrt(16) = 4 at most, since residuals pass most of a signal by them. Parameters after
 several steps are compared in fp64, since Adam turns the rounding of a gradient near zero into a step of its own size.
+Measured over the pairs of four ranks: 7.3e-7 in fp32 (keys' weights, whose gradients cancel most), 3.8e-14 in fp64.
 """
 
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def _alone(spec: ModelSpec, precision: str, steps: int) -> Found:
 
 def _compare(case: Case, ranks: list[Found], one: Found) -> None:
     """AssertionError, which names the layout, unless the ranks together have what one process has."""
-    bound = 1e-6 if case.precision == "fp32" else 1e-11
+    bound = 1e-6 if case.precision == "fp32" else 1e-12
     losses = [sum(shares) for shares in zip(*(rank.losses for rank in ranks), strict=True)]
     assert losses == pytest.approx(one.losses, rel=bound), case
     assert all(rank.norms == ranks[0].norms for rank in ranks), case
