@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -589,6 +590,22 @@ def test_an_unbracketed_budget_gets_no_parabola_and_a_flag() -> None:
     assert "no isoFLOP minimum lies inside the sizes that were tried at 10¹¹ FLOP" in page
     minima = next(t for t in traces_of("isoFLOP minima", page) if t.name == "isoFLOP minima")
     assert len(minima.x) == 2
+
+
+def test_the_target_and_the_names_of_budgets_have_room_beside_the_profiles() -> None:
+    """Also where the target is far larger than every pilot."""
+    target = WHOLE.runs[-1]
+    large = target.run.model.model_copy(update={"layers": 64})
+    run = target.run.model_copy(update={"model": large})
+    plan = samples.sealed(WHOLE, runs=(target.model_copy(update={"run": run}),))
+    figure = next(
+        f
+        for f in Page(render(plan, None)).figures
+        if f.layout.xaxis.title.text.startswith("M, non-embedding")
+    )
+    assert figure.layout.xaxis.range[1] > math.log10(large.flop_per_token)
+    names = [trace for trace in figure.data if trace.mode == "text"]
+    assert {name.text[0].strip() for name in names} >= {"target", "10¹² FLOP"}
 
 
 def test_short_runs_are_open_dots() -> None:

@@ -36,7 +36,7 @@ def ladder(case: Case) -> Figure | None:
         drawn += [
             traces.line(x, y, colour, width=1),
             traces.dots(x, y, colour, None, said),
-            traces.words(x[-1] * 1.06, y[-1], flop(budget), colour, "middle right"),
+            traces.words(x[-1], y[-1], flop(budget), colour, "middle right"),
         ]
     sizes = [float(run.run.model.flop_per_token) for run in planned]
     tokens = [float(run.run.tokens) for run in planned]
@@ -65,7 +65,7 @@ def reach(case: Case) -> Figure | None:
         drawn += [
             traces.line([low, high], inside, FORECAST),
             traces.dots([end], [came], FORECAST, None, [f"target: {said} {count(came)}"]),
-            traces.words(end * 1.4, came, said, FORECAST, "middle right"),
+            traces.words(end, came, said, FORECAST, "middle right"),
         ]
         if not low <= end <= high:
             drawn.append(
@@ -90,6 +90,8 @@ def isoflop(case: Case) -> Figure | None:
         drawn += _profile(case, budget, points, profile, colour)
     drawn += _target(case, None if case.target is None else float(case.target.run.model.flop_per_token))
     sizes = [point.flop_per_token for _, points in budgets for point in points]
+    if case.target is not None and case.forecast is not None:
+        sizes.append(float(case.target.run.model.flop_per_token))
     return traces.figure(
         drawn,
         traces.amount_axis("M, non-embedding FLOP per token", _with_room(sizes)),
@@ -178,7 +180,7 @@ def _profile(
     name = flop(budget)
     if profile is None or profile.coefficients is None:
         yield traces.line(x, y, colour, width=1.5, dash="dot")
-        name += "" if profile is None else "<br>no minimum inside"
+        name += "" if profile is None else "<br>   no minimum"
     else:
         yield _parabola(case, profile, x, colour)
     yield traces.dots(x, y, colour, None, said, color=fills, line={"color": colour, "width": 2}, size=8)
@@ -190,7 +192,7 @@ def _profile(
         yield traces.dots(
             [profile.flop_per_token], [case.losses.of(profile.loss)], traces.INK, None, [lowest], **mark
         )
-    yield traces.words(x[-1] * 1.06, y[-1], name, colour, "middle right")
+    yield traces.words(x[-1], y[-1], name, colour, "middle right")
 
 
 def _parabola(case: Case, profile: IsoflopProfile, x: Sequence[float], colour: str) -> Trace:
@@ -257,7 +259,7 @@ def _target(case: Case, x: float | None, name: str | None = None) -> Iterator[Tr
         look = {"size": 10, "line": {"color": "#fff", "width": 1.5}}
         yield traces.dots([x], [shown(case.actual)], ACTUAL, name and "measured", [came], **look)
     if name is None:
-        yield traces.words(x * 1.1, shown(band.median), "target", FORECAST, "middle right")
+        yield traces.words(x, shown(band.median), "target", FORECAST, "middle right")
 
 
 def _heights(case: Case) -> list[float]:
@@ -287,7 +289,7 @@ def _by_budget(points: Sequence[EvidencePoint]) -> list[_Budget]:
 
 def _with_room(sizes: Sequence[float]) -> list[float]:
     """The ends of an axis with room on its right for the budgets' names."""
-    return [min(sizes), max(sizes) * (max(sizes) / min(sizes)) ** 0.14]
+    return [min(sizes), max(sizes) * (max(sizes) / min(sizes)) ** 0.2]
 
 
 def _near(one: float, other: float) -> bool:

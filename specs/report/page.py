@@ -78,7 +78,8 @@ def _figures(case: Case) -> Iterator[Html]:
     """The forecast's curve and what it rests on; the ladder where nothing is known yet."""
     curve = _figure("curve", outcome.curve(case), tall=True)
     said = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
-    yield _section("Planned against actual", curve, said)
+    title = "The forecast" if case.audit is None else "Planned against actual"
+    yield _section(title, curve, said)
     fitted = "A line for each budget. Diamonds: the best size. Open dots: short runs."
     joined = "The pilots of each budget, joined. The parabolas come with the target’s plan."
     yield _side_by_side(

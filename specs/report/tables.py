@@ -39,7 +39,7 @@ def forms(case: Case) -> Html:
     losses, last = case.losses.heads, "constants with 95 % interval"
     head = ("form", "L =", "held-out error", "weight", *losses, last)
     rows = [] if fit is None else [_form(case, form) for form in fit.forms]
-    return table(head, rows, text=(0, 1, len(head) - 1))
+    return dense(head, rows, text=("form", "L =", last))
 
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def words(x: float, y: float, said: str, colour: str, position: str) -> Trace:
             "x": [x],
             "y": [y],
             "mode": "text",
-            "text": [said],
+            "text": [f"   {said}" if position.endswith("right") else said],
             "textposition": position,
             "textfont": {"color": colour, "size": 12.5},
             "cliponaxis": False,
