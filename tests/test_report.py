@@ -475,7 +475,7 @@ def test_a_step_is_drawn_by_what_its_seconds_go_to() -> None:
     assert choice.why in text
 
 
-def test_memory_is_drawn_against_what_may_be_filled_with_the_fastest_that_misses() -> None:
+def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> None:
     choice, page = examples.make_layouts(), render(LAID_OUT, None)
     miss = choice.nearest_miss
     assert miss is not None
@@ -504,7 +504,7 @@ def test_a_layout_far_beyond_the_memory_is_cut_off_and_none_is_drawn_where_all_f
         page = render(examples.make_plan("published", layouts=changed), None)
         assert len(bars(page, "Memory")) == len(choice.ranked) + (there is not None)
         assert kind is None or page.count(kind) == 1
-        assert ("fastest that does not" in page) == (there is not None)
+        assert ("nearest that does not" in page) == (there is not None)
 
 
 def test_layouts_that_are_shown_differ_in_their_splits_first() -> None:

@@ -89,7 +89,7 @@ def counts(choice: LayoutChoice) -> str:
         return said
     pace = miss.step_s / choice.ranked[0].step_s - 1
     over = memory(choice.nearest_miss_bytes)
-    return f"{said}The last bar is the fastest that does not: {signed(pace)} a step, {over} too much."
+    return f"{said}The last bar is the nearest that does not: {signed(pace)} a step, {over} too much."
 
 
 def say_seconds(value: float) -> str:
