@@ -65,7 +65,11 @@ def from_published(
 
 
 def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
-    """isoFLOP minima of the pilots, by budget; short runs count in full here, unlike in the forecast."""
+    """isoFLOP minima of the pilots, by budget. Short runs count in full here, and for a ninth in every fit of a law.
+
+    At a small budget the short runs are the large sizes, the whole right arm of its parabola: at a ninth the minimum
+    would lie beyond them. Laws share their runs among all budgets and can spare them.
+    """
     runs = _runs(points)
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
@@ -137,7 +141,7 @@ def _forms(runs: Points, told: select.Forecast) -> tuple[FormScore, ...]:
 def _constants(form: laws.Form, runs: Points) -> dict[str, Interval]:
     """The plain fit's constants with bootstrap intervals; none where the law runs away on these runs."""
     try:
-        fitted = fit(form, runs.size, runs.tokens, runs.loss, weights=runs.weights)
+        fitted = fit(form, runs.size, runs.tokens, runs.loss, weights=runs.precision)
     except ValueError:
         return {}
     ends = constant_intervals(fitted, bootstrap(fitted, CONSTANT_DRAWS, seed=0))

@@ -367,7 +367,7 @@ def _flags(runs: Points) -> tuple[str, ...]:
     found = []
     if short := int(runs.short.sum()):
         found.append(f"{short} of {len(runs.loss)} runs are under 1000 steps and count for a ninth")
-    minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
+    minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
     found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
     if (budgets := len(budget_groups(runs.flop))) < 4:
         found.append(f"only {budgets} budgets: the floor rests on other people's laws")
