@@ -79,8 +79,14 @@ def check_points(desk: Desk, points: Sequence[EvidencePoint]) -> None:
 
 
 def check_minima(desk: Desk, minima: Sequence[Minimum]) -> None:
-    """Refuse a ladder of which no profile has its minimum inside: it says nothing of the best size."""
+    """Refuse a ladder whose profiles all fall towards the same end: the best size lies beyond its sizes.
+
+    Where some fall towards the smallest size and some towards the largest, the runs cannot tell, and the prior stands.
+    """
     if any(minimum.bracketed for minimum in minima):
+        return
+    sides = {side for minimum in minima for side in ("smallest", "largest") if side in minimum.reason}
+    if len(sides) != 1:
         return
     assert isinstance(desk.budget.evidence, Pilots)  # only a ledger has minima
     reasons = "; ".join(f"at {minimum.flop:.3g} FLOP {minimum.reason}" for minimum in minima)
