@@ -15,11 +15,12 @@ from multiprocessing import get_context
 
 import torch
 
-from model.kernels import choose
+from model.kernels import Kernels, choose
 from model.mesh import Mesh
 from model.pipeline import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
+from runtime.footprint import as_on_gpu
 from runtime.partners import mismatch
 from runtime.recorder import AsOnGpu, Message, Recorder, pretended
 from specs.layout import Layout
@@ -131,7 +132,7 @@ def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Reh
     total = layout.micro_batches(run.optim)
     few = _few(layout, total)
     ranks = tuple(_each(run, execution, wanted, few))
-    kernels = choose("torch", execution.device).describe()
+    kernels = kernels_of(execution).describe()
     wrong = mismatch(layout, {rank.rank: (*rank.passes, *rank.update) for rank in ranks})
     return Rehearsal(layout, total, few, kernels, ranks, wrong)
 
@@ -146,6 +147,13 @@ def _each(run: RunSpec, execution: Execution, wanted: list[int], micro_batches: 
         return list(
             pool.map(rehearse_rank, [run] * several, [execution] * several, wanted, [micro_batches] * several)
         )
+
+
+def kernels_of(execution: Execution) -> Kernels:
+    """Operations as an execution chooses them, of which Triton's leave memory as they do on a GPU."""
+    plain = choose("torch", execution.device)
+    fused = execution.device == "cuda" and execution.kernels in ("auto", "triton")
+    return as_on_gpu(plain) if fused else plain
 
 
 def different_ranks(layout: Layout) -> list[int]:
@@ -174,7 +182,7 @@ def go_through(run: RunSpec, execution: Execution, mesh: Mesh, device: str, micr
             model,
             precision=run.precision,
             mesh=mesh,
-            kernels=choose("torch", execution.device),
+            kernels=kernels_of(execution),
             device=device,
             layout=layout,
         )

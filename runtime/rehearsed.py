@@ -53,7 +53,7 @@ def show(rehearsal: Rehearsal, plan: Plan, console: Console) -> None:
     axes = f"dp {layout.dp} x pp {layout.pp} x tp {layout.tp}"
     console.print(f"rehearsed {len(rehearsal.ranks)} of {layout.devices} ranks ({axes})")
     console.print(
-        f"{rehearsal.rehearsed} of {rehearsal.micro_batches} micro-batches; operations by torch, attention by flash\n"
+        f"{rehearsal.rehearsed} of {rehearsal.micro_batches} micro-batches; norms by {rehearsal.kernels['norm']}\n"
     )
     console.print(_memory(rehearsal))
     console.print(f"\nrank {fullest.rank}, the fullest, in GiB beside the plan")

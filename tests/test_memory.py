@@ -1,6 +1,5 @@
 """The planner's bytes of every rank beside those of the engine itself, going through a step on shapes alone."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from specs.run import Execution
 from tests import samples
 
 MODEL = samples.model(layers=8, width=1024, heads=8, kv_heads=2, ffn=2816, vocab=4096, context=2048)
-TORCH_ON_GPU = replace(OURS, inner_kept=4)
-"""What the rehearsal's kernels keep: torch's gate keeps all that it makes, our Triton one makes some of it again."""
 
 
 def laid(**changes: Any) -> Layout:
@@ -37,7 +34,7 @@ def laid(**changes: Any) -> Layout:
     ids=lambda value: value.canonical_json() if isinstance(value, Layout) else f"rank {value}",
 )
 def test_bytes_of_a_rank_are_the_engines(layout: Layout, rank: int) -> None:
-    """State to a thousandth, as norms are left out; what passes hold at most within a tenth."""
+    """State to a thousandth, as norms are left out; what passes hold at most within a twentieth."""
     batch = 2 * layout.pp * layout.dp * layout.micro_batch_sequences
     run = samples.run(model=MODEL, optim=samples.optim(batch_sequences=batch), precision="bf16")
     execution = Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
@@ -45,8 +42,8 @@ def test_bytes_of_a_rank_are_the_engines(layout: Layout, rank: int) -> None:
     sizes = [len(blocks) for blocks in layout.blocks(MODEL.layers)]
     grid, ends = grid_of(layout, MODEL.layers, batch), (rank == 0, rank == layout.pp - 1)
     blocks = sum(sizes[rank :: layout.pp])
-    planned = _rank(architecture(MODEL), TORCH_ON_GPU, 2, grid, blocks, rank, *ends)
+    planned = _rank(architecture(MODEL), OURS, 2, grid, blocks, rank, *ends)
     for part in ("parameters", "gradients", "optimizer"):
         assert float(planned[part]) == pytest.approx(real[part], rel=1e-3)
     passes = sum(float(planned[part]) for part in ("activations", "logits", "workspace"))
-    assert passes == pytest.approx(real["passes"], rel=0.1)
+    assert passes == pytest.approx(real["passes"], rel=0.05)

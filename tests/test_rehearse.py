@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 from dataclasses import replace
@@ -5,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
+from torch import Tensor
 from typer.testing import CliRunner
 
+from model.kernels import Kernels, door
 from model.mesh import Mesh, mesh_of
 from planner import cost
+from runtime.footprint import as_on_gpu
 from runtime.partners import members_of, mismatch
-from runtime.recorder import Message
+from runtime.recorder import Message, Recorder
 from runtime.rehearse import Rank, Rehearsal, different_ranks, go_through, rehearse, rehearse_rank
 from runtime.verbs import rehearse_command
 from specs.files import write_yaml
@@ -102,10 +107,15 @@ def test_the_rehearsal_is_what_real_processes_do() -> None:
 
 
 def assert_same(real: Rank, pretended: Rank) -> None:
-    """Equal, but for a few scalars in memory, which torch makes of numbers out of sight on one of the devices."""
+    """Equal, but for scalars and a list of parameters in memory, made of numbers out of sight of one or the other.
+
+    gloo's threads may hold a result for a moment longer when it was sent: twice, if two are under way.
+    """
     assert replace(real, memory={}) == replace(pretended, memory={})
+    results = [message.size_bytes for message in real.passes if message.what == "send"]
+    late = {"passes": 2 * max(results, default=0)}
     for part, size in real.memory.items():
-        assert abs(size - pretended.memory[part]) <= 128
+        assert -1024 <= size - pretended.memory[part] <= 1024 + late.get(part, 0)
 
 
 # --- beside the planner's symbolic counts ---
@@ -154,6 +164,48 @@ def test_what_replicas_exchange_is_the_planners(dp: int) -> None:
         found = alone(laid(dp=dp, pp=2), rank)
         params = found.ranks[0].memory["parameters"] / 2
         assert sum(sent(found, "dp").values()) == cost.zero_bytes(params, dp, 4, 2)
+
+
+# --- kernels that need a GPU ---
+
+
+def test_our_triton_kernels_keep_what_the_rehearsal_says() -> None:
+    """In Triton's interpreter, with values: bytes alive after each operation's two halves."""
+    knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs
+    if not knobs.runtime.interpret:
+        pytest.skip("this process has Triton's compiler")
+    ours = door._assembled(door._torch() | door._triton("cpu", "bf16", True))
+    assert kept_by(ours, "cpu") == kept_by(as_on_gpu(door.choose("torch", "cuda")), "meta")
+
+
+def kept_by(kernels: Kernels, device: str) -> list[int]:
+    """Bytes alive after forward and after backward of norm, gate and loss, results included."""
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16, device=device)
+
+    def now() -> int:
+        gc.collect()  # the interpreter leaves circles behind
+        return seen.live_bytes
+
+    with Recorder(Mesh()) as seen:
+        x, delta, gain, gradient = drawn(6, 64), drawn(6, 64), drawn(64), drawn(64).float()
+        alive = [now()]
+        *_, kept = first = kernels.norm.forward(x, delta, gain, 1e-6)
+        alive.append(now())
+        dx = kernels.norm.backward(x, delta, kept, gain, gradient)
+        alive.append(now())
+        inner, kept = kernels.gate.forward(x)
+        alive.append(now())
+        both = kernels.gate.backward(inner, kept)
+        alive.append(now())
+        column_R = torch.zeros(6, dtype=torch.int64, device=device)
+        found = kernels.cross_entropy.measure(x, column_R)
+        alive.append(now())
+        kernels.cross_entropy.differentiate(x, column_R, found, found.total, 1.0)
+        alive.append(now())
+        del first, dx, both
+    return alive
 
 
 # --- what does not meet is said ---
