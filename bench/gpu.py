@@ -157,12 +157,12 @@ def print_loss(device: str, settings: Sequence[str], spec: ModelSpec = CHECKED) 
     for setting in settings:
         reference, found, distance = compared(spec, device, choose(setting, device))
         off = abs(found / reference - 1)
-        say(setting, f"{reference:.5f}", f"{found:.5f}", f"{off:.1e}", f"{LOSS_BOUND:.1e}", f"{distance:.1e}")
+        bounds = [f"{bound:.1e}" for bound in (LOSS_BOUND, GRADIENT_BOUND)]
+        say(
+            setting, f"{reference:.5f}", f"{found:.5f}", f"{off:.1e}", bounds[0], f"{distance:.1e}", bounds[1]
+        )
         fine &= off <= LOSS_BOUND and distance <= GRADIENT_BOUND
-    say(
-        "within the bounds" if fine else "OUTSIDE THE BOUNDS: a mistake, not rounding",
-        f"{GRADIENT_BOUND:.1e}",
-    )
+    say("within the bounds" if fine else "OUTSIDE THE BOUNDS: a mistake, not rounding")
     return fine
 
 
