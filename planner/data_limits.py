@@ -24,7 +24,7 @@ SERVING_SHARE = 1 / 3
 arXiv 2401.00448, section 2)."""
 TRUSTED_EPOCHS = 16.0
 """Up to here the discounted loss is unbiased on Muennighoff et al.'s own runs; between 16 and 64 epochs they end 5 %
-above it, more beyond, since they overfit (bench/laws.py)."""
+above it, more beyond, since they overfit (bench/data_limits.py)."""
 _MOST_FLOP = 1e60
 """Far beyond any budget: where a law's loss has come down to its floor."""
 _HALVINGS = 200
