@@ -136,7 +136,7 @@ def init_command(
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write starter budgets to edit: a demo of minutes, an afternoon's study, and plans in FLOP, GPU-hours and money."""
+    """Write starter budgets to edit: a demo of minutes, an afternoon's study, plans in FLOP, GPU-hours and money."""
     written: dict[str, bool] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
