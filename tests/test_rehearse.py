@@ -109,10 +109,10 @@ def test_the_rehearsal_is_what_real_processes_do() -> None:
 def assert_same(real: Rank, pretended: Rank) -> None:
     """Equal, but for scalars and a list of parameters in memory, made of numbers out of sight of one or the other.
 
-    gloo's threads may hold a result for a moment longer when it was sent: twice, if two are under way.
+    gloo's threads may hold an activation for a moment longer when it was sent: two, if two are under way.
     """
     assert replace(real, memory={}) == replace(pretended, memory={})
-    results = [message.size_bytes for message in real.passes if message.what == "send"]
+    results = [message.size_bytes for message in real.passes if message.axis in ("pp", "tp")]
     late = {"passes": 2 * max(results, default=0)}
     for part, size in real.memory.items():
         assert -1024 <= size - pretended.memory[part] <= 1024 + late.get(part, 0)
