@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.cuts import Cut, cuts_of, decades_beyond
 from planner.fit import Fit, Interval, fit, interval
 from planner.isoflop import budget_groups, profiles
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
@@ -24,8 +25,6 @@ CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 _PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
 and tied laws are (posterior.py), so those two stay as a hedge."""
-_CUT_SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Where many budgets leave a choice of cuts: shares of the runs below."""
 _CUT_DRAWS = 200
 _DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 2.0
 """Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
@@ -113,12 +112,6 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class _Cut:
-    below: Points
-    above: Points
-
-
-@dataclass(frozen=True)
 class _Miss:
     """How the weighted laws did on a cut's held-out runs, in log L."""
 
@@ -138,7 +131,7 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[For
     Plain fits without priors; a cut leaves more runs below than any law has constants. A law that runs away on the
     runs below, or beyond them, is left out.
     """
-    cuts = _cuts(runs, max(len(form.constants) for form in forms) + 1)
+    cuts = cuts_of(runs, max(len(form.constants) for form in forms) + 1)
     if not cuts:
         return ()
     tried = {form: np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms}
@@ -179,20 +172,7 @@ def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> Fit:
     return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
 
 
-def _cuts(runs: Points, needed: int) -> list[_Cut]:
-    """Splits of the runs in compute, with at least two budgets and `needed` different runs below, one budget above."""
-    groups = budget_groups(runs.flop)
-    counts = np.cumsum([len(np.unique(runs.cell[group])) for group in groups])
-    possible = [i for i in range(2, len(groups)) if counts[i - 1] >= needed]
-    if len(possible) > len(_CUT_SHARES):
-        wanted = np.array(_CUT_SHARES) * counts[-1]
-        possible = sorted({min(possible, key=lambda i: abs(counts[i - 1] - want)) for want in wanted})
-    return [
-        _Cut(runs.take(np.concatenate(groups[:i])), runs.take(np.concatenate(groups[i:]))) for i in possible
-    ]
-
-
-def _errors(form: Form, cut: _Cut) -> Array:
+def _errors(form: Form, cut: Cut) -> Array:
     below, above = cut.below, cut.above
     try:
         fitted = fit(
@@ -243,7 +223,7 @@ def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
     log_losses = [law.log_loss(size, tokens)[:, 0] for law in evidence.laws]
     centre = evidence.mixed(log_losses)
     noise = evidence.mixed([law.noise_sd for law in evidence.laws])
-    decades = float(_decades_beyond(evidence.runs, np.array([size * tokens * evidence.runs.cost_per]))[0])
+    decades = float(decades_beyond(evidence.runs, np.array([size * tokens * evidence.runs.cost_per]))[0])
     generator = np.random.Generator(np.random.PCG64([evidence.seed, 1]))
     missed = evidence.discrepancy.draw(generator, len(centre)) * decades
     total = centre + np.hypot(missed, noise) * generator.standard_normal(len(centre))
@@ -286,11 +266,6 @@ def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
     return median, low, high
 
 
-def _decades_beyond(runs: Points, flop: Array) -> Array:
-    """Decades of compute between the largest run and each target; at least 0."""
-    return np.asarray(np.maximum(np.log10(flop / runs.flop.max()), 0.0))
-
-
 def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Spread, float | None]:
     """The laws' weights, the discrepancy per decade and the mean error that the weighted laws show on
     held-out budgets.
@@ -298,7 +273,7 @@ def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Spread, float | 
     A law's score is the sum over cuts of the mean log density of the held-out runs (pseudo-Bayesian model
     averaging).
     """
-    cuts = _cuts(runs, 5)
+    cuts = cuts_of(runs, 5)
     weights = np.array(_PRIOR_WEIGHTS)
     if not cuts:
         return weights, _discrepancy(()), None
@@ -327,17 +302,17 @@ def _discrepancy(missed: Sequence[_Miss]) -> Spread:
     return spread(_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
-def _log_density(law: Posterior, cut: _Cut) -> float:
+def _log_density(law: Posterior, cut: Cut) -> float:
     """Mean log density of the held-out runs under a Student t (5 degrees) around the law's draws."""
     log_loss = law.log_loss(cut.above.size, cut.above.tokens)
-    distance = _DISCREPANCY_PER_DECADE * _decades_beyond(cut.below, cut.above.flop)
+    distance = _DISCREPANCY_PER_DECADE * decades_beyond(cut.below, cut.above.flop)
     scale = np.sqrt(log_loss.var(axis=0) + np.median(law.noise_sd) ** 2 + distance**2)
     standard = (np.log(cut.above.loss) - log_loss.mean(axis=0)) / scale
     density = -3 * np.log1p(standard**2 / 5) - np.log(scale)
     return float(np.average(density, weights=cut.above.precision))
 
 
-def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> _Miss:
+def _missed(laws: Sequence[Posterior], cut: Cut, weights: Array) -> _Miss:
     draws = [law.log_loss(cut.above.size, cut.above.tokens) for law in laws]
     residuals = np.log(cut.above.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
     levels = np.stack([draw.mean(axis=1) for draw in draws])
@@ -346,7 +321,7 @@ def _missed(laws: Sequence[Posterior], cut: _Cut, weights: Array) -> _Miss:
     return _Miss(
         mean=float(residuals.mean()),
         explained=float(weights @ (within + between + noise)),
-        decades=max(float(np.mean(_decades_beyond(cut.below, cut.above.flop))), 0.1),
+        decades=max(float(np.mean(decades_beyond(cut.below, cut.above.flop))), 0.1),
         error=float(np.abs(residuals).mean()),
     )
 
