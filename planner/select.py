@@ -26,10 +26,10 @@ _PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
 and tied laws are (posterior.py), so those two stay as a hedge."""
 _CUT_DRAWS = 200
-_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 2.0
+_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
 """Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
 thirds of the belief within this factor: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting
-miss their larger ones by 0.4 to 1.5 %, their own spread included (docs/log.md)."""
+miss their larger ones by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
 _CUT_SHARE = 0.5
 """Cuts share most of their held-out runs, so together they count as half their number."""
 
