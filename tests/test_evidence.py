@@ -25,8 +25,10 @@ NOISE = 0.005
 
 
 def true_loss(flop_per_token: float, tokens: float) -> float:
-    """A surface like the tiny runs' (best losses 2.10, 1.91, 1.75 and 1.52 nats from 1e11 to 1e13 FLOP, docs/log.md), with
-    its valley where the prior expects it."""
+    """A surface like the tiny runs', with its valley where the prior expects it.
+
+    Their best losses are 2.10, 1.91, 1.75 and 1.52 nats from 1e11 to 1e13 FLOP (docs/log.md).
+    """
     compute = flop_per_token * tokens
     off_valley = math.log(flop_per_token / PRIOR.flop_per_token.at(compute_flop=compute))
     return (0.9 + 0.85 * (compute / 1e12) ** -0.15) * math.exp(0.06 * off_valley**2)
