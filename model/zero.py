@@ -140,7 +140,7 @@ class AdamW:
 
 
 class Norm:
-    """The norm of the whole model's gradient: each parameter's sum of squares, then their sum in order of depth, in fp64.
+    """The norm of the whole model's gradient: each parameter's squares summed, then these in order of depth, in fp64.
 
     A parameter that several ranks have counts once. The order is the same for every cut into stages, and so the sum
     is, to the last bit.
