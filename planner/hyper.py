@@ -6,43 +6,58 @@ fall with the tokens (Bjorck et al., arXiv 2409.19913), the opposite sign of Ste
 regime.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planner.desk import Desk
 from planner.draft import variables
+from planner.rates import fit_rates, grid_of
 from specs.files import catalog_names, from_catalog
-from specs.law import PublishedLaw
+from specs.law import Hyper, PublishedLaw
 from specs.plan import HyperAdvice, PlannedRun
+from specs.record import LedgerRecord
 from specs.words import count
 
 FAR = 1e4
 """A law is asked for its opinion up to this many times outside the compute that it was fitted on."""
 DISAGREE = 1.25
 """Ratio of two laws' answers from which a reader is told."""
+OWN = "ledger"
+"""What the fit of one's own runs is called among the laws."""
 
 
-def advice(desk: Desk, planned: PlannedRun) -> tuple[HyperAdvice, ...]:
-    """What each law says of a run; the one that the plan follows first."""
+def advice(desk: Desk, planned: PlannedRun, records: Sequence[LedgerRecord] = ()) -> tuple[HyperAdvice, ...]:
+    """What each law says of a run, the one that the plan follows first and the ledger's own last.
+
+    The ledger has one where its runs span learning rates around the best (`planner.rates`).
+    """
     others = (name for name in catalog_names(PublishedLaw) if name != desk.hyper_law.name)
     laws = [desk.hyper_law, *(from_catalog(PublishedLaw, name, desk.path) for name in others)]
     compute = planned.run.compute_flop
-    return tuple(
-        found
+    published = [
+        _advice(law.name, law.hyper, planned, law is desk.hyper_law)
         for law in laws
-        if law is desk.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR
-        for found in _advice(law, planned, law is desk.hyper_law)
-    )
+        if law.hyper is not None
+        and (law is desk.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR)
+    ]
+    return (*published, *_own(records, planned))
 
 
-def _advice(law: PublishedLaw, planned: PlannedRun, used: bool) -> Iterator[HyperAdvice]:
-    if law.hyper is None:
+def _own(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
+    """What the ledger's runs say, where they are enough to say it."""
+    try:
+        law = fit_rates(grid_of(records))
+    except ValueError:
         return
+    yield _advice(OWN, law.hyper(planned.run.batch_tokens), planned, False)
+
+
+def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
     at = variables(planned.run.model, planned.budget_flop)
-    yield HyperAdvice(
-        law=law.name,
-        hyper=law.hyper,
-        peak_lr=law.hyper.peak_lr.at(**at),
-        batch_tokens=law.hyper.batch_tokens.at(**at),
+    return HyperAdvice(
+        law=law,
+        hyper=hyper,
+        peak_lr=hyper.peak_lr.at(**at),
+        batch_tokens=hyper.batch_tokens.at(**at),
         used=used,
     )
 

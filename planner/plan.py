@@ -26,6 +26,7 @@ from specs.budget import Inference, Optimal, Pilots, Published
 from specs.files import load
 from specs.law import Allocation, EvidencePoint, LawFit
 from specs.plan import Code, Forecast, NoForecast, Plan, PlannedRun, seal_of
+from specs.record import LedgerRecord
 
 
 def make_plan(desk: Desk) -> Plan:
@@ -40,7 +41,7 @@ def _from_published(desk: Desk) -> Plan:
     laws = Laws(desk.law.allocation, surface)
     target = find_target(Search(desk, laws))
     told = forecast.from_published(desk.budget, desk.law, desk.loss_law, target.planned)
-    return _seal_target(desk, laws, target, told, None)
+    return _seal_target(desk, laws, target, told, None, ())
 
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
@@ -73,7 +74,7 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
         rate_check=rate,
         flags=told.flags,
     )
-    return _seal_target(desk, laws, target, told.forecast, fit)
+    return _seal_target(desk, laws, target, told.forecast, fit, found.pilots + found.rates)
 
 
 def _ladder(
@@ -114,7 +115,12 @@ def _seal_pilots(
 
 
 def _seal_target(
-    desk: Desk, laws: Laws, target: Target, told: Forecast | NoForecast, fit: LawFit | None
+    desk: Desk,
+    laws: Laws,
+    target: Target,
+    told: Forecast | NoForecast,
+    fit: LawFit | None,
+    records: Sequence[LedgerRecord],
 ) -> Plan:
     return _seal(
         desk,
@@ -122,7 +128,7 @@ def _seal_target(
         fit=fit,
         runs=(target.planned,),
         layouts=target.layouts,
-        hypers=advice(desk, target.planned),
+        hypers=advice(desk, target.planned, records),
         forecast=told,
         notes=notes(desk, (target.planned,), laws),
     )

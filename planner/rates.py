@@ -72,7 +72,7 @@ def grid_of(records: Sequence[LedgerRecord]) -> Grid:
         )
         for r in records
     ]
-    return Grid(*np.array(columns, float).T)
+    return Grid(*np.array(columns, float).reshape(-1, 5).T)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class RateLaw:
     def regime(self) -> str:
         """What the batch does while the learning rate follows its law; laws disagree where this differs."""
         if not self.batch_varied:
-            return "the batch is as in the runs, whose learning rates alone were varied"
+            moves = "" if self.bottom[:, 1:].any() else "; from so few sizes, it is the same for every size"
+            return f"the batch is as in the runs, whose learning rates alone were varied{moves}"
         powers = dict(zip(("size", "tokens"), self.bottom[1, 1:].tolist(), strict=True))
         moving = [f"{name}^{power:.2f}" for name, power in powers.items() if abs(power) >= _STILL]
         return f"the batch grows as {' '.join(moving)}" if moving else "the batch is fixed"
@@ -132,7 +133,12 @@ class RateLaw:
 
 def fit_rates(grid: Grid) -> RateLaw:
     """The bowl and its laws from a grid; ValueError where the learning rate has no lowest point inside."""
-    inside = grid.take(grid.above_best() <= BOWL)
+    several = grid.take(
+        np.bincount(grid.cell)[grid.cell] > 1
+    )  # a run alone in its cell tells nothing of its rate
+    if len(several.loss) == 0:
+        raise ValueError("no size was run at several learning rates; run more of them around the best")
+    inside = several.take(several.above_best() <= BOWL)
     log_lr, log_batch = np.log(inside.lr), np.log(inside.batch)
     batch_varied = _varies(log_batch, inside.cell)
     knobs = np.stack([log_lr, log_batch] if batch_varied else [log_lr])

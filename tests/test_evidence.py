@@ -187,3 +187,29 @@ def test_a_better_learning_rate_is_found_and_used(workspace: Path) -> None:
     assert (found.best_multiple, found.bracketed, found.near_optimal) == (2.0, False, False)
     target = planned(workspace).runs[0].run
     assert target.optim.peak_lr == pytest.approx(2 * 0.06788 * target.model.width**-0.75)
+
+
+def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Path) -> None:
+    """Where the runs at several rates are best at 1.1 times the law's, the plan shows that the ledger says so."""
+    budget = workspace / "demo.yaml"
+    asked = "evidence: {kind: pilots, rates: [0.8, 0.9, 1.2, 1.35],"
+    budget.write_text(budget.read_text().replace("evidence: {kind: pilots,", asked))
+    first = planned(workspace)
+    for one in first.runs:
+        off_rate = 0.05 * math.log2(one.rate_multiple / 1.1) ** 2
+        loss = true_loss(one.run.model.flop_per_token, one.run.tokens) * math.exp(off_rate)
+        append_line(workspace / "ledger.jsonl", record(one, loss, first.seal))
+    plan = planned(workspace)
+    grid = max((one for one in first.runs if one.role == "rate"), key=lambda one: one.budget_flop)
+    own = plan.hypers[-1]
+    assert (own.law, own.used) == ("ledger", False)
+    assert own.peak_lr == pytest.approx(1.1 * grid.run.optim.peak_lr / grid.rate_multiple, rel=1e-3)
+    assert "learning rates alone were varied; from so few sizes" in own.hyper.regime
+    assert plan.hypers[0].law == "tiny"
+    assert plan.hypers[0].used
+
+
+def test_a_few_rates_do_not_make_a_law(workspace: Path) -> None:
+    """The demo's own check says which of three rates is best, and no more."""
+    train(workspace, planned(workspace), seed=0)
+    assert "ledger" not in [one.law for one in planned(workspace).hypers]

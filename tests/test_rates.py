@@ -104,3 +104,16 @@ def test_a_grid_without_a_lowest_point_is_refused() -> None:
         fit_rates(upside_down)
     with pytest.raises(ValueError, match=r"run more learning rates around the best"):
         fit_rates(grid.take(np.arange(0, 35, 12)))
+
+
+def test_runs_alone_in_their_cell_change_nothing() -> None:
+    """Pilots that ran at the law's rate only, as most of a ladder does."""
+    grid = _grid(CELLS[:1], batches=(0.0,))
+    alone = Grid(*np.array([(s * 1e8, s * 3e9, 0.01 * s, 1e5, 3.0 / s) for s in range(2, 9)]).T)
+    both = Grid(
+        *(np.concatenate(pair) for pair in zip(vars(grid).values(), vars(alone).values(), strict=True))
+    )
+    assert fit_rates(both).best(1e8, 2e9) == fit_rates(grid).best(1e8, 2e9)
+    for nothing in (alone, alone.take(np.array([], int))):
+        with pytest.raises(ValueError, match="no size was run at several learning rates"):
+            fit_rates(nothing)
