@@ -28,6 +28,11 @@ class Piece:
     rows: int
     cols: int
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where it begins, by dimension."""
+        return (self.row, self.col)[: len(self.shape)]
+
 
 @dataclass(frozen=True)
 class Local:

@@ -58,9 +58,17 @@ class AdamW:
             _draw(box, seed, self.stage.spec.init_std)
         self.publish()
 
-    def boxes(self) -> list[Box]:
-        """This rank's state. Boxes of all ranks tile every matrix once, every vector once per tensor-parallel rank."""
-        state = (self._master, self._exp_avg, self._exp_avg_sq)
+    @property
+    def state(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's masters and moments, flat; `boxes` says what lies where."""
+        return self._master, self._exp_avg, self._exp_avg_sq
+
+    def boxes(self, copy: tuple[Tensor, Tensor, Tensor] | None = None) -> list[Box]:
+        """This rank's state, or what a copy of it holds, as boxes.
+
+        Boxes of all ranks tile every matrix once, every vector once per tensor-parallel rank.
+        """
+        state = copy or self.state
         return [
             Box(piece, *(flat[at : at + piece.rows * piece.cols].view(_view_shape(piece)) for flat in state))
             for local in self.stage.locals.values()
@@ -74,20 +82,35 @@ class AdamW:
         """
         self._exchange.expect(micro_batches)
 
-    @torch.no_grad()
     def step(self, lr: float) -> float:
         """One update from the summed gradients, which are zeroed; returns the global norm before clipping.
 
         Where the norm is not finite, nothing is updated.
         """
+        norm = self.reduce()
+        if math.isfinite(norm):
+            self.apply(lr, norm)
+        else:
+            self.drop()
+        return norm
+
+    @torch.no_grad()
+    def reduce(self) -> float:
+        """Sum the gradients over the ranks; their global norm. `apply` or `drop` them next."""
         self._exchange.settle()
         self._exchange.reduce()
-        norm = self._norm.value()
-        if math.isfinite(norm):
-            self._update(lr, max(1.0, norm / self.spec.clip_norm))
-            self._exchange.publish(self._rounded)
+        return self._norm.value()
+
+    @torch.no_grad()
+    def apply(self, lr: float, norm: float) -> None:
+        """Update the weights by the summed gradients, clipped by their norm, and zero these."""
+        self._update(lr, max(1.0, norm / self.spec.clip_norm))
+        self._exchange.publish(self._rounded)
         self.stage.gradients.zero_()
-        return norm
+
+    def drop(self) -> None:
+        """Zero the summed gradients: the weights stay as they are."""
+        self.stage.gradients.zero_()
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -59,6 +59,7 @@ def draft(setting: Setting, wish: Wish, laid: Laid | None = None) -> PlannedRun:
         evaluation=_evaluation(setting.family, shape, optim),
         precision=setting.budget.precision,
         seed=setting.budget.seed,
+        guard=setting.budget.guard,
     )
     return PlannedRun(
         role=wish.role,
@@ -67,7 +68,11 @@ def draft(setting: Setting, wish: Wish, laid: Laid | None = None) -> PlannedRun:
         rate_multiple=wish.rate_multiple,
         run=run,
         execution=Execution(
-            device=cluster.device.backend, layout=laid.layout, checkpoint_every_s=cluster.checkpoint_every
+            device=cluster.device.backend,
+            layout=laid.layout,
+            checkpoint_every_s=cluster.checkpoint_every,
+            checkpoint_every_steps=cluster.checkpoint_every_steps,
+            keep=cluster.keep,
         ),
         cost=cost_of(run, cluster, laid),
     )

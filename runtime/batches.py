@@ -9,6 +9,7 @@ cycle walking for the few pairs beyond n (Black & Rogaway, "Ciphers with arbitra
 """
 
 import struct
+from collections.abc import Sequence
 from hashlib import blake2b
 from math import isqrt
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specs.record import LeftOut
 from specs.run import RunSpec
 
 _ROUNDS = 6
@@ -33,7 +35,7 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
     """Samples number `first` to `first + count - 1` of a run: int64 of shape (count, context + 1).
 
     `tokens` is the training split, shape (tokens,). A row's first `context` tokens are the input, its last ones the
-    targets. Row r of step s (from 1) is sample (s - 1) batch_sequences + r.
+    targets. Which samples a step takes says `first_sample`.
     """
     sequences = sequence_count(tokens, context)
     places: list[int] = []
@@ -43,6 +45,13 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
         keys = round_keys(f"seed {seed} epoch {epoch}")
         places += [permuted(index, sequences, keys) for index in range(start, stop)]
     return _rows(tokens, context, np.array(places))
+
+
+def first_sample(step: int, batch_sequences: int, left_out: Sequence[LeftOut]) -> int:
+    """Number of a step's first sample (steps from 1): the next one in line, past the data that were left out."""
+    last = next((one for one in reversed(left_out) if one.to_step < step), None)
+    batches = step - 1 if last is None else last.batches + step - 1 - last.to_step
+    return batches * batch_sequences
 
 
 def held_out_rows(tokens: NDArray[Any], context: int, first: int, count: int) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from specs.law import LawFit
 from specs.optim import OptimSpec
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import RunAudit, StepLine
+from specs.words import several
 
 FREE_EPOCHS = 4
 """Up to four epochs are nearly as good as new text (Muennighoff et al. 2023, arXiv 2305.16264, section 5)."""
@@ -93,7 +94,11 @@ def causes(miss: Miss) -> tuple[str, ...]:
 
 def clipped_share(metrics: Sequence[StepLine], optim: OptimSpec) -> float:
     """Share of the steps after the warm-up whose gradient was scaled down."""
-    settled = [line.grad_norm > optim.clip_norm for line in metrics if line.step > optim.warmup_steps]
+    settled = [
+        line.grad_norm > optim.clip_norm
+        for line in metrics
+        if line.step > optim.warmup_steps and line.applied and line.grad_norm is not None
+    ]
     return mean(settled) if settled else 0.0
 
 
@@ -177,7 +182,14 @@ def _learning_rate(miss: Miss) -> Iterator[Cause]:
 def _instability(miss: Miss) -> Iterator[Cause]:
     """Signs in the training curve that the rate was too high."""
     optim = miss.planned.run.optim
-    settled = [line.loss for line in miss.metrics if line.step > optim.warmup_steps]
+    settled = [
+        line.loss
+        for line in miss.metrics
+        if line.step > optim.warmup_steps and line.applied and line.loss is not None
+    ]
+    thrown_away = sum(not line.applied for line in miss.metrics)
+    if thrown_away:
+        yield Cause(Rank.POINTED_AT, "learning rate", f"the guard threw away {several(thrown_away, 'step')}")
     spikes = spike_count(settled)
     if spikes:
         times = "once" if spikes == 1 else f"{spikes} times"

@@ -1,42 +1,48 @@
 """The state of a run at a step, whole or absent, readable under any layout, and without executing anything from it.
 
-    checkpoints/step-00001000/manifest.json              step, run, layout, SHA-256 of the other files
-                              rank-00000.safetensors     the boxes that data-parallel rank 0 owns
-                              rank-00001.safetensors     ...
+    checkpoints/step-00001000/manifest.json                        what it is, and the SHA-256 of the other files
+                              shard-00001-model-00001-of-00002.safetensors     boxes that the first rank owns
+                              ...
 
-A box is a rectangle of a globally named tensor. Its three fp32 tensors (master weights and AdamW's two moments) are
-stored under `<number>.<part>`, and the file's metadata say which box that number is. A rank that loads reads what of
-all files lies in its own boxes, so any number of ranks reads what any other number has written.
-
-A checkpoint is written aside, made durable, and renamed. The newest one whose files have their digests is used.
+A box is a rectangle of a globally named tensor: `master.<name>` is the fp32 weight, `exp_avg.<name>` and
+`exp_avg_sq.<name>` are AdamW's moments (see runtime/shards.py). Every rank writes its own files into a folder aside
+and says there which (`stage`); when all have, one of them adds the manifest and renames the folder (`commit`). The
+newest one whose files have their digests is used.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field, StringConstraints
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from model.collectives import sum_over
-from model.mesh import Axis
 from model.zero import Box
+from runtime.folder import differing_fields
+from runtime.guard import Memory
 from specs.base import Fingerprint, Sha256, Spec
-from specs.files import sync_folder, write_json
+from specs.files import DocumentError, sync_folder, write_json
+from specs.keep import Keep
 from specs.layout import Layout
+from specs.record import LeftOut
+from specs.run import RunSpec
 
-KEPT = 2
-"""Checkpoints that stay: the newest, and one before it in case that one is damaged."""
+if TYPE_CHECKING:
+    from runtime.shards import Shard
 
-FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5}\.safetensors$")]
+FileName = Annotated[
+    str, StringConstraints(pattern=r"^shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors$")
+]
+
+_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What a file of a damaged checkpoint may be. A disk that does not answer says nothing about the file: such an error
+ends the run, which would else begin anew and remove checkpoints that are whole."""
 
 _PARTS = ("master", "exp_avg", "exp_avg_sq")
 
@@ -50,86 +56,152 @@ class Manifest(Spec):
 
     kind: Literal["checkpoint"] = "checkpoint"
     """Selects this document."""
-    run: Fingerprint
+    run_fingerprint: Fingerprint
     """The run it belongs to."""
+    run: RunSpec
+    """The same run in full, so that another one can be told what differs."""
     step: int = Field(ge=1)
     """Finished steps."""
+    updates: int = Field(ge=0)
+    """Steps that were applied to the weights."""
+    tokens: int = Field(ge=1)
+    """Tokens trained on."""
+    loss: float | None
+    """The newest held-out loss, nats per token; null before the first."""
+    guard: Memory
+    """What the guard remembers."""
+    left_out: tuple[LeftOut, ...]
+    """What was given up so far, and whose data were left out."""
     layout: Layout
     """Under which it was written."""
-    files: dict[FileName, Sha256]
+    versions: dict[str, str]
+    """Versions of the packages that wrote it."""
+    files: dict[FileName, Sha256] = Field(default_factory=dict)
     """Digest of every other file."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A box in a file."""
+def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
+    """Write this rank's boxes, in host memory, aside; on disk on return, with a list of the files' digests."""
+    from runtime.shards import write_shards  # half a second: when the first checkpoint is written, not before
 
-    file: Path
-    """Which file."""
-    key: str
-    """Its number there."""
-    name: str
-    """Name of the global tensor."""
-    shape: tuple[int, ...]
-    """Shape of the global tensor."""
-    row: int
-    """First row."""
-    col: int
-    """First column; 0 where there is one dimension."""
-    rows: int
-    """Rows."""
-    cols: int
-    """Columns; 1 where there is one dimension."""
-
-
-def save_checkpoint(
-    folder: Path, run: str, step: int, layout: Layout, boxes: Sequence[Box], axis: Axis, device: torch.device
-) -> None:
-    """Write the state after `step` finished steps under `folder`; every data-parallel rank calls it with its boxes."""
-    final = folder / _folder_name(step)
-    part = folder / f".{final.name}.part"
+    part = _aside(folder, step)
     part.mkdir(parents=True, exist_ok=True)
-    digest = _write_durably(part / _file_name(axis.rank), _serialised(boxes))
-    digests = _gathered(digest, axis, device)
-    if axis.rank == 0:
-        files = {_file_name(rank): one for rank, one in enumerate(digests)}
-        write_json(part / "manifest.json", Manifest(run=run, step=step, layout=layout, files=files))
-        if final.exists():
-            shutil.rmtree(final)  # damaged, or it would have been resumed from
-        os.rename(part, final)
-        sync_folder(folder)
-        _prune(folder, step)
+    names = write_shards(part, rank, _shards(boxes))
+    digests = {name: _digest(part / name) for name in names}
+    with open(part / _listing(rank), "w") as file:
+        json.dump(digests, file)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(part)
 
 
-def newest_whole(folder: Path, run: str) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint with all its files as they were written, and why each newer one cannot be used.
+def commit(folder: Path, manifest: Manifest, ranks: int, keep: Keep, damaged: Collection[int] = ()) -> None:
+    """Make a checkpoint of what all ranks have staged, and remove those that need not stay.
 
-    Leftovers of a killed process are removed: call it on one rank, before the others write.
+    Those of `damaged` steps, which a resume has found, stay for nobody.
     """
-    if folder.is_dir():
-        for leftover in folder.glob(".step-*"):
-            shutil.rmtree(leftover)
-    return find_whole(folder, run)
+    part, final = _aside(folder, manifest.step), folder / folder_name(manifest.step)
+    files: dict[str, str] = {}
+    for listing in [part / _listing(rank) for rank in range(ranks)]:
+        files |= json.loads(listing.read_text())
+        listing.unlink()
+    write_json(part / "manifest.json", manifest.model_copy(update={"files": files}))
+    if final.exists():
+        _remove(final)  # damaged or rolled back, or it would have been resumed from
+    os.rename(part, final)
+    sync_folder(folder)
+    for path in superfluous(folder, manifest.step, keep, damaged):
+        _remove(path)
 
 
-def find_whole(folder: Path, run: str) -> tuple[Path | None, list[str]]:
-    """As `newest_whole`, but only looks: for readers of a run that may be in progress."""
-    problems: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+def discard(folder: Path, step: int) -> None:
+    """Remove what ranks have staged of a checkpoint that is not to be."""
+    shutil.rmtree(_aside(folder, step), ignore_errors=True)
+
+
+def superfluous(folder: Path, step: int, keep: Keep, damaged: Collection[int]) -> list[Path]:
+    """Checkpoints that need not stay beside the whole one of this step; what is newer was given up."""
+    losses: dict[int, float | None] = {}
+    for path in found(folder):
         try:
-            verify(path, run)
-            return path, problems
+            losses[step_of(path)] = read_manifest(path).loss
+        except CheckpointError:
+            continue
+    kept = keep.kept({one: loss for one, loss in losses.items() if one <= step and one not in damaged})
+    return [path for path in found(folder) if step_of(path) not in kept]
+
+
+def clear(folder: Path) -> None:
+    """Remove what killed processes left: call it on one rank, before the others write."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
+
+
+def found(folder: Path) -> list[Path]:
+    """What has a checkpoint's name, newest first."""
+    named = [path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def find_whole(folder: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
+
+    Only looks: readers of a run in progress may call it. DocumentError where one is of another run.
+    """
+    problems: list[str] = []
+    for path in found(folder):
+        try:
+            if usable(path, run, left_out):
+                verify(path, run)
+                return path, problems
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems
 
 
-def manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """The manifest of a checkpoint; CheckpointError where there is none that can be read."""
     try:
         return Manifest.model_validate_json((path / "manifest.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (*_GONE, ValueError) as error:
         raise CheckpointError(f"{path} has no manifest that can be read ({_first_line(error)})") from None
+
+
+def usable(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
+    """Whether it is of steps that the run has not given up, by its manifest alone.
+
+    CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
+    run: such a one must not be passed over, since what follows would remove it.
+    """
+    manifest = read_manifest(path)
+    if manifest.run_fingerprint != run.fingerprint():
+        fields = differing_fields(manifest.run.plain(), run.plain()) or ["its manifest alone"]
+        what = f"this checkpoint is of another run, {manifest.run_fingerprint}, which differs in {', '.join(fields)}"
+        raise DocumentError(path / "manifest.json", 1, 1, what, "move the checkpoint away, and run again")
+    if path.name != folder_name(manifest.step):
+        raise CheckpointError(f"{path} is of step {manifest.step}")
+    there = {one.name for one in path.glob("*.safetensors")}
+    if strange := sorted(there - set(manifest.files)):
+        raise CheckpointError(f"{path / strange[0]} is not in its manifest")
+    return all(one in manifest.left_out or manifest.step <= one.to_step for one in left_out)
+
+
+def verify(path: Path, run: RunSpec) -> None:
+    """CheckpointError unless every file is as it was written; DocumentError if it is of another run."""
+    usable(path, run, ())
+    manifest = read_manifest(path)
+    for name in manifest.files:
+        if said := damage(path, manifest, name):
+            raise CheckpointError(said)
+
+
+def damage(path: Path, manifest: Manifest, name: str) -> str | None:
+    """What is wrong with a file; None where it has its digest. OSError where that cannot be told."""
+    try:
+        same = _digest(path / name) == manifest.files[name]
+    except _GONE as error:
+        return f"{path / name} is not there ({error.strerror})"
+    return None if same else f"{path / name} is not what was written"
 
 
 def step_of(path: Path) -> int:
@@ -137,39 +209,35 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_checkpoint(folder: Path, step: int, boxes: Sequence[Box]) -> None:
-    """Fill the boxes with the state after `step` steps, a whole checkpoint that any layout has written."""
-    path = folder / _folder_name(step)
-    stored = _stored_by_name(path)
-    opened = {file: safe_open(file, framework="pt") for file in _files(path)}
-    for box in boxes:
-        covered = 0
-        for one in stored.get(box.piece.name, []):
-            if one.shape != tuple(box.piece.shape):
-                raise CheckpointError(
-                    f"{one.file} has {one.name} in the shape {one.shape}, not {box.piece.shape}"
-                )
-            covered += _copy_overlap(opened[one.file], one, box)
-        if covered != box.piece.rows * box.piece.cols:
-            raise CheckpointError(f"{path} holds only {covered} values of a box of {box.piece.name}")
+def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
+    """Fill the boxes from a whole checkpoint that any layout has written."""
+    from runtime.shards import Stored
+
+    try:
+        Stored(path).fill(_shards(boxes))
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
-def weights(folder: Path, step: int) -> Iterator[tuple[str, Tensor]]:
-    """The fp32 weights after `step` steps, whole, in the order of their names, whatever layout has written them."""
-    path = folder / _folder_name(step)
-    opened = {file: safe_open(file, framework="pt") for file in _files(path)}
-    for name, stored in sorted(_stored_by_name(path).items()):
-        whole = torch.empty(stored[0].shape, dtype=torch.float32)
-        for one in stored:
-            _window(whole, one.row, one.col, one.rows, one.cols).copy_(
-                opened[one.file].get_tensor(f"{one.key}.master")
-            )
-        yield name, whole
+def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The fp32 weights, whole, in the order of their names, whatever layout has written them."""
+    from runtime.shards import Stored
+
+    try:
+        stored = Stored(path)
+        for key, shape in stored.shapes():
+            part, _, name = key.partition(".")
+            if part == "master":
+                whole = torch.empty(shape, dtype=torch.float32)
+                stored.fill({key: whole})
+                yield name, whole
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
-def weights_sha256(folder: Path, step: int) -> str:
-    """Digest of the weights after `step` steps: equal for every layout."""
-    return digest_of(weights(folder, step))
+def weights_sha256(path: Path) -> str:
+    """Digest of the weights: equal for every layout."""
+    return digest_of(weights(path))
 
 
 def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:
@@ -188,108 +256,40 @@ def hashed(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[s
         yield name, whole
 
 
-def _serialised(boxes: Sequence[Box]) -> bytes:
-    """The boxes as a safetensors file."""
-    tensors: dict[str, Tensor] = {}
-    places: dict[str, str] = {}
-    for number, box in enumerate(boxes):
-        piece = box.piece
-        place = {"name": piece.name, "shape": list(piece.shape), "row": piece.row, "col": piece.col}
-        places[str(number)] = json.dumps(place | {"rows": piece.rows, "cols": piece.cols})
-        for part in _PARTS:
-            tensors[f"{number}.{part}"] = getattr(box, part).detach().contiguous()
-    return save(tensors, places)
-
-
-def _copy_overlap(file: Any, one: Stored, box: Box) -> int:
-    """Copy what a stored box and one of ours have in common; how many values of each part that is."""
-    ours = box.piece
-    top, bottom = max(one.row, ours.row), min(one.row + one.rows, ours.row + ours.rows)
-    left, right = max(one.col, ours.col), min(one.col + one.cols, ours.col + ours.cols)
-    if top >= bottom or left >= right:
-        return 0
-    for part in _PARTS:
-        source = file.get_slice(f"{one.key}.{part}")
-        rows = slice(top - one.row, bottom - one.row)
-        values = source[rows] if len(one.shape) == 1 else source[rows, left - one.col : right - one.col]
-        target = _window(getattr(box, part), top - ours.row, left - ours.col, bottom - top, right - left)
-        target.copy_(values)
-    return (bottom - top) * (right - left)
-
-
-def _window(tensor: Tensor, row: int, col: int, rows: int, cols: int) -> Tensor:
-    """The rectangle of a matrix, or the stretch of a vector."""
-    return tensor[row : row + rows] if tensor.dim() == 1 else tensor[row : row + rows, col : col + cols]
-
-
-def _stored_by_name(path: Path) -> dict[str, list[Stored]]:
-    """Every box in a checkpoint's files, by the name of its tensor."""
-    found: dict[str, list[Stored]] = {}
-    for file in _files(path):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                places = {key: json.loads(text) for key, text in opened.metadata().items()}
-            boxes = [Stored(file, key, **(at | {"shape": tuple(at["shape"])})) for key, at in places.items()]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{file} does not say which boxes it holds ({_first_line(error)})"
-            ) from None
-        for stored in boxes:
-            found.setdefault(stored.name, []).append(stored)
-    return found
-
-
-def _files(path: Path) -> list[Path]:
-    return [path / name for name in sorted(manifest(path).files)]
-
-
-def verify(path: Path, run: str) -> None:
-    """CheckpointError unless the checkpoint is this run's and every file has its digest."""
-    found = manifest(path)
-    if found.run != run or path.name != _folder_name(found.step):
-        raise CheckpointError(f"{path} is of step {found.step} of run {found.run}")
-    for name, digest in found.files.items():
-        try:
-            with open(path / name, "rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == digest
-        except OSError as error:
-            raise CheckpointError(f"{path / name} cannot be read ({error.strerror})") from None
-        if not same:
-            raise CheckpointError(f"{path / name} is not what was written")
-
-
-def _prune(folder: Path, step: int) -> None:
-    """Keep this checkpoint and those before it up to `KEPT`; what is newer was found damaged. Each goes by a rename."""
-    everything = sorted(folder.glob("step-*"))
-    kept = [path for path in everything if path.name <= _folder_name(step)][-KEPT:]
-    for old in set(everything) - set(kept):
-        gone = old.with_name(f".{old.name}.old")
-        os.rename(old, gone)
-        shutil.rmtree(gone)
-
-
-def _gathered(digest: bytes, axis: Axis, device: torch.device) -> list[str]:
-    """Every rank's digest, in the order of ranks: a sum in which each rank fills its own row."""
-    rows = torch.zeros(axis.size, len(digest), dtype=torch.int32)
-    rows[axis.rank] = torch.frombuffer(bytearray(digest), dtype=torch.uint8).int()
-    return [bytes(row).hex() for row in sum_over(rows.to(device), axis).tolist()]
-
-
-def _folder_name(step: int) -> str:
+def folder_name(step: int) -> str:
+    """Name of the folder of a checkpoint."""
     return f"step-{step:08d}"
 
 
-def _file_name(rank: int) -> str:
-    return f"rank-{rank:05d}.safetensors"
+def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
+    """The boxes' tensors by the names under which they are stored."""
+    from runtime.shards import Shard
+
+    return {
+        f"{part}.{box.piece.name}": Shard(getattr(box, part), box.piece.shape, box.piece.offsets)
+        for box in boxes
+        for part in _PARTS
+    }
 
 
-def _write_durably(path: Path, content: bytes) -> bytes:
-    """Write a file that is on disk on return; its SHA-256."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return hashlib.sha256(content).digest()
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; from the first moment on it is none."""
+    gone = path.with_name(f".{path.name}.old")
+    os.rename(path, gone)
+    shutil.rmtree(gone)
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f".{folder_name(step)}.part"
+
+
+def _listing(rank: int) -> str:
+    return f"rank-{rank:05d}.json"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -24,7 +24,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model import hf
-from runtime.checkpoint import CheckpointError, find_whole, hashed, manifest, verify, weights
+from runtime.checkpoint import (
+    CheckpointError,
+    find_whole,
+    folder_name,
+    found,
+    hashed,
+    step_of,
+    verify,
+    weights,
+)
 from runtime.corpus import SEPARATOR, load_corpus
 from runtime.folder import RunFolder
 from specs.base import Sha256, Spec
@@ -57,7 +66,7 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
     run = folder.run()
     corpus = load_corpus(data, run.data.corpus)
     checkpoint = _checkpoint(folder, run, step)
-    done = manifest(checkpoint).step
+    done = step_of(checkpoint)
     final = out or Path("exports") / run.fingerprint() / checkpoint.name
     if final.exists():
         _refuse_another(final, run, done)
@@ -67,7 +76,7 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
     part.mkdir(parents=True)
     try:
         separator = _write_tokenizer(part, data, corpus, run.model.context)
-        _write_weights(part, folder, run, done, separator, console)
+        _write_weights(part, folder, run, checkpoint, separator, console)
         os.rename(part, final)
         sync_folder(final.parent)
     finally:
@@ -121,14 +130,14 @@ def _byte_characters() -> dict[int, str]:
 def _checkpoint(folder: RunFolder, run: RunSpec, step: int | None) -> Path:
     """The checkpoint to export, its digests verified."""
     if step is not None:
-        path = folder.checkpoints / f"step-{step:08d}"
+        path = folder.checkpoints / folder_name(step)
         if not path.is_dir():
-            there = ", ".join(str(int(one.name[5:])) for one in sorted(folder.checkpoints.glob("step-*")))
+            there = ", ".join(str(step_of(one)) for one in reversed(found(folder.checkpoints)))
             what = f"there is no checkpoint of step {step} (there are: {there or 'none'})"
             raise DocumentError(folder.checkpoints, 1, 1, what, "give one of these as --step")
-        verify(path, run.fingerprint())
+        verify(path, run)
         return path
-    newest, problems = find_whole(folder.checkpoints, run.fingerprint())
+    newest, problems = find_whole(folder.checkpoints, run, folder.left_out())
     if newest is None:
         what = problems[0] if problems else "this run has no checkpoint yet"
         raise DocumentError(folder.checkpoints, 1, 1, what, "train it further, then export again")
@@ -172,15 +181,13 @@ def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> in
 
 
 def _write_weights(
-    part: Path, folder: RunFolder, run: RunSpec, step: int, separator: int, console: Console
+    part: Path, folder: RunFolder, run: RunSpec, checkpoint: Path, separator: int, console: Console
 ) -> None:
-    digest = hashlib.sha256()
+    digest, step = hashlib.sha256(), step_of(checkpoint)
     with bar(console) as progress:
-        named = counted(weights(folder.checkpoints, step), progress, "writing weights", run.model.params)
+        named = counted(weights(checkpoint), progress, "writing weights", run.model.params)
         hf.write(part, run.model, run.precision, separator, hashed(named, digest))
     end = folder.end()
     if end is not None and end.step == step and end.weights_sha256 != digest.hexdigest():
-        raise CheckpointError(
-            f"{folder.checkpoints} is not what the run ended with, by the end of its record"
-        )
+        raise CheckpointError(f"{checkpoint} is not what the run ended with, by the end of its record")
     write_json(part / "isoplan.json", Export(run=run, step=step, weights_sha256=digest.hexdigest()))

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from specs.files import DocumentError, load, read_lines, write_json
-from specs.record import End, EvalLine, Order, RecordLine, StepLine, TimingLine
+from specs.record import End, EvalLine, LeftOut, Order, RecordLine, Rollback, StepLine, TimingLine
 from specs.run import RunSpec
 
 
@@ -99,6 +99,10 @@ class RunFolder:
     def timing(self) -> list[TimingLine]:
         """Seconds and rates so far."""
         return _whole_lines(self.timing_jsonl, TimingLine)
+
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What was given up and whose data are left out, in order."""
+        return tuple(line.left_out for line in self.records() if isinstance(line, Rollback))
 
     def end(self) -> End | None:
         """The last line of a finished run; None while it is unfinished."""

@@ -3,21 +3,19 @@
 Rank 0 keeps the journal. The other ranks hold one that says nothing, so that the loop reads the same everywhere.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 from runtime.folder import RunFolder
-from runtime.metrics import Metrics, Rates, cut_line
+from runtime.metrics import Metrics, Rates, cut_line, reached
 from runtime.provenance import environment
 from specs.files import append_line
 from specs.plan import CurveBand
-from specs.record import End, EvalLine, Incident, Order, Start, StepLine
+from specs.record import End, EvalLine, Incident, LeftOut, Order, Rollback, Start, StepLine, What
 from specs.run import RunSpec
-
-What = Literal["outside_band", "damaged_checkpoint", "non_finite", "interrupted"]
 
 
 class Journal:
@@ -31,11 +29,18 @@ class Journal:
         evals = folder.evals() if metrics else []
         self._outside = bool(evals) and band_left(order.curve, evals[-1]) is not None
 
-    def step(self, step: int, loss: float, grad_norm: float, lr: float) -> None:
+    def step(self, step: int, loss: float, grad_norm: float, lr: float, applied: bool) -> None:
         """Note a finished step."""
         if self._metrics:
-            tokens = step * self._run.batch_tokens
-            self._metrics.add(StepLine(step=step, tokens=tokens, loss=loss, grad_norm=grad_norm, lr=lr))
+            line = StepLine(
+                step=step,
+                tokens=step * self._run.batch_tokens,
+                loss=_finite(loss),
+                grad_norm=_finite(grad_norm),
+                lr=lr,
+                applied=applied,
+            )
+            self._metrics.add(line)
 
     def evaluation(self, step: int, loss: float, sequences: int) -> None:
         """Note a held-out loss; raise the alarm when it has just left the forecast's 95 % band."""
@@ -56,6 +61,18 @@ class Journal:
             line = Incident(time=time.time(), step=step, what=what, message=message)
             append_line(self._folder.record_jsonl, line)
             _say(f"{what}: {message}")
+
+    def rollback(self, left_out: LeftOut, why: str) -> None:
+        """Record and print that the run goes back; from now on every start keeps to it."""
+        if self._metrics:
+            self._metrics.flush()
+            gone = (
+                f"steps {left_out.to_step + 1} to {left_out.step} are given up and their data left out: {why}"
+            )
+            append_line(
+                self._folder.record_jsonl, Rollback(time=time.time(), left_out=left_out, message=gone)
+            )
+            _say(f"rollback: {gone}")
 
     def flush(self) -> None:
         """Bring every line to the disk, as a checkpoint promises."""
@@ -98,6 +115,7 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
         yield Journal(folder, run, order, None)
         return
     cut_line(folder.record_jsonl)
+    lost_steps, lost_s = lost_since(folder, begun.from_step)
     metrics = Metrics(folder, begun.from_step, _rates(run, order))
     try:
         start = Start(
@@ -105,6 +123,8 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
             run=run.fingerprint(),
             seal=order.seal,
             from_step=begun.from_step,
+            lost_steps=lost_steps,
+            lost_s=lost_s,
             execution=order.execution,
             kernels=dict(begun.kernels),
             environment=environment(begun.devices),
@@ -135,6 +155,24 @@ def _rates(run: RunSpec, order: Order) -> Rates:
     peak = order.peak_flop_per_s
     devices = order.execution.layout.devices
     return Rates(run.batch_tokens, run.model.mfu_flop_per_token, peak * devices if peak else None)
+
+
+def lost_since(folder: RunFolder, from_step: int) -> tuple[int, float]:
+    """Steps past `from_step` that the last segment had finished, and the seconds that they had taken.
+
+    Steps of less than a second at its end may have no time yet; what is not measured is not counted.
+    """
+    steps = reached(folder.metrics_jsonl) - from_step
+    seconds, next_step = 0.0, math.inf
+    for line in reversed(folder.timing()):
+        if not from_step < line.step < next_step:
+            break
+        seconds, next_step = seconds + line.seconds, line.step
+    return max(0, steps), seconds
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _say(text: str) -> None:

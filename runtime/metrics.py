@@ -103,7 +103,8 @@ def _scalars(line: StepLine | EvalLine | TimingLine) -> dict[str, float]:
     """What TensorBoard shows of a line."""
     match line:
         case StepLine():
-            return {"train/loss": line.loss, "train/grad_norm": line.grad_norm, "train/lr": line.lr}
+            values = {"train/loss": line.loss, "train/grad_norm": line.grad_norm, "train/lr": line.lr}
+            return {name: value for name, value in values.items() if value is not None}
         case EvalLine():
             return {"held_out/loss": line.loss}
         case TimingLine():
@@ -136,6 +137,12 @@ def _step(line: bytes) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def reached(path: Path) -> int:
+    """The last step that a file has a line of, whatever a crash has left behind it; 0 where there is none."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return next((step for line in reversed(lines) if (step := _step(line)) is not None), 0)
 
 
 def last_step(path: Path) -> int:

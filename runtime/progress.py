@@ -59,7 +59,7 @@ class Pace:
         line = last_line(self.job.folder / "metrics.jsonl")
         if line is None:
             return
-        step, self.loss = int(line["step"]), float(line["loss"])
+        step, self.loss = int(line["step"]), line["loss"]
         if self.first_step is None or step < self.step:
             self.first_step, self._since = step, None
         elif step > self.step:
@@ -97,7 +97,7 @@ class Pace:
         return [
             line["message"]
             for line in lines
-            if line.get("event") == "incident" and line["what"] != "interrupted"
+            if line["event"] == "rollback" or (line["event"] == "incident" and line["what"] != "interrupted")
         ]
 
 

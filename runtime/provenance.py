@@ -21,11 +21,16 @@ def environment(devices: Sequence[str]) -> Environment:
     return Environment(
         host=socket.gethostname(),
         python=platform.python_version(),
-        packages={name: version(name) for name in _PACKAGES},
+        packages=versions(),
         commit=commit(Path(__file__)),
         cpu=_processor(),
         devices=tuple(devices),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that change numbers or files."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def commit(source: Path) -> str | None:

@@ -4,14 +4,14 @@ Each check has a name, an outcome and the numbers it compared. A run that fails 
 accepted, whatever its loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from runtime.folder import RunFolder
 from specs.plan import PlannedRun
-from specs.record import Check, End, EvalLine, Incident, RunAudit, Start, StepLine
+from specs.record import Check, End, EvalLine, Incident, RecordLine, Rollback, RunAudit, Start, StepLine
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,21 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         restarts=max(0, len(starts) - 1),
         curve_step=tuple(line.step for line in evals),
         curve_loss=tuple(line.loss for line in evals),
-        incidents=tuple(
-            f"{i.what} at step {i.step}: {i.message}" for i in records if isinstance(i, Incident)
-        ),
+        lost_steps=sum(start.lost_steps for start in starts),
+        lost_s=sum(start.lost_s for start in starts),
+        incidents=tuple(_incidents(records)),
         checks=checks,
         environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
     )
+
+
+def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
+    """What a reader of the run must know, in words."""
+    for line in records:
+        if isinstance(line, Incident):
+            yield f"{line.what} at step {line.step}: {line.message}"
+        elif isinstance(line, Rollback):
+            yield f"rollback at step {line.left_out.step}: {line.message}"
 
 
 def _checks(told: _Told, planned: PlannedRun, seal: str) -> tuple[Check, ...]:

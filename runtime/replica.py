@@ -1,4 +1,4 @@
-"""What one rank computes: its part of the model on its rows of each step, the update of its weights, its state.
+"""What one rank computes: its part of the model on its rows of each step, and the update of its weights.
 
 B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one being only a target
 """
@@ -6,7 +6,6 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from torch import Tensor
 
 from model.collectives import sum_over
 from model.kernels import choose
-from model.mesh import Mesh, connect
+from model.mesh import Axis, Mesh, connect
 from model.pipeline import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
-from runtime.batches import held_out_rows, training_rows
-from runtime.checkpoint import load_checkpoint, newest_whole, save_checkpoint, step_of, weights_sha256
-from runtime.origin import start_from
+from runtime.batches import first_sample, held_out_rows, training_rows
+from specs.record import LeftOut
 from specs.run import Execution, RunSpec
 
 _EVALUATION_TOKENS = 4096
@@ -39,7 +37,7 @@ class Replica:
         kernels = choose(execution.kernels, execution.device, run.precision)
         self.kernels = kernels.describe()
         self._run = run
-        self._layout = execution.layout
+        self.layout = execution.layout
         self._mesh = mesh
         self._device = torch.device(execution.device)
         self._train = train
@@ -53,12 +51,22 @@ class Replica:
             layout=execution.layout,
         )
         self._pipeline = Pipeline(self._stage)
-        self._optimizer = AdamW(self._stage, mesh.dp, run.optim)
+        self.optimizer = AdamW(self._stage, mesh.dp, run.optim)
 
     @property
     def leads(self) -> bool:
         """Whether this is the one rank that decides where the others follow."""
         return self._mesh.world.rank == 0
+
+    @property
+    def world(self) -> Axis:
+        """All ranks."""
+        return self._mesh.world
+
+    @property
+    def writes_vectors(self) -> bool:
+        """Whether this is the one of the tensor-parallel ranks, all of which have the norms' gains, that saves them."""
+        return self._mesh.tp.rank == 0
 
     @property
     def devices(self) -> list[str]:
@@ -67,53 +75,19 @@ class Replica:
             return []
         return [torch.cuda.get_device_name()] * self._mesh.world.size
 
-    def restore(self, folder: Path, data: Path) -> tuple[int, list[str]]:
-        """Take the newest whole checkpoint, or the first weights: finished steps, and what was wrong with newer ones.
-
-        Rank 0 looks and tells the others, so that all agree; only it knows the problems.
-        """
-        problems: list[str] = []
-        step = 0
-        if self.leads:
-            path, problems = newest_whole(folder, self._run.fingerprint())
-            step = step_of(path) if path else 0
-        step = int(self.summed([step])[0])
-        if step == 0 and self._run.parent is None:
-            self._optimizer.start(self._run.seed)
-            return step, problems
-        boxes = self._optimizer.boxes()
-        if step == 0:
-            start_from(self._run, data, boxes)
-        else:
-            load_checkpoint(folder, step, boxes)
-        self._optimizer.steps = step
-        self._optimizer.publish()
-        return step, problems
-
-    def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint of this state, together with the other ranks."""
-        first = self._mesh.tp.rank == 0  # of the tensor-parallel ranks, which all have the norms' gains
-        boxes = [box for box in self._optimizer.boxes() if first or len(box.piece.shape) == 2]
-        run = self._run.fingerprint()
-        save_checkpoint(folder, run, step, self._layout, boxes, self._mesh.world, self._device)
-
-    def accumulate(self, step: int) -> Tensor:
+    def accumulate(self, step: int, left_out: Sequence[LeftOut]) -> Tensor:
         """Add up the gradients of a step; this rank's share of the step's mean loss (fp64, nats)."""
         batch, context = self._run.optim.batch_sequences, self._run.model.context
-        rows, at_once = batch // self._mesh.dp.size, self._layout.micro_batch_sequences
-        first = (step - 1) * batch + self._mesh.dp.rank * rows
+        rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
+        first = first_sample(step, batch, left_out) + self._mesh.dp.rank * rows
 
         def read(micro_batch: int) -> Tensor:
             at = first + micro_batch * at_once
             return self._on_device(training_rows(self._train, context, self._run.seed, at, at_once))
 
         sizes = [at_once] * (rows // at_once)
-        self._optimizer.expect(len(sizes))
+        self.optimizer.expect(len(sizes))
         return self._once(self._pipeline.train(sizes, read, batch * context))
-
-    def update(self, lr: float) -> float:
-        """Apply the gradients; their global norm before clipping."""
-        return self._optimizer.step(lr)
 
     def summed(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over the ranks in one collective."""
@@ -122,6 +96,11 @@ class Replica:
             return scalars
         together = torch.tensor(scalars, dtype=torch.float64, device=self._device)
         return [float(value) for value in sum_over(together, self._mesh.world).tolist()]
+
+    def told(self, numbers: Sequence[float]) -> list[float]:
+        """The first rank's numbers, on every rank; the others' own are not looked at."""
+        size = int(self.summed([len(numbers) if self.leads else 0])[0])
+        return self.summed(list(numbers) if self.leads else [0.0] * size)
 
     def evaluate(self, sequences: int) -> float:
         """Mean loss over this many held-out sequences, nats per token; each replica takes a stretch of them."""
@@ -136,10 +115,6 @@ class Replica:
             return self._on_device(held_out_rows(self._held_out, context, first, count))
 
         return self.summed([self._once(self._pipeline.evaluate(sizes, read, sequences * context))])[0]
-
-    def weights_sha256(self, folder: Path, step: int) -> str:
-        """Digest of the weights that were saved after `step` steps; rank 0 has it, the others nothing."""
-        return weights_sha256(folder, step) if self.leads else ""
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows_BT).to(self._device)

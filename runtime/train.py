@@ -25,12 +25,16 @@ from runtime.metrics import RecordError
 from runtime.origin import check_origin
 from specs.data import Corpus
 from specs.files import DocumentError
-from specs.record import Order
+from specs.record import LeftOut, Order
 from specs.run import Execution, Parent, RunSpec
 
 if TYPE_CHECKING:
     from runtime.replica import Replica
+    from runtime.saver import Saver
+    from runtime.standing import Standing
 
+_TRIES = 3
+"""Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 RESUME = 75
 """EX_TEMPFAIL of sysexits.h: saved, start me again."""
@@ -86,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"RunError: {error}", file=sys.stderr, flush=True)
         return FAILED
+    except OSError as error:  # a disk that is full or gone, say: what to do about it is plain
+        print(f"OSError: {error}", file=sys.stderr, flush=True)
+        return FAILED
     except (DocumentError, CorpusError, DataError, RecordError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
@@ -103,14 +110,38 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     check_enough(train_tokens, held_out, run)
 
     from runtime.replica import joined  # torch: after the handlers, and after what can be refused at once
+    from runtime.saver import Saver
 
     with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
-        from_step, damaged = replica.restore(folder.checkpoints, data)
-        begun = Begun(seat.rank, from_step, replica.kernels, replica.devices)
-        with journal_of(folder, run, order, begun) as journal:
-            for problem in damaged:
-                journal.incident("damaged_checkpoint", from_step, problem)
-            return _go_on(folder, run, order.execution, replica, journal, from_step, leave)
+        saver = Saver(folder.checkpoints, replica, order.execution.keep)
+        while True:
+            status = _segment(folder, run, order, replica, saver, data, leave)
+            if status is not None:
+                return status
+
+
+def _segment(
+    folder: RunFolder,
+    run: RunSpec,
+    order: Order,
+    replica: "Replica",
+    saver: "Saver",
+    data: Path,
+    leave: Leave,
+) -> int | None:
+    """From the newest checkpoint on; the exit status, or None where the run went back and is to be taken up anew."""
+    from runtime.standing import take_up
+
+    begun = take_up(replica, run, folder, data)
+    here = Begun(0 if replica.leads else 1, begun.step, replica.kernels, replica.devices)
+    with journal_of(folder, run, order, here) as journal:
+        for problem in begun.damaged.values():
+            journal.incident("damaged_checkpoint", begun.step, problem)
+        saver.damaged = set(begun.damaged)
+        try:
+            return _go_on(folder, run, order.execution, replica, saver, journal, begun, leave)
+        finally:
+            saver.wait()
 
 
 def _go_on(
@@ -118,26 +149,49 @@ def _go_on(
     run: RunSpec,
     execution: Execution,
     replica: "Replica",
+    saver: "Saver",
     journal: Journal,
-    from_step: int,
+    begun: "Standing",
     leave: Leave,
-) -> int:
-    """The steps after `from_step`, up to the last one or until this process is asked to leave; the exit status."""
+) -> int | None:
+    """The steps after those finished, up to the last one or until this process is asked to leave."""
+    from runtime.guard import Guard
+    from runtime.standing import given_up, manifest_of
+
     steps, evaluation = run.optim.steps, run.evaluation
-    saved_s = time.monotonic()
+    guard, held_out_loss = Guard(run.guard, begun.memory), begun.loss
+    saved_s, problem = time.monotonic(), ""
     leaving = any(replica.summed([leave.asked]))
-    for step in range(from_step + 1, steps + 1):
+    for step in range(begun.step + 1, steps + 1):
         if leaving:
             return RESUME
         lr = run.optim.lr(step)
-        share = replica.accumulate(step)
-        grad_norm = replica.update(lr)
-        due = replica.leads and time.monotonic() - saved_s >= execution.checkpoint_every_s
-        loss, asked, saving = replica.summed(
-            [share, leave.asked, due]
-        )  # so that all ranks agree on all three
-        _stop_where_diverged(journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr})
-        journal.step(step, loss, grad_norm, lr)
+        share = replica.accumulate(step, begun.left_out)
+        due = saver.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
+        # In one sum, so that all ranks agree: the loss, whether to leave, whether to save, how far a save is.
+        loss, asked, saving, *reports = replica.summed(
+            [share, leave.asked, replica.leads and due, *saver.report()]
+        )
+        if problem := saver.hear(*reports):
+            journal.incident("unsaved_checkpoint", step - 1, problem)
+        grad_norm = replica.optimizer.reduce()
+        objection = guard.objection(loss, grad_norm)
+        if run.guard is None:
+            _stop_where_diverged(
+                journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
+            )
+        if objection:
+            replica.optimizer.drop()
+            journal.incident("skipped_step", step, f"step {step} was not applied: {objection}")
+        else:
+            replica.optimizer.apply(lr, grad_norm)
+        journal.step(step, loss, grad_norm, lr, applied=not objection)
+        if guard.impatient:
+            saver.finish()
+            left_out = given_up(replica, run, folder, begun, step, guard.in_a_row)
+            _stop_where_stuck(journal, begun, left_out)
+            journal.rollback(left_out, f"{guard.in_a_row} steps in a row were not applied")
+            return None
 
         last = step == steps
         if step % evaluation.every_steps == 0 or last:
@@ -147,13 +201,25 @@ def _go_on(
             journal.evaluation(step, held_out_loss, sequences)
 
         leaving = bool(asked) and not last
-        if saving or leaving or last:
+        by_step = (
+            execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
+        )
+        if saving or by_step or leaving or last:
+            if problem := saver.finish():
+                journal.incident("unsaved_checkpoint", step, problem)
             journal.flush()  # a checkpoint promises that every line up to its step is on disk
-            replica.save(folder.checkpoints, step)
+            saver.begin(manifest_of(replica, run, begun, step, held_out_loss, guard.memory))
             saved_s = time.monotonic()
+        if leaving or last:
+            problem = saver.finish()
+            if problem:
+                journal.incident("unsaved_checkpoint", step, problem)
         if leaving:
-            journal.incident("interrupted", step, f"saved at step {step} of {steps} after a signal to leave")
-    journal.end(replica.weights_sha256(folder.checkpoints, steps))
+            said = "not saved" if problem else "saved"
+            journal.incident("interrupted", step, f"{said} at step {step} of {steps} after a signal to leave")
+    if problem:
+        raise RunError(f"{problem}; the last step is to be trained again")
+    journal.end(saver.weights_sha256(steps))
     return FINISHED
 
 
@@ -176,6 +242,18 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
         problems.append(f"{corpus.spec.vocab} different tokens do not fit a vocabulary of {run.model.vocab}")
     if problems:
         raise RunError(problems[0])
+
+
+def _stop_where_stuck(journal: Journal, begun: "Standing", left_out: LeftOut) -> None:
+    """RunError, and an incident in the record, where going back to this checkpoint has not helped before."""
+    tries = sum(one.to_step == left_out.to_step for one in begun.left_out)
+    if tries < _TRIES:
+        return
+    said = (
+        f"went back to step {left_out.to_step} {tries} times, and came no further than step {left_out.step}"
+    )
+    journal.incident("non_finite", left_out.step, said)
+    raise RunError(f"{said}: training diverged; plan with a lower learning rate")
 
 
 def _stop_where_diverged(journal: Journal, step: int, values: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from specs.base import Slug, Spec
 from specs.data import DataSpec, DeclaredText
+from specs.divergence import StepGuard
 from specs.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
 from specs.words import duration, energy
 
@@ -134,6 +135,8 @@ class Budget(Spec):
     """Precision of parameters and activations."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of weights and data order."""
+    guard: StepGuard | None = StepGuard()
+    """Against diverging runs; null applies every step."""
     ledger: Annotated[
         str,
         StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.jsonl$"),

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from specs.base import Slug, Spec
+from specs.keep import Keep
 from specs.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
 
 
@@ -83,3 +84,7 @@ class Cluster(Spec):
     """What training reaches of the data sheet; null leaves the step's time to `model_flop_utilisation`."""
     checkpoint_every: Seconds
     """Time between checkpoints."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints that are written besides; null writes none."""
+    keep: Keep = Keep()
+    """Which checkpoints stay."""

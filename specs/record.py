@@ -58,12 +58,22 @@ class Start(Spec):
     """Seal of the plan that started it; null for a bare run spec."""
     from_step: int = Field(ge=0)
     """Finished steps it goes on from; 0 is from scratch."""
+    lost_steps: int = Field(default=0, ge=0)
+    """Steps past these that an earlier segment had finished, and that are trained again."""
+    lost_s: float = Field(default=0.0, ge=0)
+    """Seconds that they had taken."""
     execution: Execution
     """Layout, kernels and cadence."""
     kernels: dict[str, str]
     """Back end that was chosen for each operation."""
     environment: Environment
     """Where."""
+
+
+What = Literal[
+    "outside_band", "damaged_checkpoint", "unsaved_checkpoint", "non_finite", "skipped_step", "interrupted"
+]
+"""Kinds of incidents."""
 
 
 class Incident(Spec):
@@ -75,10 +85,34 @@ class Incident(Spec):
     """Seconds since 1970."""
     step: int = Field(ge=0)
     """Finished steps when it happened."""
-    what: Literal["outside_band", "damaged_checkpoint", "non_finite", "interrupted"]
+    what: What
     """Kind of incident."""
     message: str
     """In words."""
+
+
+class LeftOut(Spec):
+    """Steps that were given up, and whose data are left out of the run."""
+
+    step: int = Field(ge=1)
+    """The step at which they were given up."""
+    to_step: int = Field(ge=0)
+    """Finished steps of the checkpoint that the run went back to."""
+    batches: int = Field(ge=1)
+    """Batches taken until then, those left out earlier included: the step after `to_step` takes the next one."""
+
+
+class Rollback(Spec):
+    """The run went back to a checkpoint. The data of the steps after it are left out."""
+
+    event: Literal["rollback"] = "rollback"
+    """Selects this line."""
+    time: float
+    """Seconds since 1970."""
+    left_out: LeftOut
+    """What was given up."""
+    message: str
+    """Why, in words."""
 
 
 class End(Spec):
@@ -96,7 +130,7 @@ class End(Spec):
     """Digest of the final weights."""
 
 
-RecordLine = Annotated[Start | Incident | End, Field(discriminator="event")]
+RecordLine = Annotated[Start | Incident | Rollback | End, Field(discriminator="event")]
 """A line of `record.jsonl`."""
 
 
@@ -107,12 +141,14 @@ class StepLine(Spec):
     """Finished steps."""
     tokens: int = Field(ge=1)
     """Tokens trained on so far."""
-    loss: float
-    """Training loss of the step, nats per token."""
-    grad_norm: float
-    """Global norm of the gradient before clipping."""
+    loss: float | None
+    """Training loss of the step, nats per token; null where it is not finite."""
+    grad_norm: float | None
+    """Global norm of the gradient before clipping; null where it is not finite."""
     lr: float = Field(ge=0)
     """Learning rate of the step."""
+    applied: bool = True
+    """False for a step that the guard threw away."""
 
 
 class EvalLine(Spec):
@@ -213,6 +249,10 @@ class RunAudit(Spec):
     """Median throughput."""
     restarts: int
     """Segments after the first."""
+    lost_steps: int = 0
+    """Steps that were trained again after a restart."""
+    lost_s: float = 0.0
+    """Seconds that they had taken the first time; goodput is the other seconds' share."""
     curve_step: tuple[int, ...]
     """Steps of the held-out curve."""
     curve_loss: tuple[float, ...]

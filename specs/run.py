@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from specs.base import Fingerprint, Sha256, Spec
 from specs.data import CorpusRef
+from specs.divergence import StepGuard
+from specs.keep import Keep
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
@@ -61,6 +63,8 @@ class RunSpec(Spec):
     """Parameters and activations; gradients, masters and moments are always fp32."""
     seed: int = Field(ge=0, lt=2**32)
     """Seed of the weights and of the order of the data."""
+    guard: StepGuard | None = StepGuard()
+    """Against diverging; null applies every step, and stops where a loss is not finite."""
     parent: Annotated[Parent | Imported, Field(discriminator="kind")] | None = None
     """Where the first weights come from, another run or an import; null draws them from the seed."""
 
@@ -103,3 +107,7 @@ class Execution(Spec):
     """CPU threads of one rank."""
     checkpoint_every_s: float = Field(gt=0)
     """Seconds between checkpoints."""
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints that are written besides; null writes none."""
+    keep: Keep = Keep()
+    """Which checkpoints stay."""

@@ -1,9 +1,11 @@
 import json
 import os
-import threading
+import pickle
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,42 +13,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.mesh import Axis
 from model.parameters import Piece
 from model.zero import Box
-from runtime import checkpoint
-from runtime.checkpoint import CheckpointError, load_checkpoint, newest_whole, save_checkpoint, weights_sha256
+from runtime.checkpoint import (
+    CheckpointError,
+    Manifest,
+    clear,
+    commit,
+    discard,
+    find_whole,
+    load_checkpoint,
+    read_manifest,
+    stage,
+    usable,
+    weights_sha256,
+)
+from runtime.guard import Memory
+from specs.files import DocumentError
+from specs.keep import Keep
+from specs.record import LeftOut
 from tests import samples
 
-RUN = samples.run().fingerprint()
-CPU = torch.device("cpu")
+RUN = samples.run()
 SHAPES = {"embedding": (7, 3), "norm": (5,), "head": (4, 6)}
 
 Cuts = dict[str, tuple[list[int], list[int]]]
 """Where the rows and columns of each tensor are cut."""
-
-
-class Ranks:
-    """Stands for the collectives of ranks that are threads of this process."""
-
-    def __init__(self, size: int) -> None:
-        self.values: list[Tensor] = [torch.empty(0)] * size
-        self.barrier = threading.Barrier(size)
-
-    def sum_over(self, x: Tensor, axis: Axis) -> Tensor:
-        self.values[axis.rank] = x
-        self.barrier.wait(10)
-        total = torch.stack(self.values).sum(0)
-        self.barrier.wait(10)
-        return total
-
-    def run(self, work: Callable[[Axis], None]) -> None:
-        size = len(self.values)
-        threads = [threading.Thread(target=work, args=(Axis(size, rank),)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
 
 def state(step: int) -> dict[str, list[Tensor]]:
@@ -57,43 +49,68 @@ def state(step: int) -> dict[str, list[Tensor]]:
     }
 
 
-def boxes_of(whole: dict[str, list[Tensor]], rank: int, ranks: int, cuts: Cuts) -> list[Box]:
-    """This rank's boxes: the tensors cut as told, dealt out in turn."""
-    found = []
+def boxes_by_rank(whole: dict[str, list[Tensor]], cuts: Cuts) -> list[list[Box]]:
+    """The tensors cut as told, and dealt out to as many ranks as that takes: each has one box of a tensor at most."""
+    found: list[list[Box]] = []
     for name, tensors in whole.items():
         shape = SHAPES[name]
         rows, cols = cuts[name]
+        rank = 0
         for top, bottom in pairwise([0, *sorted(rows), shape[0]]):
             for left, right in pairwise([0, *sorted(cols), shape[1] if len(shape) == 2 else 1]):
+                if top == bottom or left == right:
+                    continue
                 window = (slice(top, bottom), slice(left, right))[: len(shape)]
                 piece = Piece(name, shape, top, left, bottom - top, right - left)
-                found.append(Box(piece, *(tensor[window] for tensor in tensors)))
-    return [box for box in found[rank::ranks] if box.piece.rows and box.piece.cols]
+                if rank == len(found):
+                    found.append([])
+                found[rank].append(Box(piece, *(tensor[window] for tensor in tensors)))
+                rank += 1
+    return found
 
 
 UNCUT: Cuts = {name: ([], []) for name in SHAPES}
+TWO: Cuts = {"embedding": ([3], []), "norm": ([2], []), "head": ([1], [])}
 
 
-def save(folder: Path, step: int, ranks: int = 1, cuts: Cuts = UNCUT) -> None:
-    """A checkpoint of `state(step)` by as many ranks."""
-    others = Ranks(ranks)
-    layout = samples.layout(dp=ranks)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "sum_over", others.sum_over)
-        others.run(
-            lambda axis: save_checkpoint(
-                folder, RUN, step, layout, boxes_of(state(step), axis.rank, ranks, cuts), axis, CPU
-            )
-        )
-
-
-def loaded(folder: Path, step: int, ranks: int = 1, cuts: Cuts = UNCUT) -> dict[str, list[Tensor]]:
-    """What as many ranks read back, put together."""
-    whole = {
-        name: [torch.full_like(tensor, torch.nan) for tensor in parts] for name, parts in state(step).items()
+def manifest(step: int, **changes: Any) -> Manifest:
+    plain: dict[str, Any] = {
+        "run_fingerprint": RUN.fingerprint(),
+        "run": RUN,
+        "step": step,
+        "updates": step,
+        "tokens": step * RUN.batch_tokens,
+        "loss": None,
+        "guard": Memory(),
+        "left_out": (),
+        "layout": samples.layout(),
+        "versions": {},
     }
-    for rank in range(ranks):
-        load_checkpoint(folder, step, boxes_of(whole, rank, ranks, cuts))
+    return Manifest(**(plain | changes))
+
+
+def save(
+    folder: Path,
+    step: int,
+    cuts: Cuts = UNCUT,
+    keep: Keep | None = None,
+    damaged: set[int] | None = None,
+    **changes: Any,
+) -> Path:
+    """A checkpoint of `state(step)`, by as many ranks as the cuts ask for."""
+    by_rank = boxes_by_rank(state(step), cuts)
+    for rank, boxes in enumerate(by_rank):
+        stage(folder, step, rank, boxes)
+    commit(folder, manifest(step, **changes), len(by_rank), keep or Keep(), damaged or ())
+    return folder / f"step-{step:08d}"
+
+
+def loaded(path: Path, cuts: Cuts = UNCUT) -> dict[str, list[Tensor]]:
+    """What as many ranks read back, put together."""
+    shapes = state(1)
+    whole = {name: [torch.full_like(tensor, torch.nan) for tensor in parts] for name, parts in shapes.items()}
+    for boxes in boxes_by_rank(whole, cuts):
+        load_checkpoint(path, boxes)
     return whole
 
 
@@ -101,6 +118,10 @@ def assert_same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) ->
     for name in SHAPES:
         for a, b in zip(one[name], other[name], strict=True):
             assert torch.equal(a, b), name
+
+
+def steps_in(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in folder.iterdir())
 
 
 def cuts() -> st.SearchStrategy[Cuts]:
@@ -116,36 +137,66 @@ def cuts() -> st.SearchStrategy[Cuts]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(written=cuts(), writers=st.integers(1, 3), read=cuts(), readers=st.integers(1, 3))
+@given(written=cuts(), read=cuts())
 def test_any_layout_reads_what_any_other_wrote(
-    tmp_path_factory: pytest.TempPathFactory, written: Cuts, writers: int, read: Cuts, readers: int
+    tmp_path_factory: pytest.TempPathFactory, written: Cuts, read: Cuts
 ) -> None:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    save(folder, 3, writers, written)
-    assert_same(loaded(folder, 3, readers, read), state(3))
+    path = save(tmp_path_factory.mktemp("checkpoints"), 3, written)
+    assert_same(loaded(path, read), state(3))
+
+
+def test_large_states_are_written_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.shards.FILE_BYTES", 200)
+    path = save(tmp_path, 3, TWO)
+    assert len(list(path.glob("*.safetensors"))) > 4
+    assert_same(loaded(path, {"embedding": ([2], [1]), "norm": ([4], []), "head": ([], [3])}), state(3))
 
 
 def test_the_digest_of_the_weights_does_not_depend_on_the_layout(tmp_path: Path) -> None:
-    save(tmp_path / "one", 3)
-    save(tmp_path / "three", 3, 3, {"embedding": ([2], [1]), "norm": ([2, 4], []), "head": ([], [3])})
-    save(tmp_path / "other", 4)
-    digest = weights_sha256(tmp_path / "one", 3)
-    assert digest == weights_sha256(tmp_path / "three", 3)
-    assert digest != weights_sha256(tmp_path / "other", 4)
-
-
-def test_the_newest_two_stay(tmp_path: Path) -> None:
-    for step in (5, 10, 100, 1000):
-        save(tmp_path, step)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
+    digest = weights_sha256(save(tmp_path / "one", 3))
+    cut: Cuts = {"embedding": ([2], [1]), "norm": ([2, 4], []), "head": ([], [3])}
+    assert digest == weights_sha256(save(tmp_path / "three", 3, cut))
+    assert digest != weights_sha256(save(tmp_path / "other", 4))
 
 
 def test_the_newest_whole_one_is_used(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path / "absent", RUN) == (None, [])
-    assert newest_whole(tmp_path, RUN) == (None, [])
+    assert find_whole(tmp_path / "absent", RUN, ()) == (None, [])
+    assert find_whole(tmp_path, RUN, ()) == (None, [])
     save(tmp_path, 5)
-    save(tmp_path, 10)
-    assert newest_whole(tmp_path, RUN) == (tmp_path / "step-00000010", [])
+    newest = save(tmp_path, 10)
+    assert find_whole(tmp_path, RUN, ()) == (newest, [])
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay"),
+    [
+        (Keep(), [90, 100]),
+        (Keep(newest=1), [100]),
+        (Keep(newest=3, period_steps=40), [40, 80, 90, 100]),
+        (Keep(newest=1, best=True), [30, 100]),
+        (Keep(newest=1, best=True, period_steps=50), [30, 50, 100]),
+    ],
+)
+def test_what_is_to_be_kept_stays_and_nothing_else(tmp_path: Path, keep: Keep, stay: list[int]) -> None:
+    for step in range(10, 101, 10):
+        save(tmp_path, step, keep=keep, loss=2.0 + abs(step - 30) / 100 if step > 10 else None)
+    assert steps_in(tmp_path) == stay
+
+
+@given(
+    st.dictionaries(st.integers(1, 60), st.none() | st.floats(0, 9), min_size=1),
+    st.integers(1, 5),
+    st.none() | st.integers(1, 9),
+    st.booleans(),
+)
+def test_the_newest_always_stays(
+    losses: dict[int, float | None], newest: int, every: int | None, best: bool
+) -> None:
+    kept = Keep(newest=newest, period_steps=every, best=best).kept(losses)
+    assert set(sorted(losses)[-newest:]) <= kept <= set(losses)
+    measured = [loss for loss in losses.values() if loss is not None]
+    if best and measured:
+        assert min(measured) in {losses[step] for step in kept}
 
 
 def flip(path: Path) -> None:
@@ -154,18 +205,22 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
-    "a flipped byte": lambda path: flip(path / "rank-00001.safetensors"),
-    "a cut file": lambda path: os.truncate(path / "rank-00000.safetensors", 100),
-    "an empty file": lambda path: os.truncate(path / "rank-00000.safetensors", 0),
-    "a lost file": lambda path: (path / "rank-00001.safetensors").unlink(),
-    "a folder for a file": lambda path: (
-        (path / "rank-00001.safetensors").unlink(),
-        (path / "rank-00001.safetensors").mkdir(),
-    )[0],
+ONE, OTHER = (f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2))
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "a flipped byte": lambda path: flip(path / OTHER),
+    "a cut file": lambda path: os.truncate(path / ONE, 100),
+    "an empty file": lambda path: os.truncate(path / ONE, 0),
+    "a lost file": lambda path: (path / OTHER).unlink(),
+    "a folder for a file": lambda path: ((path / OTHER).unlink(), (path / OTHER).mkdir()),
     "no manifest": lambda path: (path / "manifest.json").unlink(),
     "half a manifest": lambda path: os.truncate(path / "manifest.json", 80),
     "a manifest that is no text": lambda path: (path / "manifest.json").write_bytes(b"\xff\x00"),
+    "a manifest of something else": lambda path: (path / "manifest.json").write_text('{"kind": "plan"}'),
+    "a file too many": lambda path: shutil.copy(path / ONE, path / ONE.replace("00001", "00009", 1)),
+    "half deleted": lambda path: ((path / "manifest.json").unlink(), (path / ONE).unlink()),
+    "all deleted": lambda path: [file.unlink() for file in path.iterdir()],
+    "a file for the folder": lambda path: (shutil.rmtree(path), path.write_text("")),
 }
 
 
@@ -173,14 +228,43 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_one_is_named_and_the_one_before_it_is_used(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    for step in (5, 10):
-        save(tmp_path, step, 2, UNCUT | {"embedding": ([3], [])})
-    damage(tmp_path / "step-00000010")
-    path, problems = newest_whole(tmp_path, RUN)
-    assert path == tmp_path / "step-00000005"
+    before, newest = save(tmp_path, 5, TWO), save(tmp_path, 10, TWO)
+    damage(newest)
+    path, problems = find_whole(tmp_path, RUN, ())
+    assert path == before
     assert len(problems) == 1
     assert "step-00000010" in problems[0]
     assert "\n" not in problems[0]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_corruption_is_ever_resumed_from(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Of any file of the newest checkpoint: bytes changed, cut out, added. The one before it is found whole."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    before, newest = save(folder, 5, TWO), save(folder, 10, TWO)
+    name = data.draw(st.sampled_from(sorted(path.name for path in newest.iterdir())))
+    content = (newest / name).read_bytes()
+    first = data.draw(st.integers(0, len(content) - 1))
+    last = data.draw(st.integers(first, min(len(content), first + 40)))
+    changed = content[:first] + data.draw(st.binary(max_size=40)) + content[last:]
+    (newest / name).write_bytes(changed)
+    try:
+        path, problems = find_whole(folder, RUN, ())
+    except DocumentError:  # a manifest that now says that it is another run's: a person has to look
+        assert name == "manifest.json"
+        return
+    if path == newest:  # its manifest says the same in other words, or nothing has changed
+        assert name == "manifest.json" or changed == content
+        assert_same(loaded(newest), state(10))
+        return
+    assert path == before
+    assert len(problems) == 1
+    assert_same(loaded(before), state(5))
+    newer = save(folder, 11, TWO, damaged={10})
+    assert sorted(folder.iterdir()) == [before, newer]
 
 
 def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
@@ -188,54 +272,108 @@ def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
         save(tmp_path, step)
     DAMAGE["no manifest"](tmp_path / "step-00000010")
     save(tmp_path, 7)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000007"]
-    save(tmp_path, 10)
-    assert newest_whole(tmp_path, RUN) == (tmp_path / "step-00000010", [])
+    assert steps_in(tmp_path) == [5, 7]
+    newest = save(tmp_path, 10)
+    assert find_whole(tmp_path, RUN, ()) == (newest, [])
 
 
-def test_one_of_another_run_or_under_another_name_is_not_used(tmp_path: Path) -> None:
+def test_one_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    path, problems = newest_whole(tmp_path, "0" * 16)
+    path = save(tmp_path, 10)
+    other = RUN.model_copy(update={"seed": 1, "optim": samples.optim(peak_lr=0.001)})
+    with pytest.raises(
+        DocumentError, match=r"another run, .* differs in optim.peak_lr, seed; move"
+    ) as refused:
+        find_whole(tmp_path, other, ())
+    assert str(path / "manifest.json") in str(refused.value)
+    assert steps_in(tmp_path) == [5, 10]
+
+
+def test_one_under_another_name_is_not_used(tmp_path: Path) -> None:
+    save(tmp_path, 5).rename(tmp_path / "step-00000009")
+    path, problems = find_whole(tmp_path, RUN, ())
     assert path is None
-    assert f"is of step 5 of run {RUN}" in problems[0]
-    (tmp_path / "step-00000005").rename(tmp_path / "step-00000009")
-    assert newest_whole(tmp_path, RUN)[0] is None
+    assert problems == [f"{tmp_path / 'step-00000009'} is of step 5"]
+
+
+def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    for name in (
+        "step-notes",
+        "step-5",
+        "step-\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2\u00b2",
+        "readme.txt",
+    ):
+        (tmp_path / name).write_text("mine")
+    path = save(tmp_path, 5)
+    save(tmp_path, 10, keep=Keep(newest=1))
+    assert not path.exists()
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_what_a_run_has_given_up_is_not_used(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    given_up = LeftOut(step=12, to_step=5, batches=12)
+    assert find_whole(tmp_path, RUN, (given_up,))[0] == tmp_path / "step-00000005"
+    after = save(tmp_path, 8, left_out=(given_up,))
+    assert find_whole(tmp_path, RUN, (given_up,))[0] == after
+    assert steps_in(tmp_path) == [5, 8]
+    again = LeftOut(step=9, to_step=5, batches=16)
+    assert not usable(after, RUN, (given_up, again))
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
-    save(tmp_path, 5)
+    path = save(tmp_path, 5)
     for name in (".step-00000010.part", ".step-00000003.old"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "rank-00000.safetensors").write_bytes(b"half")
-    assert newest_whole(tmp_path, RUN) == (tmp_path / "step-00000005", [])
+        (tmp_path / name / ONE).write_bytes(b"half")
+    assert find_whole(tmp_path, RUN, ()) == (path, [])
+    clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+    clear(tmp_path / "absent")
+
+
+def test_what_is_not_to_be_leaves_nothing(tmp_path: Path) -> None:
+    stage(tmp_path, 5, 0, boxes_by_rank(state(5), UNCUT)[0])
+    discard(tmp_path, 5)
+    assert list(tmp_path.iterdir()) == []
+    discard(tmp_path, 5)
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
-    save(tmp_path, 5)
-    manifest = tmp_path / "step-00000005" / "manifest.json"
-    plain = json.loads(manifest.read_text())
+    path = save(tmp_path, 5) / "manifest.json"
+    plain = json.loads(path.read_text())
     plain["files"]["../../secret"] = "0" * 64
-    manifest.write_text(json.dumps(plain))
-    path, problems = newest_whole(tmp_path, RUN)
-    assert path is None
-    assert "has no manifest that can be read" in problems[0]
+    path.write_text(json.dumps(plain))
+    with pytest.raises(CheckpointError, match="has no manifest that can be read"):
+        read_manifest(path.parent)
 
 
 def test_values_that_no_file_holds_are_missed(tmp_path: Path) -> None:
-    save(tmp_path, 5)
+    path = save(tmp_path, 5, TWO)
     wide = Piece("norm", (9,), 0, 0, 9, 1)
     missing = Piece("bias", (2,), 0, 0, 2, 1)
-    for piece, message in (
-        (wide, r"has norm in the shape \(5,\)"),
-        (missing, "holds only 0 values of a box of bias"),
-    ):
+    for piece, message in ((wide, r"has master.norm in the shape \(5,\)"), (missing, "holds no master.bias")):
         box = Box(piece, *(torch.zeros(piece.rows) for _ in range(3)))
         with pytest.raises(CheckpointError, match=message):
-            load_checkpoint(tmp_path, 5, [box])
+            load_checkpoint(path, [box])
+    (path / ONE).unlink()
+    with pytest.raises(CheckpointError, match=r"holds 12 of the 21 values of master.embedding"):
+        loaded(path)
 
 
-def test_files_hold_tensors_and_json_alone(tmp_path: Path) -> None:
-    save(tmp_path, 5, 2)
-    names = sorted(path.name for path in (tmp_path / "step-00000005").iterdir())
-    assert names == ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"]
+def test_files_hold_tensors_and_json_alone_and_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    path = save(tmp_path, 5, TWO)
+    assert sorted(file.name for file in path.iterdir()) == ["manifest.json", ONE, OTHER]
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (path / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    assert_same(loaded(path), state(5))
+    assert find_whole(tmp_path, RUN, ())[0] == path
+    (path / ONE).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError):
+        loaded(path)
+    assert not (tmp_path / "executed").exists()

@@ -13,7 +13,7 @@ from model.mesh import Axis, Mesh
 from model.parameters import Piece
 from model.transformer import Stage
 from model.zero import AdamW, Box
-from runtime.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights
+from runtime.checkpoint import CheckpointError, commit, load_checkpoint, read_manifest, stage, weights
 from runtime.corpus import build, tokens
 from runtime.export import Export, export, tokenizer_of
 from runtime.folder import RunFolder
@@ -22,6 +22,7 @@ from runtime.train import FINISHED
 from runtime.weights import import_folder, run_from
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText
 from specs.files import DocumentError, load, write_yaml
+from specs.keep import Keep
 from specs.run import Imported, RunSpec
 from tests import samples
 from tests.test_run_cli import isoplan
@@ -66,7 +67,7 @@ def our_logits(folder: RunFolder, step: int, rows: torch.Tensor) -> torch.Tensor
     kernels = choose("auto", "cpu")
     stage = Stage(spec.model, precision=spec.precision, mesh=Mesh(), kernels=kernels, device="cpu")
     optimizer = AdamW(stage, Axis(), spec.optim)
-    load_checkpoint(folder.checkpoints, step, optimizer.boxes())
+    load_checkpoint(folder.checkpoints / f"step-{step:08d}", optimizer.boxes())
     optimizer.publish()
     return stage.logits(rows).detach().double()
 
@@ -139,11 +140,11 @@ def test_checkpoints_of_any_layout_give_the_same_export(home: Path, run: RunFold
     other = RunFolder(tmp_path / run.path.name)
     other.path.mkdir()
     shutil.copy(run.run_json, other.run_json)
-    whole = dict(weights(run.checkpoints, 20))
-    layout = samples.layout(dp=1, tp=1)
-    boxes = [box for name, tensor in whole.items() for box in cut(name, tensor)]
-    identity = other.run().fingerprint()
-    save_checkpoint(other.checkpoints, identity, 20, layout, boxes, Axis(), torch.device("cpu"))
+    theirs = run.checkpoints / "step-00000020"
+    boxes = [cut(name, tensor) for name, tensor in weights(theirs)]
+    for rank in range(6):
+        stage(other.checkpoints, 20, rank, [held[rank] for held in boxes if rank < len(held)])
+    commit(other.checkpoints, read_manifest(theirs), 6, Keep())
     one = export(run, home / "data", 20, tmp_path / "one", QUIET)
     two = export(other, home / "data", 20, tmp_path / "two", QUIET)
     assert {path.name: path.read_bytes() for path in one.iterdir()} == {
@@ -177,7 +178,7 @@ def test_a_damaged_or_absent_checkpoint_is_not_exported(home: Path, run: RunFold
     shutil.copytree(run.path, copy.path)
     with pytest.raises(DocumentError, match=r"no checkpoint of step 7 \(there are: 20\)"):
         export(copy, home / "data", 7, tmp_path / "out", QUIET)
-    file = copy.checkpoints / "step-00000020" / "rank-00000.safetensors"
+    file = copy.checkpoints / "step-00000020" / "shard-00001-model-00001-of-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -241,7 +242,10 @@ def test_a_run_starts_from_imported_weights(
 def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     home: Path, exported: Path, tmp_path: Path
 ) -> None:
+    from runtime.checkpoint import weights_sha256
     from runtime.replica import joined
+    from runtime.saver import Saver
+    from runtime.standing import manifest_of, take_up
 
     shutil.copytree(home / "data", tmp_path / "data")
     spec = from_import(tmp_path, exported)
@@ -249,12 +253,13 @@ def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     rows = np.zeros(1000, np.uint8)
     execution = folder.order().execution
     with joined(spec, execution, 0, 0, rows, rows) as replica:
-        assert replica.restore(folder.checkpoints, tmp_path / "data") == (0, [])
-        replica.save(folder.checkpoints, 1)
+        begun = take_up(replica, spec, folder, tmp_path / "data")
+        assert (begun.step, begun.damaged) == (0, {})
+        saver = Saver(folder.checkpoints, replica, execution.keep)
+        saver.begin(manifest_of(replica, spec, begun, 1, None, begun.memory))
+        assert saver.finish() == ""
     stored = import_folder(exported, tmp_path / "data", QUIET)
-    from runtime.checkpoint import weights_sha256
-
-    assert weights_sha256(folder.checkpoints, 1) == stored.manifest.sha256
+    assert weights_sha256(folder.checkpoints / "step-00000001") == stored.manifest.sha256
 
 
 def test_weights_that_are_gone_or_cut_or_of_another_shape_are_refused(

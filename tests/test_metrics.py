@@ -66,7 +66,7 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(
 def test_nothing_in_the_deterministic_files_depends_on_time(tmp_path: Path) -> None:
     write(RunFolder(tmp_path), 1, 4).close()
     keys = {key for line in (tmp_path / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
-    assert keys == {"step", "tokens", "loss", "grad_norm", "lr"}
+    assert keys == {"step", "tokens", "loss", "grad_norm", "lr", "applied"}
 
 
 def test_lines_that_a_checkpoint_promised_and_that_are_gone_are_missed(tmp_path: Path) -> None:

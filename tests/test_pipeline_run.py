@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_under_another_cut_and_ends_with_the_same_bytes(
 ) -> None:
     cuts: list[dict[str, Any]] = [{"pp": 2}, {"pp": 4}, {}, {"pp": 2, "interleave": 2}]
     for number, cut in enumerate(cuts):
-        folder = opened(tmp_path, run, order(run, micro_batch=1, every_s=1e-9, **cut))
+        folder = opened(tmp_path, run, order(run, micro_batch=1, every_steps=1, **cut))
         seen = len(folder.records())
         ranks = Ranks(folder, home / "data", int(cut.get("pp", 1)))
         while len(folder.records()) <= seen or not list(folder.checkpoints.glob(f"step-*{number}")):

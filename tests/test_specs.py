@@ -215,7 +215,8 @@ def test_a_layout_counts_devices_and_micro_batches() -> None:
 
 CANONICAL_RUN = (
     '{"data":{"corpus":"0123456789abcdef","digest":"' + "5" * 64 + '"},"documents":"joined",'
-    '"evaluation":{"every_steps":10,"final_sequences":64,"sequences":16},"kind":"run",'
+    '"evaluation":{"every_steps":10,"final_sequences":64,"sequences":16},'
+    '"guard":{"patience_steps":4,"spike_deviations":15.0,"window_steps":128},"kind":"run",'
     '"model":{"context":128,"ffn":176,"heads":2,"init_std":0.006,"kv_heads":1,"layers":2,"norm_eps":1e-06,'
     '"rope_theta":10000.0,"vocab":256,"width":64},'
     '"optim":{"batch_sequences":8,"betas":[0.9,0.95],"clip_norm":1.0,"eps":1e-08,'

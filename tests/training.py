@@ -60,6 +60,7 @@ def order(
     dp: int = 1,
     micro_batch: int = 2,
     every_s: float = 60.0,
+    every_steps: int | None = None,
     curve: CurveBand | None = None,
     **cut: Any,
 ) -> Order:
@@ -69,7 +70,9 @@ def order(
         run=run.fingerprint(),
         title="a tiny run",
         seal="5" * 64,
-        execution=Execution(device="cpu", layout=layout, checkpoint_every_s=every_s),
+        execution=Execution(
+            device="cpu", layout=layout, checkpoint_every_s=every_s, checkpoint_every_steps=every_steps
+        ),
         peak_flop_per_s=1e12,
         curve=curve,
     )
