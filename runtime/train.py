@@ -204,7 +204,7 @@ def _go_on(
         by_step = (
             execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
         )
-        if saving or by_step or leaving or last:
+        if ((saving or by_step) and guard.in_a_row == 0) or leaving or last:
             if problem := saver.finish():
                 journal.incident("unsaved_checkpoint", step, problem)
             journal.flush()  # a checkpoint promises that every line up to its step is on disk
