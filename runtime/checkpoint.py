@@ -107,11 +107,11 @@ def commit(folder: Path, manifest: Manifest, ranks: int, keep: Keep, damaged: Co
         listing.unlink()
     write_json(part / "manifest.json", manifest.model_copy(update={"files": files}))
     if final.exists():
-        _remove(final)  # damaged or rolled back, or it would have been resumed from
+        remove(final)  # damaged or rolled back, or it would have been resumed from
     os.rename(part, final)
     sync_folder(folder)
     for path in superfluous(folder, manifest.step, keep, damaged):
-        _remove(path)
+        remove(path)
 
 
 def discard(folder: Path, step: int) -> None:
@@ -272,7 +272,7 @@ def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
     }
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a checkpoint; from the first moment on it is none."""
     gone = path.with_name(f".{path.name}.old")
     os.rename(path, gone)

@@ -121,9 +121,8 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
     if epochs > 1:
         yield f"{epochs:.2f} epochs"
     if run is not None:
-        yield from (
-            ["1 restart"] if run.restarts == 1 else [f"{run.restarts} restarts"] if run.restarts else []
-        )
+        if run.restarts:
+            yield run.said_of_restarts
         yield from run.incidents
         yield from (f"{check.name}: {check.detail}" for check in run.checks if not check.ok)
 
