@@ -14,7 +14,7 @@ from specs.keep import Keep
 from tests.test_run_cli import isoplan
 from tests.training import Ranks, corpus, opened, order, tiny_run
 
-FILE = "shard-00001-model-00001-of-00001.safetensors"
+FILE = "rank-00000.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
         assert ranks.processes[0].is_alive()
     ranks.kill()
     before, newest = sorted(folder.checkpoints.glob("step-*"))[-2:]
-    weights = newest / "shard-00001-model-00001-of-00001.safetensors"
+    weights = newest / "rank-00000.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)

@@ -240,12 +240,12 @@ def test_a_disk_that_does_not_answer_ends_the_run_and_costs_no_checkpoint(
 
 
 def unreadable() -> None:
-    from runtime import checkpoint
+    from runtime import shards
 
     def fail(path: Path) -> str:
         raise OSError(5, os.strerror(5), str(path))
 
-    checkpoint._digest = fail
+    shards.digest_of = fail
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
