@@ -55,7 +55,7 @@ class Round:
     dd_s: float
     """dd of as many bytes."""
     grown_bytes: int
-    """Most memory during the save over that before the first one."""
+    """Most memory during the steps with a save over that during those without; the first save makes the copy."""
 
 
 def run_spec() -> RunSpec:
@@ -85,9 +85,9 @@ def trainer(replica: Replica) -> Callable[[], float]:
 
 def measure(saver: Saver, step: Callable[[], float], manifest: Callable[[], Manifest], folder: Path) -> Round:
     """One round."""
-    plain = [step() for _ in range(4)]
-    step_s = statistics.median(plain)
-    before_bytes, blocked_s, begin = rss_bytes(), saver.blocked_s, time.perf_counter()
+    with peak_rss() as before:
+        step_s = statistics.median(step() for _ in range(4))
+    blocked_s, begin = saver.blocked_s, time.perf_counter()
     with peak_rss() as peak:
         saver.begin(manifest())
         taken = 0
@@ -102,7 +102,7 @@ def measure(saver: Saver, step: Callable[[], float], manifest: Callable[[], Mani
     alone_s = time.perf_counter() - begin
     size = sum(file.stat().st_size for file in next(iter(sorted(folder.glob("step-*")))).iterdir())
     return Round(
-        step_s, extra_s, saver.blocked_s - blocked_s, alone_s, dd_s(folder, size), peak[0] - before_bytes
+        step_s, extra_s, saver.blocked_s - blocked_s, alone_s, dd_s(folder, size), peak[0] - before[0]
     )
 
 

@@ -52,10 +52,6 @@ def undisturbed(home: Path, run: RunSpec) -> tuple[bytes, bytes, str]:
     return outcome(folder)
 
 
-def reached(folder: RunFolder, step: int) -> bool:
-    return folder.metrics_jsonl.exists() and len(folder.metrics_jsonl.read_bytes().split(b"\n")) > step
-
-
 MOMENTS: dict[str, Callable[[RunFolder], object]] = {
     "at the start": lambda folder: folder.record_jsonl.exists(),
     "in the warm-up": lambda folder: folder.metrics_jsonl.exists(),
@@ -214,7 +210,7 @@ def test_a_clock_that_was_set_back_and_a_folder_that_was_moved_change_nothing(
     home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
 ) -> None:
     folder = opened(tmp_path / "here", run, order(run, every_s=0.02))
-    assert killed_at(folder, home / "data", lambda one: reached(one, 30))
+    assert killed_at(folder, home / "data", MOMENTS["when one has been written"])
     (tmp_path / "here").rename(tmp_path / "there")
     folder = RunFolder(tmp_path / "there" / "runs" / folder.path.name)
     assert trained(home, folder, prepare=a_day_earlier) == [FINISHED]
