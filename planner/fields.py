@@ -276,7 +276,8 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
         case Band():
             return f"{value.median:.4f} nats/token, 95 % from {value.low_95:.4f} to {value.high_95:.4f}"
         case Interval():
-            return f"{value.value:.4g}, 95 % from {value.low:.4g} to {value.high:.4g}"
+            middle, low, high = (say(end, path) for end in (value.value, value.low, value.high))
+            return f"{middle}, 95 % from {low} to {high}"
         case LayoutEstimate():
             used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
             laid = layout_text(value.layout)

@@ -71,6 +71,8 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
         allocation=allocation,
         allocation_basis=basis,
         forms=told.forms,
+        held_out_error=told.held_out_error,
+        optimum=told.optimum,
         rate_check=rate,
         flags=told.flags,
     )

@@ -11,6 +11,7 @@ from rich.table import Table
 from planner.fields import layout_text
 from planner.notes import currencies
 from specs.plan import Forecast, Plan, PlannedRun
+from specs.report.units import best_split
 from specs.words import count, duration
 
 Row = tuple[str, str]
@@ -155,6 +156,9 @@ def _show_forecast(plan: Plan, console: Console) -> None:
             highlight=False,
         )
     console.print(f"          {escape(told.basis)}", highlight=False)
+    if plan.fit is not None and plan.fit.optimum is not None:
+        said = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
+        console.print(f"[bold]best split[/]  by these forms, 95 % in brackets: {said}", highlight=False)
     if plan.fit is not None:
         console.print(_form_table(plan))
         for flag in plan.fit.flags:

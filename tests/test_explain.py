@@ -113,6 +113,33 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
     constant = explain(FITTED, "fit.forms.0.constants.alpha")
     interval = FITTED.fit.forms[0].constants["alpha"]
     assert constant.interval == (interval.low, interval.high)
+    assert "budgets it had not seen, which they miss by 1.47 % together" in told.settled_by
+    untested = explain(
+        samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"held_out_error": None})), "loss"
+    )
+    assert "the prior's weight, as no budget could be held out" in untested.settled_by
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("M", "flop_per_token"),
+        ("N", "block_params"),
+        ("D", "tokens"),
+        ("fit.allocation.flop_per_token", "flop_per_token"),
+        ("fit.allocation.tokens", "tokens"),
+        ("optimum.loss", "loss"),
+        ("tokens_per_block_param", "tokens_per_block_param"),
+    ],
+)
+def test_the_best_split_has_an_interval(name: str, of: str) -> None:
+    """Wherever a plan on a ledger is asked for its size, its data, or what both are read from."""
+    assert FITTED.fit is not None
+    assert FITTED.fit.optimum is not None
+    ends = getattr(FITTED.fit.optimum, of)
+    assert explain(FITTED, name).interval == (ends.low, ends.high)
+    assert explain(FRONTIER, "M").interval is None
+    assert "M* " in explain(FITTED, "allocation").evidence[0]
 
 
 def test_a_refused_forecast_says_why_under_the_short_name() -> None:

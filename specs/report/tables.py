@@ -10,7 +10,7 @@ from specs.record import Audit, RunAudit
 from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
 from specs.report.layouts import lines
-from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
+from specs.report.units import best_split, device_time, dollars, flop, memory, percent, power, shape
 from specs.words import count, duration, energy, several
 
 _FORMULA = re.compile(
@@ -40,6 +40,12 @@ def forms(case: Case) -> Html:
     head = ("form", "L =", "held-out error", "weight", *losses, last)
     rows = [] if fit is None else [_form(case, form) for form in fit.forms]
     return dense(head, rows, text=("form", "L =", last))
+
+
+def best(case: Case) -> Html:
+    """The best split of the target's compute by all forms together; nothing without one."""
+    optimum = None if case.plan.fit is None else case.plan.fit.optimum
+    return Html() if optimum is None else pairs(best_split(optimum, case.losses))
 
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:

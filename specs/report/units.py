@@ -1,8 +1,10 @@
 """How the page says numbers: powers of ten, signed percentages, shapes, money."""
 
 import math
+from collections.abc import Callable
 
-from specs.law import Band
+from specs.law import Band, Interval, Optimum
+from specs.losses import Losses
 from specs.model import ModelSpec
 from specs.words import count, duration
 
@@ -36,6 +38,21 @@ def percent(share: float, digits: int = 1) -> str:
 def half_width(band: Band) -> str:
     """Half the width of the 95 % interval against its middle: `±3.1 %`."""
     return f"±{percent((band.high_95 - band.low_95) / 2 / math.sqrt(band.low_95 * band.high_95))}"
+
+
+def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
+    """Every quantity of a best split with its 95 % interval."""
+
+    def said(one: Interval, unit: str, say: Callable[[float], str] = count) -> str:
+        return f"{say(one.value)}{unit} ({say(one.low)} to {say(one.high)})"
+
+    return [
+        ("M*", said(found.flop_per_token, " FLOP per token")),
+        ("N*", said(found.block_params, " parameters in blocks")),
+        ("D*", said(found.tokens, " tokens")),
+        ("D*/N*", said(found.tokens_per_block_param, "")),
+        ("L*", said(found.loss, f" {losses.unit}", losses.say)),
+    ]
 
 
 def shape(model: ModelSpec) -> str:
