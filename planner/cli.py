@@ -85,7 +85,7 @@ def _sealed(path: Path, asked: Budget, budget: Path) -> Plan:
 def main() -> None:
     """Entry point of the console script: bad input is one line and exit code 2, an internal error one line and 70."""
     try:
-        app()
+        app(prog_name="isoplan plan")
         return
     except DocumentError as error:
         line, code = str(error), BAD_INPUT

@@ -18,6 +18,7 @@ from specs.base import Spec
 from specs.formulas import monomial_text
 from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
+from specs.losses import Losses
 from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
@@ -48,8 +49,12 @@ SHORT = {
     "precision": "run.precision",
     "seed": "run.seed",
     "context": "run.model.context",
+    "learning_rate": "run.optim.peak_lr",
+    "time": "cost.hours",
+    "speed_from": "cost.basis",
+    "schedule": "run.optim.milestones",
 }
-"""Short names of fields of the last run."""
+"""Short names of fields of the last run, the labels of the plan's own table among them."""
 
 _NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
 _UNITS = {
@@ -160,7 +165,8 @@ def _short(plan: Plan, name: str, last: str) -> str:
         return "forecast.loss" if plan.forecast.kind == "forecast" else "forecast.reason"
     if name == "allocation":
         return "law.allocation" if plan.fit is None else "fit.allocation"
-    return f"{last}.{SHORT[name]}" if name in SHORT else ""
+    short = name.replace(" ", "_")
+    return f"{last}.{SHORT[short]}" if short in SHORT else ""
 
 
 def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
@@ -200,6 +206,8 @@ def _properties(kind: type) -> Iterator[tuple[str, str]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.plain()
+    if isinstance(value, Losses):
+        return value.unit
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
@@ -271,6 +279,8 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
             return layout_text(value)
         case ModelSpec():
             return shape_text(value)
+        case Losses():
+            return value.unit
         case Monomial():
             return monomial_text(value)
         case Band():

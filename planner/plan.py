@@ -124,15 +124,16 @@ def _seal_target(
     fit: LawFit | None,
     records: Sequence[LedgerRecord],
 ) -> Plan:
+    hypers = advice(desk, target.planned, records)
     return _seal(
         desk,
         phase="target",
         fit=fit,
         runs=(target.planned,),
         layouts=target.layouts,
-        hypers=advice(desk, target.planned, records),
+        hypers=hypers,
         forecast=told,
-        notes=notes(desk, (target.planned,), laws),
+        notes=notes(desk, (target.planned,), laws, hypers),
     )
 
 

@@ -10,6 +10,7 @@ from specs.budget import FixedRatio, FixedSize, Inference
 from specs.formulas import monomial_text
 from specs.law import Allocation, Family, Monomial
 from specs.plan import Plan, PlannedRun
+from specs.words import several
 
 BEST = "best by the ledger's forms at the target's compute, 95 %"
 """What the interval of a size or of tokens holds."""
@@ -100,8 +101,10 @@ def _practice(plan: Plan, family: Family, planned: PlannedRun) -> Iterator[str]:
         yield f"family {family.name} ({family.source}): {depth:.1f} layers at width {width:,}, taken {model.layers}"
     layout = planned.execution.layout
     if layout.pp > 1:
-        sizes = [len(blocks) for blocks in layout.blocks(model.layers)]
-        yield f"{len(sizes)} pipeline stages of {min(sizes)} to {max(sizes)} layers, and the head in the last one"
+        sizes = sorted({len(blocks) for blocks in layout.blocks(model.layers)})
+        each = several(sizes[0], "layer") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} layers"
+        chunks = "" if layout.interleave == 1 else f"{layout.interleave} chunks with "
+        yield f"{layout.pp} pipeline stages of {chunks}{each} each, and the head in the last one"
 
 
 def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:

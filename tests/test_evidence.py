@@ -8,6 +8,7 @@ import pytest
 
 from planner.desk import lay_out
 from planner.evidence import allocation, rate_check, read_evidence
+from planner.explain import explain
 from planner.isoflop import Minimum
 from planner.plan import make_plan
 from planner.posterior import points
@@ -18,6 +19,7 @@ from specs.files import append_line, from_catalog, load, write_json
 from specs.law import PublishedLaw
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
+from specs.report import render
 
 SPECS = Path(__file__).parent.parent / "specs"
 PRIOR = from_catalog(PublishedLaw, "tiny", None).allocation
@@ -250,6 +252,17 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
     assert (own.law, own.used) == ("ledger", False)
     assert own.peak_lr == pytest.approx(1.1 * grid.run.optim.peak_lr / grid.rate_multiple, rel=1e-3)
     assert "learning rates alone were varied; from so few sizes" in own.hyper.regime
+    half = math.sqrt(math.log(1.0025) / 0.05) * math.log(2)  # where .05 log2(lr / best)^2 is 0.25 %
+    assert own.near_optimal_lr == pytest.approx(
+        (own.peak_lr * math.exp(-half), own.peak_lr * math.exp(half)), rel=1e-3
+    )
+    said = f"({own.near_optimal_lr[0]:.3g} to {own.near_optimal_lr[1]:.3g} within 0.25 % of its loss)"
+    assert any(note.startswith("by the runs of the ledger") and said in note for note in plan.notes)
+    assert any(
+        "laws of learning rate and batch disagree" in note and "; ledger " in note for note in plan.notes
+    )
+    assert any(one.startswith("ledger would take") and said in one for one in explain(plan, "lr").evidence)
+    assert said in render(plan, None)
     assert plan.hypers[0].law == "tiny"
     assert plan.hypers[0].used
 

@@ -12,6 +12,7 @@ from planner.desk import lay_out
 from planner.explain import Explanation, explain, why_of
 from planner.fields import SHORT, NoFieldError, everything, find, root, say
 from planner.plan import make_plan
+from planner.show import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
 from specs.files import write_yaml
 from specs.law import RateCheck
@@ -229,6 +230,20 @@ def test_a_name_that_leads_nowhere_is_refused_with_near_ones(name: str, parts: S
         explain(FRONTIER, name)
     assert [part for part in parts if part not in str(caught.value)] == []
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_labels_of_the_plans_own_table_lead_to_fields() -> None:
+    """What `plan` prints can be asked for as it is printed there."""
+    for label in [name for name, _ in rows(FRONTIER)]:
+        assert find(FRONTIER, label).name, label
+    assert find(FRONTIER, "learning rate").name == "runs.0.run.optim.peak_lr"
+
+
+def test_a_pipeline_of_chunks_is_counted_in_stages() -> None:
+    assert (
+        "4 pipeline stages of 29 chunks with 1 layer each, and the head in the last one"
+        in explain(FRONTIER, "layers").evidence
+    )
 
 
 @pytest.mark.parametrize("short", [*SHORT, "loss", "allocation"])

@@ -150,7 +150,7 @@ def target(planned: PlannedRun) -> Html:
             ("vocabulary", f"{model.vocab:,}, context {model.context:,}"),
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
-            ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.1f} per parameter"),
+            ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
             ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps; {drops}"),
             ("steps", f"{optim.steps:,}"),
