@@ -230,6 +230,14 @@ def test_a_declared_text_can_be_planned_for_not_run(home: Path) -> None:
         one_line(isoplan(home, verb, budget), "declared.yaml:8:", "only declared", "source: files")
 
 
+def test_text_that_is_not_there_is_refused_at_the_budgets_own_line(home: Path) -> None:
+    budget = home / "absent.yaml"
+    budget.write_text(BUDGET.replace("paths: [text.jsonl]", "paths: [text.jsonl, more/*.jsonl.gz]"))
+    line = next(i for i, said in enumerate(BUDGET.splitlines(), start=1) if "text.jsonl" in said)
+    said = f"absent.yaml:{line}:"
+    one_line(isoplan(home, "data", budget), said, "no file is at", "more/*.jsonl.gz", "; put your text there")
+
+
 @pytest.mark.parametrize("verb", ["run", "audit", "data"])
 def test_a_document_that_is_none_of_these_is_one_line(home: Path, verb: str) -> None:
     one_line(isoplan(home, verb, "absent.yaml"), "absent.yaml:1:1:")
