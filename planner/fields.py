@@ -56,6 +56,16 @@ SHORT = {
 }
 """Short names of fields of the last run, the labels of the plan's own table among them."""
 
+BEST_SPLIT = {
+    "M*": "flop_per_token",
+    "N*": "block_params",
+    "D*": "tokens",
+    "D*/N*": "tokens_per_block_param",
+    "D/N": "tokens_per_block_param",
+    "L*": "loss",
+}
+"""Names of the parts of the best split, as a plan on a ledger prints them."""
+
 _NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
 _UNITS = {
     "layers": "layers",
@@ -165,6 +175,8 @@ def _short(plan: Plan, name: str, last: str) -> str:
         return "forecast.loss" if plan.forecast.kind == "forecast" else "forecast.reason"
     if name == "allocation":
         return "law.allocation" if plan.fit is None else "fit.allocation"
+    if name in BEST_SPLIT:
+        return f"fit.optimum.{BEST_SPLIT[name]}"
     short = name.replace(" ", "_")
     return f"{last}.{SHORT[short]}" if short in SHORT else ""
 

@@ -130,6 +130,12 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
         ("fit.allocation.flop_per_token", "flop_per_token"),
         ("fit.allocation.tokens", "tokens"),
         ("optimum.loss", "loss"),
+        ("M*", "flop_per_token"),
+        ("N*", "block_params"),
+        ("D*", "tokens"),
+        ("D*/N*", "tokens_per_block_param"),
+        ("D/N", "tokens_per_block_param"),
+        ("L*", "loss"),
         ("tokens_per_block_param", "tokens_per_block_param"),
     ],
 )

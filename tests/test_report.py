@@ -535,6 +535,14 @@ def test_formulas_are_set_with_their_values_and_sources() -> None:
     assert "weight 0.53" in Page(render(WHOLE, None)).text, "the heaviest form of the fit"
 
 
+def test_forms_that_nothing_was_held_out_for_have_the_priors_weights() -> None:
+    assert WHOLE.fit is not None
+    untested = WHOLE.fit.model_copy(update={"held_out_error": None})
+    said = "No budget could be held out: the weights are the prior’s."
+    assert said in render(samples.sealed(WHOLE, fit=untested), None)
+    assert said not in render(WHOLE, None)
+
+
 def test_laws_of_learning_rate_stand_side_by_side_the_one_followed_first() -> None:
     hyper = WHOLE.law.hyper
     assert hyper is not None

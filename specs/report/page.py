@@ -44,7 +44,10 @@ def _sections(case: Case) -> Iterator[Html]:
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
-        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
+        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen. "
+        if case.plan.fit.held_out_error is None:
+            said = "Each law’s own forecast of the target. No budget could be held out: the weights are the prior’s. "
+        said += "Constants: medians of the draws that make the forecast."
         yield _section("Forms side by side", tables.forms(case), said)
         said = (
             "At the target’s compute, by the forms together, with 95 % intervals: a check on the plan’s size, which "
