@@ -196,6 +196,11 @@ def from_budget(field: Field, plan: Plan) -> Why:
     return Why(f"the budget's field {field.path[-1]}")
 
 
+def guard(field: Field, plan: Plan) -> Why:
+    """What keeps the run from diverging."""
+    return Why("the budget's field guard")
+
+
 def from_family(field: Field, plan: Plan) -> Why:
     """What the family says and nothing moves."""
     family = family_of(plan)
@@ -262,6 +267,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.evaluation*", evaluation),
     (f"{_RUN}.precision", from_budget),
     (f"{_RUN}.seed", from_budget),
+    (f"{_RUN}.guard*", guard),
     (f"{_RUN}.data*", data),
     (f"{_RUN}.*", plain_choice),
     ("runs.*.budget_flop", budget_flop),

@@ -245,6 +245,19 @@ def test_the_labels_of_the_plans_own_table_lead_to_fields() -> None:
     assert find(FRONTIER, "learning rate").name == "runs.0.run.optim.peak_lr"
 
 
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("guard", "the budget's field guard"),
+        ("spike_deviations", "the budget's field guard"),
+        ("newest", "its keep"),
+        ("checkpoint_every_steps", "its checkpoint_every_steps"),
+    ],
+)
+def test_what_keeps_a_run_safe_is_asked_for_like_anything_else(name: str, by: str) -> None:
+    assert explain(FRONTIER, name).settled_by.endswith(by)
+
+
 def test_a_pipeline_of_chunks_is_counted_in_stages() -> None:
     assert (
         "4 pipeline stages of 29 chunks with 1 layer each, and the head in the last one"
