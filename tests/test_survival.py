@@ -5,9 +5,11 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -256,3 +258,46 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
     assert "which differs in seed; move the checkpoint away" in last_line(other)
     assert not other.metrics_jsonl.exists()
     assert len(list(other.checkpoints.glob("step-*"))) > 0
+
+
+def failing(times: int) -> None:
+    """The second rank cannot write its part of a checkpoint so many times."""
+    if os.environ["RANK"] != "1":
+        return
+    from runtime import shards
+
+    write, left = shards.write_shards, iter(range(times))
+
+    def fail(path: Path, boxes: Mapping[str, Any]) -> str:
+        if next(left, None) is not None:
+            raise OSError(28, os.strerror(28), str(path))
+        return write(path, boxes)
+
+    shards.write_shards = fail
+
+
+def test_a_rank_that_cannot_write_spoils_the_checkpoint_for_all_and_not_the_run(
+    home: Path, tmp_path: Path, run: RunSpec
+) -> None:
+    whole = opened(tmp_path / "whole", run, order(run, dp=2))
+    assert trained(home, whole, 2) == [FINISHED] * 2
+    folder = opened(tmp_path / "poor", run, order(run, dp=2, every_steps=40))
+    assert trained(home, folder, 2, prepare=partial(failing, 2)) == [FINISHED] * 2
+    incidents = [line for line in folder.records() if isinstance(line, Incident)]
+    assert [line.what for line in incidents] == ["unsaved_checkpoint"] * 2
+    assert "step 40 was not saved: another rank could not write its part" in incidents[0].message
+    assert "step 40 was not saved: [Errno 28] No space left" in (folder.log / "rank-1.txt").read_text()
+    assert [path.name for path in folder.checkpoints.iterdir()] == [f"step-{STEPS:08d}"]
+    assert outcome(folder) == outcome(whole)
+
+
+def test_a_rank_that_can_never_write_fails_the_run_at_its_end(
+    home: Path, tmp_path: Path, run: RunSpec
+) -> None:
+    folder = opened(tmp_path, run, order(run, dp=2))
+    assert set(trained(home, folder, 2, prepare=partial(failing, 99))) == {FAILED}
+    assert last_line(folder) == (
+        f"RunError: step {STEPS} was not saved: another rank could not write its part; "
+        "once it can be, run again: that goes on from the newest checkpoint"
+    )
+    assert folder.end() is None
