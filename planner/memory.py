@@ -12,6 +12,7 @@ the passes that `specs.pipeline.most_alive` counts. The fullest rank is the firs
 blocks, or the last one: all three are counted, for all layouts of a grid at once.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ PIECES, PIECE_BYTES = 4, 2**20
 """A gathered sequence is multiplied in so many pieces, each of so many bytes at least (model/linears.py)."""
 SENT_AT_ONCE = 3
 """Results on their way to neighbours while the next is made: model/pipeline.py lets two be, then starts one more."""
+NORM_ROWS = 4 * 132
+"""Rows of fp32 partial sums of a norm's gradient (runtime/footprint.py, which has the source)."""
+_MANY_BLOCKS = 64
+"""So many show how buckets and blocks fall on each other."""
 Columns = dict[str, NDArray[np.float64]]
 
 
@@ -100,13 +105,20 @@ def alive_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any
     return np.minimum(warm + 1, micro_batches * interleave)
 
 
+def results_under_way(pp: Any, rank: Any, interleave: Any) -> Any:
+    """Results that leave, and those that come for passes after the one that runs: as the lists of specs/pipeline.py
+    have them, but for one more or less."""
+    between = np.where((rank > 0) & (rank < pp - 1), 1, 0)
+    coming = np.where(interleave > 1, np.where(rank > 0, 2, 0), between)
+    return np.where(pp > 1, SENT_AT_ONCE + coming, 0)
+
+
 # The three moments, each as bytes of activations that are kept, of logits, and of what is there for a while.
 
 
 def _block_moment(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
     rows = grid.micro_batch * a.context
-    workspace = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
-    return rows * _held(a, engine, w, grid, blocks, rank), 0, rows * workspace
+    return rows * _held(a, engine, w, grid, blocks, rank), 0, _work(a, engine, w, grid, rank)
 
 
 def _head_moment(
@@ -135,8 +147,14 @@ def _buckets_moment(
     """
     rows = grid.micro_batch * a.context
     kept = rows * _kept(a, engine, w, grid, grid.recompute)
-    work = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
-    return kept, 0, np.maximum(rows * work + before, copies - kept)
+    return kept, 0, np.maximum(_work(a, engine, w, grid, rank) + before, copies - kept)
+
+
+def _work(a: Architecture, engine: Engine, w: int, grid: Grid, rank: Any) -> Any:
+    """Bytes that are there for a while at the end of a block's backward."""
+    rows = grid.micro_batch * a.context
+    tokens = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
+    return rows * tokens + NORM_ROWS * 4 * a.width
 
 
 def _held(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
@@ -183,32 +201,39 @@ def _block_work(a: Architecture, w: int, grid: Grid) -> Any:
 
 
 def _travelling(a: Architecture, w: int, grid: Grid, rank: Any) -> Any:
-    """Bytes per token on their way: results that leave, the next pass' activations and, interleaved, its gradient."""
-    chunks = grid.interleave > 1
-    coming = np.where((rank > 0) | chunks, 1, 0) + np.where(chunks, 1, 0)
-    moving = np.where(grid.pp > 1, SENT_AT_ONCE + coming, 0)
-    return moving * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    """Bytes per token that are on their way while a backward pass runs."""
+    return results_under_way(grid.pp, rank, grid.interleave) * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
 
 
 def _copied_bytes(a: Architecture, grid: Grid, blocks: Any, embedding: Any, head: Any) -> tuple[Any, Any]:
     """Bytes of gradients that a step copies into buckets: all, and those that leave before the last block is done.
 
-    Matrices go into a bucket in order of depth. One that fits into none with a neighbour travels from where it lies.
-    Where a block's last matrix shares a bucket with the next block's first, that bucket waits for the earlier block.
+    Embedding and head count where they fit into a bucket with their neighbour. Where a block's last matrix shares a
+    bucket with the next block's first, that bucket waits for the earlier block.
     """
     d, kv = a.width, a.kv_heads * a.head_dim
-    qkv, out, into, down = (d + 2 * kv) * d, d * d, (a.ffn_matrices - 1) * a.ffn * d, a.ffn * d
+    sizes = ((d + 2 * kv) * d, d * d, (a.ffn_matrices - 1) * a.ffn * d, a.ffn * d)
     vocab, most = a.vocab * d, BUCKET_BYTES // GRADIENT_BYTES * grid.tp
-
-    def copied(matrix: Any, *neighbours: Any) -> Any:
-        return np.where(matrix + min(neighbours) <= most, matrix, 0)
-
-    block = (
-        copied(qkv, down, out) + copied(out, qkv, into) + copied(into, out, down) + copied(down, into, qkv)
-    )
-    at_head = np.where(head, copied(vocab, down), 0)
-    whole = blocks * block + at_head + np.where(embedding, copied(vocab, qkv), 0)
-    waiting = 1 + (down + qkv <= most)  # of backward's last block, the first in order of depth
+    room, place = np.unique(most, return_inverse=True)
+    block = np.array([_copied_elements(sizes, int(one)) for one in room])[place].reshape(np.shape(most))
+    at_head = np.where(head & (vocab + sizes[-1] <= most), vocab, 0)
+    whole = blocks * block + at_head + np.where(embedding & (vocab + sizes[0] <= most), vocab, 0)
+    waiting = 1 + (sizes[-1] + sizes[0] <= most)  # of backward's last block, the first in order of depth
     before = np.maximum(blocks - waiting, 0) * block + at_head
     each = np.where(grid.dp > 1, GRADIENT_BYTES / grid.tp, 0)
     return whole * each, before * each
+
+
+@lru_cache(1024)
+def _copied_elements(sizes: tuple[int, ...], most: int) -> float:
+    """Elements of a block that are copied, on average, if its matrices of these sizes go one by one into buckets.
+
+    A bucket takes what follows as long as there is room; one alone travels from where it lies (model/buckets.py).
+    """
+    copied, held = 0, list[int]()
+    for size in sizes * _MANY_BLOCKS:
+        if held and sum(held) + size > most:
+            copied += sum(held) if len(held) > 1 else 0
+            held = []
+        held.append(size)
+    return (copied + (sum(held) if len(held) > 1 else 0)) / _MANY_BLOCKS

@@ -25,6 +25,7 @@ from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
 from specs.run import Execution, RunSpec
+from specs.words import several
 
 _PASS_TOKENS = 4096
 """Tokens of a forward pass of a bare run spec: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
@@ -270,18 +271,21 @@ def _lacks(one: Wanted, workspace: Workspace, machine: Machine, limit: int | Non
 
 
 def _lacking_devices(one: Wanted, machine: Machine, limit: int | None) -> Iterator[Lack]:
-    slots, kind = one.job(Path()).slots, "GPUs" if one.on_gpu else "CPU cores"
+    slots, kind = one.job(Path()).slots, "GPU" if one.on_gpu else "CPU core"
     all_there = len(machine.slots(on_gpu=one.on_gpu, limit=None))
     usable = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
     if slots <= usable:
         return
     if slots <= all_there:
-        write = f"leave out --devices, or give {slots}"
+        write = f"leave out --devices, or give {slots:,}"
     elif usable:
-        write = f"name a cluster of at most {usable} {kind} in the budget and plan it, or run where there are {slots}"
+        most = several(usable, kind)
+        write = (
+            f"name a cluster of at most {most} in the budget and plan it, or run where there are {slots:,}"
+        )
     else:
-        write = f"run where there are {slots}, or name a cluster without GPUs in the budget and plan it"
-    yield Lack("execution", f"it needs {slots} {kind} at once, and {usable} may be used here", write)
+        write = f"run where there are {slots:,}, or name a cluster without GPUs in the budget and plan it"
+    yield Lack("execution", f"it needs {several(slots, kind)} at once, and {usable} may be used here", write)
 
 
 def _lacking_data(one: Wanted, workspace: Workspace) -> Iterator[Lack]:
@@ -309,7 +313,7 @@ def _lacking_space(wanted: Sequence[Wanted], workspace: Workspace) -> str:
     free = shutil.disk_usage(there).free
     if needed <= free:
         return ""
-    return f"these runs may write {needed / 2**30:,.3g} GiB and {free / 2**30:,.3g} GiB are free"
+    return f"these runs may write {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free"
 
 
 def jobs(wanted: Sequence[Wanted], workspace: Workspace) -> list[Job]:

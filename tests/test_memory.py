@@ -10,9 +10,11 @@ from planner.cost import architecture
 from planner.engine import OURS
 from planner.grid import grid_of
 from planner.memory import _rank
+from runtime import footprint
 from runtime.rehearse import rehearse_rank
 from specs.layout import Layout
 from specs.model import ModelSpec
+from specs.pipeline import Work, one_f_one_b, script
 from specs.run import Execution
 from tests import samples
 
@@ -77,9 +79,40 @@ def test_replicas_copy_small_gradients_into_buckets(changes: dict[str, Any], ran
     assert same_bytes(deep, several, rank) > 1.5 * same_bytes(deep, alone, rank)
 
 
+@pytest.mark.parametrize(("pp", "chunks"), [(2, 1), (4, 1), (8, 1), (2, 4), (3, 3), (4, 2), (8, 2)])
+def test_results_under_way_are_the_lists(pp: int, chunks: int) -> None:
+    for rank in range(pp):
+        expected = memory.results_under_way(pp, rank, chunks)
+        assert abs(under_way(pp, rank, chunks) - int(expected)) <= 1
+
+
+def under_way(pp: int, rank: int, chunks: int) -> int:
+    """Most results of neighbours, or for them, beside a backward while most passes are alive, by the lists of work."""
+    orders = [one_f_one_b(pp, each, 4 * pp, chunks) for each in range(pp)]
+    leaving, coming, alive, found = 0, set[Work](), 0, []
+    for step in script(orders, chunks, rank):
+        if isinstance(step, list):
+            sent = sum(transfer.kind == "send" for transfer in step)
+            leaving = min(leaving, memory.SENT_AT_ONCE - 1) + sent
+            coming |= {transfer.work for transfer in step if transfer.kind == "receive"}
+            continue
+        coming.discard(step)
+        if step.kind == "backward":
+            found.append((alive, leaving + len(coming)))
+        alive += 1 if step.kind == "forward" else -1
+    return max(found)[1]
+
+
+def test_short_micro_batches_do_not_hide_what_they_do_not_scale() -> None:
+    """512 tokens over 8 ranks: a norm's partial sums are a tenth of all."""
+    wide = samples.model(layers=8, width=4096, heads=32, kv_heads=32, ffn=11008, vocab=32000, context=512)
+    same_bytes(wide, laid(dp=1, pp=4, tp=8, micro_batch_sequences=2, recompute="full"), 0)
+
+
 def test_constants_are_the_engines() -> None:
     assert memory.BUCKET_BYTES == buckets.BUCKET_BYTES
     assert (memory.PIECES, memory.PIECE_BYTES) == (linears.PIECES, linears.PIECE_BYTES)
+    assert memory.NORM_ROWS == footprint._NORM_PROGRAMS
     assert memory.SENT_AT_ONCE == pipeline._SENT_AT_ONCE + 1
 
 

@@ -167,7 +167,7 @@ def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     refused = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
     one_line(refused, "needs 2 GPUs", "run where there are 2, or name a cluster without GPUs in the budget")
     one_line(
-        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "name a cluster of at most 1 GPUs in the budget"
+        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "name a cluster of at most 1 GPU in the budget"
     )
     asked = isoplan(home, "run", path, "--devices", "1", CUDA_VISIBLE_DEVICES="0,1")
     one_line(asked, "leave out --devices, or give 2")
@@ -245,7 +245,7 @@ def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     execution = Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(done, "needs 1 GPUs at once, and 0 may be used here")
+    one_line(done, "needs 1 GPU at once, and 0 may be used here")
 
 
 def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
