@@ -226,16 +226,14 @@ def activation_memory(on: Clusters) -> Iterator[Case]:
 
 
 def _per_block(a: Architecture, grid: Grid) -> float:
-    """Bytes of one block and one micro-batch, without the replay of a block that recomputation needs for a moment."""
+    """Bytes that one block keeps of one micro-batch."""
     if grid.recompute == 2:
         return float(cost.checkpoint_bytes(a, grid.tp, grid.sp, 2))
     return float(cost.kept_bytes(a, grid.tp, grid.sp, 2, grid.recompute == 0))
 
 
 def _kept_gib(a: Architecture, grid: Grid) -> float:
-    parts = memory_parts(a, MEGATRON_2022, 2, replace(grid, most=0, last=0))
-    replayed = _per_block(a, replace(grid, recompute=0)) - _per_block(a, grid)
-    return float(parts["activations"] - replayed * grid.micro_batch * a.context) / 2**30
+    return float(memory_parts(a, MEGATRON_2022, 2, replace(grid, most=0, last=0))["activations"]) / 2**30
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ class _Passes:
     def __init__(self, stage: Stage, sizes: Sequence[int], read: Read, step_tokens: int) -> None:
         self._stage, self._sizes, self._read, self._step_tokens = stage, sizes, read, step_tokens
         self._links = _Links(stage.mesh.pp)
-        self._kept: dict[tuple[int, int], tuple[Tensor, Tensor | GradientEdge]] = {}
-        """Of forwards whose backward is to come: what went in, and the loss or the node of what came out."""
+        self._kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
+        """Of forwards whose backward is to come: what went in, and the node of what came out."""
         self._loss = torch.zeros((), dtype=torch.float64, device=stage.weights.device)
 
     def exchange(self, batch: Sequence[Transfer]) -> None:
@@ -108,13 +108,15 @@ class _Passes:
             y = chunk(x)
             self._links.offer(work, y.detach())
         if torch.is_grad_enabled():
-            self._kept[work.micro_batch, work.chunk] = x, y if chunk.last else get_gradient_edge(y)
+            self._kept[work.micro_batch, work.chunk] = x, get_gradient_edge(y)
 
     def backward(self, work: Work) -> None:
         """Take a gradient back through a chunk, whose graph is spent by that."""
         chunk = self._stage.chunks[work.chunk]
         x, y = self._kept.pop((work.micro_batch, work.chunk))
         dy = None if chunk.last else self._links.take(work)
+        # of a node, not of a tensor: torch has modes of its functions leave theirs off within a tensor's backward,
+        # and a recomputed attention would escape the one of runtime/recorder.py
         torch.autograd.backward(y, dy)
         if x.grad is not None:
             self._links.offer(work, x.grad)

@@ -230,22 +230,13 @@ BLOCK_GATHERS = 4
 et al., section 4.2.2); without sequence parallelism they are two halves of an all-reduce, of the same bytes."""
 REGATHERS = 2
 """Inputs that sequence parallelism gathers again in a backward pass, for the weights' gradients."""
-
-
-def tensor_parallel_bytes(a: Architecture, rows: Any, t: Any, sp: Any, w: Any, replays: Any) -> Any:
-    """A block's forward and backward pass of a micro-batch; `replays` is 1 under full recomputation."""
-    passes = (2 + replays) * BLOCK_GATHERS + sp * REGATHERS
-    return passes * gather_bytes(rows * a.width * w, t)
+BLOCK_PARAMETERS = 6
+"""Parameters of a block: two norms, and four matrices (model/parameters.py)."""
 
 
 def stage_boundary_bytes(a: Architecture, rows: Any, t: Any, sp: Any, w: Any) -> Any:
     """What a stage hands on of a micro-batch, forward or backward."""
     return rows * a.width * w / (1 + sp * (t - 1))
-
-
-def zero_bytes(rank_params: Any, dp: Any, gradient: Any, w: Any) -> Any:
-    """ZeRO-1 (arXiv 1910.02054): gradients are scattered in `gradient` bytes each, parameters gathered, once a step."""
-    return gather_bytes(rank_params * (gradient + w), dp)
 
 
 # Pipelines.

@@ -24,6 +24,7 @@ from planner.seconds import (
     transfer_seconds,
 )
 from planner.simulate import Simulator, Times
+from planner.traffic import stage_traffic
 from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
@@ -162,7 +163,8 @@ def compare_layouts(
     model: ModelSpec, cluster: Cluster, devices: int, batch_sequences: int, precision: str
 ) -> LayoutChoice:
     """The best layouts, timed by simulation. Errors as in `choose_layout`; ValueError without efficiencies."""
-    ranking = rank_layouts(Problem(model, cluster, devices, batch_sequences, precision))
+    problem = Problem(model, cluster, devices, batch_sequences, precision)
+    ranking = rank_layouts(problem)
     fits = ranking.fits
     rows = ranking.order(fits)[:SIMULATED]
     if not rows:
@@ -175,10 +177,13 @@ def compare_layouts(
         ranked=tuple(ranked),
         considered=len(fits),
         fitting=int(fits.sum()),
-        limit_bytes=ranking.problem.limit_bytes,
-        nearest_miss_bytes=None if miss is None else miss.memory_bytes - ranking.problem.limit_bytes,
+        limit_bytes=problem.limit_bytes,
+        nearest_miss_bytes=None if miss is None else miss.memory_bytes - problem.limit_bytes,
         nearest_miss=miss,
         why=why_first(ranked),
+        traffic=stage_traffic(
+            problem.a, problem.engine, problem.width_bytes, ranked[0].layout, batch_sequences
+        ),
     )
 
 

@@ -221,11 +221,11 @@ def _run_budget(driver: drive.Driver, path: Path, budget: Budget, dry_run: bool,
 
 
 def _preview(driver: drive.Driver, wanted: list[Wanted], json: bool) -> int:
-    """What `run` would start, after the same checks."""
+    """What `run` would start, and what it would be refused for here."""
     todo = [one for one in wanted if not one.finished(driver.workspace)]
-    prepare.check(todo, driver.workspace, driver.machine, driver.limit)
+    lacking = prepare.lacking(todo, driver.workspace, driver.machine, driver.limit)
     if json:
-        _print_json({"runs": _states(driver, wanted)})
+        _print_json({"runs": _states(driver, wanted), "lacking": lacking})
         return drive.OK
     table = Table("run", "state", "devices", "steps", "tokens", "FLOP", "planned", box=None, pad_edge=False)
     for one, state in zip(wanted, _states(driver, wanted), strict=True):
@@ -236,6 +236,9 @@ def _preview(driver: drive.Driver, wanted: list[Wanted], json: bool) -> int:
             escape(one.title), state["state"], str(devices), str(steps), f"{tokens:,}", f"{flop:.2e}", planned
         )
     driver.console.print(table)
+    if lacking:
+        driver.say(f"Not to be run here: {escape('; '.join(lacking))}. Nothing was started.")
+        return drive.OK
     disk = sum(one.disk_bytes() for one in todo)
     slots = len(driver.machine.slots(on_gpu=wanted[0].on_gpu, limit=driver.limit))
     driver.say(

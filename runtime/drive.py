@@ -136,10 +136,17 @@ def chain(driver: Driver, path: Path, budget: Budget) -> list[tuple[str, str]]:
             continue
         wanted = prepare.from_plan(load(plan, Plan), plan)
         finished = sum(one.finished(driver.workspace) for one in wanted)
-        audited = "done" if (plan.parent / f"audit.{phase}.json").exists() else "to be done"
         steps += [("plan", f"{plan} is sealed"), (phase, f"{finished} of {len(wanted)} runs are finished")]
-        steps += [("audit", audited)]
+        steps += [("audit", _audited(plan.parent / f"audit.{phase}.json"))]
     return steps
+
+
+def _audited(path: Path) -> str:
+    """How far an audit is: one that could not tell, as it was asked too early, is to be done again."""
+    if not path.exists():
+        return "to be done"
+    verdict = load(path, Audit).verdict
+    return "to be done again, it cannot tell yet" if verdict == "cannot tell" else f"done: {verdict}"
 
 
 def _told(plan: Plan) -> str:

@@ -8,9 +8,10 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from runtime.folder import open_folder
 from runtime.launch import Job
@@ -24,6 +25,7 @@ from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
 from specs.run import Execution, RunSpec
+from specs.words import several
 
 _PASS_TOKENS = 4096
 """Tokens of a forward pass of a bare run spec: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
@@ -216,13 +218,43 @@ def from_run(run: RunSpec, path: Path, machine: Machine) -> list[Wanted]:
     return [Wanted(path, "", title, run, order, run.compute_flop)]
 
 
+class Lack(NamedTuple):
+    """What this machine or workspace lacks for a run."""
+
+    field: str
+    """Of the run as a plan names it, that asks for it."""
+    what: str
+    """In words, with the numbers."""
+    write: str
+    """What to do about it."""
+
+
 def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limit: int | None) -> None:
     """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError."""
     for one in wanted:
         _check_layout(one)
-        _check_machine(one, machine, limit)
-        _check_data(one, workspace)
-    _check_disk(wanted, workspace)
+        for lack in _lacks(one, workspace, machine, limit):
+            raise one.refuse(*lack)
+        check_origin(one.run, workspace.data)
+    space = _lacking_space(wanted, workspace)
+    if space:
+        raise RefusedError(f"{workspace.runs}: {space}; make room, or run in another folder")
+
+
+def lacking(
+    wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limit: int | None
+) -> tuple[str, ...]:
+    """What `check` would refuse runs for that another machine or workspace may have, each once, for a preview.
+
+    DocumentError for a layout that no machine can carry out, and for weights to start from that are not here.
+    """
+    found: dict[str, None] = {}
+    for one in wanted:
+        _check_layout(one)
+        check_origin(one.run, workspace.data)
+        found |= dict.fromkeys(lack.what for lack in _lacks(one, workspace, machine, limit))
+    space = _lacking_space(wanted, workspace)
+    return (*found, space) if space else tuple(found)
 
 
 def _check_layout(one: Wanted) -> None:
@@ -232,46 +264,55 @@ def _check_layout(one: Wanted) -> None:
         raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
 
 
-def _check_machine(one: Wanted, machine: Machine, limit: int | None) -> None:
-    slots = one.job(Path()).slots
-    there = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
-    if slots > there:
-        kind = "GPUs" if one.on_gpu else "CPU cores"
-        what = f"it needs {slots} {kind} at once, and {there} may be used here"
-        raise one.refuse(
-            "execution",
-            what,
-            f"plan for a cluster of at most {there} devices, or run where there are {slots}",
+def _lacks(one: Wanted, workspace: Workspace, machine: Machine, limit: int | None) -> Iterator[Lack]:
+    yield from _lacking_devices(one, machine, limit)
+    yield from _lacking_data(one, workspace)
+
+
+def _lacking_devices(one: Wanted, machine: Machine, limit: int | None) -> Iterator[Lack]:
+    slots, kind = one.job(Path()).slots, "GPU" if one.on_gpu else "CPU core"
+    all_there = len(machine.slots(on_gpu=one.on_gpu, limit=None))
+    usable = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
+    if slots <= usable:
+        return
+    if slots <= all_there:
+        write = f"leave out --devices, or give {slots:,}"
+    elif usable:
+        most = several(usable, kind)
+        write = (
+            f"name a cluster of at most {most} in the budget and plan it, or run where there are {slots:,}"
         )
+    else:
+        write = f"run where there are {slots:,}, or name a cluster without GPUs in the budget and plan it"
+    yield Lack("execution", f"it needs {several(slots, kind)} at once, and {usable} may be used here", write)
 
 
-def _check_data(one: Wanted, workspace: Workspace) -> None:
+def _lacking_data(one: Wanted, workspace: Workspace) -> Iterator[Lack]:
     data = one.run.data
     if data.digest is None:
         what = "its text is only declared, so there is nothing here to train on"
         write = "write 'source: files' with paths in the budget, run 'isoplan data BUDGET', and plan again"
-        raise one.refuse("run.data", what, write)
+        yield Lack("run.data", what, write)
+        return
     manifest = workspace.data / data.corpus / "manifest.json"
     source = one.document if one.field else "BUDGET"
     if not manifest.exists():
-        what = f"its corpus {manifest.parent} is not here"
-        raise one.refuse("run.data", what, f"run: isoplan data {source}")
+        yield Lack("run.data", f"its corpus {manifest.parent} is not here", f"run: isoplan data {source}")
+        return
     there = load(manifest, Corpus)
     if there.digest != data.digest:
         what = f"its corpus was {data.digest[:16]} when it was planned, and {manifest.parent} holds {there.digest[:16]}"
-        raise one.refuse("run.data", what, "bring that text back, or plan again under another name")
-    check_origin(one.run, workspace.data)
+        yield Lack("run.data", what, "bring that text back, or plan again under another name")
 
 
-def _check_disk(wanted: Sequence[Wanted], workspace: Workspace) -> None:
+def _lacking_space(wanted: Sequence[Wanted], workspace: Workspace) -> str:
+    """What is missing on disk, in words; empty where there is room."""
     needed = sum(one.disk_bytes() for one in wanted)
     there = workspace.runs if workspace.runs.exists() else workspace.path
     free = shutil.disk_usage(there).free
-    if needed > free:
-        raise RefusedError(
-            f"{workspace.runs}: these runs may write {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free; "
-            "make room, or run in another folder"
-        )
+    if needed <= free:
+        return ""
+    return f"these runs may write {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free"
 
 
 def jobs(wanted: Sequence[Wanted], workspace: Workspace) -> list[Job]:

@@ -64,6 +64,16 @@ class Volume:
     sent_bytes: int
     """What the rank sends of them, in rings: (n - 1) / n of a gather or scatter over n ranks, twice that of a sum."""
 
+    @property
+    def kind(self) -> str:
+        """What and axis, as a plan names its traffic."""
+        return f"{self.what} {self.axis}"
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the rank sends, or for `receive` receives: what a plan counts."""
+        return self.size_bytes if self.what == "receive" else self.sent_bytes
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -127,7 +137,9 @@ def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Reh
     if problems:
         raise ValueError(problems[0])
     if only is not None and only >= layout.devices:
-        raise ValueError(f"there is no rank {only} of {layout.devices}; give one below")
+        raise ValueError(
+            f"there is no rank {only} of {layout.devices}; write --rank 0 to {layout.devices - 1}"
+        )
     wanted = different_ranks(layout) if only is None else [only]
     total = layout.micro_batches(run.optim)
     few = _few(layout, total)

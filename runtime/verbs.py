@@ -139,9 +139,9 @@ def rehearse_command(
     except ValueError as error:
         raise RefusedError(f"{plan}: {planned.title}: {error}") from None
     if json:
-        typer.echo(jsonlib.dumps(plain(rehearsal, document), indent=1))
+        typer.echo(jsonlib.dumps(plain(rehearsal, document, planned), indent=1))
     else:
-        show(rehearsal, document, Console())
+        show(rehearsal, document, planned, Console())
     raise typer.Exit(1 if rehearsal.mismatch else 0)
 
 

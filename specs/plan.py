@@ -114,6 +114,9 @@ class LayoutChoice(Spec):
     """That layout: of those that would be faster than the plan's, if there are any, the one that lacks least."""
     why: str
     """Why the first beats the second, in words with numbers."""
+    traffic: tuple[dict[str, float], ...] = ()
+    """Bytes that a rank of each pipeline stage of the first sends in a step, by '<collective> <axis>'; of 'receive pp',
+    those that it receives. Empty where they are not known."""
 
 
 class HyperAdvice(Spec):

@@ -146,13 +146,9 @@ def test_activations_of_gpt_are_korthikantis(t: int, sp: int, scores: int, expec
 
 
 def test_traffic_is_the_rings() -> None:
-    """A gather over one rank sends nothing; sequence parallelism gathers two inputs again."""
-    a = architecture(MHA)
+    """A gather over one rank sends nothing."""
     assert cost.gather_bytes(800, 1) == 0
     assert cost.gather_bytes(800, 8) == 700
-    plain, split = (cost.tensor_parallel_bytes(a, 32, 4, sp, 2, 0) for sp in (0, 1))
-    assert (plain, split) == (8 * 32 * 64 * 2 * 3 / 4, 10 * 32 * 64 * 2 * 3 / 4)
-    assert cost.zero_bytes(1000, 4, 4, 2) == 6 * 1000 * 3 / 4
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.name)

@@ -14,13 +14,18 @@ from typer.testing import CliRunner
 from model.kernels import Kernels, door
 from model.mesh import Mesh, mesh_of
 from planner import cost
+from planner.engine import OURS
+from planner.layouts import compare_layouts
+from planner.traffic import stage_traffic
 from runtime.footprint import as_on_gpu
 from runtime.partners import members_of, mismatch
 from runtime.recorder import Message, Recorder
 from runtime.rehearse import Rank, Rehearsal, different_ranks, go_through, rehearse, rehearse_rank
 from runtime.verbs import rehearse_command
-from specs.files import write_yaml
+from specs.cluster import Cluster
+from specs.files import from_catalog, write_yaml
 from specs.layout import Layout
+from specs.plan import Plan
 from specs.run import Execution, RunSpec
 from tests import samples
 from tests.spawn import spawn
@@ -41,18 +46,6 @@ def asked(layout: Layout, precision: str = "bf16", **model: Any) -> tuple[RunSpe
     return run, Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
 
 
-def alone(layout: Layout, rank: int, **options: Any) -> Rehearsal:
-    """One rank, in this process."""
-    one = rehearse_rank(*asked(layout, **options), rank, MICRO_BATCHES)
-    return Rehearsal(layout, MICRO_BATCHES, MICRO_BATCHES, {}, (one,), None)
-
-
-def sent(rehearsal: Rehearsal, axis: str) -> dict[str, int]:
-    """Bytes that its rank sends on an axis, by what."""
-    found = rehearsal.volumes(rehearsal.ranks[0])
-    return {volume.what: volume.sent_bytes for volume in found if volume.axis == axis}
-
-
 LAYOUTS = [
     laid(dp=2),
     laid(tp=2),
@@ -60,7 +53,7 @@ LAYOUTS = [
     laid(pp=2, recompute="selective"),
     laid(dp=2, pp=2, tp=2, sequence_parallel=True, recompute="full"),
     laid(pp=2, tp=2, interleave=2, sequence_parallel=True),
-    laid(dp=3, pp=4, stage_layers=(2, 1, 1, 1)),
+    laid(dp=3, pp=4, stage_layers=(2, 1, 3, 3)),
 ]
 
 
@@ -121,49 +114,31 @@ def assert_same(real: Rank, pretended: Rank) -> None:
 # --- beside the planner's symbolic counts ---
 
 
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-@pytest.mark.parametrize("tp", [2, 4])
-def test_a_blocks_tensor_parallel_traffic_is_the_planners(
-    tp: int, recompute: str, sequence_parallel: bool
-) -> None:
-    layout = laid(
-        dp=2, tp=tp, sequence_parallel=sequence_parallel, recompute=recompute, micro_batch_sequences=2
-    )
-    shape = {"heads": 4, "kv_heads": 4}
-    more, less = (sent(alone(layout, 0, layers=layers, **shape), "tp") for layers in (3, 2))
-    difference = sum(more.values()) - sum(less.values())
-    run, _ = asked(layout, **shape)
-    a, rows = cost.architecture(run.model), 2 * run.model.context
-    replays = int(recompute == "full")
-    expected = cost.tensor_parallel_bytes(a, rows, tp, int(sequence_parallel), 2, replays)
-    gains = 2 * cost.gather_bytes(2 * run.model.width * 4, tp) if sequence_parallel else 0
-    assert difference == MICRO_BATCHES * expected + gains
-
-
-@pytest.mark.parametrize("sequence_parallel", [False, True])
-@pytest.mark.parametrize("interleave", [1, 2])
-def test_a_boundarys_traffic_is_the_planners(interleave: int, sequence_parallel: bool) -> None:
-    layout = laid(pp=2, tp=2, interleave=interleave, sequence_parallel=sequence_parallel)
-    run, _ = asked(layout)
-    one = cost.stage_boundary_bytes(
-        cost.architecture(run.model), run.model.context, 2, int(sequence_parallel), 2
-    )
-    for rank in range(4):
-        boundaries = (
-            2 * interleave - 1
-        )  # of both directions: each chunk has one more neighbour, but one end has none
-        expected = {"receive": 0, "send": MICRO_BATCHES * boundaries * one}
-        assert sent(alone(layout, rank), "pp") == expected
-
-
-@pytest.mark.parametrize("dp", [2, 4])
-def test_what_replicas_exchange_is_the_planners(dp: int) -> None:
-    """Rows are multiples of dp here, so that no padding travels."""
-    for rank in (0, 1):
-        found = alone(laid(dp=dp, pp=2), rank)
-        params = found.ranks[0].memory["parameters"] / 2
-        assert sum(sent(found, "dp").values()) == cost.zero_bytes(params, dp, 4, 2)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        *LAYOUTS,
+        *(
+            laid(tp=2, dp=2, recompute=recompute, sequence_parallel=sp)
+            for recompute in ("selective", "full")
+            for sp in (False, True)
+        ),
+        laid(pp=4, tp=2, interleave=2, sequence_parallel=True, recompute="full", micro_batch_sequences=2),
+        laid(dp=3, tp=2),
+        laid(pp=2),
+        laid(),
+    ],
+    ids=str,
+)
+def test_traffic_is_the_planners(layout: Layout) -> None:
+    """Of every stage, every collective on every axis, to the byte; replicas and vocabulary that do not divide too."""
+    run, execution = asked(layout, vocab=301, layers=9, kv_heads=4)
+    planned = stage_traffic(cost.architecture(run.model), OURS, 2, layout, run.optim.batch_sequences)
+    assert len(planned) == layout.pp
+    for stage, expected in enumerate(planned):
+        one = rehearse_rank(run, execution, stage * layout.tp, MICRO_BATCHES)
+        found = Rehearsal(layout, MICRO_BATCHES, MICRO_BATCHES, {}, (one,), None).volumes(one)
+        assert {volume.kind: volume.moved_bytes for volume in found} == pytest.approx(expected, abs=1)
 
 
 # --- kernels that need a GPU ---
@@ -284,6 +259,53 @@ def test_the_verb(tmp_path: Path) -> None:
     assert said["mismatch"] is None
     for wrong in ("2", "-1", "none"):
         assert asked_for(tmp_path / "plan.yaml", "--rank", wrong).exit_code != 0
+
+
+def planned_on_gpus(devices: int) -> Plan:
+    """A sample's plan on so many GPUs, laid out by the planner."""
+    cluster = from_catalog(Cluster, "h100-64", None)
+    shape = samples.model(layers=8, width=1024, heads=8, kv_heads=8, ffn=2816, vocab=32768, context=2048)
+    run = samples.run(model=shape, optim=samples.optim(batch_sequences=32), precision="bf16")
+    layouts = compare_layouts(shape, cluster, devices, 32, "bf16")
+    execution = Execution(device="cuda", layout=layouts.ranked[0].layout, checkpoint_every_s=1.0)
+    target = samples.plan().runs[0].model_copy(update={"run": run, "execution": execution})
+    return samples.sealed(samples.plan(), runs=(target,), layouts=layouts)
+
+
+def test_memory_and_communication_stand_beside_the_plans(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "plan.yaml", planned_on_gpus(8))
+    said = json.loads(asked_for(tmp_path / "plan.yaml", "--json").output)
+    for rank in said["ranks"]:
+        told = {f"{one['what']} {one['axis']}": one for one in rank["communication"]}
+        assert told
+        for one in told.values():
+            moved = one["size_bytes" if one["what"] == "receive" else "sent_bytes"]
+            assert moved == pytest.approx(one["planned_bytes"], abs=1)
+    fullest = next(rank for rank in said["ranks"] if rank["rank"] == said["fullest_rank"])
+    planned = said["planned_memory_bytes"]
+    assert sum(fullest["memory_bytes"].values()) == pytest.approx(planned["all"], rel=0.02)
+    assert fullest["memory_bytes"]["passes"] == pytest.approx(planned["passes"], rel=0.05)
+    shown = asked_for(tmp_path / "plan.yaml", "--rank", "3").output
+    assert "rank 3 beside the plan's fullest device, which may be another rank, in GiB" in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith("reduce_scatter"))
+    assert line.split()[-1] == "1.000"
+
+
+def test_a_small_plan_is_shown_in_small_units(tmp_path: Path) -> None:
+    """Of a plan without compared layouts the sum is compared, with what its run's cost says."""
+    write_yaml(tmp_path / "plan.yaml", samples.plan())
+    shown = asked_for(tmp_path / "plan.yaml").output
+    (line,) = (line for line in shown.splitlines() if line.startswith("all "))
+    _, real, planned, ratio = line.split()
+    assert float(planned.replace(",", "")) == pytest.approx(1e8 / 2**20, abs=0.01)
+    assert float(ratio) == pytest.approx(float(real) / float(planned), abs=0.002)
+    assert "the fullest, beside the plan's fullest device, in MiB" in shown
+
+
+def test_a_rank_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "plan.yaml", samples.plan())
+    refused = asked_for(tmp_path / "plan.yaml", "--rank", "2")
+    assert "there is no rank 2 of 2; write --rank 0 to 1" in str(refused.exception)
 
 
 def asked_for(*words: object) -> Any:

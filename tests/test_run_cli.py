@@ -147,6 +147,48 @@ def test_a_dry_run_shows_all_and_writes_nothing(home: Path) -> None:
     assert sorted(home.rglob("*")) == before
 
 
+def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
+    """A cluster's plan on a laptop: the table, then one line; a run is refused, with what may be done."""
+    execution = Execution(device="cuda", layout=samples.layout(dp=2), checkpoint_every_s=1.0)
+    run = tiny_run(home, data=CorpusRef(corpus="0" * 16, digest=None), optim=samples.optim(batch_sequences=8))
+    path = tiny_plan(home, run, tiny_run(home, optim=samples.optim(batch_sequences=8)), execution=execution)
+    before = sorted(home.rglob("*"))
+    shown = isoplan(home, "run", path, "--dry-run", CUDA_VISIBLE_DEVICES="")
+    assert shown.returncode == 0, shown.stderr
+    head, *rows, last = shown.stdout.splitlines()
+    assert head.split()[:3] == ["run", "state", "devices"]
+    assert len(rows) == 2
+    assert last == (
+        "Not to be run here: it needs 2 GPUs at once, and 0 may be used here; "
+        "its text is only declared, so there is nothing here to train on. Nothing was started."
+    )
+    listed = isoplan(home, "run", path, "--dry-run", "--json", CUDA_VISIBLE_DEVICES="")
+    assert len(json.loads(listed.stdout)["lacking"]) == 2
+    refused = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
+    one_line(refused, "needs 2 GPUs", "run where there are 2, or name a cluster without GPUs in the budget")
+    one_line(
+        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "name a cluster of at most 1 GPU in the budget"
+    )
+    asked = isoplan(home, "run", path, "--devices", "1", CUDA_VISIBLE_DEVICES="0,1")
+    one_line(asked, "leave out --devices, or give 2")
+    assert sorted(home.rglob("*")) == before
+
+
+def test_an_audit_that_was_asked_too_early_is_to_be_done_again(home: Path) -> None:
+    assert isoplan(home, "plan", "budget.yaml").returncode == 0
+    plan = home / "plans" / "mini" / "plan.target.yaml"
+    assert isoplan(home, "audit", plan).returncode == 3
+    steps = json.loads(isoplan(home, "run", "budget.yaml", "--dry-run", "--json").stdout)["steps"]
+    assert [step["state"] for step in steps[2:]] == [
+        "0 of 1 runs are finished",
+        "to be done again, it cannot tell yet",
+    ]
+    verdict = plan.parent / "audit.target.json"
+    verdict.write_text(verdict.read_text().replace('"cannot tell"', '"inside"'))
+    steps = json.loads(isoplan(home, "run", "budget.yaml", "--dry-run", "--json").stdout)["steps"]
+    assert steps[-1]["state"] == "done: inside"
+
+
 def test_starter_budgets_are_written_and_never_overwritten(tmp_path: Path) -> None:
     first = isoplan(tmp_path, "init", "mine")
     assert first.returncode == 0, first.stderr
@@ -203,7 +245,7 @@ def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     execution = Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(done, "needs 1 GPUs at once, and 0 may be used here")
+    one_line(done, "needs 1 GPU at once, and 0 may be used here")
 
 
 def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
