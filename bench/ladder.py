@@ -42,7 +42,7 @@ SPECS = Path(__file__).parents[1] / "specs"
 SHIPPED = ("afternoon", "budget_1e21", "demo")
 PAPER_TARGET_FLOP, PAPER_LOW_FLOP, PAPER_VOCAB = 1e24, 1e17, 100015
 """The 67B's compute, the smallest budget of its pilots, its tokenizer (DeepSeek LLM, sections 2 and 3)."""
-SURFACES, QUICK_SURFACES = 100, 10
+SURFACES, QUICK_SURFACES = 60, 10
 FIXED = (3, 5, 2.0, HALF_DECADE)
 """Budgets, sizes, spread and step of every ladder before they were chosen."""
 SCALE_FLOP = 1e13

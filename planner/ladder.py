@@ -256,7 +256,7 @@ class Choice:
         """As the plan has it."""
         return LadderChoice(
             budgets=self.ladder.budgets,
-            step=self.ladder.step,
+            budget_ratio=self.ladder.step,
             top_flop=self.ladder.top * target_flop,
             sizes=self.ladder.sizes,
             spread=self.ladder.spread,

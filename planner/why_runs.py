@@ -7,6 +7,7 @@ import math
 
 from planner.draft import EVALUATIONS
 from planner.fields import Field
+from planner.ladder import HALF_DECADE
 from planner.why import PAPER, Rule, Why, against, at, family_of, hyper_of, run_of
 from planner.why_shape import compute, counted, shape, tokens
 from specs.budget import Pilots
@@ -232,15 +233,12 @@ def ladder(field: Field, plan: Plan) -> Why:
     if choice is None or not isinstance(evidence, Pilots):
         return Why("the plan: it buys no pilots")
     stated = {"budgets": evidence.budgets, "sizes": evidence.sizes, "spread": evidence.spread}
-    name = "budgets" if field.path[-1] == "step" else field.path[-1]
-    if stated.get(name) is not None:
-        settled = f"the budget's field evidence.{name}" + (
-            ": half a decade apart" if field.path[-1] == "step" else ""
-        )
-    else:
-        settled = (
-            f"the narrowest interval at the target of {choice.considered:,} ladders that cost evidence.share"
-        )
+    stated["budget_ratio"] = None if evidence.budgets is None else HALF_DECADE
+    settled = (
+        f"the narrowest interval of the target among {choice.considered:,} ladders that cost evidence.share"
+    )
+    if stated.get(field.path[-1]) is not None:
+        settled = f"the budget's evidence, which states it: {stated[field.path[-1]]:.4g}"
     return Why(
         settled_by=settled,
         law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linear about their priors, "

@@ -136,7 +136,7 @@ class LadderChoice(Spec):
 
     budgets: int
     """isoFLOP budgets."""
-    step: float
+    budget_ratio: float
     """Ratio of neighbouring budgets."""
     top_flop: float
     """The largest budget."""
