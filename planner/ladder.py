@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 
 from planner.draft import EVALUATIONS
-from planner.laws import Array, Form, log_value_and_gradient
+from planner.laws import Array, Form, columns, log_gradient
 from planner.posterior import NOISE_SD, SHORT_RUN_NOISE, prior_of
 from planner.select import CANDIDATES, DISCREPANCY_PER_DECADE, PRIOR_WEIGHTS
 from planner.shape import sizes_of_family
@@ -215,13 +215,10 @@ def _gradient(form: Form, log_flop: Array, log_size: Array, place: Site) -> Arra
     One point for every ladder, so that ladders differ by their runs alone.
     """
     known = TOP_OF_TARGET * place.target_flop
-    middle_flop = math.log(known)
-    middle_size = math.log(place.prior.flop_per_token.at(compute_flop=known))
-    size, flop = log_size.ravel() - middle_size, log_flop.ravel() - middle_flop
-    columns = {"X": size, "C": flop, "D": flop - size}
-    mean = prior_of(form, np.ones(1)).mean
-    _, gradient = log_value_and_gradient(form, mean[None], tuple(columns[name] for name in form.variables))
-    return np.asarray(gradient[0]).reshape(len(mean), *log_size.shape)
+    flop = np.exp(log_flop.ravel()) / known
+    size = np.exp(log_size.ravel()) / place.prior.flop_per_token.at(compute_flop=known)
+    gradient = log_gradient(form, prior_of(form, np.ones(1)).mean, columns(form, size, flop / size))
+    return gradient.reshape(len(form.constants), *log_size.shape)
 
 
 def _information(gradient: Array, precision: Array, miss: Array) -> Array:
