@@ -15,7 +15,7 @@ from planner.desk import lay_out
 from planner.plan import make_plan
 from planner.show import show
 from specs.budget import Budget
-from specs.files import DocumentError, load, write_text, write_yaml
+from specs.files import DocumentError, load, locate, write_text, write_yaml
 from specs.guard import INTERNAL, internal_error
 from specs.plan import Plan
 from specs.report import render
@@ -72,20 +72,15 @@ def _sealed(path: Path, asked: Budget, budget: Path) -> Plan:
     """The plan that is there, refused where it answers another budget."""
     there = load(path, Plan)
     if there.budget != asked:
-        raise DocumentError(
-            budget,
-            1,
-            1,
-            f"{path} is sealed and answers another budget of this name",
-            "give this budget another name",
-        )
+        what = f"{path} is sealed and answers another budget of this name"
+        raise locate(budget, "name", what, "give this budget another name")
     return there
 
 
 def main() -> None:
     """Entry point of the console script: bad input is one line and exit code 2, an internal error one line and 70."""
     try:
-        app()
+        app(prog_name="isoplan plan")
         return
     except DocumentError as error:
         line, code = str(error), BAD_INPUT

@@ -179,10 +179,6 @@ def _size(value: Any) -> float | None:
             return value.median
         case Interval():
             return value.value
-        case LayoutEstimate():
-            return value.step_s
-        case (LayoutEstimate() as best, *_):
-            return best.step_s
     return None
 
 

@@ -18,6 +18,7 @@ from specs.base import Spec
 from specs.formulas import monomial_text
 from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
+from specs.losses import Losses
 from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
@@ -48,8 +49,22 @@ SHORT = {
     "precision": "run.precision",
     "seed": "run.seed",
     "context": "run.model.context",
+    "learning_rate": "run.optim.peak_lr",
+    "time": "cost.hours",
+    "speed_from": "cost.basis",
+    "schedule": "run.optim.milestones",
 }
-"""Short names of fields of the last run."""
+"""Short names of fields of the last run, the labels of the plan's own table among them."""
+
+BEST_SPLIT = {
+    "M*": "flop_per_token",
+    "N*": "block_params",
+    "D*": "tokens",
+    "D*/N*": "tokens_per_block_param",
+    "D/N": "tokens_per_block_param",
+    "L*": "loss",
+}
+"""Names of the parts of the best split, as a plan on a ledger prints them."""
 
 _NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
 _UNITS = {
@@ -160,7 +175,10 @@ def _short(plan: Plan, name: str, last: str) -> str:
         return "forecast.loss" if plan.forecast.kind == "forecast" else "forecast.reason"
     if name == "allocation":
         return "law.allocation" if plan.fit is None else "fit.allocation"
-    return f"{last}.{SHORT[name]}" if name in SHORT else ""
+    if name in BEST_SPLIT:
+        return f"fit.optimum.{BEST_SPLIT[name]}"
+    short = name.replace(" ", "_")
+    return f"{last}.{SHORT[short]}" if short in SHORT else ""
 
 
 def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
@@ -200,6 +218,8 @@ def _properties(kind: type) -> Iterator[tuple[str, str]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.plain()
+    if isinstance(value, Losses):
+        return value.unit
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
     if isinstance(value, dict):
@@ -273,12 +293,15 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
             return layout_text(value)
         case ModelSpec():
             return shape_text(value)
+        case Losses():
+            return value.unit
         case Monomial():
             return monomial_text(value)
         case Band():
             return f"{value.median:.4f} nats/token, 95 % from {value.low_95:.4f} to {value.high_95:.4f}"
         case Interval():
-            return f"{value.value:.4g}, 95 % from {value.low:.4g} to {value.high:.4g}"
+            middle, low, high = (say(end, path) for end in (value.value, value.low, value.high))
+            return f"{middle}, 95 % from {low} to {high}"
         case LayoutEstimate():
             used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
             laid = layout_text(value.layout)

@@ -5,21 +5,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner import curve, laws, select
+from planner import curve, fit, laws, select
 from planner.annealing import Trace, smoothed
 from planner.data_limits import effective_tokens
-from planner.fit import Fit, bootstrap, constant_intervals, fit
 from planner.isoflop import Minimum, profiles
-from planner.posterior import Points
+from planner.posterior import Points, Posterior
 from planner.posterior import points as posterior_points
 from specs.budget import Budget
 from specs.data import DeclaredText
-from specs.law import Band, EvidencePoint, FormScore, Interval, PublishedLaw
+from specs.law import Band, EvidencePoint, FormScore, Interval, Optimum, PublishedLaw
 from specs.plan import CurveBand, Forecast, NoForecast, PlannedRun
 from specs.record import LedgerRecord
 
-CONSTANT_DRAWS = 1000
-"""Bootstrap draws behind the constants' intervals: ends of a 95 % interval are then good to a tenth of its width."""
 MIN_CURVE_POINTS = 5
 """Shorter curves show no shape."""
 _SMOOTHED_POINTS = 10
@@ -35,6 +32,10 @@ class Told:
     forecast: Forecast | NoForecast
     forms: tuple[FormScore, ...]
     flags: tuple[str, ...]
+    held_out_error: float | None
+    """Of the forms together; None where no budget could be held out."""
+    optimum: Optimum | None
+    """The best split of the target's compute; None without a forecast."""
 
 
 def from_published(
@@ -77,7 +78,7 @@ def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
 
-def surface(points: Sequence[EvidencePoint]) -> Fit:
+def surface(points: Sequence[EvidencePoint]) -> fit.Fit:
     """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
     return select.chosen_fit(_runs(points))
 
@@ -91,18 +92,25 @@ def from_ledger(
     """
     runs, run = _runs(points), target.run
     try:
-        told = select.forecast_loss(
-            runs, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
-        )
+        known = select.learn(runs)
     except ValueError as error:
-        return Told(NoForecast(reason=f"the ledger cannot carry a forecast: {error}"), (), ())
+        return Told(
+            NoForecast(reason=f"the ledger cannot carry a forecast: {error}"),
+            (),
+            select.flags(runs),
+            None,
+            None,
+        )
+    told = select.forecast(
+        known, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
+    )
     band = Band(
         median=told.median, low_50=told.low50, high_50=told.high50, low_95=told.low95, high_95=told.high95
     )
     forecast = Forecast(
         loss=band, curve=_curve(records, band, told.floor.floor[0], target), basis=_basis(told)
     )
-    return Told(forecast, _forms(runs, told), told.flags)
+    return Told(forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target))
 
 
 def _runs(points: Sequence[EvidencePoint]) -> Points:
@@ -116,42 +124,60 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
 
 def _basis(told: select.Forecast) -> str:
     floors, losses = told.floor.floor, told.floor.loss
+    by = "the prior's, as no budget could be held out"
+    if told.heldout_error is not None:
+        by = "as held-out budgets showed"
     return (
         f"{told.extrapolation:.3g}x beyond the largest pilot; the interval joins the spread of the forms and their "
-        f"constants, run-to-run noise {told.noise_sd:.2%}, and {told.discrepancy_sd:.2%} for the distance, as held-out "
-        "budgets showed; "
+        f"constants, run-to-run noise {told.noise_sd:.2%}, and {told.discrepancy_sd:.2%} for the distance, {by}; "
         f"with the floor E at {floors[0]:.3g}, {floors[1]:.3g}, {floors[2]:.3g} it would be "
         f"{losses[0]:.4f}, {losses[1]:.4f}, {losses[2]:.4f}"
     )
 
 
-def _forms(runs: Points, told: select.Forecast) -> tuple[FormScore, ...]:
+def _forms(known: select.Evidence, told: select.Forecast) -> tuple[FormScore, ...]:
     """Every form with its held-out error, weight, constants and forecast; heaviest first."""
-    errors = {score.form.name: score.heldout_error for score in select.compare_forms(runs)}
+    errors = {score.form.name: score.heldout_error for score in select.compare_forms(known.runs)}
+    constants = {law.form.name: _constants(law) for law in known.laws}
     return tuple(
         FormScore(
             form=member.form.name,
             latex=laws.latex(member.form, "M"),
             held_out_error=errors.get(member.form.name),
             weight=member.weight,
-            constants=_constants(member.form, runs),
+            constants=constants[member.form.name],
             forecast=member.median,
         )
         for member in sorted(told.members, key=lambda member: -member.weight)
     )
 
 
-def _constants(form: laws.Form, runs: Points) -> dict[str, Interval]:
-    """The plain fit's constants with bootstrap intervals; none where the law runs away on these runs."""
-    try:
-        fitted = fit(form, runs.size, runs.tokens, runs.loss, weights=runs.precision)
-    except ValueError:
-        return {}
-    ends = constant_intervals(fitted, bootstrap(fitted, CONSTANT_DRAWS, seed=0))
-    return {
-        name: Interval(value=value, low=ends[name].low, high=ends[name].high)
-        for name, value in fitted.constants.items()
-    }
+def _constants(law: Posterior) -> dict[str, Interval]:
+    """The constants of the draws that the forecast is made of."""
+    return {name: _written(fit.interval(law.constant(name))) for name in law.form.constants}
+
+
+def _optimum(known: select.Evidence, target: PlannedRun) -> Optimum:
+    """The best split of the target's compute, with N* by the share that blocks have in M of the target's shape."""
+    split = {name: _written(ends) for name, ends in select.best_split(known, target.budget_flop).items()}
+    params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
+    return Optimum(
+        compute_flop=target.budget_flop,
+        flop_per_token=split["size"],
+        block_params=_times(split["size"], params_per_flop),
+        tokens=split["tokens"],
+        tokens_per_block_param=_times(split["tokens_per_size"], 1 / params_per_flop),
+        loss=split["loss"],
+    )
+
+
+def _written(ends: fit.Interval) -> Interval:
+    """An interval of draws as a document."""
+    return Interval(value=ends.median, low=ends.low, high=ends.high)
+
+
+def _times(ends: Interval, factor: float) -> Interval:
+    return Interval(value=ends.value * factor, low=ends.low * factor, high=ends.high * factor)
 
 
 def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun) -> CurveBand | None:

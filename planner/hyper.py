@@ -15,6 +15,7 @@ from specs.files import catalog_names, from_catalog
 from specs.law import Hyper, PublishedLaw
 from specs.plan import HyperAdvice, PlannedRun
 from specs.record import LedgerRecord
+from specs.report.units import near_optimal
 from specs.words import count
 
 FAR = 1e4
@@ -48,7 +49,10 @@ def _own(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[Hyper
         law = fit_rates(grid_of(records))
     except ValueError:
         return
-    yield _advice(OWN, law.hyper(planned.run.batch_tokens), planned, False)
+    at = variables(planned.run.model, planned.budget_flop)
+    band = law.band(at["flop_per_token"], at["tokens"])
+    told = _advice(OWN, law.hyper(planned.run.batch_tokens), planned, False)
+    yield told.model_copy(update={"near_optimal_lr": band})
 
 
 def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
@@ -62,13 +66,25 @@ def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdv
     )
 
 
+def own_grid(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
+    """Whether the run's rate is as good as the best by the ledger's own runs; empty where they do not say."""
+    for own in hypers:
+        if own.near_optimal_lr is not None:
+            low, high = own.near_optimal_lr
+            best, rate = f"{own.peak_lr:.3g}{near_optimal(own)}", planned.run.optim.peak_lr
+            where = "among them" if low <= rate <= high else "not among them"
+            return f"by the runs of the ledger the best learning rate is {best}; the plan's {rate:.3g} is {where}"
+    return ""
+
+
 def disagreement(hypers: tuple[HyperAdvice, ...]) -> str:
     """That the laws disagree, in a sentence; empty where they do not."""
     rates, batches = [one.peak_lr for one in hypers], [one.batch_tokens for one in hypers]
     if max(rates) / min(rates) < DISAGREE and max(batches) / min(batches) < DISAGREE:
         return ""
     said = "; ".join(
-        f"{one.law} {one.peak_lr:.3g} with {count(one.batch_tokens)} tokens a batch ({one.hyper.regime})"
+        f"{one.law} {one.peak_lr:.3g}{near_optimal(one)} with {count(one.batch_tokens)} tokens a batch "
+        f"({one.hyper.regime})"
         for one in hypers
     )
     return f"laws of learning rate and batch disagree: {said}; the plan follows {hypers[0].law}"

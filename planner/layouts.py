@@ -28,6 +28,8 @@ from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.plan import LayoutChoice, LayoutEstimate
+from specs.report.units import memory
+from specs.words import several
 
 USABLE_MEMORY = 0.9
 """Share of a device's memory that a plan may fill; the rest is left to the allocator, CUDA's context and NCCL."""
@@ -263,8 +265,8 @@ def _nothing_fits(ranking: Ranking) -> NoLayoutError:
 def _miss(problem: Problem, layout: Layout, memory_bytes: float) -> NoLayoutError:
     over = memory_bytes - problem.limit_bytes
     return NoLayoutError(
-        f"no layout of {problem.devices} x {problem.cluster.device.name} fits; the nearest ({layout_text(layout)}) "
-        f"misses by {over:.3g} bytes of {problem.limit_bytes:.3g}"
+        f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
+        f"({layout_text(layout)}) misses by {memory(over)}, where {memory(problem.limit_bytes)} may be filled"
     )
 
 

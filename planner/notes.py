@@ -4,23 +4,25 @@ from collections.abc import Iterator, Sequence
 
 from planner.data_limits import effective_tokens
 from planner.desk import Desk
-from planner.hyper import advice, disagreement
+from planner.hyper import disagreement, own_grid
 from planner.objective import Laws, compute_for_loss, served_flop
 from planner.search import Search
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
 from specs.law import PublishedLaw
-from specs.plan import Cost, LadderChoice, PlannedRun
-from specs.words import count, duration, energy
+from specs.plan import Cost, HyperAdvice, LadderChoice, PlannedRun
+from specs.words import count, duration, energy, several
 
 _NAMED = 4
 """Runs that a note names one by one."""
 
 
-def notes(desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None) -> tuple[str, ...]:
-    """Every note on a plan of these runs; `laws` are the target's, None in a plan of pilots."""
+def notes(
+    desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None, hypers: tuple[HyperAdvice, ...] = ()
+) -> tuple[str, ...]:
+    """Every note on a plan of these runs; `laws` and `hypers` are the target's, without them in a plan of pilots."""
     found = [*_extrapolation(desk, runs[-1]), *_repeats(desk, runs), *_short(desk, runs)]
     if laws is not None:
-        found += [*_objective(desk, laws, runs[-1]), *_overrides(desk, runs[-1])]
+        found += [*_objective(desk, laws, runs[-1]), *_overrides(desk, runs[-1], hypers)]
     return tuple(found)
 
 
@@ -28,7 +30,7 @@ def target_by_the_prior(planned: PlannedRun, prior: PublishedLaw) -> str:
     """What the target will be and cost if the prior is right, for a plan that has its pilots only."""
     run, cost = planned.run, planned.cost
     return (
-        f"the target as the prior {prior.name} has it: {run.model.layers} layers x {run.model.width}, "
+        f"the target as the prior {prior.name} has it: {several(run.model.layers, 'layer')} x {run.model.width}, "
         f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {currencies(cost)}"
     )
 
@@ -106,11 +108,9 @@ def _serving(desk: Desk, laws: Laws, planned: PlannedRun, objective: Inference) 
     )
 
 
-def _overrides(desk: Desk, planned: PlannedRun) -> Iterator[str]:
+def _overrides(desk: Desk, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
     """Where laws disagree on learning rate and batch, and where the budget overrode them."""
-    said = disagreement(advice(desk, planned))
-    if said:
-        yield said
+    yield from (said for said in (disagreement(hypers), own_grid(hypers, planned)) if said)
     if desk.budget.batch is not None:
         yield (
             f"the batch is the budget's; the learning rate of {desk.hyper_law.name} supposes that "

@@ -47,11 +47,6 @@ class Surface:
     size: SizeName
     """What its X is."""
 
-    @property
-    def floor(self) -> float:
-        """The loss that no run gets below."""
-        return float(self.law.params[self.law.form.index("E")])
-
     def measure(self, shape: ModelSpec) -> float:
         """X of a shape."""
         return float(getattr(shape, self.size))

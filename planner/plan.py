@@ -74,6 +74,8 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
         allocation=allocation,
         allocation_basis=basis,
         forms=told.forms,
+        held_out_error=told.held_out_error,
+        optimum=told.optimum,
         rate_check=rate,
         flags=told.flags,
     )
@@ -151,15 +153,16 @@ def _seal_target(
     fit: LawFit | None,
     records: Sequence[LedgerRecord],
 ) -> Plan:
+    hypers = advice(desk, target.planned, records)
     return _seal(
         desk,
         phase="target",
         fit=fit,
         runs=(target.planned,),
         layouts=target.layouts,
-        hypers=advice(desk, target.planned, records),
+        hypers=hypers,
         forecast=told,
-        notes=notes(desk, (target.planned,), laws),
+        notes=notes(desk, (target.planned,), laws, hypers),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from planner.descent import Descents, Problem, descend, scale, unscaled
-from planner.fit import checked_runs
+from planner.fit import LOG_LARGEST, checked_runs
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
 from planner.spread import Spread, from_squares
 
@@ -154,8 +154,8 @@ class Posterior:
         return log_value_and_gradient(self.form, self.log_params, logs)[0]
 
     def constant(self, name: str) -> Array:
-        """Draws of one constant."""
-        return np.exp(self.log_params[:, self.form.index(name)])
+        """Draws of one constant, none larger than what can be written."""
+        return np.exp(np.minimum(self.log_params[:, self.form.index(name)], LOG_LARGEST))
 
 
 # Median and standard deviation of the logarithm of each exponent, over fits to public data.

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from planner.currency import at_most, rounded_down, rounded_up, said, spent
+from planner.data_limits import TRUSTED_EPOCHS
 from planner.desk import Desk
 from planner.isoflop import Minimum
 from planner.ladder import Ladder
@@ -11,11 +13,16 @@ from planner.objective import lacking
 from planner.search import Search
 from specs.budget import FixedSize, Pilots, Published
 from specs.data import DeclaredText
-from specs.files import DocumentError
-from specs.law import Allocation, EvidencePoint
+from specs.files import DocumentError, catalog_names, from_catalog
+from specs.law import Allocation, EvidencePoint, PublishedLaw
 from specs.plan import LadderChoice, PlannedRun
 from specs.words import count, duration
 
+BESIDE = "epoch-chinchilla"
+"""The loss law that weighs training against serving where a budget names none (Besiroglu et al., arXiv 2404.10102)."""
+_NO_LOSS_LAW = (
+    "give compute, or evidence.kind: pilots on your own data: published loss laws hold for their own text"
+)
 _MOST_DOUBLINGS = 20
 """Clusters up to a million times as large, and budgets down to a millionth, are looked at."""
 
@@ -27,26 +34,41 @@ def check_laws(search: Search) -> None:
     if lacks:
         named = desk.budget.evidence
         field = "evidence.law" if isinstance(named, Published) else "evidence"
-        what = (
-            f"the law {desk.law.name} has no allocation"
-            if "allocation" in lacks
-            else f"the objective needs {lacks}"
-        )
-        raise desk.refuse(field, what, _law_wanted(desk))
+        split = "allocation" in lacks
+        what = f"the law {desk.law.name} has no allocation" if split else f"the objective needs {lacks}"
+        raise desk.refuse(field, what, _split_wanted(desk) if split else _loss_wanted(desk, BESIDE))
     if desk.budget.loss is None:
         return
     if laws.surface is None:
-        raise desk.refuse("loss", "a target loss needs a loss law", _law_wanted(desk))
+        fitting = [law.name for law in _loss_laws(desk) if law.data == desk.text]
+        raise desk.refuse("loss", "a target loss needs a loss law", _loss_wanted(desk, *fitting))
     law = desk.loss_law
     if law is not None and law.data != desk.text:
         what = f"the loss law {law.name} holds for {law.data}, not for {desk.text}: losses do not carry over"
-        raise desk.refuse("loss", what, "give compute, or evidence.kind: pilots on your own data")
+        raise desk.refuse("loss", what, _NO_LOSS_LAW)
 
 
-def _law_wanted(desk: Desk) -> str:
-    if isinstance(desk.budget.evidence, Published):
-        return "name one that has, like law: deepseek or loss: epoch-chinchilla"
-    return "audit the pilots of a budget in compute first"
+def _split_wanted(desk: Desk) -> str:
+    """A law with an allocation; its learning rate and batch stay with the law that was named."""
+    named = desk.budget.evidence
+    if isinstance(named, Published) and named.hyper is None and desk.law.hyper is not None:
+        return f"write law: deepseek, hyper: {desk.law.name}"
+    return "write law: deepseek"
+
+
+def _loss_wanted(desk: Desk, *fitting: str) -> str:
+    """A loss law beside the one that is named; none where none holds for the text."""
+    if not isinstance(desk.budget.evidence, Published):
+        return "audit the pilots of a budget in compute first"
+    if not fitting:
+        return _NO_LOSS_LAW
+    return f"write law: {desk.law.name}, loss: {fitting[0]}"
+
+
+def _loss_laws(desk: Desk) -> list[PublishedLaw]:
+    """The catalog's laws that print one."""
+    laws = (from_catalog(PublishedLaw, name, desk.path) for name in catalog_names(PublishedLaw))
+    return [law for law in laws if law.loss is not None]
 
 
 def prior_allocation(desk: Desk) -> Allocation:
@@ -143,7 +165,7 @@ def _largest_that_fits(search: Search, compute_flop: float) -> str | None:
             if _works(smaller, compute_flop):
                 return f"write objective.params: {count(params)} params"
         elif _works(search, rounded_down(compute_flop / 2**k)):
-            return f"spend at most {rounded_down(compute_flop / 2**k):.2g} FLOP"
+            return at_most(search, rounded_down(compute_flop / 2**k))
     return None
 
 
@@ -167,10 +189,12 @@ def check_data(search: Search, planned: PlannedRun) -> None:
         f"and {budget.epochs:g} are allowed"
     )
     most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop)
-    write = f"bring {count(tokens / budget.epochs)} unique tokens, spend at most {most:.2g} FLOP"
+    remedies = [f"bring {count(tokens / budget.epochs)} unique tokens", at_most(search, most)]
     passes = math.ceil(10 * tokens / unique) / 10
+    if passes <= TRUSTED_EPOCHS:
+        remedies.append(f"allow it: epochs: {passes:g}")
     field = "data.text.unique" if declared else "data.text"
-    raise desk.refuse(field, what, f"{write}, or allow it: epochs: {passes:g}")
+    raise desk.refuse(field, what, ", or ".join(remedies))
 
 
 def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> float:
@@ -183,26 +207,19 @@ def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> flo
     return rounded_down(math.exp(low))
 
 
-def check_deadline(desk: Desk, planned: PlannedRun) -> None:
+def check_deadline(search: Search, planned: PlannedRun) -> None:
     """Refuse a run that takes longer than the deadline beside another currency."""
+    desk = search.desk
     deadline, took_s = desk.budget.deadline, planned.cost.hours * 3600
     if deadline is None or desk.budget.currency == "deadline" or took_s <= deadline:
         return
-    most = rounded_down(planned.budget_flop * deadline / took_s)
+    within = deadline / took_s
+    if desk.budget.currency in ("compute", "loss"):
+        most = at_most(search, rounded_down(within * planned.budget_flop))
+    else:  # hours, and with them money and energy, are as many as the time
+        most = f"spend at most {said(desk, within * spent(desk, planned.cost))}"
     devices = math.ceil(desk.cluster.devices * took_s / deadline)
     what = f"the target run takes {planned.cost.hours:.4g} h ({duration(took_s)}), and {duration(deadline)} are given"
     hours = math.ceil(planned.cost.hours)
-    write = f"allow {hours} h, spend at most {most:.2g} FLOP, or name a cluster of {devices} such devices"
+    write = f"allow {hours} h, {most}, or name a cluster of {devices} such devices"
     raise desk.refuse("deadline", what, write)
-
-
-def rounded_up(value: float) -> float:
-    """Two significant digits, upwards."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")
-
-
-def rounded_down(value: float) -> float:
-    """Two significant digits, towards zero, so that what is proposed is still enough."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")

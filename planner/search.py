@@ -9,6 +9,7 @@ from planner.objective import Laws, shape_at
 from specs.data import CorpusRef
 from specs.model import ModelSpec
 from specs.plan import PlannedRun
+from specs.words import several
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Search:
     def train(self, shape: ModelSpec, compute_flop: float, laid: Laid | None = None) -> PlannedRun:
         """The run that gives a shape this compute, laid out as given or as is best; errors as in `draft`."""
         desk = self.desk
-        title = f"{compute_flop:.1e} FLOP, width {shape.width}, {shape.layers} layers"
+        title = f"{compute_flop:.1e} FLOP, width {shape.width}, {several(shape.layers, 'layer')}"
         devices, batch = desk.cluster.devices, desk.budget.batch
         wish = Wish("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
         return draft(setting_of(desk), wish, laid)

@@ -19,6 +19,7 @@ from planner.isoflop import budget_groups, profiles
 from planner.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
 from planner.posterior import Points, Posterior, posterior
 from planner.spread import Spread, spread
+from specs.words import several
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first: the order in which equally good laws are preferred."""
@@ -246,19 +247,17 @@ def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
         discrepancy_sd=evidence.discrepancy.median * decades,
         extrapolation=10**decades,
         heldout_error=evidence.heldout_error,
-        flags=_flags(evidence.runs),
+        flags=flags(evidence.runs),
     )
 
 
 def best_split(evidence: Evidence, flop: float, level: float = 0.95) -> dict[str, Interval]:
-    """Intervals of the compute-optimal "size", "tokens" and noise-free "loss" at a budget, over all weighted
-    laws."""
+    """Intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over all
+    weighted laws."""
     splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]
-    columns = zip(*splits, strict=True)
-    return {
-        name: interval(evidence.mixed(column), level)
-        for name, column in zip(("size", "tokens", "loss"), columns, strict=True)
-    }
+    size, tokens, loss = (evidence.mixed(column) for column in zip(*splits, strict=True))
+    quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}
+    return {name: interval(values, level) for name, values in quantities.items()}
 
 
 def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
@@ -337,7 +336,7 @@ def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:
     return FloorEffect((low, median, high), (at_low, at_median, at_high))
 
 
-def _flags(runs: Points) -> tuple[str, ...]:
+def flags(runs: Points) -> tuple[str, ...]:
     """Plain sentences on what weakens the evidence."""
     found = []
     if short := int(runs.short.sum()):
@@ -345,5 +344,5 @@ def _flags(runs: Points) -> tuple[str, ...]:
     minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
     found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
     if (budgets := len(budget_groups(runs.flop))) < 4:
-        found.append(f"only {budgets} budgets: the floor rests on other people's laws")
+        found.append(f"only {several(budgets, 'budget')}: the floor rests on other people's laws")
     return tuple(found)

@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from planner.fields import layout_text
+from planner.fields import layout_text, shape_text
 from planner.notes import currencies
-from specs.plan import Forecast, Plan, PlannedRun
+from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
+from specs.report.units import best_split, memory
 from specs.words import count, duration
 
 Row = tuple[str, str]
@@ -24,7 +25,8 @@ def show(plan: Plan, path: Path, console: Console) -> None:
     console.print(head, highlight=False)
     console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
     if plan.layouts is not None:
-        console.print(_layout_table(plan))
+        console.print(_layout_table(plan.layouts))
+        console.print(_nearest_miss(plan.layouts), highlight=False)
     _show_forecast(plan, console)
     for note in plan.notes:
         console.print(f"[yellow]note[/]  {escape(note)}", highlight=False)
@@ -65,18 +67,22 @@ def _title_of_pilots(plan: Plan) -> str:
 
 def _run_details(plan: Plan) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2))
-    planned = plan.runs[0]
-    for name, value in (*_model(planned), *_training(planned, plan), *_carrying_out(planned, plan)):
+    for name, value in rows(plan):
         table.add_row(f"[dim]{name}[/]", escape(value))
     return table
 
 
+def rows(plan: Plan) -> list[Row]:
+    """The target run in words; `explain` knows every label."""
+    planned = plan.runs[0]
+    return [*_model(planned), *_training(planned, plan), *_carrying_out(planned, plan)]
+
+
 def _model(planned: PlannedRun) -> Iterator[Row]:
     model = planned.run.model
-    kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
     yield (
         "shape",
-        f"{model.layers} layers x {model.width}, {model.heads} heads{kv}, ffn {model.ffn}, vocab {model.vocab}",
+        shape_text(model),
     )
     yield "parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"
     exact, paper = model.flop_per_token, model.paper_flop_per_token
@@ -86,7 +92,7 @@ def _model(planned: PlannedRun) -> Iterator[Row]:
 def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     run, optim = planned.run, planned.run.optim
     ratio, passes = run.tokens / run.model.params, run.tokens / plan.unique_tokens
-    yield "tokens", f"{count(run.tokens)}, {ratio:.1f} per parameter, {passes:.2f} passes over the text"
+    yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter, {passes:.3g} passes over the text"
     yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
     yield (
         "batch",
@@ -101,7 +107,7 @@ def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
 def _carrying_out(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     cost, layout = planned.cost, planned.execution.layout
     yield "layout", f"{layout_text(layout)}, {layout.devices} x {plan.budget.cluster}"
-    yield "memory", f"{cost.memory_bytes / 2**30:.2f} GiB of the fullest device"
+    yield "memory", f"{memory(cost.memory_bytes)} of the fullest device"
     yield "time", f"{duration(cost.hours * 3600)}, {cost.tokens_per_s:.3g} tokens/s"
     yield "cost", currencies(cost)
     yield "speed from", cost.basis
@@ -120,9 +126,16 @@ def _evidence(plan: Plan) -> str:
     return f"{len(flops)} own runs of {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
 
 
-def _layout_table(plan: Plan) -> Table:
-    choice = plan.layouts
-    assert choice is not None  # the caller has looked
+def _nearest_miss(choice: LayoutChoice) -> str:
+    """The layout that a little more memory would allow, and what it would bring."""
+    miss, over = choice.nearest_miss, choice.nearest_miss_bytes
+    if miss is None or over is None:
+        return "all layouts fit"
+    pace = f"{miss.step_s / choice.ranked[0].step_s - 1:+.1%}".replace("%", " %")
+    return f"nearest that does not fit: {layout_text(miss.layout)}, {pace} a step, {memory(over)} too much"
+
+
+def _layout_table(choice: LayoutChoice) -> Table:
     title = f"{choice.fitting} of {choice.considered} layouts fit; {choice.why}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("layout", "step", "MFU", "memory"):
@@ -132,7 +145,7 @@ def _layout_table(plan: Plan) -> Table:
             layout_text(one.layout),
             f"{one.step_s:.3g} s",
             f"{one.model_flop_utilisation:.1%}",
-            f"{one.memory_bytes / 2**30:.1f} GiB",
+            memory(one.memory_bytes),
         )
     return table
 
@@ -155,6 +168,9 @@ def _show_forecast(plan: Plan, console: Console) -> None:
             highlight=False,
         )
     console.print(f"          {escape(told.basis)}", highlight=False)
+    if plan.fit is not None and plan.fit.optimum is not None:
+        said = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
+        console.print(f"[bold]best split[/]  by these forms, 95 % in brackets: {said}", highlight=False)
     if plan.fit is not None:
         console.print(_form_table(plan))
         for flag in plan.fit.flags:

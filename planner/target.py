@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from planner import remedies
+from planner.currency import MOST_FLOP, at_least, at_most, device_hours, rounded_up, spent
 from planner.desk import Desk
 from planner.draft import EVALUATIONS, peak_flop_per_s
 from planner.lay import Laid
@@ -17,11 +18,9 @@ from planner.layouts import NoLayoutError, UndividedBatchError, compare_layouts
 from planner.objective import NoOptimumError, compute_for_loss
 from planner.search import Search
 from planner.shape import sizes_of_family
-from specs.budget import Pilots
-from specs.plan import Cost, LayoutChoice, PlannedRun
+from specs.budget import Pilots, Published
+from specs.plan import LayoutChoice, PlannedRun
 
-MOST_FLOP = 1e30
-"""Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
 CLOSE = 0.002
 """A cost within this share of the budget meets it: shapes come in whole layers, steps in twenties."""
 _TRIES = 6
@@ -49,7 +48,7 @@ def find_target(search: Search) -> Target:
         raise desk.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
     target = _simulated(search, found)
     remedies.check_data(search, target.planned)
-    remedies.check_deadline(desk, target.planned)
+    remedies.check_deadline(search, target.planned)
     return target
 
 
@@ -58,7 +57,7 @@ def target_compute(search: Search) -> float:
     compute = search.desk.budget.compute
     if compute is None:
         return find_target(search).planned.budget_flop
-    _check_buys_a_run(search.desk, compute)
+    _check_buys_a_run(search, compute)
     return compute
 
 
@@ -78,7 +77,7 @@ def _simulated(search: Search, found: PlannedRun) -> Target:
     planned = search.train(run.model, found.budget_flop, laid)
     if desk.budget.currency in ("compute", "loss"):
         return Target(planned, layouts)
-    ratio = getattr(desk.budget, desk.budget.currency) / _spent(desk, planned.cost)
+    ratio = getattr(desk.budget, desk.budget.currency) / spent(desk, planned.cost)
     return Target(search.train(run.model, found.budget_flop * ratio, laid), layouts)
 
 
@@ -89,20 +88,33 @@ def _bought(search: Search, stages: int) -> PlannedRun:
         return _checked_draft(search, budget.compute, stages)
     if budget.loss is not None:
         return _checked_draft(search, _compute_for_loss(search, budget.loss, stages), stages)
-    amount = getattr(budget, budget.currency)
-    compute, tried = _first_guess(search, amount), []
-    for _ in range(_TRIES):
+    return _for_amount(search, getattr(budget, budget.currency), stages)
+
+
+def _for_amount(search: Search, amount: float, stages: int) -> PlannedRun:
+    """The run that costs the amount. Inside of the law's reach is looked for it, and outside it is refused at the end,
+    since costs jump with the layout: a draft on the way there may ask for more than the last one."""
+    low, high = _reach(search.desk)
+    wanted, compute, tried = _first_guess(search, amount), 0.0, list[PlannedRun]()
+    while len(tried) < _TRIES and compute != (compute := min(max(wanted, low), high)):
         tried.append(_checked_draft(search, compute, stages))
-        ratio = amount / _spent(search.desk, tried[-1].cost)
-        if abs(math.log(ratio)) < CLOSE:
+        if _off(search, tried[-1], amount) < CLOSE:
             break
-        compute *= ratio
-    return min(tried, key=lambda planned: abs(math.log(_spent(search.desk, planned.cost) / amount)))
+        wanted = compute * amount / spent(search.desk, tried[-1].cost)
+    best = min(tried, key=lambda planned: _off(search, planned, amount))
+    if _off(search, best, amount) >= CLOSE:
+        _check_reach(search, best.budget_flop * amount / spent(search.desk, best.cost))
+    return best
+
+
+def _off(search: Search, planned: PlannedRun, amount: float) -> float:
+    """How far a run's cost is from the amount, as the size of a logarithm."""
+    return abs(math.log(amount / spent(search.desk, planned.cost)))
 
 
 def _checked_draft(search: Search, compute_flop: float, stages: int) -> PlannedRun:
     """The run of this compute; DocumentError where it is too little, too much, too far, or fits no layout."""
-    _check_buys_a_run(search.desk, compute_flop)
+    _check_buys_a_run(search, compute_flop)
     try:
         return search.draft(compute_flop, stages)
     except UndividedBatchError as error:
@@ -111,42 +123,12 @@ def _checked_draft(search: Search, compute_flop: float, stages: int) -> PlannedR
         raise remedies.too_large(search, compute_flop, error) from None
 
 
-def _spent(desk: Desk, cost: Cost) -> float:
-    """What a run costs in the budget's currency."""
-    spent = {
-        "device_hours": cost.device_hours,
-        "money": cost.dollars,
-        "energy": cost.energy_j,
-        "deadline": cost.hours * 3600,
-    }[desk.budget.currency]
-    assert spent is not None  # `_device_hours` has refused clusters without a price or power
-    return spent
-
-
-def _device_hours(desk: Desk, amount: float) -> float:
-    """Device-hours that an amount of the budget's currency buys on the cluster."""
-    currency, cluster = desk.budget.currency, desk.cluster
-    if currency == "money":
-        if cluster.price is None:
-            raise desk.refuse(
-                "money", f"the cluster {cluster.name} has no price", "give compute or device_hours"
-            )
-        return amount / cluster.price
-    if currency == "energy":
-        if cluster.device.power is None:
-            raise desk.refuse(
-                "energy", f"the power of {cluster.device.name} is not known", "give compute or device_hours"
-            )
-        return amount / 3600 / cluster.device.power
-    return amount if currency == "device_hours" else cluster.devices * amount / 3600
-
-
 def _first_guess(search: Search, amount: float) -> float:
     """C that the amount buys at the cluster's utilisation, which counts MFU's FLOP, while C counts M."""
     desk = search.desk
     rate = peak_flop_per_s(desk.cluster, desk.budget.precision) * desk.cluster.model_flop_utilisation
-    bought = _device_hours(desk, amount) * 3600 * rate
-    _check_buys_a_run(desk, bought)
+    bought = device_hours(desk, amount) * 3600 * rate
+    _check_amount(desk, bought)
     shape = search.shape(bought)
     return bought * shape.flop_per_token / shape.mfu_flop_per_token
 
@@ -160,12 +142,18 @@ def _compute_for_loss(search: Search, loss: float, stages: int) -> float:
         model = search.shape(MOST_FLOP)
         least = surface.loss(surface.measure(model), MOST_FLOP / model.flop_per_token)
         what = f"the loss law {surface.name} reaches {least:.4g} nats/token with {MOST_FLOP:g} FLOP, not {loss:g}"
-        raise desk.refuse("loss", what, f"ask for a loss above its floor of {surface.floor:.4g}")
+        raise desk.refuse("loss", what, at_most(search, _reach(desk)[1]))
     return compute
 
 
-def _check_buys_a_run(desk: Desk, flop: float) -> None:
-    """Refuse what no run could spend: less than the shortest run of the smallest shape, more than anybody has."""
+def _check_buys_a_run(search: Search, flop: float) -> None:
+    """Refuse what no run could spend, and a target too far from the compute that the law was fitted on."""
+    _check_amount(search.desk, flop)
+    _check_reach(search, flop)
+
+
+def _check_amount(desk: Desk, flop: float) -> None:
+    """Refuse less than the shortest run of the smallest shape, and more than anybody has."""
     smallest = sizes_of_family(desk.family, desk.vocab, 0.0)[0]
     least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
     field = desk.budget.currency
@@ -178,25 +166,29 @@ def _check_buys_a_run(desk: Desk, flop: float) -> None:
     if flop > MOST_FLOP:
         what = f"this buys {flop:.3g} FLOP, and plans end at {MOST_FLOP:g}"
         raise desk.refuse(field, what, "give a smaller budget")
-    _check_reach(desk, flop)
 
 
-def _check_reach(desk: Desk, flop: float) -> None:
-    """Refuse a target too far from the compute that the published law was fitted on. Pilots are checked by plan.py."""
+def _reach(desk: Desk) -> tuple[float, float]:
+    """The compute that a published law may be asked for. Pilots are checked by plan.py."""
     evidence, law = desk.budget.evidence, desk.law
     if isinstance(evidence, Pilots):
-        return
-    low, high = law.compute_low_flop / evidence.reach, law.compute_high_flop * evidence.reach
+        return 0.0, MOST_FLOP
+    return law.compute_low_flop / evidence.reach, min(law.compute_high_flop * evidence.reach, MOST_FLOP)
+
+
+def _check_reach(search: Search, flop: float) -> None:
+    """Refuse a target outside of that."""
+    desk, law = search.desk, search.desk.law
+    low, high = _reach(desk)
     if low <= flop <= high:
         return
+    assert isinstance(desk.budget.evidence, Published)  # pilots reach up to what nobody has
     beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
     what = (
         f"{flop:.3g} FLOP is {beyond:,.4g} times outside the {law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} "
-        f"FLOP that {law.name} was fitted on, and {evidence.reach:,.6g} times is allowed"
+        f"FLOP that {law.name} was fitted on, and {desk.budget.evidence.reach:,.6g} times is allowed"
     )
-    nearest = f"at most {high:.2g}" if flop > high else f"at least {low:.2g}"
+    nearest = at_most(search, high) if flop > high else at_least(search, low)
     raise desk.refuse(
-        desk.budget.currency,
-        what,
-        f"spend {nearest} FLOP, or allow it: evidence.reach: {remedies.rounded_up(beyond):g}",
+        desk.budget.currency, what, f"{nearest}, or allow it: evidence.reach: {rounded_up(beyond):g}"
     )

@@ -52,9 +52,12 @@ def execution(field: Field, plan: Plan) -> Why:
     said = {
         "device": f"the cluster {cluster}: the device that it has",
         "checkpoint_every_s": f"the cluster {cluster}: its checkpoint_every",
+        "checkpoint_every_steps": f"the cluster {cluster}: its checkpoint_every_steps",
         "kernels": "the engine: the fastest that works there, recorded when the run starts",
         "threads_per_rank": "the engine: one for each rank",
     }
+    if "keep" in field.path:
+        return Why(f"the cluster {cluster}: its keep")
     return Why(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
 
 

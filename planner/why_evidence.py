@@ -1,11 +1,15 @@
 """What a forecast rests on: the forms and their weights, the fit and its runs, the law, the data, the budget."""
 
+from collections.abc import Iterator
+
 from planner.fields import Field
 from planner.why import Rule, Why
 from planner.why_runs import rate_evidence
+from planner.why_shape import BEST
 from specs.formulas import monomial_text, text_of
 from specs.law import FormScore, Interval, LawFit
 from specs.plan import Forecast, Plan
+from specs.report.units import best_split
 
 COLLAPSE = (
     "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3), each as the "
@@ -20,12 +24,20 @@ def loss(field: Field, plan: Plan) -> Why:
         return refused(field, plan)
     band = told.loss
     return Why(
-        settled_by="the forms of the loss law, each with the weight that it earned on budgets it had not seen",
+        settled_by=f"the forms of the loss law, each with {_weights(fit)}",
         law=None if fit is None else "; ".join(_form(form) for form in fit.forms if form.weight >= 0.01),
         equation=None if fit is None else _mixture(fit),
         evidence=(*(() if fit is None else _runs(fit)), told.basis),
         interval=(band.low_95, band.high_95),
     )
+
+
+def _weights(fit: LawFit | None) -> str:
+    """Where the forms' weights come from."""
+    if fit is None or fit.held_out_error is None:
+        return "the prior's weight, as no budget could be held out"
+    together = f"{fit.held_out_error:.2%}".replace("%", " %")
+    return f"the weight that it earned on budgets it had not seen, which they miss by {together} together"
 
 
 def _form(form: FormScore) -> str:
@@ -121,9 +133,9 @@ def forms(field: Field, plan: Plan) -> Why:
         return Why("the fit: the forms side by side, heaviest first", evidence=_runs(fit))
     form = fit.forms[int(field.path[2])]
     constant = form.constants.get(field.path[4]) if len(field.path) > 4 else None
-    said = "robust fit (summed log-Huber) with bootstrap intervals"
+    said = "median and 95 % of the constants' draws that the forecast is made of (planner/posterior.py)"
     if field.path[-1] == "weight":
-        said = "its error on larger budgets that it had not seen, against the other forms'"
+        said = _weights(fit)
     return Why(
         settled_by=f"the fit: {said}",
         law=_form(form),
@@ -141,11 +153,46 @@ def allocation(field: Field, plan: Plan) -> Why:
         settled_by=f"the fit: {fit.allocation_basis}",
         law=f"form of DeepSeek LLM, Eq. 4; prior {plan.law.name}: {plan.law.source}",
         equation=f"M_opt = {monomial_text(law.flop_per_token)}, D_opt = {monomial_text(law.tokens)}",
-        evidence=tuple(
-            f"{one.compute_flop:.3g} FLOP: lowest at M {one.flop_per_token:.4g}, loss {one.loss:.4f}"
-            for one in fit.profiles
-            if one.bracketed
+        evidence=(
+            *_best_split(plan),
+            *(
+                f"{one.compute_flop:.3g} FLOP: lowest at M {one.flop_per_token:.4g}, loss {one.loss:.4f}"
+                for one in fit.profiles
+                if one.bracketed
+            ),
         ),
+        interval=_best_at(field, fit),
+        interval_of=BEST,
+    )
+
+
+def _best_at(field: Field, fit: LawFit) -> tuple[float, float] | None:
+    """Ends of what one of the allocation's two laws gives for the target, by the forms; None for its parts."""
+    if fit.optimum is None or field.path[-1] not in ("flop_per_token", "tokens"):
+        return None
+    ends = fit.optimum.flop_per_token if field.path[-1] == "flop_per_token" else fit.optimum.tokens
+    return ends.low, ends.high
+
+
+def _best_split(plan: Plan) -> Iterator[str]:
+    """The best split of the target's compute by the forms, and what the allocation makes of it."""
+    fit = _fit(plan)
+    if fit.optimum is None:
+        return
+    flop = fit.optimum.compute_flop
+    said = ", ".join(f"{name} {value}" for name, value in best_split(fit.optimum, plan.losses))
+    here = fit.allocation.flop_per_token.at(compute_flop=flop)
+    yield f"at {flop:.3g} FLOP {here:.4g} FLOP per token; by the forms of the loss law, 95 % in brackets: {said}"
+
+
+def optimum(field: Field, plan: Plan) -> Why:
+    """The best split of the target's compute by the forms."""
+    named = field.value if isinstance(field.value, Interval) else None
+    return Why(
+        settled_by="the fit: draws of every form of the loss law, each with its weight",
+        law="M dL/dM = D dL/dD at C = M D; a check on the allocation, which follows the isoFLOP minima",
+        evidence=(*_best_split(plan), *_runs(_fit(plan))),
+        interval=None if named is None else (named.low, named.high),
     )
 
 
@@ -208,6 +255,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("fit.profiles*", profiles),
     ("fit.forms*", forms),
     ("fit.allocation*", allocation),
+    ("fit.optimum*", optimum),
     ("fit.rate_check*", rate_check),
     ("fit*", fit_of),
     ("law*", law_of),

@@ -15,6 +15,7 @@ from specs.formulas import monomial_text
 from specs.law import RateCheck
 from specs.optim import multi_step
 from specs.plan import HyperAdvice, Plan, PlannedRun
+from specs.report.units import near_optimal
 
 NEAR_OPTIMAL = 0.0025
 """Rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
@@ -44,22 +45,31 @@ def peak_lr(field: Field, plan: Plan) -> Why:
         evidence=(
             *(() if check is None else (rate_evidence(check),)),
             *(
-                f"{other.law} would take {other.peak_lr:.4g} = {monomial_text(other.hyper.peak_lr)}"
+                f"{other.law} would take {other.peak_lr:.4g}{near_optimal(other)} = "
+                f"{monomial_text(other.hyper.peak_lr)}"
                 for other in _others(plan, planned)
             ),
         ),
-        interval=None if check is None or planned.role != "target" else _as_good(check, own),
+        interval=_as_good(plan, planned, own),
         interval_of="within 0.25 % of the lowest loss",
     )
 
 
-def _as_good(check: RateCheck, own: float) -> tuple[float, float] | None:
-    """The rates whose loss is within 0.25 % of the lowest, by the parabola through the best rate and its neighbours.
-
-    None where the best is at an edge of what was tried. That the multiples hold for a larger run is the law's claim.
-    """
-    if not check.bracketed:
+def _as_good(plan: Plan, planned: PlannedRun, own: float) -> tuple[float, float] | None:
+    """The rates whose loss is within 0.25 % of the lowest: by the learning-rate check, else by the ledger's own law."""
+    if planned.role != "target":
         return None
+    check = None if plan.fit is None else plan.fit.rate_check
+    if check is not None and check.bracketed:
+        return _by_the_check(check, own)
+    return next((one.near_optimal_lr for one in plan.hypers if one.near_optimal_lr is not None), None)
+
+
+def _by_the_check(check: RateCheck, own: float) -> tuple[float, float]:
+    """By the parabola through the best rate, which is not at an edge of what was tried, and its neighbours.
+
+    That the multiples hold for a larger run is the law's claim.
+    """
     best = min(range(len(check.losses)), key=lambda i: check.losses[i])
     x0, x1, x2 = (math.log(m) for m in check.multiples[best - 1 : best + 2])
     y0, y1, y2 = (math.log(loss) for loss in check.losses[best - 1 : best + 2])
@@ -188,6 +198,11 @@ def from_budget(field: Field, plan: Plan) -> Why:
     return Why(f"the budget's field {field.path[-1]}")
 
 
+def guard(field: Field, plan: Plan) -> Why:
+    """What keeps the run from diverging."""
+    return Why("the budget's field guard")
+
+
 def from_family(field: Field, plan: Plan) -> Why:
     """What the family says and nothing moves."""
     family = family_of(plan)
@@ -278,6 +293,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.evaluation*", evaluation),
     (f"{_RUN}.precision", from_budget),
     (f"{_RUN}.seed", from_budget),
+    (f"{_RUN}.guard*", guard),
     (f"{_RUN}.data*", data),
     (f"{_RUN}.*", plain_choice),
     ("runs.*.budget_flop", budget_flop),

@@ -10,6 +10,10 @@ from specs.budget import FixedRatio, FixedSize, Inference
 from specs.formulas import monomial_text
 from specs.law import Allocation, Family, Monomial
 from specs.plan import Plan, PlannedRun
+from specs.words import several
+
+BEST = "best by the ledger's forms at the target's compute, 95 %"
+"""What the interval of a size or of tokens holds."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,10 @@ def _practice(plan: Plan, family: Family, planned: PlannedRun) -> Iterator[str]:
         yield f"family {family.name} ({family.source}): {depth:.1f} layers at width {width:,}, taken {model.layers}"
     layout = planned.execution.layout
     if layout.pp > 1:
-        sizes = [len(blocks) for blocks in layout.blocks(model.layers)]
-        yield f"{len(sizes)} pipeline stages of {min(sizes)} to {max(sizes)} layers, and the head in the last one"
+        sizes = sorted({len(blocks) for blocks in layout.blocks(model.layers)})
+        each = several(sizes[0], "layer") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} layers"
+        chunks = "" if layout.interleave == 1 else f"{layout.interleave} chunks with "
+        yield f"{layout.pp} pipeline stages of {chunks}{each} each, and the head in the last one"
 
 
 def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
@@ -107,18 +113,34 @@ def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
         yield f"{len(plan.fit.points)} runs of {len(plan.fit.profiles)} budgets"
 
 
+def best(field: Field, plan: Plan) -> tuple[float, float] | None:
+    """Ends of the best size or tokens at the target's compute by the ledger's forms; None for other runs."""
+    optimum = None if plan.fit is None else plan.fit.optimum
+    if optimum is None or run_of(field, plan).role != "target":
+        return None
+    named = {
+        "flop_per_token": optimum.flop_per_token,
+        "block_params": optimum.block_params,
+        "tokens": optimum.tokens,
+    }
+    ends = named.get(field.path[-1])
+    return None if ends is None else (ends.low, ends.high)
+
+
 def tokens(field: Field, plan: Plan) -> Why:
     """D = C / M, what the allocation says of it, and how often the text is read."""
     planned = run_of(field, plan)
     wanted, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
     law = allocation_of(plan, planned)
-    best = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
+    optimal = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
     return Why(
         settled_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
         f"({against(wanted, run.tokens)})",
         law=allocation_source(plan, planned),
-        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{best}",
+        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{optimal}",
         evidence=(f"{run.tokens / plan.unique_tokens:.3g} passes over {plan.unique_tokens:,} unique tokens",),
+        interval=best(field, plan),
+        interval_of=BEST,
     )
 
 
@@ -147,6 +169,8 @@ def counted(field: Field, plan: Plan) -> Why:
         settled_by="the shape: counted exactly",
         law=source.get(name, "counted from the matrices of the shape"),
         equation=f"{said[name]} with {letters}",
+        interval=best(field, plan),
+        interval_of=BEST,
     )
 
 

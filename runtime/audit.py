@@ -66,6 +66,8 @@ def show(audit: Audit, plan: Plan, console: Console) -> None:
     """Print an audit: the runs, what is wrong with them, the verdict and its likely causes."""
     console.print(_table(audit, plan))
     for run in audit.runs:
+        if run.restarts:
+            _say(console, "dim", "restarts", f"{run.title}: {run.said_of_restarts}")
         for incident in run.incidents:
             _say(console, "red", "alarm", f"{run.title}: {incident}")
         for check in run.checks:

@@ -1,12 +1,12 @@
 """The state of a run at a step, whole or absent, readable under any layout, and without executing anything from it.
 
-    checkpoints/step-00001000/manifest.json                        what it is, and the SHA-256 of the other files
-                              shard-00001-model-00001-of-00002.safetensors     boxes that the first rank owns
-                              ...
+    checkpoints/step-00001000/manifest.json              what it is, and the digest of every other file
+                              rank-00000.safetensors     the boxes that rank 0 owns
+                              rank-00001.safetensors     ...
 
 A box is a rectangle of a globally named tensor: `master.<name>` is the fp32 weight, `exp_avg.<name>` and
-`exp_avg_sq.<name>` are AdamW's moments (see runtime/shards.py). Every rank writes its own files into a folder aside
-and says there which (`stage`); when all have, one of them adds the manifest and renames the folder (`commit`). The
+`exp_avg_sq.<name>` are AdamW's moments (see runtime/shards.py). Every rank writes its own file into a folder aside
+(`stage`); when all have, one of them adds the manifest and renames the folder (`commit`). The
 newest one whose files have their digests is used.
 """
 
@@ -26,19 +26,20 @@ from torch import Tensor
 from model.zero import Box
 from runtime.folder import differing_fields
 from runtime.guard import Memory
-from specs.base import Fingerprint, Sha256, Spec
+from specs.base import Fingerprint, Spec
 from specs.files import DocumentError, sync_folder, write_json
 from specs.keep import Keep
 from specs.layout import Layout
 from specs.record import LeftOut
 from specs.run import RunSpec
 
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+"""XXH3 of 128 bits (runtime/shards.py)."""
+
 if TYPE_CHECKING:
     from runtime.shards import Shard
 
-FileName = Annotated[
-    str, StringConstraints(pattern=r"^shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors$")
-]
+FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5}\.safetensors$")]
 
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What a file of a damaged checkpoint may be. A disk that does not answer says nothing about the file: such an error
@@ -76,20 +77,19 @@ class Manifest(Spec):
     """Under which it was written."""
     versions: dict[str, str]
     """Versions of the packages that wrote it."""
-    files: dict[FileName, Sha256] = Field(default_factory=dict)
+    files: dict[FileName, Digest] = Field(default_factory=dict)
     """Digest of every other file."""
 
 
 def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
-    """Write this rank's boxes, in host memory, aside; on disk on return, with a list of the files' digests."""
+    """Write this rank's boxes, in host memory, aside; on disk on return, with the file's digest beside it."""
     from runtime.shards import write_shards  # half a second: when the first checkpoint is written, not before
 
     part = _aside(folder, step)
     part.mkdir(parents=True, exist_ok=True)
-    names = write_shards(part, rank, _shards(boxes))
-    digests = {name: _digest(part / name) for name in names}
+    digest = write_shards(part / _file(rank), _shards(boxes))
     with open(part / _listing(rank), "w") as file:
-        json.dump(digests, file)
+        file.write(digest)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(part)
@@ -101,17 +101,16 @@ def commit(folder: Path, manifest: Manifest, ranks: int, keep: Keep, damaged: Co
     Those of `damaged` steps, which a resume has found, stay for nobody.
     """
     part, final = _aside(folder, manifest.step), folder / folder_name(manifest.step)
-    files: dict[str, str] = {}
-    for listing in [part / _listing(rank) for rank in range(ranks)]:
-        files |= json.loads(listing.read_text())
-        listing.unlink()
+    files = {_file(rank): (part / _listing(rank)).read_text() for rank in range(ranks)}
+    for rank in range(ranks):
+        (part / _listing(rank)).unlink()
     write_json(part / "manifest.json", manifest.model_copy(update={"files": files}))
     if final.exists():
-        _remove(final)  # damaged or rolled back, or it would have been resumed from
+        remove(final)  # damaged or rolled back, or it would have been resumed from
     os.rename(part, final)
     sync_folder(folder)
     for path in superfluous(folder, manifest.step, keep, damaged):
-        _remove(path)
+        remove(path)
 
 
 def discard(folder: Path, step: int) -> None:
@@ -197,8 +196,10 @@ def verify(path: Path, run: RunSpec) -> None:
 
 def damage(path: Path, manifest: Manifest, name: str) -> str | None:
     """What is wrong with a file; None where it has its digest. OSError where that cannot be told."""
+    from runtime.shards import digest_of
+
     try:
-        same = _digest(path / name) == manifest.files[name]
+        same = digest_of(path / name) == manifest.files[name]
     except _GONE as error:
         return f"{path / name} is not there ({error.strerror})"
     return None if same else f"{path / name} is not what was written"
@@ -237,10 +238,10 @@ def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def weights_sha256(path: Path) -> str:
     """Digest of the weights: equal for every layout."""
-    return digest_of(weights(path))
+    return values_sha256(weights(path))
 
 
-def digest_of(named: Iterable[tuple[str, Tensor]]) -> str:
+def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
     """Digest of fp32 weights, which come whole and in the order of their names."""
     digest = hashlib.sha256()
     for _ in hashed(named, digest):
@@ -272,7 +273,7 @@ def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
     }
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a checkpoint; from the first moment on it is none."""
     gone = path.with_name(f".{path.name}.old")
     os.rename(path, gone)
@@ -283,13 +284,12 @@ def _aside(folder: Path, step: int) -> Path:
     return folder / f".{folder_name(step)}.part"
 
 
+def _file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
 def _listing(rank: int) -> str:
-    return f"rank-{rank:05d}.json"
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"rank-{rank:05d}.digest"
 
 
 def _first_line(error: Exception) -> str:

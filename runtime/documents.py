@@ -43,6 +43,15 @@ class Document:
     """Size of all files."""
 
 
+class NoTextError(DocumentError):
+    """A path or pattern of a FileText that no file is under; points at the file that is missing."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        super().__init__(path, 1, 1, "there is no such file", "correct the path in data.text.paths")
+        self.number = number
+        """Which of the paths, from 0."""
+
+
 def documents(spec: DataSpec, beside: Path) -> Iterator[Document]:
     """The texts that a DataSpec names, in no order that matters; relative paths start at the folder `beside`.
 
@@ -102,13 +111,11 @@ def _looks_like_text(content: bytes) -> bool:
 def _own_files(text: FileText, beside: Path) -> list[Path]:
     """The files that the paths and patterns name, each once."""
     found: set[Path] = set()
-    for pattern in text.paths:
+    for number, pattern in enumerate(text.paths):
         matches = [beside / match for match in glob(pattern, root_dir=beside, recursive=True)]
         files = [path for path in matches if path.is_file()]
         if not files:
-            raise DocumentError(
-                beside / pattern, 1, 1, "there is no such file", "correct the path in data.text.paths"
-            )
+            raise NoTextError(beside / pattern, number)
         found.update(files)
     for path in found:
         if not path.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz")):

@@ -156,12 +156,19 @@ def _told(plan: Plan) -> str:
 def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
     """The corpus of a budget or plan, built where it is not built yet."""
     from runtime import corpus
+    from runtime.documents import NoTextError
 
     spec, base = prepare.data_of(document, path)
     if isinstance(spec.text, DeclaredText):
         what = "the text is only declared: it can be planned for, not trained on"
         raise locate(path, "data.text", what, "write 'source: files' with paths, or 'source: installed'")
-    return corpus.build(spec, base, driver.workspace.data, driver.console)
+    try:
+        return corpus.build(spec, base, driver.workspace.data, driver.console)
+    except NoTextError as error:
+        at = f"{'budget.' if isinstance(document, Plan) else ''}data.text.paths.{error.number}"
+        raise locate(
+            path, at, f"no file is at {error.path}", "put your text there, or correct the path"
+        ) from None
 
 
 def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:

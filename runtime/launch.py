@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Literal
 
 from runtime.blame import Log, first_to_fail, why
-from runtime.lock import hold, owner_of
+from runtime.lock import Claim, Hold, owner_of
 
 RESUME = 75
 """EX_TEMPFAIL of sysexits.h: the run saved its state and wants to be started again."""
@@ -90,7 +90,7 @@ class Active:
     job: Job
     ranks: list[subprocess.Popen[bytes]]
     slots: tuple[str, ...]
-    lock: int
+    lock: Hold
     logs: list[Log]
     started_s: float = field(default_factory=time.monotonic)
     failed_s: float | None = None
@@ -106,7 +106,7 @@ class Active:
         self.send(signal.SIGKILL)
         for rank in self.ranks:
             rank.wait()
-        os.close(self.lock)
+        self.lock.close()
 
 
 class Stop:
@@ -163,7 +163,8 @@ def launch(
     `slots` names the devices (for GPUs: as CUDA_VISIBLE_DEVICES does), `command` gives the program of a job's
     ranks. A failed run does not stop the others. SIGINT, SIGTERM or SIGHUP are passed on as SIGTERM, upon which
     ranks save and end; a second signal kills them. A folder that somebody else holds is tried again for
-    `busy_patience_s`: ranks of a launcher that was just killed need a moment to notice.
+    `busy_patience_s`: ranks of a launcher that was just killed need a moment to notice. One whose owner was on another
+    host and did not let go is waited for until that owner shows that it lives, or has not for a while.
     """
     with stop_signals() as stop, lifeline() as life:
         floor = _Floor(list(jobs), list(slots), command, life, busy_patience_s)
@@ -201,29 +202,28 @@ class _Floor:
         self.active: list[Active] = []
         self.outcomes: list[Outcome] = []
         self.told: signal.Signals | None = None
-        self.found_busy_s: dict[Path, float] = {}
+        self.claims: dict[Path, Claim] = {}
 
     def start_what_fits(self) -> None:
         """Start queued jobs, longest first, while there are slots for them."""
         for job in list(self.queue):
             if job.slots > len(self.free):
                 continue
-            lock = hold(job.folder)
+            claim = self.claims.setdefault(job.folder, Claim(job.folder, patience_s=self.patience_s))
+            lock = claim.take()
             if lock is None:
-                self._busy(job)
+                if claim.hopeless:
+                    self._busy(job)
                 continue
             self.queue.remove(job)
             taken, self.free = tuple(self.free[: job.slots]), self.free[job.slots :]
             self.active.append(_start(job, self.command(job), taken, lock, self.life))
 
     def _busy(self, job: Job) -> None:
-        since_s = self.found_busy_s.setdefault(job.folder, time.monotonic())
-        if time.monotonic() - since_s > self.patience_s:
-            self.queue.remove(job)
-            owner = (
-                f"{owner_of(job.folder)} is at work in {job.folder}; wait for it or stop it, then run again"
-            )
-            self.outcomes.append(Outcome(job, "busy", owner))
+        self.queue.remove(job)
+        owner = owner_of(job.folder) or "another process"
+        message = f"{owner} is at work in {job.folder}; wait for it or stop it, then run again"
+        self.outcomes.append(Outcome(job, "busy", message))
 
     def reap(self) -> None:
         """Move the runs that ended from `active` to `outcomes`; a dead rank ends its run's others."""
@@ -244,7 +244,7 @@ class _Floor:
                 run.send(number)
 
 
-def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: int, life: int) -> Active:
+def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: Hold, life: int) -> Active:
     """Start a job's ranks, which write to its log and inherit its lock."""
     (job.folder / "log").mkdir(exist_ok=True)
     run = Active(job, [], slots, lock, [Log.to_append(job.log(rank)) for rank in range(job.ranks)])
@@ -259,7 +259,7 @@ def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: int, life: i
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         env=_environment(job, rank, port, slots),
-                        pass_fds=(lock,),
+                        pass_fds=(lock.descriptor,),
                         process_group=0,
                     )
                 )

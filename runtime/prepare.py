@@ -31,8 +31,6 @@ _CHECKPOINT_S = 60.0
 """Seconds between checkpoints of a bare run spec: our choice, a minute at most is trained twice after a crash."""
 _STATE_BYTES = 4 + 4 + 4
 """A parameter in a checkpoint: its fp32 master weight and two moments."""
-_CHECKPOINTS = 3
-"""Checkpoints that may exist at once: the two that stay and the one being written (see checkpoint.py)."""
 _STEP_BYTES = 400
 """A step's lines in metrics.jsonl, timing.jsonl and TensorBoard's events (about 120 bytes each), rounded up."""
 
@@ -152,7 +150,8 @@ class Wanted:
 
     def disk_bytes(self) -> int:
         """Bytes that its folder may grow to: checkpoints of all state, and lines per step."""
-        return self.run.model.params * _STATE_BYTES * _CHECKPOINTS + self.run.optim.steps * _STEP_BYTES
+        checkpoints = self.order.execution.keep.most(self.run.optim.steps)
+        return self.run.model.params * _STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
 
 def from_plan(plan: Plan, path: Path) -> list[Wanted]:

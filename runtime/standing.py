@@ -72,17 +72,14 @@ def take_up(replica: Replica, run: RunSpec, folder: RunFolder, data: Path) -> St
 def given_up(
     replica: Replica, run: RunSpec, folder: RunFolder, begun: Standing, step: int, in_a_row: int
 ) -> LeftOut:
-    """What is left out where a run goes back, at this step, to the checkpoint before its last `in_a_row` steps."""
+    """What is left out where a run goes back, at this step, to the checkpoint before its last `in_a_row` steps.
+
+    One from among these, saved when the run was told to leave, has the same weights and serves where there is no other.
+    """
     to_step = 0
     if replica.leads:
-        to_step = next(
-            (
-                step_of(path)
-                for path in found(folder.checkpoints)
-                if step_of(path) <= step - in_a_row and _good(path, run, begun.left_out)
-            ),
-            0,
-        )
+        steps = [step_of(path) for path in found(folder.checkpoints) if _good(path, run, begun.left_out)]
+        to_step = next((one for one in steps if one <= step - in_a_row), max(steps, default=0))
     batch = run.optim.batch_sequences
     batches = first_sample(step + 1, batch, begun.left_out) // batch
     return LeftOut(step=step, to_step=int(replica.told([to_step])[0]), batches=batches)

@@ -204,7 +204,7 @@ def _go_on(
         by_step = (
             execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
         )
-        if saving or by_step or leaving or last:
+        if ((saving or by_step) and guard.in_a_row == 0) or leaving or last:
             if problem := saver.finish():
                 journal.incident("unsaved_checkpoint", step, problem)
             journal.flush()  # a checkpoint promises that every line up to its step is on disk
@@ -218,7 +218,7 @@ def _go_on(
             said = "not saved" if problem else "saved"
             journal.incident("interrupted", step, f"{said} at step {step} of {steps} after a signal to leave")
     if problem:
-        raise RunError(f"{problem}; the last step is to be trained again")
+        raise RunError(f"{problem}; once it can be, run again: that goes on from the newest checkpoint")
     journal.end(saver.weights_sha256(steps))
     return FINISHED
 

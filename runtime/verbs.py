@@ -1,4 +1,4 @@
-"""The verbs of `isoplan` beside the loop: `export`, `import` and `rehearse`. As in cli.py, nothing is decided here.
+"""The verbs of `isoplan` beside the loop. As in cli.py, nothing is decided here.
 
 torch is imported when one of them computes, not before.
 """
@@ -145,7 +145,52 @@ def rehearse_command(
     raise typer.Exit(1 if rehearsal.mismatch else 0)
 
 
+def checkpoints_command(
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="runs/<fingerprint>, or its fingerprint.", show_default=False),
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its digest.")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Verify, then remove what is damaged or need not stay.")
+    ] = False,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List a run's checkpoints, and what its restarts have cost.
+
+    Pruning keeps what the run itself would keep, never removes the last whole checkpoint, and
+    waits for nobody: a run in progress is left alone.
+
+    Exit codes: 0 nothing is damaged, 1 something is, 2 bad input.
+    """
+    from runtime import checkpoints
+    from runtime.export import bar
+
+    folder, console = _run_folder(run), Console(stderr=json)
+    if verify or prune:
+        total = sum(file.stat().st_size for file in folder.checkpoints.glob("step-*/*") if file.is_file())
+        with bar(console) as progress:
+            task = progress.add_task("reading", total=total)
+            lines = checkpoints.read_all(
+                folder, lambda name, size: progress.update(task, advance=size, description=name)
+            )
+    else:
+        lines = checkpoints.read_all(folder, None)
+    gone = checkpoints.prune(folder, lines) if prune else []
+    left = [line for line in lines if line.path not in gone]
+    if json:
+        said = {"checkpoints": [line.plain() for line in left], "removed": [str(path) for path in gone]}
+        typer.echo(jsonlib.dumps(said, indent=1))
+    else:
+        for path in reversed(gone):
+            console.print(f"removed {escape(str(path))}", soft_wrap=True, highlight=False)
+        checkpoints.show(folder, left, console)
+    raise typer.Exit(1 if any(line.damaged for line in left) else 0)
+
+
 VERBS: dict[str, Callable[..., None]] = {
+    "checkpoints": checkpoints_command,
     "export": export_command,
     "import": import_command,
     "rehearse": rehearse_command,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model import hf
-from runtime.checkpoint import digest_of
+from runtime.checkpoint import values_sha256
 from runtime.corpus import load_corpus
 from runtime.export import bar, counted, tokenizer_of
 from runtime.origin import MANIFEST, Manifest, Stored, place, stored
@@ -39,7 +39,7 @@ def import_folder(source: Path, data: Path, console: Console) -> Stored:
             _copy(source, part, progress)
             opened = hf.open_weights(part, model)  # the copy, so that what is named is what is kept
             named = ((name, opened.whole(name)) for name in sorted(opened.files))
-            digest = digest_of(counted(named, progress, "taking their digest", model.params))
+            digest = values_sha256(counted(named, progress, "taking their digest", model.params))
         sizes = {path.name: path.stat().st_size for path in hf.files(part)}
         found = Manifest(sha256=digest, model=model, files=sizes)
         write_json(part / MANIFEST, found)

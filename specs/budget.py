@@ -165,14 +165,15 @@ class Budget(Spec):
             )
         return self
 
-    @model_validator(mode="after")
-    def _pilots_need_text(self) -> Self:
-        if isinstance(self.evidence, Pilots) and isinstance(self.data.text, DeclaredText):
+    @field_validator("data")
+    @classmethod
+    def _pilots_need_text(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
+        if isinstance(info.data.get("evidence"), Pilots) and isinstance(data.text, DeclaredText):
             raise ValueError(
                 "pilots train on real text, but data.text is only declared; "
                 "write source: files or source: installed, or evidence.kind: published"
             )
-        return self
+        return data
 
     @property
     def currency(self) -> Currency:

@@ -17,6 +17,11 @@ class Keep(Spec):
     best: bool = False
     """The one whose held-out loss is the lowest."""
 
+    def most(self, steps: int) -> int:
+        """Checkpoints that may lie there at once in a run of so many steps, the one being written included."""
+        periods = 0 if self.period_steps is None else steps // self.period_steps
+        return self.newest + 1 + int(self.best) + periods
+
     def kept(self, losses: Mapping[int, float | None]) -> set[int]:
         """Steps of the checkpoints that stay, of those at these steps, each with its newest held-out loss or null."""
         steps = sorted(losses)

@@ -211,9 +211,29 @@ class FormScore(Spec):
     weight: float = Field(ge=0, le=1)
     """Its share in the forecast."""
     constants: dict[str, Interval]
-    """Constants with 95 % bootstrap intervals."""
+    """Constants of the draws that make the forecast: their median with 95 % interval."""
     forecast: float
     """Loss it predicts for the target, nats per token."""
+
+
+class Optimum(Spec):
+    """The best split of a compute by all forms together, each with its weight: medians with 95 % intervals.
+
+    A cross-check on the allocation, which comes from the isoFLOP minima: the two need not agree.
+    """
+
+    compute_flop: float
+    """C, the target's."""
+    flop_per_token: Interval
+    """M*."""
+    block_params: Interval
+    """N*, in blocks: M* times N / M of the target's shape."""
+    tokens: Interval
+    """D* = C / M*, fresh ones."""
+    tokens_per_block_param: Interval
+    """D* / N*."""
+    loss: Interval
+    """L*, without the noise of a run, nats per token."""
 
 
 class RateCheck(Spec):
@@ -246,6 +266,11 @@ class LawFit(Spec):
     """Where that allocation comes from, in words."""
     forms: tuple[FormScore, ...]
     """The forms side by side."""
+    held_out_error: float | None
+    """Mean absolute relative error of the forms together, each with its weight, on held-out larger budgets; null where
+    the runs allow none to be held out, and the weights are the prior's."""
+    optimum: Optimum | None
+    """The best split of the target's compute; null where the runs carry no forecast."""
     rate_check: RateCheck | None
     """The learning-rate check; null where there was none."""
     flags: tuple[str, ...]

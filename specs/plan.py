@@ -117,7 +117,7 @@ class LayoutChoice(Spec):
 
 
 class HyperAdvice(Spec):
-    """What one published law says of the target's learning rate and batch."""
+    """What one law, a published one or the ledger's own, says of the target's learning rate and batch."""
 
     law: Slug
     """The law."""
@@ -127,6 +127,8 @@ class HyperAdvice(Spec):
     """Its maximum learning rate for this run."""
     batch_tokens: float
     """Its tokens per step, before rounding."""
+    near_optimal_lr: tuple[float, float] | None = None
+    """Lowest and highest rate whose loss is within 0.25 % of the lowest; null where the law's source prints no band."""
     used: bool
     """The plan follows it."""
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from specs.base import Fingerprint, Sha256, Spec
 from specs.plan import CurveBand
 from specs.run import Execution, RunSpec
+from specs.words import several
 
 
 class Order(Spec):
@@ -263,6 +264,17 @@ class RunAudit(Spec):
     """What was verified."""
     environments: tuple[Environment, ...] = ()
     """Where its segments were executed, each place once."""
+
+    @property
+    def said_of_restarts(self) -> str:
+        """How often it was taken up again and what that cost, in words; empty where it never was."""
+        if not self.restarts:
+            return ""
+        said = several(self.restarts, "restart")
+        if not self.lost_steps:
+            return said
+        goodput = f", goodput {1 - self.lost_s / self.seconds:.1%}" if self.seconds > 0 else ""
+        return f"{said}: {several(self.lost_steps, 'step')} trained again{goodput}"
 
 
 class Audit(Spec):

@@ -25,6 +25,7 @@ from specs.law import (
     IsoflopProfile,
     LawFit,
     Monomial,
+    Optimum,
     PublishedLaw,
     RateCheck,
 )
@@ -332,9 +333,16 @@ def _fit() -> LawFit:
         ),
         allocation_basis="3 bracketed isoFLOP minima: slope 0.432 +- 0.040, prior 0.524 +- 0.053, together 0.470",
         forms=_forms(),
+        held_out_error=0.0147,
+        optimum=_optimum(),
         rate_check=_rate_check(),
         flags=(
             f"{sum(point.short for point in points)} of {len(points)} runs are under 1000 steps and count for a ninth",
+            *(
+                f"at {profile.compute_flop:.3g} FLOP the minimum lies beyond the smallest size that was run"
+                for profile in profiles
+                if not profile.bracketed
+            ),
             "only 3 budgets: the floor rests on other people's laws",
         ),
     )
@@ -385,6 +393,24 @@ def _forms() -> tuple[FormScore, ...]:
             forecast=told * ratio,
         )
         for form, latex, error, weight, ratio in rows
+    )
+
+
+def _optimum() -> Optimum:
+    """The best split by the law, a quarter to either side of it."""
+    m, d = target().run.model.flop_per_token, target().run.tokens
+    share = target().run.model.block_params / m
+
+    def about(value: float) -> Interval:
+        return Interval(value=value, low=value / 1.25, high=value * 1.25)
+
+    return Optimum(
+        compute_flop=TARGET_FLOP,
+        flop_per_token=about(m),
+        block_params=about(m * share),
+        tokens=about(d),
+        tokens_per_block_param=about(d / m / share),
+        loss=Interval(value=law_loss(m, d), low=0.99 * law_loss(m, d), high=1.01 * law_loss(m, d)),
     )
 
 

@@ -290,7 +290,7 @@ BUDGETS: dict[str, tuple[str | bytes, str, str, str]] = {
     ),
     "pilots without text": (
         budget("installed, packages: [numpy]", "declared, describe: x, unique: 2T tokens"),
-        "1:1",
+        "8:3",
         "pilots train on real text, but data.text is only declared",
         "write source: files",
     ),
@@ -799,5 +799,5 @@ def test_a_sealed_plan_of_another_budget_is_not_taken_for_this_one(tmp_path: Pat
     assert command("plan", "b.yaml", cwd=tmp_path).returncode == 0
     sealed = (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes()
     (tmp_path / "b.yaml").write_text(PUBLISHED.replace("1e13", "2e13"))
-    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:1:1: ", "answers another budget of this name; ")
+    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:2:7: ", "answers another budget of this name; ")
     assert (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes() == sealed

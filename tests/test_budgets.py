@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planner.cli
+from planner.cli import write_plan
 from planner.data_limits import inference_optimum
 from planner.desk import lay_out
 from planner.objective import Surface, published_surface
 from planner.plan import make_plan
 from specs.budget import Budget, Published
 from specs.data import Corpus, Split
-from specs.files import append_line, from_catalog, load, write_json
+from specs.files import DocumentError, append_line, from_catalog, load, write_json
 from specs.law import PublishedLaw
 from specs.plan import Plan, PlannedRun
 from specs.record import LedgerRecord
@@ -286,7 +287,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "too few tokens, less compute": (
         budget(("unique: 2T", "unique: 100B")),
         10,
-        "bring 381B unique tokens, spend at most",
+        "bring 381B unique tokens, or spend at most",
         (r"at most (\S+ FLOP)", "1e24 FLOP"),
     ),
     "no layout": (
@@ -294,7 +295,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         .replace("unique: 2T", "unique: 20T")
         .replace("law: deepseek", "law: deepseek, reach: 2e5"),
         8,
-        "bytes",
+        "misses by 101 GiB, where 67.1 GiB may be filled",
         (r"at most (\S+ FLOP)", "3e25 FLOP"),
     ),
     "a batch of no sequences": (
@@ -337,8 +338,14 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "a loss without a loss law": (
         budget(spend("loss: 2 nats/token")),
         5,
-        "a target loss needs a loss law",
+        "a target loss needs a loss law; give compute, or evidence.kind: pilots on your own data",
         None,
+    ),
+    "a loss without a loss law where one holds for the text": (
+        budget(spend("loss: 2 nats/token"), ("our-web-mix", "massivetext")),
+        5,
+        "a target loss needs a loss law",
+        (r"write (law: \S+ loss: \S+)", "law: deepseek"),
     ),
     "a loss of another text": (
         budget(spend("loss: 2 nats/token"), rest_on(LOSS)),
@@ -349,13 +356,81 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "a loss below the floor": (
         budget(spend("loss: 1.8 nats/token"), rest_on(LOSS), ("our-web-mix", "massivetext")),
         5,
-        "ask for a loss above its floor of 1.817",
+        "reaches 1.829 nats/token with 1e+30 FLOP, not 1.8",
+        (r"a loss of at least (\S+ nats/token)", "1.8 nats/token"),
+    ),
+    "a loss beyond the law's reach": (
+        budget(spend("loss: 1.85 nats/token"), rest_on(LOSS), ("our-web-mix", "massivetext")),
+        5,
+        "times outside the 1e+17 to 3e+20 FLOP that deepseek was fitted on",
+        (r"a loss of at least (\S+ nats/token)", "1.85 nats/token"),
+    ),
+    "too much energy for the law": (
+        budget(spend("energy: 5 GWh")),
+        5,
+        "times outside the 1e+17 to 3e+20 FLOP that deepseek was fitted on",
+        (r"at most (\S+ GWh)", "5 GWh"),
+    ),
+    "too much money for the law": (
+        budget(spend("money: $30M")),
+        5,
+        "times outside",
+        (r"at most (\$\S+),", "$30M"),
+    ),
+    "too many hours for the law": (
+        budget(spend("device_hours: 10M GPU-hours")),
+        5,
+        "times outside",
+        (r"at most (\S+ device-hours)", "10M GPU-hours"),
+    ),
+    "too late a deadline for the law": (
+        budget(spend("deadline: 200 d")),
+        5,
+        "times outside",
+        (r"at most (\S+ h),", "200 d"),
+    ),
+    "too little money for the law": (
+        budget(spend("money: $0.05"), rest_on("{kind: published, law: deepseek, reach: 1}")),
+        5,
+        "times outside",
+        (r"at least (\$\S+),", "$0.05"),
+    ),
+    "too much money for law and cluster": (
+        budget(
+            spend("money: $1B"), ("cluster: h800-2048", "cluster: h100-64"), ("unique: 2T", "unique: 20T")
+        ),
+        5,
+        "spend at most",
         None,
+    ),
+    "too few tokens, less energy": (
+        budget(("unique: 2T", "unique: 100B"), spend("energy: 500 MWh")),
+        10,
+        "passes over the 100B unique ones",
+        (r"at most (\S+ MWh)", "500 MWh"),
+    ),
+    "a deadline beside money": (
+        budget(spend("money: $1.4M")) + "deadline: 7 d\n",
+        12,
+        "and 7 d 0 h are given",
+        (r"at most (\$\S+),", "$1.4M"),
     ),
     "serving without a loss law": (
         FRONTIER + "objective: {kind: inference, served: 1T tokens}\n",
         6,
         "the objective needs a loss law",
+        (r"write (law: \S+ loss: \S+)", "law: deepseek"),
+    ),
+    "a law without an allocation": (
+        budget(rest_on("{kind: published, law: step-law}")),
+        6,
+        "the law step-law has no allocation",
+        (r"write (law: \S+ hyper: \S+)", "law: step-law"),
+    ),
+    "pilots on text that is only declared": (
+        budget(rest_on("{kind: pilots, prior: deepseek, share: 0.1}")),
+        10,
+        "pilots train on real text",
         None,
     ),
 }
@@ -400,6 +475,29 @@ def test_a_refusal_names_the_line_and_what_would_work(
     assert found, said
     mended = text.replace(replaces, found[1]) if replaces else text + found[1] + "\n"
     assert planned(tmp_path, mended).runs
+
+
+def test_epochs_are_proposed_only_as_far_as_the_discount_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixteen passes are (Muennighoff et al.'s own runs), a hundred are not."""
+    few, fewer = (budget(("unique: 2T", f"unique: {unique}")) for unique in ("100B", "15B"))
+    assert "allow it: epochs: 15.3" in refusal(tmp_path, few, monkeypatch, capsys)
+    said = refusal(tmp_path, fewer, monkeypatch, capsys)
+    assert "102 passes" in said
+    assert "allow it" not in said
+
+
+def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.yaml").write_text(FRONTIER)
+    monkeypatch.chdir(tmp_path)
+    write_plan(Path("b.yaml"), None)
+    Path("b.yaml").write_text(budget(spend("compute: 2e24 FLOP")))
+    with pytest.raises(DocumentError, match="sealed and answers another budget") as refused:
+        write_plan(Path("b.yaml"), None)
+    assert FRONTIER.splitlines()[refused.value.line - 1].startswith("name:")
 
 
 # --- a ledger ---

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from model.parameters import Piece
 from model.zero import Box
@@ -29,6 +33,7 @@ from runtime.checkpoint import (
     weights_sha256,
 )
 from runtime.guard import Memory
+from runtime.shards import Shard, digest_of, write_shards
 from specs.files import DocumentError
 from specs.keep import Keep
 from specs.record import LeftOut
@@ -145,11 +150,21 @@ def test_any_layout_reads_what_any_other_wrote(
     assert_same(loaded(path, read), state(3))
 
 
-def test_large_states_are_written_in_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.shards.FILE_BYTES", 200)
-    path = save(tmp_path, 3, TWO)
-    assert len(list(path.glob("*.safetensors"))) > 4
-    assert_same(loaded(path, {"embedding": ([2], [1]), "norm": ([4], []), "head": ([], [3])}), state(3))
+def test_torch_reads_the_files_by_itself(tmp_path: Path) -> None:
+    """And safetensors does; values of several pieces and of none too many."""
+    path = tmp_path / "rank-00000.safetensors"
+    values = {"a": torch.randn(3, 5), "b": torch.randn(2**20 + 1), "c": torch.randn(7)}
+    shards = {"a": Shard(values["a"], (3, 5), (0, 0)), "b": Shard(values["b"], (2**20 + 1,), (0,))}
+    shards["c"] = Shard(values["c"][:4], (7,), (0,))
+    assert write_shards(path, shards) == digest_of(path)
+    write_shards(tmp_path / "rank-00001.safetensors", {"c": Shard(values["c"][4:], (7,), (4,))})
+    assert torch.equal(load_file(path)["b"], values["b"])
+    into = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is alone
+        dcp.load(into, storage_reader=HuggingFaceStorageReader(str(tmp_path)), no_dist=True)
+    for name, tensor in values.items():
+        assert torch.equal(into[name], tensor)
 
 
 def test_the_digest_of_the_weights_does_not_depend_on_the_layout(tmp_path: Path) -> None:
@@ -194,6 +209,7 @@ def test_the_newest_always_stays(
 ) -> None:
     kept = Keep(newest=newest, period_steps=every, best=best).kept(losses)
     assert set(sorted(losses)[-newest:]) <= kept <= set(losses)
+    assert len(kept) + 1 <= Keep(newest=newest, period_steps=every, best=best).most(max(losses))
     measured = [loss for loss in losses.values() if loss is not None]
     if best and measured:
         assert min(measured) in {losses[step] for step in kept}
@@ -205,7 +221,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-ONE, OTHER = (f"shard-0000{rank}-model-00001-of-00001.safetensors" for rank in (1, 2))
+ONE, OTHER = "rank-00000.safetensors", "rank-00001.safetensors"
 
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "a flipped byte": lambda path: flip(path / OTHER),
@@ -217,7 +233,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "half a manifest": lambda path: os.truncate(path / "manifest.json", 80),
     "a manifest that is no text": lambda path: (path / "manifest.json").write_bytes(b"\xff\x00"),
     "a manifest of something else": lambda path: (path / "manifest.json").write_text('{"kind": "plan"}'),
-    "a file too many": lambda path: shutil.copy(path / ONE, path / ONE.replace("00001", "00009", 1)),
+    "a file too many": lambda path: shutil.copy(path / ONE, path / "rank-00009.safetensors"),
     "half deleted": lambda path: ((path / "manifest.json").unlink(), (path / ONE).unlink()),
     "all deleted": lambda path: [file.unlink() for file in path.iterdir()],
     "a file for the folder": lambda path: (shutil.rmtree(path), path.write_text("")),

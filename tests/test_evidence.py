@@ -8,14 +8,18 @@ import pytest
 
 from planner.desk import lay_out
 from planner.evidence import allocation, rate_check, read_evidence
+from planner.explain import explain
 from planner.isoflop import Minimum
 from planner.plan import make_plan
+from planner.posterior import points
+from planner.select import learn
 from specs.budget import Budget
 from specs.data import Corpus, Split
 from specs.files import append_line, from_catalog, load, write_json
 from specs.law import PublishedLaw
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
+from specs.report import render
 
 SPECS = Path(__file__).parent.parent / "specs"
 PRIOR = from_catalog(PublishedLaw, "tiny", None).allocation
@@ -132,6 +136,47 @@ def test_the_forecast_finds_the_law_again(workspace: Path, seed: int) -> None:
     assert sum(form.weight for form in plan.fit.forms) == pytest.approx(1)
     assert plan.fit.rate_check is not None
     assert plan.fit.rate_check.best_multiple == pytest.approx(1, abs=0.15)
+    split = plan.fit.optimum
+    assert split is not None
+    assert split.flop_per_token.low < best < split.flop_per_token.high
+    assert split.tokens.low < 1e13 / best < split.tokens.high
+    assert split.loss.low < true_loss(best, 1e13 / best) < split.loss.high
+    share = run.model.block_params / run.model.flop_per_token
+    assert split.block_params.value == pytest.approx(split.flop_per_token.value * share)
+    assert split.tokens_per_block_param.value == pytest.approx(split.tokens.value / split.block_params.value)
+
+
+def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None:
+    """Medians inside of intervals that no run-away law widens, also where a plain fit has no lowest point."""
+    train(workspace, planned(workspace), seed=0)
+    fit = planned(workspace).fit
+    assert fit is not None
+    known = learn(
+        points(
+            [p.flop_per_token for p in fit.points],
+            [p.tokens for p in fit.points],
+            [p.loss for p in fit.points],
+        )
+    )
+    for law in known.laws:
+        (form,) = (one for one in fit.forms if one.form == law.form.name)
+        for name, ends in form.constants.items():
+            low, middle, high = np.percentile(law.constant(name), [2.5, 50, 97.5])
+            assert (ends.low, ends.value, ends.high) == pytest.approx((low, middle, high))
+    assert fit.held_out_error == pytest.approx(known.heldout_error)
+
+
+def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path) -> None:
+    """Weights and the distance's part of the band are then the prior's."""
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace("budgets: 3,", "budgets: 2,"))
+    train(workspace, planned(workspace), seed=0)
+    plan = planned(workspace)
+    assert isinstance(plan.forecast, Forecast)
+    assert plan.fit is not None
+    assert plan.fit.held_out_error is None
+    assert "for the distance, the prior's, as no budget could be held out" in plan.forecast.basis
+    assert "held-out budgets showed" not in plan.forecast.basis
 
 
 def test_the_curve_steps_down_at_the_milestones(workspace: Path) -> None:
@@ -223,6 +268,17 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
     assert (own.law, own.used) == ("ledger", False)
     assert own.peak_lr == pytest.approx(1.1 * grid.run.optim.peak_lr / grid.rate_multiple, rel=1e-3)
     assert "learning rates alone were varied; from so few sizes" in own.hyper.regime
+    half = math.sqrt(math.log(1.0025) / 0.05) * math.log(2)  # where .05 log2(lr / best)^2 is 0.25 %
+    assert own.near_optimal_lr == pytest.approx(
+        (own.peak_lr * math.exp(-half), own.peak_lr * math.exp(half)), rel=1e-3
+    )
+    said = f"({own.near_optimal_lr[0]:.3g} to {own.near_optimal_lr[1]:.3g} within 0.25 % of its loss)"
+    assert any(note.startswith("by the runs of the ledger") and said in note for note in plan.notes)
+    assert any(
+        "laws of learning rate and batch disagree" in note and "; ledger " in note for note in plan.notes
+    )
+    assert any(one.startswith("ledger would take") and said in one for one in explain(plan, "lr").evidence)
+    assert said in render(plan, None)
     assert plan.hypers[0].law == "tiny"
     assert plan.hypers[0].used
 

@@ -12,6 +12,7 @@ from planner.desk import lay_out
 from planner.explain import Explanation, explain, why_of
 from planner.fields import SHORT, NoFieldError, everything, find, root, say
 from planner.plan import make_plan
+from planner.show import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
 from specs.files import write_yaml
 from specs.law import RateCheck
@@ -113,6 +114,39 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
     constant = explain(FITTED, "fit.forms.0.constants.alpha")
     interval = FITTED.fit.forms[0].constants["alpha"]
     assert constant.interval == (interval.low, interval.high)
+    assert "budgets it had not seen, which they miss by 1.47 % together" in told.settled_by
+    untested = explain(
+        samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"held_out_error": None})), "loss"
+    )
+    assert "the prior's weight, as no budget could be held out" in untested.settled_by
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("M", "flop_per_token"),
+        ("N", "block_params"),
+        ("D", "tokens"),
+        ("fit.allocation.flop_per_token", "flop_per_token"),
+        ("fit.allocation.tokens", "tokens"),
+        ("optimum.loss", "loss"),
+        ("M*", "flop_per_token"),
+        ("N*", "block_params"),
+        ("D*", "tokens"),
+        ("D*/N*", "tokens_per_block_param"),
+        ("D/N", "tokens_per_block_param"),
+        ("L*", "loss"),
+        ("tokens_per_block_param", "tokens_per_block_param"),
+    ],
+)
+def test_the_best_split_has_an_interval(name: str, of: str) -> None:
+    """Wherever a plan on a ledger is asked for its size, its data, or what both are read from."""
+    assert FITTED.fit is not None
+    assert FITTED.fit.optimum is not None
+    ends = getattr(FITTED.fit.optimum, of)
+    assert explain(FITTED, name).interval == (ends.low, ends.high)
+    assert explain(FRONTIER, "M").interval is None
+    assert "M* " in explain(FITTED, "allocation").evidence[0]
 
 
 def test_a_refused_forecast_says_why_under_the_short_name() -> None:
@@ -218,6 +252,33 @@ def test_a_name_that_leads_nowhere_is_refused_with_near_ones(name: str, parts: S
         explain(FRONTIER, name)
     assert [part for part in parts if part not in str(caught.value)] == []
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_labels_of_the_plans_own_table_lead_to_fields() -> None:
+    """What `plan` prints can be asked for as it is printed there."""
+    for label in [name for name, _ in rows(FRONTIER)]:
+        assert find(FRONTIER, label).name, label
+    assert find(FRONTIER, "learning rate").name == "runs.0.run.optim.peak_lr"
+
+
+@pytest.mark.parametrize(
+    ("name", "by"),
+    [
+        ("guard", "the budget's field guard"),
+        ("spike_deviations", "the budget's field guard"),
+        ("newest", "its keep"),
+        ("checkpoint_every_steps", "its checkpoint_every_steps"),
+    ],
+)
+def test_what_keeps_a_run_safe_is_asked_for_like_anything_else(name: str, by: str) -> None:
+    assert explain(FRONTIER, name).settled_by.endswith(by)
+
+
+def test_a_pipeline_of_chunks_is_counted_in_stages() -> None:
+    assert (
+        "4 pipeline stages of 29 chunks with 1 layer each, and the head in the last one"
+        in explain(FRONTIER, "layers").evidence
+    )
 
 
 @pytest.mark.parametrize("short", [*SHORT, "loss", "allocation"])

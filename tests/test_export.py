@@ -178,7 +178,7 @@ def test_a_damaged_or_absent_checkpoint_is_not_exported(home: Path, run: RunFold
     shutil.copytree(run.path, copy.path)
     with pytest.raises(DocumentError, match=r"no checkpoint of step 7 \(there are: 20\)"):
         export(copy, home / "data", 7, tmp_path / "out", QUIET)
-    file = copy.checkpoints / "step-00000020" / "shard-00001-model-00001-of-00001.safetensors"
+    file = copy.checkpoints / "step-00000020" / "rank-00000.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from runtime.blame import Log
 from runtime.launch import Active, Job, Outcome, free_port, launch
-from runtime.lock import hold, owner_of
+from runtime.lock import Claim, owner_of
 from runtime.progress import Board, Pace, last_line, time_left_s
 
 ROOT = Path(__file__).parents[1]
@@ -244,9 +244,9 @@ def test_an_error_in_the_launcher_leaves_no_process_behind(tmp_path: Path) -> No
 
     with pytest.raises(OSError, match="the terminal is gone"):
         launch([job], ["0"], python("pathlib.Path(sys.argv[1], 'pid').write_text('x'); time.sleep(60)"), fail)
-    lock = hold(job.folder)
+    lock = Claim(job.folder).take()
     assert lock is not None
-    os.close(lock)
+    lock.close()
 
 
 LAUNCHER = """
@@ -284,15 +284,15 @@ def test_ranks_die_with_a_launcher_that_was_killed(killed_launcher: Path) -> Non
     size = writes.stat().st_size
     time.sleep(0.3)
     assert writes.stat().st_size == size
-    lock = hold(killed_launcher / "run")
+    lock = Claim(killed_launcher / "run").take()
     assert lock is not None
-    os.close(lock)
+    lock.close()
 
 
 @pytest.mark.parametrize("killed_launcher", [False], indirect=True)
 def test_ranks_that_outlive_their_launcher_keep_the_folder(killed_launcher: Path) -> None:
     job = make_job(killed_launcher, "run")
-    owner = owner_of(job.folder)
+    owner = str(owner_of(job.folder))
     outcomes = launch([job], ["0"], python(""), ignore, busy_patience_s=0.5)
     assert [o.state for o in outcomes] == ["busy"]
     assert owner.startswith("process ")
@@ -310,17 +310,6 @@ def orphans(folder: Path) -> list[int]:
             if str(folder).encode() in entry.read_bytes() and int(entry.parent.name) != os.getpid():
                 found.append(int(entry.parent.name))
     return found
-
-
-def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
-    lock = hold(tmp_path)
-    assert lock is not None
-    assert hold(tmp_path) is None
-    assert owner_of(tmp_path).startswith(f"process {os.getpid()} on ")
-    os.close(lock)
-    again = hold(tmp_path)
-    assert again is not None
-    os.close(again)
 
 
 def test_a_free_port_can_be_bound() -> None:
@@ -388,14 +377,15 @@ with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl'
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_launch_is_told_as_it_goes(tmp_path: Path, terminal: bool) -> None:
     jobs = [make_job(tmp_path, name, planned_s=s) for name, s in (("good", 3.0), ("bad", 2.0), ("held", 1.0))]
-    lock = hold(jobs[2].folder)
+    lock = Claim(jobs[2].folder).take()
+    assert lock is not None
     old = '{"event": "incident", "what": "outside_band", "message": "of an earlier segment"}\n'
     (jobs[0].folder / "record.jsonl").write_text(old)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
     with Board(console, jobs, 1) as board:
         launch(jobs, ["0"], python(RECORDS), board, busy_patience_s=0.2)
     assert lock is not None
-    os.close(lock)
+    lock.close()
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert said.count("alarm good: loss 3 is above [2, 2.5]") == 1

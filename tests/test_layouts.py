@@ -104,14 +104,15 @@ def test_the_67b_runs_at_the_papers_pace() -> None:
 def test_nothing_fits_says_the_nearest_miss() -> None:
     """In bytes, with the layout; and a batch that nothing divides is another refusal."""
     with pytest.raises(
-        NoLayoutError, match=r"4 x NVIDIA H800 SXM fits; the nearest \(dp 1 .*\) misses by .* bytes"
+        NoLayoutError,
+        match=r"4 devices \(NVIDIA H800 SXM\) fits; the nearest \(dp 1 .*\) misses by .* GiB, where",
     ):
         choose_layout(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
     with pytest.raises(NoLayoutError, match="misses by"):
         compare_layouts(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
     with pytest.raises(UndividedBatchError, match="no layout of 2048 devices divides 101 sequences"):
         choose_layout(SIXTY_SEVEN_B, H800, 2048, 101, "bf16")
-    with pytest.raises(NoLayoutError, match=r"2 x CPU core fits; the nearest .* misses by"):
+    with pytest.raises(NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* misses by"):
         choose_layout(SIXTY_SEVEN_B, LAPTOP, 2, 64, "bf16")
     with pytest.raises(NoLayoutError, match="a batch of 1 sequences is too small for 1024 devices"):
         choose_layout(TINY, LAPTOP.model_copy(update={"devices_per_node": 1}), 1024, 1, "fp32")

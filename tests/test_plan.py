@@ -208,3 +208,13 @@ def test_plan_never_imports_torch() -> None:
         "import planner.cli; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_help_names_the_command_as_people_call_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the module that happens to hold it."""
+    monkeypatch.setattr(sys, "argv", ["plan", "--help"])
+    with pytest.raises(SystemExit):
+        planner.cli.main()
+    assert "Usage: isoplan plan " in capsys.readouterr().out

@@ -60,3 +60,10 @@ def test_every_file_that_is_named_is_there() -> None:
     assert "docs/report.png" in named
     for name in named:
         assert (ROOT / name).exists() or "budget_1e24/" in name, name
+
+
+def test_decisions_are_numbered_in_reading_order() -> None:
+    """So that a number names one of them."""
+    design = (ROOT / "docs" / "design.md").read_text()
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. \*\*", design, re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1))

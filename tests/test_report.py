@@ -64,6 +64,8 @@ def fit(text: str = "") -> LawFit:
         allocation=Allocation(flop_per_token=half, tokens=half),
         allocation_basis=f"a basis of the allocation {text}",
         forms=(_form("standard", 0.012, text), _form("frontier", None, text)),
+        held_out_error=0.012,
+        optimum=None,
         rate_check=RateCheck(
             run="0" * 16,
             multiples=(0.5, 1.0, 2.0),
@@ -348,6 +350,7 @@ def test_every_section_of_an_audited_target() -> None:
         "Learning-rate check",
         "The target run",
         "Forms side by side",
+        "Best split",
         "Formulas",
         "Runs",
         "Cost",
@@ -532,6 +535,14 @@ def test_formulas_are_set_with_their_values_and_sources() -> None:
     assert "weight 0.53" in Page(render(WHOLE, None)).text, "the heaviest form of the fit"
 
 
+def test_forms_that_nothing_was_held_out_for_have_the_priors_weights() -> None:
+    assert WHOLE.fit is not None
+    untested = WHOLE.fit.model_copy(update={"held_out_error": None})
+    said = "No budget could be held out: the weights are the prior’s."
+    assert said in render(samples.sealed(WHOLE, fit=untested), None)
+    assert said not in render(WHOLE, None)
+
+
 def test_laws_of_learning_rate_stand_side_by_side_the_one_followed_first() -> None:
     hyper = WHOLE.law.hyper
     assert hyper is not None
@@ -587,7 +598,8 @@ def test_the_page_asks_what_the_budget_asks(changes: dict[str, Any], question: s
 
 def test_an_unbracketed_budget_gets_no_parabola_and_a_flag() -> None:
     page = render(WHOLE, None)
-    assert "no isoFLOP minimum lies inside the sizes that were tried at 10¹¹ FLOP" in page
+    assert Page(page).text.count("at 1e+11 FLOP the minimum lies beyond the smallest size that was run") == 1
+    assert "no isoFLOP minimum lies inside" not in page
     minima = next(t for t in traces_of("isoFLOP minima", page) if t.name == "isoFLOP minima")
     assert len(minima.x) == 2
 
@@ -710,6 +722,9 @@ def test_earlier_plans_are_those_of_the_same_budget(tmp_path: Path) -> None:
         (memory(512), "512 B"),
         (memory(5157888.0), "4.92 MiB"),
         (memory(54 * 2**30), "54 GiB"),
+        (memory(100 * 2**10), "100 KiB"),
+        (memory(1023 * 2**30), "1,023 GiB"),
+        (memory(3 * 2**41), "6 TiB"),
         (device_time(0.5), "30 min 0 s"),
         (device_time(680_027.0), "680k device-hours"),
     ],

@@ -79,14 +79,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dp", [1, 2])
-@pytest.mark.parametrize("seed", range(5))
-def test_runs_killed_many_times_end_as_if_nothing_had_happened(
-    home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome], dp: int, seed: int
+@pytest.mark.parametrize("seed", range(3))
+def test_two_ranks_killed_many_times_end_as_if_nothing_had_happened(
+    home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome], seed: int
 ) -> None:
-    folder = opened(tmp_path, run, order(run, dp=dp, every_s=0.02))
-    train_through_kills(folder, home / "data", dp, kills=10, seed=seed)
-    assert outcome(folder) == uninterrupted[dp]
+    folder = opened(tmp_path, run, order(run, dp=2, every_s=0.02))
+    train_through_kills(folder, home / "data", 2, kills=10, seed=seed)
+    assert outcome(folder) == uninterrupted[2]
 
 
 @pytest.mark.parametrize("when", ["while saving", "after saving", "before the end record"])
@@ -118,7 +117,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
         assert ranks.processes[0].is_alive()
     ranks.kill()
     before, newest = sorted(folder.checkpoints.glob("step-*"))[-2:]
-    weights = newest / "shard-00001-model-00001-of-00001.safetensors"
+    weights = newest / "rank-00000.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)

@@ -49,7 +49,7 @@ def isoplan(folder: Path, *words: object, **environment: str) -> subprocess.Comp
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,  # a whole study, on a machine that does other things too
     )
 
 
@@ -228,6 +228,14 @@ def test_a_declared_text_can_be_planned_for_not_run(home: Path) -> None:
     budget.write_text(BUDGET.replace("text: {source: files, paths: [text.jsonl]}\n", text))
     for verb in ("data", "run"):
         one_line(isoplan(home, verb, budget), "declared.yaml:8:", "only declared", "source: files")
+
+
+def test_text_that_is_not_there_is_refused_at_the_budgets_own_line(home: Path) -> None:
+    budget = home / "absent.yaml"
+    budget.write_text(BUDGET.replace("paths: [text.jsonl]", "paths: [text.jsonl, more/*.jsonl.gz]"))
+    line = next(i for i, said in enumerate(BUDGET.splitlines(), start=1) if "text.jsonl" in said)
+    said = f"absent.yaml:{line}:"
+    one_line(isoplan(home, "data", budget), said, "no file is at", "more/*.jsonl.gz", "; put your text there")
 
 
 @pytest.mark.parametrize("verb", ["run", "audit", "data"])

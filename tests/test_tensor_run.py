@@ -59,7 +59,7 @@ def test_a_run_goes_on_over_tensor_parallel_ranks_and_back(
 ) -> None:
     cuts: list[dict[str, Any]] = [{"dp": 2}, {"tp": 2}, SPLIT, {}]
     for number, cut in enumerate(cuts[:-1]):
-        folder = opened(tmp_path, run, order(run, micro_batch=1, every_s=1e-9, **cut))
+        folder = opened(tmp_path, run, order(run, micro_batch=1, every_steps=1, **cut))
         ranks = Ranks(folder, home / "data", 2)
         deadline = time.monotonic() + 60
         while len(list(folder.checkpoints.glob("step-*"))) < 1 or len(folder.metrics()) < 4 * number + 2:

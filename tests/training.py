@@ -1,22 +1,25 @@
 """Tiny runs on a tiny corpus, and processes to train them in, which can be killed."""
 
 import json
+import math
 import multiprocessing
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
+from runtime.batches import first_sample
 from runtime.corpus import build
 from runtime.folder import RunFolder, open_folder
 from runtime.train import Leave, Seat, main, train
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
 from specs.optim import Milestone
 from specs.plan import CurveBand
-from specs.record import Order
+from specs.record import LeftOut, Order
 from specs.run import Evaluation, Execution, RunSpec
 from tests import samples
 
@@ -88,13 +91,30 @@ def train_here(folder: RunFolder, data: Path) -> int:
     return train(folder, data, Seat(rank=0, local_rank=0, ranks=1), Leave())
 
 
+def poison(first: int, last: int) -> None:
+    """From now on, the loss on batches number `first` to `last` of the data is not a number in this process."""
+    from runtime.replica import Replica
+
+    accumulate = Replica.accumulate
+
+    def poisoned(self: Replica, step: int, left_out: Sequence[LeftOut]) -> Tensor:
+        share = accumulate(self, step, left_out)
+        return share * math.nan if first <= first_sample(step, 1, left_out) + 1 <= last else share
+
+    Replica.accumulate = poisoned  # type: ignore[method-assign]
+
+
 class Ranks:
     """Processes that train a run: started at once, since they are forked from one that has imported torch."""
 
-    def __init__(self, folder: RunFolder, data: Path, ranks: int = 1) -> None:
+    def __init__(
+        self, folder: RunFolder, data: Path, ranks: int = 1, prepare: Callable[[], None] | None = None
+    ) -> None:
         port = _free_port()
         self.processes = [
-            _PROCESSES.Process(target=_rank, args=(folder.path, data, _environment(rank, ranks, port)))
+            _PROCESSES.Process(
+                target=_rank, args=(folder.path, data, _environment(rank, ranks, port), prepare)
+            )
             for rank in range(ranks)
         ]
         for process in self.processes:
@@ -124,12 +144,16 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def _rank(folder: Path, data: Path, environment: Mapping[str, str]) -> None:
+def _rank(
+    folder: Path, data: Path, environment: Mapping[str, str], prepare: Callable[[], None] | None
+) -> None:
     os.environ.update(environment)
     (folder / "log").mkdir(exist_ok=True)
     log = os.open(folder / "log" / f"rank-{environment['RANK']}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if prepare is not None:
+        prepare()
     os._exit(main([str(folder), "--data", str(data)]))
 
 

@@ -8,7 +8,7 @@ from specs.plan import Plan, PlannedRun
 from specs.report.case import Case
 from specs.report.html import Html, table, tag
 from specs.report.tables import formula
-from specs.report.units import flop
+from specs.report.units import flop, near_optimal
 from specs.words import count
 
 _Row = tuple[str, str, str, str]
@@ -71,7 +71,8 @@ def _hyper(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:
     for told in sorted(told_differently, key=lambda one: not one.used):
         source = f"{told.law}, {told.hyper.regime}{'' if told.used else '; not followed'}"
         batch = f"{run.batch_tokens:,} tokens" if told.used else f"{count(told.batch_tokens)} tokens"
-        yield "learning rate", _left(r"\eta", told.hyper.peak_lr), f"{told.peak_lr:.4g}", source
+        rate = f"{told.peak_lr:.4g}{near_optimal(told)}"
+        yield "learning rate", _left(r"\eta", told.hyper.peak_lr), rate, source
         yield "batch", _left("B", told.hyper.batch_tokens), batch, source
 
 

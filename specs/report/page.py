@@ -11,7 +11,7 @@ from specs.report.case import Case
 from specs.report.headline import headline
 from specs.report.html import Html, bullets, join, tag
 from specs.report.traces import Figure
-from specs.report.units import flop, percent
+from specs.report.units import percent
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What a browser may load for this page: nothing from anywhere (Content Security Policy Level 3)."""
@@ -44,8 +44,16 @@ def _sections(case: Case) -> Iterator[Html]:
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
-        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen."
+        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen. "
+        if case.plan.fit.held_out_error is None:
+            said = "Each law’s own forecast of the target. No budget could be held out: the weights are the prior’s. "
+        said += "Constants: medians of the draws that make the forecast."
         yield _section("Forms side by side", tables.forms(case), said)
+        said = (
+            "At the target’s compute, by the forms together, with 95 % intervals: a check on the plan’s size, which "
+            "follows the lowest points of the isoFLOP profiles. N and N* are parameters in blocks."
+        )
+        yield _section("Best split", tables.best(case), said)
     said = f"What the numbers follow from. Here: {laws.shown_for(case).title}."
     yield _section("Formulas", laws.formulas(case), said)
     yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
@@ -131,10 +139,6 @@ def _notes(case: Case) -> list[tuple[str, str]]:
     for planned, run in case.runs:
         found += [("alarm", f"{planned.title}: {one}") for one in (run.incidents if run is not None else ())]
     found += [("likely cause", cause) for cause in (audit.causes if audit is not None else ())]
-    loose = [p for p in (plan.fit.profiles if plan.fit is not None else ()) if not p.bracketed]
-    if loose:
-        said = ", ".join(flop(p.compute_flop) for p in loose)
-        found.append(("flag", f"no isoFLOP minimum lies inside the sizes that were tried at {said}"))
     found += [("flag", flag) for flag in (plan.fit.flags if plan.fit is not None else ())]
     return found + [("note", note) for note in plan.notes]
 

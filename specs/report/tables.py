@@ -10,7 +10,7 @@ from specs.record import Audit, RunAudit
 from specs.report.case import Case
 from specs.report.html import Html, join, pairs, table, tag
 from specs.report.layouts import lines
-from specs.report.units import device_time, dollars, flop, memory, percent, power, shape
+from specs.report.units import best_split, device_time, dollars, flop, memory, percent, power, shape
 from specs.words import count, duration, energy, several
 
 _FORMULA = re.compile(
@@ -40,6 +40,12 @@ def forms(case: Case) -> Html:
     head = ("form", "L =", "held-out error", "weight", *losses, last)
     rows = [] if fit is None else [_form(case, form) for form in fit.forms]
     return dense(head, rows, text=("form", "L =", last))
+
+
+def best(case: Case) -> Html:
+    """The best split of the target's compute by all forms together; nothing without one."""
+    optimum = None if case.plan.fit is None else case.plan.fit.optimum
+    return Html() if optimum is None else pairs(best_split(optimum, case.losses))
 
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:
@@ -121,9 +127,8 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
     if epochs > 1:
         yield f"{epochs:.2f} epochs"
     if run is not None:
-        yield from (
-            ["1 restart"] if run.restarts == 1 else [f"{run.restarts} restarts"] if run.restarts else []
-        )
+        if run.restarts:
+            yield run.said_of_restarts
         yield from run.incidents
         yield from (f"{check.name}: {check.detail}" for check in run.checks if not check.ok)
 
@@ -144,7 +149,7 @@ def target(planned: PlannedRun) -> Html:
             ("vocabulary", f"{model.vocab:,}, context {model.context:,}"),
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
-            ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.1f} per parameter"),
+            ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
             ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps; {drops}"),
             ("steps", f"{optim.steps:,}"),

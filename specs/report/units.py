@@ -1,9 +1,12 @@
 """How the page says numbers: powers of ten, signed percentages, shapes, money."""
 
 import math
+from collections.abc import Callable
 
-from specs.law import Band
+from specs.law import Band, Interval, Optimum
+from specs.losses import Losses
 from specs.model import ModelSpec
+from specs.plan import HyperAdvice
 from specs.words import count, duration
 
 _THIN = "\u202f"
@@ -38,17 +41,40 @@ def half_width(band: Band) -> str:
     return f"±{percent((band.high_95 - band.low_95) / 2 / math.sqrt(band.low_95 * band.high_95))}"
 
 
+def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
+    """Every quantity of a best split with its 95 % interval."""
+
+    def said(one: Interval, unit: str, say: Callable[[float], str] = count) -> str:
+        return f"{say(one.value)}{unit} ({say(one.low)} to {say(one.high)})"
+
+    return [
+        ("M*", said(found.flop_per_token, " FLOP per token")),
+        ("N*", said(found.block_params, " parameters in blocks")),
+        ("D*", said(found.tokens, " tokens")),
+        ("D*/N*", said(found.tokens_per_block_param, "")),
+        ("L*", said(found.loss, f" {losses.unit}", losses.say)),
+    ]
+
+
+def near_optimal(told: HyperAdvice) -> str:
+    """The rates that are as good as a law's best, in brackets; nothing where nobody knows them."""
+    if told.near_optimal_lr is None:
+        return ""
+    low, high = told.near_optimal_lr
+    return f" ({low:.3g} to {high:.3g} within 0.25 % of its loss)"
+
+
 def shape(model: ModelSpec) -> str:
     """Layers by width."""
     return f"{model.layers} × {model.width:,}"
 
 
 def memory(size_bytes: float) -> str:
-    """Bytes in the largest binary unit that leaves at least one."""
-    unit, letters = next(
-        (u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (1, "B")) if size_bytes >= u or u == 1
-    )
-    return f"{size_bytes / unit:.3g} {letters}"
+    """Bytes in the largest binary unit that leaves at least one, never as a power of ten."""
+    units = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    unit, letters = next((u, n) for u, n in units if size_bytes >= u or u == 1)
+    amount = size_bytes / unit
+    return f"{amount:.3g} {letters}" if amount < 999.5 else f"{amount:,.0f} {letters}"
 
 
 def device_time(hours: float) -> str:

@@ -1,0 +1,105 @@
+"""`isoplan checkpoints`, on a run that was killed, went on, and has a damaged checkpoint."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runtime.folder import RunFolder
+from runtime.lock import Claim
+from runtime.train import FINISHED
+from specs.keep import Keep
+from tests.test_run_cli import isoplan
+from tests.training import Ranks, corpus, opened, order, tiny_run
+
+FILE = "rank-00000.safetensors"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a run that was killed once at step 16 or later."""
+    home = tmp_path_factory.mktemp("home")
+    run = tiny_run(corpus(home), steps=80)
+    kept = order(run, every_steps=8)
+    kept = kept.model_copy(update={"execution": kept.execution.model_copy(update={"keep": Keep(newest=3)})})
+    folder = opened(home, run, kept)
+    ranks = Ranks(folder, home / "data")
+    while not (folder.checkpoints / "step-00000016").exists():
+        assert ranks.processes[0].is_alive()
+    ranks.kill()
+    assert Ranks(folder, home / "data").join() == [FINISHED]
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "home"))
+
+
+def folder_in(home: Path) -> RunFolder:
+    return RunFolder(next((home / "runs").iterdir()))
+
+
+def test_they_are_listed_with_the_seams(home: Path) -> None:
+    done = isoplan(home, "checkpoints", folder_in(home).path.name)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if "there" in line]
+    assert [row[0] for row in rows] == ["80", "72", "64"]
+    assert "one process" in done.stdout
+    assert "taken up at step " in done.stdout
+    assert "of 80 under one process" in done.stdout
+    verified = isoplan(home, "checkpoints", folder_in(home).path, "--verify")
+    assert verified.returncode == 0
+    assert verified.stdout.count(" whole") == 3
+
+
+def test_what_is_damaged_is_found_and_pruned(home: Path) -> None:
+    folder = folder_in(home)
+    content = bytearray((folder.checkpoints / "step-00000080" / FILE).read_bytes())
+    content[-1] ^= 1
+    (folder.checkpoints / "step-00000080" / FILE).write_bytes(content)
+    (folder.checkpoints / "step-00000072" / FILE).unlink()
+    looked = isoplan(home, "checkpoints", folder.path, "--json")
+    assert looked.returncode == 1
+    assert [one["state"] for one in json.loads(looked.stdout)["checkpoints"]] == ["there", "damaged", "there"]
+    read = isoplan(home, "checkpoints", folder.path, "--verify", "--json")
+    assert read.returncode == 1
+    told = json.loads(read.stdout)["checkpoints"]
+    assert [one["state"] for one in told] == ["damaged", "damaged", "whole"]
+    assert told[0]["problem"].endswith(f"{FILE} is not what was written")
+    assert (told[2]["step"], told[2]["tokens"]) == (64, 64 * folder.run().batch_tokens)
+    pruned = isoplan(home, "checkpoints", folder.path, "--prune")
+    assert pruned.returncode == 0, pruned.stderr
+    assert pruned.stdout.count("removed ") == 2
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000064"]
+
+
+def test_the_last_whole_one_is_never_removed(home: Path) -> None:
+    folder = folder_in(home)
+    for path in folder.checkpoints.iterdir():
+        os.truncate(path / FILE, 10)
+    done = isoplan(home, "checkpoints", folder.path, "--prune")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("holds no whole checkpoint, so nothing is removed")
+    assert len(list(folder.checkpoints.iterdir())) == 3
+
+
+def test_a_run_in_progress_is_not_pruned(home: Path) -> None:
+    lock = Claim(folder_in(home).path).take()
+    assert lock is not None
+    done = isoplan(home, "checkpoints", folder_in(home).path, "--prune")
+    lock.close()
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"process {os.getpid()} on " in line
+    assert "is at work in" in line
+
+
+def test_a_run_without_any_says_so(home: Path) -> None:
+    shutil.rmtree(folder_in(home).checkpoints)
+    done = isoplan(home, "checkpoints", folder_in(home).path)
+    assert done.returncode == 0
+    assert "holds no checkpoint" in done.stdout
