@@ -155,8 +155,26 @@ def fit_annealing(
             "no curve has points after a drop of its learning rate; add one that has, or hold B and the kernel"
         )
     log_loss = np.concatenate([np.log(t.loss[keep]) for t, keep in zip(traces, used, strict=True)])
-    params, objective = _descend(law, views, log_loss, held)
+    starts = _starts(law, float(np.exp(log_loss.min())), held)
+    params, objective = _descend(law, views, log_loss, held, starts)
     return AnnealingFit(law, params, peak_lr, objective, held)
+
+
+def smoothed(trace: Trace, law: AnnealingLaw = ROOT) -> Array:
+    """The losses of a curve as the law through them has them, nats per token; those of the warm-up stay as they are.
+
+    One curve needs half of the grid's starts: every speed of the drop, but one worth of it, since on 18 tiny runs all
+    of the grid's end in the same constants (docs/log.md). ValueError where the curve shows no drop, or is not one.
+    """
+    _check(trace, 0)
+    peak_lr, used = float(trace.lr.max()), trace.step > int(np.argmax(trace.lr))
+    view = _view(law, trace.lr, trace.step[used], peak_lr)
+    if not (view.age > 0).any():
+        raise ValueError("the curve has no points after a drop of its learning rate")
+    starts, loss = _starts(law, float(trace.loss[used].min()), {}), trace.loss.copy()
+    params, _ = _descend(law, [view], np.log(loss[used]), {}, starts[: len(starts) // 2])
+    loss[used] = np.exp(_log_loss(law, params, view))
+    return loss
 
 
 def _check(trace: Trace, i: int) -> None:
@@ -223,11 +241,10 @@ def _starts(law: AnnealingLaw, lowest: float, held: Mapping[str, float]) -> Arra
 
 
 def _descend(
-    law: AnnealingLaw, views: Sequence[_View], log_loss: Array, held: Mapping[str, float]
+    law: AnnealingLaw, views: Sequence[_View], log_loss: Array, held: Mapping[str, float], starts: Array
 ) -> tuple[Array, float]:
     from scipy.optimize import least_squares
 
-    starts = _starts(law, float(np.exp(log_loss.min())), held)
     free = np.array([name not in held for name in law.constants])
 
     def residuals(inner: Array, start: Array) -> Array:

@@ -256,6 +256,8 @@ def _number(value: float, path: tuple[str, ...], info: FieldInfo | None) -> str:
         return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
     if name == "energy_j":
         return energy(value)
+    if name.endswith("half_width"):
+        return f"±{value:.2%}".replace("%", " %")
     if name == "device_hours":
         return f"{value:,.4g} device-hours"
     if name.endswith("flop_per_token"):

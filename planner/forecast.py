@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner import curve, fit, laws, select
+from planner.annealing import Trace, smoothed
 from planner.data_limits import effective_tokens
 from planner.isoflop import Minimum, profiles
 from planner.posterior import Points, Posterior
@@ -18,6 +19,8 @@ from specs.record import LedgerRecord
 
 MIN_CURVE_POINTS = 5
 """Shorter curves show no shape."""
+_SMOOTHED_POINTS = 10
+"""Curves of at least twice as many points as the annealing law has constants are smoothed by it."""
 FLOOR_UNDER_BAND = 0.8
 """The collapse's floor stays below this share of the lowest loss in sight: it divides by what lies above the floor."""
 
@@ -208,8 +211,27 @@ def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: Pl
 def _pilot(record: LedgerRecord) -> curve.Pilot:
     optim = record.run.optim
     return curve.Pilot(
-        curve=curve.Curve(np.array(record.curve_step) / optim.steps, np.array(record.curve_loss)),
+        curve=curve.Curve(np.array(record.curve_step) / optim.steps, _curve_of(record)),
         size=float(record.run.model.flop_per_token),
         tokens=float(record.tokens),
         warmup=optim.warmup_steps / optim.steps,
     )
+
+
+def _curve_of(record: LedgerRecord) -> curve.Array:
+    """The pilot's curve without the scatter of its evaluations: as the annealing law through its own points has it.
+
+    Held-out tiny runs are then met more closely where the learning rate drops, by narrower bands (bench/curves.py). A
+    curve that is too short, shows no drop, or began under another run's schedule stays as it was measured.
+    """
+    run, loss = record.run, np.array(record.curve_loss)
+    drops = run.optim.milestones
+    if (
+        len(loss) < _SMOOTHED_POINTS
+        or run.parent is not None
+        or not drops
+        or record.curve_step[-1] <= drops[0].step
+    ):
+        return loss
+    lr = np.array([run.optim.lr(step) for step in range(1, run.optim.steps + 1)])
+    return smoothed(Trace(lr, np.array(record.curve_step), loss))

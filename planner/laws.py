@@ -210,6 +210,20 @@ def log_value_and_gradient(
     return np.broadcast_to(log_loss, jacobian[:, 0].shape), jacobian
 
 
+def log_gradient(form: Form, log_params: Array, variables: tuple[Array, ...]) -> Array:
+    """Derivatives of log L in the log-constants at one set of them, (constants, runs).
+
+    By complex steps (Squire & Trapp 1998, SIAM Review 40:110): exact to rounding, and without sympy, whose import and
+    derivations take .7 s of CPU. For many sets of constants `log_value_and_gradient` is faster.
+    """
+    params, step = np.exp(log_params).tolist(), 1e-20
+    gradient = np.empty((len(params), len(variables[0])))
+    for i, constant in enumerate(params):
+        moved = [*params[:i], constant * np.exp(1j * step), *params[i + 1 :]]
+        gradient[i] = np.log(form.expression(*variables, *moved)).imag / step
+    return gradient
+
+
 @cache
 def _optimal_log_size(form: Form) -> Any:
     """log X* as sympy in (log T, log cost_per, constants), where T = X * D is what the budget buys.

@@ -9,7 +9,7 @@ from planner.objective import Laws, compute_for_loss, served_flop
 from planner.search import Search
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
 from specs.law import PublishedLaw
-from specs.plan import Cost, HyperAdvice, PlannedRun
+from specs.plan import Cost, HyperAdvice, LadderChoice, PlannedRun
 from specs.words import count, duration, energy, several
 
 _NAMED = 4
@@ -33,6 +33,15 @@ def target_by_the_prior(planned: PlannedRun, prior: PublishedLaw) -> str:
         f"the target as the prior {prior.name} has it: {several(run.model.layers, 'layer')} x {run.model.width}, "
         f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {currencies(cost)}"
     )
+
+
+def ladder_note(ladder: LadderChoice) -> str:
+    """How sure of the target's loss the ladder should make, beside what the same compute could have bought."""
+    said = f"this ladder should leave ±{ladder.half_width:.1%} at the target, 95 %; the paper's 8 x 10 at equal cost "
+    said += f"±{ladder.paper_half_width:.1%}"
+    if round(ladder.best_half_width, 3) < round(ladder.half_width, 3):
+        said += f", one chosen freely ±{ladder.best_half_width:.1%} (leave out evidence.budgets, sizes and spread)"
+    return said.replace("%", " %").replace("  %", " %")
 
 
 def currencies(cost: Cost) -> str:

@@ -9,6 +9,7 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from planner import evidence as ledger_evidence
 from planner.desk import Desk
 from planner.draft import draft
 from planner.hyper import advice
-from planner.notes import notes, target_by_the_prior
+from planner.ladder import choose, site
+from planner.notes import ladder_note, notes, target_by_the_prior
 from planner.objective import Laws, Surface, published_surface
 from planner.search import Search, setting_of
 from planner.target import Target, find_target, target_compute
@@ -25,7 +27,7 @@ from specs.base import canonical_json
 from specs.budget import Inference, Optimal, Pilots, Published
 from specs.files import load
 from specs.law import Allocation, EvidencePoint, LawFit
-from specs.plan import Code, Forecast, NoForecast, Plan, PlannedRun, seal_of
+from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRun, seal_of
 from specs.record import LedgerRecord
 
 
@@ -46,19 +48,20 @@ def _from_published(desk: Desk) -> Plan:
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     prior = remedies.prior_allocation(desk)
-    compute, planned, preview = _ladder(desk, evidence, prior)
+    bought = _pilots(desk, evidence, prior)
     assert desk.corpus is not None  # a budget with pilots over declared text is refused when it is read
     found = ledger_evidence.read_evidence(
-        desk.ledger, desk.corpus.digest, desk.family.context, desk.budget.precision, compute
+        desk.ledger, desk.corpus.digest, desk.family.context, desk.budget.precision, bought.below_flop
     )
-    missing = found.lacks([run.run.fingerprint() for run in planned])
+    missing = found.lacks([run.run.fingerprint() for run in bought.runs])
     if missing:
-        reason = f"{len(missing)} of {len(planned)} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _seal_pilots(desk, planned, preview, NoForecast(reason=reason))
+        of = f"{len(missing)} of {len(bought.runs)}"
+        reason = f"{of} pilots are not audited yet: run this plan, audit it, and plan again"
+        return _seal_pilots(desk, bought, NoForecast(reason=reason))
     points = ledger_evidence.points(found, desk.family.min_steps)
     remedies.check_points(desk, points)
     minima = forecast.minima(points)
-    remedies.check_minima(desk, minima)
+    remedies.check_minima(desk, minima, bought.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
     rate = ledger_evidence.rate_check(found)
     laws = Laws(allocation, _ledger_surface(desk, points))
@@ -79,25 +82,43 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
     return _seal_target(desk, laws, target, told.forecast, fit, found.pilots + found.rates)
 
 
-def _ladder(
-    desk: Desk, evidence: Pilots, prior: Allocation
-) -> tuple[float, tuple[PlannedRun, ...], PlannedRun | None]:
-    """The target's compute, its pilots, and the target as the prior has it, which must be possible before pilots are
-    bought. No pilots for a loss, whose compute only the ledger's law can tell.
+@dataclass(frozen=True)
+class _Pilots:
+    """The pilots of a budget."""
+
+    below_flop: float
+    """The target's compute; infinite where only the ledger's law can tell it."""
+    runs: tuple[PlannedRun, ...]
+    ladder: LadderChoice | None
+    preview: PlannedRun | None
+    """The target as the prior has it; None where the pilots are sealed already."""
+
+
+def _pilots(desk: Desk, evidence: Pilots, prior: Allocation) -> _Pilots:
+    """The pilots of a target that must be possible, as the prior has it, before they are bought. None for a loss, whose
+    compute only the ledger's law can tell.
 
     The pilots are as they were sealed, whatever code or catalog say now, or drafted where there is no plan yet.
     """
     if desk.budget.loss is not None:
-        return math.inf, (), None
+        return _Pilots(math.inf, (), None, None)
     optimal = Search(desk, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
     sealed = desk.out / "plan.pilots.yaml"
     if sealed.exists():
-        return target_compute(optimal), load(sealed, Plan).runs, None
-    remedies.check_reach_of_pilots(desk, evidence)
+        there = load(sealed, Plan)
+        return _Pilots(target_compute(optimal), there.runs, there.ladder, None)
     preview = find_target(optimal).planned
     compute = preview.budget_flop
-    wanted = pilots.wishes(evidence, desk.family, desk.vocab, prior, compute, desk.cluster.devices)
-    return compute, tuple(draft(setting_of(desk), wish) for wish in wanted), preview
+    place = site(
+        compute, prior, desk.hyper, desk.family, desk.vocab, desk.law.compute_low_flop, evidence.reach
+    )
+    choice = choose(evidence, place)
+    remedies.check_reach_of_pilots(desk, evidence, choice.ladder)
+    wanted = pilots.wishes(
+        choice.ladder, evidence.rates, desk.family, desk.vocab, prior, compute, desk.cluster.devices
+    )
+    runs = tuple(draft(setting_of(desk), wish) for wish in wanted)
+    return _Pilots(compute, runs, choice.document(compute), preview)
 
 
 def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | None:
@@ -109,11 +130,19 @@ def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | No
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal_pilots(
-    desk: Desk, runs: tuple[PlannedRun, ...], preview: PlannedRun | None, told: NoForecast
-) -> Plan:
-    said = () if preview is None else (target_by_the_prior(preview, desk.law),)
-    return _seal(desk, phase="pilots", fit=None, runs=runs, forecast=told, notes=(*said, *notes(desk, runs)))
+def _seal_pilots(desk: Desk, bought: _Pilots, told: NoForecast) -> Plan:
+    preview, ladder, runs = bought.preview, bought.ladder, bought.runs
+    said = [] if preview is None else [target_by_the_prior(preview, desk.law)]
+    said += [] if ladder is None else [ladder_note(ladder)]
+    return _seal(
+        desk,
+        phase="pilots",
+        fit=None,
+        runs=runs,
+        ladder=ladder,
+        forecast=told,
+        notes=(*said, *notes(desk, runs)),
+    )
 
 
 def _seal_target(

@@ -20,8 +20,8 @@ from planner.spread import Spread, from_squares
 SHORT_RUN_STEPS = 1000
 """Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled
 (docs/log.md)."""
-_SHORT_RUN_NOISE = 3.0
-_NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
+SHORT_RUN_NOISE = 3.0
+NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
 """Run-to-run standard deviation of log L expected before looking, two thirds of the belief within this factor: seeds of
 byte-level pilots of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
 _ROBUST_SDS = 1.5
@@ -58,7 +58,7 @@ class Points:
     @property
     def precision(self) -> Array:
         """What each run counts for: its weight, and a ninth of that where it is short."""
-        return self.weights / np.where(self.short > 0, _SHORT_RUN_NOISE**2, 1.0)
+        return self.weights / np.where(self.short > 0, SHORT_RUN_NOISE**2, 1.0)
 
     def take(self, rows: ArrayLike) -> "Points":
         """The runs at these indices or under this mask."""
@@ -185,7 +185,7 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
     """Draws of the form's constants from runs; deterministic in (runs, draws, seed)."""
     cells = _cells(runs)
     logs = tuple(np.log(column) for column in columns(form, cells.size, cells.tokens, runs.cost_per))
-    problem, prior = scale(form, logs, cells.log_loss), _prior(form, runs.loss)
+    problem, prior = scale(form, logs, cells.log_loss), prior_of(form, runs.loss)
     best, believed, relative = _best(problem, prior, cells)
     generator = np.random.Generator(np.random.PCG64(seed))
     sds = believed.draw(generator, draws)
@@ -198,7 +198,7 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
 
 
 @dataclass(frozen=True)
-class _Prior:
+class Prior:
     """A Gaussian on scaled log-constants: mean, and the square root of its covariance."""
 
     mean: Array
@@ -206,14 +206,16 @@ class _Prior:
 
     @property
     def precision(self) -> Array:
+        """Inverse of the covariance."""
         inverse = np.linalg.inv(self.root)
         return np.asarray(inverse.T @ inverse)
 
     def draw(self, generator: np.random.Generator, draws: int) -> Array:
+        """(draws, constants)."""
         return np.asarray(self.mean + generator.standard_normal((draws, len(self.mean))) @ self.root.T)
 
 
-def _prior(form: Form, loss: Array) -> _Prior:
+def prior_of(form: Form, loss: Array) -> Prior:
     """Independent beliefs about each constant, and about k alpha and k beta where there is a coupling k."""
     lowest, middle = float(loss.min()), float(np.median(loss))
     known = dict(_EXPONENTS[form.name])
@@ -231,10 +233,10 @@ def _prior(form: Form, loss: Array) -> _Prior:
         if name.startswith("k "):
             combined[row, form.index("k")] = 1.0
     apart = np.linalg.inv(combined)
-    return _Prior(np.asarray(apart @ logs, float), np.asarray(apart @ widths, float))
+    return Prior(np.asarray(apart @ logs, float), np.asarray(apart @ widths, float))
 
 
-def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: _Prior) -> Descents:
+def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: Prior) -> Descents:
     return Descents(
         starts=starts,
         targets=targets,
@@ -245,14 +247,14 @@ def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: _P
     )
 
 
-def _best(problem: Problem, prior: _Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
+def _best(problem: Problem, prior: Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
     """The most probable constants, one run's noise as residuals show it, and the cells' relative to it.
 
     The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
     matrix. Replicates say how much of the noise is the seeds'.
     """
     state, noise_sd, seed_share = prior.mean[None], _FIRST_NOISE_SD, 1.0
-    seeds = from_squares(_NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
+    seeds = from_squares(NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
     for _ in range(_ROUNDS):
         relative = cells.relative(seed_share)
         noise = noise_sd * relative[None]
@@ -266,7 +268,7 @@ def _best(problem: Problem, prior: _Prior, cells: _Cells) -> tuple[Array, Spread
         square, freedom = float((standard**2).sum()), max(len(relative) - used, 0.0)
         if seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
             square, freedom = square + cells.square, freedom + cells.freedom
-        believed = from_squares(_NOISE_SD, _NOISE_FACTOR, square, freedom)
+        believed = from_squares(NOISE_SD, _NOISE_FACTOR, square, freedom)
         noise_sd = believed.median
         seed_share = min((seeds.median / noise_sd) ** 2, 1.0) if cells.freedom else 1.0
     return state, believed, relative

@@ -7,15 +7,15 @@ from planner.currency import at_most, rounded_down, rounded_up, said, spent
 from planner.data_limits import TRUSTED_EPOCHS
 from planner.desk import Desk
 from planner.isoflop import Minimum
+from planner.ladder import Ladder
 from planner.layouts import NoLayoutError, UndividedBatchError
 from planner.objective import lacking
-from planner.pilots import ladder
 from planner.search import Search
 from specs.budget import FixedSize, Pilots, Published
 from specs.data import DeclaredText
 from specs.files import DocumentError, catalog_names, from_catalog
 from specs.law import Allocation, EvidencePoint, PublishedLaw
-from specs.plan import PlannedRun
+from specs.plan import LadderChoice, PlannedRun
 from specs.words import count, duration
 
 BESIDE = "epoch-chinchilla"
@@ -79,9 +79,9 @@ def prior_allocation(desk: Desk) -> Allocation:
     return desk.law.allocation
 
 
-def check_reach_of_pilots(desk: Desk, evidence: Pilots) -> None:
+def check_reach_of_pilots(desk: Desk, evidence: Pilots, ladder: Ladder) -> None:
     """Refuse a ladder that ends too far below the target."""
-    beyond = 1 / ladder(evidence, 1.0)[-1]
+    beyond = 1 / ladder.top
     if beyond <= evidence.reach:
         return
     share = evidence.share * beyond / evidence.reach
@@ -100,7 +100,7 @@ def check_points(desk: Desk, points: Sequence[EvidencePoint]) -> None:
     raise desk.refuse("loss", what, "give compute first, and audit its pilots")
 
 
-def check_minima(desk: Desk, minima: Sequence[Minimum]) -> None:
+def check_minima(desk: Desk, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
     """Refuse a ladder whose profiles all fall towards the same end: the best size lies beyond its sizes.
 
     Where some fall towards the smallest size and some towards the largest, the runs cannot tell, and the prior stands.
@@ -110,10 +110,10 @@ def check_minima(desk: Desk, minima: Sequence[Minimum]) -> None:
     sides = {side for minimum in minima for side in ("smallest", "largest") if side in minimum.reason}
     if len(sides) != 1:
         return
-    assert isinstance(desk.budget.evidence, Pilots)  # only a ledger has minima
     reasons = "; ".join(f"at {minimum.flop:.3g} FLOP {minimum.reason}" for minimum in minima)
-    wider = min(4.0, math.ceil(15 * desk.budget.evidence.spread) / 10)
-    write = f"audit pilots over a wider range: write spread: {wider:g} under another name"
+    write = "audit pilots over a wider range of sizes under another name"
+    if ladder is not None:
+        write += f": write spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
     raise desk.refuse("evidence", f"the ledger has no interior optimum: {reasons}", write)
 
 

@@ -23,11 +23,11 @@ from specs.words import several
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first: the order in which equally good laws are preferred."""
-_PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
+PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
 and tied laws are (posterior.py), so those two stay as a hedge."""
 _CUT_DRAWS = 200
-_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
+DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
 """Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
 thirds of the belief within this factor: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting
 miss their larger ones by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
@@ -273,7 +273,7 @@ def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Spread, float | 
     averaging).
     """
     cuts = cuts_of(runs, 5)
-    weights = np.array(_PRIOR_WEIGHTS)
+    weights = np.array(PRIOR_WEIGHTS)
     if not cuts:
         return weights, _discrepancy(()), None
     laws = [[posterior(form, cut.below, _CUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
@@ -298,13 +298,13 @@ def _discrepancy(missed: Sequence[_Miss]) -> Spread:
         variance = explained + (sd[:, None] * decades) ** 2
         return np.asarray(-0.5 * _CUT_SHARE * (np.log(variance) + square / variance).sum(axis=1))
 
-    return spread(_DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
+    return spread(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
 def _log_density(law: Posterior, cut: Cut) -> float:
     """Mean log density of the held-out runs under a Student t (5 degrees) around the law's draws."""
     log_loss = law.log_loss(cut.above.size, cut.above.tokens)
-    distance = _DISCREPANCY_PER_DECADE * decades_beyond(cut.below, cut.above.flop)
+    distance = DISCREPANCY_PER_DECADE * decades_beyond(cut.below, cut.above.flop)
     scale = np.sqrt(log_loss.var(axis=0) + np.median(law.noise_sd) ** 2 + distance**2)
     standard = (np.log(cut.above.loss) - log_loss.mean(axis=0)) / scale
     density = -3 * np.log1p(standard**2 / 5) - np.log(scale)

@@ -11,7 +11,10 @@ from specs.law import FormScore, Interval, LawFit
 from specs.plan import Forecast, Plan
 from specs.report.units import best_split
 
-COLLAPSE = "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3)"
+COLLAPSE = (
+    "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3), each as the "
+    "annealing law through its points has it (planner/annealing.py, after Tissue et al., arXiv 2408.11029)"
+)
 
 
 def loss(field: Field, plan: Plan) -> Why:

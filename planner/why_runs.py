@@ -7,8 +7,10 @@ import math
 
 from planner.draft import EVALUATIONS
 from planner.fields import Field
+from planner.ladder import HALF_DECADE
 from planner.why import PAPER, Rule, Why, against, at, family_of, hyper_of, run_of
 from planner.why_shape import compute, counted, shape, tokens
+from specs.budget import Pilots
 from specs.formulas import monomial_text
 from specs.law import RateCheck
 from specs.optim import multi_step
@@ -236,7 +238,31 @@ def budget_flop(field: Field, plan: Plan) -> Why:
         bought = None if currency in ("compute", "loss") else f"bought at {planned.cost.basis}"
         return Why(f"the budget's field {currency}: {plan.budget.asked}", equation=bought)
     return Why(
-        "the budget's evidence: a rung of the ladder, half a decade apart, all pilots within evidence.share"
+        "the ladder: one of its budgets; all pilots together cost at most evidence.share of the target"
+    )
+
+
+def ladder(field: Field, plan: Plan) -> Why:
+    """What the budget states of the ladder, and what was chosen for the narrowest interval at the target."""
+    choice, evidence = plan.ladder, plan.budget.evidence
+    if choice is None or not isinstance(evidence, Pilots):
+        return Why("the plan: it buys no pilots")
+    stated = {"budgets": evidence.budgets, "sizes": evidence.sizes, "spread": evidence.spread}
+    stated["budget_ratio"] = None if evidence.budgets is None else HALF_DECADE
+    settled = (
+        f"the narrowest interval of the target among {choice.considered:,} ladders that cost evidence.share"
+    )
+    if stated.get(field.path[-1]) is not None:
+        settled = f"the budget's evidence, which states it: {stated[field.path[-1]]:.4g}"
+    return Why(
+        settled_by=settled,
+        law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linear about their priors, "
+        "with the noise of a run and what laws miss per decade (planner/ladder.py)",
+        equation="half width = 1.96 sqrt(sum over forms of weight J' (prior precision + information)^-1 J + noise^2)",
+        evidence=(
+            f"this ladder: ±{choice.half_width:.2%}; chosen freely: ±{choice.best_half_width:.2%}; the paper's 8 x 10 "
+            f"at equal cost: ±{choice.paper_half_width:.2%}".replace("%", " %"),
+        ),
     )
 
 
@@ -271,5 +297,6 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.data*", data),
     (f"{_RUN}.*", plain_choice),
     ("runs.*.budget_flop", budget_flop),
+    ("ladder*", ladder),
 )
-"""Rules of the fields below `runs.*.run`; those of execution and cost follow in planner/why_costs.py."""
+"""Rules of the ladder and of fields below `runs.*.run`; those of execution and cost follow in planner/why_costs.py."""

@@ -37,13 +37,15 @@ class Pilots(Spec):
     """Law from the catalog that centres the ladder and gives the pilots' learning rate and batch."""
     share: float = Field(gt=0, le=1)
     """Compute of all pilots as a share of the target's."""
-    budgets: int = Field(default=3, ge=2, le=12)
-    """isoFLOP budgets, half a decade apart."""
-    sizes: int = Field(default=5, ge=4, le=15)
-    """Model sizes of each budget."""
-    spread: float = Field(default=2.0, gt=1, le=4)
-    """Ratio of neighbouring sizes. Five sizes 2 apart span a factor 4 either side of the prior's optimum, where a
-    parabola's bias is 1.4 % in size (docs/log.md); closer ones scatter less, but need a prior that is right."""
+    budgets: int | None = Field(default=None, ge=2, le=12)
+    """isoFLOP budgets, half a decade apart as the paper's; null leaves their number and their distance to the planner,
+    which takes what should leave the target's loss least unsure (planner/ladder.py)."""
+    sizes: int | None = Field(default=None, ge=4, le=15)
+    """Model sizes of each budget; null is chosen as above."""
+    spread: float | None = Field(default=None, gt=1, le=4)
+    """Ratio of neighbouring sizes; null is chosen as above. Five sizes 2 apart span a factor 4 either side of the
+    prior's optimum, where a parabola's bias is 1.4 % in size (docs/log.md); closer ones scatter less, but need a prior
+    that is right."""
     reach: float = Field(default=1e3, ge=1)
     """Largest ratio of the target's compute to the largest pilot's, beyond which there is no plan; the paper predicted
     its loss 1000 times beyond its pilots (DeepSeek LLM, Fig. 5)."""

@@ -136,6 +136,29 @@ class HyperAdvice(Spec):
     """The plan follows it."""
 
 
+class LadderChoice(Spec):
+    """The ladder of pilots, and how wide an interval it should leave on the target's loss, before any pilot has run."""
+
+    budgets: int
+    """isoFLOP budgets."""
+    budget_ratio: float
+    """Ratio of neighbouring budgets."""
+    top_flop: float
+    """The largest budget."""
+    sizes: int
+    """Model sizes of each budget."""
+    spread: float
+    """Ratio of neighbouring sizes, before rounding to legal shapes."""
+    half_width: float
+    """Half of the 95 % interval that it should leave on the target's loss, relative."""
+    best_half_width: float
+    """The same for the ladder that would be chosen for this share if the budget stated nothing of it."""
+    paper_half_width: float
+    """The same for the paper's 8 budgets x 10 allocations at equal cost (DeepSeek LLM, section 3.2)."""
+    considered: int
+    """Ladders of equal cost that were compared."""
+
+
 class PlannedRun(Spec):
     """One run of the plan."""
 
@@ -185,6 +208,8 @@ class Plan(Spec):
     """What the ledger says; null while there is no ledger evidence."""
     runs: Annotated[tuple[PlannedRun, ...], Field(min_length=1)]
     """The runs."""
+    ladder: LadderChoice | None = None
+    """How the pilots' ladder was chosen; null in a plan of a target."""
     layouts: LayoutChoice | None = None
     """How the target's layout was chosen; null in a plan of pilots."""
     hypers: tuple[HyperAdvice, ...] = ()

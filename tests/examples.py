@@ -37,6 +37,7 @@ from specs.plan import (
     Cost,
     CurveBand,
     Forecast,
+    LadderChoice,
     LayoutChoice,
     LayoutEstimate,
     NoForecast,
@@ -95,12 +96,28 @@ def make_plan(phase: Phase = "target", **changes: Any) -> Plan:
         law=from_catalog(PublishedLaw, "deepseek" if phase == "published" else "tiny", None),
         fit=_fit() if phase == "target" else None,
         runs=runs,
+        ladder=_ladder() if phase == "pilots" else None,
         forecast={"pilots": no_pilots, "published": no_loss}.get(phase) or _forecast(),
         notes=_notes(runs),
         code=Code(version="0.1.0", sha256="c0de" * 16),
         seal="0" * 64,
     )
     return samples.sealed(unsealed, **changes)
+
+
+def _ladder() -> LadderChoice:
+    """Widths and budgets as above; its interval is made up."""
+    return LadderChoice(
+        budgets=3,
+        budget_ratio=3.16,
+        top_flop=1e12,
+        sizes=5,
+        spread=2.0,
+        half_width=0.031,
+        best_half_width=0.031,
+        paper_half_width=0.038,
+        considered=3600,
+    )
 
 
 def make_audit(plan: Plan, off: float = -0.012, finished: float = 1.0, **changes: Any) -> Audit:

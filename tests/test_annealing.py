@@ -20,6 +20,7 @@ from planner.annealing import (
     AnnealingLaw,
     Trace,
     fit_annealing,
+    smoothed,
 )
 
 STEPS = np.arange(400, 8001, 100)
@@ -100,6 +101,20 @@ def test_warm_up_is_not_fitted_on_and_noise_does_little() -> None:
     first, second = fit_annealing([clean], ROOT), fit_annealing([ramp], ROOT)
     assert first.params.tobytes() == second.params.tobytes()
     assert first.predict(lr, [8000]) == pytest.approx(_true(ROOT).predict(lr, [8000]), rel=2e-3)
+
+
+def test_smoothing_takes_the_scatter_and_leaves_the_warm_up() -> None:
+    """The law from half of the grid is that from the whole, nearer to the truth than what was measured."""
+    lr = _schedule((6400, 0.316), (7200, 0.1))
+    noisy, true = _curve(ROOT, lr, noise=0.01), _true(ROOT).predict(lr, STEPS)
+    found = smoothed(noisy)
+    assert found == pytest.approx(fit_annealing([noisy]).predict(lr, STEPS), rel=1e-6)
+    off = [np.sqrt(np.mean(np.log(loss / true) ** 2)) for loss in (noisy.loss, found)]
+    assert off[1] < 0.6 * off[0]
+    ramp = Trace(lr, np.concatenate([[50, 100], STEPS]), np.concatenate([[9.0, 8.0], noisy.loss]))
+    assert smoothed(ramp).tolist() == [9.0, 8.0, *found.tolist()]
+    with pytest.raises(ValueError, match="no points after a drop"):
+        smoothed(_curve(ROOT, _schedule()))
 
 
 def test_what_is_wrong_is_named() -> None:

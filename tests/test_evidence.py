@@ -101,6 +101,24 @@ def test_pilots_come_first_and_the_target_when_all_are_audited(workspace: Path) 
     assert planned(workspace).phase == "target"
 
 
+def test_a_plan_of_pilots_says_how_sure_its_ladder_should_make(workspace: Path) -> None:
+    """The demo states its ladder; left open, another is chosen for the same share, and the plan holds what it is."""
+    plan = planned(workspace)
+    assert plan.ladder is not None
+    assert (plan.ladder.budgets, plan.ladder.sizes, plan.ladder.considered) == (3, 4, 1)
+    (note,) = [one for one in plan.notes if one.startswith("this ladder should leave ±")]
+    assert f"8 x 10 at equal cost ±{100 * plan.ladder.paper_half_width:.1f} %" in note
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace("budgets: 3, sizes: 4, spread: 1.3", "rates: []"))
+    chosen = planned(workspace)
+    assert chosen == planned(workspace)
+    assert chosen.ladder is not None
+    assert chosen.ladder.half_width == chosen.ladder.best_half_width < chosen.ladder.paper_half_width
+    assert len(chosen.runs) == chosen.ladder.budgets * chosen.ladder.sizes
+    assert chosen.runs[-1].budget_flop == chosen.ladder.top_flop
+    assert sum(one.budget_flop for one in chosen.runs) <= 0.65e13 * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_the_forecast_finds_the_law_again(workspace: Path, seed: int) -> None:
     """Ten times beyond the pilots: the truth lies in the band, the shape near the valley, the same bytes twice."""
@@ -151,9 +169,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
 def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path) -> None:
     """Weights and the distance's part of the band are then the prior's."""
     budget = workspace / "demo.yaml"
-    budget.write_text(
-        budget.read_text().replace("evidence: {kind: pilots,", "evidence: {kind: pilots, budgets: 2,")
-    )
+    budget.write_text(budget.read_text().replace("budgets: 3,", "budgets: 2,"))
     train(workspace, planned(workspace), seed=0)
     plan = planned(workspace)
     assert isinstance(plan.forecast, Forecast)

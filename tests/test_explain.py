@@ -207,6 +207,22 @@ def test_runs_of_the_ladder_explain_themselves() -> None:
     assert "compute" in explain(FITTED, "budget_flop").settled_by
 
 
+def test_the_ladder_says_what_was_stated_and_what_was_chosen() -> None:
+    """A stated number of budgets stands half a decade apart."""
+    sizes = explain(PILOTS, "sizes")
+    assert sizes.field == "ladder.sizes"
+    assert "narrowest interval of the target among 3,600 ladders" in sizes.settled_by
+    assert sizes.evidence == (
+        "this ladder: ±3.10 %; chosen freely: ±3.10 %; the paper's 8 x 10 at equal cost: ±3.80 %",
+    )
+    assert explain(PILOTS, "paper_half_width").said == "±3.80 %"
+    evidence = PILOTS.budget.evidence.model_copy(update={"budgets": 3})
+    stated = samples.sealed(PILOTS, budget=PILOTS.budget.model_copy(update={"evidence": evidence}))
+    assert explain(stated, "ladder.budgets").settled_by == "the budget's evidence, which states it: 3"
+    assert explain(stated, "ladder.budget_ratio").settled_by.endswith("which states it: 3.162")
+    assert "narrowest" in explain(stated, "ladder.spread").settled_by
+
+
 def test_a_layout_names_the_best_ones_with_another_value() -> None:
     told = explain(LAID_OUT, "tp")
     assert told.settled_by == "the fastest of 3 layouts that fit, of 12 legal ones"

@@ -34,6 +34,8 @@ def test_gradient_in_log_constants_equals_central_differences(form: laws.Form) -
         step[i] = 1e-6
         up, down = (np.log(laws.value(form, params * np.exp(s), *variables)) for s in (step, -step))
         np.testing.assert_allclose(jacobian[0, i], (up - down) / 2e-6, rtol=1e-6, atol=1e-9)
+    by_steps = laws.log_gradient(form, np.log(params), variables)
+    np.testing.assert_allclose(by_steps, jacobian[0], rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("form", [*laws.SURFACES, laws.VALLEY], ids=lambda form: form.name)

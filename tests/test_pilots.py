@@ -1,55 +1,37 @@
-"""The ladder: within the share, below a tenth of the target, different legal sizes around the prior's optimum."""
+"""The runs of a ladder: different legal sizes around the prior's optimum, and a learning-rate check beside a pilot."""
 
 import math
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from planner.pilots import ladder, sizes, wishes
-from specs.budget import Pilots
+from planner.ladder import Ladder
+from planner.pilots import sizes, wishes
 from specs.files import from_catalog
 from specs.law import Family, PublishedLaw
 
 TINY = from_catalog(Family, "tiny", None)
 PRIOR = from_catalog(PublishedLaw, "tiny", None)
-
-
-def pilots(share: float = 0.8, budgets: int = 3, count: int = 5) -> Pilots:
-    """The pilots section of a budget."""
-    return Pilots(kind="pilots", prior="tiny", share=share, budgets=budgets, sizes=count)
-
-
-def test_the_demos_ladder() -> None:
-    """1e11, 3.16e11 and 1e12 for a target of 1e13: a tenth at most, half a decade apart."""
-    assert ladder(pilots(), 1e13) == pytest.approx([1e11, 10**11.5, 1e12])
-
-
-@given(st.floats(0.001, 1.0), st.integers(2, 8), st.integers(4, 10), st.floats(12, 25))
-def test_pilots_cost_no_more_than_their_share(
-    share: float, budgets: int, count: int, log_target: float
-) -> None:
-    """All budgets times sizes, and the learning-rate check, stay within the share; no budget is over a tenth."""
-    asked, target = pilots(share, budgets, count), 10**log_target
-    rungs = ladder(asked, target)
-    spent = count * sum(rungs) + len(asked.rates) * rungs[-2]
-    assert spent <= share * target * (1 + 1e-12)
-    assert rungs[-1] <= 0.1 * target * (1 + 1e-12)
+LADDER = Ladder(budgets=3, sizes=5, spread=2.0, step=math.sqrt(10.0), top=0.1)
 
 
 def test_sizes_are_different_and_surround_the_centre() -> None:
     """Even where the grid of legal widths is coarse."""
     for centre in (1.0e5, 4.4e5, 3e6):
-        found = [shape.flop_per_token for shape in sizes(TINY, 256, centre, pilots())]
+        found = [shape.flop_per_token for shape in sizes(TINY, 256, centre, LADDER)]
         assert len(set(found)) == 5
         assert found == sorted(found)
         assert found[0] < centre < found[-1]
 
 
+def test_sizes_closer_than_legal_shapes_are_still_different() -> None:
+    """Ten sizes a tenth apart at a budget whose optimum is below the smallest shape."""
+    close = Ladder(budgets=3, sizes=10, spread=1.1, step=10.0, top=0.1)
+    found = sizes(TINY, 256, 2e4, close)
+    assert [shape.width for shape in found] == list(range(12, 52, 4))
+
+
 def test_the_learning_rate_check_repeats_a_pilot() -> None:
     """It runs the middle shape of the second largest budget, which is also a pilot at the law's own rate."""
     assert PRIOR.allocation is not None
-    wanted = wishes(pilots(), TINY, 256, PRIOR.allocation, 1e13, 2)
+    wanted = wishes(LADDER, (0.5, 2.0), TINY, 256, PRIOR.allocation, 1e13, 2)
     rates = [wish for wish in wanted if wish.role == "rate"]
     assert [wish.rate_multiple for wish in rates] == [0.5, 2.0]
     for wish in rates:

@@ -508,7 +508,7 @@ def test_a_budget_goes_all_the_way_and_twice_costs_nothing(home: Path) -> None:
 def test_a_study_killed_among_its_pilots_goes_on_to_its_verdict(
     home: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    evidence = "{kind: pilots, prior: tiny, share: 0.8, budgets: 2, sizes: 4, rates: []}"
+    evidence = "{kind: pilots, prior: tiny, share: 0.8, budgets: 2, sizes: 4, spread: 2, rates: []}"
     text = BUDGET.replace("{kind: published, law: tiny}", evidence).replace("1e9 FLOP", "1e12 FLOP")
     real = "{source: installed, packages: [numpy]}"  # at 1e11 FLOP its best size is well inside the ladder
     (home / "budget.yaml").write_text(text.replace("{source: files, paths: [text.jsonl]}", real))
