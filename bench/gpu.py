@@ -27,12 +27,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench.operations import Ceilings, ceilings, operations, seconds, wall
+from bench.operations import Ceilings, ceilings, operations
 from bench.trainers import Step, llama, ours
 from model.kernels import Kernels, choose
 from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
+from runtime.measure import seconds, wall
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
 

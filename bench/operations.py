@@ -6,8 +6,6 @@ the rate of a large copy, each input read once and each result written once. Bot
 R = B S rows    H width    V vocabulary
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,32 +15,11 @@ import torch
 from torch import Tensor
 
 from model.kernels import Heads, Kernels, positions
+from runtime.measure import copy_bytes_per_s, multiply_s
 from specs.model import ModelSpec
 
 Draw = Callable[..., Tensor]
 """Random bf16 numbers of a shape, on the device."""
-
-
-def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
-    """Median time of a call, by the device's own clock; three calls before it are not counted."""
-    for _ in range(3):
-        work()
-    if device == "cpu":
-        return statistics.median(wall(work) for _ in range(repeats))
-    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for begin, end in marks:
-        begin.record()
-        work()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in marks) / 1e3
-
-
-def wall(work: Callable[[], Any]) -> float:
-    """Seconds of a call."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -55,12 +32,8 @@ class Ceilings:
 
 def ceilings(device: str, size: int = 8192, copied_bytes: int = 2**31) -> Ceilings:
     """A multiplication of random bf16 squares; a copy, bytes read and written counted."""
-    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
-    multiply_s = seconds(lambda: a @ b, device)
-    source = torch.randint(256, (copied_bytes,), device=device, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    copy_s = seconds(lambda: target.copy_(source), device)
-    return Ceilings(2 * size**3 / multiply_s, 2 * copied_bytes / copy_s)
+    multiplied_s = multiply_s(device, torch.bfloat16, size, size, repeats=20)
+    return Ceilings(2 * size**3 / multiplied_s, copy_bytes_per_s(device, copied_bytes))
 
 
 @dataclass(frozen=True)

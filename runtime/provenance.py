@@ -23,7 +23,7 @@ def environment(devices: Sequence[str]) -> Environment:
         python=platform.python_version(),
         packages=versions(),
         commit=commit(Path(__file__)),
-        cpu=_processor(),
+        cpu=processor(),
         devices=tuple(devices),
     )
 
@@ -58,7 +58,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.rstrip("\n")
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as the kernel gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -189,8 +189,51 @@ def checkpoints_command(
     raise typer.Exit(1 if any(line.damaged for line in left) else 0)
 
 
+def doctor_command(
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Whose data sheet and links the devices have.",
+            show_default="this machine's cores",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The cluster file to write.", show_default="<name>.measured.yaml")
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look for what would stop a run on this machine, and measure it into a cluster file.
+
+    The figures are those of one device at work alone, and of the link between two.
+    A budget that names the file is planned with them.
+
+    Exit codes: 0 nothing would stop a run, 1 something would, 2 bad input.
+    """
+    from runtime.prepare import this_machine
+
+    machine = this_machine()
+    from runtime import doctor
+
+    base, console = doctor.base_cluster(cluster, machine), Console(stderr=json)
+    with console.status("measuring: half a minute"):
+        examined = doctor.examine(base, machine, Path())
+    path = out or Path(f"{base.name}.measured.yaml")
+    doctor.write_cluster(path, examined.cluster)
+    if json:
+        typer.echo(jsonlib.dumps(examined.plain() | {"file": str(path)}, indent=1))
+    else:
+        doctor.show(examined, base, console)
+        console.print(
+            f"wrote {escape(str(path))}; a budget takes it as: cluster: {escape(str(path))}", soft_wrap=True
+        )
+    raise typer.Exit(0 if examined.healthy else 1)
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "checkpoints": checkpoints_command,
+    "doctor": doctor_command,
     "export": export_command,
     "import": import_command,
     "rehearse": rehearse_command,

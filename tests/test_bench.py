@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bench import gpu, step
-from bench.operations import Ceilings, Operation, ceilings, operations, seconds
+from bench.operations import Ceilings, Operation, ceilings, operations
 from bench.trainers import Step, llama, nanogpt, ours
 from model.kernels import choose
+from runtime.measure import seconds
 from specs.cluster import Cluster
 from specs.files import from_catalog
 from specs.model import ModelSpec
