@@ -54,11 +54,11 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     folder = Path("plans") / asked.name if out is None else out
     target = folder / "plan.target.yaml"
     if target.exists():
-        return target, _sealed(target, asked, budget)
+        return target, _sealed(target, asked, budget, folder)
     made = make_plan(lay_out(budget, folder, CORPORA))
     path = folder / f"plan.{made.phase}.yaml"
     if path.exists():
-        return path, _sealed(path, asked, budget)
+        return path, _sealed(path, asked, budget, folder)
     write_yaml(
         path,
         made,
@@ -68,10 +68,11 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     return path, made
 
 
-def _sealed(path: Path, asked: Budget, budget: Path) -> Plan:
-    """The plan that is there, refused where it answers another budget."""
+def _sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
+    """The plan that is there, refused where it answers another budget; what is wrong with this one is said before."""
     there = load(path, Plan)
     if there.budget != asked:
+        make_plan(lay_out(budget, folder, CORPORA))
         what = f"{path} is sealed and answers another budget of this name"
         raise locate(budget, "name", what, "give this budget another name")
     return there

@@ -46,10 +46,13 @@ def _form(form: FormScore) -> str:
 
 
 def _mixture(fit: LawFit) -> str:
+    """The median of all draws together: not the sum of the forms' own medians."""
     parts = [
-        f"{form.weight:.2f} x {form.forecast:.4f} ({form.form})" for form in fit.forms if form.weight >= 0.01
+        f"{form.weight:.2f} of {form.form} (median {form.forecast:.4f})"
+        for form in fit.forms
+        if form.weight >= 0.01
     ]
-    return " + ".join(parts)
+    return f"median of draws with their noise, by weight: {', '.join(parts)}"
 
 
 def _runs(fit: LawFit) -> tuple[str, ...]:

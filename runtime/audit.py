@@ -77,7 +77,8 @@ def show(audit: Audit, plan: Plan, console: Console) -> None:
         _say(
             console, "dim", "curve", f"{audit.curve_share_inside:.0%} of its points are inside the 95 % band"
         )
-    _say(console, f"bold {_COLOURS[audit.verdict]}", audit.verdict, audit.reason)
+    word = "accepted" if plan.phase == "pilots" and audit.verdict == "inside" else audit.verdict
+    _say(console, f"bold {_COLOURS[audit.verdict]}", word, audit.reason)
     for cause in audit.causes:
         _say(console, "yellow", "likely cause", cause)
 

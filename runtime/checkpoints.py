@@ -1,5 +1,6 @@
 """`isoplan checkpoints`: what a run's folder holds, whether it is whole, what need not stay, and what restarts cost."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,9 @@ from runtime.checkpoint import (
 from runtime.folder import RunFolder
 from runtime.lock import Claim, owner_of
 from runtime.prepare import RefusedError
-from specs.files import DocumentError
+from specs.files import DocumentError, append_line
 from specs.layout import Layout
-from specs.record import Start
+from specs.record import Incident, Start
 from specs.run import RunSpec
 from specs.words import count, duration, several
 
@@ -112,6 +113,7 @@ def prune(folder: RunFolder, lines: list[Line]) -> list[Path]:
             raise RefusedError(f"{folder.checkpoints} holds no whole checkpoint, so nothing is removed")
         useless = {step_of(line.path) for line in lines if line.state != "whole"}
         gone = superfluous(folder.checkpoints, whole[0].manifest.step, folder.order().execution.keep, useless)
+        _reopen(folder, whole[0].manifest.step, gone)
         for path in gone:
             remove(path)
         return gone
@@ -119,11 +121,22 @@ def prune(folder: RunFolder, lines: list[Line]) -> list[Path]:
         lock.close()
 
 
+def _reopen(folder: RunFolder, step: int, gone: list[Path]) -> None:
+    """Where the final weights of a finished run go, its record says so: it is not finished any more."""
+    end = folder.end()
+    if end is not None and end.step in map(step_of, gone):
+        said = f"the final weights were damaged; trained again from step {step} on, they are the same"
+        append_line(
+            folder.record_jsonl,
+            Incident(time=time.time(), step=end.step, what="damaged_checkpoint", message=said),
+        )
+
+
 def show(folder: RunFolder, lines: list[Line], console: Console) -> None:
     """Print the checkpoints and the run's restarts."""
     run = folder.run()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("step", "tokens", "held-out loss", "size", "written under", "state"):
+    for name in ("step", "tokens", "newest held-out loss", "size", "written under", "state"):
         table.add_column(name, justify="left" if name in ("written under", "state") else "right")
     for line in lines:
         table.add_row(*_cells(line))
@@ -134,6 +147,18 @@ def show(folder: RunFolder, lines: list[Line], console: Console) -> None:
     for line in lines:
         if line.damaged:
             console.print(f"[red]damaged[/]  {escape(line.problem)}", highlight=False, soft_wrap=True)
+    end, damaged = folder.end(), [step_of(line.path) for line in lines if line.damaged]
+    if end is not None and end.step in damaged:
+        said = "these are the run's final weights: with --prune they are removed, and run trains the last steps again"
+        console.print(f"[red]damaged[/]  {said}", highlight=False, soft_wrap=True)
+    if end is not None and lines:
+        evaluation = run.evaluation
+        console.print(
+            f"the loss of step {end.step:,} is on {several(evaluation.final_sequences, 'sequence')}, earlier ones on "
+            f"{evaluation.sequences:,}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for said in restarts(folder, run):
         console.print(escape(said), highlight=False, soft_wrap=True)
 

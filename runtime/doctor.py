@@ -52,6 +52,8 @@ class Examined:
     """None where there is one device, or two did not meet."""
     cluster: Cluster
     """The cluster that the figures went into."""
+    load: float
+    """Cores' worth of other work before the measurement."""
 
     @property
     def healthy(self) -> bool:
@@ -65,6 +67,7 @@ class Examined:
             "device": asdict(self.device),
             "link": None if self.link is None else asdict(self.link),
             "cluster": self.cluster.plain(),
+            "load": self.load,
         }
 
 
@@ -79,6 +82,7 @@ def examine(base: Cluster, machine: Machine, folder: Path) -> Examined:
             f"the cluster {base.name} has GPUs and this machine shows none; run this on one of its nodes, or name a "
             "cluster of CPUs"
         )
+    load = os.getloadavg()[0]
     rates = device_rates(device)
     findings = list(_looked_at(folder))
     link, devices = None, len(machine.gpus) if device == "cuda" else machine.cores
@@ -92,7 +96,7 @@ def examine(base: Cluster, machine: Machine, folder: Path) -> Examined:
                     False, f"two processes do not find each other: {error}", "see what torch.distributed says"
                 )
             )
-    return Examined(tuple(findings), rates, link, measured(base, devices, rates, link))
+    return Examined(tuple(findings), rates, link, measured(base, devices, rates, link), load)
 
 
 def measured(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | None) -> Cluster:
@@ -203,6 +207,9 @@ def show(examined: Examined, base: Cluster, console: Console) -> None:
     for one in examined.findings:
         mark, rest = ("[green]ok[/]", "") if one.ok else ("[red]no[/]", f"; {one.remedy}")
         console.print(f"{mark}  {escape(one.what + rest)}", highlight=False, soft_wrap=True)
+    if examined.load > 0.5:
+        said = f"other work was at {examined.load:.1f} of {os.cpu_count()} cores: the figures are too low"
+        console.print(f"[yellow]load[/]  {said}", highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("one device", f"{base.name} says", "measured here"):
         table.add_column(name, justify="left" if name == "one device" else "right")
@@ -220,7 +227,8 @@ def _rows(examined: Examined, base: Cluster) -> Iterator[tuple[str, str, str]]:
         yield name, f"{says / 1e9:,.0f} GFLOP/s", f"{found / 1e9:,.0f} GFLOP/s"
     yield "attention, bf16", "-", f"{rates.attention_flop_per_s / 1e9:,.0f} GFLOP/s"
     yield "memory", f"{device.memory_bandwidth / 1e9:,.0f} GB/s", f"{rates.copy_bytes_per_s / 1e9:,.1f} GB/s"
-    yield "half of the rate is left at", "-", f"{rates.half_depth:,.0f} inner elements"
+    if rates.half_depth >= 1:
+        yield "half of the rate is left at", "-", f"{rates.half_depth:,.0f} inner elements"
     if link is not None:
         yield (
             "link to another",

@@ -73,6 +73,9 @@ def run_all(driver: Driver, wanted: Sequence[Wanted]) -> Ran:
     done = len(wanted) - len(todo)
     if done:
         driver.say(f"{done} of {len(wanted)} runs are finished already")
+    begun = sum(any(one.folder(driver.workspace).glob("checkpoints/step-*")) for one in todo)
+    if begun:
+        driver.say(f"{begun} of {len(wanted)} runs go on from their newest checkpoint")
     if not todo:
         return Ran(tuple(wanted), ())
     jobs = prepare.jobs(todo, driver.workspace)

@@ -138,6 +138,11 @@ def _checkpoint(folder: RunFolder, run: RunSpec, step: int | None) -> Path:
         verify(path, run)
         return path
     newest, problems = find_whole(folder.checkpoints, run, folder.left_out())
+    end = folder.end()
+    if end is not None and (newest is None or step_of(newest) != end.step):
+        what = f"the run's final weights are not whole: {problems[0] if problems else 'their checkpoint is gone'}"
+        write = f"isoplan checkpoints {folder.path} --prune, then run again, or give an earlier --step"
+        raise DocumentError(folder.checkpoints, 1, 1, what, write)
     if newest is None:
         what = problems[0] if problems else "this run has no checkpoint yet"
         raise DocumentError(folder.checkpoints, 1, 1, what, "train it further, then export again")

@@ -177,6 +177,7 @@ def checkpoints_command(
             )
     else:
         lines = checkpoints.read_all(folder, None)
+    finished = folder.end() is not None
     gone = checkpoints.prune(folder, lines) if prune else []
     left = [line for line in lines if line.path not in gone]
     if json:
@@ -185,6 +186,8 @@ def checkpoints_command(
     else:
         for path in reversed(gone):
             console.print(f"removed {escape(str(path))}", soft_wrap=True, highlight=False)
+        if gone and finished and folder.end() is None:
+            console.print("the final weights were damaged; run again to train the last steps anew")
         checkpoints.show(folder, left, console)
     raise typer.Exit(1 if any(line.damaged for line in left) else 0)
 

@@ -70,10 +70,26 @@ def test_what_is_damaged_is_found_and_pruned(home: Path) -> None:
     assert [one["state"] for one in told] == ["damaged", "damaged", "whole"]
     assert told[0]["problem"].endswith(f"{FILE} is not what was written")
     assert (told[2]["step"], told[2]["tokens"]) == (64, 64 * folder.run().batch_tokens)
+    said = isoplan(home, "checkpoints", folder.path, "--verify").stdout
+    assert "these are the run's final weights" in said
+    assert "the loss of step 80 is on 9 sequences, earlier ones on 6" in said
+    refused = isoplan(home, "export", folder.path)
+    assert refused.returncode == 2
+    assert "the run's final weights are not whole" in refused.stderr
+    before = folder.end()
+    assert before is not None
     pruned = isoplan(home, "checkpoints", folder.path, "--prune")
     assert pruned.returncode == 0, pruned.stderr
     assert pruned.stdout.count("removed ") == 2
+    assert "run again to train the last steps anew" in pruned.stdout
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000064"]
+    assert folder.end() is None
+    metrics = folder.metrics_jsonl.read_bytes()
+    assert Ranks(folder, home / "data").join() == [FINISHED]
+    after = folder.end()
+    assert after is not None
+    assert (after.weights_sha256, after.loss) == (before.weights_sha256, before.loss)
+    assert folder.metrics_jsonl.read_bytes() == metrics
 
 
 def test_the_last_whole_one_is_never_removed(home: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
     told, band = explain(FITTED, "loss"), FITTED.forecast.loss
     assert told.interval == (band.low_95, band.high_95)
     assert "L = E + (A M^(-α) + B D^(-β))^k" in str(told.law)
-    assert "0.53 x" in str(told.equation)
+    assert "0.53 of coupled (median 1.5145)" in str(told.equation)
     assert all(point.run in told.evidence[0] for point in FITTED.fit.points)
     constant = explain(FITTED, "fit.forms.0.constants.alpha")
     interval = FITTED.fit.forms[0].constants["alpha"]
