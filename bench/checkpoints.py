@@ -95,16 +95,16 @@ def measure(
     """One round."""
     with peak_rss() as before:
         step_s = statistics.median(step() for _ in range(4))
-    blocked_s, begin = -saver.blocked_s, time.perf_counter()
+    begin = time.perf_counter()
     with peak_rss() as peak:
         saver.begin(manifest())
+        blocked_s = time.perf_counter() - begin
         taken = 0
         while not saver.idle:
             step()
             taken += 1
             saver.hear(*saver.report())
     extra_s = time.perf_counter() - begin - taken * step_s
-    blocked_s += saver.blocked_s
     told, large = manifest(), folder / "large"
     large.mkdir(exist_ok=True)
     dd_s(

@@ -51,12 +51,16 @@ class AdamW:
 
     def start(self, seed: int) -> None:
         """Fresh weights as a function of (seed, name, row), moments at zero, parameters published."""
-        self._exp_avg.zero_()
-        self._exp_avg_sq.zero_()
-        self.steps = 0
+        self.forget()
         for box in self.boxes():
             _draw(box, seed, self.stage.spec.init_std)
         self.publish()
+
+    def forget(self) -> None:
+        """Moments at zero, no step taken; the weights stay."""
+        self._exp_avg.zero_()
+        self._exp_avg_sq.zero_()
+        self.steps = 0
 
     @property
     def state(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
 from specs.data import Corpus, DeclaredText
-from specs.files import DocumentError, from_catalog, load, locate
+from specs.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
 
 
@@ -106,7 +106,7 @@ def _family(budget: Budget, path: Path) -> Family:
 
 def _cluster(budget: Budget, path: Path) -> Cluster:
     """The cluster from the catalog, or from a file beside the budget."""
-    if not budget.cluster.endswith((".yaml", ".yml", ".json")):
+    if not is_file(budget.cluster):
         return from_catalog(Cluster, budget.cluster, path)
     beside = path.parent / budget.cluster
     if not beside.exists():

@@ -32,6 +32,7 @@ from specs.keep import Keep
 from specs.layout import Layout
 from specs.record import LeftOut
 from specs.run import RunSpec
+from specs.words import first_line
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """XXH3 of 128 bits (runtime/shards.py)."""
@@ -150,11 +151,15 @@ def find_whole(folder: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> tuple
     problems: list[str] = []
     for path in found(folder):
         try:
-            if usable(path, run, left_out):
-                verify(path, run)
-                return path, problems
+            manifest = usable(path, run, left_out)
         except CheckpointError as error:
             problems.append(str(error))
+            continue
+        if manifest is not None:
+            problem = first_damage(path, manifest)
+            if not problem:
+                return path, problems
+            problems.append(problem)
     return None, problems
 
 
@@ -163,11 +168,11 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((path / "manifest.json").read_bytes())
     except (*_GONE, ValueError) as error:
-        raise CheckpointError(f"{path} has no manifest that can be read ({_first_line(error)})") from None
+        raise CheckpointError(f"{path} has no manifest that can be read ({first_line(error)})") from None
 
 
-def usable(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
-    """Whether it is of steps that the run has not given up, by its manifest alone.
+def usable(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> Manifest | None:
+    """Its manifest, by which alone it can be used; None where it is of steps that the run has given up.
 
     CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
     run: such a one must not be passed over, since what follows would remove it.
@@ -182,16 +187,21 @@ def usable(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
     there = {one.name for one in path.glob("*.safetensors")}
     if strange := sorted(there - set(manifest.files)):
         raise CheckpointError(f"{path / strange[0]} is not in its manifest")
-    return all(one in manifest.left_out or manifest.step <= one.to_step for one in left_out)
+    kept = all(one in manifest.left_out or manifest.step <= one.to_step for one in left_out)
+    return manifest if kept else None
 
 
 def verify(path: Path, run: RunSpec) -> None:
     """CheckpointError unless every file is as it was written; DocumentError if it is of another run."""
-    usable(path, run, ())
-    manifest = read_manifest(path)
-    for name in manifest.files:
-        if said := damage(path, manifest, name):
-            raise CheckpointError(said)
+    manifest = usable(path, run, ())
+    assert manifest is not None  # nothing was given up, as far as is asked here
+    if problem := first_damage(path, manifest):
+        raise CheckpointError(problem)
+
+
+def first_damage(path: Path, manifest: Manifest) -> str:
+    """What is wrong with the first damaged file; empty where none is. Files are read whole, up to that one."""
+    return next((said for name in manifest.files if (said := damage(path, manifest, name))), "")
 
 
 def damage(path: Path, manifest: Manifest, name: str) -> str | None:
@@ -290,7 +300,3 @@ def _file(rank: int) -> str:
 
 def _listing(rank: int) -> str:
     return f"rank-{rank:05d}.digest"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

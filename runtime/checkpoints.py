@@ -14,7 +14,7 @@ from rich.table import Table
 from runtime.checkpoint import (
     CheckpointError,
     Manifest,
-    damage,
+    first_damage,
     found,
     read_manifest,
     remove,
@@ -23,7 +23,7 @@ from runtime.checkpoint import (
     usable,
 )
 from runtime.folder import RunFolder
-from runtime.lock import Claim, owner_of
+from runtime.lock import Claim, at_work
 from runtime.prepare import RefusedError
 from specs.files import DocumentError, append_line
 from specs.layout import Layout
@@ -79,7 +79,7 @@ def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None
     manifest, good, problem = None, False, ""
     try:
         manifest = read_manifest(path)
-        good = usable(path, run, left_out)
+        good = usable(path, run, left_out) is not None
         problem = _problem(path, manifest, read is not None)
     except (CheckpointError, DocumentError) as error:
         problem = str(error)
@@ -92,7 +92,7 @@ def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None
 def _problem(path: Path, manifest: Manifest, read: bool) -> str:
     """What is wrong with a checkpoint's files, as far as they are read."""
     if read:
-        return next((said for name in manifest.files if (said := damage(path, manifest, name))), "")
+        return first_damage(path, manifest)
     lost = next((name for name in manifest.files if not (path / name).is_file()), None)
     return "" if lost is None else f"{path / lost} is not there"
 
@@ -105,8 +105,7 @@ def prune(folder: RunFolder, lines: list[Line]) -> list[Path]:
     claim = Claim(folder.path)
     lock = claim.take()
     if lock is None:
-        owner = owner_of(folder.path) or "another process"
-        raise RefusedError(f"{owner} is at work in {folder.path}; wait for it or stop it, then prune")
+        raise RefusedError(f"{at_work(folder.path)}; wait for it or stop it, then prune")
     try:
         whole = [line for line in lines if line.state == "whole"]
         if not whole or whole[0].manifest is None:

@@ -23,7 +23,7 @@ from runtime.measure import DeviceRates, LinkRates, device_rates, link_rates
 from runtime.prepare import Machine, RefusedError
 from runtime.provenance import processor
 from specs.cluster import Cluster
-from specs.files import DocumentError, from_catalog, load, write_yaml
+from specs.files import DocumentError, from_catalog, is_file, load, write_yaml
 
 _LEFT_BEHIND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of torchrun and the like: a launcher sets its own, a rank that is started by hand believes them."""
@@ -162,9 +162,7 @@ def base_cluster(named: str | None, machine: Machine) -> Cluster:
         )
     if named is None:
         return from_catalog(Cluster, "laptop", None).model_copy(update={"name": "this-machine"})
-    if named.endswith((".yaml", ".yml", ".json")):
-        return load(Path(named), Cluster)
-    return from_catalog(Cluster, named, None)
+    return load(Path(named), Cluster) if is_file(named) else from_catalog(Cluster, named, None)
 
 
 def write_cluster(path: Path, cluster: Cluster) -> None:

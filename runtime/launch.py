@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Literal
 
 from runtime.blame import Log, first_to_fail, why
-from runtime.lock import Claim, Hold, owner_of
+from runtime.lock import Claim, Hold, at_work
 
 RESUME = 75
 """EX_TEMPFAIL of sysexits.h: the run saved its state and wants to be started again."""
@@ -221,8 +221,7 @@ class _Floor:
 
     def _busy(self, job: Job) -> None:
         self.queue.remove(job)
-        owner = owner_of(job.folder) or "another process"
-        message = f"{owner} is at work in {job.folder}; wait for it or stop it, then run again"
+        message = f"{at_work(job.folder)}; wait for it or stop it, then run again"
         self.outcomes.append(Outcome(job, "busy", message))
 
     def reap(self) -> None:

@@ -106,6 +106,11 @@ class Claim:
         return self._lives or now_s - self._seen[1] < self._dead_s
 
 
+def at_work(folder: Path) -> str:
+    """That somebody holds the folder, and who, in words."""
+    return f"{owner_of(folder) or 'another process'} is at work in {folder}"
+
+
 def owner_of(folder: Path) -> Owner | None:
     """Who holds the folder, or held it when it was cut off; None where the last owner let go."""
     try:

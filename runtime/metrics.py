@@ -52,7 +52,7 @@ class Metrics:
         cut(folder.metrics_jsonl, from_step)
         cut(folder.evals_jsonl, from_step)
         cut(folder.timing_jsonl, None)
-        found = last_step(folder.metrics_jsonl)
+        found = reached(folder.metrics_jsonl)
         if found != from_step:
             raise RecordError(
                 f"{folder.metrics_jsonl} has lines up to step {found}, but the checkpoint is of step {from_step}; "
@@ -143,9 +143,3 @@ def reached(path: Path) -> int:
     """The last step that a file has a line of, whatever a crash has left behind it; 0 where there is none."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return next((step for line in reversed(lines) if (step := _step(line)) is not None), 0)
-
-
-def last_step(path: Path) -> int:
-    """Step of the last line; 0 for an empty file."""
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return int(json.loads(lines[-1])["step"]) if lines else 0

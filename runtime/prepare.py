@@ -20,7 +20,7 @@ from runtime.progress import last_line
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import Corpus, DataSpec
-from specs.files import DocumentError, from_catalog, load, locate
+from specs.files import DocumentError, from_catalog, is_file, load, locate
 from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
@@ -183,7 +183,7 @@ def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | Non
     """A device's peak for MFU; None where the cluster's file is no longer there to say."""
     name = plan.budget.cluster
     try:
-        if name.endswith((".yaml", ".yml", ".json")):
+        if is_file(name):
             cluster = load(budget_folder(plan, path) / name, Cluster)
         else:
             cluster = from_catalog(Cluster, name, path)

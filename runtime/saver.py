@@ -7,7 +7,6 @@ collectives, and a rank that cannot write spoils the checkpoint and not the run.
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from model.zero import Box
 from runtime.checkpoint import Manifest, commit, discard, folder_name, stage, weights_sha256
 from runtime.replica import Replica
 from specs.keep import Keep
+from specs.words import first_line
 
 
 class Work:
@@ -55,8 +55,6 @@ class Saver:
         self._committing: Work | None = None
         self.damaged: set[int] = set()
         """Steps of checkpoints that are not to be kept."""
-        self.blocked_s = 0.0
-        """Seconds that training has waited for saves so far."""
 
     @property
     def idle(self) -> bool:
@@ -65,10 +63,8 @@ class Saver:
 
     def begin(self, manifest: Manifest) -> None:
         """Copy the state and begin to write it; all ranks, when all are idle."""
-        started_s = time.monotonic()
         boxes, rank = self._snapshot(), self._replica.world.rank
         self._staging = (manifest, Work(lambda: stage(self._folder, manifest.step, rank, boxes)))
-        self.blocked_s += time.monotonic() - started_s
 
     def report(self) -> tuple[float, float]:
         """What the other ranks must know at a step's end: whether this one still writes, whether it could not."""
@@ -89,23 +85,23 @@ class Saver:
         manifest, work = self._staging
         self._staging = None
         if failed:
-            if work.error and not self._replica.leads:
-                print(f"step {manifest.step} was not saved: {_line(work.error)}", flush=True)
+            why = "another rank could not write its part" if work.error is None else first_line(work.error)
+            said = f"step {manifest.step} was not saved: {why}"
             if self._replica.leads:
                 discard(self._folder, manifest.step)
-            return f"step {manifest.step} was not saved: {_line(work.error) or 'another rank could not write its part'}"
+            elif work.error is not None:
+                print(said, flush=True)
+            return said
         if self._replica.leads:
             self._committing = Work(lambda: self._commit(manifest))
         return said
 
     def finish(self) -> str:
         """Return when nothing is being saved any more; why the last save came to nothing, the same on all ranks."""
-        started_s = time.monotonic()
         self.wait()
         said = self.hear(*self._replica.summed(self.report()))
         self.wait()
         said = said or self._outcome()
-        self.blocked_s += time.monotonic() - started_s
         failed = self._replica.summed([bool(said)])[0]
         return said or ("the first rank could not make the checkpoint" if failed else "")
 
@@ -133,7 +129,7 @@ class Saver:
         if work is None or work.going_on:
             return ""
         self._committing = None
-        return f"a checkpoint could not be made: {_line(work.error)}" if work.error else ""
+        return f"a checkpoint could not be made: {first_line(work.error)}" if work.error else ""
 
     def _snapshot(self) -> Sequence[Box]:
         """The state as it is now, in this rank's one copy of it in host memory."""
@@ -149,8 +145,3 @@ class Saver:
             torch.cuda.synchronize()
         vectors = self._replica.writes_vectors
         return [box for box in optimizer.boxes(self._copy) if vectors or len(box.piece.shape) == 2]
-
-
-def _line(error: Exception | None) -> str:
-    """What went wrong in one line; nothing where nothing did."""
-    return "" if error is None else str(error).partition("\n")[0]

@@ -29,6 +29,8 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
+from specs.words import first_line
+
 PIECE_BYTES = 4 * 2**20
 """Bytes written, digested and read at a time: they stay in the processor's cache between the two."""
 
@@ -127,7 +129,7 @@ class Stored:
         try:
             self._metadata = self._reader.read_metadata()
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} does not say which boxes it holds ({_first_line(error)})") from None
+            raise ValueError(f"{folder} does not say which boxes it holds ({first_line(error)})") from None
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -157,7 +159,3 @@ class Stored:
             raise ValueError(
                 f"{self._reader.path} holds {values} of the {held.size.numel()} values of {name}"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -62,8 +62,10 @@ def take_up(replica: Replica, run: RunSpec, folder: RunFolder, data: Path) -> St
         optimizer.steps = manifest.updates
         optimizer.publish()
         return Standing(manifest.step, manifest.loss, manifest.guard, left_out, damaged)
-    optimizer.start(run.seed)
-    if run.parent is not None:
+    if run.parent is None:
+        optimizer.start(run.seed)
+    else:
+        optimizer.forget()
         start_from(run, data, optimizer.boxes())
         optimizer.publish()
     return Standing(0, None, Memory(), left_out, damaged)
@@ -142,6 +144,6 @@ def _problem(replica: Replica, path: Path) -> str | None:
 
 def _good(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
     try:
-        return usable(path, run, left_out)
+        return usable(path, run, left_out) is not None
     except CheckpointError:
         return False

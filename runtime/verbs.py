@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime.folder import RunFolder
-from runtime.prepare import RefusedError
+from runtime.prepare import RefusedError, this_machine
 from specs.emit import yaml_text
 from specs.files import DocumentError, load, write_yaml
 from specs.plan import Plan
@@ -214,12 +214,10 @@ def doctor_command(
 
     Exit codes: 0 nothing would stop a run, 1 something would, 2 bad input.
     """
-    from runtime.prepare import this_machine
-
-    machine = this_machine()
     from runtime import doctor
 
-    base, console = doctor.base_cluster(cluster, machine), Console(stderr=json)
+    machine, console = this_machine(), Console(stderr=json)
+    base = doctor.base_cluster(cluster, machine)
     with console.status("measuring: half a minute"):
         examined = doctor.examine(base, machine, Path())
     path = out or Path(f"{base.name}.measured.yaml")

@@ -39,6 +39,7 @@ __all__ = [
     "append_line",
     "catalog_names",
     "from_catalog",
+    "is_file",
     "load",
     "load_any",
     "locate",
@@ -114,6 +115,11 @@ def from_catalog(kind: type[S], name: str, asked_in: Path | None) -> S:
             asked_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
         )
     return load(folder / f"{name}.yaml", kind)
+
+
+def is_file(name: str) -> bool:
+    """Whether a document is named by its file, and not by its name in the catalog."""
+    return name.endswith((".yaml", ".yml", ".json"))
 
 
 def locate(path: Path, field: str, what: str, write: str) -> DocumentError:

@@ -14,6 +14,11 @@ def several(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows on further lines."""
+    return str(error).partition("\n")[0]
+
+
 def duration(seconds: float | None) -> str:
     """Seconds in at most two units: `0.25 s`, `42 s`, `3 min 20 s`, `3 d 4 h`; a dash where nobody knows."""
     if seconds is None:

@@ -7,6 +7,7 @@ with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM 
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -35,6 +36,16 @@ SLURM_INSTALL = (
     "apt-get install -y --no-install-recommends "
     "slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core mariadb-client-core"
 )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the corpus of tests/training.py; runs in it differ by their specs."""
+    from tests.training import corpus  # torch: most tests never need it
+
+    home = tmp_path_factory.mktemp("home")
+    corpus(home)
+    return home
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

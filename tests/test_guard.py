@@ -112,13 +112,6 @@ def test_batches_go_on_past_what_was_left_out() -> None:
 STEPS = 60
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    corpus(home)
-    return home
-
-
 def run_of(home: Path, **changes: Any) -> RunSpec:
     data: CorpusRef = corpus(home)
     return tiny_run(data, steps=STEPS, guard=StepGuard(window_steps=16, patience_steps=4), **changes)

@@ -19,13 +19,6 @@ STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    corpus(home)
-    return home
-
-
-@pytest.fixture(scope="module")
 def run(home: Path) -> RunSpec:
     model = samples.model(layers=4, width=16, heads=2, kv_heads=2, ffn=32, context=32)
     evaluation = Evaluation(every_steps=10, sequences=6, final_sequences=9)

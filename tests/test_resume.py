@@ -9,32 +9,15 @@ from runtime.train import FINISHED
 from specs.data import CorpusRef
 from specs.record import Incident, Start
 from specs.run import Evaluation, RunSpec
-from tests.training import Ranks, corpus, opened, order, tiny_run
+from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
 STEPS = 120
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    corpus(home)
-    return home
 
 
 @pytest.fixture(scope="module")
 def run(home: Path) -> RunSpec:
     data: CorpusRef = corpus(home)
     return tiny_run(data, steps=STEPS, evaluation=Evaluation(every_steps=10, sequences=6, final_sequences=9))
-
-
-Outcome = tuple[bytes, bytes, str, float]
-"""Bytes of metrics.jsonl and evals.jsonl, digest of the weights, final loss."""
-
-
-def outcome(folder: RunFolder) -> Outcome:
-    end = folder.end()
-    assert end is not None
-    return folder.metrics_jsonl.read_bytes(), folder.evals_jsonl.read_bytes(), end.weights_sha256, end.loss
 
 
 @pytest.fixture(scope="module")

@@ -18,16 +18,9 @@ from runtime.train import BAD_INPUT, FAILED, FINISHED
 from specs.record import Incident, Start
 from specs.run import Evaluation, RunSpec
 from tests import samples
-from tests.training import Ranks, corpus, opened, order, tiny_run
+from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
 STEPS = 120
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    corpus(home)
-    return home
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +33,8 @@ def trained(home: Path, folder: RunFolder, ranks: int = 1, **prepare: Callable[[
     return Ranks(folder, home / "data", ranks, **prepare).join()
 
 
-def outcome(folder: RunFolder) -> tuple[bytes, bytes, str]:
-    """Bytes of metrics.jsonl and evals.jsonl, digest of the weights."""
-    end = folder.end()
-    assert end is not None
-    return folder.metrics_jsonl.read_bytes(), folder.evals_jsonl.read_bytes(), end.weights_sha256
-
-
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, run: RunSpec) -> tuple[bytes, bytes, str]:
+def undisturbed(home: Path, run: RunSpec) -> Outcome:
     folder = opened(home / "whole", run)
     assert trained(home, folder) == [FINISHED]
     return outcome(folder)
@@ -78,7 +64,7 @@ def killed_at(folder: RunFolder, data: Path, moment: Callable[[RunFolder], objec
 
 @pytest.mark.slow
 def test_twenty_runs_killed_at_all_moments_end_to_the_bit_as_one_that_was_not(
-    home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
+    home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
     """Each is killed at a moment of its own and then twice at random; the figure is printed."""
     same, kills = 0, 0
@@ -152,7 +138,7 @@ def last_line(folder: RunFolder) -> str:
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_run(
-    home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
+    home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
     folder = opened(tmp_path, run, order(run, every_steps=10))
     with small_disk(folder.checkpoints, "2m") as disk:
@@ -171,7 +157,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
 
 
 def test_a_run_that_cannot_save_its_end_says_so_and_goes_on_when_it_can(
-    home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
+    home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
     with small_disk(tmp_path / "runs", "1m"):
         folder = opened(tmp_path, run, order(run, every_s=0.05))
@@ -209,7 +195,7 @@ def a_day_earlier() -> None:
 
 
 def test_a_clock_that_was_set_back_and_a_folder_that_was_moved_change_nothing(
-    home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
+    home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
     folder = opened(tmp_path / "here", run, order(run, every_s=0.02))
     assert killed_at(folder, home / "data", MOMENTS["when one has been written"])
@@ -224,7 +210,7 @@ def test_a_clock_that_was_set_back_and_a_folder_that_was_moved_change_nothing(
 
 
 def test_a_disk_that_does_not_answer_ends_the_run_and_costs_no_checkpoint(
-    home: Path, tmp_path: Path, run: RunSpec, undisturbed: tuple[bytes, bytes, str]
+    home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
     """Unreadable is not damaged: beginning anew would remove what can be read again tomorrow."""
     folder = opened(tmp_path, run, order(run, every_s=0.02))

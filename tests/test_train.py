@@ -33,14 +33,6 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus; runs differ by their specs."""
-    home = tmp_path_factory.mktemp("home")
-    corpus(home)
-    return home
-
-
-@pytest.fixture(scope="module")
 def data(home: Path) -> CorpusRef:
     return corpus(home)
 

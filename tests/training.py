@@ -86,6 +86,16 @@ def opened(home: Path, run: RunSpec, how: Order | None = None) -> RunFolder:
     return open_folder(home / "runs", run, how or order(run))
 
 
+Outcome = tuple[bytes, bytes, str, float]
+"""Bytes of metrics.jsonl and evals.jsonl, digest of the weights, final loss."""
+
+
+def outcome(folder: RunFolder) -> Outcome:
+    end = folder.end()
+    assert end is not None
+    return folder.metrics_jsonl.read_bytes(), folder.evals_jsonl.read_bytes(), end.weights_sha256, end.loss
+
+
 def train_here(folder: RunFolder, data: Path) -> int:
     """Train in this process, alone; the exit status."""
     return train(folder, data, Seat(rank=0, local_rank=0, ranks=1), Leave())
