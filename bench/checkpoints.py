@@ -27,7 +27,8 @@ import runtime.shards  # noqa: F401, so that its import is in nobody's time and 
 from bench.step import PEERS
 from model.parameters import Piece
 from model.zero import Box
-from runtime.checkpoint import Manifest, commit, folder_name, stage
+from runtime.checkpoint import Manifest, commit, stage
+from runtime.folder import folder_name
 from runtime.guard import Memory
 from runtime.replica import Replica, joined
 from runtime.saver import Saver

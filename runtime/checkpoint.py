@@ -13,7 +13,6 @@ newest one whose files have their digests is used.
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from model.zero import Box
-from runtime.folder import differing_fields
+from runtime.folder import differing_fields, folder_name, found, step_of
 from runtime.guard import Memory
 from specs.base import Fingerprint, Spec
 from specs.files import DocumentError, sync_folder, write_json
@@ -137,12 +136,6 @@ def clear(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def found(folder: Path) -> list[Path]:
-    """What has a checkpoint's name, newest first."""
-    named = [path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)]
-    return sorted(named, key=step_of, reverse=True)
-
-
 def find_whole(folder: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
 
@@ -215,11 +208,6 @@ def damage(path: Path, manifest: Manifest, name: str) -> str | None:
     return None if same else f"{path / name} is not what was written"
 
 
-def step_of(path: Path) -> int:
-    """Finished steps of a checkpoint, from its name."""
-    return int(path.name.removeprefix("step-"))
-
-
 def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
     """Fill the boxes from a whole checkpoint that any layout has written."""
     from runtime.shards import Stored
@@ -265,11 +253,6 @@ def hashed(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[s
         digest.update(json.dumps([name, list(whole.shape)]).encode())
         digest.update(whole.numpy())
         yield name, whole
-
-
-def folder_name(step: int) -> str:
-    """Name of the folder of a checkpoint."""
-    return f"step-{step:08d}"
 
 
 def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:

@@ -15,14 +15,12 @@ from runtime.checkpoint import (
     CheckpointError,
     Manifest,
     first_damage,
-    found,
     read_manifest,
     remove,
-    step_of,
     superfluous,
     usable,
 )
-from runtime.folder import RunFolder
+from runtime.folder import RunFolder, found, step_of
 from runtime.lock import Claim, at_work
 from runtime.prepare import RefusedError
 from specs.files import DocumentError, append_line

@@ -26,6 +26,7 @@ from runtime.documents import CorpusError
 from runtime.launch import RESUME
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.progress import last_line
+from specs.base import Spec
 from specs.budget import Budget
 from specs.files import DocumentError, load, load_any
 from specs.guard import INTERNAL, internal_error
@@ -49,7 +50,10 @@ def run_command(
     local: Annotated[
         bool, typer.Option("--local", help="As processes of this machine (the default).")
     ] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="As SLURM jobs (not there yet).")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="As SLURM jobs; the cluster file says how.")] = False,
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="Of a budget on SLURM: go on by itself, from job to job.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; start and write nothing.")
     ] = False,
@@ -66,14 +70,25 @@ def run_command(
     Asking twice is free: finished runs are skipped, and a run that was cut off goes on where it was.
     Ctrl-C lets every run save and end; a second Ctrl-C ends them at once.
 
-    Exit codes: 0 finished (a budget: inside its forecast), 1 outside, 2 bad input, 3 cannot tell yet,
+    With --slurm, what is due is queued, and the command ends: ask again to go on, or say --until-done.
+    What is queued or at work is never queued twice.
+
+    Exit codes: 0 finished, or queued (a budget: inside its forecast), 1 outside, 2 bad input, 3 cannot tell yet,
     70 a run failed or internal error, 75 interrupted or busy (run the same command again).
     """
-    if slurm:
-        raise RefusedError("--slurm: SLURM jobs are not there yet; leave it out to run on this machine")
+    if slurm and local:
+        raise RefusedError("--slurm --local: say one of them")
+    if slurm and devices is not None:
+        raise RefusedError("--devices: on SLURM the plan's layout says how many; leave it out")
+    if until_done and not slurm:
+        raise RefusedError(
+            "--until-done: on this machine a budget is always run until it is done; leave it out"
+        )
     driver = drive.Driver(Workspace(Path()), prepare.this_machine(), devices, Console(stderr=json))
     document = load_any(file)
-    if isinstance(document, Budget):
+    if slurm:
+        code = _run_slurm(driver, file, document, until_done, dry_run, json)
+    elif isinstance(document, Budget):
         code = _run_budget(driver, file, document, dry_run, json)
     elif isinstance(document, Plan):
         code = _run_wanted(
@@ -86,6 +101,28 @@ def run_command(
             file, 1, 1, "this is neither a budget, nor a plan, nor a run spec", "name one of these"
         )
     raise typer.Exit(code)
+
+
+def _run_slurm(
+    driver: drive.Driver, file: Path, document: Spec, until_done: bool, dry_run: bool, json: bool
+) -> int:
+    from runtime.slurm import desk
+
+    if isinstance(document, Budget):
+        if dry_run:
+            return desk.preview_budget(driver, file, document, until_done, json)
+        return desk.queue_budget(driver, file, until_done, json)
+    if not isinstance(document, Plan):
+        raise DocumentError(
+            file, 1, 1, "SLURM needs to know the cluster, which a plan or a budget names", "name one of these"
+        )
+    if until_done:
+        raise RefusedError(
+            f"{file}: only a budget goes on by itself; leave --until-done out, or name its budget"
+        )
+    if dry_run:
+        return desk.preview_plan(driver, file, document, json)
+    return desk.queue_plan(driver, file, document, json)
 
 
 def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) -> None:

@@ -97,6 +97,11 @@ class Study:
     """The target's audit; None where the chain did not come so far."""
 
     @property
+    def phase(self) -> str:
+        """What that plan is of."""
+        return load(self.plan, Plan).phase
+
+    @property
     def exit_code(self) -> int:
         """The target's audit's; without one that of the runs that are not finished, or 3."""
         if self.audit is not None:
@@ -104,15 +109,28 @@ class Study:
         return self.ran.exit_code or CANNOT_TELL
 
 
-def run_budget(driver: Driver, path: Path, show_audit: Callable[[Path, Audit], None]) -> Study:
-    """The whole chain: data, plan, pilots, audit, plan, target, audit."""
+def run_here(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
+    """A plan's runs on this machine, until they have ended."""
+    return run_all(driver, wanted)
+
+
+def run_budget(
+    driver: Driver,
+    path: Path,
+    show_audit: Callable[[Path, Audit], None],
+    carry_out: Callable[[Driver, Plan, Sequence[Wanted]], Ran] = run_here,
+) -> Study:
+    """The whole chain: data, plan, pilots, audit, plan, target, audit, as far as the runs are finished.
+
+    `carry_out` runs a plan's runs, or has others do it.
+    """
     budget = load(path, Budget)
     build_data(driver, path, budget)
     asked = ask_planner(driver, path)
     while True:
         plan_path, plan = asked
         driver.say(f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}")
-        ran = run_all(driver, prepare.from_plan(plan, plan_path))
+        ran = carry_out(driver, plan, prepare.from_plan(plan, plan_path))
         if ran.exit_code != OK:
             return Study(plan_path, ran, None)
         audit = audit_plan(driver, plan_path)

@@ -24,18 +24,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model import hf
-from runtime.checkpoint import (
-    CheckpointError,
-    find_whole,
-    folder_name,
-    found,
-    hashed,
-    step_of,
-    verify,
-    weights,
-)
+from runtime.checkpoint import CheckpointError, find_whole, hashed, verify, weights
 from runtime.corpus import SEPARATOR, load_corpus
-from runtime.folder import RunFolder
+from runtime.folder import RunFolder, folder_name, found, step_of
 from specs.base import Sha256, Spec
 from specs.data import Bbpe, Corpus
 from specs.files import DocumentError, sync_folder, write_json, write_text

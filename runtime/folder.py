@@ -2,6 +2,7 @@
 
     runs/<fingerprint>/run.json          RunSpec: what is trained; the folder's name is its fingerprint
                        order.json        Order: how to carry it out, written anew by every launch
+                       queued.json       Queued: which submission to SLURM it is of, if any
                        record.jsonl      starts, incidents and the end, with times
                        metrics.jsonl     a StepLine per step     \\ the same bytes whether or not
                        evals.jsonl       an EvalLine per point   / the run was ever interrupted
@@ -13,6 +14,7 @@
 The trainer writes these files; the launcher and the audit read them through this type, also while a run is in progress.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class RunFolder:
     def order_json(self) -> Path:
         """The Order."""
         return self.path / "order.json"
+
+    @property
+    def queued_json(self) -> Path:
+        """The newest submission to SLURM that it is of."""
+        return self.path / "queued.json"
 
     @property
     def record_jsonl(self) -> Path:
@@ -164,3 +171,19 @@ def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
         else:
             found += differing_fields(one[key], other[key], name)
     return found
+
+
+def found(folder: Path) -> list[Path]:
+    """What has a checkpoint's name, newest first."""
+    named = [path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Finished steps of a checkpoint, from its name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def folder_name(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"step-{step:08d}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from runtime.folder import RunFolder
 from runtime.metrics import Metrics, Rates, cut_line, reached
-from runtime.provenance import environment
+from runtime.provenance import environment, slurm_job
 from specs.files import append_line
 from specs.plan import CurveBand
 from specs.record import End, EvalLine, Incident, LeftOut, Order, Rollback, Start, StepLine, What
@@ -128,6 +128,7 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
             execution=order.execution,
             kernels=dict(begun.kernels),
             environment=environment(begun.devices),
+            job=slurm_job(),
         )
         append_line(folder.record_jsonl, start)
         _say(f"{order.title}: from step {begun.from_step} of {run.optim.steps}")

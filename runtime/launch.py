@@ -32,7 +32,7 @@ _TICK_S = 0.1
 _GRACE_S = 1.0
 """Time that ranks have to follow one that failed: long enough to tell who was first, and to say in a log why."""
 
-State = Literal["finished", "interrupted", "failed", "busy", "not started"]
+State = Literal["finished", "interrupted", "failed", "busy", "not started", "queued"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Outcome:
 
     job: Job
     state: State
-    """`busy` is somebody else's run; `not started` was still queued when the launcher was told to stop."""
+    """`busy` is somebody else's run; `not started` had to wait until the launcher was stopped; `queued` is SLURM's."""
     message: str = ""
     """What happened, in one line; empty for a finished run."""
     rank_code: int = 0

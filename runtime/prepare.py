@@ -20,7 +20,7 @@ from runtime.progress import last_line
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import Corpus, DataSpec
-from specs.files import DocumentError, from_catalog, is_file, load, locate
+from specs.files import DocumentError, catalog_path, from_catalog, is_file, load, locate
 from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
@@ -179,14 +179,18 @@ def budget_folder(plan: Plan, path: Path) -> Path:
     return (path.parent / plan.ledger).parent
 
 
+def cluster_of(budget: Budget, folder: Path, asked_in: Path) -> tuple[Path, Cluster]:
+    """A budget's cluster, and the file that says so; `folder` is the budget's, `asked_in` the document to blame."""
+    if is_file(budget.cluster):
+        path = folder / budget.cluster
+        return path, load(path, Cluster)
+    return catalog_path(Cluster, budget.cluster), from_catalog(Cluster, budget.cluster, asked_in)
+
+
 def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | None:
     """A device's peak for MFU; None where the cluster's file is no longer there to say."""
-    name = plan.budget.cluster
     try:
-        if is_file(name):
-            cluster = load(budget_folder(plan, path) / name, Cluster)
-        else:
-            cluster = from_catalog(Cluster, name, path)
+        _, cluster = cluster_of(plan.budget, budget_folder(plan, path), path)
     except DocumentError:
         return None
     return cluster.device.peak_bf16 if planned.run.precision == "bf16" else cluster.device.peak_fp32
@@ -229,8 +233,11 @@ class Lack(NamedTuple):
     """What to do about it."""
 
 
-def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limit: int | None) -> None:
-    """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError."""
+def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine | None, limit: int | None) -> None:
+    """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError.
+
+    Without a machine its devices are no question: they are another's.
+    """
     for one in wanted:
         _check_layout(one)
         for lack in _lacks(one, workspace, machine, limit):
@@ -242,7 +249,7 @@ def check(wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limi
 
 
 def lacking(
-    wanted: Sequence[Wanted], workspace: Workspace, machine: Machine, limit: int | None
+    wanted: Sequence[Wanted], workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> tuple[str, ...]:
     """What `check` would refuse runs for that another machine or workspace may have, each once, for a preview.
 
@@ -264,8 +271,9 @@ def _check_layout(one: Wanted) -> None:
         raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
 
 
-def _lacks(one: Wanted, workspace: Workspace, machine: Machine, limit: int | None) -> Iterator[Lack]:
-    yield from _lacking_devices(one, machine, limit)
+def _lacks(one: Wanted, workspace: Workspace, machine: Machine | None, limit: int | None) -> Iterator[Lack]:
+    if machine is not None:
+        yield from _lacking_devices(one, machine, limit)
     yield from _lacking_data(one, workspace)
 
 

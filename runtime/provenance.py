@@ -1,5 +1,6 @@
 """Where a run is executed: host, interpreter, versions, commit, processor and accelerators, for its Start record."""
 
+import os
 import platform
 import socket
 import subprocess
@@ -26,6 +27,17 @@ def environment(devices: Sequence[str]) -> Environment:
         cpu=processor(),
         devices=tuple(devices),
     )
+
+
+def slurm_job() -> str | None:
+    """SLURM's job around this process, how often it was started before, and its nodes; None outside of one."""
+    told = os.environ
+    if "SLURM_JOB_ID" not in told:
+        return None
+    name = told["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in told:
+        name = f"{told['SLURM_ARRAY_JOB_ID']}_{told['SLURM_ARRAY_TASK_ID']}"
+    return f"{name}, restart {told.get('SLURM_RESTART_COUNT', '0')}, on {told.get('SLURM_JOB_NODELIST', '?')}"
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from model.zero import Box
-from runtime.checkpoint import Manifest, commit, discard, folder_name, stage, weights_sha256
+from runtime.checkpoint import Manifest, commit, discard, stage, weights_sha256
+from runtime.folder import folder_name
 from runtime.replica import Replica
 from specs.keep import Keep
 from specs.words import first_line

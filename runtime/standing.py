@@ -14,14 +14,11 @@ from runtime.checkpoint import (
     Manifest,
     clear,
     damage,
-    folder_name,
-    found,
     load_checkpoint,
     read_manifest,
-    step_of,
     usable,
 )
-from runtime.folder import RunFolder
+from runtime.folder import RunFolder, folder_name, found, step_of
 from runtime.guard import Memory
 from runtime.origin import start_from
 from runtime.provenance import versions

@@ -1,7 +1,8 @@
 """A run, trained: `python -m runtime.train RUN_FOLDER --data DATA_ROOT`, once per rank. The loop, read top to bottom.
 
 A fresh process, a killed one and a requeued one do the same: open the folder, take the newest whole checkpoint, go on.
-Exit status: 0 the run is finished, 75 it was saved after a signal and wants to be started again, else it failed.
+Exit status: 0 the run is finished, 75 it was saved after a signal and wants to be started again, else it failed: 2 for
+bad input, 65 where another start would end the same way.
 """
 
 import argparse
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _TRIES = 3
 """Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
+FOR_GOOD = 65
+"""EX_DATAERR of sysexits.h: another start would end the same way."""
 RESUME = 75
 """EX_TEMPFAIL of sysexits.h: saved, start me again."""
 
@@ -85,11 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="runs/<fingerprint>")
     parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
     arguments = parser.parse_args(argv)
+    return train_rank(RunFolder(arguments.folder), arguments.data, Seat.of(os.environ), leave)
+
+
+def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
+    """As `train`; what can be expected to go wrong is one line and a status of its own."""
     try:
-        return train(RunFolder(arguments.folder), arguments.data, Seat.of(os.environ), leave)
+        return train(folder, data, seat, leave)
     except RunError as error:
         print(f"RunError: {error}", file=sys.stderr, flush=True)
-        return FAILED
+        return FOR_GOOD
     except OSError as error:  # a disk that is full or gone, say: what to do about it is plain
         print(f"OSError: {error}", file=sys.stderr, flush=True)
         return FAILED

@@ -7,6 +7,7 @@ from pydantic import Field
 from specs.base import Slug, Spec
 from specs.keep import Keep
 from specs.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
+from specs.slurm import Slurm
 
 
 class Device(Spec):
@@ -88,3 +89,5 @@ class Cluster(Spec):
     """Steps between checkpoints that are written besides; null writes none."""
     keep: Keep = Keep()
     """Which checkpoints stay."""
+    slurm: Slurm = Slurm()
+    """How runs are queued there; read when they are, so a plan stays as it was sealed."""

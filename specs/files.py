@@ -38,6 +38,7 @@ __all__ = [
     "DocumentError",
     "append_line",
     "catalog_names",
+    "catalog_path",
     "from_catalog",
     "is_file",
     "load",
@@ -115,6 +116,11 @@ def from_catalog(kind: type[S], name: str, asked_in: Path | None) -> S:
             asked_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
         )
     return load(folder / f"{name}.yaml", kind)
+
+
+def catalog_path(kind: type[Spec], name: str) -> Path:
+    """Where the catalog has the document of this type and name."""
+    return CATALOG / _FOLDERS[get_args(kind.model_fields["kind"].annotation)[0]] / f"{name}.yaml"
 
 
 def is_file(name: str) -> bool:

@@ -69,10 +69,18 @@ class Start(Spec):
     """Back end that was chosen for each operation."""
     environment: Environment
     """Where."""
+    job: str | None = None
+    """SLURM's job, how often it was started before, and its nodes; null outside of one."""
 
 
 What = Literal[
-    "outside_band", "damaged_checkpoint", "unsaved_checkpoint", "non_finite", "skipped_step", "interrupted"
+    "outside_band",
+    "damaged_checkpoint",
+    "unsaved_checkpoint",
+    "non_finite",
+    "skipped_step",
+    "interrupted",
+    "crashed",
 ]
 """Kinds of incidents."""
 

@@ -21,7 +21,10 @@ _WHERE = {
     "ledger": ("specs.record", "LedgerRecord"),
     "order": ("specs.record", "Order"),
     "plan": ("specs.plan", "Plan"),
+    "queued": ("specs.submission", "Queued"),
     "run": ("specs.run", "RunSpec"),
+    "study": ("specs.submission", "StudyState"),
+    "submission": ("specs.submission", "Submission"),
 }
 """Module and name of each kind's type; the module is imported only when it is asked for."""
 

@@ -1,0 +1,144 @@
+"""What follows the ranks of a job: `python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS`, in its batch script.
+
+Exit status 0: queue the job again; 1: leave it. A run that was saved as it was told to be goes on, and so does one
+that crashed, unless it has crashed so often since its newest checkpoint that it would crash again. A job that SLURM
+itself has in hand (cancelled, preempted, out of time) is left to SLURM.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.blame import Log
+from runtime.folder import RunFolder, found, step_of
+from runtime.metrics import cut_line, reached
+from runtime.slurm.client import SlurmError, state_of
+from specs.files import append_line, load
+from specs.record import Incident, RecordLine, Start
+from specs.submission import Submission
+from specs.words import several
+
+AGAIN, LEAVE_IT = 0, 1
+_HOPELESS = (2, 65)
+"""Statuses of a rank that another start would end with as well: bad input, and FOR_GOOD of runtime/train.py."""
+_ASKED = ("User defined signal", "Terminated")
+"""How srun calls the end of a task that was told to leave before it could listen."""
+_PATIENCE_S, _LOOK_S = 600.0, 10.0
+"""For a controller that does not answer: longer than any restart that we have seen."""
+_TASKS = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
+"""What srun says of tasks that did not end well, the first one first."""
+MARK = "isoplan: start"
+"""What the script prints before the ranks, so that what is from an earlier start is told apart."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Decide for the job that this process is in."""
+    place, status = Path(arguments[0]), int(arguments[1])
+    submission = load(place / "submission.json", Submission)
+    index = os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = os.environ["SLURM_JOB_ID"]
+    printed = f"{job}_0_log.err" if index is None else f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}_0_log.err"
+    folder = RunFolder(place.parents[1] / "runs" / submission.runs[int(index or 0)])
+    if folder.end() is not None:
+        return LEAVE_IT
+    if _state(job) != "RUNNING":
+        print("the job is ending: SLURM decides what becomes of it")
+        return LEAVE_IT
+    if status == 0:
+        print("saved; the job is queued again")
+        return AGAIN
+    return _after_crash(folder, Fall.of(place / printed, status), submission)
+
+
+@dataclass(frozen=True)
+class Fall:
+    """How the first of a job's tasks ended that did not end well."""
+
+    said: str
+    """In srun's words, or in its own where it printed none."""
+    node: str = ""
+    """Where."""
+    rank: int | None = None
+    """Which; None where srun itself failed."""
+
+    @staticmethod
+    def of(printed: Path, status: int) -> "Fall":
+        """From what the batch script and srun printed since the job's start."""
+        text = printed.read_text(errors="replace").rpartition(MARK)[2] if printed.exists() else ""
+        first = _TASKS.search(text)
+        if first:
+            return Fall(first[3].strip(), first[1], int(re.split("[,-]", first[2])[0]))
+        lines = [line for line in text.splitlines()[1:] if line.strip()]
+        return Fall(lines[-1] if lines else f"srun ended with status {status}")
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was told to leave, before it could listen."""
+        return self.said.startswith(_ASKED)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether another start would end the same way."""
+        code = re.search(r"exit code (\d+)", self.said)
+        return code is not None and int(code[1]) in _HOPELESS
+
+    def words(self, folder: RunFolder) -> str:
+        """What happened, in one line."""
+        if self.rank is None:
+            return self.said
+        log = Log(folder.log / f"rank-{self.rank}.txt", 0)
+        error = log.error if log.path.exists() and "exit code" in self.said else None
+        return f"{error or self.said} (rank {self.rank} on {self.node}; its log: {log.path})"
+
+
+def _after_crash(folder: RunFolder, fall: Fall, submission: Submission) -> int:
+    if fall.asked:
+        print("told to leave before it had begun; the job is queued again")
+        return AGAIN
+    cut_line(folder.record_jsonl)
+    checkpoint = max(map(step_of, found(folder.checkpoints)), default=0)
+    crashes = 1 + crashes_since(folder.records(), checkpoint, submission.time)
+    again = not fall.hopeless and crashes <= submission.retries
+    if again:
+        then = f"retry {crashes} of {submission.retries}, from step {checkpoint}"
+    elif fall.hopeless:
+        then = "it would end the same way again"
+    else:
+        then = f"given up, {several(crashes, 'time')} it came no further than the checkpoint of step {checkpoint}"
+    said = f"{fall.words(folder)}: {then}"
+    step = reached(folder.metrics_jsonl)
+    append_line(folder.record_jsonl, Incident(time=time.time(), step=step, what="crashed", message=said))
+    print(said)
+    return AGAIN if again else LEAVE_IT
+
+
+def crashes_since(records: Sequence[RecordLine], checkpoint: int, time_s: float) -> int:
+    """Crashes after this time at which the run's newest checkpoint was at this step already."""
+    crashes, at = 0, checkpoint
+    for line in reversed(records):
+        if isinstance(line, Start):
+            at = line.from_step
+        elif isinstance(line, Incident) and line.what == "crashed":
+            crashes += at == checkpoint and line.time > time_s
+    return crashes
+
+
+def _state(job: str) -> str:
+    """SLURM's word for the job, waiting for a controller that does not answer; empty where it never does."""
+    until_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return state_of(job)
+        except SlurmError as error:
+            print(error, file=sys.stderr)
+            if time.monotonic() > until_s:
+                return ""
+            time.sleep(_LOOK_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,136 @@
+"""What SLURM says of its jobs, asked of its own programs.
+
+What is queued or at work is known to squeue, at once; what has ended to sacct, a few seconds later, where a site keeps
+accounts at all. A job's end is no verdict on its run: that is finished when its record says so, and a job that lost a
+node is queued again under the same number. So these words only say where a job is.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from runtime.prepare import RefusedError
+
+_PATIENCE_S = 60.0
+"""A controller that restarts answers within seconds; squeue itself gives up after a minute or so (slurm.conf(5),
+MessageTimeout)."""
+_QUEUED = ("JobArrayID", "State", "Reason", "NodeList", "Name", "RestartCnt", "StartTime")
+_ENDED = ("JobID", "State", "ExitCode", "NodeList")
+
+
+class SlurmError(RefusedError):
+    """SLURM is not here, or does not answer: what it said."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A job that is queued, at work or ending."""
+
+    job: str
+    """SLURM's name for it: `12`, or `12_3` in an array."""
+    name: str
+    """Name of its submission."""
+    state: str
+    """SLURM's word: PENDING, RUNNING, COMPLETING, ..."""
+    reason: str
+    """Why it waits; empty while it does not."""
+    nodes: str
+    """Its nodes, as SLURM folds them: `n[1-4]`; empty while it has none."""
+    restarts: int
+    """How often it was queued again."""
+    starts: str
+    """When it started, or is expected to; empty where nobody knows."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has yet to start."""
+        return self.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that SLURM is done with."""
+
+    state: str
+    """SLURM's word: COMPLETED, FAILED, TIMEOUT, NODE_FAIL, ..."""
+    code: str
+    """Exit status and signal: `1:0`."""
+    nodes: str
+    """The nodes it had."""
+
+
+def live(names: Collection[str]) -> dict[str, Live]:
+    """Jobs of these submissions that SLURM still has in hand, by SLURM's name for each."""
+    if not names:
+        return {}
+    fields = ",".join(f"{field}:|" for field in _QUEUED)
+    found = {}
+    for line in _ask("squeue", "-h", "-r", f"--name={','.join(sorted(names))}", "-O", fields).splitlines():
+        job, state, reason, nodes, name, restarts, starts = line.split("|")[: len(_QUEUED)]
+        found[job] = Live(
+            job,
+            name,
+            state,
+            "" if reason == "None" else reason,
+            nodes,
+            int(restarts or 0),
+            "" if starts == "N/A" else starts,
+        )
+    return found
+
+
+def ended(jobs: Iterable[str]) -> dict[str, Ended]:
+    """How jobs ended, the last time each did; nothing is known of them where SLURM keeps no accounts now."""
+    asked = sorted(jobs)
+    if not asked:
+        return {}
+    try:
+        said = _ask("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_ENDED), "-j", ",".join(asked))
+    except SlurmError:
+        return {}
+    return {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
+
+
+def state_of(job: str) -> str:
+    """SLURM's word for a job's state now."""
+    return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs: what is at work is told to save, and ends within the site's KillWait."""
+    if jobs:
+        _ask("scancel", *jobs)
+
+
+def settings() -> dict[str, str]:
+    """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
+    pairs = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
+    return {name.strip(): value.strip() for name, sign, value in pairs if sign}
+
+
+def nodes_of(folded: str) -> list[str]:
+    """Names of nodes that SLURM has folded: `n[1-2]` is n1 and n2."""
+    return _ask("scontrol", "show", "hostnames", folded).split()
+
+
+def _ask(program: str, *arguments: str) -> str:
+    """What a program of SLURM prints; SlurmError with its own words where it fails."""
+    if shutil.which(program) is None:
+        raise SlurmError(
+            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
+        )
+    try:
+        done = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
+        ) from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise SlurmError(
+            f"SLURM does not answer: {said[-1] if said else f'{program} failed'}; try again later"
+        )
+    return done.stdout

@@ -1,0 +1,133 @@
+"""From a run's layout and a cluster file to the parameters of its sbatch script, which submitit writes.
+
+    #SBATCH lines         the shape of the job and what the cluster file says, each value quoted
+    modules, prologue     then the ranks, one srun task per device
+    afterwards            decides whether the job is queued again (runtime/slurm/afterwards.py)
+
+A rank that is told to leave saves and ends with status 0, so the shell goes on to `afterwards`, also when SLURM has
+sent a signal to all of the job: the trap keeps the shell from dying of it. It ends with srun's own status.
+"""
+
+import math
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.launch import Job
+from runtime.slurm.afterwards import MARK
+from specs.cluster import Cluster
+from specs.slurm import Slurm
+
+_REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
+"""A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a job asks for: runs of one shape share an array."""
+
+    nodes: int
+    """Nodes."""
+    least_nodes: int
+    """Fewest nodes that it starts on."""
+    tasks_per_node: int
+    """Ranks on each node."""
+    threads: int
+    """CPU threads of each rank."""
+    on_gpu: bool
+    """Whether each rank has a GPU of its own."""
+
+
+def shape_of(job: Job, cluster: Cluster) -> Shape:
+    """The fewest nodes that a job's ranks fill evenly."""
+    nodes = next(
+        n
+        for n in range(1, job.ranks + 1)
+        if job.ranks % n == 0 and job.ranks // n <= cluster.devices_per_node
+    )
+    least = min(nodes, cluster.slurm.min_nodes or nodes)
+    return Shape(nodes, least, job.ranks // nodes, job.threads_per_rank, job.on_gpu)
+
+
+def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
+    """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
+    nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
+    asked: dict[str, Any] = _common(slurm, name) | {
+        "ntasks_per_node": shape.tasks_per_node,
+        "array_parallelism": slurm.pilots_at_once,
+        "signal_delay_s": math.ceil(slurm.warning),
+        "partition": slurm.partition,
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=0"],
+        "setup": [
+            "trap : TERM USR1 USR2",
+            f'echo "{MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
+            f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
+            *_before(slurm),
+        ],
+        "teardown": [
+            "status=$?",
+            f'{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))} "$status" && {_REQUEUE}',
+            'exit "$status"',
+        ],
+    }
+    extra: dict[str, Any] = {"nodes": nodes, "requeue": True} | _extra(slurm)
+    cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
+    if cpus is not None:
+        asked["cpus_per_task"] = cpus
+    if shape.on_gpu or slurm.gres:
+        extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
+    if slurm.memory is not None:
+        extra["mem"] = f"{math.ceil(slurm.memory / 2**20)}M"
+    if slurm.exclusive:
+        asked["exclusive"] = True
+    return _said(asked) | {"additional_parameters": extra}
+
+
+def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
+    """submitit's parameters for the job that goes on with a study once these jobs have ended."""
+    asked = _common(slurm, name) | {
+        "partition": slurm.planning_partition or slurm.partition,
+        "cpus_per_task": 1,
+        "dependency": "afterany:" + ":".join(map(str, after)) if after else None,
+        "use_srun": False,
+        "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_before(slurm)],
+    }
+    return _said(asked) | {
+        "additional_parameters": {"nodes": 1, "ntasks": 1, "requeue": True} | _extra(slurm)
+    }
+
+
+def python(slurm: Slurm) -> str:
+    """The interpreter as a shell reads it, inside the container where there is one."""
+    return shlex.join([*slurm.container, sys.executable])
+
+
+def _common(slurm: Slurm, name: str) -> dict[str, Any]:
+    return {
+        "job_name": name,
+        "time": math.ceil(slurm.time_limit / 60),
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+    }
+
+
+def _before(slurm: Slurm) -> list[str]:
+    """What the shell does before anything of ours."""
+    modules = [f"module load {shlex.join(slurm.modules)}"] if slurm.modules else []
+    return [*modules, *slurm.prologue]
+
+
+def _extra(slurm: Slurm) -> dict[str, Any]:
+    return _said({"reservation": slurm.reservation}) | _said(dict(slurm.extra))
+
+
+def _said(asked: dict[str, Any]) -> dict[str, Any]:
+    """Without what nobody said; sbatch takes a backslash in quotes for an escape, a shell does not."""
+    return {
+        name: value.replace("\\", "\\\\") if isinstance(value, str) else value
+        for name, value in asked.items()
+        if value is not None
+    }

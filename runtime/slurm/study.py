@@ -1,0 +1,180 @@
+"""`run --slurm`: what is due of a plan or a budget is queued; with --until-done, so is the job that goes on from there.
+
+A budget's chain is the one of runtime/drive.py. Where that would wait for runs, this queues them and ends; another job,
+which SLURM starts once all of them have ended, does the same again. So nobody waits, nothing is remembered between
+two jobs but files, and a study that was cut off anywhere goes on with the same command.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from runtime import audit as auditing
+from runtime import drive, prepare
+from runtime.documents import CorpusError
+from runtime.drive import Driver, Ran, Study
+from runtime.folder import RunFolder, found, step_of
+from runtime.launch import Job, Outcome
+from runtime.prepare import RefusedError, Wanted, Workspace
+from runtime.slurm import client, queue
+from runtime.slurm.client import Ended, Live
+from runtime.slurm.queue import Asked
+from specs.budget import Budget
+from specs.files import DocumentError, load, write_json
+from specs.plan import Plan
+from specs.record import Audit, Incident
+from specs.submission import StudyState
+from specs.words import several
+
+_NOT_ITS_FAULT = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
+"""How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
+
+
+def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str, *, again: bool) -> Ran:
+    """Queue what is not finished and not in SLURM's hands; `again` also what was queued before and failed."""
+    todo = {one.run.fingerprint(): one for one in wanted if not one.finished(driver.workspace)}
+    if not todo:
+        return Ran(tuple(wanted), ())
+    prepare.check(list(todo.values()), driver.workspace, None, None)
+    with queue.one_at_a_time(driver.workspace):
+        live = queue.live(driver.workspace, [run_folder(driver, run) for run in todo])
+        rest = {run: one for run, one in todo.items() if run not in live}
+        failed = {} if again else _failed(driver, list(rest))
+        due = [one for run, one in rest.items() if run not in failed]
+        if due:
+            prepare.jobs(due, driver.workspace)
+            done = queue.submit(driver.workspace, asked, queue.scripts(driver.workspace, asked, due, name))
+            for one in done:
+                driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
+    outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
+    return Ran(tuple(wanted), tuple(outcomes))
+
+
+def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: str | None = None) -> Study:
+    """What is due of a budget; with `until_done` also the job that goes on once that has ended.
+
+    `own` is the submission of the job that this is, if it is one.
+    """
+    budget = load(path, Budget)
+    asked = _asked(driver, path, budget)
+
+    def carry(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
+        return carry_out(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
+
+    study = drive.run_budget(driver, path, lambda plan, audit: _show(driver, plan, audit), carry)
+    if until_done:
+        _go_on_later(driver, path, budget, asked, study, own)
+    return study
+
+
+def go_on(path: Path, own: str) -> int:
+    """The job that goes on with a study: its exit status, 0 unless the study is stuck."""
+    driver = Driver(Workspace(Path()), prepare.this_machine(), None, Console(width=120))
+    try:
+        study = advance(driver, path, until_done=True, again=False, own=own)
+    except (DocumentError, RefusedError, CorpusError) as error:
+        print(error)
+        _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=str(error)))
+        return drive.BAD_INPUT
+    return drive.OK if study.audit is not None or _waits(study) else study.exit_code
+
+
+def _go_on_later(
+    driver: Driver, path: Path, budget: Budget, asked: Asked, study: Study, own: str | None
+) -> None:
+    workspace = driver.workspace
+    if not _waits(study):
+        _note(workspace, budget, _ended(study))
+        return
+    with queue.one_at_a_time(workspace):
+        known = state_of(workspace, budget.name)
+        if known is not None and known.submission not in (None, own):
+            waiting = queue.live_study(workspace, str(known.submission))
+            if waiting is not None:
+                driver.say(f"job {waiting.job} goes on from here by itself")
+                return
+        runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
+        after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
+        [done] = queue.submit(
+            workspace, asked, [queue.study_script(workspace, asked, path, budget.name, after)]
+        )
+        said = f"waits for {several(len(after), 'job')} of the {study.phase}"
+        _note(workspace, budget, StudyState(state="waiting", said=said, submission=done.name))
+    driver.say(f"job {done.job} goes on from here by itself; see: isoplan status {escape(str(path))}")
+
+
+def state_of(workspace: Workspace, name: str) -> StudyState | None:
+    """How far the chain of jobs of a budget of this name is; None where there never was one."""
+    path = _state_path(workspace, name)
+    return load(path, StudyState) if path.exists() else None
+
+
+def _note(workspace: Workspace, budget: Budget, state: StudyState) -> None:
+    write_json(_state_path(workspace, budget.name), state)
+
+
+def _state_path(workspace: Workspace, name: str) -> Path:
+    return workspace.path / "plans" / name / "study.json"
+
+
+def _ended(study: Study) -> StudyState:
+    if study.audit is not None:
+        return StudyState(state="done", said=f"{study.audit.verdict}: {study.audit.reason}")
+    failed = [one for one in study.ran.outcomes if one.state == "failed"]
+    if not failed:
+        return StudyState(state="stopped", said=f"{study.phase}: the planner asks for the same runs again")
+    runs = f"{study.phase}: {len(failed)} of {several(len(study.ran.wanted), 'run')} failed"
+    return StudyState(
+        state="stopped", said="; ".join([runs, *(f"{o.job.title}: {o.message}" for o in failed)])
+    )
+
+
+def _waits(study: Study) -> bool:
+    states = {one.state for one in study.ran.outcomes}
+    return study.audit is None and "queued" in states and "failed" not in states
+
+
+def _asked(driver: Driver, path: Path, budget: Budget) -> Asked:
+    return Asked(*prepare.cluster_of(budget, path.parent, path))
+
+
+def _show(driver: Driver, plan: Path, audited: Audit) -> None:
+    auditing.show(audited, load(plan, Plan), driver.console)
+
+
+def run_folder(driver: Driver, run: str) -> RunFolder:
+    """The folder of the run with this fingerprint."""
+    return RunFolder(driver.workspace.runs / run)
+
+
+def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
+    """Of these runs, which SLURM does not have in hand, those that were queued and failed, and why."""
+    known = {
+        run: said for run in runs if (said := queue.submitted(driver.workspace, run_folder(driver, run)))
+    }
+    jobs = {run: job for run, (submission, _) in known.items() if (job := submission.job_of(run))}
+    ended = client.ended(jobs.values())
+    failed = {}
+    for run, job in jobs.items():
+        end, folder = ended.get(job), run_folder(driver, run)
+        came_to = max(map(step_of, found(folder.checkpoints)), default=0)
+        if end is not None and end.state in _NOT_ITS_FAULT and came_to > known[run][1].from_step:
+            continue
+        failed[run] = why_ended(folder, job, end)
+    return failed
+
+
+def why_ended(folder: RunFolder, job: str, end: Ended | None) -> str:
+    """Why a run's job ended before the run was finished, in one line."""
+    crashes = [one for one in folder.records() if isinstance(one, Incident) and one.what == "crashed"]
+    said = f"job {job} ended" + (f" as {end.state}" if end else "")
+    return f"{said}: {crashes[-1].message}" if crashes else f"{said} before the run was finished"
+
+
+def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None) -> Outcome:
+    job: Job = one.job(one.folder(driver.workspace))
+    if failed is not None:
+        return Outcome(job, "failed", failed)
+    return Outcome(job, "queued", "just now" if live is None else f"as job {live.job}, {live.state.lower()}")

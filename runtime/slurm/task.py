@@ -1,0 +1,121 @@
+"""What a job of ours does, as submitit's pickle holds it: a path, and nothing else. All state is in the folder."""
+
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.folder import RunFolder
+from runtime.lock import Claim, Hold, at_work
+from runtime.train import FINISHED, FOR_GOOD, RESUME, Leave, Seat, train_rank
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
+
+_LOOK_S = 1.0
+"""Time between two looks at a lock whose owner may be dead."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One rank of a run: every task of the job's step calls this."""
+
+    folder: str
+    """The run's folder, an absolute path."""
+
+    def __call__(self) -> None:
+        """Train this rank; SystemExit with its status unless it is finished or saved as it was told to be.
+
+        A rank that was told to leave ends like one that is finished: a status other than 0 would end its peers, which
+        may still be writing. What comes next is decided once all have ended (runtime/slurm/afterwards.py).
+        """
+        leave = Leave()
+        leave.listen()  # instead of submitit's handlers, which know of rank 0 only
+        status = _train(RunFolder(Path(self.folder)), leave)
+        if status not in (FINISHED, RESUME):
+            sys.exit(status)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """The same again, for a signal that comes before this task listens."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Continue:
+    """The next step of a study."""
+
+    workspace: str
+    """The folder that everything is in, an absolute path."""
+    budget: str
+    """The study's budget, from there."""
+    name: str
+    """The submission that this is the job of."""
+
+    def __call__(self) -> None:
+        """Do what is due; SystemExit with its status where the study is stuck."""
+        os.chdir(self.workspace)
+        from runtime.slurm.study import go_on
+
+        status = go_on(Path(self.budget), self.name)
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """The same again: a study's state is in its files."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _train(folder: RunFolder, leave: Leave) -> int:
+    from submitit.helpers import TorchDistributedEnvironment
+
+    peers = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    seat = Seat.of(os.environ)
+    _print_to(folder.log / f"rank-{seat.rank}.txt")
+    try:
+        socket.getaddrinfo(peers.master_addr, peers.master_port)
+    except OSError as error:  # else the ranks would wait for each other without a word
+        where = f"leads nowhere on {socket.gethostname()} ({error.strerror})"
+        said = f"the name of the first node, {peers.master_addr}, {where}; see isoplan doctor --slurm"
+        print(f"OSError: {said}", file=sys.stderr, flush=True)
+        return FOR_GOOD
+    data = folder.path.parents[1] / "data"
+    if seat.rank > 0:
+        return train_rank(folder, data, seat, leave)
+    hold = _hold(folder, leave)
+    if hold is None:
+        if leave.asked:
+            return RESUME
+        print(f"OSError: {at_work(folder.path)}; stop it, then run again", file=sys.stderr, flush=True)
+        return FOR_GOOD
+    try:
+        return train_rank(folder, data, seat, leave)
+    finally:
+        hold.close()
+
+
+def _hold(folder: RunFolder, leave: Leave) -> Hold | None:
+    """The folder's lock, held by rank 0 for the job; None where somebody else has it, or it is time to leave."""
+    claim = Claim(folder.path, patience_s=10.0)
+    while not leave.asked:
+        hold = claim.take()
+        if hold is not None or claim.hopeless:
+            return hold
+        time.sleep(_LOOK_S)
+    return None
+
+
+def _print_to(path: Path) -> None:
+    """From now on, whatever this process prints goes to the rank's log, as in a run without SLURM."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)

@@ -1,0 +1,121 @@
+"""How runs are queued: what a cluster file says to SLURM. It changes when and where a run happens, never its numbers.
+
+Values reach SLURM as they stand here, quoted in its script and never read by a shell. `prologue` is the exception: its
+lines are shell by their nature.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from specs.base import Spec
+from specs.quantity import Bytes, Seconds
+
+Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$"), Field(examples=["gpu"])]
+"""Text of one line."""
+
+Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$"), Field(examples=["nodelist"])]
+"""Long name of an option of sbatch, without its dashes."""
+
+_OURS = (
+    "account",
+    "array",
+    "constraint",
+    "cpus-per-task",
+    "dependency",
+    "error",
+    "exclusive",
+    "gpus-per-node",
+    "gres",
+    "job-name",
+    "mem",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "partition",
+    "qos",
+    "requeue",
+    "reservation",
+    "signal",
+    "time",
+)
+"""Options that the fields below or the plan's layout decide."""
+_ELSEWHERE = {
+    "cpus-per-task": "cpus_per_device",
+    "mem": "memory",
+    "nodes": "min_nodes",
+    "signal": "warning",
+    "time": "time_limit",
+}
+"""Fields that say what these options would; the others' fields have their names."""
+_TICK_S = 30.0
+"""A warning may come so much earlier, as SLURM looks at its clocks that often (docs/log.md, 2026-11-28)."""
+
+
+class Slurm(Spec):
+    """What a cluster file says to SLURM."""
+
+    partition: Line | None = None
+    """Partition of the runs; null is SLURM's default."""
+    planning_partition: Line | None = None
+    """Partition of the jobs that plan and audit between the runs, on one core; null is `partition`."""
+    account: Line | None = None
+    """Account that is charged."""
+    qos: Line | None = None
+    """Quality of service."""
+    constraint: Line | None = None
+    """Features that nodes must have."""
+    reservation: Line | None = None
+    """Reservation to run in."""
+    gres: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w*(:[A-Za-z][\w.-]*)?$")] | None = Field(
+        default=None, examples=["gpu:h100"]
+    )
+    """Generic resource of one device, `gpu` or `gpu:<type>`; the layout adds how many. Null asks for GPUs where the
+    devices are GPUs."""
+    exclusive: bool = False
+    """No other jobs on the nodes."""
+    time_limit: Seconds = 86400.0
+    """Longest time of one job. A run that needs longer is warned, saved and queued again."""
+    warning: Seconds = 120.0
+    """Time before that limit at which the ranks are told to save."""
+    memory: Bytes | None = None
+    """Memory of each node; null is the partition's default."""
+    cpus_per_device: int | None = Field(default=None, ge=1)
+    """CPU cores for each GPU; null is the partition's default. On CPUs the layout's threads are asked for."""
+    min_nodes: int | None = Field(default=None, ge=1)
+    """Start on as few nodes as this where no more are free, under the best layout for them; null waits for all."""
+    pilots_at_once: int = Field(default=64, ge=1)
+    """Most pilots at work at once."""
+    retries: int = Field(default=3, ge=0)
+    """Times that a crashed run is started again without having come to another checkpoint."""
+    modules: tuple[Line, ...] = ()
+    """Environment modules to load."""
+    prologue: tuple[Line, ...] = ()
+    """Lines of shell before the ranks start, as written."""
+    container: tuple[Line, ...] = ()
+    """Command that runs another inside a container, in words: `[apptainer, exec, --nv, image.sif]`."""
+    extra: dict[Option, Line | bool | int] = Field(default_factory=dict)
+    """Other options of sbatch, passed on as they are; true is an option without a value."""
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
+        for name in extra:
+            if name in _OURS:
+                field = _ELSEWHERE.get(name, name.replace("-", "_"))
+                where = f"slurm.{field} says it" if field in cls.model_fields else "isoplan sets it itself"
+                raise ValueError(f"--{name} is not for extra: {where}; leave it out here")
+            if extra[name] is False:
+                raise ValueError(f"--{name} has no value; write true, or leave it out")
+        return extra
+
+    @model_validator(mode="after")
+    def _time_to_save(self) -> Self:
+        if self.time_limit <= self.warning + _TICK_S:
+            raise ValueError(
+                f"slurm.time_limit {self.time_limit:g} s leaves no time to train before the warning, "
+                f"{self.warning:g} s ahead of it and {_TICK_S:g} s early at worst; write a longer one"
+            )
+        return self
