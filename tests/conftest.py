@@ -5,12 +5,13 @@ with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM 
 """
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.slurm.needs import lacking
 
 # Before NumPy and torch are imported, since both read it once: sums are taken in one order on every machine.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -29,13 +30,6 @@ hypothesis.settings.load_profile("repeatable")
 
 ORDER = ("slow", "slurm", "gpu")
 """Marks from the quickest to the slowest; a test without any of them comes before all of these."""
-
-SLURM_PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "sbatch", "munged", "mariadbd")
-
-SLURM_INSTALL = (
-    "apt-get install -y --no-install-recommends "
-    "slurmctld slurmd slurmdbd slurm-client munge mariadb-server-core mariadb-client-core"
-)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +63,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _need_slurm() -> None:
-    path = os.pathsep.join(
-        (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")
-    )  # where daemons are on Debian
-    absent = [program for program in SLURM_PROGRAMS if shutil.which(program, path=path) is None]
-    if not absent:
+    reason = lacking()
+    if reason is None:
         return
-    reason = f"no SLURM here ({', '.join(absent)} missing); to install it: {SLURM_INSTALL}"
     if os.environ.get("REQUIRE_SLURM") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
