@@ -5,6 +5,7 @@ accounts at all. A job's end is no verdict on its run: that is finished when its
 node is queued again under the same number. So these words only say where a job is.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Sequence
@@ -109,6 +110,41 @@ def settings() -> dict[str, str]:
     return {name.strip(): value.strip() for name, sign, value in pairs if sign}
 
 
+def check_controller() -> None:
+    """SlurmError where SLURM's programs are not here, or no controller is up."""
+    said = _ask("scontrol", "ping")
+    if " is UP" not in said:
+        raise SlurmError(f"SLURM's controller does not answer: {said.strip()}; try again later")
+
+
+def shown(what: str) -> list[dict[str, str]]:
+    """What scontrol shows of all `partition`s, `node`s or `reservation`s, by SLURM's name for each figure."""
+    lines = _ask("scontrol", "show", what, "--oneliner").splitlines()
+    return [fields for line in lines if (fields := fields_of(line))]
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """`Name=value` pairs of a line; a value may have blanks in it."""
+    parts = re.split(r"(?:^|\s)([A-Z][\w:/]*)=", line.strip())
+    return {name: value.strip() for name, value in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def accounted(*words: str) -> list[list[str]]:
+    """What sacctmgr shows, a list a line; SlurmError where SLURM keeps no accounts now."""
+    return [line.split("|") for line in _ask("sacctmgr", "-n", "-P", "show", *words).splitlines()]
+
+
+def check_accounts() -> None:
+    """SlurmError where sacct does not answer."""
+    _ask("sacct", "-X", "-n", "-P", "-S", "now", "-o", "JobID")
+
+
+def trial(script: str) -> tuple[bool, str]:
+    """Whether sbatch would take a job, and what it says; nothing is queued."""
+    done = _run("sbatch", "--test-only", given=script)
+    return done.returncode == 0, done.stderr.strip()
+
+
 def nodes_of(folded: str) -> list[str]:
     """Names of nodes that SLURM has folded: `n[1-2]` is n1 and n2."""
     return _ask("scontrol", "show", "hostnames", folded).split()
@@ -116,21 +152,31 @@ def nodes_of(folded: str) -> list[str]:
 
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM prints; SlurmError with its own words where it fails."""
-    if shutil.which(program) is None:
-        raise SlurmError(
-            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
-        )
-    try:
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
-        ) from None
+    done = _run(program, *arguments)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise SlurmError(
             f"SLURM does not answer: {said[-1] if said else f'{program} failed'}; try again later"
         )
     return done.stdout
+
+
+def _run(program: str, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
+    """A program of SLURM with this input, whatever comes of it; SlurmError where it is not here or does not end."""
+    if shutil.which(program) is None:
+        raise SlurmError(
+            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
+        )
+    try:
+        return subprocess.run(
+            [program, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
+        ) from None

@@ -26,8 +26,8 @@ from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Live
 from runtime.slurm.refusal import refusal
-from runtime.slurm.script import Shape, parameters, python, shape_of, study_parameters
-from runtime.slurm.task import Continue, Task
+from runtime.slurm.script import Shape, parameters, probe_parameters, python, shape_of, study_parameters
+from runtime.slurm.task import Continue, Probe, Task
 from specs.cluster import Cluster
 from specs.files import load, write_json
 from specs.slurm import Slurm
@@ -56,8 +56,8 @@ class Script:
 
     submission: Submission
     """What is to be written down of it."""
-    tasks: tuple[Task, ...] | tuple[Continue]
-    """What each job of it does: one for each run, or the next step of a study."""
+    tasks: tuple[Task, ...] | tuple[Continue] | tuple[Probe]
+    """What each job of it does: one for each run, the next step of a study, or what the doctor wants to know."""
     executor: "SlurmExecutor"
     """What queues it."""
 
@@ -156,6 +156,26 @@ def study_script(workspace: Workspace, asked: Asked, budget: Path, name: str, af
     values = study_parameters(asked.cluster.slurm, submission.name, tuple(after))
     task = Continue(str(workspace.path.absolute()), str(budget), submission.name)
     return Script(submission, (task,), _executor(asked.cluster.slurm, folder, values))
+
+
+def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+    """The submission of the doctor's job."""
+    submission = _new("doctor", asked)
+    folder = folder_of(workspace, submission.name)
+    values = probe_parameters(asked.cluster.slurm, shape, submission.name, folder)
+    return Script(submission, (Probe(str(folder)),), _executor(asked.cluster.slurm, folder, values))
+
+
+def trial(workspace: Workspace, asked: Asked, shape: Shape) -> str:
+    """What sbatch says of when and where a run of this shape would start; DocumentError where it would refuse it."""
+    folder = folder_of(workspace, "doctor")
+    values = parameters(asked.cluster.slurm, shape, "doctor", folder)
+    script = Script(_new("doctor", asked), (), _executor(asked.cluster.slurm, folder, values))
+    with _as_from_a_login_node():
+        taken, said = client.trial(script.text)
+    if not taken:
+        raise refusal(asked.path, said.replace("allocation failure: ", ""))
+    return said.removeprefix("sbatch: ")
 
 
 def _new(name: str, asked: Asked) -> Submission:

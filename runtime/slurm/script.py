@@ -22,6 +22,8 @@ from specs.slurm import Slurm
 
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
 """A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
+PROBE_S = 360.0
+"""Longest time of the doctor's job: a minute to meet, and measurements of less than two (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Shape:
 
 def shape_of(job: Job, cluster: Cluster) -> Shape:
     """The fewest nodes that a job's ranks fill evenly."""
-    nodes = next(
-        n
-        for n in range(1, job.ranks + 1)
-        if job.ranks % n == 0 and job.ranks // n <= cluster.devices_per_node
-    )
+    return shape_for(job.ranks, job.threads_per_rank, cluster)
+
+
+def shape_for(ranks: int, threads: int, cluster: Cluster) -> Shape:
+    """The fewest nodes that ranks of so many threads fill evenly."""
+    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= cluster.devices_per_node)
     least = min(nodes, cluster.slurm.min_nodes or nodes)
-    return Shape(nodes, least, job.ranks // nodes, job.threads_per_rank, job.on_gpu)
+    return Shape(nodes, least, ranks // nodes, threads, cluster.device.backend == "cuda")
 
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
@@ -83,6 +86,16 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
     if slurm.exclusive:
         asked["exclusive"] = True
     return _said(asked) | {"additional_parameters": extra}
+
+
+def probe_parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
+    """submitit's parameters for the doctor's job: as a run's, but short, never queued again, and nothing follows."""
+    short = slurm.model_copy(update={"time_limit": min(slurm.time_limit, PROBE_S)})
+    asked = parameters(short, shape, name, folder)
+    extra = asked["additional_parameters"] | {"no-requeue": True}
+    del asked["teardown"], extra["requeue"]
+    alone = {"signal_delay_s": 0, "srun_args": ["--kill-on-bad-exit=0", "--wait=0"]}
+    return asked | alone | {"additional_parameters": extra}
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
