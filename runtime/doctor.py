@@ -27,7 +27,7 @@ from specs.files import DocumentError, from_catalog, is_file, load, write_yaml
 
 _LEFT_BEHIND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of torchrun and the like: a launcher sets its own, a rank that is started by hand believes them."""
-_LEAST_FREE_BYTES = 2**30
+LEAST_FREE_BYTES = 2**30
 """Room for a first small run and its checkpoints."""
 
 
@@ -199,7 +199,7 @@ def looked_at(folder: Path) -> Iterator[Finding]:
     )
     free = shutil.disk_usage(folder).free
     yield Finding(
-        free > _LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB are free here", "make room for checkpoints"
+        free > LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB are free here", "make room for checkpoints"
     )
 
 

@@ -98,6 +98,11 @@ def state_of(job: str) -> str:
     return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
 
 
+def place_of(job: str) -> str:
+    """The nodes of a job that is at work or has ended within minutes, as SLURM folds them."""
+    return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%N").strip()
+
+
 def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs: what is at work is told to save, and ends within the site's KillWait."""
     if jobs:
