@@ -117,9 +117,12 @@ def settings() -> dict[str, str]:
 
 def check_controller() -> None:
     """SlurmError where SLURM's programs are not here, or no controller is up."""
-    said = _ask("scontrol", "ping")
-    if " is UP" not in said:
-        raise SlurmError(f"SLURM's controller does not answer: {said.strip()}; try again later")
+    done = _run("scontrol", "ping")
+    if " is UP" not in done.stdout:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise SlurmError(
+            f"SLURM's controller does not answer ({', '.join(said)}); try again later, or see SLURM_CONF"
+        )
 
 
 def shown(what: str) -> list[dict[str, str]]:

@@ -76,18 +76,11 @@ def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Cons
     """Look at the site from here, then from its nodes; a job that does not start within the patience is cancelled."""
     shape = shape_for(asked.cluster.devices, 1, asked.cluster)
     shape = replace(shape, least_nodes=shape.nodes)
-    found = list(looked_at(workspace.path))
     try:
-        queue.check_path(workspace)
-        client.check_controller()
-        there = Site.asked()
-    except RefusedError as error:
+        found = from_here(asked, workspace, shape)
+    except RefusedError as error:  # no SLURM, or none that answers
         what, _, remedy = str(error).rpartition("; ")
-        return Examined((*found, Finding(False, what, remedy)), None, None)
-    found += [Finding(True, "SLURM's programs are here, and its controller answers"), *_variables()]
-    found += site.findings(asked, shape, there)
-    found += _accounts(asked, there)
-    found += _trials(workspace, asked, shape, found)
+        return Examined((*looked_at(workspace.path), Finding(False, what, remedy)), None, None)
     probe = replace(shape, nodes=min(2, shape.nodes), least_nodes=min(2, shape.nodes))
     script = queue.probe_script(workspace, asked, probe)
     try:
@@ -103,8 +96,23 @@ def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Cons
     figures = None if reported is None else Figures.of(reported)
     if figures is None:
         return Examined(tuple(found), None, None)
-    found.append(figures.saving(site.kill_wait_s(there), asked.cluster.slurm.warning))
+    found.append(figures.saving(site.kill_wait_s(client.settings()), asked.cluster.slurm.warning))
     return Examined(tuple(found), figures, figures.cluster(asked.cluster))
+
+
+def from_here(asked: Asked, workspace: Workspace, shape: Shape) -> list[Finding]:
+    """What can be found without queueing anything; RefusedError where SLURM does not answer."""
+    queue.check_path(workspace)
+    client.check_controller()
+    there = Site.asked()
+    found = [
+        *looked_at(workspace.path),
+        Finding(True, "SLURM's programs are here, and its controller answers"),
+        *_variables(),
+        *site.findings(asked, shape, there),
+        *_accounts(asked, there),
+    ]
+    return [*found, *_trials(workspace, asked, shape, found)]
 
 
 def show(examined: Examined, base: Cluster, console: Console) -> None:
@@ -139,7 +147,7 @@ def _variables() -> Iterator[Finding]:
         yield left_behind(lambda name: _OF_A_JOB.match(name) is not None)
     overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))
     if overruling:
-        said = f"{', '.join(overruling)} overrule what the cluster file says"
+        said = f"sbatch heeds variables more than the cluster file: {', '.join(overruling)}"
         yield Finding(False, said, "unset them, unless that is meant", stops=False)
 
 
@@ -182,7 +190,9 @@ def _accounts(asked: Asked, there: Site) -> Iterator[Finding]:
         elif slurm.time_limit > longest[slurm.qos]:
             most = duration(longest[slurm.qos])
             said = f"jobs may take {duration(slurm.time_limit)}, and the qos {slurm.qos} allows {most}"
-            yield refused(asked, "slurm.time_limit", said, f"write {most} or less")
+            yield refused(
+                asked, "slurm.time_limit", said, f"write {site.minutes(longest[slurm.qos])} or less"
+            )
 
 
 def _trials(workspace: Workspace, asked: Asked, shape: Shape, found: Sequence[Finding]) -> Iterator[Finding]:
@@ -196,8 +206,9 @@ def _trials(workspace: Workspace, asked: Asked, shape: Shape, found: Sequence[Fi
             start = queue.trial(workspace, asked, tried).partition(" to start at ")[2]
         except DocumentError as error:
             generic = known and "not available" in error.what  # SLURM's word for any of what is named above
-            line = f"{error.path}:{error.line}:"
-            if not generic and error.what not in told and not any(one.what.startswith(line) for one in found):
+            place = f"{error.path}:{error.line}:{error.column}:"
+            named = any(one.fatal and one.what.startswith(place) for one in found)
+            if not generic and not named and error.what not in told:
                 yield _of(error)
             told.add(error.what)
         else:

@@ -91,6 +91,8 @@ class Facts:
     """Size of /dev/shm, through which processes of a node talk."""
     data: bool
     """Whether the data's folder can be read."""
+    load: float
+    """Cores' worth of other work in the minute before."""
     port: int
     """Where the node's first task answers; 0 of the others."""
 
@@ -153,6 +155,7 @@ def _facts(order: Order, port: int, folder: Path) -> Facts:
         free_bytes=shutil.disk_usage(folder).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
         data=readable,
+        load=os.getloadavg()[0],
         port=port,
     )
 

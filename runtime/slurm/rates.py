@@ -11,12 +11,14 @@ from torch import Tensor
 
 from model.collectives import every, sum_over
 from model.mesh import Axis, Mesh, connect
-from runtime.measure import COPIED_BYTES, GATHERED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
+from runtime.measure import COPIED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
 from runtime.slurm.probe import MEET_S, Order
 from runtime.train import Seat
 
 CPU_SIZE = 1024
 """Rows of the matrices on a CPU: a core's rate there is within a tenth of that at 2048, in an eighth of the time."""
+GATHERED_BYTES = {"cpu": 2**25, "cuda": 2**27}
+"""By each rank along an axis: more than a message's start-up, and little enough for every core of a node at once."""
 WRITTEN_BYTES = 2**27
 """Of each node: a checkpoint of a small model."""
 _ROUNDS = 5
@@ -80,9 +82,9 @@ def _clock_s(mesh: Mesh, mark: Tensor) -> float:
 
 
 def _along(axis: Axis, mesh: Mesh, mark: Tensor, device: str) -> LinkRates | None:
-    """The links of an axis; on long ones each rank gives less, so that what is gathered fits beside other ranks'."""
+    """The links of an axis, every group of it at work at once."""
     _meet(mesh, mark)
-    return None if axis.size == 1 else rates_along(axis, device, 2 * GATHERED_BYTES // axis.size // 4 * 4)
+    return None if axis.size == 1 else rates_along(axis, device, GATHERED_BYTES[device] // axis.size // 4 * 4)
 
 
 def _write_bytes_per_s(path: Path, size: int, mesh: Mesh, mark: Tensor) -> float:

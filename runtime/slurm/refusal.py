@@ -24,7 +24,7 @@ _FIELDS = (
 
 def refusal(cluster: Path, said: str) -> DocumentError:
     """The refusal of a job that sbatch did not take; `said` is all that it printed."""
-    lines = [line.strip() for line in said.splitlines()]
+    lines = [line.strip() for line in said.splitlines() if not line.startswith('Try "sbatch --help"')]
     told = [line.partition("error: ")[2] for line in lines if line.startswith("sbatch: error: ")]
     reasons = [line.removeprefix("Batch job submission failed: ") for line in told] or [
         lines[-1] if lines else ""

@@ -21,6 +21,8 @@ CLOCKS_S = 1.0
 """Clocks that differ by more put a run's records, which are of several nodes, in the wrong order."""
 _LEAST_SHM_BYTES = 2**28
 """What containers leave of /dev/shm by default is 64 MB, too little for NCCL's buffers (its manual, Shared memory)."""
+_BUSY = 0.5
+"""Cores' worth of other work that makes figures too low."""
 _SLOW = 0.8
 """Share of the others' rate below which a device holds all back; beyond what measurements differ by."""
 
@@ -57,15 +59,12 @@ class Reports:
         place = rank // self.order.tasks_per_node
         return self.nodes[place] if place < len(self.nodes) else "a node that SLURM does not name"
 
-    def silent(self) -> dict[str, int]:
-        """Nodes with tasks that reported nothing, and the first such task of each."""
-        ranks = [rank for rank in self.printed if rank not in self.facts]
-        return {self.node(rank): rank for rank in reversed(ranks)}
-
-    def alone(self) -> dict[str, int]:
-        """Nodes with tasks that reported, and did not measure; and the first such task of each."""
-        ranks = [rank for rank in self.printed if rank in self.facts]
-        return {self.node(rank): rank for rank in reversed(ranks)}
+    def first_of(self, ranks: Sequence[int]) -> dict[str, int]:
+        """The nodes of these tasks, and the first task of each."""
+        first: dict[str, int] = {}
+        for rank in ranks:
+            first.setdefault(self.node(rank), rank)
+        return first
 
 
 def _printed(folder: Path, job: str, rank: int) -> str:
@@ -79,19 +78,19 @@ def _printed(folder: Path, job: str, rank: int) -> str:
 
 def findings(reports: Reports, here: Software, begun: float, ended: float) -> Iterator[Finding]:
     """What the tasks saw; `begun` and `ended` are the caller's clock before and after."""
-    for node, rank in reports.silent().items():
+    silent = reports.first_of([rank for rank in reports.printed if rank not in reports.facts])
+    for node, rank in silent.items():
         said = f"rank {rank} on {node} did not report; it printed: {reports.printed[rank]}"
         yield Finding(False, said, "see whether the node has this folder and this Python")
     if reports.facts:
         yield from _software(reports, here)
         yield from _nodes(reports, begun, ended)
         yield from _names(reports)
-    for node, rank in reports.alone().items():
-        said = (
-            f"rank {rank} on {node} did not meet and measure with its peers (they had {MEET_S:.0f} s to meet)"
-        )
+    alone = reports.first_of([rank for rank in reports.printed if rank in reports.facts])
+    for node, rank in alone.items():
+        said = f"rank {rank} on {node} did not find its peers within {MEET_S:.0f} s, or not measure with them"
         remedy = (
-            "see what it says; between nodes, name the network as GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
+            "see what it says; nodes with several networks may need GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
         )
         yield Finding(False, f"{said}; it printed: {reports.printed[rank]}", f"{remedy} in slurm.prologue")
     if reports.rates and not reports.printed:
@@ -102,6 +101,12 @@ def findings(reports: Reports, here: Software, begun: float, ended: float) -> It
 
 def _by_node(reports: Reports) -> dict[str, Facts]:
     return {one.node: one for one in reports.facts.values()}
+
+
+def _busy(reports: Reports) -> list[str]:
+    """Nodes whose cores had other work to do when theirs were to be measured."""
+    on_cpu = reports.order.device == "cpu"
+    return [node for node, facts in _by_node(reports).items() if on_cpu and facts.load > _BUSY]
 
 
 def _software(reports: Reports, here: Software) -> Iterator[Finding]:
@@ -139,6 +144,11 @@ def _nodes(reports: Reports, begun: float, ended: float) -> Iterator[Finding]:
         if late > CLOCKS_S:
             said = f"the clock of {node} is at least {duration(late)} from the one here"
             yield Finding(False, said, "have the site's people set it", stops=False)
+    busy = _busy(reports)
+    if busy:
+        cores = max(nodes[node].load for node in busy)
+        said = f"other work was at {cores:.1f} cores of {', '.join(busy)}: the figures may be too low"
+        yield Finding(False, said, "measure again with exclusive: true in slurm", stops=False)
     free = min(facts.free_bytes for facts in nodes.values())
     shm = min(facts.shm_bytes for facts in nodes.values())
     said = f"{', '.join(nodes)}: the folder is shared, {free / 2**30:.1f} GiB are free, /dev/shm has "
@@ -168,6 +178,8 @@ def _clocks(reports: Reports) -> Iterator[Finding]:
 
 
 def _slow(reports: Reports) -> Iterator[Finding]:
+    if _busy(reports):
+        return
     rates = {rank: one.device.bf16_flop_per_s for rank, one in reports.rates.items()}
     usual = statistics.median(rates.values())
     for rank, rate in rates.items():

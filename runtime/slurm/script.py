@@ -23,7 +23,7 @@ from specs.slurm import Slurm
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
 """A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
 PROBE_S = 360.0
-"""Longest time of the doctor's job: a minute to meet, and measurements of less than two (docs/log.md)."""
+"""Longest time of the doctor's job: two minutes to report and to meet, and what it measures takes less than two."""
 
 
 @dataclass(frozen=True)

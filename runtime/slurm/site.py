@@ -6,7 +6,7 @@ file that asks for another.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from runtime.doctor import Finding
@@ -16,6 +16,9 @@ from runtime.slurm.script import Shape
 from specs.files import locate
 from specs.text import nearest
 from specs.words import duration, several
+
+Fields = Sequence[Mapping[str, str]]
+"""Figures by SLURM's names for them, of several things."""
 
 _GONE = ("DOWN", "DRAIN", "FAIL", "NO_RESPOND", "NOT_RESPONDING", "POWERED_DOWN", "UNKNOWN", "INVAL")
 """Words in the states of nodes that take no jobs now."""
@@ -79,9 +82,12 @@ class Site:
     @staticmethod
     def asked() -> "Site":
         """Ask SLURM."""
-        partitions = tuple(_partition(fields) for fields in client.shown("partition"))
-        nodes = tuple(_node(fields) for fields in client.shown("node"))
-        return Site(client.settings(), partitions, nodes)
+        return Site.of(client.settings(), client.shown("partition"), client.shown("node"))
+
+    @staticmethod
+    def of(settings: dict[str, str], partitions: Fields, nodes: Fields) -> "Site":
+        """From what scontrol shows."""
+        return Site(settings, tuple(map(_partition, partitions)), tuple(map(_node, nodes)))
 
     def partition(self, name: str | None) -> Partition | None:
         """The partition of this name, or the default one; None where there is none."""
@@ -90,7 +96,7 @@ class Site:
         )
 
 
-def _partition(fields: dict[str, str]) -> Partition:
+def _partition(fields: Mapping[str, str]) -> Partition:
     return Partition(
         name=fields["PartitionName"],
         default=fields.get("Default") == "YES",
@@ -105,7 +111,7 @@ def _partition(fields: dict[str, str]) -> Partition:
     )
 
 
-def _node(fields: dict[str, str]) -> Node:
+def _node(fields: Mapping[str, str]) -> Node:
     gres: dict[str, int] = {}
     for entry in re.findall(r"[^,(]+(?:\([^)]*\))?", fields.get("Gres", "")):
         name, _, number = entry.partition("(")[0].rpartition(":")
@@ -179,7 +185,8 @@ def _limits(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Findin
     if slurm.time_limit > partition.longest_s:
         most = duration(partition.longest_s)
         what = f"jobs may take {duration(slurm.time_limit)}, and the partition {partition.name} allows {most}"
-        yield refused(asked, "slurm.time_limit", what, f"write {most} or less; runs go on from job to job")
+        write = f"write {minutes(partition.longest_s)} or less; runs go on from job to job"
+        yield refused(asked, "slurm.time_limit", what, write)
     else:
         most = (
             "sets no limit" if partition.longest_s == math.inf else f"allows {duration(partition.longest_s)}"
@@ -202,7 +209,7 @@ def _nodes(asked: Asked, shape: Shape, partition: Partition, nodes: Sequence[Nod
         what += f"{shape.tasks_per_node}, and the partition {partition.name} has {len(nodes)}"
         yield refused(asked, "devices", what, f"write {len(nodes) * shape.tasks_per_node} or less")
         return
-    enough = list(nodes)
+    enough, lacking = list(nodes), False
     for field, wanted, most, fits in _wants(asked, shape, partition, nodes):
         fitting = [node for node in nodes if fits(node)]
         enough = [node for node in enough if fits(node)]
@@ -210,7 +217,9 @@ def _nodes(asked: Asked, shape: Shape, partition: Partition, nodes: Sequence[Nod
             have = f"{len(fitting)} of the {several(len(nodes), 'node')} of {partition.name} have that"
             what = f"{wanted} on each of {several(shape.nodes, 'node')} are asked for, and {have} ({most})"
             yield refused(asked, field, what, "write what they have, or name another partition")
-            return
+            lacking = True
+    if lacking:
+        return
     if len(enough) < shape.nodes:
         what = f"{len(enough)} of the {several(len(nodes), 'node')} of {partition.name} have all that is asked for"
         yield refused(asked, "devices", f"{what}, and {shape.nodes} are needed", "ask for less of each")
@@ -315,9 +324,14 @@ def _settings(asked: Asked, site: Site) -> Iterator[Finding]:
     yield Finding(True, f"queuing a job again {requeue} (JobRequeue {site.settings.get('JobRequeue', '?')})")
 
 
-def kill_wait_s(site: Site) -> float:
+def minutes(time_s: float) -> str:
+    """A time as a cluster file says it."""
+    return f"{time_s / 60:g} min"
+
+
+def kill_wait_s(settings: Mapping[str, str]) -> float:
     """Time that a cancelled job has to save."""
-    return float(site.settings.get("KillWait", "30").split()[0])
+    return float(settings.get("KillWait", "30").split()[0])
 
 
 def _size(size: float) -> str:
