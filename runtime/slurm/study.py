@@ -26,7 +26,7 @@ from specs.files import DocumentError, load, write_json
 from specs.plan import Plan
 from specs.record import Audit, Incident
 from specs.submission import StudyState
-from specs.words import several
+from specs.words import first_line, several
 
 _NOT_ITS_FAULT = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 """How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
@@ -78,6 +78,10 @@ def go_on(path: Path, own: str) -> int:
         print(error)
         _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=str(error)))
         return drive.BAD_INPUT
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=said))
+        raise
     return drive.OK if study.audit is not None or _waits(study) else study.exit_code
 
 

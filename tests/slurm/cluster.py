@@ -1,6 +1,6 @@
 """A real SLURM with accounts, on this machine alone: a head with the controller and the database, and virtual nodes.
 
-    with Cluster(folder) as cluster:
+    with Cluster() as cluster:
         job = cluster.submit("-N2", "--wrap", "srun hostname")
         cluster.wait(job, "COMPLETED")
 
@@ -10,7 +10,6 @@ nodes share a file system, a network and the cores that there are; GPUs are name
 """
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,8 @@ from typing import TypeVar
 
 from tests.slurm.machine import Machine, Process
 from tests.slurm.needs import PATH
-from tests.slurm.settings import HEAD, Ports, Settings
+from tests.slurm.place import Place
+from tests.slurm.settings import HEAD, Settings
 
 T = TypeVar("T")
 
@@ -34,13 +34,10 @@ class Cluster:
     for two nodes and ten minutes. An array's indices end at 7.
     """
 
-    def __init__(
-        self, folder: Path, nodes: int = 4, cpus: int = 4, memory_mb: int = 4000, gpus: int = 2
-    ) -> None:
-        self.folder = folder
+    def __init__(self, nodes: int = 4, cpus: int = 4, memory_mb: int = 4000, gpus: int = 2) -> None:
         self.nodes = tuple(f"node{1 + place}" for place in range(nodes))
         self._sizes = (cpus, memory_mb, gpus)
-        self._ports: Ports | None = None
+        self._place: Place | None = None
         self._machines: dict[str, Machine] = {}
         """Those that are on."""
 
@@ -53,10 +50,9 @@ class Cluster:
 
     def up(self) -> None:
         """Bring everything up, from nothing to idle nodes."""
-        self.folder.mkdir(parents=True)  # refused where there is one: `down` would remove it
         try:
-            self._ports = Ports(2 + len(self.nodes))
-            self._settings = Settings(self.folder, self.nodes, *self._sizes, self._ports.numbers)
+            self._place = Place(ports=2 + len(self.nodes))
+            self._settings = Settings(self.folder, self.nodes, *self._sizes, self._place.ports)
             self._settings.write()
             self._switch_on(HEAD)
             self._start_database()
@@ -71,10 +67,15 @@ class Cluster:
         """End every daemon and job, and remove the cluster's files; harmless where there are none."""
         while self._machines:
             self._machines.popitem()[1].cut()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        if self._ports is not None:
-            self._ports.close()
+        if self._place is not None:
+            self._place.leave()
+            self._place = None
+
+    @property
+    def folder(self) -> Path:
+        """Where all of its files are, while it is up."""
+        assert self._place is not None, "the cluster is not up"
+        return self._place.folder
 
     def environment(self) -> dict[str, str]:
         """What a client needs in its environment, besides our own."""
@@ -130,7 +131,7 @@ class Cluster:
         return [
             process
             for process in self._machines[node].processes()
-            if command in process.command and (job is None or process.environment.get("SLURM_JOB_ID") == job)
+            if command in process.command and (job is None or job in _jobs(process.environment))
         ]
 
     def task(self, job: str, rank: int, command: str = "", timeout_s: float = 60) -> Process:
@@ -199,8 +200,9 @@ class Cluster:
         self._machines.pop(name).cut()
 
     def start_node(self, name: str) -> None:
-        """Switch a node on; it reports to the controller by itself."""
-        self._switch_on(name).start("slurmd", "-N", name)
+        """Switch a node on, or start its slurmd where only that is gone; it reports to the controller by itself."""
+        machine = self._machines.get(name) or self._switch_on(name)
+        machine.start("slurmd", "-N", name)
 
     def fail_node(self, name: str) -> None:
         """Cut a node's power and have the controller notice at once."""
@@ -235,7 +237,7 @@ class Cluster:
         if not head.runs("slurmctld"):
             self.start_controller()
         for node in self.nodes:
-            if node not in self._machines:
+            if node not in self._machines or not self._machines[node].runs("slurmd"):
                 self.start_node(node)
         self.run("scancel", "--user=root")
         self.until(self._is_idle, "every node is idle", timeout_s)
@@ -322,3 +324,9 @@ class Cluster:
         except AssertionError:
             return False
         return True
+
+
+def _jobs(environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """The names of the job that a process is of: its number, and of an array's element `array_index`."""
+    array, index = (environment.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return environment.get("SLURM_JOB_ID"), f"{array}_{index}"

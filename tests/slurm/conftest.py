@@ -8,9 +8,9 @@ from tests.slurm.cluster import Cluster
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """Four nodes of four CPUs, 4000 MB and two GPUs; see tests/slurm/cluster.py."""
-    with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+    with Cluster() as cluster:
         yield cluster
 
 

@@ -26,7 +26,8 @@ def lacking() -> str | None:
         return f"no SLURM here ({', '.join(absent)} missing); to install it: {INSTALL}"
     if os.geteuid() != 0:
         return "SLURM's virtual nodes need root"
-    tried = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True, check=False, timeout=60)
+    mount = ("mount", "--bind", "/etc/hosts", "/etc/hosts")
+    tried = subprocess.run([*NAMESPACES, *mount], capture_output=True, text=True, check=False, timeout=60)
     if tried.returncode != 0:
         return f"SLURM's virtual nodes need namespaces, and this machine allows none: {tried.stderr.strip()}"
     return None

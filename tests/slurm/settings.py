@@ -1,7 +1,6 @@
-"""A cluster's settings: what SLURM reads, and the ports that nobody else has."""
+"""A cluster's settings: what SLURM reads."""
 
 import os
-import socket
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,43 +8,6 @@ from pathlib import Path
 
 HEAD = "head"
 """The host name of the machine with the controller and the accounts."""
-
-_FIRST_PORTS = range(10000, 16000, 32)
-"""Where clusters look for ports: below those that Linux gives to clients (from 32768) and submitit to tasks (20000)."""
-
-
-class Ports:
-    """Consecutive ports of one address space, held against other clusters until `close`."""
-
-    def __init__(self, count: int) -> None:
-        assert count <= _FIRST_PORTS.step
-        for first in _FIRST_PORTS:
-            claim = socket.socket(socket.AF_UNIX)
-            try:
-                claim.bind(
-                    f"\0isoplan tests: ports from {first}"
-                )  # a name in the kernel, gone with its owner
-                self.numbers = range(first, first + count)
-                if all(map(_is_free, self.numbers)):
-                    self._claim = claim
-                    return
-            except OSError:  # another cluster's
-                pass
-            claim.close()
-        raise AssertionError("no free ports")
-
-    def close(self) -> None:
-        """Let others have them."""
-        self._claim.close()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as tried:
-        try:
-            tried.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 @dataclass(frozen=True)

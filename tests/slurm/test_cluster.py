@@ -116,34 +116,38 @@ def test_jobs_outlive_the_controller_and_the_accounts(cluster: Cluster) -> None:
     cluster.until(lambda: cluster.history(late) == ["COMPLETED"], "the accounts heard of it")
 
 
-def test_two_clusters_side_by_side(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_clusters_side_by_side(cluster: Cluster) -> None:
     hosts = HOSTS.read_bytes()
-    with Cluster(tmp_path / "other", nodes=1, cpus=2) as other:
+    with Cluster(nodes=1, cpus=2) as other:
+        folder = other.folder
+        assert folder != cluster.folder
         assert other.run("srun", "-n2", "hostname") == "node1\nnode1\n"
         assert cluster.run("srun", "-n2", "hostname") == "node1\nnode1\n"
-        job = other.submit("--wrap", "srun sleep 600")
-        other.task(job, 0, "sleep")
-        assert marked(other.folder)
-    assert marked(other.folder) == []
-    assert not other.folder.exists()
+        other.task(other.submit("--wrap", "srun sleep 600"), 0, "sleep")
+        assert marked(folder)
+    assert marked(folder) == []
+    assert not folder.exists()
     assert HOSTS.read_bytes() == hosts
 
 
-def test_a_killed_process_leaves_no_cluster_behind(tmp_path: Path) -> None:
-    program = f"""
-import pathlib, time
+def test_a_killed_process_leaves_no_cluster_behind() -> None:
+    program = """
+import time
 from tests.slurm.cluster import Cluster
-cluster = Cluster(pathlib.Path({str(tmp_path / "cluster")!r}), nodes=1)
+cluster = Cluster(nodes=1)
 cluster.up()
 cluster.task(cluster.submit("--wrap", "srun sleep 600"), 0)
-print("up", flush=True)
+print(cluster.folder, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == "up\n"
+        folder = Path(owner.stdout.readline().strip())
         owner.kill()
+    assert folder.is_dir()
     deadline = time.monotonic() + 20
-    while left := marked(tmp_path / "cluster"):
+    while left := marked(folder):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+    with Cluster(nodes=1) as heir:
+        assert heir.run("srun", "hostname") == "node1\n"

@@ -1,0 +1,227 @@
+"""A run on two nodes with two ranks each, and what befalls runs on clusters.
+
+Whatever it is, the job completes by itself, and the run's numbers are those of one to which nothing happened.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from runtime.train import FINISHED
+from specs.record import Order
+from specs.run import Evaluation, RunSpec
+from tests.slurm.cluster import Cluster
+from tests.slurm.running import Running, paced
+from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
+
+pytestmark = pytest.mark.slurm
+
+STEPS, PACE_S = 300, 0.04
+"""Twelve seconds of training, whatever the machine."""
+LIMITED = ("time_limit: 1 min", "warning: 10 s")
+"""The warning comes 20 to 50 s after a start (SLURM's tick is 30 s)."""
+LONG_S = 0.45
+"""A pace at which a run takes 135 s: three such segments at least."""
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> RunSpec:
+    each = Evaluation(every_steps=50, sequences=4, final_sequences=8)
+    return tiny_run(corpus(home), steps=STEPS, evaluation=each)
+
+
+@pytest.fixture(scope="module")
+def how(run: RunSpec) -> Order:
+    """Data parallel over the nodes, a pipeline within each."""
+    return order(run, dp=2, pp=2, micro_batch=1, every_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path, run: RunSpec, how: Order) -> Outcome:
+    folder = opened(home / "undisturbed", run, how)
+    assert Ranks(folder, home / "data", 4).join() == [FINISHED] * 4
+    return outcome(folder)
+
+
+@pytest.fixture(autouse=True)
+def _client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a client of the cluster."""
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+class Start(Protocol):
+    """Queues the run with these lines in its cluster file."""
+
+    def __call__(
+        self, *lines: str, pace_s: float = PACE_S, crash: str = "", partition: str = "main"
+    ) -> Running: ...
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, how: Order) -> Start:
+    """Queues the run in a workspace of its own."""
+
+    def started(*lines: str, pace_s: float = PACE_S, crash: str = "", partition: str = "main") -> Running:
+        said = (f"partition: {partition}", paced(pace_s, crash), *lines)
+        return Running.queued(cluster, home, tmp_path / "work", run, how, *said)
+
+    return started
+
+
+def report(
+    capsys: pytest.CaptureFixture[str], what: str, running: Running, since_s: float, start: int = 1
+) -> None:
+    """Print how long it took from what befell the run until it trained again."""
+    with capsys.disabled():
+        print(f"\n{what}: {running.starts[start].time - since_s:.1f} s until it trained again", end=" ")
+
+
+def test_it_runs_where_nothing_happens(start: Start, undisturbed: Outcome) -> None:
+    running = start()
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    assert running.starts[0].job == f"{running.job}, restart 0, on node[1-2]"
+    assert len(running.starts) == 1
+
+
+def test_it_survives_its_time_limit_twice(start: Start, undisturbed: Outcome, capsys: Capture) -> None:
+    running = start(*LIMITED, pace_s=LONG_S)
+    running.wait_for_end(timeout_s=600)
+    assert outcome(running.folder) == undisturbed
+    left = running.incidents("interrupted")
+    assert len(running.starts) >= 3
+    assert len(left) == len(running.starts) - 1
+    assert all("saved" in one.message for one in left)
+    report(capsys, "time limit", running, left[0].time)
+
+
+def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture) -> None:
+    running = start()
+    running.wait_for_step(50)
+    since_s = time.time()
+    cluster.run("scancel", "--signal=USR2", running.job)
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    assert [start.lost_steps for start in running.starts] == [0, 0]
+    report(capsys, "scancel --signal=USR2", running, since_s)
+
+
+@pytest.mark.parametrize(("partition", "grace_s"), [("low", 30), ("low0", 0)])
+def test_it_survives_preemption(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, partition: str, grace_s: int
+) -> None:
+    running = start(partition=partition)
+    running.wait_for_step(50)
+    since_s = time.time()
+    high = cluster.submit("--partition=high", "--nodes=4", "--ntasks=16", "--wrap", "sleep 3")
+    cluster.wait(high, "COMPLETED", timeout_s=120)
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    assert running.incidents("crashed") == []
+    report(capsys, f"preemption, {grace_s} s of grace", running, since_s)
+
+
+def test_it_survives_a_node_without_power(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    running = start()
+    running.wait_for_step(50)
+    since_s = time.time()
+    cluster.fail_node("node2")
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    assert len(running.starts) == 2
+    assert "NODE_FAIL" in cluster.history(running.job)
+    report(capsys, "power cut of a node", running, since_s)
+
+
+def test_it_survives_the_death_of_a_rank(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    running = start()
+    running.wait_for_step(50)
+    since_s = time.time()
+    os.kill(cluster.task(running.job, rank=3).pid, signal.SIGKILL)
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    [crash] = running.incidents("crashed")
+    assert "Killed (rank 3 on node2; its log: " in crash.message
+    assert "retry 1 of 3" in crash.message
+    report(capsys, "kill -9 of a rank", running, since_s)
+
+
+def test_it_survives_without_a_controller(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    """Down while a rank is killed: what follows waits for it."""
+    running = start()
+    running.wait_for_step(50)
+    cluster.stop_controller()
+    since_s = time.time()
+    os.kill(cluster.task(running.job, rank=0).pid, signal.SIGKILL)
+    cluster.until(lambda: "SLURM does not answer" in running.said(), "what follows asks in vain", 120)
+    cluster.start_controller()
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    report(capsys, "kill -9 of rank 0 while slurmctld is down", running, since_s)
+
+
+def test_it_survives_without_accounts(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    cluster.stop_accounting()
+    running = start()
+    running.wait_for_step(50)
+    since_s = time.time()
+    cluster.run("scancel", "--signal=USR2", running.job)
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    report(capsys, "a signal while slurmdbd is down", running, since_s)
+
+
+def test_it_is_given_up_where_it_crashes_again_and_again(
+    start: Start, cluster: Cluster, tmp_path: Path, undisturbed: Outcome
+) -> None:
+    """At the same step, so that it comes to no other checkpoint; queued anew once that is mended, it goes on."""
+    broken = tmp_path / "broken"
+    broken.touch()
+    running = start("retries: 1", crash=f"1 40 {broken}")
+    cluster.wait(running.job, "FAILED", timeout_s=240)
+    crashes = running.incidents("crashed")
+    assert "retry 1 of 1" in crashes[-2].message
+    assert "given up, 2 times it came no further than the checkpoint of step" in crashes[-1].message
+    [outcome_] = running.queue(again=False).outcomes
+    assert outcome_.state == "failed"
+    assert crashes[-1].message in outcome_.message
+    broken.unlink()
+    [outcome_] = running.queue().outcomes
+    assert outcome_.state == "queued"
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+
+
+def test_what_cannot_get_better_is_not_tried_again(start: Start, cluster: Cluster) -> None:
+    """A corpus that is not the run's is bad input, whenever the run is started."""
+    running = start("retries: 3")
+    for path in (running.workspace.path / "data").resolve().glob("*/manifest.json"):
+        text = path.read_text()
+        path.write_text(text.replace('"digest": "', '"digest": "0', 1))
+        try:
+            cluster.wait(running.job, "FAILED", timeout_s=120)
+        finally:
+            path.write_text(text)
+    [crash] = running.incidents("crashed")
+    assert "it would end the same way again" in crash.message
