@@ -46,6 +46,8 @@ _OF_A_JOB = re.compile(
 """Variables that SLURM sets in a job; others, as SLURM_CONF, are for its programs."""
 _LOOK_S = 1.0
 """Time between two looks at the queue."""
+_CLEAN_S = 10.0
+"""For nodes to be done with a job; what its tasks reported is there before."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
         client.cancel([told.job])
         said = f"job {told.job} did not start within {duration(patience_s)} (SLURM says {waited_for}); it was cancelled"
         return None, [Finding(False, said, "give more --patience, or try again when less is queued")]
-    state, nodes = client.state_of(told.job), client.nodes_of(client.place_of(told.job))
+    state, nodes = _end(told.job), client.nodes_of(client.place_of(told.job))
     console.print(f"job {told.job} has ended: {state.lower()}", highlight=False)
     reported = Reports.read(told.folder, told.job, told.order, nodes)
     said_by = list(reports.findings(reported, Software.here(), begun, time.time()))
@@ -264,6 +266,14 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
             Finding(False, f"job {told.job} was not done within {duration(PROBE_S)}", "see the tasks' logs")
         )
     return reported, said_by
+
+
+def _end(job: str) -> str:
+    """SLURM's word for how a job ended, given some seconds to clean up after it."""
+    until_s = time.monotonic() + _CLEAN_S
+    while (state := client.state_of(job)) == "COMPLETING" and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+    return state
 
 
 def _awaited(told: Told, patience_s: float, console: Console) -> str | None:

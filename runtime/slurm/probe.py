@@ -133,8 +133,10 @@ def probe(folder: Path, seat: Seat, first: str) -> None:
         write(folder, f"facts-{seat.rank}", _facts(order, door.getsockname()[1] if leads else 0, folder))
         if leads:
             threading.Thread(target=_answer, args=(door,), daemon=True).start()
-            names = _names(folder, order)
-            write(folder, f"names-{seat.rank}", names)
+            deadline_s = time.monotonic() + MEET_S
+            write(folder, f"names-{seat.rank}", _names(folder, order, deadline_s))
+            for rank in range(0, order.nodes * order.tasks_per_node, order.tasks_per_node):
+                _awaited(folder, f"names-{rank}", Names, deadline_s)  # who leaves earlier answers nobody
         try:
             socket.getaddrinfo(first, None)
         except OSError as error:  # else the tasks would wait for each other without a word
@@ -169,11 +171,10 @@ def _answer(door: socket.socket) -> None:
                 caller.sendall(socket.gethostname().encode())
 
 
-def _names(folder: Path, order: Order) -> Names:
+def _names(folder: Path, order: Order, deadline_s: float) -> Names:
     """Call every node of the job by its name."""
     from submitit import JobEnvironment
 
-    deadline_s = time.monotonic() + MEET_S
     wrong: dict[str, str] = {}
     for index, name in enumerate(JobEnvironment().hostnames):
         leader = _awaited(folder, f"facts-{index * order.tasks_per_node}", Facts, deadline_s)
@@ -194,7 +195,7 @@ def _called(name: str, leader: Facts) -> str:
             answered = line.recv(256).decode()
     except OSError as error:
         return f"leads to {address}, where nothing answers ({error.strerror or error})"
-    return "" if answered == leader.node else f"leads to {address}, which is {answered}"
+    return "" if answered == leader.node else f"leads to {address}, which is {answered or 'somebody else'}"
 
 
 def _awaited(folder: Path, name: str, kind: type[T], deadline_s: float) -> T | None:

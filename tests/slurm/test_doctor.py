@@ -36,6 +36,7 @@ data:
   tokenizer: {kind: bytes}
 """
 
+
 def asked(folder: Path, text: str) -> Asked:
     path = folder / "ours.yaml"
     path.write_text(text)
@@ -108,7 +109,9 @@ def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp
     lines = hosts.read_text()
     hosts.write_text("".join(line for line in lines.splitlines(True) if "node1" not in line))
     try:
-        text = CLUSTER.replace("devices_per_node: 2", "devices_per_node: 1").replace("devices: 4", "devices: 2")
+        text = CLUSTER.replace("devices_per_node: 2", "devices_per_node: 1").replace(
+            "devices: 4", "devices: 2"
+        )
         said = found_by_a_job(tmp_path, text)
     finally:
         hosts.write_text(lines)
