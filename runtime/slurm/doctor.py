@@ -81,8 +81,7 @@ def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Cons
     try:
         found = from_here(asked, workspace, shape)
     except RefusedError as error:  # no SLURM, or none that answers
-        what, _, remedy = str(error).rpartition("; ")
-        return Examined((*looked_at(workspace.path), Finding(False, what, remedy)), None, None)
+        return Examined((*looked_at(workspace.path), Finding(False, *_parts(error))), None, None)
     probe = replace(shape, nodes=min(2, shape.nodes), least_nodes=min(2, shape.nodes))
     script = queue.probe_script(workspace, asked, probe)
     try:
@@ -136,6 +135,12 @@ def _of(error: DocumentError) -> Finding:
     return Finding(False, f"{error.path}:{error.line}:{error.column}: {error.what}", error.write)
 
 
+def _parts(error: RefusedError) -> tuple[str, str]:
+    """What is wrong, and what to do about it where that is said."""
+    what, _, remedy = str(error).partition("; ")
+    return what, remedy
+
+
 def _variables() -> Iterator[Finding]:
     """Of a job, where this is in none; and those that sbatch heeds more than a script."""
     job = os.environ.get("SLURM_JOB_ID")
@@ -166,7 +171,7 @@ def _accounts(asked: Asked, there: Site) -> Iterator[Finding]:
     try:
         client.check_accounts()
     except SlurmError as error:
-        what = str(error).rpartition("; ")[0]
+        what = _parts(error)[0]
         lost = "a job that ran out of time or lost its node counts as failed, and a study stops there"
         said = f"sacct does not answer ({what}): how jobs ended is not known, so {lost}"
         yield Finding(False, said, "ask the site's people for accounts (slurmdbd)", stops=False)
@@ -261,10 +266,9 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
     console.print(f"job {told.job} has ended: {state.lower()}", highlight=False)
     reported = Reports.read(told.folder, told.job, told.order, nodes)
     said_by = list(reports.findings(reported, Software.here(), begun, time.time()))
-    if state == "TIMEOUT":
-        said_by.append(
-            Finding(False, f"job {told.job} was not done within {duration(PROBE_S)}", "see the tasks' logs")
-        )
+    if state not in ("COMPLETED", "FAILED"):
+        limit = f" (it had {duration(PROBE_S)})" if state == "TIMEOUT" else ""
+        said_by.append(Finding(False, f"job {told.job} ended as {state}{limit}", f"see {told.folder}"))
     return reported, said_by
 
 

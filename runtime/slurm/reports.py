@@ -1,5 +1,6 @@
 """What the doctor's tasks reported, put together: findings, and the figures of a device and of each kind of link."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,6 +11,7 @@ from runtime.blame import Log
 from runtime.doctor import LEAST_FREE_BYTES, Finding, short, with_rates
 from runtime.measure import DeviceRates, LinkRates
 from runtime.prepare import STATE_BYTES
+from runtime.slurm.afterwards import fate
 from runtime.slurm.probe import MEET_S, Facts, Names, Order, Software, log_of, read
 from runtime.slurm.rates import Rates
 from specs.cluster import Cluster
@@ -39,7 +41,7 @@ class Reports:
     names: Mapping[int, Names]
     rates: Mapping[int, Rates]
     printed: Mapping[int, str]
-    """The line that tells most, of those who came to no rates."""
+    """The line that tells most, of those who came to no rates; who fell silent first comes first."""
 
     @staticmethod
     def read(folder: Path, job: str, order: Order, nodes: Sequence[str]) -> "Reports":
@@ -49,7 +51,8 @@ class Reports:
             {rank: found for rank in ranks if (found := read(folder, f"{name}-{rank}", kind)) is not None}
             for name, kind in (("facts", Facts), ("names", Names), ("rates", Rates))
         )
-        printed = {rank: _printed(folder, job, rank) for rank in ranks if rank not in rates}
+        fallen = sorted((rank for rank in ranks if rank not in rates), key=lambda r: _silence(folder, job, r))
+        printed = {rank: _printed(folder, job, rank) for rank in fallen}
         return Reports(order, nodes, facts, names, rates, printed)  # type: ignore[arg-type]
 
     def node(self, rank: int) -> str:
@@ -67,20 +70,34 @@ class Reports:
         return first
 
 
+def _log(folder: Path, job: str, rank: int) -> Log | None:
+    """What a task printed: its own log, or submitit's of it."""
+    logs = (Log(path, 0) for path in (log_of(folder, rank), folder / f"{job}_{rank}_log.err"))
+    return next((log for log in logs if log.path.exists() and log.lines), None)
+
+
+def _silence(folder: Path, job: str, rank: int) -> tuple[bool, float]:
+    """Whether a task could say what happened, and when it fell silent: as runtime/blame.py orders who is to blame."""
+    log = _log(folder, job, rank)
+    return (False, math.inf) if log is None else (log.error is not None, log.path.stat().st_mtime)
+
+
 def _printed(folder: Path, job: str, rank: int) -> str:
-    """What a task said of its end, in its own log, or submitit in its, or SLURM in the script's."""
-    for path in (log_of(folder, rank), folder / f"{job}_{rank}_log.err", folder / f"{job}_0_log.err"):
-        log = Log(path, 0)
-        if path.exists() and log.lines:
-            return f"{log.error or log.last_words} (its log: {path})"
-    return "it printed nothing"
+    """How a task ended: its own error, or what srun says of it, or its last words."""
+    log, script = _log(folder, job, rank), folder / f"{job}_0_log.err"
+    if log is not None and log.error is not None:
+        return f"it printed: {log.error} (its log: {log.path})"
+    said = fate(script, rank)
+    if said is not None:
+        return f"srun says: {said}" + ("" if log is None else f" (its log: {log.path})")
+    return "it printed nothing" if log is None else f"it printed: {log.last_words} (its log: {log.path})"
 
 
 def findings(reports: Reports, here: Software, begun: float, ended: float) -> Iterator[Finding]:
     """What the tasks saw; `begun` and `ended` are the caller's clock before and after."""
     silent = reports.first_of([rank for rank in reports.printed if rank not in reports.facts])
     for node, rank in silent.items():
-        said = f"rank {rank} on {node} did not report; it printed: {reports.printed[rank]}"
+        said = f"rank {rank} on {node} did not report; {reports.printed[rank]}"
         yield Finding(False, said, "see whether the node has this folder and this Python")
     if reports.facts:
         yield from _software(reports, here)
@@ -92,8 +109,8 @@ def findings(reports: Reports, here: Software, begun: float, ended: float) -> It
         remedy = (
             "see what it says; nodes with several networks may need GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
         )
-        yield Finding(False, f"{said}; it printed: {reports.printed[rank]}", f"{remedy} in slurm.prologue")
-    if reports.rates and not reports.printed:
+        yield Finding(False, f"{said}; {reports.printed[rank]}", f"{remedy} in slurm.prologue")
+    if len(reports.rates) > 1 and not reports.printed:
         yield Finding(True, f"{len(reports.rates)} tasks found each other and talked")
         yield from _clocks(reports)
         yield from _slow(reports)
@@ -239,9 +256,10 @@ class Figures:
     def saving(self, kill_wait_s: float, warning_s: float) -> Finding:
         """How large a run may be to be saved in the time that it has."""
         most, warned = (count(self.write_bytes_per_s * s / STATE_BYTES) for s in (kill_wait_s, warning_s))
-        said = f"cancelled, a run has {kill_wait_s:g} s (KillWait): enough to save {most} parameters"
-        rate = f"at the {self.write_bytes_per_s / 1e9:.2f} GB/s that {', '.join(self.nodes)} write"
-        return Finding(True, f"{said} {rate}; warned, it has {warning_s:g} s: {warned}")
+        rate = f"{self.write_bytes_per_s / 1e9:.2f} GB/s are written from {', '.join(self.nodes)}"
+        said = f"{rate}: a cancelled run of up to {most}"
+        rest = f"parameters is saved in {kill_wait_s:g} s (KillWait), a warned one of up to {warned} in {warning_s:g} s"
+        return Finding(True, f"{said} {rest}")
 
 
 def _median(several: Sequence[R]) -> R:

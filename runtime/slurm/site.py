@@ -322,6 +322,8 @@ def _settings(asked: Asked, site: Site) -> Iterator[Finding]:
         "is allowed" if site.settings.get("JobRequeue") == "1" else "is asked for by each job (--requeue)"
     )
     yield Finding(True, f"queuing a job again {requeue} (JobRequeue {site.settings.get('JobRequeue', '?')})")
+    wait = duration(kill_wait_s(site.settings))
+    yield Finding(True, f"a job that is cancelled has {wait} to save (KillWait)")
 
 
 def minutes(time_s: float) -> str:

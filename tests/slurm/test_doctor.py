@@ -82,7 +82,7 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     assert "node1, node2: the folder is shared" in said
     assert f"{tmp_path}/data can be read" in said
     assert "4 tasks found each other" in said
-    assert "a run has 5 s (KillWait)" in said
+    assert "parameters is saved in 5 s (KillWait)" in said
     measured = load(tmp_path / told["file"], ClusterFile)
     assert (measured.devices, measured.devices_per_node) == (4, 2)
     for link, rates in (("intra_node", "within"), ("inter_node", "between")):
@@ -92,16 +92,6 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     (tmp_path / "budget.yaml").write_text(BUDGET)
     planned = isoplan(tmp_path, "plan", "budget.yaml", "--json")
     assert planned.returncode == 0, planned.stderr
-
-
-def test_figures_that_are_there_are_left_alone(client: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "ours.yaml").write_text(CLUSTER)
-    (tmp_path / "ours.measured.yaml").touch()
-    refused = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml")
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "ours.measured.yaml:1:1: figures are there; give another name as --out, or remove it\n"
-    )
 
 
 def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp_path: Path) -> None:
@@ -116,15 +106,20 @@ def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp
     finally:
         hosts.write_text(lines)
     assert said[0].startswith("on node1, node2 the name node1 does not resolve")
-    assert said[1].startswith("rank 0 on node1 did not find its peers within 60 s")
-    assert said[2].startswith("rank 1 on node2 did not find its peers within 60 s")
-    assert "OSError: the name of the first node, node1, leads nowhere" in said[2]
+    assert sorted(one[:49] for one in said[1:]) == [
+        "rank 0 on node1 did not find its peers within 60 ",
+        "rank 1 on node2 did not find its peers within 60 ",
+    ]
+    assert all("OSError: the name of the first node, node1, leads nowhere" in one for one in said[1:])
 
 
 def test_tasks_that_cannot_start_are_named_with_what_they_printed(client: Cluster, tmp_path: Path) -> None:
     said = found_by_a_job(tmp_path, f"{CLUSTER}  prologue: [export PYTHONHOME=/none]\n")
-    for one, rank, node in zip(said, (0, 2), ("node1", "node2"), strict=True):
-        assert one.startswith(f"rank {rank} on {node} did not report; it printed: ModuleNotFoundError:")
+    for node in ("node1", "node2"):
+        assert any(
+            re.match(rf"rank \d on {node} did not report; it printed: ModuleNotFoundError:", one)
+            for one in said
+        )
 
 
 def test_what_cannot_run_is_named_with_its_line(client: Cluster, tmp_path: Path) -> None:
@@ -198,10 +193,3 @@ def test_who_waits_too_long_or_is_interrupted_leaves_no_job(client: Cluster, tmp
         asking.send_signal(signal.SIGINT)
         assert asking.wait(timeout=60) == 75
     client.until(lambda: not client.run("squeue", "--noheader"), "no job is left", timeout_s=10)
-
-
-def test_bad_input(tmp_path: Path) -> None:
-    for words in ((), ("--cluster", "none.yaml"), ("--cluster", "none")):
-        done = isoplan(tmp_path, "doctor", "--slurm", *words)
-        assert done.returncode == 2
-        assert len(done.stderr.splitlines()) == 1

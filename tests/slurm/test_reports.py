@@ -65,12 +65,10 @@ def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
     log_of(tmp_path, 0).parent.mkdir()
     log_of(tmp_path, 0).write_text("RuntimeError: no such network\nbye\n")
     (tmp_path / "7_2_log.err").write_text("python: not found\n")
-    (tmp_path / "7_0_log.err").write_text("srun: error: node1: task 1: Killed\n")
+    (tmp_path / "7_0_log.err").write_text("srun: error: node1: tasks 1,3-4: Killed\n")
     said = wrong(Reports.read(tmp_path, "7", ORDER, ("node1", "node2")))
-    assert said[0].startswith(
-        "rank 1 on node1 did not report; it printed: srun: error: node1: task 1: Killed"
-    )
-    assert said[1].startswith("rank 2 on node2 did not report; it printed: python: not found")
+    assert said[0].startswith("rank 2 on node2 did not report; it printed: python: not found")
+    assert said[1] == "rank 1 on node1 did not report; srun says: Killed"
     assert said[2].startswith("rank 0 on node1 did not find its peers within 60 s")
     assert "RuntimeError: no such network" in said[2]
     assert len(said) == 3
@@ -146,8 +144,11 @@ def test_what_can_be_saved_in_time() -> None:
     figures = Figures.of(reports())
     assert figures is not None
     said = figures.saving(30.0, 120.0).what  # 4 x 0.1 GB/s, 12 bytes for each parameter
-    assert "30 s (KillWait): enough to save 1B parameters" in said
-    assert said.endswith("it has 120 s: 4B")
+    assert (
+        "0.40 GB/s are written from node1, node2: a cancelled run of up to 1B parameters is saved in 30 s (KillWait)"
+        in said
+    )
+    assert said.endswith("a warned one of up to 4B in 120 s")
 
 
 def test_there_are_no_figures_where_one_is_missing() -> None:

@@ -4,14 +4,18 @@ import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from runtime.doctor import Finding
+from runtime.prepare import RefusedError, Workspace
 from runtime.slurm.client import fields_of
+from runtime.slurm.doctor import examine
 from runtime.slurm.queue import Asked
 from runtime.slurm.script import shape_for
 from runtime.slurm.site import Site, findings, seconds_of
+from runtime.verbs import doctor_command
 from specs.cluster import Cluster
-from specs.files import load
+from specs.files import DocumentError, load
 
 PARTITION = (
     "PartitionName=short AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A "
@@ -164,3 +168,29 @@ def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
 def test_a_partition_that_is_closed_and_a_site_without_arrays(tmp_path: Path) -> None:
     said = wrong(tmp_path, CLUSTER, site(PARTITION.replace("State=UP", "State=DRAIN"), MaxArraySize="0"))
     assert ["DRAIN" in said[0], "no arrays" in said[1]] == [True, True]
+
+
+def test_without_slurm_or_where_it_cannot_name_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = asked(tmp_path, CLUSTER)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for place, says in (
+        (tmp_path, "there is no scontrol here"),
+        (tmp_path / "50%", "SLURM takes '%' in a path"),
+    ):
+        place.mkdir(exist_ok=True)
+        examined = examine(one, Workspace(place), 1.0, Console(quiet=True))
+        assert not examined.healthy
+        assert says in examined.findings[-1].what
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    path = asked(tmp_path, CLUSTER).path
+    with pytest.raises(RefusedError, match="--slurm: say with --cluster which cluster"):
+        doctor_command(slurm=True)
+    for named in ("none", str(tmp_path / "none.yaml")):
+        with pytest.raises(DocumentError):
+            doctor_command(slurm=True, cluster=named)
+    with pytest.raises(DocumentError, match="figures are there; give another name as --out, or remove it"):
+        doctor_command(slurm=True, cluster=str(path), out=path)
