@@ -20,8 +20,8 @@ from specs.words import duration, several
 Fields = Sequence[Mapping[str, str]]
 """Figures by SLURM's names for them, of several things."""
 
-_GONE = ("DOWN", "DRAIN", "FAIL", "NO_RESPOND", "NOT_RESPONDING", "POWERED_DOWN", "UNKNOWN", "INVAL")
-"""Words in the states of nodes that take no jobs now."""
+_GONE = {"DOWN", "DRAIN", "FAIL", "FAILING", "INVALID_REG", "MAINT", "NOT_RESPONDING", "UNKNOWN"}
+"""Words in the states of nodes that take no jobs now; one that is POWERED_DOWN is switched on for a job."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _node(fields: Mapping[str, str]) -> Node:
     return Node(
         name=fields["NodeName"],
         partitions=tuple(fields.get("Partitions", "").split(",")),
-        takes_jobs=not any(word in fields.get("State", "").upper() for word in _GONE),
+        takes_jobs=_GONE.isdisjoint(re.findall(r"[A-Z_]+", fields.get("State", ""))),
         cpus=int(fields.get("CPUEfctv", fields.get("CPUTot", 0))),
         memory=(int(fields.get("RealMemory", 0)) - int(fields.get("MemSpecLimit", 0))) * 2.0**20,
         gres=gres,

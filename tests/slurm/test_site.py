@@ -97,6 +97,10 @@ def test_nodes_are_read() -> None:
         ("short", "low"),
     )
     assert not node.takes_jobs
+    asleep, lost = site(
+        PARTITION, *(NODE.replace("IDLE", state) for state in ("IDLE+POWERED_DOWN", "DOWN*"))
+    ).nodes
+    assert (asleep.takes_jobs, lost.takes_jobs) == (True, False)
 
 
 def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
