@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from runtime.prepare import Workspace
+from runtime.slurm.beforehand import from_here
 from runtime.slurm.client import SlurmError
-from runtime.slurm.doctor import examine, from_here
+from runtime.slurm.doctor import examine
 from runtime.slurm.queue import Asked
 from runtime.slurm.script import shape_for
 from specs.cluster import Cluster as ClusterFile

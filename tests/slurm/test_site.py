@@ -10,9 +10,10 @@ from runtime.doctor import Finding
 from runtime.prepare import RefusedError, Workspace
 from runtime.slurm.client import fields_of
 from runtime.slurm.doctor import examine
+from runtime.slurm.limits import findings
 from runtime.slurm.queue import Asked
 from runtime.slurm.script import shape_for
-from runtime.slurm.site import Site, findings, seconds_of
+from runtime.slurm.site import Site, seconds_of
 from runtime.verbs import doctor_command
 from specs.cluster import Cluster
 from specs.files import DocumentError, load
