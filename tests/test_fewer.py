@@ -15,6 +15,7 @@ from planner.layouts import NoLayoutError, Problem, UndividedBatchError, choose_
 from planner.memory import memory_parts
 from planner.plan import make_plan
 from planner.search import setting_of
+from runtime.prepare import from_plan
 from specs.cluster import Cluster
 from specs.files import from_catalog
 from specs.layout import Layout
@@ -94,6 +95,12 @@ def test_the_frontier_run_is_halved_as_far_as_it_fits() -> None:
     with pytest.raises(NoLayoutError):
         choose_layout(spec.model, FRONTIER.cluster, 16, spec.optim.batch_sequences, "bf16")
     assert make_plan(FRONTIER).canonical_json() == plan.canonical_json()
+
+
+def test_the_ranks_are_told_of_them() -> None:
+    plan = make_plan(FRONTIER)
+    (wanted,) = from_plan(plan, FRONTIER.out / "plan.target.yaml")
+    assert wanted.order.fewer == plan.runs[0].fewer != ()
 
 
 @pytest.mark.parametrize("cluster", [nodes(H100, 1, 8), nodes(PLAIN, 1, 2), nodes(PLAIN, 1, 1)])
