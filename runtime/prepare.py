@@ -168,6 +168,7 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Wa
         title=planned.title,
         seal=plan.seal,
         execution=planned.execution,
+        fewer=planned.fewer,
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )
