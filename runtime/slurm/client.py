@@ -7,6 +7,7 @@ node is queued again under the same number. So these words only say where a job 
 
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from runtime.prepare import RefusedError
 _PATIENCE_S = 60.0
 """A controller that restarts answers within seconds; squeue itself gives up after a minute or so (slurm.conf(5),
 MessageTimeout)."""
+_LOOK_S = 0.5
+"""Between two looks at a job that is to end."""
 _QUEUED = ("JobArrayID", "State", "Reason", "NodeList", "Name", "RestartCnt", "StartTime")
 _ENDED = ("JobID", "State", "ExitCode", "NodeList")
 
@@ -101,6 +104,16 @@ def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs: what is at work is told to save, and ends within the site's KillWait."""
     if jobs:
         _ask("scancel", *jobs)
+
+
+def end(job: Live) -> None:
+    """Cancel a job that need not save, and wait until SLURM is through with it; what it had started ends at once."""
+    if not job.waits:
+        _ask("scancel", "--full", "--signal=KILL", job.job)
+    _ask("scancel", job.job)
+    until_s = time.monotonic() + _PATIENCE_S
+    while job.job in live({job.name}) and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
 
 
 def settings() -> dict[str, str]:
