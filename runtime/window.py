@@ -67,7 +67,7 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
 
 def _table(group: survey.Group, runs: Sequence[RunStatus]) -> Table:
     """Runs, a row each; what none of them has gets no column."""
-    unit = group.losses.unit.replace(" per ", "\nper ")
+    unit = group.losses.heads[0].replace(" per ", "/")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", min_width=8)
     table.add_column("state", no_wrap=True)

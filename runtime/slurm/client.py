@@ -130,9 +130,7 @@ def nodes_of(folded: str) -> list[str]:
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM prints; SlurmError with its own words where it fails."""
     if shutil.which(program) is None:
-        raise SlurmError(
-            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
-        )
+        raise SlurmError(f"there is no {program} here; SLURM's programs are on the cluster's login nodes")
     try:
         done = subprocess.run(
             [program, *arguments], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
