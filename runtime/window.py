@@ -125,8 +125,9 @@ def _expected(starts: str) -> str:
     """When a job should start, in words; nothing where nobody knows."""
     if not starts:
         return ""
-    at = datetime.fromisoformat(starts)
-    return f", starts {at:%H:%M}" if at.date() == datetime.now().date() else f", starts {at:%m-%d %H:%M}"
+    at, now = datetime.fromisoformat(starts), datetime.now()
+    form = "%H:%M" if at.date() == now.date() else "%m-%d %H:%M" if at.year == now.year else "%Y-%m-%d"
+    return f", starts {at:{form}}"
 
 
 def _reasons(runs: Sequence[RunStatus]) -> list[str]:
