@@ -7,6 +7,7 @@ node is queued again under the same number. So these words only say where a job 
 
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from runtime.prepare import RefusedError
 _PATIENCE_S = 60.0
 """A controller that restarts answers within seconds; squeue itself gives up after a minute or so (slurm.conf(5),
 MessageTimeout)."""
+_LOOK_S = 0.5
+"""Between two looks at a job that is to end."""
 _QUEUED = ("JobArrayID", "State", "Reason", "NodeList", "Name", "RestartCnt", "StartTime")
 _ENDED = ("JobID", "State", "ExitCode", "NodeList")
 
@@ -103,6 +106,16 @@ def cancel(jobs: Sequence[str]) -> None:
         _ask("scancel", *jobs)
 
 
+def end(job: Live) -> None:
+    """Cancel a job that need not save, and wait until SLURM is through with it; what it had started ends at once."""
+    if not job.waits:
+        _ask("scancel", "--full", "--signal=KILL", job.job)
+    _ask("scancel", job.job)
+    until_s = time.monotonic() + _PATIENCE_S
+    while job.job in live({job.name}) and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+
+
 def settings() -> dict[str, str]:
     """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
     pairs = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
@@ -117,9 +130,7 @@ def nodes_of(folded: str) -> list[str]:
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM prints; SlurmError with its own words where it fails."""
     if shutil.which(program) is None:
-        raise SlurmError(
-            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
-        )
+        raise SlurmError(f"there is no {program} here; SLURM's programs are on the cluster's login nodes")
     try:
         done = subprocess.run(
             [program, *arguments], capture_output=True, text=True, timeout=_PATIENCE_S, check=False

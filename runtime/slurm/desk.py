@@ -63,7 +63,7 @@ def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
 def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool, json: bool) -> int:
     """How far a budget's chain is, and the scripts of what is due of it."""
     asked = Asked(*prepare.cluster_of(budget, path.parent, path))
-    steps = drive.chain(driver, path, budget)
+    steps = drive.chain(driver.workspace, budget)
     made: list[Script] = []
     titles: dict[str, str] = {}
     plan = next(

@@ -121,14 +121,21 @@ def live_study(workspace: Workspace, name: str) -> Live | None:
 
 
 def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Submission:
-    """A submission, with its number where whoever queued it was killed before writing it down."""
+    """A submission, whose number is written down where whoever queued it was killed before he did."""
     path = folder_of(workspace, name) / "submission.json"
-    submission = load(path, Submission)
-    job = next((job for job, one in jobs.items() if one.name == name), None)
-    if submission.job is None and job is not None:
-        submission = submission.model_copy(update={"job": int(job.partition("_")[0])})
+    known = load(path, Submission)
+    submission = numbered(known, jobs)
+    if submission != known:
         write_json(path, submission)
     return submission
+
+
+def numbered(submission: Submission, jobs: Mapping[str, Live]) -> Submission:
+    """A submission with the number under which SLURM has it in hand, if it has."""
+    job = next((job for job, one in jobs.items() if one.name == submission.name), None)
+    if submission.job is not None or job is None:
+        return submission
+    return submission.model_copy(update={"job": int(job.partition("_")[0])})
 
 
 def scripts(workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str) -> list[Script]:
