@@ -17,39 +17,36 @@ Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$"), Field(e
 Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$"), Field(examples=["nodelist"])]
 """Long name of an option of sbatch, without its dashes."""
 
-_OURS = (
-    "account",
-    "array",
-    "constraint",
-    "cpus-per-task",
-    "dependency",
-    "error",
-    "exclusive",
-    "gpus-per-node",
-    "gres",
-    "job-name",
-    "mem",
-    "nodes",
-    "ntasks",
-    "ntasks-per-node",
-    "open-mode",
-    "output",
-    "partition",
-    "qos",
-    "requeue",
-    "reservation",
-    "signal",
-    "time",
-)
-"""Options that the fields below or the plan's layout decide."""
-_ELSEWHERE = {
+DECIDED = {
+    "account": "account",
+    "array": None,
+    "clusters": None,
+    "constraint": "constraint",
     "cpus-per-task": "cpus_per_device",
+    "dependency": None,
+    "error": None,
+    "exclusive": "exclusive",
+    "gpus-per-node": "gres",
+    "gres": "gres",
+    "job-name": None,
     "mem": "memory",
+    "no-requeue": None,
     "nodes": "min_nodes",
+    "ntasks": None,
+    "ntasks-per-node": None,
+    "open-mode": None,
+    "output": None,
+    "parsable": None,
+    "partition": "partition",
+    "qos": "qos",
+    "requeue": None,
+    "reservation": "reservation",
     "signal": "warning",
+    "test-only": None,
     "time": "time_limit",
+    "wait": None,
 }
-"""Fields that say what these options would; the others' fields have their names."""
+"""Options that are decided elsewhere: by which of the fields below; null by the layout, and by how runs are queued."""
 _TICK_S = 30.0
 """A warning may come so much earlier, as SLURM looks at its clocks that often (docs/log.md, 2026-11-28)."""
 
@@ -103,10 +100,10 @@ class Slurm(Spec):
     @classmethod
     def _not_ours(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
         for name in extra:
-            if name in _OURS:
-                field = _ELSEWHERE.get(name, name.replace("-", "_"))
-                where = f"slurm.{field} says it" if field in cls.model_fields else "isoplan sets it itself"
-                raise ValueError(f"--{name} is not for extra: {where}; leave it out here")
+            if name in DECIDED:
+                field = DECIDED[name]
+                where = f"slurm.{field} says it" if field else "isoplan decides it"
+                raise ValueError(f"--{name} is not for extra, since {where}; leave it out here")
             if extra[name] is False:
                 raise ValueError(f"--{name} has no value; write true, or leave it out")
         return extra
