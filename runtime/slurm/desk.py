@@ -1,6 +1,7 @@
 """`run --slurm` as a person meets it: what was queued, what is left to SLURM, and what --dry-run would queue."""
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def _states(ran: Ran) -> list[dict[str, Any]]:
 
 
 def _asked(plan: Plan, path: Path) -> Asked:
-    return Asked(*prepare.cluster_of(plan.budget, prepare.budget_folder(plan, path), path))
+    folder = Path(os.path.relpath(prepare.budget_folder(plan, path).resolve()))  # as a person would write it
+    return Asked(*prepare.cluster_of(plan.budget, folder, path))
 
 
 def _asked_by(path: Path, budget: Budget) -> Asked:

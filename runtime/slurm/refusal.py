@@ -10,7 +10,7 @@ from specs.slurm import DECIDED, Slurm
 
 _FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("account", ("slurm.account", "slurm.partition")),
-    ("partition", ("slurm.planning_partition", "slurm.partition")),
+    ("partition", ("slurm.partition", "slurm.planning_partition")),
     ("qos", ("slurm.qos",)),
     ("reservation", ("slurm.reservation",)),
     ("feature", ("slurm.constraint",)),
@@ -22,7 +22,7 @@ _FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("node name", ("slurm.extra.nodelist", "slurm.extra.exclude")),
     ("license", ("slurm.extra.licenses",)),
     ("node count", ("devices",)),
-    ("processors", ("slurm.cpus_per_device", "devices_per_node")),
+    ("processors", ("slurm.cpus_per_device", "devices")),
     ("cpu count", ("slurm.cpus_per_device", "devices_per_node")),
     ("node configuration", ("slurm.gres", "slurm.constraint", "devices_per_node")),
 )
