@@ -4,6 +4,7 @@ Values reach SLURM as they stand here, quoted in its script and never read by a 
 lines are shell by their nature.
 """
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -14,8 +15,10 @@ from specs.quantity import Bytes, Seconds
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$"), Field(examples=["gpu"])]
 """Text of one line."""
 
-Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$"), Field(examples=["nodelist"])]
-"""Long name of an option of sbatch, without its dashes."""
+Gres = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z]\w*(:[A-Za-z][\w.-]*)?$"), Field(examples=["gpu:h100"])
+]
+"""Name of a generic resource, and its type."""
 
 DECIDED = {
     "account": "account",
@@ -66,9 +69,7 @@ class Slurm(Spec):
     """Features that nodes must have."""
     reservation: Line | None = None
     """Reservation to run in."""
-    gres: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w*(:[A-Za-z][\w.-]*)?$")] | None = Field(
-        default=None, examples=["gpu:h100"]
-    )
+    gres: Gres | None = None
     """Generic resource of one device, `gpu` or `gpu:<type>`; the layout adds how many. Null asks for GPUs where the
     devices are GPUs."""
     exclusive: bool = False
@@ -93,13 +94,17 @@ class Slurm(Spec):
     """Lines of shell before the ranks start, as written."""
     container: tuple[Line, ...] = ()
     """Command that runs another inside a container, in words: `[apptainer, exec, --nv, image.sif]`."""
-    extra: dict[Option, Line | bool | int] = Field(default_factory=dict)
+    extra: dict[str, Line | bool | int] = Field(default_factory=dict)
     """Other options of sbatch, passed on as they are; true is an option without a value."""
 
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
         for name in extra:
+            if not re.fullmatch("[a-z][a-z0-9-]*", name):
+                raise ValueError(
+                    f"{name!r} is no option's long name; write it without its first dashes, like 'nodelist'"
+                )
             if name in DECIDED:
                 field = DECIDED[name]
                 where = f"slurm.{field} says it" if field else "isoplan decides it"

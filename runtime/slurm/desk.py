@@ -24,6 +24,7 @@ from specs.words import several
 
 def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """Queue a plan's runs that are not finished or with SLURM already."""
+    _check(driver)
     ran = study.carry_out(driver, prepare.from_plan(plan, path), _asked(plan, path), _name(plan), again=True)
     if json:
         _print({"runs": _states(ran), "exit_code": _code(ran.exit_code)})
@@ -37,6 +38,7 @@ def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
 
 def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> int:
     """Do what is due of a budget now; with `until_done` the rest follows by itself."""
+    _check(driver)
     if until_done:  # before anything is queued that it would go on with
         budget = load(path, Budget)
         queue.try_out(_asked_by(path, budget), _study_script(driver, path, budget))
@@ -52,17 +54,19 @@ def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> in
 
 def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """The sbatch scripts of what is not finished, and what each of their jobs runs. Nothing is queued."""
+    queue.check_path(driver.workspace)
     _preview(driver, [], _due(driver, path, plan), json)
     return drive.OK
 
 
 def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool, json: bool) -> int:
     """How far a budget's chain is, and the scripts of what is due of it. Nothing is queued."""
+    queue.check_path(driver.workspace)
     steps = drive.chain(driver, path, budget)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
     due = Due([], {}, []) if plan is None else _due(driver, plan, load(plan, Plan))
-    if not due.made:
+    if not due.made and not sealed[0].exists():
         due.notes.append("What is to be run next is known once it is planned.")
     if until_done:
         due.made.append(_study_script(driver, path, budget))
@@ -71,6 +75,12 @@ def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool,
         )
     _preview(driver, steps, due, json)
     return drive.OK
+
+
+def _check(driver: Driver) -> None:
+    """RefusedError where nothing could be queued, before anything is built or written."""
+    queue.check_path(driver.workspace)
+    queue.longest_array()
 
 
 @dataclass(frozen=True)
@@ -87,27 +97,26 @@ class Due:
 
 def _due(driver: Driver, path: Path, plan: Plan) -> Due:
     """What would be queued of a plan."""
-    queue.check_path(driver.workspace)
     planned = prepare.from_plan(plan, path)
     todo = {one.run.fingerprint(): one for one in planned if not one.finished(driver.workspace)}
     notes = [
         f"This would be refused: {lack}."
         for lack in prepare.lacking(list(todo.values()), driver.workspace, None, None)
     ]
-    live = {}
+    live, most = {}, queue.DEFAULT_ARRAY
     if queue.is_here():
+        most = queue.longest_array()
         live = queue.live(driver.workspace, [study.run_folder(driver, run) for run in todo])
     else:
         notes.append(
-            "There is no SLURM here, so what it has in hand is left out of account, and its default for the longest "
-            f"array, {queue.DEFAULT_ARRAY} jobs, is taken for the site's."
+            f"There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, {most} jobs."
         )
     due = [one for run, one in todo.items() if run not in live]
     notes.append(
         f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished(planned, todo)}."
     )
     titles = {run: one.title for run, one in todo.items()}
-    return Due(queue.scripts(driver.workspace, _asked(plan, path), due, _name(plan)), titles, notes)
+    return Due(queue.drafts(driver.workspace, _asked(plan, path), due, _name(plan), most), titles, notes)
 
 
 def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:
@@ -116,7 +125,6 @@ def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:
 
 def _study_script(driver: Driver, path: Path, budget: Budget) -> Script:
     """The job that goes on with a budget, were there nothing to wait for."""
-    queue.check_path(driver.workspace)
     return queue.study_script(driver.workspace, _asked_by(path, budget), path, budget.name, ())
 
 
@@ -132,8 +140,9 @@ def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: b
     for one in due.made:
         driver.say(f"\n[bold]{escape(one.submission.name)}[/], {several(len(one.tasks), 'job')}:\n")
         driver.console.out(one.text, highlight=False)
+        driver.say("\nEach task of a job calls what it is handed:")
         for job in _plain(one, due.titles)["jobs"]:
-            driver.say(f"{escape(job['what'])}: each task calls {escape(job['calls'])}")
+            driver.say(f"  {escape(job['what'])}: {escape(job['calls'])}")
     driver.say("\n".join(["", *map(escape, due.notes), "Nothing was queued."]))
 
 

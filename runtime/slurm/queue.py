@@ -152,10 +152,21 @@ def _hand_over(path: Path, task: Task) -> None:
 
 def scripts(workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str) -> list[Script]:
     """Submissions for these runs: those of one shape share an array, as long as the site allows one to be."""
+    return drafts(workspace, asked, wanted, name, longest_array())
+
+
+def longest_array() -> int:
+    """Most jobs that an array may have at this site; SlurmError where SLURM does not answer."""
+    return max(1, int(client.settings()["MaxArraySize"]))  # 0 where a site allows none
+
+
+def drafts(
+    workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str, most: int
+) -> list[Script]:
+    """Submissions for these runs, arrays of at most so many jobs."""
     shapes: dict[Shape, list[str]] = {}
     for one in sorted(wanted, key=lambda one: -one.planned_s):
         shapes.setdefault(shape_of(one.job(Path()), asked.cluster), []).append(one.run.fingerprint())
-    most = max(1, int(client.settings()["MaxArraySize"])) if is_here() else DEFAULT_ARRAY
     made = []
     for shape, alike in shapes.items():
         for start in range(0, len(alike), most):

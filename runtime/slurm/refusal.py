@@ -56,7 +56,8 @@ def _field(reason: str, slurm: Slurm) -> str:
     """The field that a refusal is about."""
     candidates = list(_candidates(reason, slurm))
     said = [field for field in candidates if _value(field, slurm) is not None]
-    quoted = [field for field in said if str(_value(field, slurm)) in reason.split()]
+    words = reason.replace(";", " ").split()
+    quoted = [field for field in said if str(_value(field, slurm)) in words]
     return next(iter((*quoted, *said, *candidates)), "slurm")
 
 

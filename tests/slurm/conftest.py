@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.desk import BUDGET, Desk
+from tests.slurm.desk import Desk, at_desk
 
 
 @pytest.fixture(scope="session")
@@ -33,14 +33,8 @@ def desk(
     capfd: pytest.CaptureFixture[str],
 ) -> Desk:
     """A workspace with the corpus of tests/training.py, the cluster of its budget being the tests'."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    for name in ("data", "text.jsonl"):
-        (folder / name).symlink_to(home / name)
-    (folder / "budget.yaml").write_text(BUDGET)
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(folder)
-    desk = Desk(folder, cluster, capfd)
-    desk.says()
+    desk = at_desk(tmp_path / "work", home, cluster, capfd)
+    monkeypatch.chdir(desk.folder)
     return desk

@@ -151,6 +151,19 @@ class Desk:
         return load(self.folder / "plans" / "mini" / f"plan.{phase}.yaml", Plan)
 
 
+def at_desk(
+    folder: Path, home: Path, cluster: Cluster, captured: pytest.CaptureFixture[str], *says: str
+) -> Desk:
+    """A new workspace with the corpus that `home` has, a budget, and a cluster file with these lines."""
+    folder.mkdir()
+    for name in ("data", "text.jsonl"):
+        (folder / name).symlink_to(home / name)
+    (folder / "budget.yaml").write_text(BUDGET)
+    desk = Desk(folder, cluster, captured)
+    desk.says(*says)
+    return desk
+
+
 def execution(device: str = "cpu", threads: int = 1, **layout: Any) -> Execution:
     """How a run is carried out: one rank, unless the layout's parts say otherwise."""
     cut = samples.layout(**({"dp": 1, "micro_batch_sequences": 1} | layout))

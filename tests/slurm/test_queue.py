@@ -255,7 +255,7 @@ def test_a_dry_run_shows_the_very_scripts_and_queues_nothing(desk: Desk, data: C
         for job, run in zip(script["jobs"], made.runs, strict=True):
             handed = pickle.loads((folder / f"{made.job_of(run)}_submitted.pkl").read_bytes())
             assert job["calls"] == repr(handed.function)
-            assert f"{job['what']}: each task calls {job['calls']}" in shown.out
+            assert f"  {job['what']}: {job['calls']}\n" in shown.out
     names = [
         line.partition(",")[0] for line in shown.out.splitlines() if ", 1 job:" in line or ", 8 jobs:" in line
     ]
