@@ -116,6 +116,12 @@ def end(job: Live) -> None:
         time.sleep(_LOOK_S)
 
 
+def try_out(script: str) -> str | None:
+    """What sbatch says of a script that it would not take; None of one that it would."""
+    done = _call("sbatch", "--test-only", script=script)
+    return done.stderr if done.returncode != 0 else None
+
+
 def settings() -> dict[str, str]:
     """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
     pairs = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
@@ -129,19 +135,31 @@ def nodes_of(folded: str) -> list[str]:
 
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM prints; SlurmError with its own words where it fails."""
-    if shutil.which(program) is None:
-        raise SlurmError(f"there is no {program} here; SLURM's programs are on the cluster's login nodes")
-    try:
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
-        ) from None
+    done = _call(program, *arguments)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise SlurmError(
             f"SLURM does not answer: {said[-1] if said else f'{program} failed'}; try again later"
         )
     return done.stdout
+
+
+def _call(program: str, *arguments: str, script: str = "") -> "subprocess.CompletedProcess[str]":
+    """How a program of SLURM ended; SlurmError where there is none, or it never does."""
+    if shutil.which(program) is None:
+        raise SlurmError(
+            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
+        )
+    try:
+        return subprocess.run(
+            [program, *arguments],
+            input=script,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
+        ) from None

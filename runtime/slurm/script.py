@@ -42,11 +42,8 @@ class Shape:
 
 def shape_of(job: Job, cluster: Cluster) -> Shape:
     """The fewest nodes that a job's ranks fill evenly."""
-    nodes = next(
-        n
-        for n in range(1, job.ranks + 1)
-        if job.ranks % n == 0 and job.ranks // n <= cluster.devices_per_node
-    )
+    room = max(1, cluster.devices_per_node // (1 if job.on_gpu else job.threads_per_rank))
+    nodes = next(n for n in range(1, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= room)
     least = min(nodes, cluster.slurm.min_nodes or nodes)
     return Shape(nodes, least, job.ranks // nodes, job.threads_per_rank, job.on_gpu)
 
