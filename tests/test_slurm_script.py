@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from runtime.launch import Job
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import queue
 from runtime.slurm.client import SlurmError
@@ -32,17 +31,17 @@ def asked(per_node: int = 2, **slurm: Any) -> Asked:
     return Asked(Path("lab.yaml"), LAPTOP.model_copy(update=changes))
 
 
-def job(ranks: int, threads: int = 1, *, on_gpu: bool = False) -> Job:
-    return Job(
-        folder=Path(),
+def order(ranks: int, threads: int = 1, device: str = "cpu", fewer: tuple[int, ...] = ()) -> Order:
+    layouts = {number: samples.layout(dp=number) for number in (ranks, *fewer)}
+    changes = {"device": device, "layout": layouts[ranks], "threads_per_rank": threads}
+    return Order(
+        run="0" * 16,
         title="a run",
-        ranks=ranks,
-        threads_per_rank=threads,
-        on_gpu=on_gpu,
-        steps=1,
-        step_tokens=1,
-        compute_flop=1.0,
-        planned_s=1.0,
+        seal=None,
+        execution=samples.execution().model_copy(update=changes),
+        fewer=tuple(layouts[number] for number in fewer),
+        peak_flop_per_s=None,
+        curve=None,
     )
 
 
@@ -74,18 +73,22 @@ def options(script: Script) -> list[str]:
 @pytest.mark.parametrize(
     ("of", "per_node", "least", "shape"),
     [
-        (job(1), 2, None, Shape(1, 1, 1, 1, False)),
-        (job(4), 2, None, Shape(2, 2, 2, 1, False)),
-        (job(6), 4, None, Shape(2, 2, 3, 1, False)),
-        (job(7), 4, None, Shape(7, 7, 1, 1, False)),
-        (job(4, threads=2), 4, None, Shape(2, 2, 2, 2, False)),
-        (job(2, threads=9), 4, None, Shape(2, 2, 1, 9, False)),
-        (job(16, threads=3, on_gpu=True), 8, None, Shape(2, 2, 8, 3, True)),
-        (job(16), 2, 3, Shape(8, 3, 2, 1, False)),
-        (job(2), 2, 3, Shape(1, 1, 2, 1, False)),
+        (order(1), 2, None, Shape(1, 1, 1, 1, False)),
+        (order(4), 2, None, Shape(2, 2, 2, 1, False)),
+        (order(6), 4, None, Shape(2, 2, 3, 1, False)),
+        (order(7), 4, None, Shape(7, 7, 1, 1, False)),
+        (order(4, threads=2), 4, None, Shape(2, 2, 2, 2, False)),
+        (order(2, threads=9), 4, None, Shape(2, 2, 1, 9, False)),
+        (order(16, threads=3, device="cuda"), 8, None, Shape(2, 2, 8, 3, True)),
+        (order(16, fewer=(8, 4, 2)), 2, 3, Shape(8, 3, 2, 1, False)),
+        (order(16, fewer=(8,)), 2, 3, Shape(8, 4, 2, 1, False)),
+        (order(16), 2, 3, Shape(8, 8, 2, 1, False)),
+        (order(2), 2, 3, Shape(1, 1, 2, 1, False)),
     ],
 )
-def test_ranks_fill_the_fewest_nodes_evenly(of: Job, per_node: int, least: int | None, shape: Shape) -> None:
+def test_ranks_fill_the_fewest_nodes_evenly(
+    of: Order, per_node: int, least: int | None, shape: Shape
+) -> None:
     assert shape_of(of, asked(per_node, min_nodes=least).cluster) == shape
 
 

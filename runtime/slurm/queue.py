@@ -173,7 +173,7 @@ def drafts(
     """Submissions for these runs, arrays of at most so many jobs."""
     shapes: dict[Shape, list[str]] = {}
     for one in sorted(wanted, key=lambda one: -one.planned_s):
-        shapes.setdefault(shape_of(one.job(Path()), asked.cluster), []).append(one.run.fingerprint())
+        shapes.setdefault(shape_of(one.order, asked.cluster), []).append(one.run.fingerprint())
     made = []
     for shape, alike in shapes.items():
         for start in range(0, len(alike), most):

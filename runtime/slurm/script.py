@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.launch import Job
 from runtime.slurm.afterwards import MARK
 from specs.cluster import Cluster
+from specs.record import Order
 from specs.slurm import Slurm
 
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
@@ -40,12 +40,16 @@ class Shape:
     """Whether each rank has a GPU of its own."""
 
 
-def shape_of(job: Job, cluster: Cluster) -> Shape:
-    """The fewest nodes that a job's ranks fill evenly."""
-    room = max(1, cluster.devices_per_node // (1 if job.on_gpu else job.threads_per_rank))
-    nodes = next(n for n in range(1, job.ranks + 1) if job.ranks % n == 0 and job.ranks // n <= room)
-    least = min(nodes, cluster.slurm.min_nodes or nodes)
-    return Shape(nodes, least, job.ranks // nodes, job.threads_per_rank, job.on_gpu)
+def shape_of(order: Order, cluster: Cluster) -> Shape:
+    """The fewest nodes that a run's ranks fill evenly; and those it can start on, as far as it has layouts for them."""
+    execution = order.execution
+    ranks, threads, on_gpu = execution.layout.devices, execution.threads_per_rank, execution.device == "cuda"
+    room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
+    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
+    tasks = ranks // nodes
+    fewest = min(layout.devices for layout in (execution.layout, *order.fewer))
+    least = min(nodes, max(cluster.slurm.min_nodes or nodes, math.ceil(fewest / tasks)))
+    return Shape(nodes, least, tasks, threads, on_gpu)
 
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
