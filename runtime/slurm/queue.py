@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -215,11 +216,14 @@ def _new(name: str, asked: Asked) -> Submission:
 
 
 def try_out(asked: Asked, script: Script) -> None:
-    """DocumentError with SLURM's reason where it would refuse this submission; nothing is queued."""
+    """DocumentError with SLURM's reason where it would refuse this submission; nothing is queued.
+
+    A trial also fails where all nodes are down or drained just now, for which sbatch refuses nothing: that passes.
+    """
     with _as_from_a_login_node():
-        tried = client.try_out(script.text)
-    if tried is not None:
-        raise refusal(asked.path, asked.cluster.slurm, tried)
+        said = client.try_out(script.text)
+    if said is not None and not re.search("node.* not available", said):
+        raise refusal(asked.path, asked.cluster.slurm, said)
 
 
 def submit(workspace: Workspace, asked: Asked, made: Sequence[Script]) -> list[Submission]:

@@ -10,7 +10,6 @@ import pytest
 from runtime.cli import run_main
 from runtime.folder import RunFolder
 from specs.files import load, write_yaml
-from specs.plan import Plan
 from specs.run import Execution, RunSpec
 from specs.submission import Queued, Submission
 from tests import samples
@@ -145,10 +144,6 @@ class Desk:
         """What submissions leave: the folders of submissions, and what the runs' folders say of them."""
         files = [*self.folder.glob("slurm/*/*"), *self.folder.glob("runs/*/queued.json")]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files if path.is_file()}
-
-    def sealed(self, phase: str) -> Plan:
-        """A plan of the budget."""
-        return load(self.folder / "plans" / "mini" / f"plan.{phase}.yaml", Plan)
 
 
 def at_desk(

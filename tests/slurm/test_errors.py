@@ -104,7 +104,9 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         "slurm.extra.nodelist",
     ),
     "option of an option": (
-        ("extra: {parsab: true}",),  # sbatch takes what begins an option for it, and then says no number
+        (
+            "extra: {parsab: true, hold: true}",
+        ),  # sbatch takes what begins an option for it, and then says no number
         execution(),
         "slurm:\n  |extra",
         "Could not make sense of sbatch output",
@@ -176,6 +178,16 @@ def test_a_study_that_could_not_go_on_by_itself_does_not_begin(desk: Desk, field
     refused(done, place, "invalid partition specified: nope", f"correct slurm.{field} here")
     assert (desk.queued(), desk.written()) == ([], {})
     assert not (desk.folder / "plans").exists()
+
+
+def test_a_study_begins_while_all_nodes_are_down(desk: Desk) -> None:
+    """sbatch --test-only would refuse its job, sbatch does not."""
+    desk.says("extra: {hold: true}")
+    nodes = f"NodeName={','.join(desk.cluster.nodes)}"
+    desk.cluster.run("scontrol", "update", nodes, "State=DRAIN", "Reason=test")
+    done = desk.run("budget.yaml", "--slurm", "--until-done")
+    assert done.code == 0, done.err
+    assert len(desk.queued()) == 2
 
 
 def test_a_submission_of_two_is_refused_as_a_whole(desk: Desk, data: CorpusRef, run: RunSpec) -> None:
