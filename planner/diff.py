@@ -21,7 +21,7 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     ("runs", ("runs",)),
     ("shape", ("run.model",)),
     ("schedule", ("run", "budget_flop", "rate_multiple", "hypers")),
-    ("layout", ("execution", "layouts")),
+    ("layout", ("execution", "fewer", "layouts")),
     ("cost", ("cost",)),
     ("forecast", ("forecast",)),
     ("document", ("",)),

@@ -162,9 +162,9 @@ def find(plan: Plan, name: str) -> Field:
     inside = [path for path in ends if path.startswith(f"{last}.")]
     outside = [path for path in ends if not path.startswith("runs.")]
     for some in (inside, outside):
-        shortest = [path for path in some if path.count(".") == min(one.count(".") for one in some)]
-        if len(shortest) == 1:
-            return known[shortest[0]]
+        nearest = [path for path in some if _depth(path) == min(map(_depth, some))]
+        if len(nearest) == 1:
+            return known[nearest[0]]
     if inside or outside:
         raise NoFieldError(f"several fields are called '{name}': write {_listed([*inside, *outside], 'or')}")
     raise NoFieldError(f"this plan has no field '{name}': write {_listed(_near(name, known, last), 'or')}")
@@ -179,6 +179,12 @@ def _short(plan: Plan, name: str, last: str) -> str:
         return f"fit.optimum.{BEST_SPLIT[name]}"
     short = name.replace(" ", "_")
     return f"{last}.{SHORT[short]}" if short in SHORT else ""
+
+
+def _depth(path: str) -> tuple[int, int]:
+    """In how many rows of others a field lies, then below how many names."""
+    parts = path.split(".")
+    return sum(part.isdigit() for part in parts), len(parts)
 
 
 def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
@@ -322,7 +328,7 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
 def _several(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
-    if isinstance(values[0], Spec) and not isinstance(values[0], Milestone):
+    if isinstance(values[0], Spec) and not isinstance(values[0], Milestone | Layout):
         return f"{len(values)} of them; ask for one, like {'.'.join(path)}.0"
     if len(values) > _INLINE:
         return f"{len(values)} of them, {say(values[0], path)} to {say(values[-1], path)}"

@@ -17,6 +17,7 @@ from planner import data_limits, forecast, pilots, remedies
 from planner import evidence as ledger_evidence
 from planner.desk import Desk
 from planner.draft import draft
+from planner.fewer import with_fewer
 from planner.hyper import advice
 from planner.ladder import choose, site
 from planner.notes import ladder_note, notes, target_by_the_prior
@@ -117,7 +118,7 @@ def _pilots(desk: Desk, evidence: Pilots, prior: Allocation) -> _Pilots:
     wanted = pilots.wishes(
         choice.ladder, evidence.rates, desk.family, desk.vocab, prior, compute, desk.cluster.devices
     )
-    runs = tuple(draft(setting_of(desk), wish) for wish in wanted)
+    runs = tuple(with_fewer(draft(setting_of(desk), wish), desk.cluster) for wish in wanted)
     return _Pilots(compute, runs, choice.document(compute), preview)
 
 
@@ -158,7 +159,7 @@ def _seal_target(
         desk,
         phase="target",
         fit=fit,
-        runs=(target.planned,),
+        runs=(with_fewer(target.planned, desk.cluster),),
         layouts=target.layouts,
         hypers=hypers,
         forecast=told,

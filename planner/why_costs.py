@@ -61,6 +61,15 @@ def execution(field: Field, plan: Plan) -> Why:
     return Why(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
 
 
+def fewer(field: Field, plan: Plan) -> Why:
+    """The layouts for fewer nodes."""
+    return Why(
+        settled_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
+        f"the one with the least model parallelism where {plan.budget.cluster} has no efficiencies; the batch stays",
+        law="step time by closed forms (planner/layouts.py), not simulated",
+    )
+
+
 def memory_bytes(field: Field, plan: Plan) -> Why:
     """What the fullest device holds."""
     planned = run_of(field, plan)
@@ -116,6 +125,7 @@ def comparison(field: Field, plan: Plan) -> Why:
 RULES: tuple[tuple[str, Rule], ...] = (
     ("runs.*.execution.layout*", layout),
     ("runs.*.execution*", execution),
+    ("runs.*.fewer*", fewer),
     ("runs.*.cost.memory_bytes", memory_bytes),
     ("runs.*.cost*", cost),
     ("runs*", planned_run),

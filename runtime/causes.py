@@ -256,8 +256,10 @@ def _forms(miss: Miss, fit: LawFit) -> Iterator[Cause]:
 def _interruptions(miss: Miss) -> Iterator[Cause]:
     run = miss.run
     times = "once" if run.restarts == 1 else f"{run.restarts} times"
-    if run.restarts and len(run.environments) > 1:
-        said = f"restarted {times}, in {len(run.environments)} different environments, which may round differently"
+    kinds = {"environments": len(run.environments), "layouts": len(run.layouts)}
+    several_of = [f"{number} different {kind}" for kind, number in kinds.items() if number > 1]
+    if run.restarts and several_of:
+        said = f"restarted {times}, in {' and '.join(several_of)}, which may round differently"
         yield Cause(Rank.POSSIBLE, "interruptions", said)
     elif run.restarts:
         said = f"restarted {times}; a resumed run goes on bit for bit, so this does not explain the loss"

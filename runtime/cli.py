@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime import audit, drive, prepare, verbs
+from runtime import audit, drive, prepare, steering, verbs
 from runtime.documents import CorpusError
 from runtime.launch import RESUME
 from runtime.prepare import RefusedError, Wanted, Workspace
@@ -247,7 +247,7 @@ def _show_failures(driver: drive.Driver, ran: drive.Ran) -> None:
 
 def _run_budget(driver: drive.Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
-        return _preview_chain(driver, path, budget, json)
+        return _preview_chain(driver, budget, json)
     study = drive.run_budget(driver, path, lambda plan, audited: _show_audit(driver, plan, audited))
     if study.audit is None:
         _show_failures(driver, study.ran)
@@ -285,9 +285,9 @@ def _preview(driver: drive.Driver, wanted: list[Wanted], json: bool) -> int:
     return drive.OK
 
 
-def _preview_chain(driver: drive.Driver, path: Path, budget: Budget, json: bool) -> int:
+def _preview_chain(driver: drive.Driver, budget: Budget, json: bool) -> int:
     """Which steps of a budget's chain are done already."""
-    steps = drive.chain(driver, path, budget)
+    steps = drive.chain(driver.workspace, budget)
     if json:
         _print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
         return drive.OK
@@ -373,7 +373,8 @@ def audit_main() -> None:
 
 def main() -> None:
     """Console script `isoplan`: every verb."""
-    app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **verbs.VERBS)
+    other = steering.VERBS | verbs.VERBS
+    app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **other)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     for name, command in (("plan", plan_command), ("explain", explain_command), ("diff", diff_command)):
         app.command(name, context_settings=passed_on, add_help_option=False)(command)

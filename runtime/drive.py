@@ -146,17 +146,24 @@ def run_budget(
             return Study(plan_path, ran, None)
 
 
-def chain(driver: Driver, path: Path, budget: Budget) -> list[tuple[str, str]]:
+def runs_of(plan: Path) -> Sequence[Wanted]:
+    """The runs of a plan."""
+    return prepare.from_plan(load(plan, Plan), plan)
+
+
+def chain(
+    workspace: Workspace, budget: Budget, runs_of: Callable[[Path], Sequence[Wanted]] = runs_of
+) -> list[tuple[str, str]]:
     """The steps of a budget's chain, each with how far it is."""
-    corpus = driver.workspace.data / budget.data.fingerprint() / "manifest.json"
+    corpus = workspace.data / budget.data.fingerprint() / "manifest.json"
     steps = [("data", f"{corpus.parent} is built" if corpus.exists() else f"{corpus.parent} is to be built")]
     for phase in ("pilots", "target") if isinstance(budget.evidence, Pilots) else ("target",):
-        plan = driver.workspace.plan(budget.name, phase)
+        plan = workspace.plan(budget.name, phase)
         if not plan.exists():
             steps += [("plan", f"{plan} is to be made"), (phase, "to be run"), ("audit", "to be done")]
             continue
-        wanted = prepare.from_plan(load(plan, Plan), plan)
-        finished = sum(one.finished(driver.workspace) for one in wanted)
+        wanted = runs_of(plan)
+        finished = sum(one.finished(workspace) for one in wanted)
         steps += [("plan", f"{plan} is sealed"), (phase, f"{finished} of {len(wanted)} runs are finished")]
         steps += [("audit", _audited(plan.parent / f"audit.{phase}.json"))]
     return steps

@@ -111,6 +111,25 @@ def at_work(folder: Path) -> str:
     return f"{owner_of(folder) or 'another process'} is at work in {folder}"
 
 
+def keeper(folder: Path) -> Owner | None:
+    """Who holds the folder, as far as its lock file shows to somebody who only reads; None where nobody does."""
+    owner = owner_of(folder)
+    if owner is None or time.time() - (folder / "lock").stat().st_mtime > DEAD_S:
+        return None
+    return owner if owner.host != socket.gethostname() or _lives(owner.process) else None
+
+
+def _lives(process: int) -> bool:
+    """Whether this host has a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def owner_of(folder: Path) -> Owner | None:
     """Who holds the folder, or held it when it was cut off; None where the last owner let go."""
     try:

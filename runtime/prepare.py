@@ -61,6 +61,10 @@ class Workspace:
         """The plan of a budget of this name."""
         return self.path / "plans" / name / f"plan.{phase}.yaml"
 
+    def study(self, name: str) -> Path:
+        """How far the chain of jobs of a budget of this name is."""
+        return self.path / "plans" / name / "study.json"
+
     def check_writable(self) -> None:
         """RefusedError where no run folder could be made."""
         try:
@@ -168,6 +172,7 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Wa
         title=planned.title,
         seal=plan.seal,
         execution=planned.execution,
+        fewer=planned.fewer,
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )

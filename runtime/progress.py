@@ -9,7 +9,7 @@ the slots, nor than the slowest run in progress.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,14 +32,25 @@ _LOOK_S, _PLAIN_S = 0.5, 10.0
 
 def last_line(path: Path) -> dict[str, Any] | None:
     """The last whole JSON line of a file, or None where there is none yet."""
+    return next(iter(last_lines(path)), None)
+
+
+def last_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The last whole JSON lines of a file, the last one first, as far as a few kilobytes from its end reach."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             whole = file.read().rpartition(b"\n")[0]
-        line = json.loads(whole.rpartition(b"\n")[2])
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return line if isinstance(line, dict) else None
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for text in reversed(whole.split(b"\n")):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if not isinstance(line, dict):
+            return
+        yield line
 
 
 class Pace:

@@ -11,7 +11,18 @@ from statistics import median
 
 from runtime.folder import RunFolder
 from specs.plan import PlannedRun
-from specs.record import Check, End, EvalLine, Incident, RecordLine, Rollback, RunAudit, Start, StepLine
+from specs.record import (
+    Check,
+    End,
+    EvalLine,
+    Incident,
+    RecordLine,
+    Rollback,
+    RunAudit,
+    Start,
+    StepLine,
+    TimingLine,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         loss=evals[-1].loss if end is not None and evals else None,
         steps=len(metrics),
         seconds=sum(line.seconds for line in timing),
+        device_s=_device_s(starts, timing),
         tokens_per_s=median([line.tokens_per_s for line in timing]) if timing else 0.0,
         restarts=max(0, len(starts) - 1),
         curve_step=tuple(line.step for line in evals),
@@ -61,6 +73,15 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         incidents=tuple(_incidents(records)),
         checks=checks,
         environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
+        layouts=tuple(dict.fromkeys(s.execution.layout for s in starts)),
+    )
+
+
+def _device_s(starts: Sequence[Start], timing: Sequence[TimingLine]) -> float:
+    """Seconds times devices: a line is of the last segment that began before its step."""
+    begun = [(start.from_step, start.execution.layout.devices) for start in reversed(starts)]
+    return sum(
+        line.seconds * next((devices for step, devices in begun if step < line.step), 0) for line in timing
     )
 
 

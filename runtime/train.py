@@ -1,6 +1,7 @@
 """A run, trained: `python -m runtime.train RUN_FOLDER --data DATA_ROOT`, once per rank. The loop, read top to bottom.
 
 A fresh process, a killed one and a requeued one do the same: open the folder, take the newest whole checkpoint, go on.
+Fewer ranks than were planned take the layout that the plan has for so many; ranks that it does not need leave.
 Exit status: 0 the run is finished, 75 it was saved after a signal and wants to be started again, else it failed: 2 for
 bad input, 65 where another start would end the same way.
 """
@@ -28,6 +29,7 @@ from specs.data import Corpus
 from specs.files import DocumentError
 from specs.record import LeftOut, Order
 from specs.run import Execution, Parent, RunSpec
+from specs.words import several
 
 if TYPE_CHECKING:
     from runtime.replica import Replica
@@ -110,9 +112,13 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     """Train this rank's part of the run from where it stands; the exit status."""
     if folder.end() is not None:
         return FINISHED
-    run, order = folder.run(), folder.order()
+    run, order = folder.run(), _laid_out(folder.order(), seat)
+    devices = order.execution.layout.devices
+    if seat.rank >= devices:
+        print(f"rank {seat.rank} of {seat.ranks} leaves: the layout takes {devices}", flush=True)
+        return FINISHED
     corpus = load_corpus(data, run.data.corpus)
-    _refuse(run, order, corpus, seat)
+    _refuse(run, order, corpus)
     check_origin(run, data)
     train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
     check_enough(train_tokens, held_out, run)
@@ -231,7 +237,17 @@ def _go_on(
     return FINISHED
 
 
-def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
+def _laid_out(order: Order, seat: Seat) -> Order:
+    """The order with the layout for the ranks that are here; RunError where even the least one needs more."""
+    layout = order.layout_for(seat.ranks)
+    if layout is None:
+        least = min(one.devices for one in (order.execution.layout, *order.fewer))
+        started = several(seat.ranks, "rank")
+        raise RunError(f"{started} started, and the least layout needs {least}; start at least as many")
+    return order.model_copy(update={"execution": order.execution.model_copy(update={"layout": layout})})
+
+
+def _refuse(run: RunSpec, order: Order, corpus: Corpus) -> None:
     """RunError for what cannot be trained, before anything is written."""
     layout = order.execution.layout
     problems = []
@@ -240,8 +256,6 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus, seat: Seat) -> None:
     problems += layout.problems(run.model, run.optim)
     if order.run != run.fingerprint():
         problems.append(f"the order is for run {order.run}, not {run.fingerprint()}; launch the run again")
-    if seat.ranks != layout.devices:
-        problems.append(f"{seat.ranks} processes were started for a layout of {layout.devices} ranks")
     if corpus.digest != run.data.digest:
         problems.append(
             f"the corpus {run.data.corpus} has the digest {corpus.digest}, not {run.data.digest}; plan again"

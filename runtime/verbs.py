@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.folder import RunFolder
+from runtime.named import run_named
 from runtime.prepare import RefusedError, Workspace, this_machine
 from specs.cluster import Cluster
 from specs.emit import yaml_text
@@ -27,7 +27,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an i
 def export_command(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="runs/<fingerprint>, or its fingerprint.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="runs/<fingerprint>, or how its fingerprint begins.", show_default=False
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -48,7 +50,7 @@ def export_command(
     from runtime.export import export
 
     try:
-        folder = export(_run_folder(run), Path("data"), step, out, Console(stderr=json))
+        folder = export(run_named(run, Workspace(Path())), Path("data"), step, out, Console(stderr=json))
     except CheckpointError as error:
         raise RefusedError(f"{error}; give another --step") from None
     if json:
@@ -102,14 +104,6 @@ def _write_run(path: Path, run: RunSpec) -> None:
     write_yaml(path, run)
 
 
-def _run_folder(named: Path) -> RunFolder:
-    """The run of this path or fingerprint."""
-    for path in (named, Path("runs") / named):
-        if (path / "run.json").exists():
-            return RunFolder(path)
-    raise DocumentError(named, 1, 1, "this is no run folder", "name one of runs/")
-
-
 def rehearse_command(
     plan: Annotated[
         Path, typer.Argument(metavar="PLAN", help="plans/<name>/plan.target.yaml", show_default=False)
@@ -149,7 +143,9 @@ def rehearse_command(
 def checkpoints_command(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="runs/<fingerprint>, or its fingerprint.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="runs/<fingerprint>, or how its fingerprint begins.", show_default=False
+        ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its digest.")] = False,
     prune: Annotated[
@@ -168,7 +164,7 @@ def checkpoints_command(
     from runtime import checkpoints
     from runtime.export import bar
 
-    folder, console = _run_folder(run), Console(stderr=json)
+    folder, console = run_named(run, Workspace(Path())), Console(stderr=json)
     if verify or prune:
         total = sum(file.stat().st_size for file in folder.checkpoints.glob("step-*/*") if file.is_file())
         with bar(console) as progress:

@@ -174,6 +174,8 @@ class PlannedRun(Spec):
     """What changes the numbers."""
     execution: Execution
     """How it is carried out."""
+    fewer: tuple[Layout, ...] = ()
+    """The best layouts on half of its nodes, a quarter and so on, for when it gets no more; empty for a run of one."""
     cost: Cost
     """What it will take."""
 

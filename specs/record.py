@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from specs.base import Fingerprint, Sha256, Spec
+from specs.layout import Layout
 from specs.plan import CurveBand
 from specs.run import Execution, RunSpec
 from specs.words import several
@@ -23,10 +24,17 @@ class Order(Spec):
     """Seal of the plan; null for a bare run spec."""
     execution: Execution
     """How to carry it out."""
+    fewer: tuple[Layout, ...] = ()
+    """Layouts for when there are fewer ranks than planned, most devices first."""
     peak_flop_per_s: float | None
     """Peak rate of one device in the run's precision, for MFU; null where no cluster is known."""
     curve: CurveBand | None
     """Forecast of the held-out curve; leaving its 95 % band raises an alarm."""
+
+    def layout_for(self, ranks: int) -> Layout | None:
+        """The planned layout, or the first of `fewer`, that needs no more than so many ranks; None where all do."""
+        layouts = (self.execution.layout, *self.fewer)
+        return next((layout for layout in layouts if layout.devices <= ranks), None)
 
 
 class Environment(Spec):
@@ -254,6 +262,8 @@ class RunAudit(Spec):
     """Finished steps."""
     seconds: float
     """Seconds of training, over all segments."""
+    device_s: float
+    """The same times the devices of each segment's layout."""
     tokens_per_s: float
     """Median throughput."""
     restarts: int
@@ -272,6 +282,8 @@ class RunAudit(Spec):
     """What was verified."""
     environments: tuple[Environment, ...] = ()
     """Where its segments were executed, each place once."""
+    layouts: tuple[Layout, ...] = ()
+    """How its segments were laid out, each layout once."""
 
     @property
     def said_of_restarts(self) -> str:

@@ -4,6 +4,7 @@ Values reach SLURM as they stand here, quoted in its script and never read by a 
 lines are shell by their nature.
 """
 
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -14,42 +15,41 @@ from specs.quantity import Bytes, Seconds
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$"), Field(examples=["gpu"])]
 """Text of one line."""
 
-Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*$"), Field(examples=["nodelist"])]
-"""Long name of an option of sbatch, without its dashes."""
+Gres = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z]\w*(:[A-Za-z][\w.-]*)?$"), Field(examples=["gpu:h100"])
+]
+"""Name of a generic resource, and its type."""
 
-_OURS = (
-    "account",
-    "array",
-    "constraint",
-    "cpus-per-task",
-    "dependency",
-    "error",
-    "exclusive",
-    "gpus-per-node",
-    "gres",
-    "job-name",
-    "mem",
-    "nodes",
-    "ntasks",
-    "ntasks-per-node",
-    "open-mode",
-    "output",
-    "partition",
-    "qos",
-    "requeue",
-    "reservation",
-    "signal",
-    "time",
-)
-"""Options that the fields below or the plan's layout decide."""
-_ELSEWHERE = {
+DECIDED = {
+    "account": "account",
+    "array": None,
+    "clusters": None,
+    "constraint": "constraint",
     "cpus-per-task": "cpus_per_device",
+    "dependency": None,
+    "error": None,
+    "exclusive": "exclusive",
+    "gpus-per-node": "gres",
+    "gres": "gres",
+    "job-name": None,
     "mem": "memory",
+    "no-requeue": None,
     "nodes": "min_nodes",
+    "ntasks": None,
+    "ntasks-per-node": None,
+    "open-mode": None,
+    "output": None,
+    "parsable": None,
+    "partition": "partition",
+    "qos": "qos",
+    "requeue": None,
+    "reservation": "reservation",
     "signal": "warning",
+    "test-only": None,
     "time": "time_limit",
+    "wait": None,
 }
-"""Fields that say what these options would; the others' fields have their names."""
+"""Options that are decided elsewhere: by which of the fields below; null by the layout, and by how runs are queued."""
 _TICK_S = 30.0
 """A warning may come so much earlier, as SLURM looks at its clocks that often (docs/log.md, 2026-11-28)."""
 
@@ -69,9 +69,7 @@ class Slurm(Spec):
     """Features that nodes must have."""
     reservation: Line | None = None
     """Reservation to run in."""
-    gres: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w*(:[A-Za-z][\w.-]*)?$")] | None = Field(
-        default=None, examples=["gpu:h100"]
-    )
+    gres: Gres | None = None
     """Generic resource of one device, `gpu` or `gpu:<type>`; the layout adds how many. Null asks for GPUs where the
     devices are GPUs."""
     exclusive: bool = False
@@ -96,17 +94,21 @@ class Slurm(Spec):
     """Lines of shell before the ranks start, as written."""
     container: tuple[Line, ...] = ()
     """Command that runs another inside a container, in words: `[apptainer, exec, --nv, image.sif]`."""
-    extra: dict[Option, Line | bool | int] = Field(default_factory=dict)
+    extra: dict[str, Line | bool | int] = Field(default_factory=dict)
     """Other options of sbatch, passed on as they are; true is an option without a value."""
 
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
         for name in extra:
-            if name in _OURS:
-                field = _ELSEWHERE.get(name, name.replace("-", "_"))
-                where = f"slurm.{field} says it" if field in cls.model_fields else "isoplan sets it itself"
-                raise ValueError(f"--{name} is not for extra: {where}; leave it out here")
+            if not re.fullmatch("[a-z][a-z0-9-]*", name):
+                raise ValueError(
+                    f"{name!r} is no option's long name; write it without its first dashes, like 'nodelist'"
+                )
+            if name in DECIDED:
+                field = DECIDED[name]
+                where = f"slurm.{field} says it" if field else "isoplan decides it"
+                raise ValueError(f"--{name} is not for extra, since {where}; leave it out here")
             if extra[name] is False:
                 raise ValueError(f"--{name} has no value; write true, or leave it out")
         return extra

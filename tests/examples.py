@@ -481,6 +481,7 @@ def _run_audit(planned: PlannedRun, seal: str, off: float, finished: float) -> R
         loss=list(curve.values())[-1] if done else None,
         steps=steps,
         seconds=finished * planned.cost.hours * 3600 / pace,
+        device_s=finished * planned.cost.device_hours * 3600 / pace,
         tokens_per_s=planned.cost.tokens_per_s * pace,
         restarts=0,
         curve_step=tuple(curve),
@@ -490,6 +491,7 @@ def _run_audit(planned: PlannedRun, seal: str, off: float, finished: float) -> R
         if done
         else (),
         environments=(ENVIRONMENT,),
+        layouts=(planned.execution.layout,),
     )
 
 

@@ -502,6 +502,18 @@ def test_environments_are_told_once_each(workspace: Path, plan: Plan) -> None:
     assert [found.host for found in audited(workspace, plan).runs[0].environments] == ["here", "there"]
 
 
+def test_device_time_is_that_of_each_segments_layout(workspace: Path, plan: Plan) -> None:
+    """100 steps of .2 s: 30 on the two devices that were planned, 40 on one, and on two again from step 70."""
+    told = story(planned_run(plan), plan.seal)
+    planned = told.starts[0].execution
+    one = planned.model_copy(update={"layout": samples.layout(dp=1)})
+    again = start(told.run, plan.seal, 30).model_copy(update={"execution": one})
+    tell(workspace, replace(told, starts=(*told.starts, again, start(told.run, plan.seal, 70))))
+    run = audited(workspace, plan).runs[0]
+    assert run.layouts == (planned.layout, one.layout)
+    assert run.device_s == pytest.approx(2 * 6 + 8 + 2 * 6)
+
+
 def test_the_ledger_tells_under_which_seal_a_run_ran(workspace: Path, plan: Plan) -> None:
     """Two plans that share a pilot: one line, whichever audits it; its seal is the first record's."""
     run = planned_run(plan)

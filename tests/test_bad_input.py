@@ -515,6 +515,106 @@ def test_a_plan_edited_after_sealing(tmp_path: Path) -> None:
     assert load(path, Plan) == samples.plan()
 
 
+LAPTOP = (ROOT / "specs" / "catalog" / "clusters" / "laptop.yaml").read_text() + "slurm:\n"
+
+# name: (a line under `slurm:`, its column, what is wrong, what to write)
+SLURMS: dict[str, tuple[str, int, str, str]] = {
+    "unknown key": ("partiton: gpu", 3, "the key 'partiton' is not known here", "write 'partition'"),
+    "two lines": (r'partition: "a\nb"', 14, r"'a\nb' does not match", "write it like 'gpu'"),
+    "a line end": (r'account: "a\n"', 12, r"'a\n' does not match", "remove the line end"),
+    "control characters": (r'qos: "\e[31m"', 8, r"'\x1b[31m' does not match", "like 'gpu'"),
+    "nothing": ("constraint: ''", 15, "'' does not match", "like 'gpu'"),
+    "a number for a name": ("reservation: 7", 16, "7 stands where text is needed", "like 'gpu'"),
+    "gres with a count": ("gres: gpu:h100:8", 9, "'gpu:h100:8' does not match", "like 'gpu:h100'"),
+    "gres that is a count": ("gres: gpu:8", 9, "'gpu:8' does not match", "like 'gpu:h100'"),
+    "two gres": ("gres: gpu,nic", 9, "'gpu,nic' does not match", "like 'gpu:h100'"),
+    "bare time": ("time_limit: 24", 15, "24 has no unit", "write it like '30 d'"),
+    "a clock's time": ("time_limit: '24:00:00'", 15, "is not a unit of this quantity", "like '30 d'"),
+    "warning longer than the limit": (
+        "{time_limit: 10 min, warning: 20 min}",
+        3,
+        "slurm.time_limit 600 s leaves no time to train before the warning, 1200 s ahead of it",
+        "write a longer one",
+    ),
+    "warning as long as the limit but for SLURM's tick": (
+        "{time_limit: 2 min, warning: 90 s}",
+        3,
+        "slurm.time_limit 120 s leaves no time to train before the warning, 90 s ahead of it and 30 s early",
+        "write a longer one",
+    ),
+    "bare memory": ("memory: 64", 11, "64 has no unit", "write it like '80 GiB'"),
+    "no CPUs": ("cpus_per_device: 0", 20, "0 is too small", "write 1 or more"),
+    "no nodes": ("min_nodes: 0", 14, "0 is too small", "write 1 or more"),
+    "no pilots": ("pilots_at_once: 0", 19, "0 is too small", "write 1 or more"),
+    "retries below none": ("retries: -1", 12, "-1 is too small", "write 0 or more"),
+    "yes": ("exclusive: yes", 14, "'yes' stands where true or false is needed", "like 'true'"),
+    "shell in one text": ("prologue: module load cuda", 13, "stands where a list is needed", "write it like"),
+    "a prologue of two lines": (r'prologue: ["a\nb"]', 14, r"'a\nb' does not match", "like 'gpu'"),
+    "a container in one text": ("container: apptainer exec x", 14, "stands where a list is needed", "write"),
+    "an option with dashes": (
+        "extra: {--nodelist: n1}",
+        10,
+        "'--nodelist' is no option's long name",
+        "write it without its first dashes, like 'nodelist'",
+    ),
+    "an option with underscores": (
+        "extra: {mail_type: END}",
+        10,
+        "'mail_type' is no option's long name",
+        "like 'nodelist'",
+    ),
+    "an option that is ours": (
+        "extra: {time: 60}",
+        10,
+        "--time is not for extra, since slurm.time_limit says it",
+        "leave it out here",
+    ),
+    "an option that the layout decides": (
+        "extra: {ntasks: 4}",
+        10,
+        "--ntasks is not for extra, since isoplan decides it",
+        "leave it out here",
+    ),
+    "an option that hides the number": (
+        "extra: {parsable: true}",
+        10,
+        "--parsable is not for extra",
+        "leave",
+    ),
+    "an option that waits": ("extra: {wait: true}", 10, "--wait is not for extra", "leave it out here"),
+    "another cluster's queue": (
+        "extra: {clusters: other}",
+        10,
+        "--clusters is not for extra",
+        "leave it out",
+    ),
+    "an option that is false": ("extra: {hold: false}", 10, "--hold has no value", "write true, or leave"),
+    "an option of many values": ("extra: {nodelist: [a, b]}", 21, "a list stands where text is", "'gpu'"),
+    "an option of two lines": (r'extra: {comment: "a\nb"}', 20, r"'a\nb' does not match", "like 'gpu'"),
+}
+
+
+@pytest.mark.parametrize(("line", "column", "what", "write"), SLURMS.values(), ids=SLURMS.keys())
+def test_a_malformed_word_to_slurm(line: str, column: int, what: str, write: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"{LAPTOP}  {line}\n")
+    message = refusal(lambda: load(path, Cluster))
+    assert message.startswith(f"{path}:{1 + LAPTOP.count(chr(10))}:{column}: ")
+    assert what in message
+    assert write in message.partition("; ")[2]
+
+
+def test_a_word_to_slurm_that_is_not_malformed(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        LAPTOP
+        + "  {partition: a b, gres: 'gpu:h100', time_limit: 151 s, extra: {nice: 5, hold: true, x: 'a\\b'}}\n"
+    )
+    said = load(path, Cluster).slurm
+    assert (said.partition, said.gres, said.time_limit, said.memory) == ("a b", "gpu:h100", 151.0, None)
+    assert said.extra == {"nice": 5, "hold": True, "x": r"a\b"}
+
+
 # --- names that lead nowhere ---
 
 

@@ -192,3 +192,8 @@ def test_throughput_and_plain_restarts_come_last_as_no_explanation() -> None:
     assert any(
         "in 2 different environments, which may round differently" in one for one in causes(miss(run=run))
     )
+    two = (samples.layout(dp=2), samples.layout(dp=1))
+    run = run.model_copy(update={"layouts": two})
+    assert any(
+        "in 2 different environments and 2 different layouts, which" in one for one in causes(miss(run=run))
+    )

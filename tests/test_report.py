@@ -146,6 +146,7 @@ def audit(plan: Plan, text: str = "", **changes: Any) -> Audit:
             loss=2.2,
             steps=100,
             seconds=70.0,
+            device_s=70.0 * planned.execution.layout.devices,
             tokens_per_s=9e3,
             restarts=0,
             curve_step=(50, 100),

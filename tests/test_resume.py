@@ -9,6 +9,7 @@ from runtime.train import FINISHED
 from specs.data import CorpusRef
 from specs.record import Incident, Start
 from specs.run import Evaluation, RunSpec
+from tests import samples
 from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
 STEPS = 120
@@ -129,6 +130,36 @@ def test_a_run_goes_on_under_another_number_of_ranks(
     assert len({line.execution.layout.dp for line in folder.records() if isinstance(line, Start)}) == 2
     reference = opened(home / "whole-1", run)
     # 120 steps in fp32 under layouts that sum in different orders: 1e-3 is what rounding grew to here.
+    assert [line.loss for line in folder.metrics()] == pytest.approx(
+        [line.loss for line in reference.metrics()], rel=1e-3
+    )
+    assert [line.step for line in folder.metrics()] == list(range(1, STEPS + 1))
+
+
+def test_fewer_ranks_take_the_layout_that_is_planned_for_them(
+    home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome]
+) -> None:
+    """Three instead of four: two train, and the one that is not needed leaves at once."""
+    half = samples.layout(dp=2, micro_batch_sequences=2)
+    planned = order(run, dp=4, micro_batch=1, every_steps=20, fewer=(half, samples.layout(dp=1)))
+    folder = opened(tmp_path, run, planned)
+    four = Ranks(folder, home / "data", 4)
+    while not list(folder.checkpoints.glob("step-*")):
+        assert four.processes[0].is_alive()
+    four.kill()
+    assert Ranks(folder, home / "data", 3).join() == [FINISHED] * 3
+    first, second = (line for line in folder.records() if isinstance(line, Start))
+    assert first.execution == planned.execution
+    assert second.execution == planned.execution.model_copy(update={"layout": half})
+    assert second.from_step > 0
+    last = folder.timing()[-1]
+    assert planned.peak_flop_per_s is not None
+    assert last.mfu == pytest.approx(
+        last.tokens_per_s * run.model.mfu_flop_per_token / (2 * planned.peak_flop_per_s)
+    )
+    assert (folder.log / "rank-2.txt").read_text().endswith("rank 2 of 3 leaves: the layout takes 2\n")
+    reference = opened(home / "whole-1", run)
+    # As for any other layout above.
     assert [line.loss for line in folder.metrics()] == pytest.approx(
         [line.loss for line in reference.metrics()], rel=1e-3
     )

@@ -216,10 +216,6 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -
     Path(shown.stderr.split("the traceback is in ")[1].rstrip(")\n")).unlink()
 
 
-def test_what_is_not_there_yet_says_so(home: Path) -> None:
-    one_line(isoplan(home, "run", "budget.yaml", "--slurm"), "--slurm", "leave it out")
-
-
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [

@@ -19,6 +19,7 @@ from specs.law import Allocation, Band, Hyper, Monomial, PublishedLaw
 from specs.model import ModelSpec, block_params, flop_per_token, mfu_flop_per_token, paper_flop_per_token
 from specs.optim import Milestone, multi_step
 from specs.plan import Plan, seal_of
+from specs.record import Order
 from specs.run import RunSpec
 from tests import samples
 
@@ -223,6 +224,22 @@ CANONICAL_RUN = (
     '"milestones":[{"factor":0.316,"step":80},{"factor":0.1,"step":90}],"peak_lr":0.003,"steps":100,'
     '"warmup_steps":5,"weight_decay":0.1},"parent":null,"precision":"fp32","seed":0}'
 )
+
+
+@pytest.mark.parametrize(("ranks", "dp"), [(9, 8), (8, 8), (7, 4), (4, 4), (3, 1), (1, 1), (0, None)])
+def test_an_order_has_the_largest_layout_for_so_many_ranks(ranks: int, dp: int | None) -> None:
+    planned, fewer = samples.layout(dp=8), tuple(samples.layout(dp=dp) for dp in (4, 1))
+    order = Order(
+        run=samples.run().fingerprint(),
+        title="a run",
+        seal=None,
+        execution=samples.execution().model_copy(update={"layout": planned}),
+        fewer=fewer,
+        peak_flop_per_s=None,
+        curve=None,
+    )
+    found = order.layout_for(ranks)
+    assert (None if found is None else found.dp) == dp
 
 
 def test_the_fingerprint_of_a_run_is_stable() -> None:

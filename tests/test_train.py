@@ -172,7 +172,6 @@ def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: Any) -> str:
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path, data: CorpusRef) -> None:
     run = tiny_run(data, seed=2)
-    assert "2 processes were started for a layout of 1 ranks" in refusal(home, run, ranks=2)
     assert "not a multiple of dp x micro-batch = 1 x 3" in refusal(home, run, micro_batch=3)
     assert "has the digest" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest="0" * 64)))
     assert "not None; plan again" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest=None)))
@@ -195,13 +194,19 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path
         ({"pp": 3}, "3 pipeline stages for 2 layers"),
         ({"tp": 2}, "kv_heads 1 is not a multiple of tp 2"),
         ({"pp": 2, "stage_layers": (2, 1)}, "are not 2 stages that add up to 2 layers"),
-        ({"pp": 2}, "1 processes were started for a layout of 2 ranks"),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(
     home: Path, data: CorpusRef, cut: dict[str, Any], said: str
 ) -> None:
-    assert said in refusal(home, tiny_run(data, seed=3), **cut)
+    assert said in refusal(home, tiny_run(data, seed=3), ranks=3, **cut)
+
+
+def test_too_few_ranks_for_any_layout_are_refused(home: Path, data: CorpusRef) -> None:
+    """With how many there are, and how many the least layout needs."""
+    run, half = tiny_run(data, seed=3), samples.layout(dp=2)
+    assert "1 rank started, and the least layout needs 4" in refusal(home, run, dp=4)
+    assert "1 rank started, and the least layout needs 2" in refusal(home, run, dp=4, fewer=(half,))
 
 
 def test_an_order_for_another_run_is_refused(home: Path, data: CorpusRef) -> None:

@@ -17,6 +17,7 @@ from runtime.corpus import build
 from runtime.folder import RunFolder, open_folder
 from runtime.train import Leave, Seat, main, train
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
+from specs.layout import Layout
 from specs.optim import Milestone
 from specs.plan import CurveBand
 from specs.record import LeftOut, Order
@@ -65,6 +66,7 @@ def order(
     every_s: float = 60.0,
     every_steps: int | None = None,
     curve: CurveBand | None = None,
+    fewer: tuple[Layout, ...] = (),
     **cut: Any,
 ) -> Order:
     """What the ranks are told; `cut` is of the layout."""
@@ -76,6 +78,7 @@ def order(
         execution=Execution(
             device="cpu", layout=layout, checkpoint_every_s=every_s, checkpoint_every_steps=every_steps
         ),
+        fewer=fewer,
         peak_flop_per_s=1e12,
         curve=curve,
     )

@@ -110,20 +110,21 @@ def _accounts(asked: Asked, there: Site) -> Iterator[Finding]:
 
 def _trials(workspace: Workspace, asked: Asked, shape: Shape, found: Sequence[Finding]) -> Iterator[Finding]:
     """What sbatch would say to a run on all devices and to one on a node, where it is not said already."""
-    known = any(one.fatal for one in found)
+    known = [one.what for one in found if one.fatal]
     told: set[str] = set()
     for nodes in sorted({shape.nodes, 1}, reverse=True):
         tried = replace(shape, nodes=nodes, least_nodes=nodes)
         run = f"a run on {several(nodes * shape.tasks_per_node, 'device')} of {several(nodes, 'node')}"
         try:
-            start = queue.trial(workspace, asked, tried).partition(" to start at ")[2]
+            start = queue.try_out(asked, queue.run_script(workspace, asked, tried))
         except DocumentError as error:
-            generic = known and "not available" in error.what  # SLURM's word for any of what is named above
             place = f"{error.path}:{error.line}:{error.column}:"
-            named = any(one.fatal and one.what.startswith(place) for one in found)
-            if not generic and not named and error.what not in told:
+            if error.what not in told and not any(what.startswith(place) for what in known):
                 yield finding_of(error)
             told.add(error.what)
-        else:
-            when, _, where = start.partition(" ")
-            yield Finding(True, f"sbatch would take {run}: at {when}, {where}")
+            continue
+        if start:
+            yield Finding(True, f"sbatch would take {run}, {start}")
+        elif not known:
+            said = f"sbatch has no nodes for {run} now: they are down, or not as it asks for"
+            yield Finding(False, said, "it waits until there are some", stops=False)

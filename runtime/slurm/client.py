@@ -8,6 +8,7 @@ node is queued again under the same number. So these words only say where a job 
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from runtime.prepare import RefusedError
 _PATIENCE_S = 60.0
 """A controller that restarts answers within seconds; squeue itself gives up after a minute or so (slurm.conf(5),
 MessageTimeout)."""
+_LOOK_S = 0.5
+"""Between two looks at a job that is to end."""
 _QUEUED = ("JobArrayID", "State", "Reason", "NodeList", "Name", "RestartCnt", "StartTime")
 _ENDED = ("JobID", "State", "ExitCode", "NodeList")
 
@@ -109,6 +112,22 @@ def cancel(jobs: Sequence[str]) -> None:
         _ask("scancel", *jobs)
 
 
+def end(job: Live) -> None:
+    """Cancel a job that need not save, and wait until SLURM is through with it; what it had started ends at once."""
+    if not job.waits:
+        _ask("scancel", "--full", "--signal=KILL", job.job)
+    _ask("scancel", job.job)
+    until_s = time.monotonic() + _PATIENCE_S
+    while job.job in live({job.name}) and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+
+
+def try_out(script: str) -> tuple[bool, str]:
+    """Whether sbatch would take a script, and what it says of it; nothing is queued."""
+    done = _call("sbatch", "--test-only", script=script)
+    return done.returncode == 0, done.stderr.strip()
+
+
 def settings() -> dict[str, str]:
     """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
     pairs = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
@@ -117,7 +136,7 @@ def settings() -> dict[str, str]:
 
 def check_controller() -> None:
     """SlurmError where SLURM's programs are not here, or no controller is up."""
-    done = _run("scontrol", "ping")
+    done = _call("scontrol", "ping")
     if " is UP" not in done.stdout:
         said = (done.stdout + done.stderr).strip().splitlines()
         raise SlurmError(
@@ -147,12 +166,6 @@ def check_accounts() -> None:
     _ask("sacct", "-X", "-n", "-P", "-S", "now", "-o", "JobID")
 
 
-def trial(script: str) -> tuple[bool, str]:
-    """Whether sbatch would take a job, and what it says; nothing is queued."""
-    done = _run("sbatch", "--test-only", given=script)
-    return done.returncode == 0, done.stderr.strip()
-
-
 def nodes_of(folded: str) -> list[str]:
     """Names of nodes that SLURM has folded: `n[1-2]` is n1 and n2."""
     return _ask("scontrol", "show", "hostnames", folded).split()
@@ -160,7 +173,7 @@ def nodes_of(folded: str) -> list[str]:
 
 def _ask(program: str, *arguments: str) -> str:
     """What a program of SLURM prints; SlurmError with its own words where it fails."""
-    done = _run(program, *arguments)
+    done = _call(program, *arguments)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise SlurmError(
@@ -169,8 +182,8 @@ def _ask(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def _run(program: str, *arguments: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-    """A program of SLURM with this input, whatever comes of it; SlurmError where it is not here or does not end."""
+def _call(program: str, *arguments: str, script: str = "") -> "subprocess.CompletedProcess[str]":
+    """How a program of SLURM ended; SlurmError where there is none, or it never does."""
     if shutil.which(program) is None:
         raise SlurmError(
             f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
@@ -178,7 +191,7 @@ def _run(program: str, *arguments: str, given: str = "") -> "subprocess.Complete
     try:
         return subprocess.run(
             [program, *arguments],
-            input=given,
+            input=script,
             capture_output=True,
             text=True,
             timeout=_PATIENCE_S,

@@ -1,8 +1,10 @@
 """`run --slurm` as a person meets it: what was queued, what is left to SLURM, and what --dry-run would queue."""
 
 import json as jsonlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from rich.markup import escape
 from runtime import drive, prepare
 from runtime.drive import Driver, Ran
 from runtime.launch import RESUME
+from runtime.prepare import Wanted
 from runtime.slurm import queue, study
 from runtime.slurm.queue import Asked, Script
 from specs.budget import Budget
@@ -21,6 +24,7 @@ from specs.words import several
 
 def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """Queue a plan's runs that are not finished or with SLURM already."""
+    _check(driver)
     ran = study.carry_out(driver, prepare.from_plan(plan, path), _asked(plan, path), _name(plan), again=True)
     if json:
         _print({"runs": _states(ran), "exit_code": _code(ran.exit_code)})
@@ -34,6 +38,10 @@ def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
 
 def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> int:
     """Do what is due of a budget now; with `until_done` the rest follows by itself."""
+    _check(driver)
+    if until_done:  # before anything is queued that it would go on with
+        budget = load(path, Budget)
+        queue.try_out(_asked_by(path, budget), _study_script(driver, path, budget))
     done = study.advance(driver, path, until_done=until_done, again=True)
     if done.audit is None:
         _tell(driver, done.ran)
@@ -46,64 +54,103 @@ def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> in
 
 def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """The sbatch scripts of what is not finished, and what each of their jobs runs. Nothing is queued."""
-    wanted = [one for one in prepare.from_plan(plan, path) if not one.finished(driver.workspace)]
-    prepare.check(wanted, driver.workspace, None, None)
-    live = queue.live(driver.workspace, [study.run_folder(driver, one.run.fingerprint()) for one in wanted])
-    due = [one for one in wanted if one.run.fingerprint() not in live]
-    titles = {one.run.fingerprint(): one.title for one in wanted}
-    made = queue.scripts(driver.workspace, _asked(plan, path), due, _name(plan))
-    _preview(driver, made, titles, json)
-    if not json:
-        driver.say(
-            f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already. Nothing was queued."
-        )
+    queue.check_path(driver.workspace)
+    _preview(driver, [], _due(driver, path, plan), json)
     return drive.OK
 
 
 def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool, json: bool) -> int:
-    """How far a budget's chain is, and the scripts of what is due of it."""
-    asked = Asked(*prepare.cluster_of(budget, path.parent, path))
-    steps = drive.chain(driver, path, budget)
-    made: list[Script] = []
-    titles: dict[str, str] = {}
-    plan = next(
-        (
-            driver.workspace.plan(budget.name, p)
-            for p in ("target", "pilots")
-            if driver.workspace.plan(budget.name, p).exists()
-        ),
-        None,
-    )
-    if plan is not None:
-        wanted = [
-            one for one in prepare.from_plan(load(plan, Plan), plan) if not one.finished(driver.workspace)
-        ]
-        titles = {one.run.fingerprint(): one.title for one in wanted}
-        made += queue.scripts(driver.workspace, asked, wanted, budget.name)
+    """How far a budget's chain is, and the scripts of what is due of it. Nothing is queued."""
+    queue.check_path(driver.workspace)
+    steps = drive.chain(driver.workspace, budget)
+    sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
+    plan = next((plan for plan in sealed if plan.exists()), None)
+    due = Due([], {}, []) if plan is None else _due(driver, plan, load(plan, Plan))
+    if not due.made and not sealed[0].exists():
+        due.notes.append("What is to be run next is known once it is planned.")
     if until_done:
-        made.append(queue.study_script(driver.workspace, asked, path, budget.name, ()))
-    if not json:
-        for number, (name, state) in enumerate(steps, 1):
-            driver.say(f"{number}. {name:<8}{escape(state)}")
-    _preview(driver, made, titles, json)
-    if not json:
-        driver.say("Nothing was queued.")
+        due.made.append(_study_script(driver, path, budget))
+        due.notes.append(
+            "The study's job waits for all others (--dependency, with the numbers that they get)."
+        )
+    _preview(driver, steps, due, json)
     return drive.OK
 
 
-def _preview(driver: Driver, made: Sequence[Script], titles: dict[str, str], json: bool) -> None:
+def _check(driver: Driver) -> None:
+    """RefusedError where nothing could be queued, before anything is built or written."""
+    queue.check_path(driver.workspace)
+    queue.longest_array()
+
+
+@dataclass(frozen=True)
+class Due:
+    """What would be queued."""
+
+    made: list[Script]
+    """The submissions."""
+    titles: Mapping[str, str]
+    """What their runs are called."""
+    notes: list[str]
+    """How things stand, a line each."""
+
+
+def _due(driver: Driver, path: Path, plan: Plan) -> Due:
+    """What would be queued of a plan."""
+    planned = prepare.from_plan(plan, path)
+    todo = {one.run.fingerprint(): one for one in planned if not one.finished(driver.workspace)}
+    notes = [
+        f"This would be refused: {lack}."
+        for lack in prepare.lacking(list(todo.values()), driver.workspace, None, None)
+    ]
+    live, most = {}, queue.DEFAULT_ARRAY
+    if queue.is_here():
+        most = queue.longest_array()
+        live = queue.live(driver.workspace, [study.run_folder(driver, run) for run in todo])
+    else:
+        notes.append(
+            f"There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, {most} jobs."
+        )
+    due = [one for run, one in todo.items() if run not in live]
+    notes.append(
+        f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished(planned, todo)}."
+    )
+    titles = {run: one.title for run, one in todo.items()}
+    return Due(queue.drafts(driver.workspace, _asked(plan, path), due, _name(plan), most), titles, notes)
+
+
+def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:
+    return f"{sum(one.run.fingerprint() not in todo for one in planned)} finished"
+
+
+def _study_script(driver: Driver, path: Path, budget: Budget) -> Script:
+    """The job that goes on with a budget, were there nothing to wait for."""
+    return queue.study_script(driver.workspace, _asked_by(path, budget), path, budget.name, ())
+
+
+def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: bool) -> None:
     if json:
-        _print({"scripts": [{"text": one.text, "tasks": [repr(task) for task in one.tasks]} for one in made]})
+        plain: dict[str, Any] = {"scripts": [_plain(one, due.titles) for one in due.made], "notes": due.notes}
+        if steps:
+            plain["steps"] = [{"step": name, "state": state} for name, state in steps]
+        _print(plain)
         return
-    for one in made:
-        driver.say(f"\n[bold]{escape(one.submission.name)}[/]")
-        driver.console.print(one.text, highlight=False, markup=False, soft_wrap=True)
-        for index, task in enumerate(one.tasks):
-            run = one.submission.runs[index] if one.submission.runs else None
-            what = "the study's next step" if run is None else titles[run]
-            driver.say(
-                f"  {'each task' if run else 'the job'} of {index} calls {escape(repr(task))}: {escape(what)}"
-            )
+    for number, (name, state) in enumerate(steps, 1):
+        driver.say(f"{number}. {name:<8}{escape(state)}")
+    for one in due.made:
+        driver.say(f"\n[bold]{escape(one.submission.name)}[/], {several(len(one.tasks), 'job')}:\n")
+        driver.console.out(one.text, highlight=False)
+        driver.say("\nEach task of a job calls what it is handed:")
+        for job in _plain(one, due.titles)["jobs"]:
+            driver.say(f"  {escape(job['what'])}: {escape(job['calls'])}")
+    driver.say("\n".join(["", *map(escape, due.notes), "Nothing was queued."]))
+
+
+def _plain(script: Script, titles: Mapping[str, str]) -> dict[str, Any]:
+    """A submission for programs; its jobs in the array's order."""
+    whats = [titles[run] for run in script.submission.runs] or ["the study's next step"]
+    jobs = [{"what": what, "calls": repr(task)} for what, task in zip(whats, script.tasks, strict=True)]
+    return {"name": script.submission.name, "text": script.text, "jobs": jobs}
 
 
 def _tell(driver: Driver, ran: Ran) -> None:
@@ -126,7 +173,12 @@ def _states(ran: Ran) -> list[dict[str, Any]]:
 
 
 def _asked(plan: Plan, path: Path) -> Asked:
-    return Asked(*prepare.cluster_of(plan.budget, prepare.budget_folder(plan, path), path))
+    folder = Path(os.path.relpath(prepare.budget_folder(plan, path).resolve()))  # as a person would write it
+    return Asked(*prepare.cluster_of(plan.budget, folder, path))
+
+
+def _asked_by(path: Path, budget: Budget) -> Asked:
+    return Asked(*prepare.cluster_of(budget, path.parent, path))
 
 
 def _name(plan: Plan) -> str:

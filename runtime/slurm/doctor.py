@@ -22,7 +22,7 @@ from runtime.slurm.client import SlurmError
 from runtime.slurm.probe import Order, Software, write
 from runtime.slurm.queue import Asked
 from runtime.slurm.reports import Figures, Reports
-from runtime.slurm.script import PROBE_S, Shape, shape_for
+from runtime.slurm.script import PROBE_S, Shape, whole_shape
 from runtime.slurm.site import kill_wait_s
 from specs.cluster import Cluster
 from specs.files import DocumentError
@@ -60,8 +60,8 @@ class Examined:
 
 def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Console) -> Examined:
     """Look at the site from here, then from its nodes; a job that does not start within the patience is cancelled."""
-    shape = shape_for(asked.cluster.devices, 1, asked.cluster)
-    shape = replace(shape, least_nodes=shape.nodes)
+    cluster = asked.cluster
+    shape = whole_shape(cluster.devices, 1, cluster.device.backend == "cuda", cluster)
     try:
         found = from_here(asked, workspace, shape)
     except RefusedError as error:  # no SLURM, or none that answers

@@ -13,13 +13,15 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runtime.folder import RunFolder, found, step_of
 from runtime.prepare import RefusedError, Wanted, Workspace
@@ -29,17 +31,15 @@ from runtime.slurm.refusal import refusal
 from runtime.slurm.script import Shape, parameters, probe_parameters, python, shape_of, study_parameters
 from runtime.slurm.task import Continue, Probe, Task
 from specs.cluster import Cluster
-from specs.files import load, write_json
-from specs.slurm import Slurm
+from specs.files import DocumentError, load, write_json
 from specs.submission import Queued, Submission
-
-if TYPE_CHECKING:
-    from submitit import SlurmExecutor
 
 _NAME = 50
 """Characters of a budget's name and phase that a submission's name begins with; a Slug has 64."""
-_UNSAFE = "%\\\n"
+_UNSAFE = "%\\"
 """What SLURM takes for something else in the names of its logs, however it is quoted."""
+DEFAULT_ARRAY = 1001
+"""Most jobs of an array where no site can be asked (slurm.conf(5), MaxArraySize)."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,26 @@ class Script:
     """What is to be written down of it."""
     tasks: tuple[Task, ...] | tuple[Continue] | tuple[Probe]
     """What each job of it does: one for each run, the next step of a study, or what the doctor wants to know."""
-    executor: "SlurmExecutor"
-    """What queues it."""
+    folder: Path
+    """Where it is written down."""
+    python: str
+    """What starts Python, as a shell reads it."""
+    parameters: Mapping[str, Any]
+    """submitit's, without those of an array."""
 
     @property
     def text(self) -> str:
         """The sbatch script, as submitit will write it."""
-        given, number = self.executor.parameters, len(self.tasks)
-        self.executor.parameters = given | ({"map_count": number} if number > 1 else {})
-        try:
-            return str(self.executor._make_submission_file_text(self.executor._submitit_command_str, ""))
-        finally:
-            self.executor.parameters = given
+        from submitit.slurm.slurm import _make_sbatch_string  # half a second
+
+        command = f"{self.python} -u -m submitit.core._submit {shlex.quote(str(self.folder))}"
+        number = len(self.tasks) if len(self.tasks) > 1 else None
+        return _make_sbatch_string(command, self.folder, map_count=number, **self.parameters)
+
+
+def is_here() -> bool:
+    """Whether SLURM's programs are."""
+    return shutil.which("sbatch") is not None
 
 
 def folder_of(workspace: Workspace, name: str) -> Path:
@@ -90,10 +98,11 @@ def one_at_a_time(workspace: Workspace) -> Iterator[None]:
 def check_path(workspace: Workspace) -> None:
     """RefusedError where SLURM could not name its logs here."""
     path = str(workspace.path.absolute())
-    bad = next((sign for sign in path if sign in _UNSAFE), None)
+    bad = next((sign for sign in path if sign in _UNSAFE or not sign.isprintable()), None)
     if bad is not None:
+        shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
         raise RefusedError(
-            f"{path}: SLURM takes {bad!r} in a path for something else; work in a folder without it"
+            f"{shown}: SLURM takes {ascii(bad)[1:-1]} in a path for something else; work in a folder without it"
         )
 
 
@@ -121,41 +130,72 @@ def live_study(workspace: Workspace, name: str) -> Live | None:
 
 
 def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Submission:
-    """A submission, with its number where whoever queued it was killed before writing it down."""
-    path = folder_of(workspace, name) / "submission.json"
-    submission = load(path, Submission)
-    job = next((job for job, one in jobs.items() if one.name == name), None)
-    if submission.job is None and job is not None:
-        submission = submission.model_copy(update={"job": int(job.partition("_")[0])})
-        write_json(path, submission)
+    """A submission, made whole where whoever queued it was killed before that was written down."""
+    folder = folder_of(workspace, name)
+    known = load(folder / "submission.json", Submission)
+    submission = numbered(known, jobs)
+    if submission != known:
+        for task, run in zip(_tasks(workspace, submission.runs), submission.runs, strict=True):
+            _hand_over(folder / f"{submission.job_of(run)}_submitted.pkl", task)
+        write_json(folder / "submission.json", submission)
     return submission
+
+
+def numbered(submission: Submission, jobs: Mapping[str, Live]) -> Submission:
+    """A submission with the number under which SLURM has it in hand, if it has."""
+    job = next((job for job, one in jobs.items() if one.name == submission.name), None)
+    if submission.job is not None or job is None:
+        return submission
+    return submission.model_copy(update={"job": int(job.partition("_")[0])})
+
+
+def _hand_over(path: Path, task: Task) -> None:
+    """What a job reads to know its task, where it is not there yet: it waits a minute for it."""
+    from submitit.core.utils import DelayedSubmission
+
+    if not path.exists():
+        DelayedSubmission(task).dump(path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
 
 
 def scripts(workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str) -> list[Script]:
     """Submissions for these runs: those of one shape share an array, as long as the site allows one to be."""
-    shapes: dict[Shape, list[Wanted]] = {}
+    return drafts(workspace, asked, wanted, name, longest_array())
+
+
+def longest_array() -> int:
+    """Most jobs that an array may have at this site; SlurmError where SLURM does not answer."""
+    return max(1, int(client.settings()["MaxArraySize"]))  # 0 where a site allows none
+
+
+def drafts(
+    workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str, most: int
+) -> list[Script]:
+    """Submissions for these runs, arrays of at most so many jobs."""
+    shapes: dict[Shape, list[str]] = {}
     for one in sorted(wanted, key=lambda one: -one.planned_s):
-        shapes.setdefault(shape_of(one.job(Path()), asked.cluster), []).append(one)
-    most = int(client.settings().get("MaxArraySize", "1001"))
+        shapes.setdefault(shape_of(one.order, asked.cluster), []).append(one.run.fingerprint())
     made = []
     for shape, alike in shapes.items():
         for start in range(0, len(alike), most):
-            runs = tuple(one.run.fingerprint() for one in alike[start : start + most])
+            runs = tuple(alike[start : start + most])
             submission = _new(name, asked).model_copy(update={"runs": runs})
             folder = folder_of(workspace, submission.name)
             values = parameters(asked.cluster.slurm, shape, submission.name, folder)
-            tasks = tuple(Task(str(workspace.runs.absolute() / run)) for run in runs)
-            made.append(Script(submission, tasks, _executor(asked.cluster.slurm, folder, values)))
+            made.append(_script(workspace, asked, submission, _tasks(workspace, runs), values))
     return made
+
+
+def _tasks(workspace: Workspace, runs: Sequence[str]) -> tuple[Task, ...]:
+    return tuple(Task(str(workspace.runs.absolute() / run)) for run in runs)
 
 
 def study_script(workspace: Workspace, asked: Asked, budget: Path, name: str, after: Sequence[int]) -> Script:
     """The submission that goes on with a budget once these jobs have ended."""
     submission = _new(f"{name}-study", asked).model_copy(update={"budget": str(budget)})
-    folder = folder_of(workspace, submission.name)
     values = study_parameters(asked.cluster.slurm, submission.name, tuple(after))
     task = Continue(str(workspace.path.absolute()), str(budget), submission.name)
-    return Script(submission, (task,), _executor(asked.cluster.slurm, folder, values))
+    return _script(workspace, asked, submission, (task,), values)
 
 
 def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
@@ -163,19 +203,25 @@ def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
     submission = _new("doctor", asked)
     folder = folder_of(workspace, submission.name)
     values = probe_parameters(asked.cluster.slurm, shape, submission.name, folder)
-    return Script(submission, (Probe(str(folder)),), _executor(asked.cluster.slurm, folder, values))
+    return _script(workspace, asked, submission, (Probe(str(folder)),), values)
 
 
-def trial(workspace: Workspace, asked: Asked, shape: Shape) -> str:
-    """What sbatch says of when and where a run of this shape would start; DocumentError where it would refuse it."""
-    folder = folder_of(workspace, "doctor")
-    values = parameters(asked.cluster.slurm, shape, "doctor", folder)
-    script = Script(_new("doctor", asked), (), _executor(asked.cluster.slurm, folder, values))
-    with _as_from_a_login_node():
-        taken, said = client.trial(script.text)
-    if not taken:
-        raise refusal(asked.path, said.replace("allocation failure: ", ""))
-    return said.removeprefix("sbatch: ")
+def run_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+    """A submission of this shape that is of no run, to be tried out."""
+    submission = _new("doctor", asked)
+    values = parameters(asked.cluster.slurm, shape, submission.name, folder_of(workspace, submission.name))
+    return _script(workspace, asked, submission, (), values)
+
+
+def _script(
+    workspace: Workspace,
+    asked: Asked,
+    submission: Submission,
+    tasks: tuple[Task, ...] | tuple[Continue] | tuple[Probe],
+    values: dict[str, Any],
+) -> Script:
+    folder, command = folder_of(workspace, submission.name), python(asked.cluster.slurm)
+    return Script(submission, tasks, folder, command, values | {"wckey": None})
 
 
 def _new(name: str, asked: Asked) -> Submission:
@@ -184,51 +230,57 @@ def _new(name: str, asked: Asked) -> Submission:
     return Submission(name=name, time=time.time(), runs=(), retries=asked.cluster.slurm.retries)
 
 
+def try_out(asked: Asked, script: Script) -> str:
+    """When and where sbatch would start this submission; nothing is queued. DocumentError with its reason to refuse.
+
+    A trial also fails where all nodes are down or drained just now, for which sbatch refuses nothing: that passes.
+    """
+    with _as_from_a_login_node():
+        taken, said = client.try_out(script.text)
+    if not taken and not re.search("node.* not available", said):
+        raise refusal(asked.path, asked.cluster.slurm, said)
+    return said.partition(" to start ")[2]
+
+
 def submit(workspace: Workspace, asked: Asked, made: Sequence[Script]) -> list[Submission]:
-    """Queue all of these submissions, or none: DocumentError with SLURM's reason where it refuses one."""
-    done: list[Submission] = []
-    before = {
-        run: _bytes(_run(workspace, run).queued_json) for script in made for run in script.submission.runs
-    }
+    """Queue all of these submissions, or none: DocumentError with SLURM's reason where it refuses one.
+
+    Where SLURM does not answer, they stay written down: whether it has one is found out by its name.
+    """
+    runs = [RunFolder(workspace.runs / run) for script in made for run in script.submission.runs]
+    before = {run.queued_json: _bytes(run.queued_json) for run in runs}
     try:
+        return [_submit(workspace, asked, script) for script in made]
+    except DocumentError:
+        client.cancel(sorted(client.live({script.submission.name for script in made})))
         for script in made:
-            done.append(_submit(workspace, asked, script))
-    except RefusedError:
-        client.cancel([str(one.job) for one in done])
-        for script in made:
-            shutil.rmtree(folder_of(workspace, script.submission.name), ignore_errors=True)
-        for run, content in before.items():
-            _restore(_run(workspace, run).queued_json, content)
+            shutil.rmtree(script.folder, ignore_errors=True)
+        for path, content in before.items():
+            _restore(path, content)
         raise
-    return done
 
 
 def _submit(workspace: Workspace, asked: Asked, script: Script) -> Submission:
-    from submitit.core.utils import FailedJobError, FailedSubmissionError  # half a second
+    from submitit import SlurmExecutor  # half a second
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    submission, folder = script.submission, folder_of(workspace, script.submission.name)
+    submission, folder = script.submission, script.folder
     folder.mkdir(parents=True)
     write_json(folder / "submission.json", submission)
     for fingerprint in submission.runs:
-        run = _run(workspace, fingerprint)
+        run = RunFolder(workspace.runs / fingerprint)
         step = max(map(step_of, found(run.checkpoints)), default=0)
         write_json(run.queued_json, Queued(submission=submission.name, from_step=step))
     try:
         with _as_from_a_login_node():
-            jobs = script.executor.submit_array(script.tasks)
+            executor = SlurmExecutor(folder, python=script.python)
+            executor.update_parameters(**script.parameters)
+            jobs = executor.submit_array(script.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
-        raise refusal(asked.path, str(error)) from None
+        raise refusal(asked.path, asked.cluster.slurm, str(error)) from None
     submission = submission.model_copy(update={"job": int(jobs[0].job_id.partition("_")[0])})
     write_json(folder / "submission.json", submission)
     return submission
-
-
-def _executor(slurm: Slurm, folder: Path, values: dict[str, Any]) -> "SlurmExecutor":
-    from submitit import SlurmExecutor
-
-    executor = SlurmExecutor(folder, python=python(slurm))
-    executor.update_parameters(**values, wckey=None)
-    return executor
 
 
 @contextlib.contextmanager
@@ -244,10 +296,6 @@ def _as_from_a_login_node() -> Iterator[None]:
     with clean_env(), contextlib.redirect_stderr(io.StringIO()):
         os.environ.update(kept)
         yield
-
-
-def _run(workspace: Workspace, fingerprint: str) -> RunFolder:
-    return RunFolder(workspace.runs / fingerprint)
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -11,13 +11,13 @@ sent a signal to all of the job: the trap keeps the shell from dying of it. It e
 import math
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.launch import Job
 from runtime.slurm.afterwards import MARK
 from specs.cluster import Cluster
+from specs.record import Order
 from specs.slurm import Slurm
 
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
@@ -42,16 +42,21 @@ class Shape:
     """Whether each rank has a GPU of its own."""
 
 
-def shape_of(job: Job, cluster: Cluster) -> Shape:
-    """The fewest nodes that a job's ranks fill evenly."""
-    return shape_for(job.ranks, job.threads_per_rank, cluster)
+def shape_of(order: Order, cluster: Cluster) -> Shape:
+    """The fewest nodes that a run's ranks fill evenly; and those it can start on, as far as it has layouts for them."""
+    execution = order.execution
+    ranks, threads, on_gpu = execution.layout.devices, execution.threads_per_rank, execution.device == "cuda"
+    whole = whole_shape(ranks, threads, on_gpu, cluster)
+    fewest = min(layout.devices for layout in (execution.layout, *order.fewer))
+    wanted = max(cluster.slurm.min_nodes or whole.nodes, math.ceil(fewest / whole.tasks_per_node))
+    return replace(whole, least_nodes=min(whole.nodes, wanted))
 
 
-def shape_for(ranks: int, threads: int, cluster: Cluster) -> Shape:
-    """The fewest nodes that ranks of so many threads fill evenly."""
-    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= cluster.devices_per_node)
-    least = min(nodes, cluster.slurm.min_nodes or nodes)
-    return Shape(nodes, least, ranks // nodes, threads, cluster.device.backend == "cuda")
+def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Shape:
+    """The fewest nodes that so many ranks fill evenly, all of them at once."""
+    room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
+    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
+    return Shape(nodes, nodes, ranks // nodes, threads, on_gpu)
 
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:

@@ -111,16 +111,12 @@ def _go_on_later(
 
 def state_of(workspace: Workspace, name: str) -> StudyState | None:
     """How far the chain of jobs of a budget of this name is; None where there never was one."""
-    path = _state_path(workspace, name)
+    path = workspace.study(name)
     return load(path, StudyState) if path.exists() else None
 
 
 def _note(workspace: Workspace, budget: Budget, state: StudyState) -> None:
-    write_json(_state_path(workspace, budget.name), state)
-
-
-def _state_path(workspace: Workspace, name: str) -> Path:
-    return workspace.path / "plans" / name / "study.json"
+    write_json(workspace.study(budget.name), state)
 
 
 def _ended(study: Study) -> StudyState:

@@ -175,8 +175,7 @@ def _spent(case: Case) -> Iterator[tuple[str, str]]:
     hours = sum(cost.device_hours for cost in costs)
     done = case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs)
     runs = case.audit.runs if case.audit is not None and done else ()
-    pairs = zip(case.plan.runs, runs, strict=False)
-    took = sum(run.seconds * planned.execution.layout.devices for planned, run in pairs) / 3600
+    took = sum(run.device_s for run in runs) / 3600
     if case.target is None:
         yield (
             (device_time(took), f"device time, {device_time(hours)} planned")

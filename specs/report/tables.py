@@ -174,7 +174,7 @@ def cost(case: Case) -> Html:
         if not chosen:
             continue
         hours = sum(planned.cost.device_hours for planned, _ in chosen)
-        taken = sum(0.0 if run is None else run.seconds * p.execution.layout.devices for p, run in chosen)
+        taken = sum(run.device_s for _, run in chosen if run is not None)
         price = _total([planned.cost.dollars for planned, _ in chosen])
         joules = _total([planned.cost.energy_j for planned, _ in chosen])
         rows.append(

@@ -134,7 +134,7 @@ class Cluster:
             if command in process.command and (job is None or job in _jobs(process.environment))
         ]
 
-    def task(self, job: str, rank: int, command: str = "", timeout_s: float = 60) -> Process:
+    def task(self, job: str, rank: int, command: str = "", timeout_s: float = 120) -> Process:
         """The process of a job's rank (its first with `command` in its command line), as soon as srun starts it."""
 
         def found() -> Process | None:
@@ -150,7 +150,7 @@ class Cluster:
 
     # Waiting
 
-    def wait(self, job: str, *states: str, timeout_s: float = 60) -> None:
+    def wait(self, job: str, *states: str, timeout_s: float = 120) -> None:
         """Wait until a job, of an array every element, is in one of the states."""
 
         def there() -> bool:
@@ -165,7 +165,7 @@ class Cluster:
 
         self.until(there, f"job {job} is {' or '.join(states)}", timeout_s)
 
-    def until(self, ask: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:
+    def until(self, ask: Callable[[], T | None], what: str, timeout_s: float = 120) -> T:
         """The first answer that is not empty; past the deadline a failure that says how things stand."""
         deadline = time.monotonic() + timeout_s
         while not (answer := ask()):
@@ -202,7 +202,7 @@ class Cluster:
     def start_node(self, name: str) -> None:
         """Switch a node on, or start its slurmd where only that is gone; it reports to the controller by itself."""
         machine = self._machines.get(name) or self._switch_on(name)
-        machine.start("slurmd", "-N", name)
+        self._start(machine, "slurmd", "-N", name)
 
     def fail_node(self, name: str) -> None:
         """Cut a node's power and have the controller notice at once."""
@@ -215,7 +215,7 @@ class Cluster:
 
     def start_controller(self) -> None:
         """Start slurmctld, with what it knew when it was stopped."""
-        self._machines[HEAD].start("slurmctld")
+        self._start(self._machines[HEAD], "slurmctld")
         self.until(lambda: "is UP" in self.call("scontrol", "ping").stdout, "slurmctld answers")
 
     def stop_accounting(self) -> None:
@@ -224,12 +224,12 @@ class Cluster:
 
     def start_accounting(self) -> None:
         """Start slurmdbd."""
-        self._machines[HEAD].start("slurmdbd", MYSQL_UNIX_PORT=self._database_socket())
+        self._start(self._machines[HEAD], "slurmdbd", MYSQL_UNIX_PORT=self._database_socket())
         self.until(
             lambda: self.call("sacctmgr", "--noheader", "show", "cluster").returncode == 0, "slurmdbd answers"
         )
 
-    def resume_all(self, timeout_s: float = 60) -> None:
+    def resume_all(self, timeout_s: float = 120) -> None:
         """Start whatever is down, cancel every job, and wait until all nodes are idle."""
         head = self._machines[HEAD]
         if not head.runs("slurmdbd"):
@@ -268,6 +268,13 @@ class Cluster:
         self._machines[name] = machine
         return machine
 
+    def _start(self, machine: Machine, *argv: str, **environment: str) -> None:
+        """Start a daemon; its log says why it did not."""
+        try:
+            machine.start(*argv, **environment)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.report()}") from None
+
     def _database_socket(self) -> str:
         return str(self._settings.database / "socket")
 
@@ -277,7 +284,8 @@ class Cluster:
         key = settings.folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        head.start(
+        self._start(
+            head,
             "munged",
             "--force",  # folders above ours may be open to others, as /tmp is
             f"--key-file={key}",
@@ -294,7 +302,8 @@ class Cluster:
             "--skip-name-resolve",
         )
         head.run("mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db")
-        head.start(
+        self._start(
+            head,
             *("setsid", "--fork", "mariadbd", *common),
             f"--socket={self._database_socket()}",
             f"--pid-file={settings.database}/mariadbd.pid",

@@ -1,10 +1,12 @@
 """The cluster that the tests of this folder share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.slurm.cluster import Cluster
+from tests.slurm.desk import Desk, at_desk
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,19 @@ def _afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "cluster" in request.fixturenames:
         request.getfixturevalue("cluster").resume_all()
+
+
+@pytest.fixture
+def desk(
+    cluster: Cluster,
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Desk:
+    """A workspace with the corpus of tests/training.py, the cluster of its budget being the tests'."""
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    desk = at_desk(tmp_path / "work", home, cluster, capfd)
+    monkeypatch.chdir(desk.folder)
+    return desk

@@ -89,7 +89,7 @@ class Machine:
             raise AssertionError(f"{' '.join(argv)} on {self.name}: exit {done.returncode}: {done.stdout}")
         return done.stdout
 
-    def start(self, *argv: str, timeout_s: float = 60, **environment: str) -> None:
+    def start(self, *argv: str, **environment: str) -> None:
         """Start a daemon, which goes to the background by itself."""
         with self._log.open("ab") as out:
             done = subprocess.run(
@@ -99,7 +99,7 @@ class Machine:
                 stdout=out,
                 stderr=out,
                 check=False,
-                timeout=timeout_s,
+                timeout=60,
             )
         if done.returncode != 0:
             raise AssertionError(
@@ -169,7 +169,8 @@ class Machine:
         self._process.stdout.close()
 
     def _there(self, *argv: str) -> list[str]:
-        return ["nsenter", "--target", str(self._first), "--uts", "--pid", "--mount", "--", *argv]
+        inside = ("--uts", "--pid", "--mount", "--root", "--wd")
+        return ["nsenter", "--target", str(self._first), *inside, "--", *argv]
 
 
 def _words(zero_ended: bytes) -> list[str]:

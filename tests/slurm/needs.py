@@ -29,5 +29,5 @@ def lacking() -> str | None:
     mount = ("mount", "--bind", "/etc/hosts", "/etc/hosts")
     tried = subprocess.run([*NAMESPACES, *mount], capture_output=True, text=True, check=False, timeout=60)
     if tried.returncode != 0:
-        return f"SLURM's virtual nodes need namespaces, and this machine allows none: {tried.stderr.strip()}"
+        return f"SLURM's virtual nodes need namespaces and mounts, which fail here: {tried.stderr.strip()}"
     return None

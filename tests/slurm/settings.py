@@ -23,7 +23,7 @@ class Settings:
 
     @property
     def slurm_conf(self) -> Path:
-        """What SLURM_CONF names; SLURM finds slurmdbd.conf and gres.conf beside it."""
+        """What SLURM_CONF names; SLURM finds its other settings beside it."""
         return self.folder / "slurm.conf"
 
     @property
@@ -56,6 +56,8 @@ class Settings:
         slurmdbd = self.folder / "slurmdbd.conf"
         slurmdbd.touch(mode=0o600)  # slurmdbd refuses one that others may read
         slurmdbd.write_text(self._slurmdbd())
+        # No cgroups; but slurmd starts a plugin of theirs, and the one for v1 alone asks nothing of the machine then.
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (self.folder / "gres.conf").write_text(self._gres())
         addresses = [f"{_address(place)} {node}" for place, node in enumerate(self.nodes)]
         self.hosts.write_text("\n".join((f"127.0.0.1 localhost {HEAD}", *addresses, "")))

@@ -16,7 +16,7 @@ from runtime.slurm.beforehand import from_here
 from runtime.slurm.client import SlurmError
 from runtime.slurm.doctor import examine
 from runtime.slurm.queue import Asked
-from runtime.slurm.script import shape_for
+from runtime.slurm.script import whole_shape
 from specs.cluster import Cluster as ClusterFile
 from specs.files import load
 from tests.slurm.cluster import Cluster
@@ -47,7 +47,7 @@ def asked(folder: Path, text: str) -> Asked:
 def wrong(folder: Path, text: str) -> list[str]:
     """What is found from here to be wrong with a cluster file, the file's name left out."""
     one = asked(folder, text)
-    shape = shape_for(one.cluster.devices, 1, one.cluster)
+    shape = whole_shape(one.cluster.devices, 1, False, one.cluster)
     found = [one for one in from_here(one, Workspace(folder), shape) if not one.ok]
     return [f"{each.what}; {each.remedy}".removeprefix(f"{one.path}:") for each in found]
 

@@ -12,7 +12,7 @@ from runtime.slurm.client import fields_of
 from runtime.slurm.doctor import examine
 from runtime.slurm.limits import findings
 from runtime.slurm.queue import Asked
-from runtime.slurm.script import shape_for
+from runtime.slurm.script import whole_shape
 from runtime.slurm.site import Site, seconds_of
 from runtime.verbs import doctor_command
 from specs.cluster import Cluster
@@ -67,7 +67,7 @@ def asked(folder: Path, text: str) -> Asked:
 
 def found(folder: Path, text: str, there: Site) -> list[Finding]:
     one = asked(folder, text)
-    return findings(one, shape_for(one.cluster.devices, 1, one.cluster), there)
+    return findings(one, whole_shape(one.cluster.devices, 1, False, one.cluster), there)
 
 
 def wrong(folder: Path, text: str, there: Site) -> list[str]:
@@ -182,7 +182,7 @@ def test_without_slurm_or_where_it_cannot_name_its_logs(
     monkeypatch.setenv("PATH", str(tmp_path))
     for place, says in (
         (tmp_path, "there is no scontrol here"),
-        (tmp_path / "50%", "SLURM takes '%' in a path"),
+        (tmp_path / "50%", "SLURM takes % in a path"),
     ):
         place.mkdir(exist_ok=True)
         examined = examine(one, Workspace(place), 1.0, Console(quiet=True))

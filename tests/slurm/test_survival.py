@@ -14,6 +14,7 @@ import pytest
 from runtime.train import FINISHED
 from specs.record import Order
 from specs.run import Evaluation, RunSpec
+from tests import samples
 from tests.slurm.cluster import Cluster
 from tests.slurm.running import Running, paced
 from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
@@ -24,6 +25,10 @@ STEPS, PACE_S = 300, 0.04
 """Twelve seconds of training, whatever the machine."""
 LIMITED = ("time_limit: 1 min", "warning: 10 s")
 """The warning comes 20 to 50 s after a start (SLURM's tick is 30 s)."""
+FEWER = samples.layout(dp=2, micro_batch_sequences=1)
+"""For one node."""
+PARITY = 1e-6
+"""Of the final loss under another layout, as everywhere (tests/test_parity.py)."""
 LONG_S = 0.45
 """A pace at which a run takes 135 s: three such segments at least."""
 
@@ -36,8 +41,9 @@ def run(home: Path) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def how(run: RunSpec) -> Order:
-    """Data parallel over the nodes, a pipeline within each."""
-    return order(run, dp=2, pp=2, micro_batch=1, every_s=1.0)
+    """Data parallel over the nodes, a pipeline within each; one node of two has a layout as well."""
+    planned = order(run, dp=2, pp=2, micro_batch=1, every_s=1.0)
+    return planned.model_copy(update={"fewer": (FEWER,)})
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +109,19 @@ def test_it_survives_its_time_limit_twice(start: Start, undisturbed: Outcome, ca
     report(capsys, "time limit", running, left[0].time)
 
 
-def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture) -> None:
+@pytest.mark.parametrize("command", ["scancel --signal=USR2", "scontrol requeue"])
+def test_it_survives_a_command(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, command: str
+) -> None:
     running = start()
     running.wait_for_step(50)
     since_s = time.time()
-    cluster.run("scancel", "--signal=USR2", running.job)
+    cluster.run(*command.split(), running.job)
     running.wait_for_step(60, starts=2)
     running.wait_for_end()
     assert outcome(running.folder) == undisturbed
     assert [start.lost_steps for start in running.starts] == [0, 0]
-    report(capsys, "scancel --signal=USR2", running, since_s)
+    report(capsys, command, running, since_s)
 
 
 @pytest.mark.parametrize(("partition", "grace_s"), [("low", 30), ("low0", 0)])
@@ -131,18 +140,38 @@ def test_it_survives_preemption(
     report(capsys, f"preemption, {grace_s} s of grace", running, since_s)
 
 
+@pytest.mark.parametrize("node", ["node2", "node1"])
 def test_it_survives_a_node_without_power(
-    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, node: str
 ) -> None:
+    """node1 has the batch script and rank 0, whose lock its successor on another host must take for dead first."""
     running = start()
     running.wait_for_step(50)
     since_s = time.time()
-    cluster.fail_node("node2")
+    cluster.fail_node(node)
     running.wait_for_end()
     assert outcome(running.folder) == undisturbed
     assert len(running.starts) == 2
     assert "NODE_FAIL" in cluster.history(running.job)
-    report(capsys, "power cut of a node", running, since_s)
+    report(capsys, f"power cut of {node}", running, since_s)
+
+
+def test_it_comes_back_on_fewer_nodes(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    """Where no other node is free, under the best layout for what there is; the numbers differ by rounding."""
+    running = start("min_nodes: 1")
+    running.wait_for_step(50)
+    for node in ("node3", "node4"):
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    since_s = time.time()
+    cluster.fail_node("node2")
+    running.wait_for_end()
+    assert [start.execution.layout.devices for start in running.starts] == [4, 2]
+    assert running.starts[1].execution.layout == FEWER
+    assert str(running.starts[1].job).endswith("on node1")
+    assert outcome(running.folder)[3] == pytest.approx(undisturbed[3], rel=PARITY)
+    report(capsys, "power cut, and no other node", running, since_s)
 
 
 def test_it_survives_the_death_of_a_rank(

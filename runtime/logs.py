@@ -1,0 +1,109 @@
+"""`isoplan logs`: what a rank of a run printed; before it has, what its SLURM job printed on the way to it."""
+
+import sys
+import time
+from pathlib import Path
+
+from runtime.folder import RunFolder
+from runtime.prepare import RefusedError, Workspace
+from runtime.status import RunStatus
+from runtime.survey import Survey
+from runtime.window import LOOK_S, Asker
+
+_BLOCK_BYTES = 65536
+"""Read from a file's end at first: more than the lines that a person asks for, as a rule."""
+_TICK_S = 0.3
+"""Between two looks for more: a person watches."""
+
+
+def check_rank(folder: RunFolder, rank: int) -> None:
+    """RefusedError, with the ranks that there are, where this is none."""
+    printed = {int(path.stem.removeprefix("rank-")) for path in folder.log.glob("rank-*.txt")}
+    ranks = sorted(printed | set(range(folder.order().execution.layout.devices)))
+    if rank in ranks:
+        return
+    there = f"its ranks are 0 to {ranks[-1]}" if len(ranks) > 1 else "it has only rank 0"
+    raise RefusedError(f"{folder.path}: there is no rank {rank}; {there}")
+
+
+class Printed:
+    """What was printed of a run, from the last lines on."""
+
+    def __init__(self, folder: RunFolder, workspace: Workspace, rank: int) -> None:
+        self._folder, self._workspace, self._rank = folder, workspace, rank
+        self._read: dict[Path, int] = {}
+        self._heading: Path | None = None
+
+    def show(self, lines: int) -> bool:
+        """Write the last lines; False where nothing was printed yet."""
+        for path in self._paths():
+            text, self._read[path] = last_lines(path, lines)
+            self._write(path, text)
+        return bool(self._read)
+
+    def more(self) -> None:
+        """Write what came since. A rank's log that has begun is shown from its beginning."""
+        for path in self._paths():
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = file.read()
+            self._read[path] = self._read.get(path, 0) + len(text)
+            self._write(path, text)
+
+    def _paths(self) -> list[Path]:
+        """The rank's log; before there is one, what the batch script and srun printed."""
+        log = self._folder.log / f"rank-{self._rank}.txt"
+        return [log] if _filled(log) else [path for path in self._job() if _filled(path)]
+
+    def _job(self) -> list[Path]:
+        from runtime.slurm.queue import folder_of, submitted  # a second, for who has nothing to do with SLURM
+
+        said = submitted(self._workspace, self._folder) if self._folder.queued_json.exists() else None
+        job = said[0].job_of(self._folder.path.name) if said else None
+        if said is None or job is None:
+            return []
+        place = folder_of(self._workspace, said[0].name)
+        return [place / f"{job}_0_log.{end}" for end in ("out", "err")]
+
+    def _write(self, path: Path, text: bytes) -> None:
+        """To standard output; where it comes from, unless that is the rank's own log, to standard error."""
+        if not text:
+            return
+        if path != self._heading and (path.parent != self._folder.log or self._heading is not None):
+            sys.stdout.flush()
+            print(f"==> {path}", file=sys.stderr, flush=True)
+        self._heading = path
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+
+
+def follow(printed: Printed, looked: Survey) -> RunStatus | None:
+    """Show what is printed until the run ends, however often its job is queued again; how it ended, None at Ctrl-C."""
+    ask, still, looked_s = Asker(), 0, 0.0
+    try:
+        while True:
+            if time.monotonic() - looked_s >= LOOK_S:
+                [run] = looked.look(ask).runs
+                looked_s, still = time.monotonic(), 0 if run.moves or run.state == "unknown" else still + 1
+            printed.more()
+            if still > 1 or (still and run.state == "finished"):
+                return run
+            time.sleep(_TICK_S)
+    except KeyboardInterrupt:
+        return None
+
+
+def last_lines(path: Path, lines: int) -> tuple[bytes, int]:
+    """The last lines of a file, and its size."""
+    with path.open("rb") as file:
+        size, block = file.seek(0, 2), _BLOCK_BYTES
+        while True:
+            file.seek(max(0, size - block))
+            text = file.read(min(block, size))
+            if text.count(b"\n") > lines or block >= size:
+                return b"".join(text.splitlines(keepends=True)[-lines:]), size
+            block *= 4
+
+
+def _filled(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0

@@ -1,0 +1,107 @@
+"""`isoplan cancel`: takes runs out of SLURM's hands, and ends the study that would go on with them."""
+
+import json as jsonlib
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from runtime.folder import RunFolder
+from runtime.lock import at_work
+from runtime.prepare import Workspace
+from runtime.slurm import client, queue
+from runtime.slurm.client import Live
+from runtime.survey import Survey
+from specs.files import load, write_json
+from specs.submission import StudyState
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What was cancelled, as it stood just before."""
+
+    runs: dict[str, Live]
+    """Jobs of runs, by fingerprint."""
+    study: Live | None
+    """The job that was to go on with the study."""
+
+
+def cancel(workspace: Workspace, runs: Sequence[RunFolder], study: str) -> Cancelled:
+    """Cancel the jobs of runs and the study of this name, which comes first: the end of its runs would start it.
+
+    An empty name is no study. Nothing is asked of SLURM where nothing of this was ever handed to it.
+    """
+    noted = _waiting(workspace, study) if study else None
+    queued = [run for run in runs if run.queued_json.exists()]
+    if noted is None and not queued:
+        return Cancelled({}, None)
+    with queue.one_at_a_time(workspace):  # nobody queues anything meanwhile
+        ended = _end_study(workspace, study) if study else None
+        live = queue.live(workspace, queued)
+        client.cancel([one.job for one in live.values()])
+    return Cancelled(live, ended)
+
+
+def _end_study(workspace: Workspace, name: str) -> Live | None:
+    noted = _waiting(workspace, name)
+    if noted is None:
+        return None
+    job = queue.live_study(workspace, noted.submission) if noted.submission else None
+    if job is not None:
+        client.end(job)
+    write_json(workspace.study(name), StudyState(state="stopped", said="cancelled by isoplan cancel"))
+    return job
+
+
+def _waiting(workspace: Workspace, name: str) -> StudyState | None:
+    """How far a study is that goes on by itself; None where none does."""
+    path = workspace.study(name)
+    noted = load(path, StudyState) if path.exists() else None
+    return noted if noted is not None and noted.state == "waiting" else None
+
+
+def cancel_asked(asked: Survey, console: Console, json: bool) -> None:
+    """Cancel what was asked for and say which jobs that were, and what was left alone."""
+    folders = {folder.path.name: folder for group in asked.groups() for _, folder in group.wanted}
+    done = cancel(asked.workspace, list(folders.values()), asked.budget)
+    picture = asked.look()
+    titles = {run.run: run.title for run in picture.runs}
+    here = [run for run in picture.runs if run.state == "at work" and run.run not in done.runs]
+    if json:
+        jobs = [
+            {"job": one.job, "run": run, "title": titles[run], "state": one.state}
+            for run, one in done.runs.items()
+        ]
+        ended = None if done.study is None else done.study.job
+        said = {"jobs": jobs, "study": ended, "left_alone": [run.run for run in here]}
+        sys.stdout.write(jsonlib.dumps(said, indent=1) + "\n")
+        return
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    if done.study is not None:
+        say(f"cancelled job {done.study.job}, which was to go on with {asked.budget}")
+    for run, one in done.runs.items():
+        say(f"cancelled job {one.job}, {one.state.lower()}: {titles[run]}")
+    for left in here:
+        say(f"left alone: {at_work(folders[left.run].path)}; Ctrl-C where it was started saves and ends it")
+    if not done.runs and done.study is None:
+        say("nothing to cancel: SLURM has nothing of this in hand")
+        return
+    if any(not one.waits for one in done.runs.values()):
+        say(f"what is at work has {client.settings().get('KillWait', 'its time')} to save (KillWait)")
+    say(f"to go on from the newest checkpoints: {_again(asked, done)}")
+    for study in picture.studies:
+        if study.moves:
+            say(f"{study.name} {study.said}; isoplan cancel with its budget ends that as well")
+
+
+def _again(asked: Survey, done: Cancelled) -> str:
+    """The command that queues the same again."""
+    plan = next((group.plan for group in asked.groups() if group.plan is not None), None)
+    named = asked.asked if asked.asked is not None and asked.asked.is_file() else plan
+    file = "PLAN" if named is None else shlex.quote(str(named))
+    return f"run {file} --slurm{' --until-done' if done.study is not None else ''}"

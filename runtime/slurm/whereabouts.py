@@ -1,0 +1,63 @@
+"""Where SLURM has the runs and studies of a workspace, asked once for all of them, and without writing anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runtime.prepare import Workspace
+from runtime.slurm import client
+from runtime.slurm.client import Ended, Live, SlurmError
+
+_OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+"""SLURM's words for a job that has ended (squeue(1)); its accounts may be some seconds behind."""
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """What SLURM says; empty where nothing was ever handed to it."""
+
+    jobs: Mapping[str, str] = field(default_factory=dict)
+    """The newest job of each run that was queued, by fingerprint; SLURM may be done with it."""
+    live: Mapping[str, Live] = field(default_factory=dict)
+    """Jobs in SLURM's hands, by fingerprint."""
+    ended: Mapping[str, Ended] = field(default_factory=dict)
+    """How the others ended, as far as SLURM's accounts know."""
+    studies: Mapping[str, Live] = field(default_factory=dict)
+    """Jobs that go on with studies, by their submissions' names."""
+    problem: str = ""
+    """Why SLURM could not be asked; empty where it was, or had not to be."""
+
+    @property
+    def reliable(self) -> bool:
+        """Whether a job that is not live has ended."""
+        return not self.problem
+
+
+def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+    """Where these unfinished runs are, by fingerprint, and the jobs of these submissions that go on with studies."""
+    from runtime.folder import RunFolder
+    from runtime.slurm.queue import numbered, submitted  # a second, for who has nothing to do with SLURM
+
+    known = {run: said[0] for run in runs if (said := submitted(workspace, RunFolder(workspace.runs / run)))}
+    problem = ""
+    here: dict[str, Live] = {}
+    try:
+        here = client.live({one.name for one in known.values()} | set(studies))
+    except SlurmError as error:
+        problem = str(error)
+    jobs = {run: job for run, one in known.items() if (job := numbered(one, here).job_of(run))}
+    live = {run: here[job] for run, job in jobs.items() if job in here}
+    gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
+    told = client.ended(gone.values())
+    ended = {run: told[job] for run, job in gone.items() if job in told and told[job].state.startswith(_OVER)}
+    waiting = {one.name: one for one in here.values() if one.name in studies}
+    return Whereabouts(jobs, live, ended, waiting, problem)

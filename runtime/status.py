@@ -1,0 +1,237 @@
+"""How one run stands, from its files and from what SLURM says of it. Nothing here writes, or asks anybody.
+
+The record says whether a run is finished; SLURM's word or the folder's lock whether somebody is at work; and where
+nobody is, the record's last line or the ranks' last words say why not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.blame import Log, first_to_fail
+from runtime.folder import RunFolder
+from runtime.lock import Owner, keeper
+from runtime.prepare import Wanted
+from runtime.progress import last_line, last_lines
+from runtime.slurm.client import Ended
+from runtime.slurm.whereabouts import Whereabouts
+from specs.files import DocumentError
+from specs.plan import CurveBand
+from specs.record import End, Incident, RecordLine, Start
+
+State = Literal["finished", "at work", "queued", "requeued", "failed", "stopped", "not started", "unknown"]
+"""`requeued` has begun and waits; `stopped` goes on when it is run again; `failed` may fail again."""
+
+_TAIL_BYTES = 4096
+"""More than the last words of a rank."""
+_FAILED = ("FAILED", "OUT_OF_MEMORY", "BOOT_FAIL")
+"""How SLURM says that a job did not survive what it ran."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The sealed forecast at a step, nats per token."""
+
+    median: float
+    """Median."""
+    low_95: float
+    """2.5 % end."""
+    high_95: float
+    """97.5 % end."""
+
+    def judge(self, loss: float) -> Literal["inside", "above", "below"]:
+        """Where a loss lies, against the 95 % band."""
+        if loss > self.high_95:
+            return "above"
+        return "below" if loss < self.low_95 else "inside"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands."""
+
+    run: str
+    """Fingerprint."""
+    title: str
+    """One line for tables."""
+    state: State
+    reason: str
+    """Why it waits, in SLURM's word; empty where it does not."""
+    why: str
+    """What ended it last, in one line; empty while it is at work, or where nothing did."""
+    step: int
+    """Finished steps."""
+    steps: int
+    """Steps of the whole run."""
+    train_loss: float | None
+    """Training loss of the last step, nats per token."""
+    loss: float | None
+    """Newest held-out loss, nats per token."""
+    loss_step: int | None
+    """Finished steps at which it was measured."""
+    forecast: Forecast | None
+    """Forecast for that step."""
+    tokens_per_s: float | None
+    """Over all ranks, in about the last half minute of training of this segment."""
+    mfu: float | None
+    """Model FLOP per second over the devices' peak, in that time."""
+    left_s: float | None
+    """Seconds to the end at this pace, for a run at work."""
+    restarts: int
+    """Times that it was taken up again."""
+    nodes: str
+    """Where it is at work, or was last: SLURM's nodes, or a host."""
+    job: str
+    """SLURM's newest job of it; empty where it never had one."""
+    starts: str
+    """When a queued job is expected to start, local time; empty where SLURM does not know."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it will go on by itself."""
+        return self.state in ("at work", "queued", "requeued")
+
+    def plain(self) -> dict[str, Any]:
+        """For programs."""
+        said = dict(self.__dict__)
+        if self.forecast is not None and self.loss is not None:
+            said["forecast"] = self.forecast.__dict__ | {"judged": self.forecast.judge(self.loss)}
+        return said
+
+
+def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatus:
+    """How a run stands."""
+    run, steps = wanted.run.fingerprint(), wanted.run.optim.steps
+    try:
+        records = folder.records()
+    except DocumentError as error:
+        records, damaged = [], str(error)
+    else:
+        damaged = ""
+    starts = [line for line in records if isinstance(line, Start)]
+    metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
+    step = int(metrics.get("step", 0))
+    rate, mfu = _rates(folder.timing_jsonl, starts[-1].from_step if starts else 0)
+    live, owner = where.live.get(run), keeper(folder.path)
+    state, why = _state(run, folder, records, where, owner)
+    if damaged:
+        state, why = "unknown", damaged
+    busy = state == "at work"
+    return RunStatus(
+        run=run,
+        title=wanted.title,
+        state=state,
+        reason=live.reason if live is not None and live.waits else "",
+        why=why,
+        step=step,
+        steps=steps,
+        train_loss=metrics.get("loss"),
+        loss=evaluated.get("loss"),
+        loss_step=evaluated.get("step"),
+        forecast=_forecast(wanted.order.curve, evaluated.get("step")),
+        tokens_per_s=rate,
+        mfu=mfu,
+        left_s=(steps - step) * wanted.run.batch_tokens / rate if busy and rate else None,
+        restarts=max(len(starts) - 1, live.restarts if live else 0, 0),
+        nodes=_nodes(live.nodes if live else "", owner if busy else None, starts),
+        job=where.jobs.get(run, ""),
+        starts=live.starts if live is not None and live.waits else "",
+    )
+
+
+def _state(
+    run: str,
+    folder: RunFolder,
+    records: Sequence[RecordLine],
+    where: Whereabouts,
+    owner: Owner | None,
+) -> tuple[State, str]:
+    """What a run does now, and why."""
+    live, job = where.live.get(run), where.jobs.get(run, "")
+    starts = [line for line in records if isinstance(line, Start)]
+    slurms = bool(job) and not (starts and starts[-1].job is None)
+    if records and isinstance(records[-1], End):
+        return "finished", ""
+    if live is not None:
+        if not live.waits:
+            return "at work", ""
+        return ("requeued" if live.restarts or starts else "queued"), _said_last(records)
+    if owner is not None and not (slurms and where.reliable):
+        return "at work", ""
+    if slurms and where.problem:
+        return "unknown", f"SLURM has or had it as job {job}"
+    return _ended(folder, records, job if slurms else "", where.ended.get(run))
+
+
+def _ended(
+    folder: RunFolder, records: Sequence[RecordLine], job: str, ended: Ended | None
+) -> tuple[State, str]:
+    """Why nobody is at work on an unfinished run; without a job's name it was one of this machine."""
+    said = f"job {job} ended as {ended.state}" if ended else f"job {job} ended" if job else ""
+    last = _said_last(records)
+    if last:
+        crashed = isinstance(records[-1], Incident) and records[-1].what == "crashed"
+        return ("failed" if crashed else "stopped"), ": ".join(part for part in (said, last) if part)
+    error = _last_words(folder.log, records[-1].time if records else 0.0)
+    if error or (ended is not None and ended.state.startswith(_FAILED)):
+        return "failed", ": ".join(part for part in (said, error) if part)
+    if not records and not job:
+        return "not started", ""
+    step = (last_line(folder.metrics_jsonl) or {}).get("step", 0)
+    return "stopped", said or f"cut off at step {step} without a word"
+
+
+def _said_last(records: Sequence[RecordLine]) -> str:
+    """What ended the last segment, if the record says so."""
+    last = records[-1] if records else None
+    return last.message if isinstance(last, Incident) and last.what in ("crashed", "interrupted") else ""
+
+
+def _last_words(logs: Path, since_s: float) -> str:
+    """The error that a rank ended with after this time; empty where none did."""
+    failed = {}
+    for path in logs.glob("rank-*.txt"):
+        log = Log(path, max(0, path.stat().st_size - _TAIL_BYTES))
+        if path.stat().st_mtime >= since_s and log.error and log.last_words.endswith(log.error):
+            failed[int(path.stem.removeprefix("rank-"))] = log
+    if not failed:
+        return ""
+    rank = first_to_fail(failed)
+    return f"{failed[rank].error} (rank {rank}; its log: {failed[rank].path})"
+
+
+def _rates(timing: Path, from_step: int) -> tuple[float | None, float | None]:
+    """Tokens per second and MFU of a segment's last steps."""
+    seconds = tokens = weighted = 0.0
+    last, known = None, True
+    for line in last_lines(timing):
+        if line["step"] <= from_step or (last is not None and line["step"] >= last):
+            break
+        last = line["step"]
+        seconds += line["seconds"]
+        tokens += line["tokens_per_s"] * line["seconds"]
+        known = known and line["mfu"] is not None
+        weighted += (line["mfu"] or 0.0) * line["seconds"]
+    if seconds <= 0:
+        return None, None
+    return tokens / seconds, weighted / seconds if known else None
+
+
+def _forecast(curve: CurveBand | None, step: int | None) -> Forecast | None:
+    if curve is None or step not in curve.step:
+        return None
+    at = curve.step.index(step)
+    return Forecast(curve.median[at], curve.low_95[at], curve.high_95[at])
+
+
+def _nodes(now: str, owner: Owner | None, starts: Sequence[Start]) -> str:
+    """SLURM's nodes; else the host of who is at work, or of the last start."""
+    if now:
+        return now
+    if owner is not None:
+        return owner.host
+    if not starts:
+        return ""
+    job = starts[-1].job
+    return job.rpartition(" on ")[2] if job else starts[-1].environment.host

@@ -1,0 +1,194 @@
+"""`isoplan status`, `logs` and `cancel` on a real SLURM: a run that waits, trains, is killed, goes on."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.folder import RunFolder, found, step_of
+from specs.files import load, write_json, write_yaml
+from specs.optim import Milestone
+from specs.plan import Plan
+from specs.run import Evaluation, Execution
+from specs.submission import StudyState
+from tests import samples, training
+from tests.slurm.cluster import Cluster
+from tests.test_run_cli import isoplan, tiny_plan
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 1000
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A workspace with a plan of one run of some seconds on two ranks."""
+    return planned(tmp_path, STEPS)
+
+
+def planned(home: Path, steps: int) -> Path:
+    optim = samples.optim(
+        steps=steps,
+        batch_sequences=4,
+        peak_lr=0.01,
+        warmup_steps=2,
+        milestones=(Milestone(step=steps * 9 // 10, factor=0.3),),
+    )
+    evaluation = Evaluation(every_steps=100, sequences=6, final_sequences=9)
+    run = training.tiny_run(training.corpus(home), steps=steps, optim=optim, evaluation=evaluation)
+    layout = samples.layout(dp=2, micro_batch_sequences=2)
+    execution = Execution(device="cpu", layout=layout, checkpoint_every_s=60.0, checkpoint_every_steps=50)
+    tiny_plan(home, run, execution=execution)
+    return home
+
+
+PLAN = Path("plans", "mini", "plan.pilots.yaml")
+
+
+class Workplace:
+    """A workspace whose commands reach the cluster."""
+
+    def __init__(self, home: Path, cluster: Cluster) -> None:
+        self.home, self.cluster = home, cluster
+        [planned] = load(home / PLAN, Plan).runs
+        self.folder = RunFolder(home / "runs" / planned.run.fingerprint())
+
+    def isoplan(self, *words: object) -> str:
+        done = isoplan(self.home, *words, **self.cluster.environment())
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, Any]:
+        [plan] = json.loads(self.isoplan("status", PLAN, "--json"))["plans"]
+        run: dict[str, Any] = plan["runs"][0]
+        return run
+
+    def queue(self) -> str:
+        """Queue the run; SLURM's name for its job."""
+        self.isoplan("run", PLAN, "--slurm")
+        return str(self.status()["job"])
+
+    def begun(self) -> None:
+        """Wait until the run has a checkpoint."""
+        self.cluster.until(lambda: found(self.folder.checkpoints), "there is a checkpoint", 120)
+
+    @contextlib.contextmanager
+    def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on meanwhile."""
+        argv = [sys.executable, "-P", "-m", "runtime.cli", *map(str, words)]
+        with subprocess.Popen(
+            argv,
+            cwd=self.home,
+            env=os.environ | self.cluster.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def in_cluster(cluster: Cluster, code: str) -> subprocess.CompletedProcess[str]:
+    """A line of Python whose SLURM is the cluster's."""
+    argv = [sys.executable, "-c", code]
+    return subprocess.run(
+        argv, env=os.environ | cluster.environment(), capture_output=True, text=True, check=False, timeout=90
+    )
+
+
+@pytest.fixture
+def place(home: Path, cluster: Cluster) -> Workplace:
+    return Workplace(home, cluster)
+
+
+def test_a_run_waits_trains_is_killed_and_goes_on(place: Workplace) -> None:
+    """The states in which it is seen, and its log, which is followed from the queue to the end."""
+    cluster, run = place.cluster, place.folder.path.name
+    full = cluster.submit("-N4", "--exclusive", "--time=60", "--wrap", "sleep 600")
+    cluster.wait(full, "RUNNING")
+    job = place.queue()
+    waiting = place.status()
+    assert (waiting["state"], waiting["reason"], waiting["job"]) == ("queued", "Resources", job)
+    with place.started("logs", run, "-f") as log:
+        cluster.run("scancel", full)
+        place.begun()
+        busy = place.status()
+        assert (busy["state"], busy["restarts"], busy["nodes"]) == ("at work", 0, "node1")
+        os.kill(cluster.task(job, 1, "python").pid, signal.SIGKILL)
+        cluster.wait(job, "PENDING")
+        again = place.status()
+        assert (again["state"], again["restarts"]) == ("requeued", 1)
+        assert again["why"].startswith("Killed (rank 1 on node1; its log: ")
+        cluster.until(place.folder.end, "the run is finished", 120)
+        printed, said = log.communicate(timeout=60)
+    assert printed.count("pilot 0: from step ") == 2
+    assert "finished: held-out loss " in printed
+    assert f"finished at step {STEPS} of {STEPS}" in said
+    done = place.status()
+    assert (done["state"], done["restarts"], done["step"]) == ("finished", 1, STEPS)
+    assert "nothing to cancel" in place.isoplan("cancel", PLAN)
+
+
+def test_cancelling_saves_what_is_at_work_and_leaves_nothing_queued(cluster: Cluster, tmp_path: Path) -> None:
+    place = Workplace(planned(tmp_path, 1_000_000), cluster)
+    job = place.queue()
+    place.begun()
+    said = place.isoplan("cancel", place.folder.path.name[:8])
+    assert f"cancelled job {job}, running: pilot 0" in said
+    assert "what is at work has 5 sec to save (KillWait)" in said
+    assert f"to go on from the newest checkpoints: run {PLAN} --slurm" in said
+    cluster.wait(job, "CANCELLED")
+    cluster.until(lambda: not cluster.run("squeue", "--noheader"), "nothing is queued")
+    stopped = cluster.until(
+        lambda: seen if "CANCELLED" in (seen := place.status())["why"] else None, "it is known"
+    )
+    assert stopped["state"] == "stopped"
+    assert stopped["why"].startswith(
+        f"job {job} ended as CANCELLED by 0: saved at step {stopped['step']} of "
+    )
+    assert step_of(found(place.folder.checkpoints)[0]) == stopped["step"]
+
+
+def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
+    """A study's job that waits for the runs is gone before they are, and the study says why it stopped."""
+    cluster = place.cluster
+    full = cluster.submit("-N4", "--exclusive", "--wrap", "sleep 600")
+    cluster.wait(full, "RUNNING")
+    job = place.queue()
+    budget = load(place.home / PLAN, Plan).budget
+    write_yaml(place.home / "small.yaml", budget)
+    (place.home / "plans" / "mini").rename(place.home / "plans" / budget.name)
+    study = cluster.submit("--job-name=small-study-0a0b0c", f"--dependency=afterany:{job}", "--wrap", "true")
+    waits = StudyState(state="waiting", said="waits for 1 job of the pilots", submission="small-study-0a0b0c")
+    write_json(place.home / "plans" / budget.name / "study.json", waits)
+    plain = json.loads(place.isoplan("status", "small.yaml", "--json"))
+    assert plain["studies"][0]["said"] == (
+        f"goes on by itself, waits for 1 job of the pilots (job {study}, pending, Dependency)"
+    )
+    told = json.loads(place.isoplan("cancel", "small.yaml", "--json"))
+    assert ([one["job"] for one in told["jobs"]], told["study"]) == ([job], study)
+    assert cluster.run("squeue", "--noheader", "--format=%i").split() == [full]
+    [after] = json.loads(place.isoplan("status", "small.yaml", "--json"))["studies"]
+    assert after["state"] == "stopped"
+    assert "cancelled by isoplan cancel" in after["said"]
+
+
+def test_a_study_at_work_is_ended_at_once(cluster: Cluster) -> None:
+    """It need not save, and may not queue anything more."""
+    job = cluster.submit(
+        "--job-name=a-study", "--requeue", "--wrap", "trap : TERM; sleep 600 & wait; sleep 600"
+    )
+    cluster.wait(job, "RUNNING")
+    code = f"from runtime.slurm import client; client.end(client.live({{'a-study'}})[{job!r}])"
+    done = in_cluster(cluster, code)
+    assert done.returncode == 0, done.stderr
+    assert cluster.states(job) == ["CANCELLED"]

@@ -1,0 +1,391 @@
+"""`isoplan status`, on run folders as runs leave them, and with SLURM's answers as it gives them."""
+
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runtime import window
+from runtime.folder import RunFolder, open_folder
+from runtime.lock import Claim, keeper
+from runtime.logs import last_lines
+from runtime.named import run_named, workspace_of
+from runtime.prepare import Workspace
+from runtime.slurm.client import Ended, Live
+from runtime.slurm.whereabouts import Whereabouts
+from runtime.status import RunStatus
+from runtime.survey import Locate, Survey
+from specs.base import Spec
+from specs.files import DocumentError, append_line, load, write_json, write_yaml
+from specs.plan import Plan
+from specs.record import End, Environment, EvalLine, Incident, Start, StepLine, TimingLine, What
+from specs.submission import Queued, StudyState, Submission
+from tests import samples
+from tests.test_run_cli import isoplan, one_line
+
+TOKENS = samples.run().batch_tokens
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A workspace with a plan of one target, which is evaluated at steps 50 and 100."""
+    plan = samples.sealed(samples.plan(), bytes_per_token=1.0, ledger="../../ledger.jsonl")
+    write_yaml(tmp_path / "plans" / "small" / "plan.target.yaml", plan)
+    return tmp_path
+
+
+def target(home: Path) -> RunFolder:
+    """The target's folder, made as a launch makes it."""
+    [group] = Survey(Workspace(home), None).groups()
+    [(wanted, _)] = group.wanted
+    return open_folder(home / "runs", wanted.run, wanted.order)
+
+
+def looked(home: Path, where: Whereabouts | None = None, asked: Path | None = None) -> RunStatus:
+    """How the only run stands."""
+    [run] = Survey(Workspace(home), asked).look(answer(where or Whereabouts())).runs
+    return run
+
+
+def answer(where: Whereabouts) -> Locate:
+    def locate(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+        return where
+
+    return locate
+
+
+def started(folder: RunFolder, from_step: int = 0, job: str | None = None) -> None:
+    environment = Environment(host="laptop", python="3", packages={}, commit=None, cpu="a", devices=())
+    line = Start(
+        time=time.time(),
+        run=folder.path.name,
+        seal=None,
+        from_step=from_step,
+        execution=samples.execution(),
+        kernels={},
+        environment=environment,
+        job=job,
+    )
+    append_line(folder.record_jsonl, line)
+
+
+def stepped(folder: RunFolder, step: int, seconds: float = 2.0) -> None:
+    """A step's lines, as of 10 steps that took so long."""
+    tokens, rate = step * TOKENS, 10 * TOKENS / seconds
+    lines: list[tuple[Path, Spec]] = [
+        (folder.metrics_jsonl, StepLine(step=step, tokens=tokens, loss=2.5, grad_norm=1.0, lr=0.1)),
+        (folder.timing_jsonl, TimingLine(step=step, seconds=seconds, tokens_per_s=rate, mfu=0.25)),
+    ]
+    for path, line in lines:
+        append_line(path, line)
+
+
+def evaluated(folder: RunFolder, step: int, loss: float) -> None:
+    append_line(folder.evals_jsonl, EvalLine(step=step, tokens=step * TOKENS, loss=loss, sequences=4))
+
+
+def said(folder: RunFolder, what: What, message: str) -> None:
+    append_line(folder.record_jsonl, Incident(time=time.time(), step=10, what=what, message=message))
+
+
+def live(state: str, reason: str = "", restarts: int = 0, starts: str = "", nodes: str = "") -> Live:
+    return Live("12", "small-target-0a0b0c", state, reason, nodes, restarts, starts)
+
+
+def with_slurm(folder: RunFolder, job: Live | None = None, ended: Ended | None = None) -> Whereabouts:
+    run = folder.path.name
+    return Whereabouts({run: "12"}, {run: job} if job else {}, {run: ended} if ended else {})
+
+
+def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
+    assert looked(home).state == "not started"
+    folder = target(home)
+    assert looked(home).state == "not started"
+    held = Claim(folder.path).take()
+    assert held is not None
+    started(folder)
+    for step in (10, 20, 30, 40, 50):
+        stepped(folder, step)
+    evaluated(folder, 50, 3.1)
+    run = looked(home)
+    assert (run.state, run.step, run.steps, run.nodes) == ("at work", 50, 100, socket.gethostname())
+    assert run.tokens_per_s == pytest.approx(5 * TOKENS)
+    assert run.left_s == pytest.approx(10.0)
+    assert run.mfu == pytest.approx(0.25)
+    assert run.forecast is not None
+    assert (run.loss, run.forecast.median, run.forecast.judge(3.1)) == (3.1, 3.0, "inside")
+    assert (run.forecast.judge(3.6), run.forecast.judge(2.4)) == ("above", "below")
+    held.close()
+    said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
+    run = looked(home)
+    assert (run.state, run.why, run.left_s) == (
+        "stopped",
+        "saved at step 50 of 100 after a signal to leave",
+        None,
+    )
+    started(folder, 50)
+    append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=2.0, weights_sha256="0" * 64))
+    run = looked(home)
+    assert (run.state, run.restarts, run.nodes) == ("finished", 1, "laptop")
+
+
+def test_a_segment_has_a_pace_of_its_own(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    for step in (10, 20, 30):
+        stepped(folder, step, seconds=20.0)
+    started(folder, 20)
+    assert looked(home).tokens_per_s is None or looked(home).step == 30
+    for step in (30, 40):
+        stepped(folder, step, seconds=1.0)
+    assert looked(home).tokens_per_s == pytest.approx(10 * TOKENS)
+
+
+def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    log = folder.log / "rank-0.txt"
+    log.write_text(
+        "Traceback (most recent call last):\n  x\nOSError: [Errno 28] No space left on device: 'a'\n"
+    )
+    run = looked(home)
+    assert run.state == "failed"
+    assert run.why.startswith("OSError: [Errno 28] No space left on device: 'a' (rank 0; its log: ")
+    with log.open("a") as file:
+        file.write("a tiny run: from step 0 of 100\n")
+    assert looked(home).why == "cut off at step 0 without a word"
+    assert looked(home).state == "stopped"
+
+
+def test_a_run_in_the_queue(home: Path) -> None:
+    folder = target(home)
+    run = looked(home, with_slurm(folder, live("PENDING", "Resources", starts="2030-01-02T03:04:05")))
+    assert (run.state, run.reason, run.job, run.starts) == (
+        "queued",
+        "Resources",
+        "12",
+        "2030-01-02T03:04:05",
+    )
+    run = looked(home, with_slurm(folder, live("RUNNING", nodes="node[1-2]")))
+    assert (run.state, run.nodes, run.reason, run.starts) == ("at work", "node[1-2]", "", "")
+    started(folder, job="12, restart 0, on node[1-2]")
+    stepped(folder, 10)
+    said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
+    run = looked(home, with_slurm(folder, live("PENDING", "BeginTime", restarts=1)))
+    assert (run.state, run.reason, run.restarts) == ("requeued", "BeginTime", 1)
+    assert "retry 1 of 3" in run.why
+    assert run.moves
+
+
+def test_a_job_that_ended_before_its_run(home: Path) -> None:
+    folder = target(home)
+    run = looked(home, with_slurm(folder, ended=Ended("CANCELLED by 0", "0:0", "")))
+    assert (run.state, run.why) == ("stopped", "job 12 ended as CANCELLED by 0")
+    started(folder, job="12, restart 0, on node1")
+    run = looked(home, with_slurm(folder, ended=Ended("FAILED", "1:0", "node1")))
+    assert (run.state, run.why) == ("failed", "job 12 ended as FAILED")
+    said(folder, "crashed", "given up")
+    assert looked(home, with_slurm(folder)).why == "job 12 ended: given up"
+    # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
+    (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
+    assert looked(home, with_slurm(folder)).state == "failed"
+    assert looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer")).state == "at work"
+    (folder.path / "lock").unlink()
+    run = looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer"))
+    assert (run.state, run.why) == ("unknown", "SLURM has or had it as job 12")
+
+
+def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
+    assert keeper(tmp_path) is None
+    held = Claim(tmp_path).take()
+    assert held is not None
+    assert keeper(tmp_path) is not None
+    held.close()
+    assert keeper(tmp_path) is None
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
+    assert keeper(tmp_path) is None  # it was killed
+    lock.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    assert keeper(tmp_path) is not None
+    os.utime(lock, (time.time() - 100, time.time() - 100))
+    assert keeper(tmp_path) is None
+
+
+STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submission="small-study-0a0b0c")
+
+
+@pytest.mark.parametrize(
+    ("noted", "where", "state", "parts"),
+    [
+        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
+         ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
+        (STUDY, Whereabouts(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
+        (STUDY, Whereabouts(problem="no answer"), "waiting", ("when SLURM was asked last",)),
+        (StudyState(state="stopped", said="target: 1 run failed"), Whereabouts(), "stopped",
+         ("target: 1 run failed", "run its budget --slurm --until-done")),
+        (StudyState(state="done", said="inside: 1.2"), Whereabouts(), "done", ("plans/small/audit.html",)),
+    ],
+)  # fmt: skip
+def test_a_study_says_what_to_do_next(
+    home: Path, noted: StudyState, where: Whereabouts, state: str, parts: tuple[str, ...]
+) -> None:
+    write_json(home / "plans" / "small" / "study.json", noted)
+    [study] = Survey(Workspace(home), None).look(answer(where)).studies
+    assert study.state == state
+    for part in parts:
+        assert part in study.said
+
+
+def test_the_table_fits_a_hundred_columns(home: Path) -> None:
+    folder = target(home)
+    started(folder, job="12, restart 0, on node1")
+    stepped(folder, 50)
+    evaluated(folder, 50, 3.6)
+    said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
+    where = with_slurm(folder, live("PENDING", "Resources", 1, "2030-01-02T03:04:05"))
+    printed = io.StringIO()
+    window.show(Survey(Workspace(home), None).look(answer(where)), Console(file=printed, width=100))
+    _, *table, why = printed.getvalue().splitlines()
+    assert all(len(line) <= 100 for line in table)
+    text = printed.getvalue()
+    for part in ("requeued", "50/100", "above", "bits/byte", "MFU", "Resources,", "2030-01-02"):
+        assert part in text
+    assert why == "requeued target: Killed (rank 1 on node2): retry 1 of 3, from step 8"
+
+
+def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = target(home)
+    started(folder)
+    stepped(folder, 10)
+    monkeypatch.setattr(window, "LOOK_S", 0.01)
+    for terminal in (True, False):
+        printed = io.StringIO()
+        console = Console(file=printed, width=100, force_terminal=terminal)
+        window.follow(Survey(Workspace(home), None), console, json=False)
+        assert "cut off at step 10 without a word" in printed.getvalue()
+        assert (
+            f"run {home}/plans/small/plan.target.yaml goes on from the newest checkpoints"
+            in printed.getvalue()
+        )
+
+
+def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
+    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    assert any(not isinstance(part, str) for part in window.rendered(picture, 20))
+    folded = window.rendered(picture, 5)
+    assert all(isinstance(part, str) for part in folded)
+    assert "1 not started" in str(folded[0])
+
+
+def test_the_command(home: Path) -> None:
+    folder = target(home)
+    shown = isoplan(home, "status")
+    assert shown.returncode == 0, shown.stderr
+    assert "not started" in shown.stdout
+    assert "run plans/small/plan.target.yaml starts the rest" in shown.stdout
+    plain = json.loads(isoplan(home, "status", folder.path.name[:6], "--json").stdout)
+    assert [run["run"] for run in plain["plans"][0]["runs"]] == [folder.path.name]
+    one_line(isoplan(home, "status", "nonsense"), "this is no run folder")
+
+
+def test_what_may_be_asked_for(home: Path) -> None:
+    folder = target(home)
+    run_json = folder.run_json
+    for asked in (folder.path, run_json, home / "plans" / "small" / "plan.target.yaml"):
+        assert looked(home, asked=asked).run == folder.path.name
+    with pytest.raises(DocumentError, match="there is no such file"):
+        Survey(Workspace(home), Path("nonsense.yaml"))
+    with pytest.raises(DocumentError, match="neither a budget, nor a plan, nor a run spec"):
+        Survey(Workspace(home), folder.order_json)
+    printed = io.StringIO()
+    window.show(Survey(Workspace(home / "empty"), None).look(), Console(file=printed))
+    assert "next: plan BUDGET" in printed.getvalue()
+
+
+def test_of_a_budget_the_chain(home: Path) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "small.yaml", plan.budget)
+    plain = Survey(Workspace(home), home / "small.yaml").look().plain()
+    assert [step["step"] for step in plain["chain"]] == [
+        "data",
+        "plan",
+        "pilots",
+        "audit",
+        "plan",
+        "target",
+        "audit",
+    ]
+    assert plain["chain"][-2]["state"] == "0 of 1 runs are finished"
+
+
+def test_a_plan_that_cannot_be_read_hides_no_other(home: Path) -> None:
+    broken = home / "plans" / "broken" / "plan.target.yaml"
+    broken.parent.mkdir()
+    broken.write_text("kind: plan\n")
+    picture = Survey(Workspace(home), None).look()
+    assert [run.state for run in picture.runs] == ["not started"]
+    assert f"{broken}:1:1: " in picture.unread[0]
+
+
+def test_without_slurms_programs_the_files_speak(home: Path) -> None:
+    folder = target(home)
+    write_json(folder.queued_json, Queued(submission="small-target-0a0b0c", from_step=0))
+    submission = Submission(name="small-target-0a0b0c", time=1.0, runs=(folder.path.name,), job=12, retries=3)
+    write_json(home / "slurm" / submission.name / "submission.json", submission)
+    shown = isoplan(home, "status", PATH="/nowhere")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("there is no squeue here; ")
+    assert "SLURM has or had it as job 12" in shown.stdout
+    one_line(isoplan(home, "cancel", folder.path.name, PATH="/nowhere"), "there is no squeue here")
+
+
+def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
+    for name in ("ab01", "ab02"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "run.json").write_text("{}")
+    here = Workspace(home)
+    with pytest.raises(DocumentError, match="2 runs begin so: ab01, ab02; write more of the name"):
+        run_named(Path("ab"), here)
+    for nothing in ("abc", "runs/ab", "ab01/log"):
+        with pytest.raises(DocumentError, match="this is no run folder"):
+            run_named(Path(nothing), here)
+    for named in (Path("ab02"), home / "runs" / "ab02"):
+        assert run_named(named, here).path == home / "runs" / "ab02"
+    assert workspace_of(RunFolder(home / "runs" / "ab02"), Workspace(Path())) == here
+
+
+def test_nothing_to_cancel(home: Path) -> None:
+    folder = target(home)
+    done = isoplan(home, "cancel", "plans/small/plan.target.yaml", PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "nothing to cancel: SLURM has nothing of this in hand\n"
+    assert not (home / "slurm").exists()
+    held = Claim(folder.path).take()
+    assert held is not None
+    started(folder)
+    done = isoplan(home, "cancel", folder.path.name)
+    held.close()
+    assert f"left alone: process {os.getpid()} on {socket.gethostname()} is at work in " in done.stdout
+    assert "Ctrl-C where it was started saves and ends it" in done.stdout
+
+
+def test_logs_of_a_rank(home: Path) -> None:
+    folder = target(home)
+    run = folder.path.name
+    nothing = isoplan(home, "logs", run)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert nothing.stderr == f"rank 0 has printed nothing yet; see: isoplan status {run}\n"
+    (folder.log / "rank-0.txt").write_text("".join(f"line {number}\n" for number in range(60)))
+    shown = isoplan(home, "logs", run[:5])
+    assert shown.stdout.splitlines() == [f"line {number}" for number in range(20, 60)]
+    assert last_lines(folder.log / "rank-0.txt", 2)[0] == b"line 58\nline 59\n"
+    one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
+    followed = isoplan(home, "logs", run, "--lines", "1", "-f")
+    assert followed.stdout == "line 59\n"
+    assert "not started at step 0 of 100" in followed.stderr
