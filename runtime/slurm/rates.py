@@ -14,6 +14,7 @@ from model.mesh import Axis, Mesh, connect
 from runtime.measure import COPIED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
 from runtime.slurm.probe import MEET_S, Order
 from runtime.train import Seat
+from specs.words import several
 
 CPU_SIZE = 1024
 """Rows of the matrices on a CPU: a core's rate there is within a tenth of that at 2048, in an eighth of the time."""
@@ -45,6 +46,11 @@ def measure(folder: Path, order: Order, seat: Seat) -> Rates:
     """Meet the others, and measure what each can do while all do it."""
     device, tasks = order.device, order.tasks_per_node
     if device == "cuda":
+        seen = torch.cuda.device_count()
+        if seen <= seat.local_rank:
+            raise RuntimeError(
+                f"torch {torch.__version__} sees {several(seen, 'GPU')} here, and this is task {seat.local_rank} of the node"
+            )
         torch.cuda.set_device(seat.local_rank)
     size, copied = (None, None) if device == "cuda" else (CPU_SIZE, max(COPIED_BYTES["cpu"] // tasks, 2**22))
     with connect(
