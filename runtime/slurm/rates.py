@@ -48,9 +48,8 @@ def measure(folder: Path, order: Order, seat: Seat) -> Rates:
     if device == "cuda":
         seen = torch.cuda.device_count()
         if seen <= seat.local_rank:
-            raise RuntimeError(
-                f"torch {torch.__version__} sees {several(seen, 'GPU')} here, and this is task {seat.local_rank} of the node"
-            )
+            there = f"torch {torch.__version__} sees {several(seen, 'GPU')} here"
+            raise RuntimeError(f"{there}, and this is task {seat.local_rank} of the node, counted from 0")
         torch.cuda.set_device(seat.local_rank)
     size, copied = (None, None) if device == "cuda" else (CPU_SIZE, max(COPIED_BYTES["cpu"] // tasks, 2**22))
     with connect(
