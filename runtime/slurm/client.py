@@ -95,11 +95,6 @@ def ended(jobs: Iterable[str]) -> dict[str, Ended]:
     return {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
 
 
-def state_of(job: str) -> str:
-    """SLURM's word for a job's state now."""
-    return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
-
-
 def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs: what is at work is told to save, and ends within the site's KillWait."""
     if jobs:

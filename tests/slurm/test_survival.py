@@ -199,7 +199,7 @@ def test_it_survives_without_a_controller(
     cluster.stop_controller()
     since_s = time.time()
     os.kill(cluster.task(running.job, rank=0).pid, signal.SIGKILL)
-    cluster.until(lambda: "SLURM does not answer" in running.said(), "what follows asks in vain", 120)
+    cluster.until(lambda: "slurm_load_jobs error" in running.said(), "what follows asks in vain", 120)
     cluster.start_controller()
     running.wait_for_step(60, starts=2)
     running.wait_for_end()
