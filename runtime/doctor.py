@@ -9,7 +9,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from specs.files import DocumentError, from_catalog, is_file, load, write_yaml
 
 _LEFT_BEHIND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of torchrun and the like: a launcher sets its own, a rank that is started by hand believes them."""
-_LEAST_FREE_BYTES = 2**30
+LEAST_FREE_BYTES = 2**30
 """Room for a first small run and its checkpoints."""
 
 
@@ -40,6 +40,13 @@ class Finding:
     """What it is."""
     remedy: str = ""
     """What to do where it is not as it should be."""
+    stops: bool = True
+    """Whether a run would fail where it is not; else it only loses something."""
+
+    @property
+    def fatal(self) -> bool:
+        """Whether a run would fail of it."""
+        return self.stops and not self.ok
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Examined:
     @property
     def healthy(self) -> bool:
         """Whether nothing would stop a run."""
-        return all(one.ok for one in self.findings)
+        return not any(one.fatal for one in self.findings)
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
@@ -84,7 +91,7 @@ def examine(base: Cluster, machine: Machine, folder: Path) -> Examined:
         )
     load = os.getloadavg()[0]
     rates = device_rates(device)
-    findings = list(_looked_at(folder))
+    findings = [*looked_at(folder), left_behind(lambda name: name.startswith("SLURM_"))]
     link, devices = None, len(machine.gpus) if device == "cuda" else machine.cores
     if devices > 1:
         try:
@@ -100,57 +107,63 @@ def examine(base: Cluster, machine: Machine, folder: Path) -> Examined:
 
 
 def measured(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | None) -> Cluster:
-    """The base cluster with what was measured in place of what was promised.
+    """The base cluster with what was measured on this machine in place of what was promised."""
+    found = with_rates(base, rates, socket.gethostname())
+    if base.device.backend == "cpu":
+        here: dict[str, Any] = {
+            "device": found.device.model_copy(update={"memory": float(_memory_bytes() // devices)}),
+            "devices": devices,
+            "devices_per_node": devices,
+        }
+        if link is not None:
+            here["intra_node"] = short(link.gather_bytes_per_s)
+        return found.model_copy(update=here)
+    if found.efficiency is None or link is None:
+        return found
+    shares = {
+        "links": _share(link.gather_bytes_per_s, base.intra_node),
+        "message": short(link.message_s),
+    }
+    return found.model_copy(update={"efficiency": found.efficiency.model_copy(update=shares)})
+
+
+def with_rates(base: Cluster, rates: DeviceRates, where: str) -> Cluster:
+    """The base cluster with a device's measured rates in place of its promised ones.
 
     A CPU has no data sheet that says what its cores reach together, so its peaks are the measured ones. A GPU keeps
     its data sheet, and the shares of it that it reaches are measured.
     """
     what = processor() if base.device.backend == "cpu" else rates.name
-    source = f"measured by isoplan doctor on {socket.gethostname()} ({what})"
+    source = f"measured by isoplan doctor on {where} ({what})"
     if base.device.backend == "cpu":
-        device = base.device.model_copy(
-            update={
-                "peak_bf16": _short(rates.bf16_flop_per_s),
-                "peak_fp32": _short(rates.fp32_flop_per_s),
-                "memory": float(_memory_bytes() // devices),
-                "memory_bandwidth": _short(rates.copy_bytes_per_s),
-            }
-        )
-        here: dict[str, Any] = {
-            "device": device,
-            "devices": devices,
-            "devices_per_node": devices,
-            "source": source,
+        peaks = {
+            "peak_bf16": short(rates.bf16_flop_per_s),
+            "peak_fp32": short(rates.fp32_flop_per_s),
+            "memory_bandwidth": short(rates.copy_bytes_per_s),
         }
-        return base.model_copy(
-            update=here | ({} if link is None else {"intra_node": _short(link.gather_bytes_per_s)})
-        )
+        device = base.device.model_copy(update=peaks)
+        return base.model_copy(update={"device": device, "source": source})
     if base.efficiency is None:
         return base
     peak = base.device.peak_bf16
-    shares: dict[str, Any] = {
+    shares = {
         "matmul": _share(rates.bf16_flop_per_s, peak),
-        "matmul_half_depth": _short(rates.half_depth),
+        "matmul_half_depth": short(rates.half_depth),
         "attention": _share(rates.attention_flop_per_s, peak),
         "memory": _share(rates.copy_bytes_per_s, base.device.memory_bandwidth),
-        "launch": _short(rates.launch_s),
+        "launch": short(rates.launch_s),
         "source": f"{source}; overlap and uptime as before: {base.efficiency.source}",
     }
-    if link is not None:
-        shares |= {
-            "links": _share(link.gather_bytes_per_s, base.intra_node),
-            "message": _short(link.message_s),
-        }
     return base.model_copy(update={"efficiency": base.efficiency.model_copy(update=shares)})
 
 
-def _short(figure: float) -> float:
+def short(figure: float) -> float:
     """Three digits: a measurement has no more."""
     return float(f"{figure:.3g}")
 
 
 def _share(reached: float, promised: float) -> float:
-    return min(1.0, _short(reached / promised))
+    return min(1.0, short(reached / promised))
 
 
 def base_cluster(named: str | None, machine: Machine) -> Cluster:
@@ -172,7 +185,8 @@ def write_cluster(path: Path, cluster: Cluster) -> None:
     write_yaml(path, cluster)
 
 
-def _looked_at(folder: Path) -> Iterator[Finding]:
+def looked_at(folder: Path) -> Iterator[Finding]:
+    """What a run needs wherever it is started: interpreter, torch, a folder to write to."""
     import torch
 
     yield Finding(
@@ -185,15 +199,15 @@ def _looked_at(folder: Path) -> Iterator[Finding]:
     )
     free = shutil.disk_usage(folder).free
     yield Finding(
-        free > _LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB are free here", "make room for checkpoints"
+        free > LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB are free here", "make room for checkpoints"
     )
-    left = [name for name in os.environ if name in _LEFT_BEHIND or name.startswith("SLURM_")]
-    said = (
-        f"variables of a job are set: {', '.join(sorted(left))}"
-        if left
-        else "no variables of another job are set"
-    )
-    yield Finding(not left, said, "start from a fresh shell, or unset them")
+
+
+def left_behind(is_left: Callable[[str], bool]) -> Finding:
+    """Whether variables are set that a launcher, or what `is_left` knows, has left behind."""
+    left = sorted(name for name in os.environ if name in _LEFT_BEHIND or is_left(name))
+    said = f"variables of a job are set: {', '.join(left)}" if left else "no variables of another job are set"
+    return Finding(not left, said, "start from a fresh shell, or unset them")
 
 
 def _memory_bytes() -> int:
@@ -202,22 +216,36 @@ def _memory_bytes() -> int:
 
 def show(examined: Examined, base: Cluster, console: Console) -> None:
     """Print what was found and measured."""
-    for one in examined.findings:
-        mark, rest = ("[green]ok[/]", "") if one.ok else ("[red]no[/]", f"; {one.remedy}")
-        console.print(f"{mark}  {escape(one.what + rest)}", highlight=False, soft_wrap=True)
+    show_findings(examined.findings, console)
     if examined.load > 0.5:
         said = f"other work was at {examined.load:.1f} of {os.cpu_count()} cores: the figures are too low"
         console.print(f"[yellow]load[/]  {said}", highlight=False, soft_wrap=True)
+    link = () if examined.link is None else link_rows("another", base.intra_node, examined.link)
+    show_figures([*device_rows(examined.device, base), *link], base, console)
+
+
+def show_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print what was looked at, a line each."""
+    for one in findings:
+        mark = "[green]ok[/]" if one.ok else "[red]no[/]" if one.stops else "[yellow]but[/]"
+        rest = "" if one.ok or not one.remedy else f"; {one.remedy}"
+        pad = " " * (1 if one.stops or one.ok else 0)
+        console.print(f"{mark}{pad} {escape(one.what + rest)}", highlight=False, soft_wrap=True)
+
+
+def show_figures(rows: Iterable[tuple[str, str, str]], base: Cluster, console: Console) -> None:
+    """Print what was measured, beside what the base cluster says."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("one device", f"{base.name} says", "measured here"):
         table.add_column(name, justify="left" if name == "one device" else "right")
-    for name, says, found in _rows(examined, base):
-        table.add_row(name, says, found)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
-def _rows(examined: Examined, base: Cluster) -> Iterator[tuple[str, str, str]]:
-    device, rates, link = base.device, examined.device, examined.link
+def device_rows(rates: DeviceRates, base: Cluster) -> Iterator[tuple[str, str, str]]:
+    """A device's figures: what each is, what the base cluster says, what was measured."""
+    device = base.device
     for name, says, found in (
         ("bf16 multiplications", device.peak_bf16, rates.bf16_flop_per_s),
         ("fp32 multiplications", device.peak_fp32, rates.fp32_flop_per_s),
@@ -227,15 +255,18 @@ def _rows(examined: Examined, base: Cluster) -> Iterator[tuple[str, str, str]]:
     yield "memory", f"{device.memory_bandwidth / 1e9:,.0f} GB/s", f"{rates.copy_bytes_per_s / 1e9:,.1f} GB/s"
     if rates.half_depth >= 1:
         yield "half of the rate is left at", "-", f"{rates.half_depth:,.0f} inner elements"
-    if link is not None:
-        yield (
-            "link to another",
-            f"{base.intra_node / 1e9:,.1f} GB/s",
-            f"{link.gather_bytes_per_s / 1e9:,.1f} GB/s",
-        )
-        yield "a message", "-", f"{link.message_s * 1e6:,.0f} us"
     yield (
         "kernels",
         "-",
         ", ".join(sorted({said.split(" ")[0].rstrip(",") for said in rates.kernels.values()})),
     )
+
+
+def link_rows(to: str, says_bytes_per_s: float, link: LinkRates) -> Iterator[tuple[str, str, str]]:
+    """A link's figures likewise."""
+    yield (
+        f"link to {to}",
+        f"{says_bytes_per_s / 1e9:,.1f} GB/s",
+        f"{link.gather_bytes_per_s / 1e9:,.1f} GB/s",
+    )
+    yield f"a message to {to}", "-", f"{link.message_s * 1e6:,.0f} us"

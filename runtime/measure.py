@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.collectives import gather_into, sum_over
 from model.kernels import Heads, choose, positions
-from model.mesh import connect
+from model.mesh import Axis, connect
 
 SIZES = {"cpu": 2048, "cuda": 8192}
 """Rows of the square matrices: the rate has levelled off there."""
@@ -143,7 +143,7 @@ def _attention_flop_per_s(device: str, context: int) -> float:
 
 @dataclass(frozen=True)
 class LinkRates:
-    """Two devices of this machine."""
+    """Between devices."""
 
     gather_bytes_per_s: float
     """What each receives in a large all-gather."""
@@ -180,6 +180,24 @@ def link_rates(device: str, gathered_bytes: int = GATHERED_BYTES) -> LinkRates:
     return LinkRates(**json.loads(said[0][0].splitlines()[-1]))
 
 
+def rates_along(axis: Axis, device: str, gathered_bytes: int) -> LinkRates:
+    """Measure the links of an axis, as one of its ranks; each gives so many bytes to all others."""
+    part = torch.zeros(gathered_bytes // 4, device=device)
+    whole, number = part.new_empty(axis.size * part.numel()), part[:1]
+
+    def done(work: Callable[[], Tensor | None]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    gather_s = seconds(done(lambda: gather_into(whole, part, axis)), "cpu", 10)
+    message_s = seconds(done(lambda: sum_over(number, axis)), "cpu", 50)
+    return LinkRates((axis.size - 1) * gathered_bytes / gather_s, message_s)
+
+
 def main() -> None:
     """One of two processes whose link is measured; the first prints what it found."""
     device, rendezvous, rank, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
@@ -187,21 +205,9 @@ def main() -> None:
     if device == "cuda":
         torch.cuda.set_device(rank)
     with connect(2, 1, 1, rank=rank, rendezvous=rendezvous, device=device, timeout_s=LINK_TIMEOUT_S) as mesh:
-        part = torch.zeros(size // 4, device=device)
-        whole, number = part.new_empty(2 * part.numel()), part[:1]
-
-        def done(work: Callable[[], Tensor | None]) -> Callable[[], None]:
-            def run() -> None:
-                work()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-
-            return run
-
-        gather_s = seconds(done(lambda: gather_into(whole, part, mesh.dp)), "cpu", 10)
-        message_s = seconds(done(lambda: sum_over(number, mesh.dp)), "cpu", 50)
+        link = rates_along(mesh.dp, device, size)
     if rank == 0:
-        print(json.dumps(asdict(LinkRates(size / gather_s, message_s))))
+        print(json.dumps(asdict(link)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ _PASS_TOKENS = 4096
 """Tokens of a forward pass of a bare run spec: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
 _CHECKPOINT_S = 60.0
 """Seconds between checkpoints of a bare run spec: our choice, a minute at most is trained twice after a crash."""
-_STATE_BYTES = 4 + 4 + 4
+STATE_BYTES = 4 + 4 + 4
 """A parameter in a checkpoint: its fp32 master weight and two moments."""
 _STEP_BYTES = 400
 """A step's lines in metrics.jsonl, timing.jsonl and TensorBoard's events (about 120 bytes each), rounded up."""
@@ -157,7 +157,7 @@ class Wanted:
     def disk_bytes(self) -> int:
         """Bytes that its folder may grow to: checkpoints of all state, and lines per step."""
         checkpoints = self.order.execution.keep.most(self.run.optim.steps)
-        return self.run.model.params * _STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
+        return self.run.model.params * STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
 
 def from_plan(plan: Plan, path: Path) -> list[Wanted]:

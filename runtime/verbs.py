@@ -14,8 +14,9 @@ from rich.markup import escape
 
 from runtime.named import run_named
 from runtime.prepare import RefusedError, Workspace, this_machine
+from specs.cluster import Cluster
 from specs.emit import yaml_text
-from specs.files import DocumentError, load, write_yaml
+from specs.files import DocumentError, catalog_path, from_catalog, is_file, load, write_yaml
 from specs.plan import Plan
 from specs.run import Imported, RunSpec
 
@@ -197,6 +198,12 @@ def doctor_command(
             show_default="this machine's cores",
         ),
     ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Of a cluster: what SLURM would refuse, and two nodes at work.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, metavar="MINUTES", help="Of --slurm: how long its job may wait.")
+    ] = 10.0,
     out: Annotated[
         Path | None, typer.Option(help="The cluster file to write.", show_default="<name>.measured.yaml")
     ] = None,
@@ -208,10 +215,15 @@ def doctor_command(
     The figures are those of one device at work alone, and of the link between two.
     A budget that names the file is planned with them.
 
+    With --slurm, what the cluster file asks of SLURM is compared with what the site has, and a job of a few
+    minutes has two nodes look around and measure, all devices at once. Ctrl-C cancels it.
+
     Exit codes: 0 nothing would stop a run, 1 something would, 2 bad input.
     """
     from runtime import doctor
 
+    if slurm:
+        raise typer.Exit(_doctor_slurm(cluster, patience, out, json))
     machine, console = this_machine(), Console(stderr=json)
     base = doctor.base_cluster(cluster, machine)
     with console.status("measuring: half a minute"):
@@ -226,6 +238,39 @@ def doctor_command(
             f"wrote {escape(str(path))}; a budget takes it as: cluster: {escape(str(path))}", soft_wrap=True
         )
     raise typer.Exit(0 if examined.healthy else 1)
+
+
+def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json: bool) -> int:
+    """The exit code of `isoplan doctor --slurm`."""
+    from runtime.slurm import doctor
+    from runtime.slurm.queue import Asked
+
+    if named is None:
+        raise RefusedError(
+            "--slurm: say with --cluster which cluster, by its file or its name in the catalog"
+        )
+    path = Path(named) if is_file(named) else catalog_path(Cluster, named)
+    base = load(path, Cluster) if is_file(named) else from_catalog(Cluster, named, None)
+    written = out or Path(f"{base.name}.measured.yaml")
+    if written.exists():
+        raise DocumentError(written, 1, 1, "figures are there", "give another name as --out, or remove it")
+    console = Console(stderr=json)
+    examined = doctor.examine(Asked(path, base), Workspace(Path()), 60 * patience_min, console)
+    if examined.cluster is not None:
+        write_yaml(written, examined.cluster)
+    if json:
+        said = examined.plain() | {"file": None if examined.cluster is None else str(written)}
+        typer.echo(jsonlib.dumps(said, indent=1))
+    else:
+        doctor.show(examined, base, console)
+        if examined.cluster is None:
+            console.print("nothing was measured, and no cluster file written")
+        else:
+            console.print(
+                f"wrote {escape(str(written))}; a budget takes it as: cluster: {escape(str(written))}",
+                soft_wrap=True,
+            )
+    return 0 if examined.healthy else 1
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -17,7 +17,7 @@ class Submission(Spec):
     time: float
     """When, in seconds since 1970: crashes before count no more."""
     runs: tuple[Fingerprint, ...]
-    """The runs, in the array's order; empty for the job that goes on with a study."""
+    """The runs, in the array's order; empty for the job that goes on with a study, and the doctor's."""
     budget: str | None = None
     """That study's budget, from the workspace."""
     job: int | None = None

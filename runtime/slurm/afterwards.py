@@ -94,6 +94,15 @@ class Fall:
         return f"{error or self.said} (rank {self.rank} on {self.node}; its log: {log.path})"
 
 
+def fate(printed: Path, rank: int) -> str | None:
+    """What srun says of a task that did not end well; None where it says nothing."""
+    for fallen in _TASKS.finditer(printed.read_text(errors="replace") if printed.exists() else ""):
+        spans = (part.partition("-") for part in fallen[2].split(","))
+        if any(int(first) <= rank <= int(last or first) for first, _, last in spans):
+            return fallen[3].strip()
+    return None
+
+
 def _after_crash(folder: RunFolder, fall: Fall, submission: Submission) -> int:
     if fall.asked:
         print("told to leave before it had begun; the job is queued again")

@@ -5,6 +5,7 @@ accounts at all. A job's end is no verdict on its run: that is finished when its
 node is queued again under the same number. So these words only say where a job is.
 """
 
+import re
 import shutil
 import subprocess
 import time
@@ -95,6 +96,11 @@ def ended(jobs: Iterable[str]) -> dict[str, Ended]:
     return {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
 
 
+def place_of(job: str) -> str:
+    """The nodes of a job that is at work or has ended within minutes, as SLURM folds them."""
+    return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%N").strip()
+
+
 def cancel(jobs: Sequence[str]) -> None:
     """Cancel jobs: what is at work is told to save, and ends within the site's KillWait."""
     if jobs:
@@ -111,16 +117,48 @@ def end(job: Live) -> None:
         time.sleep(_LOOK_S)
 
 
-def try_out(script: str) -> str | None:
-    """What sbatch says of a script that it would not take; None of one that it would."""
+def try_out(script: str) -> tuple[bool, str]:
+    """Whether sbatch would take a script, and what it says of it; nothing is queued."""
     done = _call("sbatch", "--test-only", script=script)
-    return done.stderr if done.returncode != 0 else None
+    return done.returncode == 0, done.stderr.strip()
 
 
 def settings() -> dict[str, str]:
     """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
     pairs = (line.partition("=") for line in _ask("scontrol", "show", "config").splitlines())
     return {name.strip(): value.strip() for name, sign, value in pairs if sign}
+
+
+def check_controller() -> None:
+    """SlurmError where SLURM's programs are not here, or no controller is up."""
+    done = _call("scontrol", "ping")
+    if " is UP" not in done.stdout:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise SlurmError(
+            f"SLURM's controller does not answer ({', '.join(said)}); try again later, or see SLURM_CONF"
+        )
+
+
+def shown(what: str) -> list[dict[str, str]]:
+    """What scontrol shows of all `partition`s, `node`s or `reservation`s, by SLURM's name for each figure."""
+    lines = _ask("scontrol", "show", what, "--oneliner").splitlines()
+    return [fields for line in lines if (fields := fields_of(line))]
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """`Name=value` pairs of a line; a value may have blanks in it."""
+    parts = re.split(r"(?:^|\s)([A-Z][\w:/]*)=", line.strip())
+    return {name: value.strip() for name, value in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def accounted(*words: str) -> list[list[str]]:
+    """What sacctmgr shows, a list a line; SlurmError where SLURM keeps no accounts now."""
+    return [line.split("|") for line in _ask("sacctmgr", "-n", "-P", "show", *words).splitlines()]
+
+
+def check_accounts() -> None:
+    """SlurmError where sacct does not answer."""
+    _ask("sacct", "-X", "-n", "-P", "-S", "now", "-o", "JobID")
 
 
 def nodes_of(folded: str) -> list[str]:

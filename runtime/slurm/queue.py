@@ -28,8 +28,8 @@ from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Live
 from runtime.slurm.refusal import refusal
-from runtime.slurm.script import Shape, parameters, python, shape_of, study_parameters
-from runtime.slurm.task import Continue, Task
+from runtime.slurm.script import Shape, parameters, probe_parameters, python, shape_of, study_parameters
+from runtime.slurm.task import Continue, Probe, Task
 from specs.cluster import Cluster
 from specs.files import DocumentError, load, write_json
 from specs.submission import Queued, Submission
@@ -56,8 +56,8 @@ class Script:
 
     submission: Submission
     """What is to be written down of it."""
-    tasks: tuple[Task | Continue, ...]
-    """What each job of it does: one for each run, or the next step of a study."""
+    tasks: tuple[Task | Continue | Probe, ...]
+    """What each job of it does: one for each run, the next step of a study, or what the doctor wants to know."""
     folder: Path
     """Where it is written down."""
     python: str
@@ -187,7 +187,7 @@ def drafts(
             submission = _new(name, asked).model_copy(update={"runs": runs})
             folder = folder_of(workspace, submission.name)
             values = parameters(asked.cluster.slurm, shape, submission.name, folder)
-            made.append(_script(workspace, asked, submission, values))
+            made.append(_script(workspace, asked, submission, _tasks(workspace, submission), values))
     return made
 
 
@@ -202,17 +202,33 @@ def study_script(workspace: Workspace, asked: Asked, budget: Path, name: str, af
     """The submission that goes on with a budget once these jobs have ended."""
     submission = _new(f"{name}-study", asked).model_copy(update={"budget": str(budget)})
     values = study_parameters(asked.cluster.slurm, submission.name, tuple(after))
-    return _script(workspace, asked, submission, values)
+    return _script(workspace, asked, submission, _tasks(workspace, submission), values)
+
+
+def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+    """The submission of the doctor's job."""
+    submission = _new("doctor", asked)
+    folder = folder_of(workspace, submission.name)
+    values = probe_parameters(asked.cluster.slurm, shape, submission.name, folder)
+    return _script(workspace, asked, submission, (Probe(str(folder)),), values)
+
+
+def run_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+    """A submission of this shape that is of no run, to be tried out."""
+    submission = _new("doctor", asked)
+    values = parameters(asked.cluster.slurm, shape, submission.name, folder_of(workspace, submission.name))
+    return _script(workspace, asked, submission, (), values)
 
 
 def _script(
     workspace: Workspace,
     asked: Asked,
     submission: Submission,
+    tasks: tuple[Task | Continue | Probe, ...],
     values: dict[str, Any],
 ) -> Script:
     folder, command = folder_of(workspace, submission.name), python(asked.cluster.slurm)
-    return Script(submission, _tasks(workspace, submission), folder, command, values | {"wckey": None})
+    return Script(submission, tasks, folder, command, values | {"wckey": None})
 
 
 def _new(name: str, asked: Asked) -> Submission:
@@ -221,15 +237,16 @@ def _new(name: str, asked: Asked) -> Submission:
     return Submission(name=name, time=time.time(), runs=(), retries=asked.cluster.slurm.retries)
 
 
-def try_out(asked: Asked, script: Script) -> None:
-    """DocumentError with SLURM's reason where it would refuse this submission; nothing is queued.
+def try_out(asked: Asked, script: Script) -> str:
+    """When and where sbatch would start this submission; nothing is queued. DocumentError with its reason to refuse.
 
     A trial also fails where all nodes are down or drained just now, for which sbatch refuses nothing: that passes.
     """
     with _as_from_a_login_node():
-        said = client.try_out(script.text)
-    if said is not None and not re.search("node.* not available", said):
+        taken, said = client.try_out(script.text)
+    if not taken and not re.search("node.* not available", said):
         raise refusal(asked.path, asked.cluster.slurm, said)
+    return said.partition(" to start ")[2]
 
 
 def submit(workspace: Workspace, asked: Asked, made: Sequence[Script]) -> list[Submission]:

@@ -12,7 +12,7 @@ sent a signal to all of the job: the trap keeps the shell from dying of it. It e
 import math
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from specs.slurm import Slurm
 _STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$SLURM_JOB_ID" -o %T) && break; sleep 10; done'
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
 """A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
+PROBE_S = 360.0
+"""Longest time of the doctor's job: two minutes to report and to meet, and what it measures takes less than two."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ def shape_of(order: Order, cluster: Cluster) -> Shape:
     """The fewest nodes that a run's ranks fill evenly; and those it can start on, as far as it has layouts for them."""
     execution = order.execution
     ranks, threads, on_gpu = execution.layout.devices, execution.threads_per_rank, execution.device == "cuda"
+    whole = whole_shape(ranks, threads, on_gpu, cluster)
+    fewest = min(layout.devices for layout in (execution.layout, *order.fewer))
+    wanted = max(cluster.slurm.min_nodes or whole.nodes, math.ceil(fewest / whole.tasks_per_node))
+    return replace(whole, least_nodes=min(whole.nodes, wanted))
+
+
+def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Shape:
+    """The fewest nodes that so many ranks fill evenly, all of them at once."""
     room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
     nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
-    tasks = ranks // nodes
-    fewest = min(layout.devices for layout in (execution.layout, *order.fewer))
-    least = min(nodes, max(cluster.slurm.min_nodes or nodes, math.ceil(fewest / tasks)))
-    return Shape(nodes, least, tasks, threads, on_gpu)
+    return Shape(nodes, nodes, ranks // nodes, threads, on_gpu)
 
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
@@ -88,6 +95,16 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
     if slurm.exclusive:
         asked["exclusive"] = True
     return _said(asked) | {"additional_parameters": extra}
+
+
+def probe_parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
+    """submitit's parameters for the doctor's job: as a run's, but short, never queued again, and nothing follows."""
+    short = slurm.model_copy(update={"time_limit": min(slurm.time_limit, PROBE_S)})
+    asked = parameters(short, shape, name, folder)
+    extra = asked["additional_parameters"] | {"no-requeue": True}
+    del asked["teardown"], extra["requeue"]
+    alone = {"signal_delay_s": 0, "srun_args": ["--kill-on-bad-exit=0", "--wait=0"]}
+    return asked | alone | {"additional_parameters": extra}
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:

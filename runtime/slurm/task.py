@@ -72,6 +72,25 @@ class Continue:
         return DelayedSubmission(self)
 
 
+@dataclass(frozen=True)
+class Probe:
+    """One task of the doctor's job."""
+
+    folder: str
+    """The submission's folder, an absolute path."""
+
+    def __call__(self) -> None:
+        """Look at this task's node, and measure its device."""
+        from submitit.helpers import TorchDistributedEnvironment
+
+        from runtime.slurm.probe import log_of, probe
+
+        job = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        seat, folder = Seat.of(os.environ), Path(self.folder)
+        _print_to(log_of(folder, seat.rank))
+        probe(folder, seat, job.master_addr)
+
+
 def _train(folder: RunFolder, leave: Leave) -> int:
     from submitit.helpers import TorchDistributedEnvironment
 

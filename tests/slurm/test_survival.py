@@ -29,8 +29,8 @@ FEWER = samples.layout(dp=2, micro_batch_sequences=1)
 """For one node."""
 PARITY = 1e-6
 """Of the final loss under another layout, as everywhere (tests/test_parity.py)."""
-LONG_S = 0.45
-"""A pace at which a run takes 135 s: three such segments at least."""
+LONG_S = 0.34
+"""A pace at which a run takes 102 s: three such segments at least."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,178 @@
+"""`isoplan doctor --slurm`: what would fail after it was queued, found before, and a cluster measured node to node.
+
+First what can be asked from here (runtime/slurm/beforehand.py), then one short job on two nodes whose
+tasks look around and measure together (runtime/slurm/probe.py), then what they reported (runtime/slurm/reports.py).
+"""
+
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from runtime.doctor import Finding, device_rows, link_rows, looked_at, show_figures, show_findings
+from runtime.prepare import RefusedError, Workspace
+from runtime.slurm import client, queue, reports
+from runtime.slurm.beforehand import finding_of, from_here, parts_of
+from runtime.slurm.client import SlurmError
+from runtime.slurm.probe import Order, Software, write
+from runtime.slurm.queue import Asked
+from runtime.slurm.reports import Figures, Reports
+from runtime.slurm.script import PROBE_S, Shape, whole_shape
+from runtime.slurm.site import kill_wait_s
+from specs.cluster import Cluster
+from specs.files import DocumentError
+from specs.words import duration
+
+_LOOK_S = 1.0
+"""Time between two looks at the queue."""
+_CLEAN_S = 10.0
+"""For nodes to be done with a job; what its tasks reported is there before."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found, and measured."""
+
+    findings: tuple[Finding, ...]
+    figures: Figures | None
+    """None where the job did not come to them."""
+    cluster: Cluster | None
+    """The cluster that the figures went into."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing would stop a run."""
+        return not any(one.fatal for one in self.findings)
+
+    def plain(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "findings": [asdict(one) for one in self.findings],
+            "figures": None if self.figures is None else asdict(self.figures),
+            "cluster": None if self.cluster is None else self.cluster.plain(),
+        }
+
+
+def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Console) -> Examined:
+    """Look at the site from here, then from its nodes; a job that does not start within the patience is cancelled."""
+    cluster = asked.cluster
+    shape = whole_shape(cluster.devices, 1, cluster.device.backend == "cuda", cluster)
+    try:
+        found = from_here(asked, workspace, shape)
+    except RefusedError as error:  # no SLURM, or none that answers
+        return Examined((*looked_at(workspace.path), Finding(False, *parts_of(error))), None, None)
+    probe = replace(shape, nodes=min(2, shape.nodes), least_nodes=min(2, shape.nodes))
+    script = queue.probe_script(workspace, asked, probe)
+    try:
+        [queued] = queue.submit(workspace, asked, [script])
+    except DocumentError as error:
+        if not any(one.fatal for one in found):
+            found.append(finding_of(error))
+        return Examined(tuple(found), None, None)
+    folder = queue.folder_of(workspace, queued.name)
+    told = Told(folder, str(queued.job), queued.name, _order(workspace, asked, probe))
+    reported, said = _carried_out(told, patience_s, console)
+    found += said
+    figures = None if reported is None else Figures.of(reported)
+    if figures is None:
+        return Examined(tuple(found), None, None)
+    found.append(figures.saving(kill_wait_s(client.settings()), asked.cluster.slurm.warning))
+    return Examined(tuple(found), figures, figures.cluster(asked.cluster))
+
+
+def show(examined: Examined, base: Cluster, console: Console) -> None:
+    """Print what was found and measured."""
+    show_findings(examined.findings, console)
+    figures = examined.figures
+    if figures is None:
+        return
+    rows = list(device_rows(figures.device, base))
+    if figures.within is not None:
+        rows += link_rows("the node's others", base.intra_node, figures.within)
+    if figures.between is not None:
+        rows += link_rows("other nodes", base.inter_node, figures.between)
+    show_figures(rows, base, console)
+
+
+@dataclass(frozen=True)
+class Told:
+    """The doctor's job, queued."""
+
+    folder: Path
+    """Where its tasks report."""
+    job: str
+    """SLURM's number for it."""
+    name: str
+    """Its name in the queue."""
+    order: Order
+    """What its tasks are told."""
+
+
+def _order(workspace: Workspace, asked: Asked, shape: Shape) -> Order:
+    data = workspace.data.absolute()
+    return Order(
+        token=secrets.token_hex(8),
+        device=asked.cluster.device.backend,
+        nodes=shape.nodes,
+        tasks_per_node=shape.tasks_per_node,
+        data=str(data) if data.exists() else None,
+    )
+
+
+def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Reports | None, list[Finding]]:
+    """What the job's tasks reported, once it has ended, and what that means; no reports where it never started."""
+    begun = time.time()
+    try:
+        write(told.folder, "order", told.order)
+        waited_for = _awaited(told, patience_s, console)
+    except BaseException:
+        with suppress(SlurmError):
+            client.cancel([told.job])
+        raise
+    if waited_for is not None:
+        client.cancel([told.job])
+        said = f"job {told.job} did not start within {duration(patience_s)} (SLURM says {waited_for}); it was cancelled"
+        return None, [Finding(False, said, "give more --patience, or try again when less is queued")]
+    state, nodes = _end(told.job), client.nodes_of(client.place_of(told.job))
+    console.print(f"job {told.job} has ended: {state.lower()}", highlight=False)
+    reported = Reports.read(told.folder, told.job, told.order, nodes)
+    said_by = list(reports.findings(reported, Software.here(), begun, time.time()))
+    if state not in ("COMPLETED", "FAILED"):
+        limit = f" (it had {duration(PROBE_S)})" if state == "TIMEOUT" else ""
+        said_by.append(Finding(False, f"job {told.job} ended as {state}{limit}", f"see {told.folder}"))
+    return reported, said_by
+
+
+def _end(job: str) -> str:
+    """SLURM's word for how a job ended, given some seconds to clean up after it."""
+    until_s = time.monotonic() + _CLEAN_S
+    while (state := client.state_of(job)) == "COMPLETING" and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+    return state
+
+
+def _awaited(told: Told, patience_s: float, console: Console) -> str | None:
+    """None once the job has ended; what it waits for where it does not start within the patience."""
+    deadline_s, shown = time.monotonic() + patience_s, ""
+    with console.status("") as status:
+        while True:
+            live = client.live({told.name}).get(told.job)
+            if live is None or live.state == "COMPLETING":
+                return None
+            if live.waits and time.monotonic() > deadline_s:
+                return live.reason or live.state
+            said = (
+                f"job {told.job} waits: {live.reason or live.state}"
+                if live.waits
+                else f"job {told.job} is at work on {live.nodes}"
+            )
+            if said != shown:
+                console.print(escape(said), highlight=False)
+                status.update(escape(said))
+                shown = said
+            time.sleep(_LOOK_S)

@@ -1,0 +1,196 @@
+"""`isoplan doctor --slurm` on a real SLURM: what is wrong is named before anything waits for it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runtime.prepare import Workspace
+from runtime.slurm.beforehand import from_here
+from runtime.slurm.client import SlurmError
+from runtime.slurm.doctor import examine
+from runtime.slurm.queue import Asked
+from runtime.slurm.script import whole_shape
+from specs.cluster import Cluster as ClusterFile
+from specs.files import load
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_site import CLUSTER
+from tests.test_run_cli import isoplan
+
+pytestmark = pytest.mark.slurm
+
+BUDGET = """\
+kind: budget
+name: small
+compute: 1e13 FLOP
+evidence: {kind: published, law: tiny}
+family: tiny
+cluster: ours.measured.yaml
+data:
+  text: {source: declared, describe: a text, unique: 1T tokens}
+  tokenizer: {kind: bytes}
+"""
+
+
+def asked(folder: Path, text: str) -> Asked:
+    path = folder / "ours.yaml"
+    path.write_text(text)
+    return Asked(path, load(path, ClusterFile))
+
+
+def wrong(folder: Path, text: str) -> list[str]:
+    """What is found from here to be wrong with a cluster file, the file's name left out."""
+    one = asked(folder, text)
+    shape = whole_shape(one.cluster.devices, 1, False, one.cluster)
+    found = [one for one in from_here(one, Workspace(folder), shape) if not one.ok]
+    return [f"{each.what}; {each.remedy}".removeprefix(f"{one.path}:") for each in found]
+
+
+def found_by_a_job(folder: Path, text: str, patience_s: float = 60) -> list[str]:
+    """What a job finds to be wrong with a cluster that has nothing wrong from here."""
+    examined = examine(asked(folder, text), Workspace(folder), patience_s, Console(quiet=True))
+    assert (examined.healthy, examined.cluster) == (False, None)
+    return [one.what for one in examined.findings if one.fatal]
+
+
+@pytest.fixture
+def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, whose SLURM is that of this process too."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "CUDA_VISIBLE"))]:
+        monkeypatch.delenv(name)
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(CLUSTER)
+    (tmp_path / "data").mkdir()
+    done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"job \d+ has ended: completed", done.stderr)
+    told = json.loads(done.stdout)
+    assert [one for one in told["findings"] if not one["ok"] and one["stops"]] == []
+    said = "\n".join(one["what"] for one in told["findings"])
+    assert "4 of the 4 nodes of main have what is asked for, 2 nodes needed" in said
+    assert "sbatch would take a run on 4 devices of 2 nodes" in said
+    assert "node1, node2: the folder is shared" in said
+    assert f"{tmp_path}/data can be read" in said
+    assert "4 tasks found each other" in said
+    assert "parameters is saved in 5 s (KillWait)" in said
+    measured = load(tmp_path / told["file"], ClusterFile)
+    assert (measured.devices, measured.devices_per_node) == (4, 2)
+    for link, rates in (("intra_node", "within"), ("inter_node", "between")):
+        assert getattr(measured, link) == pytest.approx(
+            told["figures"][rates]["gather_bytes_per_s"], rel=0.01
+        )
+    (tmp_path / "budget.yaml").write_text(BUDGET)
+    planned = isoplan(tmp_path, "plan", "budget.yaml", "--json")
+    assert planned.returncode == 0, planned.stderr
+
+
+def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp_path: Path) -> None:
+    hosts = client.folder / "hosts"
+    lines = hosts.read_text()
+    hosts.write_text("".join(line for line in lines.splitlines(True) if "node1" not in line))
+    try:
+        text = CLUSTER.replace("devices_per_node: 2", "devices_per_node: 1").replace(
+            "devices: 4", "devices: 2"
+        )
+        said = found_by_a_job(tmp_path, text)
+    finally:
+        hosts.write_text(lines)
+    assert said[0].startswith("on node1, node2 the name node1 does not resolve")
+    assert sorted(one[:49] for one in said[1:]) == [
+        "rank 0 on node1 did not find its peers within 60 ",
+        "rank 1 on node2 did not find its peers within 60 ",
+    ]
+    assert all("OSError: the name of the first node, node1, leads nowhere" in one for one in said[1:])
+
+
+def test_tasks_that_cannot_start_are_named_with_what_they_printed(client: Cluster, tmp_path: Path) -> None:
+    said = found_by_a_job(tmp_path, f"{CLUSTER}  prologue: [export PYTHONHOME=/none]\n")
+    for node in ("node1", "node2"):
+        assert any(
+            re.match(rf"rank \d on {node} did not report; it printed: ModuleNotFoundError:", one)
+            for one in said
+        )
+
+
+def test_what_cannot_run_is_named_with_its_line(client: Cluster, tmp_path: Path) -> None:
+    assert wrong(tmp_path, CLUSTER) == []
+    for was, becomes, says in (
+        ("memory: 2 GB", "partition: mian", "14:14: there is no partition mian here; write main"),
+        (
+            "memory: 2 GB",
+            "gres: gpu:h100",
+            "14:9: gpu:h100:2 on each of 2 nodes are asked for, and 0 of the 4 nodes",
+        ),
+        ("memory: 2 GB", "{partition: short, time_limit: 20 min}", "the partition short allows 10 min 0 s"),
+        ("memory: 2 GB", "qos: none", "14:8: there is no qos none here; write one of normal"),
+        ("memory: 2 GB", "account: none", "14:12: root has no account none here; write one of root"),
+        ("memory: 2 GB", "reservation: none", "14:16: there is no reservation none now; leave it out"),
+        ("memory: 2 GB", "extra: {nice-not: 3}", "SLURM refuses the job: "),
+        ("memory: 2 GB", "constraint: a&b", "14:15: SLURM refuses the job: Invalid feature specification"),
+        (
+            "devices: 4",
+            "devices: 12",
+            "6:10: 12 devices are 6 nodes of 2, and the partition main has 4; write 8",
+        ),
+    ):
+        text = (
+            CLUSTER.replace(f"\n  {was}", f" {becomes}")
+            if becomes[0] == "{"
+            else CLUSTER.replace(was, becomes)
+        )
+        said = wrong(tmp_path, text)
+        assert any(says in one for one in said), (becomes, said)
+
+
+def test_what_is_lost_without_accounts(client: Cluster, tmp_path: Path) -> None:
+    client.stop_accounting()
+    [said] = wrong(tmp_path, CLUSTER)
+    assert said.startswith("sacct does not answer")
+    assert "a study stops there" in said
+
+
+def test_no_controller(client: Cluster, tmp_path: Path) -> None:
+    client.stop_controller()
+    with pytest.raises(SlurmError, match="controller does not answer"):
+        wrong(tmp_path, CLUSTER)
+
+
+def test_variables_that_a_job_left_behind(
+    client: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "SLURM_TIME_FORMAT", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "7")
+    said = wrong(tmp_path, CLUSTER)
+    assert "variables of a job are set: CUDA_VISIBLE_DEVICES, RANK, SLURM_JOB_ID; start" in said[0]
+    assert said[1].startswith("sbatch heeds variables more than the cluster file: SBATCH_PARTITION;")
+    monkeypatch.delenv("SBATCH_PARTITION")
+    job = client.submit("--wrap", "srun sleep 600")
+    client.wait(job, "RUNNING")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    assert wrong(tmp_path, CLUSTER) == []
+
+
+def test_who_waits_too_long_or_is_interrupted_leaves_no_job(client: Cluster, tmp_path: Path) -> None:
+    [said] = found_by_a_job(tmp_path, f"{CLUSTER}  extra: {{begin: now+1hour}}\n", patience_s=0.5)
+    assert re.match(r"job \d+ did not start within 0.5 s \(SLURM says \w+\); it was cancelled", said)
+    words = ("doctor", "--slurm", "--cluster", "ours.yaml")
+    argv = [sys.executable, "-P", "-m", "runtime.cli", *words]
+    with subprocess.Popen(
+        argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as asking:
+        assert asking.stdout is not None
+        assert "waits" in asking.stdout.readline()
+        asking.send_signal(signal.SIGINT)
+        assert asking.wait(timeout=60) == 75
+    client.until(lambda: not client.run("squeue", "--noheader"), "no job is left", timeout_s=10)

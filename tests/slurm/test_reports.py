@@ -1,0 +1,155 @@
+"""What the doctor makes of what its tasks report; no SLURM needed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.doctor import Finding
+from runtime.measure import DeviceRates, LinkRates
+from runtime.slurm.probe import Facts, Names, Order, Software, log_of, read, write
+from runtime.slurm.rates import Rates
+from runtime.slurm.reports import Figures, Reports, findings
+from specs.cluster import Cluster
+from specs.files import from_catalog
+
+HERE = Software("3.11.7", {"isoplan": "0.1.0", "torch": "2.13.0"}, "c0ffee")
+ORDER = Order("token", "cpu", 2, 2, None)
+FACTS = Facts("token", "node1", 100.0, HERE, 2**40, 2**34, True, 0.0, 0)
+DEVICE = DeviceRates("CPU core", 4e10, 1e11, 8.0, 9e9, 3e10, 2e-6, {"attention": "torch"})
+RATES = Rates(0.0, DEVICE, LinkRates(4e9, 1e-4), LinkRates(1e9, 3e-4), 1e8)
+
+
+def facts(rank: int, **changes: Any) -> Facts:
+    return replace(FACTS, node=f"node{1 + rank // 2}", **changes)
+
+
+def reports(**changes: Any) -> Reports:
+    whole = Reports(
+        ORDER,
+        ("node1", "node2"),
+        {rank: facts(rank) for rank in range(4)},
+        {0: Names("node1", {}), 2: Names("node2", {})},
+        dict.fromkeys(range(4), RATES),
+        {},
+    )
+    return replace(whole, **changes)
+
+
+def told(found: Reports) -> list[Finding]:
+    return list(findings(found, HERE, 99.0, 101.0))
+
+
+def wrong(found: Reports) -> list[str]:
+    return [one.what for one in told(found) if not one.ok]
+
+
+def test_nothing_is_wrong_with_what_is_alike() -> None:
+    assert wrong(reports()) == []
+    assert len(told(reports())) == 5
+
+
+def test_reports_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    for rank in range(4):
+        write(tmp_path, f"facts-{rank}", facts(rank))
+        write(tmp_path, f"rates-{rank}", RATES)
+    write(tmp_path, "names-0", Names("node1", {}))
+    write(tmp_path, "names-2", Names("node2", {}))
+    assert Reports.read(tmp_path, "7", ORDER, ("node1", "node2")) == reports()
+    assert read(tmp_path, "order", Order) is None
+
+
+def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
+    write(tmp_path, "facts-0", facts(0))
+    log_of(tmp_path, 0).parent.mkdir()
+    log_of(tmp_path, 0).write_text("RuntimeError: no such network\nbye\n")
+    (tmp_path / "7_2_log.err").write_text("python: not found\n")
+    (tmp_path / "7_0_log.err").write_text("srun: error: node1: tasks 1,3-4: Killed\n")
+    said = wrong(Reports.read(tmp_path, "7", ORDER, ("node1", "node2")))
+    assert said[0].startswith("rank 2 on node2 did not report; it printed: python: not found")
+    assert said[1] == "rank 1 on node1 did not report; srun says: Killed"
+    assert said[2].startswith("rank 0 on node1 did not find its peers within 60 s")
+    assert "RuntimeError: no such network" in said[2]
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "fatal"),
+    [
+        ({"software": replace(HERE, python="3.12.1")}, "node2 runs Python 3.12.1, here 3.11.7", True),
+        (
+            {"software": replace(HERE, packages={"isoplan": "0.1.0"})},
+            "node2 runs torch is absent, here 2.13.0",
+            True,
+        ),
+        ({"software": replace(HERE, commit="bad")}, "node2 runs sources of bad, here c0ffee", True),
+        ({"software": replace(HERE, commit=None)}, "", True),
+        ({"token": "other"}, "node2 reads another folder", True),
+        ({"data": False}, "node2 cannot read", True),
+        ({"free_bytes": 2**20}, "0.0 GiB are free", True),
+        ({"shm_bytes": 2**26}, "/dev/shm of node2 has 64 MiB", False),
+        ({"time": 90.0}, "the clock of node2 is at least 9 s from the one here", False),
+        ({"time": 111.0}, "the clock of node2 is at least 10 s from the one here", False),
+        ({"load": 3.0}, "other work was at 3.0 cores of node2", False),
+    ],
+)
+def test_what_is_wrong_with_a_node(changes: dict[str, Any], says: str, fatal: bool) -> None:
+    found = reports(facts={0: facts(0), 1: facts(1), 2: facts(2, **changes), 3: facts(3, **changes)})
+    bad = [one for one in told(found) if not one.ok]
+    assert [says in one.what for one in bad] == ([True] if says else [])
+    assert all(one.fatal is fatal for one in bad)
+
+
+def test_a_name_that_leads_nowhere_is_said_once() -> None:
+    names = {
+        rank: Names(f"node{1 + rank // 2}", {"node2": "does not resolve (no such name)"}) for rank in (0, 2)
+    }
+    assert wrong(reports(names=names)) == ["on node1, node2 the name node2 does not resolve (no such name)"]
+
+
+def test_clocks_and_devices_that_are_behind_the_others() -> None:
+    slow = replace(RATES, clock_s=-2.5, device=replace(DEVICE, bf16_flop_per_s=5e10))
+    said = wrong(reports(rates=dict.fromkeys(range(3), RATES) | {3: slow}))
+    assert said[0] == "the tasks' clocks are 2500.0 ms apart at a barrier"
+    assert said[1] == "the device of rank 3 on node2 reaches 50% of the others'"
+
+
+def test_the_cluster_keeps_its_devices_and_gets_both_links() -> None:
+    figures = Figures.of(reports())
+    assert figures is not None
+    laptop = from_catalog(Cluster, "laptop", None)
+    found = figures.cluster(laptop)
+    assert (found.devices, found.devices_per_node) == (laptop.devices, laptop.devices_per_node)
+    assert (found.device.peak_bf16, found.device.peak_fp32) == (1e11, 4e10)
+    assert (found.intra_node, found.inter_node) == (4e9, 1e9)
+    assert found.source.startswith("measured by isoplan doctor on node1, node2")
+
+
+def test_a_gpus_links_are_what_was_measured_of_them() -> None:
+    h100 = from_catalog(Cluster, "h100-64", None)
+    alone = reports(rates=dict.fromkeys(range(4), replace(RATES, between=None)))
+    figures = Figures.of(alone)
+    assert figures is not None
+    found = figures.cluster(h100)
+    assert found.device == h100.device
+    assert found.efficiency is not None
+    assert (found.efficiency.links, found.efficiency.message) == (1.0, 1e-4)
+    assert found.intra_node == 4e9
+    assert h100.efficiency is not None
+    assert found.inter_node == h100.inter_node * h100.efficiency.links
+
+
+def test_what_can_be_saved_in_time() -> None:
+    figures = Figures.of(reports())
+    assert figures is not None
+    said = figures.saving(30.0, 120.0).what  # 4 x 0.1 GB/s, 12 bytes for each parameter
+    assert (
+        "0.40 GB/s are written from node1, node2: a cancelled run of up to 1B parameters is saved in 30 s (KillWait)"
+        in said
+    )
+    assert said.endswith("a warned one of up to 4B in 120 s")
+
+
+def test_there_are_no_figures_where_one_is_missing() -> None:
+    assert Figures.of(reports(printed={3: "no"})) is None

@@ -1,0 +1,201 @@
+"""What a cluster file asks for beside what scontrol shows: lines of SLURM 22.05, and no SLURM needed."""
+
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runtime.doctor import Finding
+from runtime.prepare import RefusedError, Workspace
+from runtime.slurm.client import fields_of
+from runtime.slurm.doctor import examine
+from runtime.slurm.limits import findings
+from runtime.slurm.queue import Asked
+from runtime.slurm.script import whole_shape
+from runtime.slurm.site import Site, seconds_of
+from runtime.verbs import doctor_command
+from specs.cluster import Cluster
+from specs.files import DocumentError, load
+
+PARTITION = (
+    "PartitionName=short AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A "
+    "DefaultTime=NONE DisableRootJobs=NO ExclusiveUser=NO GraceTime=0 Hidden=NO MaxNodes=2 MaxTime=1-00:10:00 "
+    "MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=node[1-4] PriorityJobFactor=1 PriorityTier=10 RootOnly=NO "
+    "ReqResv=NO OverSubscribe=NO OverTimeLimit=NONE PreemptMode=OFF State=UP TotalCPUs=16 TotalNodes=4 "
+    "SelectTypeParameters=NONE JobDefaults=(null) DefMemPerCPU=100 MaxMemPerNode=UNLIMITED "
+    "TRES=cpu=16,mem=16000M,node=4,billing=16,gres/gpu=8"
+)
+NODE = (
+    "NodeName=node1 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=4 CPUTot=4 CPULoad=4.13 "
+    "AvailableFeatures=a100,ib ActiveFeatures=a100,ib Gres=gpu:2 NodeAddr=127.0.1.1 NodeHostName=node1 Port=10130 "
+    "Version=22.05.8 OS=Linux 6.18.44-fc-v669 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=4000 AllocMem=0 FreeMem=20683 "
+    "Sockets=4 Boards=1 State=IDLE ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=short,low  "
+    "BootTime=2026-11-28T06:59:58 SlurmdStartTime=2026-11-28T10:48:31 CfgTRES=cpu=4,mem=4000M,billing=4,gres/gpu=2 "
+    "AllocTRES= CapWatts=n/a Reason=Not responding [slurm@2026-11-28T10:48:31]"
+)
+SETTINGS = {"MaxArraySize": "8", "JobRequeue": "1", "KillWait": "5 sec"}
+
+CLUSTER = """\
+kind: cluster
+name: ours
+source: a test
+device:
+  {name: core, backend: cpu, peak_bf16: 1 TFLOP/s, peak_fp32: 1 TFLOP/s, memory: 1 GB, memory_bandwidth: 9 GB/s}
+devices: 4
+devices_per_node: 2
+intra_node: 1 GB/s
+inter_node: 1 GB/s
+model_flop_utilisation: 0.4
+model_flop_utilisation_source: a test
+checkpoint_every: 10 s
+slurm:
+  memory: 2 GB
+"""
+
+
+def site(partition: str = PARTITION, *nodes: str, **settings: str) -> Site:
+    lines = nodes or [NODE.replace("node1", f"node{place}") for place in range(1, 5)]
+    return Site.of(SETTINGS | settings, [fields_of(partition)], [fields_of(line) for line in lines])
+
+
+def asked(folder: Path, text: str) -> Asked:
+    path = folder / "ours.yaml"
+    path.write_text(text)
+    return Asked(path, load(path, Cluster))
+
+
+def found(folder: Path, text: str, there: Site) -> list[Finding]:
+    one = asked(folder, text)
+    return findings(one, whole_shape(one.cluster.devices, 1, False, one.cluster), there)
+
+
+def wrong(folder: Path, text: str, there: Site) -> list[str]:
+    return [f"{one.what}; {one.remedy}" for one in found(folder, text, there) if not one.ok]
+
+
+def test_times_of_slurm_are_read() -> None:
+    assert [seconds_of(text) for text in ("10:00", "01:00:00", "1-00:10:00", "2-01")] == [
+        600.0,
+        3600.0,
+        87000.0,
+        172801.0,
+    ]
+    assert seconds_of("UNLIMITED") == seconds_of("") == math.inf
+
+
+def test_nodes_are_read() -> None:
+    gpus = NODE.replace("Gres=gpu:2", "Gres=gpu:h100:8(S:0-1),gpu:a100:2(S:0,1),nvme:1").replace(
+        "IDLE", "IDLE+DRAIN"
+    )
+    [node] = site(PARTITION, gpus).nodes
+    assert node.gres == {"gpu:h100": 8, "gpu:a100": 2, "nvme": 1}
+    assert [node.count(name) for name in ("gpu", "gpu:h100", "gpu:b200", "nvme")] == [10, 8, 0, 1]
+    assert (node.cpus, node.memory, node.features, node.partitions) == (
+        4,
+        4000 * 2**20,
+        ("a100", "ib"),
+        ("short", "low"),
+    )
+    assert not node.takes_jobs
+    asleep, lost = site(
+        PARTITION, *(NODE.replace("IDLE", state) for state in ("IDLE+POWERED_DOWN", "DOWN*"))
+    ).nodes
+    assert (asleep.takes_jobs, lost.takes_jobs) == (True, False)
+
+
+def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
+    assert wrong(tmp_path, CLUSTER, site()) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "line", "says"),
+    [
+        ("memory: 2 GB", "partition: shrt", 14, "there is no partition shrt here; write short"),
+        ("memory: 2 GB", "planning_partition: cpu", 14, "there is no partition cpu here; write one of short"),
+        (
+            "memory: 2 GB",
+            "time_limit: 25 h",
+            14,
+            "and the partition short allows 1 d 0 h; write 1450 min or less",
+        ),
+        ("memory: 2 GB", "memory: 9 GB", 14, "and 0 of the 4 nodes of short have that (at most 4.19 GB)"),
+        ("memory: 2 GB", "constraint: h100", 14, "the feature h100 on each of 2 nodes are asked for"),
+        ("memory: 2 GB", "gres: gpu:h100", 14, "0 of the 4 nodes of short have that (they have gpu:2)"),
+        (
+            "devices: 4",
+            "devices: 6",
+            6,
+            "6 devices are 3 nodes, and the partition short allows 2 to a job; write 4",
+        ),
+        ("devices: 4\ndevices_per_node: 2", "devices: 8\ndevices_per_node: 8", 7, "8 CPUs on each of 1 node"),
+    ],
+)
+def test_what_the_site_has_not_is_named_with_its_line(
+    tmp_path: Path, was: str, becomes: str, line: int, says: str
+) -> None:
+    text = CLUSTER.replace(was, becomes).replace(
+        "devices: 4", "devices: 8" if "8" in becomes else "devices: 4"
+    )
+    said = wrong(tmp_path, text, site())
+    assert any(one.startswith(f"{tmp_path}/ours.yaml:{line}:") and says in one for one in said), said
+
+
+def test_more_nodes_than_there_are(tmp_path: Path) -> None:
+    few = site(PARTITION.replace("MaxNodes=2", "MaxNodes=UNLIMITED"), NODE)
+    [said] = wrong(tmp_path, CLUSTER, few)
+    assert "4 devices are 2 nodes of 2, and the partition short has 1; write 2 or less" in said
+
+
+def test_nodes_that_are_down_are_no_refusal(tmp_path: Path) -> None:
+    down = [NODE.replace("node1", f"node{place}").replace("State=IDLE", "State=DOWN*") for place in (1, 2)]
+    [one] = [one for one in found(tmp_path, CLUSTER, site(PARTITION, *down)) if not one.ok]
+    assert one.what.endswith("down or drained: node1, node2")
+    assert not one.fatal
+
+
+def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path) -> None:
+    [one] = [
+        one for one in found(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site()) if not one.ok
+    ]
+    assert "gives 0.21 GB of each node, and the plan counts on 2 GB" in one.what
+    assert not one.fatal
+
+
+def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
+    cancelled = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=GANG,CANCEL"))
+    [one] = [one for one in found(tmp_path, CLUSTER, cancelled) if not one.ok]
+    assert one.remedy == "run again what was cancelled"
+    queued = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=REQUEUE").replace("Grace", "Was"))
+    assert wrong(tmp_path, CLUSTER, queued) == []
+
+
+def test_a_partition_that_is_closed_and_a_site_without_arrays(tmp_path: Path) -> None:
+    said = wrong(tmp_path, CLUSTER, site(PARTITION.replace("State=UP", "State=DRAIN"), MaxArraySize="0"))
+    assert ["DRAIN" in said[0], "no arrays" in said[1]] == [True, True]
+
+
+def test_without_slurm_or_where_it_cannot_name_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = asked(tmp_path, CLUSTER)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for place, says in (
+        (tmp_path, "there is no scontrol here"),
+        (tmp_path / "50%", "SLURM takes % in a path"),
+    ):
+        place.mkdir(exist_ok=True)
+        examined = examine(one, Workspace(place), 1.0, Console(quiet=True))
+        assert not examined.healthy
+        assert says in examined.findings[-1].what
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    path = asked(tmp_path, CLUSTER).path
+    with pytest.raises(RefusedError, match="--slurm: say with --cluster which cluster"):
+        doctor_command(slurm=True)
+    for named in ("none", str(tmp_path / "none.yaml")):
+        with pytest.raises(DocumentError):
+            doctor_command(slurm=True, cluster=named)
+    with pytest.raises(DocumentError, match="figures are there; give another name as --out, or remove it"):
+        doctor_command(slurm=True, cluster=str(path), out=path)
