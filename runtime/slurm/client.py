@@ -96,6 +96,11 @@ def ended(jobs: Iterable[str]) -> dict[str, Ended]:
     return {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
 
 
+def state_of(job: str) -> str:
+    """SLURM's word for a job's state now."""
+    return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
+
+
 def place_of(job: str) -> str:
     """The nodes of a job that is at work or has ended within minutes, as SLURM folds them."""
     return _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%N").strip()
