@@ -24,7 +24,7 @@ def desk(
 ) -> Desk:
     """Beside a cluster that is never brought up, and no program that would know of another."""
     monkeypatch.setenv("PATH", "")
-    desk = at_desk(tmp_path / "work", home, Cluster(tmp_path / "none"), capfd)
+    desk = at_desk(tmp_path / "work", home, Cluster(), capfd)
     monkeypatch.chdir(desk.folder)
     return desk
 

@@ -1,4 +1,6 @@
-"""What follows the ranks of a job: `python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS`, in its batch script.
+"""What follows the ranks of a job: `python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS STATE`, in its script.
+
+STATUS is srun's, STATE is SLURM's word for the job now.
 
 Exit status 0: queue the job again; 1: leave it. A run that was saved as it was told to be goes on, and so does one
 that crashed, unless it has crashed so often since its newest checkpoint that it would crash again. A job that SLURM
@@ -16,7 +18,6 @@ from pathlib import Path
 from runtime.blame import Log
 from runtime.folder import RunFolder, found, step_of
 from runtime.metrics import cut_line, reached
-from runtime.slurm.client import SlurmError, state_of
 from specs.files import append_line, load
 from specs.record import Incident, RecordLine, Start
 from specs.submission import Submission
@@ -27,8 +28,6 @@ _HOPELESS = (2, 65)
 """Statuses of a rank that another start would end with as well: bad input, and FOR_GOOD of runtime/train.py."""
 _ASKED = ("User defined signal", "Terminated")
 """How srun calls the end of a task that was told to leave before it could listen."""
-_PATIENCE_S, _LOOK_S = 600.0, 10.0
-"""For a controller that does not answer: longer than any restart that we have seen."""
 _TASKS = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
 """What srun says of tasks that did not end well, the first one first."""
 MARK = "isoplan: start"
@@ -37,7 +36,7 @@ MARK = "isoplan: start"
 
 def main(arguments: Sequence[str]) -> int:
     """Decide for the job that this process is in."""
-    place, status = Path(arguments[0]), int(arguments[1])
+    place, status, state = Path(arguments[0]), int(arguments[1]), arguments[2]
     submission = load(place / "submission.json", Submission)
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     job = os.environ["SLURM_JOB_ID"]
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(place.parents[1] / "runs" / submission.runs[int(index or 0)])
     if folder.end() is not None:
         return LEAVE_IT
-    if _state(job) != "RUNNING":
+    if state != "RUNNING":
         print("the job is ending: SLURM decides what becomes of it")
         return LEAVE_IT
     if status == 0:
@@ -134,19 +133,6 @@ def crashes_since(records: Sequence[RecordLine], checkpoint: int, time_s: float)
         elif isinstance(line, Incident) and line.what == "crashed":
             crashes += at == checkpoint and line.time > time_s
     return crashes
-
-
-def _state(job: str) -> str:
-    """SLURM's word for the job, waiting for a controller that does not answer; empty where it never does."""
-    until_s = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return state_of(job)
-        except SlurmError as error:
-            print(error, file=sys.stderr)
-            if time.monotonic() > until_s:
-                return ""
-            time.sleep(_LOOK_S)
 
 
 if __name__ == "__main__":

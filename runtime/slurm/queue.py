@@ -56,7 +56,7 @@ class Script:
 
     submission: Submission
     """What is to be written down of it."""
-    tasks: tuple[Task, ...] | tuple[Continue] | tuple[Probe]
+    tasks: tuple[Task | Continue | Probe, ...]
     """What each job of it does: one for each run, the next step of a study, or what the doctor wants to know."""
     folder: Path
     """Where it is written down."""
@@ -126,7 +126,10 @@ def live(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, Live]:
 
 def live_study(workspace: Workspace, name: str) -> Live | None:
     """The job that is to go on with a study, by its submission's name."""
-    return next(iter(client.live({name}).values()), None)
+    jobs = client.live({name})
+    if jobs:
+        _numbered(workspace, name, jobs)
+    return next(iter(jobs.values()), None)
 
 
 def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Submission:
@@ -135,8 +138,10 @@ def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Subm
     known = load(folder / "submission.json", Submission)
     submission = numbered(known, jobs)
     if submission != known:
-        for task, run in zip(_tasks(workspace, submission.runs), submission.runs, strict=True):
-            _hand_over(folder / f"{submission.job_of(run)}_submitted.pkl", task)
+        number = str(submission.job)
+        jobs_of = [submission.job_of(run) or number for run in submission.runs] or [number]
+        for job, task in zip(jobs_of, _tasks(workspace, submission), strict=True):
+            _hand_over(folder / f"{job}_submitted.pkl", task)
         write_json(folder / "submission.json", submission)
     return submission
 
@@ -149,7 +154,7 @@ def numbered(submission: Submission, jobs: Mapping[str, Live]) -> Submission:
     return submission.model_copy(update={"job": int(job.partition("_")[0])})
 
 
-def _hand_over(path: Path, task: Task) -> None:
+def _hand_over(path: Path, task: Task | Continue) -> None:
     """What a job reads to know its task, where it is not there yet: it waits a minute for it."""
     from submitit.core.utils import DelayedSubmission
 
@@ -182,20 +187,22 @@ def drafts(
             submission = _new(name, asked).model_copy(update={"runs": runs})
             folder = folder_of(workspace, submission.name)
             values = parameters(asked.cluster.slurm, shape, submission.name, folder)
-            made.append(_script(workspace, asked, submission, _tasks(workspace, runs), values))
+            made.append(_script(workspace, asked, submission, _tasks(workspace, submission), values))
     return made
 
 
-def _tasks(workspace: Workspace, runs: Sequence[str]) -> tuple[Task, ...]:
-    return tuple(Task(str(workspace.runs.absolute() / run)) for run in runs)
+def _tasks(workspace: Workspace, submission: Submission) -> tuple[Task | Continue, ...]:
+    """What its jobs do."""
+    if submission.budget is not None:
+        return (Continue(str(workspace.path.absolute()), submission.budget, submission.name),)
+    return tuple(Task(str(workspace.runs.absolute() / run)) for run in submission.runs)
 
 
 def study_script(workspace: Workspace, asked: Asked, budget: Path, name: str, after: Sequence[int]) -> Script:
     """The submission that goes on with a budget once these jobs have ended."""
     submission = _new(f"{name}-study", asked).model_copy(update={"budget": str(budget)})
     values = study_parameters(asked.cluster.slurm, submission.name, tuple(after))
-    task = Continue(str(workspace.path.absolute()), str(budget), submission.name)
-    return _script(workspace, asked, submission, (task,), values)
+    return _script(workspace, asked, submission, _tasks(workspace, submission), values)
 
 
 def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
@@ -217,7 +224,7 @@ def _script(
     workspace: Workspace,
     asked: Asked,
     submission: Submission,
-    tasks: tuple[Task, ...] | tuple[Continue] | tuple[Probe],
+    tasks: tuple[Task | Continue | Probe, ...],
     values: dict[str, Any],
 ) -> Script:
     folder, command = folder_of(workspace, submission.name), python(asked.cluster.slurm)

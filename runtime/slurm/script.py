@@ -2,7 +2,8 @@
 
     #SBATCH lines         the shape of the job and what the cluster file says, each value quoted
     modules, prologue     then the ranks, one srun task per device
-    afterwards            decides whether the job is queued again (runtime/slurm/afterwards.py)
+    afterwards            decides whether the job is queued again (runtime/slurm/afterwards.py); SLURM is asked and told
+                          by the shell, since there may be none in the container
 
 A rank that is told to leave saves and ends with status 0, so the shell goes on to `afterwards`, also when SLURM has
 sent a signal to all of the job: the trap keeps the shell from dying of it. It ends with srun's own status.
@@ -20,6 +21,7 @@ from specs.cluster import Cluster
 from specs.record import Order
 from specs.slurm import Slurm
 
+_STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$SLURM_JOB_ID" -o %T) && break; sleep 10; done'
 _REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
 """A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
 PROBE_S = 360.0
@@ -61,6 +63,7 @@ def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Sha
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
+    afterwards = f"{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))}"
     nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
     asked: dict[str, Any] = _common(slurm, name) | {
         "ntasks_per_node": shape.tasks_per_node,
@@ -76,7 +79,8 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
         ],
         "teardown": [
             "status=$?",
-            f'{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))} "$status" && {_REQUEUE}',
+            _STATE,
+            f'{afterwards} "$status" "$state" && {_REQUEUE}',
             'exit "$status"',
         ],
     }

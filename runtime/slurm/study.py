@@ -101,11 +101,10 @@ def _go_on_later(
                 return
         runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
         after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
-        [done] = queue.submit(
-            workspace, asked, [queue.study_script(workspace, asked, path, budget.name, after)]
-        )
+        script = queue.study_script(workspace, asked, path, budget.name, after)
         said = f"waits for {several(len(after), 'job')} of the {study.phase}"
-        _note(workspace, budget, StudyState(state="waiting", said=said, submission=done.name))
+        _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
+        [done] = queue.submit(workspace, asked, [script])
     driver.say(f"job {done.job} goes on from here by itself; see: isoplan status {escape(str(path))}")
 
 

@@ -19,35 +19,15 @@ from specs.files import load
 from specs.record import Incident, Order, Start
 from specs.run import RunSpec
 from tests.slurm.cluster import Cluster
+from tests.slurm.desk import CLUSTER
 
 PACED = Path(__file__).parent / "paced"
-
-CLUSTER = """
-kind: cluster
-name: lab
-source: virtual nodes on one machine
-device:
-  name: CPU core
-  backend: cpu
-  peak_bf16: 172 GFLOP/s
-  peak_fp32: 66 GFLOP/s
-  memory: 4 GB
-  memory_bandwidth: 10 GB/s
-devices: 8
-devices_per_node: 2
-intra_node: 5 GB/s
-inter_node: 1 GB/s
-model_flop_utilisation: 0.4
-model_flop_utilisation_source: a guess
-checkpoint_every: 10 s
-slurm:
-"""
 
 
 def cluster_file(folder: Path, *lines: str) -> Path:
     """A cluster file for the tests' SLURM, with these lines under `slurm:`."""
     path = folder / "lab.yaml"
-    path.write_text(CLUSTER.lstrip() + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB")))
+    path.write_text(CLUSTER + "slurm:\n" + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB")))
     return path
 
 
