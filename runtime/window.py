@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +56,7 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
         shown = [run for run in runs if not long or run.state not in ("finished", "not started")]
         counts = ", ".join(f"{number} {state}" for state, number in states_of(runs).items())
         where = escape(str(group.plan)) if group.plan else ""
+        parts += [""] if parts else []
         parts.append(f"[bold]{escape(group.name or 'run')} {group.phase}[/]  {where}  {counts}")
         if shown:
             parts.append(_table(group, shown))
@@ -68,7 +70,7 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
 def _table(group: survey.Group, runs: Sequence[RunStatus]) -> Table:
     """Runs, a row each; what none of them has gets no column."""
     unit = group.losses.heads[0].replace(" per ", "/")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0)
     table.add_column("run", min_width=8)
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
@@ -84,9 +86,9 @@ def _table(group: survey.Group, runs: Sequence[RunStatus]) -> Table:
     if left:
         table.add_column("left", justify="right", no_wrap=True)
     table.add_column("re-\nstarts", justify="right", no_wrap=True)
-    table.add_column("nodes, or\nwhy it waits", min_width=11)
+    table.add_column(" nodes, or\n why it waits", min_width=12)
     for run in runs:
-        cells = [
+        cells: list[RenderableType] = [
             escape(run.title),
             f"[{_COLOURS[run.state]}]{run.state}[/]",
             f"{run.step}/{run.steps}",
@@ -96,7 +98,7 @@ def _table(group: survey.Group, runs: Sequence[RunStatus]) -> Table:
             *([_mfu(run)] if mfu else []),
             *([duration(run.left_s)] if left else []),
             str(run.restarts),
-            escape(_where(run)),
+            Padding(escape(_where(run)), (0, 0, 0, 1)),
         ]
         table.add_row(*cells)
     return table
