@@ -185,9 +185,7 @@ def _ask(program: str, *arguments: str) -> str:
 def _call(program: str, *arguments: str, script: str = "") -> "subprocess.CompletedProcess[str]":
     """How a program of SLURM ended; SlurmError where there is none, or it never does."""
     if shutil.which(program) is None:
-        raise SlurmError(
-            f"there is no {program} here: run this where SLURM's programs are (a login node), or leave --slurm out"
-        )
+        raise SlurmError(f"there is no {program} here; SLURM's programs are on the cluster's login nodes")
     try:
         return subprocess.run(
             [program, *arguments],
