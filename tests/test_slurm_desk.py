@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk, at_desk, execution
 from tests.training import corpus, tiny_run
 
-NOWHERE = "run this where SLURM's programs are (a login node), or leave --slurm out"
+NOWHERE = "SLURM's programs are on the cluster's login nodes"
 
 
 @pytest.fixture(scope="module")
