@@ -34,7 +34,7 @@ def test_without_slurm_a_budget_is_refused_before_anything_is_built(desk: Desk, 
     before = sorted(desk.folder.rglob("*"))
     done = desk.run("budget.yaml", *words)
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"there is no scontrol here: {NOWHERE}\n"
+    assert done.err == f"there is no scontrol here; {NOWHERE}\n"
     assert sorted(desk.folder.rglob("*")) == before
 
 
@@ -42,7 +42,7 @@ def test_without_slurm_a_plan_is_refused_and_nothing_is_written(desk: Desk, data
     path = desk.plan(tiny_run(data))
     before = sorted(desk.folder.rglob("*"))
     done = desk.run(path, "--slurm")
-    assert (done.code, done.out, done.err) == (2, "", f"there is no scontrol here: {NOWHERE}\n")
+    assert (done.code, done.out, done.err) == (2, "", f"there is no scontrol here; {NOWHERE}\n")
     assert sorted(desk.folder.rglob("*")) == before
 
 
