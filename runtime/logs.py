@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from runtime.folder import RunFolder
 from runtime.prepare import RefusedError, Workspace
@@ -40,6 +41,16 @@ class Printed:
             text, self._read[path] = last_lines(path, lines)
             self._write(path, text)
         return bool(self._read)
+
+    def plain(self, lines: int) -> list[dict[str, Any]]:
+        """The last lines of each file, for programs."""
+        return [
+            {
+                "file": str(path),
+                "lines": last_lines(path, lines)[0].decode(errors="replace").splitlines(),
+            }
+            for path in self._paths()
+        ]
 
     def more(self) -> None:
         """Write what came since. A rank's log that has begun is shown from its beginning."""

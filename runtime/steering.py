@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from runtime.named import run_named, workspace_of
-from runtime.prepare import Workspace
+from runtime.prepare import RefusedError, Workspace
 from runtime.verbs import AsJson, Debug
 
 Asked = typer.Argument(
@@ -63,6 +63,7 @@ def logs_command(
         bool, typer.Option("--follow", "-f", help="Go on until the run ends, also where its job starts anew.")
     ] = False,
     lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 40,
+    json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show what a rank of a run printed.
@@ -72,10 +73,15 @@ def logs_command(
     from runtime import logs
     from runtime.survey import Survey
 
+    if json and follow:
+        raise RefusedError("--json --follow: a log that is followed is text; leave one out")
     folder = run_named(run, Workspace(Path()))
     workspace = workspace_of(folder, Workspace(Path()))
     logs.check_rank(folder, rank)
     printed = logs.Printed(folder, workspace, rank)
+    if json:
+        typer.echo(jsonlib.dumps(printed.plain(lines), indent=1))
+        return
     if not printed.show(lines):
         typer.echo(
             f"rank {rank} has printed nothing yet; see: isoplan status {shlex.quote(str(run))}", err=True

@@ -385,6 +385,9 @@ def test_logs_of_a_rank(home: Path) -> None:
     shown = isoplan(home, "logs", run[:5])
     assert shown.stdout.splitlines() == [f"line {number}" for number in range(20, 60)]
     assert last_lines(folder.log / "rank-0.txt", 2)[0] == b"line 58\nline 59\n"
+    [told] = json.loads(isoplan(home, "logs", run, "--lines", "1", "--json").stdout)
+    assert told == {"file": f"runs/{run}/log/rank-0.txt", "lines": ["line 59"]}
+    one_line(isoplan(home, "logs", run, "--json", "-f"), "leave one out")
     one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
     followed = isoplan(home, "logs", run, "--lines", "1", "-f")
     assert followed.stdout == "line 59\n"

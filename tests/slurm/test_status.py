@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,16 @@ def test_a_study_at_work_is_ended_at_once(cluster: Cluster) -> None:
     done = in_cluster(cluster, code)
     assert done.returncode == 0, done.stderr
     assert cluster.states(job) == ["CANCELLED"]
+
+
+def test_without_a_controller_the_files_speak(place: Workplace) -> None:
+    full = place.cluster.submit("-N4", "--exclusive", "--wrap", "sleep 600")
+    place.cluster.wait(full, "RUNNING")
+    job = place.queue()
+    place.cluster.stop_controller()
+    began_s = time.monotonic()
+    plain = json.loads(place.isoplan("status", PLAN, "--json"))
+    assert time.monotonic() - began_s < 60
+    assert plain["slurm_is_silent"].startswith("SLURM does not answer: ")
+    [run] = plain["plans"][0]["runs"]
+    assert (run["state"], run["why"]) == ("unknown", f"SLURM has or had it as job {job}")
