@@ -22,8 +22,9 @@ from specs.record import Order
 from specs.slurm import Slurm
 
 _STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$SLURM_JOB_ID" -o %T) && break; sleep 10; done'
-_REQUEUE = 'for _ in $(seq 60); do scontrol requeue "$SLURM_JOB_ID" && break; sleep 10; done'
-"""A controller that restarts is waited for; ten minutes are longer than any restart we have seen."""
+_REQUEUE = 'for _ in $(seq 60); do scontrol requeue Incomplete "$SLURM_JOB_ID" && break; sleep 10; done'
+"""A controller that restarts is waited for: ten minutes are longer than any restart we have seen. `Incomplete` leaves a
+job alone that was cancelled meanwhile."""
 PROBE_S = 360.0
 """Longest time of the doctor's job: two minutes to report and to meet, and what it measures takes less than two."""
 

@@ -167,9 +167,11 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
 
 def why_ended(folder: RunFolder, job: str, end: Ended | None) -> str:
     """Why a run's job ended before the run was finished, in one line."""
-    crashes = [one for one in folder.records() if isinstance(one, Incident) and one.what == "crashed"]
     said = f"job {job} ended" + (f" as {end.state}" if end else "")
-    return f"{said}: {crashes[-1].message}" if crashes else f"{said} before the run was finished"
+    last = next(reversed(folder.records()), None)
+    if isinstance(last, Incident) and last.what == "crashed":
+        return f"{said}: {last.message}"
+    return f"{said} before the run was finished"
 
 
 def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None) -> Outcome:

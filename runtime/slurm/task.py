@@ -1,6 +1,7 @@
 """What a job of ours does, as submitit's pickle holds it: a path, and nothing else. All state is in the folder."""
 
 import os
+import random
 import socket
 import sys
 import time
@@ -14,7 +15,10 @@ from runtime.train import FINISHED, FOR_GOOD, RESUME, Leave, Seat, train_rank
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
+    from submitit.helpers import TorchDistributedEnvironment
 
+_PORTS = range(20000, 32768)
+"""Above those of services, below those that Linux gives to clients (ip(7), ip_local_port_range)."""
 _LOOK_S = 1.0
 """Time between two looks at a lock whose owner may be dead."""
 
@@ -81,20 +85,25 @@ class Probe:
 
     def __call__(self) -> None:
         """Look at this task's node, and measure its device."""
-        from submitit.helpers import TorchDistributedEnvironment
-
         from runtime.slurm.probe import log_of, probe
 
-        job = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        seat, folder = Seat.of(os.environ), Path(self.folder)
+        peers, folder = _peers(), Path(self.folder)
+        seat = Seat.of(os.environ)
         _print_to(log_of(folder, seat.rank))
-        probe(folder, seat, job.master_addr)
+        probe(folder, seat, peers.master_addr)
+
+
+def _peers() -> "TorchDistributedEnvironment":
+    """Where the ranks meet, told to torch: on another port than other jobs', and than the job's last start."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    start = f"{os.environ['SLURM_JOB_ID']} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    os.environ["MASTER_PORT"] = str(random.Random(start).choice(_PORTS))
+    return TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def _train(folder: RunFolder, leave: Leave) -> int:
-    from submitit.helpers import TorchDistributedEnvironment
-
-    peers = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    peers = _peers()
     seat = Seat.of(os.environ)
     _print_to(folder.log / f"rank-{seat.rank}.txt")
     try:
@@ -121,11 +130,14 @@ def _train(folder: RunFolder, leave: Leave) -> int:
 
 def _hold(folder: RunFolder, leave: Leave) -> Hold | None:
     """The folder's lock, held by rank 0 for the job; None where somebody else has it, or it is time to leave."""
-    claim = Claim(folder.path, patience_s=10.0)
+    claim, told = Claim(folder.path, patience_s=10.0), False
     while not leave.asked:
         hold = claim.take()
         if hold is not None or claim.hopeless:
             return hold
+        if not told:
+            print(f"waits: {at_work(folder.path)}, or was when its host was lost", flush=True)
+            told = True
         time.sleep(_LOOK_S)
     return None
 
