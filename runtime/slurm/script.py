@@ -71,7 +71,7 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
         "array_parallelism": slurm.pilots_at_once,
         "signal_delay_s": math.ceil(slurm.warning),
         "partition": slurm.partition,
-        "srun_args": ["--kill-on-bad-exit=1", "--wait=0"],
+        "srun_args": ["--kill-on-bad-exit=1", "--wait=0", "--distribution=block"],
         "setup": [
             "trap : TERM USR1 USR2",
             f'echo "{MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
