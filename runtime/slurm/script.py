@@ -66,17 +66,20 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
     afterwards = f"{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))}"
     nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
+    cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
     asked: dict[str, Any] = _common(slurm, name) | {
         "ntasks_per_node": shape.tasks_per_node,
+        "cpus_per_task": cpus,
         "array_parallelism": slurm.pilots_at_once,
         "signal_delay_s": math.ceil(slurm.warning),
         "partition": slurm.partition,
-        "srun_args": ["--kill-on-bad-exit=1", "--wait=0", "--distribution=block"],
+        "srun_args": ["--kill-on-bad-exit=1", *_srun(cpus)],
         "setup": [
             "trap : TERM USR1 USR2",
             f'echo "{MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
             f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
             *_before(slurm),
+            "set +eu",
         ],
         "teardown": [
             "status=$?",
@@ -86,9 +89,6 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
         ],
     }
     extra: dict[str, Any] = {"nodes": nodes, "requeue": True} | _extra(slurm)
-    cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
-    if cpus is not None:
-        asked["cpus_per_task"] = cpus
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
     if slurm.memory is not None:
@@ -104,8 +104,14 @@ def probe_parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dic
     asked = parameters(short, shape, name, folder)
     extra = asked["additional_parameters"] | {"no-requeue": True}
     del asked["teardown"], extra["requeue"]
-    alone = {"signal_delay_s": 0, "srun_args": ["--kill-on-bad-exit=0", "--wait=0"]}
+    alone = {"signal_delay_s": 0, "srun_args": ["--kill-on-bad-exit=0", *_srun(asked.get("cpus_per_task"))]}
     return asked | alone | {"additional_parameters": extra}
+
+
+def _srun(cpus: int | None) -> list[str]:
+    """Ranks that end early keep the others, ranks lie in blocks of nodes, and each has its CPUs: from 22.05 on, srun
+    no longer takes those from its job (srun(1), --cpus-per-task)."""
+    return ["--wait=0", "--distribution=block", *([] if cpus is None else [f"--cpus-per-task={cpus}"])]
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
