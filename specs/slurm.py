@@ -33,6 +33,7 @@ DECIDED = {
     "gres": "gres",
     "job-name": None,
     "mem": "memory",
+    "mincpus": None,
     "no-requeue": None,
     "nodes": "min_nodes",
     "ntasks": None,

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,19 @@ def test_a_file_of_the_catalog_is_not_to_be_corrected() -> None:
     error = refusal(catalog_path(Cluster, "laptop"), Slurm(), "sbatch: error: Invalid qos specification\n")
     assert isinstance(error, DocumentError)
     assert error.write.startswith("name a copy of this file in the budget, correct slurm.qos there")
+
+
+def test_a_job_that_may_start_on_fewer_nodes_asks_for_cpus_and_leaves_the_tasks_to_srun(
+    tmp_path: Path,
+) -> None:
+    """SLURM else keeps the number of tasks that a job's first start had."""
+    run = wanted()
+    elastic = replace(run, order=order(4, fewer=(2,)))
+    [script] = drafted(tmp_path, asked(2, min_nodes=1), elastic)
+    said = options(script)
+    assert {"#SBATCH --nodes=1-2", "#SBATCH --mincpus=2"} <= set(said)
+    assert not any("ntasks" in line or "cpus-per-task" in line for line in said)
+    [srun] = [line for line in script.text.splitlines() if line.startswith("srun ")]
+    assert " --ntasks-per-node=2 " in srun
+    [fixed] = drafted(tmp_path, asked(2), elastic)
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2"} <= set(options(fixed))

@@ -68,8 +68,6 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
     nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
     cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
     asked: dict[str, Any] = _common(slurm, name) | {
-        "ntasks_per_node": shape.tasks_per_node,
-        "cpus_per_task": cpus,
         "array_parallelism": slurm.pilots_at_once,
         "signal_delay_s": math.ceil(slurm.warning),
         "partition": slurm.partition,
@@ -89,6 +87,11 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
         ],
     }
     extra: dict[str, Any] = {"nodes": nodes, "requeue": True} | _extra(slurm)
+    if shape.least_nodes == shape.nodes:
+        asked |= {"ntasks_per_node": shape.tasks_per_node, "cpus_per_task": cpus}
+    else:  # SLURM would have as many tasks at the next start as at the first; so CPUs are asked for, and srun has tasks
+        extra["mincpus"] = shape.tasks_per_node * (cpus or 1)
+        asked["srun_args"] += [f"--ntasks-per-node={shape.tasks_per_node}"]
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
     if slurm.memory is not None:
