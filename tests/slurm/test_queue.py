@@ -217,7 +217,7 @@ def test_what_the_cluster_file_says_is_asked_for(desk: Desk, data: CorpusRef) ->
             "node4",
         ]
         assert (job["NumNodes"], job["TresPerNode"], job["NtasksPerN:B:S:C"]) == (
-            "2",
+            "2-2",
             "gres:gpu:1",
             "1:0:*:*",
         )
