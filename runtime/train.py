@@ -232,7 +232,7 @@ def _go_on(
             said = "not saved" if problem else "saved"
             journal.incident("interrupted", step, f"{said} at step {step} of {steps} after a signal to leave")
     if problem:
-        raise RunError(f"{problem}; once it can be, run again: that goes on from the newest checkpoint")
+        raise OSError(f"{problem}; once it can be, run again: that goes on from the newest checkpoint")
     journal.end(saver.weights_sha256(steps))
     return FINISHED
 

@@ -14,7 +14,7 @@ from runtime.batches import first_sample
 from runtime.checkpoint import find_whole, read_manifest
 from runtime.folder import RunFolder
 from runtime.guard import Guard, Memory, deviations
-from runtime.train import FAILED, FINISHED
+from runtime.train import FINISHED, FOR_GOOD
 from specs.data import CorpusRef
 from specs.divergence import StepGuard
 from specs.record import Incident, LeftOut, Rollback, Start
@@ -184,7 +184,7 @@ def test_a_run_that_goes_back_can_be_killed_all_the_while(home: Path, tmp_path: 
 def test_a_run_that_comes_back_to_the_same_place_stops(home: Path, tmp_path: Path) -> None:
     run = run_of(home)
     folder = opened(tmp_path, run, order(run, every_steps=8))
-    assert Ranks(folder, home / "data", 1, partial(poison, 30, 10**9)).join() == [FAILED]
+    assert Ranks(folder, home / "data", 1, partial(poison, 30, 10**9)).join() == [FOR_GOOD]
     assert len(folder.left_out()) == 3
     last = folder.records()[-1]
     assert isinstance(last, Incident)

@@ -21,7 +21,7 @@ from runtime.checkpoint import load_checkpoint, weights_sha256
 from runtime.corpus import CorpusError, load_corpus, tokens
 from runtime.folder import RunFolder
 from runtime.journal import band_left
-from runtime.train import BAD_INPUT, FAILED, FINISHED, RESUME, Leave, RunError, Seat, main, train
+from runtime.train import BAD_INPUT, FINISHED, FOR_GOOD, RESUME, Leave, RunError, Seat, main, train
 from specs.data import CorpusRef
 from specs.plan import CurveBand
 from specs.record import End, EvalLine, Incident, Start
@@ -227,7 +227,7 @@ def test_bad_input_is_one_line_and_status_2(
     try:
         assert main([str(folder.path), "--data", str(home / "data")]) == BAD_INPUT
         folder.order_json.write_text(order(tiny_run(data, seed=5)).canonical_json())
-        assert main([str(folder.path), "--data", str(home / "data")]) == FAILED
+        assert main([str(folder.path), "--data", str(home / "data")]) == FOR_GOOD
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
