@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from runtime.folder import RunFolder
 from runtime.prepare import RefusedError, Workspace
 from runtime.status import RunStatus
 from runtime.survey import Survey
-from runtime.window import LOOK_S, Asker
+from runtime.window import LOOK_S, Asker, is_over
 
 _BLOCK_BYTES = 65536
 """Read from a file's end at first: more than the lines that a person asks for, as a rule."""
@@ -90,14 +91,16 @@ class Printed:
 
 def follow(printed: Printed, looked: Survey) -> RunStatus | None:
     """Show what is printed until the run ends, however often its job is queued again; how it ended, None at Ctrl-C."""
-    ask, still, looked_s = Asker(), 0, 0.0
+    ask, still, looked_s, over = Asker(), 0, 0.0, False
     try:
         while True:
             if time.monotonic() - looked_s >= LOOK_S:
-                [run] = looked.look(ask).runs
+                picture = looked.look(ask)
+                [run] = picture.runs
                 looked_s, still = time.monotonic(), 0 if run.moves or run.state == "unknown" else still + 1
+                over = is_over(replace(picture, studies=()), still)
             printed.more()
-            if still > 1 or (still and run.state == "finished"):
+            if over:
                 return run
             time.sleep(_TICK_S)
     except KeyboardInterrupt:

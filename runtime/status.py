@@ -4,24 +4,26 @@ The record says whether a run is finished; SLURM's word or the folder's lock whe
 nobody is, the record's last line or the ranks' last words say why not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from runtime.blame import Log, first_to_fail
-from runtime.folder import RunFolder
+from runtime.folder import RunFolder, found, step_of
 from runtime.lock import Owner, keeper
 from runtime.prepare import Wanted
 from runtime.progress import last_line, last_lines
-from runtime.slurm.client import Ended
+from runtime.slurm.client import Ended, Live
 from runtime.slurm.whereabouts import Whereabouts
 from specs.files import DocumentError
 from specs.plan import CurveBand
 from specs.record import End, Incident, RecordLine, Start
 
-State = Literal["finished", "at work", "queued", "requeued", "failed", "stopped", "not started", "unknown"]
-"""`requeued` has begun and waits; `stopped` goes on when it is run again; `failed` may fail again."""
+State = Literal[
+    "finished", "at work", "queued", "requeued", "failed", "cancelled", "stopped", "not started", "unknown"
+]
+"""`requeued` has begun and waits; `cancelled` and `stopped` go on when they are run again; `failed` may fail again."""
 
 _TAIL_BYTES = 4096
 """More than the last words of a rank."""
@@ -110,10 +112,16 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
     else:
         damaged = ""
     starts = [line for line in records if isinstance(line, Start)]
-    metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
-    step = int(metrics.get("step", 0))
-    rate, mfu = _rates(folder.timing_jsonl, starts[-1].from_step if starts else 0)
     live, owner = where.live.get(run), keeper(folder.path)
+    timed = list(last_lines(folder.timing_jsonl))  # before the metrics, which are written first
+    metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
+    again = _starts_again(live, starts)
+    if again:  # what the lines say beyond its newest checkpoint is about to be cut
+        from_step = max(map(step_of, found(folder.checkpoints)), default=0)
+        metrics = metrics if metrics.get("step", 0) <= from_step else {"step": from_step}
+        evaluated = evaluated if evaluated.get("step", 0) <= from_step else {}
+    step = int(metrics.get("step", 0))
+    rate, mfu = (None, None) if again else _rates(timed, starts[-1].from_step if starts else 0, step)
     state, why = _state(run, folder, records, where, owner)
     if damaged:
         state, why = "unknown", damaged
@@ -133,11 +141,18 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
         tokens_per_s=rate,
         mfu=mfu,
         left_s=(steps - step) * wanted.run.batch_tokens / rate if busy and rate else None,
-        restarts=max(len(starts) - 1, live.restarts if live else 0, 0),
+        restarts=max(len(starts) - (not again), live.restarts if live else 0, 0),
         nodes=_nodes(live.nodes if live else "", owner if busy else None, starts),
         job=where.jobs.get(run, ""),
         starts=live.starts if live is not None and live.waits else "",
     )
+
+
+def _starts_again(live: Live | None, starts: Sequence[Start]) -> bool:
+    """Whether a run that had begun is at work under SLURM anew, and has not got to its Start line yet."""
+    if live is None or live.waits or not starts:
+        return False
+    return not (starts[-1].job or "").startswith(f"{live.job}, restart {live.restarts},")
 
 
 def _state(
@@ -161,7 +176,22 @@ def _state(
         return "at work", ""
     if slurms and where.problem:
         return "unknown", f"SLURM has or had it as job {job}"
-    return _ended(folder, records, job if slurms else "", where.ended.get(run))
+    if not slurms:
+        return _ended(folder, records, "", None)
+    if run in where.cancelled:
+        return "cancelled", _why_cancelled(job, records)
+    return _ended(folder, records, job, where.ended.get(run))
+
+
+def _why_cancelled(job: str, records: Sequence[RecordLine]) -> str:
+    """That it was, and what was saved; a crash before, after which it was queued again, is none of its end."""
+    last = records[-1] if records else None
+    saved = isinstance(last, Incident) and last.what == "interrupted"
+    return (
+        f"job {job} was cancelled"
+        + (f": {_said_last(records)}" if saved else "")
+        + "; goes on when run again"
+    )
 
 
 def _ended(
@@ -201,12 +231,17 @@ def _last_words(logs: Path, since_s: float) -> str:
     return f"{failed[rank].error} (rank {rank}; its log: {failed[rank].path})"
 
 
-def _rates(timing: Path, from_step: int) -> tuple[float | None, float | None]:
-    """Tokens per second and MFU of a segment's last steps."""
+def _rates(
+    timed: Sequence[Mapping[str, Any]], from_step: int, step: int
+) -> tuple[float | None, float | None]:
+    """Tokens per second and MFU of a segment's last steps, from its newest lines; it has come to `step`.
+
+    A newest line beyond that is of a segment before, whose steps were lost.
+    """
     seconds = tokens = weighted = 0.0
     last, known = None, True
-    for line in last_lines(timing):
-        if line["step"] <= from_step or (last is not None and line["step"] >= last):
+    for line in timed:
+        if line["step"] <= from_step or line["step"] > step or (last is not None and line["step"] >= last):
             break
         last = line["step"]
         seconds += line["seconds"]

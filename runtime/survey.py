@@ -5,7 +5,7 @@ A survey remembers the plans that it has read, so that looking again costs the r
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,12 @@ from specs.losses import Losses
 from specs.plan import Plan
 from specs.record import Audit
 from specs.run import RunSpec
-from specs.submission import StudyState
+from specs.submission import StudyState, Submission
 
 Locate = Callable[[Workspace, Sequence[str], Sequence[str]], Whereabouts]
 """Asks SLURM where runs are, and jobs that go on with studies; as `whereabouts` does."""
+_NAME = 50
+"""Characters of a submission's name that are its budget's and its kind's (runtime/slurm/queue.py)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Group:
     """How their losses are shown."""
     wanted: tuple[tuple[Wanted, RunFolder], ...]
     """The runs, and where each is or would be."""
+    slurm: bool = False
+    """Whether its cluster's file says how they are queued."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Study:
 
     name: str
     """The budget's name."""
-    state: Literal["waiting", "done", "stopped", "lost"]
+    state: Literal["waiting", "done", "stopped", "cancelled", "lost"]
     """`lost` waits for a job that SLURM does not have."""
     said: str
     """How far it is, and what to do next, in one line."""
@@ -74,6 +78,8 @@ class Picture:
     """Why SLURM could not be asked; empty where it was, or had not to be."""
     unread: tuple[str, ...]
     """Plans that cannot be read, and why."""
+    elsewhere: str
+    """Which folder was looked in, and which to change to, where what was asked for has its own; empty elsewhere."""
 
     @property
     def runs(self) -> list[RunStatus]:
@@ -88,6 +94,10 @@ class Picture:
             waits or any(run.moves for run in self.runs) or any(study.moves for study in self.studies)
         )
 
+    def next_of(self, group: Group, runs: Sequence[RunStatus]) -> str:
+        """What to do next about runs, in one line; empty where there is nothing, or their study says it."""
+        return "" if any(study.name == group.name for study in self.studies) else next_of(group, runs)
+
     def plain(self) -> dict[str, Any]:
         """For programs."""
         return {
@@ -98,7 +108,7 @@ class Picture:
                     "phase": group.phase,
                     "bytes_per_token": group.losses.bytes_per_token,
                     "runs": [run.plain() for run in runs],
-                    "next": next_of(group, runs),
+                    "next": self.next_of(group, runs),
                 }
                 for group, runs in self.groups
             ],
@@ -106,6 +116,7 @@ class Picture:
             "studies": [study.__dict__ for study in self.studies],
             "slurm_is_silent": self.silent,
             "unread": list(self.unread),
+            "elsewhere": self.elsewhere,
         }
 
 
@@ -153,9 +164,34 @@ class Survey:
         looked = tuple(
             (group, tuple(status_of(one, folder, where) for one, folder in group.wanted)) for group in groups
         )
-        studies = tuple(_study(name, state, where) for name, state in noted.items())
+        studies = tuple(_study(name, state, where, self._again(name)) for name, state in noted.items())
         unread = tuple(said for path in self._plans() if isinstance(said := self._group(path), str))
-        return Picture(looked, self._chain(), studies, where.problem, unread)
+        return Picture(looked, self._chain(), studies, where.problem, unread, self.elsewhere(groups))
+
+    def elsewhere(self, groups: Sequence[Group]) -> str:
+        """Which folder was looked in, and which to change to, where the file that was asked for is of a workspace of
+        its own and this one has nothing of it; empty where that is not so."""
+        name = self.budget or next((group.name for group in groups if self._plan is not None), "")
+        if self.asked is None or not name:
+            return ""
+        here = self.workspace.path.resolve()
+        runs = [folder for group in groups for _, folder in group.wanted]
+        if (here / "plans" / name).exists() or any(folder.path.exists() for folder in runs):
+            return ""
+        above = self.asked.resolve().parents
+        other = next((one for one in above if (one / "plans" / name).exists() and one != here), None)
+        if other is None:
+            return ""
+        return f"looked in {here}, which has nothing of {name}; {other} has: cd {shlex.quote(str(other))}"
+
+    def _again(self, name: str) -> str:
+        """The command that goes on with a study: with the file that was asked for, or its newest job was given."""
+        if self.asked is not None and self.budget == name:
+            return _going_on(self.asked)
+        beginning = f"{name}-study"[:_NAME]
+        written = self.workspace.path.glob(f"slurm/{beginning}-??????/submission.json")
+        known = {one.time: one.budget for path in written if (one := load(path, Submission)).budget}
+        return _going_on(Path(known[max(known)]) if known else None)
 
     def _plans(self) -> list[Path]:
         """The plans that were asked for and are there."""
@@ -187,7 +223,7 @@ class Survey:
             group = self._group(path)
             if isinstance(group, Group):
                 own = tuple((one, folder) for one, _ in group.wanted if one.run.fingerprint() == order.run)
-                return Group(path, group.name, group.phase, group.losses, own)
+                return replace(group, wanted=own)
         one = Wanted(folder.run_json, "", order.title, folder.run(), order, 0.0)
         return Group(None, "", "", Losses(None), ((one, folder),))
 
@@ -219,16 +255,30 @@ def _group_of(path: Path, workspace: Workspace) -> Group:
     plan = load(path, Plan)
     wanted = prepare.from_plan(plan, path)
     placed = tuple((one, RunFolder(one.folder(workspace))) for one in wanted)
-    return Group(path, plan.budget.name, plan.phase, plan.losses, placed)
+    return Group(path, plan.budget.name, plan.phase, plan.losses, placed, _is_queued(plan, path))
 
 
-def _study(name: str, noted: StudyState, where: Whereabouts) -> Study:
-    """How a study stands, and what to do next."""
-    again = "run its budget --slurm --until-done"
+def _is_queued(plan: Plan, path: Path) -> bool:
+    try:
+        _, cluster = prepare.cluster_of(plan.budget, prepare.budget_folder(plan, path), path)
+    except DocumentError:
+        return False
+    return "slurm" in cluster.model_fields_set
+
+
+def _going_on(budget: Path | None) -> str:
+    file = "its budget" if budget is None else shlex.quote(str(budget))
+    return f"run {file} --slurm --until-done"
+
+
+def _study(name: str, noted: StudyState, where: Whereabouts, again: str) -> Study:
+    """How a study stands, and what to do next; `again` is the command that goes on with it."""
     if noted.state == "done":
         return Study(name, "done", f"done, {noted.said}; see plans/{name}/audit.html")
     if noted.state == "stopped":
-        return Study(name, "stopped", f"stopped, {noted.said}; see to that, then {again} to go on")
+        return Study(name, "stopped", f"stopped, {noted.said}; see to that, then to go on: {again}")
+    if noted.state == "cancelled" or noted.submission in where.cancelled:
+        return Study(name, "cancelled", f"cancelled; to go on: {again}")
     job = where.studies.get(noted.submission or "")
     if job is not None:
         why = f", {job.reason}" if job.reason else ""
@@ -237,7 +287,7 @@ def _study(name: str, noted: StudyState, where: Whereabouts) -> Study:
         )
     if not where.reliable:
         return Study(name, "waiting", f"went on by itself, {noted.said}, when SLURM was asked last")
-    return Study(name, "lost", f"was to go on by itself, but SLURM no longer has its job; {again} to go on")
+    return Study(name, "lost", f"was to go on by itself, but SLURM no longer has its job; to go on: {again}")
 
 
 def next_of(group: Group, runs: Sequence[RunStatus]) -> str:
@@ -250,8 +300,10 @@ def next_of(group: Group, runs: Sequence[RunStatus]) -> str:
         return "" if _audited(verdict) else f"every run is finished; next: audit {plan}"
     if any(run.state == "unknown" for run in runs):
         return ""
-    slurm = " --slurm" if any(run.job for run in runs) else ""
-    begun = any(run.step for run in runs if run.state != "finished")
+    rest = [run for run in runs if run.state != "finished"]
+    begun = any(run.step for run in rest)
+    here = any(run.nodes and not run.job for run in rest)
+    slurm = " --slurm" if any(run.job for run in rest) or (group.slurm and not here) else ""
     return f"run {plan}{slurm}" + (" goes on from the newest checkpoints" if begun else " starts the rest")
 
 
@@ -261,6 +313,8 @@ def _audited(verdict: Path) -> bool:
 
 def states_of(runs: Sequence[RunStatus]) -> Mapping[str, int]:
     """How many runs are in each state, in the order in which states are shown."""
-    order = ("finished", "at work", "requeued", "queued", "failed", "stopped", "unknown", "not started")
+    order = (
+        "finished", "at work", "requeued", "queued", "failed", "cancelled", "stopped", "unknown", "not started"
+    )  # fmt: skip
     counts = {state: sum(run.state == state for run in runs) for state in order}
     return {state: number for state, number in counts.items() if number}

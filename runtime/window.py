@@ -14,10 +14,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from runtime import survey
 from runtime.prepare import Workspace
 from runtime.slurm.whereabouts import Whereabouts, whereabouts
 from runtime.status import RunStatus
+from runtime.survey import Group as Runs
 from runtime.survey import Picture, Survey, states_of
 from specs.words import count, duration, several
 
@@ -29,10 +29,13 @@ _COLOURS = {
     "queued": "yellow",
     "requeued": "yellow",
     "failed": "bold red",
+    "cancelled": "magenta",
     "stopped": "magenta",
     "unknown": "magenta",
     "not started": "dim",
 }
+_SURE = 5
+"""Looks after which SLURM's accounts have caught up, with a question in between, and a study's next job is queued."""
 _BESIDES = 8
 """Lines of a picture besides the rows of a table."""
 
@@ -49,6 +52,8 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
     parts: list[RenderableType] = []
     if picture.silent:
         parts.append(f"[magenta]{escape(picture.silent)}; this is what the files say[/]")
+    if picture.elsewhere:
+        parts.append(f"[magenta]{escape(picture.elsewhere)}[/]")
     parts += [f"[red]{escape(line)}[/]" for line in picture.unread]
     parts += [f"{number}. {name:<8}{escape(state)}" for number, (name, state) in enumerate(picture.chain, 1)]
     long = height is not None and len(picture.runs) + _BESIDES * len(picture.groups) > height
@@ -61,13 +66,13 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
         if shown:
             parts.append(_table(group, shown))
         parts += _reasons(shown)
-        then = survey.next_of(group, runs)
+        then = picture.next_of(group, runs)
         parts += [f"[dim]{escape(then)}[/]"] if then else []
     parts += [f"[bold]{escape(one.name)}[/] {escape(one.said)}" for one in picture.studies]
     return parts or ["nothing is planned in this folder; next: plan BUDGET"]
 
 
-def _table(group: survey.Group, runs: Sequence[RunStatus]) -> Table:
+def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
     """Runs, a row each; what none of them has gets no column."""
     unit = group.losses.heads[0].replace(" per ", "/")
     table = Table(box=SIMPLE_HEAD, padding=0)
@@ -108,7 +113,7 @@ def _mfu(run: RunStatus) -> str:
     return "-" if run.mfu is None else f"{100 * run.mfu:.1f}"
 
 
-def _forecast(group: survey.Group, run: RunStatus) -> str:
+def _forecast(group: Runs, run: RunStatus) -> str:
     if run.forecast is None or run.loss is None:
         return "-"
     judged = run.forecast.judge(run.loss)
@@ -157,7 +162,7 @@ def counted(picture: Picture) -> str:
     return ", ".join(f"{number} {state}" for state, number in states_of(picture.runs).items())
 
 
-def _brief(group: survey.Group, run: RunStatus) -> str:
+def _brief(group: Runs, run: RunStatus) -> str:
     loss = "" if run.loss is None else f", held-out {group.losses.say(run.loss)} {group.losses.unit}"
     left = "" if run.left_s is None else f", {duration(run.left_s)} left"
     return f"{run.title}: step {run.step}/{run.steps}{loss}{left}"
@@ -181,6 +186,14 @@ class Asker:
             self._last, self._under_way = self._under_way.result(), None
         assert self._last is not None  # the first call has asked and waited
         return self._last
+
+
+def is_over(picture: Picture, still: int) -> bool:
+    """Whether nothing goes on by itself any more, after so many looks in a row at which nothing did."""
+    behind = any(run.job and run.state in ("failed", "stopped") for run in picture.runs)
+    if behind or any(study.state == "lost" for study in picture.studies):
+        return still >= _SURE
+    return still > 1 or (still == 1 and all(run.state == "finished" for run in picture.runs))
 
 
 def follow(looked: Survey, console: Console, json: bool) -> None:
@@ -207,7 +220,7 @@ def follow(looked: Survey, console: Console, json: bool) -> None:
                 said, said_s = counted(picture), time.monotonic()
                 line = jsonlib.dumps(picture.plain()) if json else brief(picture)
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-            if still > 1 or (still and all(run.state in ("finished", "failed") for run in picture.runs)):
+            if is_over(picture, still):
                 break
             time.sleep(LOOK_S)
     except KeyboardInterrupt:

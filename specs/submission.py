@@ -46,6 +46,8 @@ class Queued(Spec):
     """Its name."""
     from_step: int = Field(ge=0)
     """Step of the run's newest checkpoint at the time."""
+    cancelled: bool = False
+    """Whether `isoplan cancel` has ended its job: accounts say so later, and not at every site."""
 
 
 class StudyState(Spec):
@@ -53,8 +55,8 @@ class StudyState(Spec):
 
     kind: Literal["study"] = "study"
     """Selects this document."""
-    state: Literal["waiting", "done", "stopped"]
-    """Waiting for runs, done with a verdict, or stopped by something that a person must look at."""
+    state: Literal["waiting", "done", "stopped", "cancelled"]
+    """Waiting for runs, done with a verdict, stopped by something that a person must look at, or by a person."""
     said: str
     """For which runs, which verdict, or by what."""
     submission: Slug | None = None

@@ -17,8 +17,9 @@ from runtime.lock import Claim, keeper
 from runtime.logs import last_lines
 from runtime.named import run_named, workspace_of
 from runtime.prepare import Workspace
+from runtime.slurm import client
 from runtime.slurm.client import Ended, Live
-from runtime.slurm.whereabouts import Whereabouts
+from runtime.slurm.whereabouts import Whereabouts, whereabouts
 from runtime.status import RunStatus
 from runtime.survey import Locate, Survey
 from specs.base import Spec
@@ -27,6 +28,7 @@ from specs.plan import Plan
 from specs.record import End, Environment, EvalLine, Incident, Start, StepLine, TimingLine, What
 from specs.submission import Queued, StudyState, Submission
 from tests import samples
+from tests.slurm.desk import CLUSTER
 from tests.test_run_cli import isoplan, one_line
 
 TOKENS = samples.run().batch_tokens
@@ -185,8 +187,8 @@ def test_a_run_in_the_queue(home: Path) -> None:
 
 def test_a_job_that_ended_before_its_run(home: Path) -> None:
     folder = target(home)
-    run = looked(home, with_slurm(folder, ended=Ended("CANCELLED by 0", "0:0", "")))
-    assert (run.state, run.why) == ("stopped", "job 12 ended as CANCELLED by 0")
+    run = looked(home, with_slurm(folder, ended=Ended("TIMEOUT", "0:0", "")))
+    assert (run.state, run.why) == ("stopped", "job 12 ended as TIMEOUT")
     started(folder, job="12, restart 0, on node1")
     run = looked(home, with_slurm(folder, ended=Ended("FAILED", "1:0", "node1")))
     assert (run.state, run.why) == ("failed", "job 12 ended as FAILED")
@@ -199,6 +201,53 @@ def test_a_job_that_ended_before_its_run(home: Path) -> None:
     (folder.path / "lock").unlink()
     run = looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer"))
     assert (run.state, run.why) == ("unknown", "SLURM has or had it as job 12")
+
+
+def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
+    """Whether it waited or was at work, and whatever had happened to it before."""
+    folder = target(home)
+    run = folder.path.name
+    where = Whereabouts({run: "12"}, cancelled={run})
+    told = looked(home, where)
+    assert (told.state, told.why, told.moves) == (
+        "cancelled",
+        "job 12 was cancelled; goes on when run again",
+        False,
+    )
+    started(folder, job="12, restart 0, on node1")
+    said(folder, "crashed", "Killed (rank 0 on node1): retry 1 of 3, from step 0")
+    told = looked(home, where)
+    assert (told.state, told.why) == ("cancelled", "job 12 was cancelled; goes on when run again")
+    said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
+    assert looked(home, where).why == (
+        "job 12 was cancelled: saved at step 50 of 100 after a signal to leave; goes on when run again"
+    )
+    started(folder, 50)  # taken up by this machine since
+    assert looked(home, where).why == "cut off at step 0 without a word"
+
+
+def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = target(home)
+    run, ours, study = folder.path.name, "small-target-0a0b0c", "small-study-0a0b0c"
+    for name, runs, job in ((ours, (run,), 12), (study, (), 13)):
+        submission = Submission(name=name, time=1.0, runs=runs, job=job, retries=3)
+        write_json(home / "slurm" / name / "submission.json", submission)
+    told: dict[str, Ended] = {}
+    monkeypatch.setattr(client, "live", lambda names: {})
+    monkeypatch.setattr(client, "ended", lambda jobs: {job: told[job] for job in jobs if job in told})
+
+    def cancelled(by_us: bool) -> set[str]:
+        write_json(folder.queued_json, Queued(submission=ours, from_step=0, cancelled=by_us))
+        return set(whereabouts(Workspace(home), [run], [study]).cancelled)
+
+    assert cancelled(by_us=False) == set()
+    assert cancelled(by_us=True) == {run}  # before the accounts know, or where there are none
+    told |= {"12": Ended("CANCELLED by 0", "0:0", ""), "13": Ended("CANCELLED by 0", "0:0", "")}
+    assert cancelled(by_us=False) == {run, study}
+    told["12"] = Ended("FAILED", "1:0", "node1")
+    assert cancelled(by_us=True) == {study}
 
 
 def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
@@ -226,6 +275,10 @@ STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submis
         (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
          ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
         (STUDY, Whereabouts(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
+        (STUDY, Whereabouts(cancelled={"small-study-0a0b0c"}), "cancelled",
+         ("cancelled; to go on: run its budget --slurm --until-done",)),
+        (StudyState(state="cancelled", said="while it waits"), Whereabouts(), "cancelled",
+         ("cancelled; to go on: run its budget --slurm --until-done",)),
         (STUDY, Whereabouts(problem="no answer"), "waiting", ("when SLURM was asked last",)),
         (StudyState(state="stopped", said="target: 1 run failed"), Whereabouts(), "stopped",
          ("target: 1 run failed", "run its budget --slurm --until-done")),
@@ -236,10 +289,69 @@ def test_a_study_says_what_to_do_next(
     home: Path, noted: StudyState, where: Whereabouts, state: str, parts: tuple[str, ...]
 ) -> None:
     write_json(home / "plans" / "small" / "study.json", noted)
-    [study] = Survey(Workspace(home), None).look(answer(where)).studies
+    picture = Survey(Workspace(home), None).look(answer(where))
+    [study] = picture.studies
     assert study.state == state
     for part in parts:
         assert part in study.said
+    assert [plan["next"] for plan in picture.plain()["plans"]] == [""]  # only the study says what comes next
+
+
+def test_a_study_names_its_budgets_file(home: Path) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "our study.yaml", plan.budget)
+    write_json(home / "plans" / "small" / "study.json", StudyState(state="stopped", said="1 run failed"))
+    again = "to go on: run {} --slurm --until-done"
+
+    def said_of(asked: Path | None) -> str:
+        [study] = Survey(Workspace(home), asked).look(answer(Whereabouts())).studies
+        return study.said
+
+    assert said_of(None).endswith(again.format("its budget"))
+    assert said_of(home / "our study.yaml").endswith(again.format(f"'{home}/our study.yaml'"))
+    for name, time_s, budget in (("0a0b0c", 1.0, "old.yaml"), ("0a0b0d", 2.0, "our study.yaml")):
+        submission = Submission(name=f"small-study-{name}", time=time_s, runs=(), budget=budget, retries=3)
+        write_json(home / "slurm" / submission.name / "submission.json", submission)
+    assert said_of(None).endswith(again.format("'our study.yaml'"))
+
+
+def test_what_was_never_queued_goes_where_its_cluster_says(home: Path) -> None:
+    path = home / "plans" / "small" / "plan.target.yaml"
+
+    def then() -> str:
+        [plan] = Survey(Workspace(home), None).look(answer(Whereabouts())).plain()["plans"]
+        return str(plan["next"])
+
+    assert then() == f"run {path} starts the rest"
+    (home / "lab.yaml").write_text(CLUSTER + "slurm: {partition: main}\n")
+    budget = load(path, Plan).budget.model_copy(update={"cluster": "lab.yaml"})
+    write_yaml(path, samples.sealed(load(path, Plan), budget=budget))
+    assert then() == f"run {path} --slurm starts the rest"
+    started(target(home))  # on this machine, although it may have SLURM
+    assert then() == f"run {path} starts the rest"
+
+
+def test_a_study_of_another_folder_is_not_looked_for_here(
+    home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "small.yaml", plan.budget)
+    other = tmp_path_factory.mktemp("other")
+    line = f"looked in {other}, which has nothing of small; {home} has: cd {home}"
+    for asked in ("small.yaml", "plans/small/plan.target.yaml"):
+        shown = isoplan(other, "status", home / asked)
+        assert line in shown.stdout.splitlines()
+        assert json.loads(isoplan(home, "status", asked, "--json").stdout)["elsewhere"] == ""
+    assert isoplan(other, "cancel", home / "small.yaml", PATH="/nowhere").stdout.splitlines() == [line]
+
+
+def test_accounts_may_be_behind_when_nothing_seems_to_go_on(home: Path) -> None:
+    folder = target(home)
+    stopped = Survey(Workspace(home), None).look(answer(with_slurm(folder)))
+    assert [window.is_over(stopped, still) for still in (0, 2, 4, 5)] == [False, False, False, True]
+    cancelled = Whereabouts({folder.path.name: "12"}, cancelled={folder.path.name})
+    known = Survey(Workspace(home), None).look(answer(cancelled))
+    assert [window.is_over(known, still) for still in (0, 1, 2)] == [False, False, True]
 
 
 def test_the_table_fits_a_hundred_columns(home: Path) -> None:

@@ -15,7 +15,7 @@ from runtime.slurm import client, queue
 from runtime.slurm.client import Live
 from runtime.survey import Survey
 from specs.files import load, write_json
-from specs.submission import StudyState
+from specs.submission import Queued, StudyState
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ def cancel(workspace: Workspace, runs: Sequence[RunFolder], study: str) -> Cance
         ended = _end_study(workspace, study) if study else None
         live = queue.live(workspace, queued)
         client.cancel([one.job for one in live.values()])
+        for run in queued:
+            if run.path.name in live:
+                noted_run = load(run.queued_json, Queued)
+                write_json(run.queued_json, noted_run.model_copy(update={"cancelled": True}))
     return Cancelled(live, ended)
 
 
@@ -51,7 +55,7 @@ def _end_study(workspace: Workspace, name: str) -> Live | None:
     job = queue.live_study(workspace, noted.submission) if noted.submission else None
     if job is not None:
         client.end(job)
-    write_json(workspace.study(name), StudyState(state="stopped", said="cancelled by isoplan cancel"))
+    write_json(workspace.study(name), StudyState(state="cancelled", said=f"while it {noted.said}"))
     return job
 
 
@@ -89,7 +93,7 @@ def cancel_asked(asked: Survey, console: Console, json: bool) -> None:
     for left in here:
         say(f"left alone: {at_work(folders[left.run].path)}; Ctrl-C where it was started saves and ends it")
     if not done.runs and done.study is None:
-        say("nothing to cancel: SLURM has nothing of this in hand")
+        say(picture.elsewhere or "nothing to cancel: SLURM has nothing of this in hand")
         return
     if any(not one.waits for one in done.runs.values()):
         say(f"what is at work has {client.settings().get('KillWait', 'its time')} to save (KillWait)")

@@ -1,11 +1,13 @@
 """Where SLURM has the runs and studies of a workspace, asked once for all of them, and without writing anything."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from runtime.prepare import Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Ended, Live, SlurmError
+from specs.files import load
+from specs.submission import Submission
 
 _OVER = (
     "BOOT_FAIL",
@@ -30,9 +32,11 @@ class Whereabouts:
     live: Mapping[str, Live] = field(default_factory=dict)
     """Jobs in SLURM's hands, by fingerprint."""
     ended: Mapping[str, Ended] = field(default_factory=dict)
-    """How the others ended, as far as SLURM's accounts know."""
+    """How the others ended, as far as SLURM's accounts know; and studies' jobs, by their submissions' names."""
     studies: Mapping[str, Live] = field(default_factory=dict)
     """Jobs that go on with studies, by their submissions' names."""
+    cancelled: Collection[str] = frozenset()
+    """Which of them somebody has cancelled: runs by fingerprint, and studies by their submissions' names."""
     problem: str = ""
     """Why SLURM could not be asked; empty where it was, or had not to be."""
 
@@ -45,9 +49,14 @@ class Whereabouts:
 def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
     """Where these unfinished runs are, by fingerprint, and the jobs of these submissions that go on with studies."""
     from runtime.folder import RunFolder
-    from runtime.slurm.queue import numbered, submitted  # a second, for who has nothing to do with SLURM
+    from runtime.slurm.queue import (
+        folder_of,
+        numbered,
+        submitted,
+    )  # a second, for who has nothing to do with SLURM
 
-    known = {run: said[0] for run in runs if (said := submitted(workspace, RunFolder(workspace.runs / run)))}
+    noted = {run: said for run in runs if (said := submitted(workspace, RunFolder(workspace.runs / run)))}
+    known = {run: said[0] for run, said in noted.items()}
     problem = ""
     here: dict[str, Live] = {}
     try:
@@ -57,7 +66,13 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
     jobs = {run: job for run, one in known.items() if (job := numbered(one, here).job_of(run))}
     live = {run: here[job] for run, job in jobs.items() if job in here}
     gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
-    told = client.ended(gone.values())
-    ended = {run: told[job] for run, job in gone.items() if job in told and told[job].state.startswith(_OVER)}
     waiting = {one.name: one for one in here.values() if one.name in studies}
-    return Whereabouts(jobs, live, ended, waiting, problem)
+    if not problem:
+        files = {name: folder_of(workspace, name) / "submission.json" for name in set(studies) - set(waiting)}
+        theirs = {name: load(file, Submission) for name, file in files.items() if file.exists()}
+        gone |= {name: str(one.job) for name, one in theirs.items() if one.job is not None}
+    told = client.ended(gone.values())
+    ended = {one: told[job] for one, job in gone.items() if job in told and told[job].state.startswith(_OVER)}
+    cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}
+    cancelled |= {run for run in gone if run not in ended and run in noted and noted[run][1].cancelled}
+    return Whereabouts(jobs, live, ended, waiting, cancelled, problem)
