@@ -88,7 +88,7 @@ def _device_s(starts: Sequence[Start], timing: Sequence[TimingLine]) -> float:
 def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
     """What a reader of the run must know, in words."""
     for line in records:
-        if isinstance(line, Incident):
+        if isinstance(line, Incident) and line.what != "interrupted":  # that is told by its restart
             yield f"{line.what} at step {line.step}: {line.message}"
         elif isinstance(line, Rollback):
             yield f"rollback at step {line.left_out.step}: {line.message}"

@@ -142,6 +142,11 @@ def joined(
         yield Replica(run, execution, mesh, train, held_out)
 
 
+def gpus() -> int:
+    """GPUs that torch sees here."""
+    return torch.cuda.device_count()
+
+
 def _make_deterministic(execution: Execution, local_rank: int) -> None:
     """Sums in one order: a fixed number of threads, and of several algorithms the one that repeats itself."""
     if execution.device == "cuda":

@@ -10,6 +10,7 @@ import argparse
 import math
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -123,9 +124,14 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
     check_enough(train_tokens, held_out, run)
 
-    from runtime.replica import joined  # torch: after the handlers, and after what can be refused at once
+    from runtime.replica import (
+        gpus,
+        joined,
+    )  # torch: after the handlers, and after what can be refused at once
     from runtime.saver import Saver
 
+    if order.execution.device == "cuda" and not gpus():
+        raise OSError(f"the run is for GPUs, and torch sees none on {socket.gethostname()}")
     with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
         saver = Saver(folder.checkpoints, replica, order.execution.keep)
         while True:

@@ -441,12 +441,12 @@ def test_a_loss_that_is_no_number_is_refused_at_its_line(workspace: Path, plan: 
 
 def test_restarts_and_incidents_are_told(workspace: Path, plan: Plan) -> None:
     told = story(planned_run(plan), plan.seal)
-    incident = Incident(time=2.0, step=40, what="interrupted", message="a signal came")
+    incident = Incident(time=2.0, step=40, what="crashed", message="killed")
     again = start(told.run, plan.seal, from_step=40)
     tell(workspace, replace(told, starts=(*told.starts, again), incidents=(incident,)))
     run = audited(workspace, plan).runs[0]
     assert (run.state, run.restarts) == ("accepted", 1)
-    assert run.incidents == ("interrupted at step 40: a signal came",)
+    assert run.incidents == ("crashed at step 40: killed",)
 
 
 def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import os
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from runtime.prepare import Wanted
 from runtime.slurm import queue, study
 from runtime.slurm.queue import Asked, Script
 from specs.budget import Budget
-from specs.files import load
+from specs.files import DocumentError, load
 from specs.plan import Plan
 from specs.words import several
 
@@ -30,9 +31,9 @@ def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
         _print({"runs": _states(ran), "exit_code": _code(ran.exit_code)})
     _tell(driver, ran)
     if ran.exit_code == drive.OK:
-        driver.say(f"every run is finished; next: audit {escape(str(path))}")
+        driver.say(f"every run is finished; next: audit {escape(shlex.quote(str(path)))}")
     else:
-        driver.say(f"see: isoplan status {escape(str(path))}")
+        driver.say(f"see: isoplan status {escape(shlex.quote(str(path)))}")
     return _code(ran.exit_code)
 
 
@@ -70,6 +71,7 @@ def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool,
         due.notes.append("What is to be run next is known once it is planned.")
     if until_done:
         due.made.append(_study_script(driver, path, budget))
+        due.notes.extend(_refused(_asked_by(path, budget), due.made[-1:]))
         due.notes.append(
             "The study's job waits for all others (--dependency, with the numbers that they get)."
         )
@@ -115,8 +117,20 @@ def _due(driver: Driver, path: Path, plan: Plan) -> Due:
     notes.append(
         f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished(planned, todo)}."
     )
-    titles = {run: one.title for run, one in todo.items()}
-    return Due(queue.drafts(driver.workspace, _asked(plan, path), due, _name(plan), most), titles, notes)
+    titles, asked = {run: one.title for run, one in todo.items()}, _asked(plan, path)
+    made = queue.drafts(driver.workspace, asked, due, _name(plan), most)
+    return Due(made, titles, notes + _refused(asked, made))
+
+
+def _refused(asked: Asked, made: Sequence[Script]) -> list[str]:
+    """What SLURM would refuse of these submissions, where it can be asked, each once."""
+    found: dict[str, None] = {}
+    for script in made if queue.is_here() else ():
+        try:
+            queue.try_out(asked, script)
+        except DocumentError as error:
+            found[f"This would be refused: {error}"] = None
+    return list(found)
 
 
 def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:

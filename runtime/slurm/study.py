@@ -5,6 +5,8 @@ which SLURM starts once all of them have ended, does the same again. So nobody w
 two jobs but files, and a study that was cut off anywhere goes on with the same command.
 """
 
+import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,12 +24,14 @@ from runtime.slurm import client, queue
 from runtime.slurm.client import Ended, Live
 from runtime.slurm.queue import Asked
 from specs.budget import Budget
-from specs.files import DocumentError, load, write_json
+from specs.files import DocumentError, load, locate, write_json
 from specs.plan import Plan
 from specs.record import Audit, Incident
 from specs.submission import StudyState
 from specs.words import first_line, several
 
+_ENDING_S, _LOOK_S = 180.0, 1.0
+"""Longer than most sites let a job end (slurm.conf(5): KillWait 30 s, and UnkillableStepTimeout 60 s)."""
 _NOT_ITS_FAULT = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 """How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
 
@@ -38,8 +42,9 @@ def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str,
     if not todo:
         return Ran(tuple(wanted), ())
     prepare.check(list(todo.values()), driver.workspace, None, None)
+    _check_devices(list(todo.values()), asked)
     with queue.one_at_a_time(driver.workspace):
-        live = queue.live(driver.workspace, [run_folder(driver, run) for run in todo])
+        live = _in_hand(driver, list(todo))
         rest = {run: one for run, one in todo.items() if run not in live}
         failed = {} if again else _failed(driver, list(rest))
         due = [one for run, one in rest.items() if run not in failed]
@@ -50,6 +55,39 @@ def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str,
                 driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
     outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
     return Ran(tuple(wanted), tuple(outcomes))
+
+
+def _check_devices(wanted: Sequence[Wanted], asked: Asked) -> None:
+    """DocumentError where the cluster file has changed so much since the plan that its runs find no place there."""
+    device = asked.cluster.device
+    for one in wanted:
+        execution = one.order.execution
+        again = "bring the file back, or plan again under another name"
+        if execution.device != device.backend:
+            kinds = {"cpu": "CPU cores", "cuda": "GPUs"}
+            planned, has = kinds[execution.device], kinds[device.backend]
+            what = f"{one.title} was planned for {planned}, and this cluster has {has}"
+            raise locate(asked.path, "device.backend", what, again)
+        if execution.layout.devices > asked.cluster.devices:
+            what = f"{one.title} was planned for {several(execution.layout.devices, 'device')}"
+            raise locate(
+                asked.path, "devices", f"{what}, and this cluster has {asked.cluster.devices}", again
+            )
+
+
+def _in_hand(driver: Driver, runs: Sequence[str]) -> dict[str, Live]:
+    """Jobs of these runs in SLURM's hands. Those that are ending are waited for: only then is it known whether they
+    come back, or were cancelled."""
+    until_s, told = time.monotonic() + _ENDING_S, False
+    while True:
+        live = queue.live(driver.workspace, [run_folder(driver, run) for run in runs])
+        ending = [one for one in live.values() if one.state == "COMPLETING"]
+        if not ending or time.monotonic() > until_s:
+            return live
+        if not told:
+            driver.say(f"waits for {several(len(ending), 'job')} to end")
+            told = True
+        time.sleep(_LOOK_S)
 
 
 def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: str | None = None) -> Study:
@@ -105,7 +143,9 @@ def _go_on_later(
         said = f"waits for {several(len(after), 'job')} of the {study.phase}"
         _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
         [done] = queue.submit(workspace, asked, [script])
-    driver.say(f"job {done.job} goes on from here by itself; see: isoplan status {escape(str(path))}")
+    driver.say(
+        f"job {done.job} goes on from here by itself; see: isoplan status {escape(shlex.quote(str(path)))}"
+    )
 
 
 def state_of(workspace: Workspace, name: str) -> StudyState | None:

@@ -69,11 +69,11 @@ class Desk:
     captured: pytest.CaptureFixture[str]
 
     def says(self, *lines: str, **top: object) -> str:
-        """The cluster file, with these lines under `slurm:` and these values of other keys; its text."""
+        """The cluster file, with these lines under `slurm:` and these values of others, the device's too; its text."""
         text = CLUSTER
         for key, value in top.items():
-            [line] = [line for line in text.splitlines() if line.startswith(f"{key}:")]
-            text = text.replace(line, f"{key}: {value}")
+            [line] = [line for line in text.splitlines() if line.strip().startswith(f"{key}:")]
+            text = text.replace(line, f"{line.partition(key)[0]}{key}: {value}")
         if lines:
             text += "slurm:\n" + "".join(f"  {line}\n" for line in lines)
         (self.folder / "lab.yaml").write_text(text)

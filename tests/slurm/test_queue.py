@@ -11,10 +11,11 @@ import pytest
 from runtime.slurm.task import Task
 from specs.data import CorpusRef
 from specs.record import End
-from specs.run import RunSpec
+from specs.run import Execution, RunSpec
 from tests import samples
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk, execution
+from tests.slurm.running import paced
 from tests.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
@@ -43,8 +44,8 @@ def data(home: Path) -> CorpusRef:
     return corpus(home)
 
 
-def runs(data: CorpusRef, number: int) -> list[RunSpec]:
-    return [tiny_run(data, seed=seed) for seed in range(number)]
+def runs(data: CorpusRef, number: int, steps: int = 20) -> list[RunSpec]:
+    return [tiny_run(data, steps=steps, seed=seed) for seed in range(number)]
 
 
 def command(desk: Desk, *words: str) -> "subprocess.Popen[str]":
@@ -145,17 +146,24 @@ def test_a_ladder_longer_than_an_array_may_be(desk: Desk, data: CorpusRef) -> No
     assert desk.job(f"{short.job}_0")["ArrayTaskThrottle"] == "2"
 
 
-def test_runs_of_one_shape_share_a_submission(desk: Desk, data: CorpusRef) -> None:
-    wide = samples.optim(batch_sequences=64)
-    wanted = [tiny_run(data, seed=seed, optim=wide) for seed in range(6)]
-    shapes = (
-        execution(),
-        execution(dp=4, pp=2),
-        execution(threads=2),
-        execution("cuda", dp=2),
-        execution("cuda", dp=4, micro_batch_sequences=2),
-        execution(),
-    )
+CPU_SHAPES = {
+    execution(): ("1-1", "1", "1:0:*:*", "1", None),
+    execution(dp=4, pp=2): ("4-4", "8", "2:0:*:*", "1", None),
+    execution(threads=2): ("1-1", "1", "1:0:*:*", "2", None),
+}
+GPU_SHAPES = {
+    execution("cuda", dp=2): ("1-1", "2", "2:0:*:*", "2", "gres:gpu:2"),
+    execution("cuda", dp=4, micro_batch_sequences=2): ("2-2", "4", "2:0:*:*", "2", "gres:gpu:2"),
+}
+"""What is asked for by each: nodes, tasks, tasks of a node, CPUs of a task, GPUs of a node."""
+
+
+@pytest.mark.parametrize(("backend", "shapes"), [("cpu", CPU_SHAPES), ("cuda", GPU_SHAPES)])
+def test_runs_of_one_shape_share_a_submission(
+    desk: Desk, data: CorpusRef, backend: str, shapes: dict[Execution, tuple[str | None, ...]]
+) -> None:
+    wide, executions = samples.optim(batch_sequences=64), (*shapes, next(iter(shapes)))
+    wanted = [tiny_run(data, seed=seed, optim=wide) for seed in range(len(executions))]
     desk.says(
         HELD,
         "cpus_per_device: 2",
@@ -163,24 +171,17 @@ def test_runs_of_one_shape_share_a_submission(desk: Desk, data: CorpusRef) -> No
         "time_limit: 90 min",
         "warning: 45 s",
         "exclusive: true",
+        backend=backend,
     )
-    assert desk.run(desk.plan(*wanted, executions=shapes), "--slurm").code == 0
+    assert desk.run(desk.plan(*wanted, executions=executions), "--slurm").code == 0
     made = [desk.submission_of(run) for run in wanted]
-    assert made[0] == made[5]
-    assert len(set(made)) == 5
+    assert made[0] == made[-1]
+    assert len(set(made)) == len(shapes)
     numbers = {one.name: one.job_of(one.runs[0]) for one in desk.submissions()}
-    jobs = [desk.job(numbers[name]) for name in made[:5]]
-    assert [
-        (job["NumNodes"], job["NumTasks"], job["NtasksPerN:B:S:C"], job["CPUs/Task"]) for job in jobs
-    ] == [
-        ("1-1", "1", "1:0:*:*", "1"),
-        ("4-4", "8", "2:0:*:*", "1"),
-        ("1-1", "1", "1:0:*:*", "2"),
-        ("1-1", "2", "2:0:*:*", "2"),
-        ("2-2", "4", "2:0:*:*", "2"),
-    ]
-    assert [job.get("TresPerNode") for job in jobs] == [None, None, None, "gres:gpu:2", "gres:gpu:2"]
-    for job in jobs:
+    for name, asked in zip(made, shapes.values(), strict=False):
+        job = desk.job(numbers[name])
+        fields = ("NumNodes", "NumTasks", "NtasksPerN:B:S:C", "CPUs/Task", "TresPerNode")
+        assert tuple(job.get(field) for field in fields) == asked
         assert job["MinMemoryNode"] == "700M"
         assert job["TimeLimit"] == "01:30:00"
         assert job["OverSubscribe"] == "NO"
@@ -320,3 +321,27 @@ def test_nothing_in_a_path_or_a_comment_is_interpreted(
     assert sorted(path.name for path in desk.folder.iterdir()) == sorted(
         [AWKWARD, "budget.yaml", "data", "lab.yaml", "text.jsonl"]
     )
+
+
+def test_what_was_just_cancelled_is_queued_again(desk: Desk, data: CorpusRef) -> None:
+    """Also while its ranks still save: a job that is ending is waited for, since it will not train any more."""
+    desk.says("partition: main", paced(0.2))
+    path = desk.plan(*runs(data, 1, steps=300))
+    assert desk.run(path, "--slurm").code == 0
+    [[number]] = desk.queued()
+    desk.cluster.task(number, 0, "submitit")
+    desk.cluster.run("scancel", number)
+    again = desk.run(path, "--slurm")
+    assert again.code == 0, again.err
+    [[newer]] = desk.queued()
+    assert newer != number
+
+
+def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: CorpusRef) -> None:
+    desk.says("partition: main")
+    path = desk.plan(*runs(data, 1), executions=(execution(dp=4),))
+    desk.says("partition: main", devices=2)
+    refused = desk.run(path, "--slurm")
+    assert refused.code == 2
+    assert "was planned for 4 devices, and this cluster has 2; bring the file back" in refused.err
+    assert desk.queued() == []
