@@ -13,14 +13,19 @@ from rich.markup import escape
 
 from runtime import drive, prepare
 from runtime.drive import Driver, Ran
+from runtime.folder import RunFolder
 from runtime.launch import RESUME
-from runtime.prepare import Wanted
+from runtime.prepare import Wanted, Workspace
 from runtime.slurm import queue, study
+from runtime.slurm.client import SlurmError
 from runtime.slurm.queue import Asked, Script
 from specs.budget import Budget
 from specs.files import DocumentError, load
 from specs.plan import Plan
 from specs.words import several
+
+_WORDS = {"pending": "queued", "running": "at work"}
+"""SLURM's words as `isoplan status` says them."""
 
 
 def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
@@ -169,21 +174,51 @@ def _plain(script: Script, titles: Mapping[str, str]) -> dict[str, Any]:
 
 def _tell(driver: Driver, ran: Ran) -> None:
     """How far the runs are, in a few lines."""
+    jobs = _in_hand(ran)
     for one in ran.outcomes:
-        driver.say(f"  {escape(one.job.title)}: {one.state}, {escape(one.message)}")
+        job, word = jobs.get(one.job.folder.name, ("", ""))
+        said = f"{_WORDS.get(word, word)}, job {job}" if job else f"{one.state}, {one.message}"
+        driver.say(f"  {escape(one.job.title)}: {escape(said)}")
     finished = len(ran.wanted) - len(ran.outcomes)
     if finished:
         driver.say(f"  {finished} of {several(len(ran.wanted), 'run')} are finished")
 
 
 def _states(ran: Ran) -> list[dict[str, Any]]:
-    open_ = {one.job.folder.name: one for one in ran.outcomes}
-    return [
-        {"run": run, "title": one.title}
-        | ({"state": open_[run].state, "said": open_[run].message} if run in open_ else {"state": "finished"})
-        for one in ran.wanted
-        for run in [one.run.fingerprint()]
-    ]
+    """Every run with how far it is, in SLURM's word where that has it, and its job's name."""
+    jobs, open_ = _in_hand(ran), {one.job.folder.name: one for one in ran.outcomes}
+    found = []
+    for one in ran.wanted:
+        run = one.run.fingerprint()
+        plain: dict[str, Any] = {"run": run, "title": one.title}
+        if run in jobs:
+            job, word = jobs[run]
+            plain |= {"state": word, "job": job, "said": open_[run].message}
+        elif run in open_:
+            plain |= {"state": open_[run].state, "said": open_[run].message}
+        else:
+            plain |= {"state": "finished"}
+        found.append(plain)
+    return found
+
+
+def _in_hand(ran: Ran) -> dict[str, tuple[str, str]]:
+    """Of what is queued, by fingerprint: SLURM's name for its job, and its word for how that stands now."""
+    folders = [RunFolder(one.job.folder) for one in ran.outcomes if one.state == "queued"]
+    if not folders:
+        return {}
+    workspace = Workspace(folders[0].path.parents[1])
+    try:
+        live = queue.live(workspace, folders)
+    except SlurmError:  # it has answered just before: the numbers are written down
+        live = {}
+    found = {run: (one.job, one.state.lower()) for run, one in live.items()}
+    for folder in folders:
+        said = queue.submitted(workspace, folder)
+        job = said[0].job_of(folder.path.name) if said else None
+        if job is not None:
+            found.setdefault(folder.path.name, (job, "queued"))
+    return found
 
 
 def _asked(plan: Plan, path: Path) -> Asked:

@@ -71,7 +71,9 @@ def test_asking_again_and_at_the_same_time_queues_nothing_twice(desk: Desk, data
         again = desk.run(path, "--slurm")
         assert again.code == 0, again.err
         assert "queued 3 runs" not in again.out
-        assert again.out.count("queued, as job ") == 3
+        assert again.out.count(": queued, job ") == 3
+    said = json.loads(desk.run(path, "--slurm", "--json").out)["runs"]
+    assert sorted([one["job"], one["state"]] for one in said) == [[job, "pending"] for job, _ in jobs]
     assert desk.queued("JobArrayID", "Name") == jobs
     assert len(desk.submissions()) == 1
 
