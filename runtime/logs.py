@@ -4,16 +4,21 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from runtime.folder import RunFolder
+from runtime.named import run_named
 from runtime.prepare import RefusedError, Workspace
 from runtime.status import RunStatus
 from runtime.survey import Survey
 from runtime.window import LOOK_S, Asker, is_over
+from specs.record import Incident
 
 _BLOCK_BYTES = 65536
 """Read from a file's end at first: more than the lines that a person asks for, as a rule."""
+_SHOWN = 8
+"""Characters of a fingerprint that name a run."""
 _TICK_S = 0.3
 """Between two looks for more: a person watches."""
 
@@ -26,6 +31,33 @@ def check_rank(folder: RunFolder, rank: int) -> None:
         return
     there = f"its ranks are 0 to {ranks[-1]}" if len(ranks) > 1 else "it has only rank 0"
     raise RefusedError(f"{folder.path}: there is no rank {rank}; {there}")
+
+
+def run_asked(asked: Path, workspace: Workspace) -> RunFolder:
+    """The run that is meant; RefusedError, with the runs to choose from, where it is a plan or a budget."""
+    if not asked.is_file():
+        return run_named(asked, workspace)
+    groups = Survey(workspace, asked).groups()
+    begun = {
+        folder.path.name: (one.title, folder)
+        for group in groups
+        for one, folder in group.wanted
+        if folder.run_json.exists()
+    }
+    if len(begun) == 1:
+        return next(folder for _, folder in begun.values())
+    if not begun:
+        raise RefusedError(
+            f"{asked}: none of its runs has a folder yet; see: isoplan status {quote(str(asked))}"
+        )
+    named = ", ".join(f"{run[:_SHOWN]} ({title})" for run, (title, _) in begun.items())
+    raise RefusedError(f"{asked}: a run has logs; name one of {named}")
+
+
+def last_crash(folder: RunFolder) -> str:
+    """How a run crashed, where that is its record's last word; empty elsewhere."""
+    last = next(reversed(folder.records()), None)
+    return last.message if isinstance(last, Incident) and last.what == "crashed" else ""
 
 
 class Printed:
@@ -79,7 +111,7 @@ class Printed:
 
     def _write(self, path: Path, text: bytes) -> None:
         """To standard output; where it comes from, unless that is the rank's own log, to standard error."""
-        if not text:
+        if not text.strip():
             return
         if path != self._heading and (path.parent != self._folder.log or self._heading is not None):
             sys.stdout.flush()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from runtime.named import run_named, workspace_of
+from runtime.named import workspace_of
 from runtime.prepare import RefusedError, Workspace
 from runtime.verbs import AsJson, Debug
 
@@ -75,7 +75,7 @@ def logs_command(
 
     if json and follow:
         raise RefusedError("--json --follow: a log that is followed is text; leave one out")
-    folder = run_named(run, Workspace(Path()))
+    folder = logs.run_asked(run, Workspace(Path()))
     workspace = workspace_of(folder, Workspace(Path()))
     logs.check_rank(folder, rank)
     printed = logs.Printed(folder, workspace, rank)
@@ -93,6 +93,8 @@ def logs_command(
                 f"{ended.state} at step {ended.step} of {ended.steps}{ended.why and ': '}{ended.why}",
                 err=True,
             )
+    elif crash := logs.last_crash(folder):
+        typer.echo(f"crashed: {crash}", err=True)
 
 
 def cancel_command(asked: Annotated[Path, Asked], json: AsJson = False, debug: Debug = False) -> None:

@@ -164,7 +164,10 @@ class Survey:
         looked = tuple(
             (group, tuple(status_of(one, folder, where) for one, folder in group.wanted)) for group in groups
         )
-        studies = tuple(_study(name, state, where, self._again(name)) for name, state in noted.items())
+        studies = tuple(
+            _study(name, state, where, self._again(name), _outcome(name, looked))
+            for name, state in noted.items()
+        )
         unread = tuple(said for path in self._plans() if isinstance(said := self._group(path), str))
         return Picture(looked, self._chain(), studies, where.problem, unread, self.elsewhere(groups))
 
@@ -271,10 +274,23 @@ def _going_on(budget: Path | None) -> str:
     return f"run {file} --slurm --until-done"
 
 
-def _study(name: str, noted: StudyState, where: Whereabouts, again: str) -> Study:
+def _outcome(name: str, looked: Sequence[tuple[Group, Sequence[RunStatus]]]) -> str:
+    """The target's loss and its forecast as the table has them, where that is not in nats per token."""
+    for group, runs in looked:
+        if (group.name, group.phase) != (name, "target") or group.losses.bytes_per_token is None:
+            continue
+        for run in runs:
+            if run.state == "finished" and run.loss is not None:
+                told = f", forecast {group.losses.say(run.forecast.median)}" if run.forecast else ""
+                return f"{group.losses.say(run.loss)} {group.losses.unit}{told}"
+    return ""
+
+
+def _study(name: str, noted: StudyState, where: Whereabouts, again: str, outcome: str) -> Study:
     """How a study stands, and what to do next; `again` is the command that goes on with it."""
     if noted.state == "done":
-        return Study(name, "done", f"done, {noted.said}; see plans/{name}/audit.html")
+        said = f"{noted.said} ({outcome})" if outcome else noted.said
+        return Study(name, "done", f"done, {said}; see plans/{name}/audit.html")
     if noted.state == "stopped":
         return Study(name, "stopped", f"stopped, {noted.said}; see to that, then to go on: {again}")
     if noted.state == "cancelled" or noted.submission in where.cancelled:

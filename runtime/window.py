@@ -36,6 +36,8 @@ _COLOURS = {
 }
 _SURE = 5
 """Looks after which SLURM's accounts have caught up, with a question in between, and a study's next job is queued."""
+_TITLE = 24
+"""Characters of a title that are shown in one line; nodes and reasons give way."""
 _BESIDES = 8
 """Lines of a picture besides the rows of a table."""
 
@@ -76,7 +78,7 @@ def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
     """Runs, a row each; what none of them has gets no column."""
     unit = group.losses.heads[0].replace(" per ", "/")
     table = Table(box=SIMPLE_HEAD, padding=0)
-    table.add_column("run", min_width=8)
+    table.add_column("run", min_width=min(_TITLE, max(len(run.title) for run in runs)))
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column(f"held-out\n{unit}", justify="right", no_wrap=True)
@@ -101,12 +103,17 @@ def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
             *([_forecast(group, run)] if forecast else []),
             "-" if run.tokens_per_s is None else count(run.tokens_per_s),
             *([_mfu(run)] if mfu else []),
-            *([duration(run.left_s)] if left else []),
+            *([_short(run.left_s)] if left else []),
             str(run.restarts),
             Padding(escape(_where(run)), (0, 0, 0, 1)),
         ]
         table.add_row(*cells)
     return table
+
+
+def _short(seconds: float | None) -> str:
+    """A duration without blanks: `3m20s`."""
+    return duration(seconds).replace(" min", "m").replace(" ", "")
 
 
 def _mfu(run: RunStatus) -> str:

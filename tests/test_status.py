@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,13 @@ from rich.console import Console
 from runtime import window
 from runtime.folder import RunFolder, open_folder
 from runtime.lock import Claim, keeper
-from runtime.logs import last_lines
+from runtime.logs import Printed, last_lines, run_asked
 from runtime.named import run_named, workspace_of
-from runtime.prepare import Workspace
+from runtime.prepare import RefusedError, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Ended, Live
 from runtime.slurm.whereabouts import Whereabouts, whereabouts
-from runtime.status import RunStatus
+from runtime.status import Forecast, RunStatus
 from runtime.survey import Locate, Survey
 from specs.base import Spec
 from specs.files import DocumentError, append_line, load, write_json, write_yaml
@@ -147,6 +149,31 @@ def test_a_segment_has_a_pace_of_its_own(home: Path) -> None:
     for step in (30, 40):
         stepped(folder, step, seconds=1.0)
     assert looked(home).tokens_per_s == pytest.approx(10 * TOKENS)
+
+
+def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Path) -> None:
+    folder = target(home)
+    started(folder, job="12, restart 0, on node1")
+    for step in (10, 20, 30):
+        stepped(folder, step)
+    evaluated(folder, 30, 3.1)
+    busy = live("RUNNING", nodes="node1")
+    run = looked(home, with_slurm(folder, busy))
+    assert (run.step, run.restarts, run.loss) == (30, 0, 3.1)
+    assert run.left_s == pytest.approx(14.0)
+    (folder.checkpoints / "step-00000020").mkdir(parents=True)
+    for again in (live("RUNNING", restarts=1), Live("13", "small-target-0a0b0d", "RUNNING", "", "", 0, "")):
+        run = looked(
+            home, with_slurm(folder, again)
+        )  # before its Start line, under the same job or a new one
+        assert (run.state, run.step, run.restarts, run.loss, run.left_s) == ("at work", 20, 1, None, None)
+    for path, until in ((folder.metrics_jsonl, 2), (folder.evals_jsonl, 0)):  # as a start cuts them
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:until]))
+    started(folder, 20, job="12, restart 1, on node1")
+    run = looked(home, with_slurm(folder, live("RUNNING", restarts=1)))
+    assert (run.step, run.restarts, run.tokens_per_s, run.left_s) == (20, 1, None, None)
+    stepped(folder, 30, seconds=1.0)
+    assert looked(home, with_slurm(folder, live("RUNNING", restarts=1))).left_s == pytest.approx(7.0)
 
 
 def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> None:
@@ -371,6 +398,34 @@ def test_the_table_fits_a_hundred_columns(home: Path) -> None:
     assert why == "requeued target: Killed (rank 1 on node2): retry 1 of 3, from step 8"
 
 
+def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
+    title = "3.2e+10 FLOP, width 20"
+    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    [(group, [run])] = picture.groups
+    busy = replace(
+        run, title=title, state="at work", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
+        left_s=200.0, nodes="node[1-12,14-20]", forecast=Forecast(3.0, 2.5, 3.5),
+    )  # fmt: skip
+    waits = replace(busy, state="requeued", left_s=None, reason="Priority", starts="2030-01-02T03:04:05")
+    printed = io.StringIO()
+    window.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=100))
+    assert printed.getvalue().count(title) == 2
+    assert "3m20s" in printed.getvalue()
+    assert all(len(line) <= 100 for line in printed.getvalue().splitlines()[1:])
+
+
+def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    evaluated(folder, 100, 3.0)
+    append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=3.0, weights_sha256="0" * 64))
+    write_json(
+        home / "plans" / "small" / "study.json", StudyState(state="done", said="inside: 3.0 nats/token")
+    )
+    [study] = Survey(Workspace(home), None).look(answer(Whereabouts())).studies
+    assert study.said.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
+
+
 def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = target(home)
     started(folder)
@@ -487,6 +542,33 @@ def test_nothing_to_cancel(home: Path) -> None:
     assert "Ctrl-C where it was started saves and ends it" in done.stdout
 
 
+def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
+    path = home / "plans" / "small" / "plan.target.yaml"
+    with pytest.raises(RefusedError, match="none of its runs has a folder yet; see: isoplan status "):
+        run_asked(path, Workspace(home))
+    folder = target(home)
+    assert run_asked(path, Workspace(home)).path == folder.path
+    plan = load(path, Plan)
+    other = plan.runs[0].run.model_copy(update={"seed": 7})
+    runs = (*plan.runs, plan.runs[0].model_copy(update={"title": "twin", "run": other}))
+    write_yaml(path, samples.sealed(plan, runs=runs))
+    twin = home / "runs" / other.fingerprint()
+    twin.mkdir()
+    (twin / "run.json").write_text("{}")
+    expected = f"a run has logs; name one of {folder.path.name[:8]} (target), {twin.name[:8]} (twin)"
+    with pytest.raises(RefusedError, match=re.escape(expected)):
+        run_asked(path, Workspace(home))
+
+
+def test_a_heading_has_something_under_it(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    printed = Printed(target(home), Workspace(home), 0)
+    printed._write(home / "12_0_log.err", b"\n")
+    printed._write(home / "12_0_log.out", b"")
+    printed._write(home / "12_0_log.err", b"srun: no\n")
+    out, err = capsysbinary.readouterr()
+    assert (out, err) == (b"srun: no\n", f"==> {home}/12_0_log.err\n".encode())
+
+
 def test_logs_of_a_rank(home: Path) -> None:
     folder = target(home)
     run = folder.path.name
@@ -501,6 +583,11 @@ def test_logs_of_a_rank(home: Path) -> None:
     assert told == {"file": f"runs/{run}/log/rank-0.txt", "lines": ["line 59"]}
     one_line(isoplan(home, "logs", run, "--json", "-f"), "leave one out")
     one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
+    assert isoplan(home, "logs", "plans/small/plan.target.yaml", "--lines", "1").stdout == "line 59\n"
+    said(folder, "crashed", "Killed (rank 1 on node2): given up")
+    crashed = isoplan(home, "logs", run, "--lines", "1")
+    assert (crashed.stdout, crashed.stderr) == ("line 59\n", "crashed: Killed (rank 1 on node2): given up\n")
+    folder.record_jsonl.unlink()
     followed = isoplan(home, "logs", run, "--lines", "1", "-f")
     assert followed.stdout == "line 59\n"
     assert "not started at step 0 of 100" in followed.stderr

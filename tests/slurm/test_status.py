@@ -18,7 +18,7 @@ from specs.files import load, write_json, write_yaml
 from specs.optim import Milestone
 from specs.plan import Plan
 from specs.run import Evaluation, Execution
-from specs.submission import StudyState
+from specs.submission import StudyState, Submission
 from tests import samples, training
 from tests.slurm.cluster import Cluster
 from tests.test_run_cli import isoplan, tiny_plan
@@ -169,6 +169,10 @@ def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
     study = cluster.submit("--job-name=small-study-0a0b0c", f"--dependency=afterany:{job}", "--wrap", "true")
     waits = StudyState(state="waiting", said="waits for 1 job of the pilots", submission="small-study-0a0b0c")
     write_json(place.home / "plans" / budget.name / "study.json", waits)
+    submission = Submission(
+        name=str(waits.submission), time=1.0, runs=(), budget="small.yaml", job=int(study), retries=3
+    )
+    write_json(place.home / "slurm" / submission.name / "submission.json", submission)
     plain = json.loads(place.isoplan("status", "small.yaml", "--json"))
     assert plain["studies"][0]["said"] == (
         f"goes on by itself, waits for 1 job of the pilots (job {study}, pending, Dependency)"
