@@ -10,7 +10,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -36,21 +35,21 @@ _COLOURS = {
 }
 _SURE = 5
 """Looks after which SLURM's accounts have caught up, with a question in between, and a study's next job is queued."""
-_TITLE = 24
-"""Characters of a title that are shown in one line; nodes and reasons give way."""
+_TITLE, _WIDE = 24, 100
+"""Characters of a title that are shown in one line, where lines have so many; nodes and reasons give way."""
 _BESIDES = 8
 """Lines of a picture besides the rows of a table."""
 
 
 def show(picture: Picture, console: Console) -> None:
     """Print a picture."""
-    for part in rendered(picture, None):
+    for part in rendered(picture, None, console.width):
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
-def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
+def rendered(picture: Picture, height: int | None, width: int) -> list[RenderableType]:
     """A picture's parts, lines of markup and tables. Where they would be higher than `height` lines, runs that are
-    finished or not started are counted and not shown."""
+    finished or not started are counted and not shown. The tables are for lines of `width` characters."""
     parts: list[RenderableType] = []
     if picture.silent:
         parts.append(f"[magenta]{escape(picture.silent)}; this is what the files say[/]")
@@ -66,7 +65,7 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
         parts += [""] if parts else []
         parts.append(f"[bold]{escape(group.name or 'run')} {group.phase}[/]  {where}  {counts}")
         if shown:
-            parts.append(_table(group, shown))
+            parts.append(_table(group, shown, width))
         parts += _reasons(shown)
         then = picture.next_of(group, runs)
         parts += [f"[dim]{escape(then)}[/]"] if then else []
@@ -74,11 +73,11 @@ def rendered(picture: Picture, height: int | None) -> list[RenderableType]:
     return parts or ["nothing is planned in this folder; next: plan BUDGET"]
 
 
-def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
+def _table(group: Runs, runs: Sequence[RunStatus], width: int) -> Table:
     """Runs, a row each; what none of them has gets no column."""
     unit = group.losses.heads[0].replace(" per ", "/")
     table = Table(box=SIMPLE_HEAD, padding=0)
-    table.add_column("run", min_width=min(_TITLE, max(len(run.title) for run in runs)))
+    table.add_column("run", no_wrap=width >= _WIDE and max(len(run.title) for run in runs) <= _TITLE)
     table.add_column("state", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column(f"held-out\n{unit}", justify="right", no_wrap=True)
@@ -92,8 +91,7 @@ def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
     left = any(run.left_s is not None for run in runs)
     if left:
         table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("re-\nstarts", justify="right", no_wrap=True)
-    table.add_column(" nodes, or\n why it waits", min_width=12)
+    table.add_column("nodes, or\nwhy it waits", overflow="fold")
     for run in runs:
         cells: list[RenderableType] = [
             escape(run.title),
@@ -104,8 +102,7 @@ def _table(group: Runs, runs: Sequence[RunStatus]) -> Table:
             "-" if run.tokens_per_s is None else count(run.tokens_per_s),
             *([_mfu(run)] if mfu else []),
             *([_short(run.left_s)] if left else []),
-            str(run.restarts),
-            Padding(escape(_where(run)), (0, 0, 0, 1)),
+            escape(_where(run)),
         ]
         table.add_row(*cells)
     return table
@@ -129,10 +126,10 @@ def _forecast(group: Runs, run: RunStatus) -> str:
 
 
 def _where(run: RunStatus) -> str:
-    """Where a run is, or for what it waits and until when."""
-    if run.state not in ("queued", "requeued"):
-        return run.nodes or "-"
-    return f"{run.reason or 'queued'}{_expected(run.starts)}"
+    """Where a run is, or for what it waits and until when; and how often it was taken up again."""
+    waits = run.state in ("queued", "requeued")
+    where = f"{run.reason or 'queued'}{_expected(run.starts)}" if waits else run.nodes or "-"
+    return f"{where}, {several(run.restarts, 'restart')}" if run.restarts else where
 
 
 def _expected(starts: str) -> str:
@@ -219,7 +216,7 @@ def follow(looked: Survey, console: Console, json: bool) -> None:
             picture = looked.look(ask)
             still = 0 if picture.moves else still + 1
             if live:
-                parts = rendered(picture, console.height)
+                parts = rendered(picture, console.height, console.width)
                 live.update(
                     Group(*(Text.from_markup(p) if isinstance(p, str) else p for p in parts)), refresh=True
                 )

@@ -410,8 +410,13 @@ def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
     printed = io.StringIO()
     window.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=100))
     assert printed.getvalue().count(title) == 2
-    assert "3m20s" in printed.getvalue()
+    for part in ("3m20s", "node[1-12,14-", "0]", "Priority,", "2030-01-02"):
+        assert part in printed.getvalue()
     assert all(len(line) <= 100 for line in printed.getvalue().splitlines()[1:])
+    printed = io.StringIO()
+    window.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=80))
+    assert all(len(line) <= 80 for line in printed.getvalue().splitlines()[1:])
+    assert "3m20s" in printed.getvalue()  # on what is narrower the titles give way as well
 
 
 def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
@@ -444,8 +449,8 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
 
 def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
     picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
-    assert any(not isinstance(part, str) for part in window.rendered(picture, 20))
-    folded = window.rendered(picture, 5)
+    assert any(not isinstance(part, str) for part in window.rendered(picture, 20, 100))
+    folded = window.rendered(picture, 5, 100)
     assert all(isinstance(part, str) for part in folded)
     assert "1 not started" in str(folded[0])
 
