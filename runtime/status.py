@@ -150,7 +150,7 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
 
 def _starts_again(live: Live | None, starts: Sequence[Start]) -> bool:
     """Whether a run that had begun is at work under SLURM anew, and has not got to its Start line yet."""
-    if live is None or live.waits or not starts:
+    if live is None or live.state != "RUNNING" or not starts:
         return False
     return not (starts[-1].job or "").startswith(f"{live.job}, restart {live.restarts},")
 

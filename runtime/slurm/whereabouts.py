@@ -49,13 +49,11 @@ class Whereabouts:
 def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
     """Where these unfinished runs are, by fingerprint, and the jobs of these submissions that go on with studies."""
     from runtime.folder import RunFolder
-    from runtime.slurm.queue import (
-        folder_of,
-        numbered,
-        submitted,
-    )  # a second, for who has nothing to do with SLURM
+    from runtime.slurm import queue  # a second, for who has nothing to do with SLURM
 
-    noted = {run: said for run in runs if (said := submitted(workspace, RunFolder(workspace.runs / run)))}
+    noted = {
+        run: said for run in runs if (said := queue.submitted(workspace, RunFolder(workspace.runs / run)))
+    }
     known = {run: said[0] for run, said in noted.items()}
     problem = ""
     here: dict[str, Live] = {}
@@ -63,12 +61,14 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
         here = client.live({one.name for one in known.values()} | set(studies))
     except SlurmError as error:
         problem = str(error)
-    jobs = {run: job for run, one in known.items() if (job := numbered(one, here).job_of(run))}
+    jobs = {run: job for run, one in known.items() if (job := queue.numbered(one, here).job_of(run))}
     live = {run: here[job] for run, job in jobs.items() if job in here}
     gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
     waiting = {one.name: one for one in here.values() if one.name in studies}
     if not problem:
-        files = {name: folder_of(workspace, name) / "submission.json" for name in set(studies) - set(waiting)}
+        files = {
+            name: queue.folder_of(workspace, name) / "submission.json" for name in set(studies) - set(waiting)
+        }
         theirs = {name: load(file, Submission) for name, file in files.items() if file.exists()}
         gone |= {name: str(one.job) for name, one in theirs.items() if one.job is not None}
     told = client.ended(gone.values())
