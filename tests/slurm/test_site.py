@@ -158,8 +158,40 @@ def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path
     [one] = [
         one for one in found(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site()) if not one.ok
     ]
-    assert "gives 0.21 GB of each node, and the plan counts on 2 GB" in one.what
+    assert "gives 0.21 GB of each node, and the plan counts on 2 GB; that matters where runs are" in one.what
+    assert one.remedy == "write slurm.memory: 2 GB"
     assert not one.fatal
+
+
+def test_how_much_memory_to_write(tmp_path: Path) -> None:
+    silent = CLUSTER.replace("memory: 2 GB", "retries: 3")
+    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site())
+    assert said.endswith("; write slurm.memory: 4.19 GB, which is all that a node gives")
+    assert wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "memory: 4.19 GB"), site()) == []
+    uneven = [NODE.replace("RealMemory=4000", f"RealMemory={size}") for size in (4000, 9000, 2500, 9000)]
+    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site(PARTITION, *uneven))
+    assert said.endswith("; write slurm.memory: 8 GB")
+    on_gpus = asked(tmp_path, silent.replace("backend: cpu", "backend: cuda"))
+    shape = whole_shape(4, 1, True, on_gpus.cluster)
+    [one] = [one for one in findings(on_gpus, shape, site()) if not one.ok]
+    assert one.remedy == "write slurm.memory: what each node's ranks need beside their GPUs, 4.19 GB at most"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        ({}, False),
+        ({"TaskPlugin": "task/affinity", "ConstrainRAMSpace": "yes"}, False),
+        ({"TaskPlugin": "task/cgroup,task/affinity", "ConstrainRAMSpace": "no"}, False),
+        ({"TaskPlugin": "task/cgroup,task/affinity", "ConstrainRAMSpace": "yes"}, True),
+        ({"JobAcctGatherParams": "UsePss,OverMemoryKill"}, True),
+    ],
+)
+def test_whether_a_site_holds_runs_to_their_memory(
+    tmp_path: Path, settings: dict[str, str], kills: bool
+) -> None:
+    [said] = wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site(**settings))
+    assert ("this site kills runs that take more than they are given" in said) is kills
 
 
 def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
