@@ -72,9 +72,12 @@ def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_path: Path) -> None:
     (tmp_path / "ours.yaml").write_text(CLUSTER)
     (tmp_path / "data").mkdir()
+    before = f"{CLUSTER.replace('source: a test', 'source: measured by isoplan doctor on node7', 1)}"
+    (tmp_path / "ours.measured.yaml").write_text(before)
     done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"job \d+ has ended: completed", done.stderr)
+    assert list(tmp_path.glob("slurm/doctor-*")) == []
     told = json.loads(done.stdout)
     assert [one for one in told["findings"] if not one["ok"] and one["stops"]] == []
     said = "\n".join(one["what"] for one in told["findings"])
@@ -84,7 +87,9 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     assert f"{tmp_path}/data can be read" in said
     assert "4 tasks found each other" in said
     assert "parameters is saved in 5 s (KillWait)" in said
+    assert (told["file"], told["kept"]) == ("ours.measured.yaml", None)
     measured = load(tmp_path / told["file"], ClusterFile)
+    assert measured.source.startswith("measured by isoplan doctor on node1, node2 (")
     assert (measured.devices, measured.devices_per_node) == (4, 2)
     for link, rates in (("intra_node", "within"), ("inter_node", "between")):
         assert getattr(measured, link) == pytest.approx(

@@ -229,5 +229,7 @@ def test_bad_input(tmp_path: Path) -> None:
     for named in ("none", str(tmp_path / "none.yaml")):
         with pytest.raises(DocumentError):
             doctor_command(slurm=True, cluster=named)
-    with pytest.raises(DocumentError, match="figures are there; give another name as --out, or remove it"):
+    with pytest.raises(
+        DocumentError, match="did not write what is there; give another name as --out, or remove"
+    ):
         doctor_command(slurm=True, cluster=str(path), out=path)
