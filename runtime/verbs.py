@@ -265,9 +265,7 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
         typer.echo(jsonlib.dumps(said, indent=1))
     else:
         doctor.show(examined, base, console)
-        if examined.cluster is None:
-            console.print("nothing was measured, and no cluster file written")
-        else:
+        if examined.cluster is not None:
             console.print(
                 f"wrote {escape(str(written))}; a budget takes it as: cluster: {escape(str(written))}",
                 soft_wrap=True,

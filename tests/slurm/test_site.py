@@ -1,13 +1,16 @@
 """What a cluster file asks for beside what scontrol shows: lines of SLURM 22.05, and no SLURM needed."""
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 from runtime.doctor import Finding
 from runtime.prepare import RefusedError, Workspace
+from runtime.slurm import doctor
 from runtime.slurm.client import fields_of
 from runtime.slurm.doctor import examine
 from runtime.slurm.limits import findings
@@ -217,9 +220,30 @@ def test_without_slurm_or_where_it_cannot_name_its_logs(
         (tmp_path / "50%", "SLURM takes % in a path"),
     ):
         place.mkdir(exist_ok=True)
-        examined = examine(one, Workspace(place), 1.0, Console(quiet=True))
+        console = Console(file=StringIO(), width=200)
+        examined = examine(one, Workspace(place), 1.0, console)
         assert not examined.healthy
         assert says in examined.findings[-1].what
+        assert says in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_nothing_is_queued_where_a_run_would_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submitted(*_: object) -> None:
+        raise AssertionError("a job was queued")
+
+    one, out = asked(tmp_path, CLUSTER.replace("memory: 2 GB", "partition: shrt")), tmp_path / "out.yaml"
+    monkeypatch.setattr(doctor, "from_here", lambda asked, _, shape: findings(asked, shape, site()))
+    monkeypatch.setattr(doctor.queue, "submit", submitted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(typer.Exit) as ended:
+        doctor_command(slurm=True, cluster=str(one.path), out=out)
+    assert ended.value.exit_code == 1
+    *_, last = said = capsys.readouterr().out.splitlines()
+    assert sum("there is no partition shrt here; write short" in line for line in said) == 1
+    assert last == "nothing was queued, measured or written: what is found above would stop a run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.yaml"]
 
 
 def test_bad_input(tmp_path: Path) -> None:
