@@ -23,10 +23,14 @@ from runtime.measure import DeviceRates, LinkRates, device_rates, link_rates
 from runtime.prepare import Machine, RefusedError
 from runtime.provenance import processor
 from specs.cluster import Cluster
-from specs.files import DocumentError, from_catalog, is_file, load, write_yaml
+from specs.files import DocumentError, from_catalog, is_file, load
 
 _LEFT_BEHIND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Of torchrun and the like: a launcher sets its own, a rank that is started by hand believes them."""
+_MEASURED = "measured by isoplan doctor on "
+"""How the source of what is measured begins, by which a file of the doctor's is known."""
+_BEFORE = "as before: "
+"""What comes before the source of the figures that are not measured."""
 LEAST_FREE_BYTES = 2**30
 """Room for a first small run and its checkpoints."""
 
@@ -134,7 +138,7 @@ def with_rates(base: Cluster, rates: DeviceRates, where: str) -> Cluster:
     its data sheet, and the shares of it that it reaches are measured.
     """
     what = processor() if base.device.backend == "cpu" else rates.name
-    source = f"measured by isoplan doctor on {where} ({what})"
+    source = f"{_MEASURED}{where} ({what})"
     if base.device.backend == "cpu":
         peaks = {
             "peak_bf16": short(rates.bf16_flop_per_s),
@@ -144,7 +148,8 @@ def with_rates(base: Cluster, rates: DeviceRates, where: str) -> Cluster:
         device = base.device.model_copy(update=peaks)
         return base.model_copy(update={"device": device, "source": source})
     if base.efficiency is None:
-        return base
+        sheet = f"{source}; the data sheet {_BEFORE}{_unmeasured(base.source)}"
+        return base.model_copy(update={"source": sheet})
     peak = base.device.peak_bf16
     shares = {
         "matmul": _share(rates.bf16_flop_per_s, peak),
@@ -152,9 +157,14 @@ def with_rates(base: Cluster, rates: DeviceRates, where: str) -> Cluster:
         "attention": _share(rates.attention_flop_per_s, peak),
         "memory": _share(rates.copy_bytes_per_s, base.device.memory_bandwidth),
         "launch": short(rates.launch_s),
-        "source": f"{source}; overlap and uptime as before: {base.efficiency.source}",
+        "source": f"{source}; overlap and uptime {_BEFORE}{_unmeasured(base.efficiency.source)}",
     }
     return base.model_copy(update={"efficiency": base.efficiency.model_copy(update=shares)})
+
+
+def _unmeasured(source: str) -> str:
+    """The source of what is not measured, however often the rest was."""
+    return source.rpartition(_BEFORE)[2]
 
 
 def short(figure: float) -> float:
@@ -178,11 +188,21 @@ def base_cluster(named: str | None, machine: Machine) -> Cluster:
     return load(Path(named), Cluster) if is_file(named) else from_catalog(Cluster, named, None)
 
 
-def write_cluster(path: Path, cluster: Cluster) -> None:
-    """The cluster as a file that a budget can name; another document that is there is left alone."""
-    if path.exists() and load(path, Cluster) != cluster:
-        raise DocumentError(path, 1, 1, "other figures are there", "give another name as --out, or remove it")
-    write_yaml(path, cluster)
+def check_place(path: Path) -> None:
+    """DocumentError where a file stands that the doctor did not write: only its own may give way to new figures."""
+    if path.exists() and not _is_measured(path):
+        what = "isoplan doctor did not write what is there"
+        raise DocumentError(path, 1, 1, what, "give another name as --out, or remove it")
+
+
+def _is_measured(path: Path) -> bool:
+    """Whether a file is a cluster whose source says that the doctor measured it."""
+    try:
+        there = load(path, Cluster)
+    except DocumentError:
+        return False
+    sources = [there.source, *([] if there.efficiency is None else [there.efficiency.source])]
+    return any(source.startswith(_MEASURED) for source in sources)
 
 
 def looked_at(folder: Path) -> Iterator[Finding]:

@@ -213,10 +213,11 @@ def doctor_command(
     """Look for what would stop a run on this machine, and measure it into a cluster file.
 
     The figures are those of one device at work alone, and of the link between two.
-    A budget that names the file is planned with them.
+    A budget that names the file is planned with them. The next call writes it anew; a file that is not the
+    doctor's own is left alone.
 
-    With --slurm, what the cluster file asks of SLURM is compared with what the site has, and a job of a few
-    minutes has two nodes look around and measure, all devices at once. Ctrl-C cancels it.
+    With --slurm, what the cluster file asks of SLURM is compared with what the site has. Where that stops no
+    run, a job of a few minutes has two nodes look around and measure, all devices at once. Ctrl-C cancels it.
 
     Exit codes: 0 nothing would stop a run, 1 something would, 2 bad input.
     """
@@ -226,10 +227,11 @@ def doctor_command(
         raise typer.Exit(_doctor_slurm(cluster, patience, out, json))
     machine, console = this_machine(), Console(stderr=json)
     base = doctor.base_cluster(cluster, machine)
+    path = out or Path(f"{base.name}.measured.yaml")
+    doctor.check_place(path)
     with console.status("measuring: half a minute"):
         examined = doctor.examine(base, machine, Path())
-    path = out or Path(f"{base.name}.measured.yaml")
-    doctor.write_cluster(path, examined.cluster)
+    write_yaml(path, examined.cluster)
     if json:
         typer.echo(jsonlib.dumps(examined.plain() | {"file": str(path)}, indent=1))
     else:
@@ -242,6 +244,7 @@ def doctor_command(
 
 def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json: bool) -> int:
     """The exit code of `isoplan doctor --slurm`."""
+    from runtime.doctor import check_place
     from runtime.slurm import doctor
     from runtime.slurm.queue import Asked
 
@@ -252,8 +255,7 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
     path = Path(named) if is_file(named) else catalog_path(Cluster, named)
     base = load(path, Cluster) if is_file(named) else from_catalog(Cluster, named, None)
     written = out or Path(f"{base.name}.measured.yaml")
-    if written.exists():
-        raise DocumentError(written, 1, 1, "figures are there", "give another name as --out, or remove it")
+    check_place(written)
     console = Console(stderr=json)
     examined = doctor.examine(Asked(path, base), Workspace(Path()), 60 * patience_min, console)
     if examined.cluster is not None:
@@ -263,9 +265,7 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
         typer.echo(jsonlib.dumps(said, indent=1))
     else:
         doctor.show(examined, base, console)
-        if examined.cluster is None:
-            console.print("nothing was measured, and no cluster file written")
-        else:
+        if examined.cluster is not None:
             console.print(
                 f"wrote {escape(str(written))}; a budget takes it as: cluster: {escape(str(written))}",
                 soft_wrap=True,

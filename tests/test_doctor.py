@@ -2,15 +2,19 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 
-from runtime.doctor import base_cluster, examine, measured, write_cluster
+from runtime import doctor
+from runtime.doctor import Examined, base_cluster, check_place, examine, measured
 from runtime.measure import DeviceRates, LinkRates, device_rates, half_depth, link_rates
 from runtime.prepare import Machine, RefusedError
+from runtime.verbs import doctor_command
 from specs.cluster import Cluster
-from specs.files import DocumentError, from_catalog, load
+from specs.files import DocumentError, from_catalog, load, write_yaml
 from tests import samples
 from tests.test_run_cli import isoplan
 
@@ -59,14 +63,53 @@ def test_a_gpu_keeps_its_data_sheet_and_gets_its_shares() -> None:
     assert (alone.links, alone.message) == (before.links, before.message)
 
 
-def test_figures_that_are_there_are_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    write_cluster(path, H100)
+def test_only_what_the_doctor_wrote_gives_way(tmp_path: Path) -> None:
+    path, laptop = tmp_path / "mine.yaml", from_catalog(Cluster, "laptop", None)
+    check_place(path)
+    for base in (H100, H100.model_copy(update={"efficiency": None}), laptop):
+        write_yaml(path, measured(base, 8, RATES, LinkRates(3.6e11, 2e-5)))
+        check_place(path)
+        write_yaml(path, base)
+        with pytest.raises(DocumentError, match="did not write what is there; give another name as --out"):
+            check_place(path)
+    for text in ("kind: cluster\nsource: measured by isoplan doctor on me\n", "notes: [", ""):
+        path.write_text(text)
+        with pytest.raises(DocumentError, match="did not write what is there"):
+            check_place(path)
+    with pytest.raises(DocumentError, match="did not write what is there"):
+        check_place(tmp_path)
+
+
+def test_a_second_measurement_names_its_sources_once() -> None:
+    for base in (H100, H100.model_copy(update={"efficiency": None})):
+        once = measured(base, 8, RATES, LinkRates(3.6e11, 2e-5))
+        assert once != base
+        assert measured(once, 8, RATES, LinkRates(3.6e11, 2e-5)).efficiency == once.efficiency
+        assert measured(once, 8, RATES, LinkRates(3.6e11, 2e-5)).source == once.source
+
+
+def test_the_doctor_may_be_called_again_and_refuses_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def measure(base: Cluster, machine: Machine, folder: Path) -> Examined:
+        calls.append(base)
+        rates = replace(RATES, fp32_flop_per_s=1e11 * len(calls))
+        return Examined((), rates, None, measured(base, 2, rates, None), 0.0)
+
+    monkeypatch.setattr(doctor, "examine", measure)
+    path = tmp_path / "out.yaml"
+    for peak in (1e11, 2e11):
+        with pytest.raises(typer.Exit) as ended:
+            doctor_command(cluster="laptop", out=path)
+        assert ended.value.exit_code == 0
+        assert load(path, Cluster).device.peak_fp32 == peak
+    write_yaml(path, H100)
+    with pytest.raises(DocumentError, match="did not write what is there"):
+        doctor_command(cluster="laptop", out=path)
     assert load(path, Cluster) == H100
-    write_cluster(path, H100)
-    with pytest.raises(DocumentError, match="other figures are there"):
-        write_cluster(path, measured(H100, 8, RATES, None))
-    assert load(path, Cluster) == H100
+    assert len(calls) == 2
 
 
 def test_what_is_not_here_is_not_measured(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """`isoplan doctor --slurm`: what would fail after it was queued, found before, and a cluster measured node to node.
 
-First what can be asked from here (runtime/slurm/beforehand.py), then one short job on two nodes whose
-tasks look around and measure together (runtime/slurm/probe.py), then what they reported (runtime/slurm/reports.py).
+First what can be asked from here (runtime/slurm/beforehand.py). Where that would stop no run, one short job on two
+nodes whose tasks look around and measure together (runtime/slurm/probe.py), then what they reported
+(runtime/slurm/reports.py).
 """
 
 import secrets
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +45,10 @@ class Examined:
     """None where the job did not come to them."""
     cluster: Cluster | None
     """The cluster that the figures went into."""
+    job: str | None = None
+    """SLURM's number for the job; None where none was queued."""
+    kept: Path | None = None
+    """Folder of what its tasks wrote, where not all was well with them."""
 
     @property
     def healthy(self) -> bool:
@@ -55,41 +61,61 @@ class Examined:
             "findings": [asdict(one) for one in self.findings],
             "figures": None if self.figures is None else asdict(self.figures),
             "cluster": None if self.cluster is None else self.cluster.plain(),
+            "job": self.job,
+            "kept": None if self.kept is None else str(self.kept),
         }
 
 
 def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Console) -> Examined:
-    """Look at the site from here, then from its nodes; a job that does not start within the patience is cancelled."""
+    """Look at the site from here, then from its nodes, and print each finding as soon as it is one.
+
+    Nothing is queued where something would stop a run; a job that does not start within the patience is cancelled.
+    """
     cluster = asked.cluster
     shape = whole_shape(cluster.devices, 1, cluster.device.backend == "cuda", cluster)
     try:
         found = from_here(asked, workspace, shape)
     except RefusedError as error:  # no SLURM, or none that answers
-        return Examined((*looked_at(workspace.path), Finding(False, *parts_of(error))), None, None)
+        found = [*looked_at(workspace.path), Finding(False, *parts_of(error))]
+    show_findings(found, console)
+    examined = Examined(tuple(found), None, None)
+    if not examined.healthy:
+        return examined
     probe = replace(shape, nodes=min(2, shape.nodes), least_nodes=min(2, shape.nodes))
     script = queue.probe_script(workspace, asked, probe)
     try:
         [queued] = queue.submit(workspace, asked, [script])
     except DocumentError as error:
-        if not any(one.fatal for one in found):
-            found.append(finding_of(error))
-        return Examined(tuple(found), None, None)
+        return _with(examined, [finding_of(error)], console)
     folder = queue.folder_of(workspace, queued.name)
     told = Told(folder, str(queued.job), queued.name, _order(workspace, asked, probe))
     reported, said = _carried_out(told, patience_s, console)
-    found += said
+    examined = replace(examined, job=told.job, kept=folder if folder.exists() else None)
     figures = None if reported is None else Figures.of(reported)
     if figures is None:
-        return Examined(tuple(found), None, None)
-    found.append(figures.saving(kill_wait_s(client.settings()), asked.cluster.slurm.warning))
-    return Examined(tuple(found), figures, figures.cluster(asked.cluster))
+        return _with(examined, said, console)
+    said.append(figures.saving(kill_wait_s(client.settings()), asked.cluster.slurm.warning))
+    measured = replace(examined, figures=figures, cluster=figures.cluster(asked.cluster))
+    return _with(measured, said, console)
+
+
+def _with(examined: Examined, findings: list[Finding], console: Console) -> Examined:
+    """With further findings, which are printed."""
+    show_findings(findings, console)
+    return replace(examined, findings=(*examined.findings, *findings))
 
 
 def show(examined: Examined, base: Cluster, console: Console) -> None:
-    """Print what was found and measured."""
-    show_findings(examined.findings, console)
+    """Print what was measured, or why nothing was; the findings are printed already."""
+    if examined.kept is not None:
+        said = f"what the tasks of job {examined.job} wrote stays in {examined.kept}"
+        console.print(escape(said), highlight=False, soft_wrap=True)
     figures = examined.figures
     if figures is None:
+        said = f"nothing was measured or written: job {examined.job} came to no figures"
+        if examined.job is None:
+            said = "nothing was queued, measured or written: what is found above would stop a run"
+        console.print(said, highlight=False, soft_wrap=True)
         return
     rows = list(device_rows(figures.device, base))
     if figures.within is not None:
@@ -125,7 +151,10 @@ def _order(workspace: Workspace, asked: Asked, shape: Shape) -> Order:
 
 
 def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Reports | None, list[Finding]]:
-    """What the job's tasks reported, once it has ended, and what that means; no reports where it never started."""
+    """What the job's tasks reported, once it has ended, and what that means; no reports where it never started.
+
+    Its folder goes where nothing is left in it to look into.
+    """
     begun = time.time()
     try:
         write(told.folder, "order", told.order)
@@ -133,9 +162,11 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
     except BaseException:
         with suppress(SlurmError):
             client.cancel([told.job])
+            shutil.rmtree(told.folder, ignore_errors=True)
         raise
     if waited_for is not None:
         client.cancel([told.job])
+        shutil.rmtree(told.folder, ignore_errors=True)
         said = f"job {told.job} did not start within {duration(patience_s)} (SLURM says {waited_for}); it was cancelled"
         return None, [Finding(False, said, "give more --patience, or try again when less is queued")]
     state, nodes = _end(told.job), client.nodes_of(client.place_of(told.job))
@@ -145,6 +176,8 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
     if state not in ("COMPLETED", "FAILED"):
         limit = f" (it had {duration(PROBE_S)})" if state == "TIMEOUT" else ""
         said_by.append(Finding(False, f"job {told.job} ended as {state}{limit}", f"see {told.folder}"))
+    if state == "COMPLETED" and not any(one.fatal for one in said_by):
+        shutil.rmtree(told.folder, ignore_errors=True)
     return reported, said_by
 
 

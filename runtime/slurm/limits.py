@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from runtime.doctor import Finding
 from runtime.slurm.queue import Asked
 from runtime.slurm.script import Shape
-from runtime.slurm.site import Node, Partition, Site, kill_wait_s
+from runtime.slurm.site import Node, Partition, Site, holds_to_memory, kill_wait_s
 from specs.files import locate
 from specs.text import nearest
 from specs.words import duration, several
@@ -29,7 +29,7 @@ def findings(asked: Asked, shape: Shape, site: Site) -> list[Finding]:
     found = list(_partitions(asked, site))
     if partition is not None:
         found += _limits(asked, shape, partition)
-        found += _nodes(asked, shape, partition, [n for n in site.nodes if partition.name in n.partitions])
+        found += _nodes(asked, shape, partition, site)
         found.append(_preempted(partition))
     return [*found, *_settings(asked, site)]
 
@@ -75,8 +75,9 @@ def _limits(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Findin
         )
 
 
-def _nodes(asked: Asked, shape: Shape, partition: Partition, nodes: Sequence[Node]) -> Iterator[Finding]:
+def _nodes(asked: Asked, shape: Shape, partition: Partition, site: Site) -> Iterator[Finding]:
     """Whether enough of the partition's nodes have what each must have."""
+    nodes = [node for node in site.nodes if partition.name in node.partitions]
     if shape.nodes > len(nodes):
         what = f"{several(asked.cluster.devices, 'device')} are {several(shape.nodes, 'node')} of "
         what += f"{shape.tasks_per_node}, and the partition {partition.name} has {len(nodes)}"
@@ -106,7 +107,8 @@ def _nodes(asked: Asked, shape: Shape, partition: Partition, nodes: Sequence[Nod
         "jobs wait until they are back",
         stops=False,
     )
-    yield from _memory(asked, shape, partition)
+    room = sorted(min(node.memory, partition.most_memory) for node in enough)[-shape.nodes]
+    yield from _memory(asked, shape, partition, room, holds_to_memory(site.settings))
 
 
 def _wants(
@@ -153,8 +155,10 @@ def _wants(
         )
 
 
-def _memory(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Finding]:
-    """What a job gets that does not say how much memory it needs."""
+def _memory(
+    asked: Asked, shape: Shape, partition: Partition, room: float, enforced: bool
+) -> Iterator[Finding]:
+    """What a job gets that does not say how much memory it needs; `room` is what it may have of each node, in bytes."""
     if asked.cluster.slurm.memory is not None or partition.memory_per_cpu == math.inf:
         return
     each = (asked.cluster.slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
@@ -163,11 +167,19 @@ def _memory(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Findin
     said = f"slurm.memory is not said: the partition {partition.name} gives {_size(given)} of each node"
     if given >= counted > 0:
         yield Finding(True, said)
+        return
+    if counted:
+        said += f", and the plan counts on {_size(counted)}"
+        amount = _size_below(min(counted, room))
+        write = f"{amount}, which is all that a node gives" if room < counted else amount
     else:
-        then = f", and the plan counts on {_size(counted)}" if counted else ""
-        yield refused(
-            asked, "slurm", said + then, "write slurm.memory: what each node's ranks need", stops=False
-        )
+        write = f"what each node's ranks need beside their GPUs, {_size_below(room)} at most"
+    said += (
+        "; this site kills runs that take more than they are given"
+        if enforced
+        else "; that matters where runs are killed for taking more, which no setting of this site says"
+    )
+    yield refused(asked, "slurm", said, f"write slurm.memory: {write}", stops=False)
 
 
 def _preempted(partition: Partition) -> Finding:
@@ -206,3 +218,8 @@ def minutes(time_s: float) -> str:
 
 def _size(size: float) -> str:
     return f"{size / 1e9:,.3g} GB"
+
+
+def _size_below(size: float) -> str:
+    """An amount that is not more than this one, as a cluster file says it."""
+    return f"{math.floor(size / 1e7) / 100:g} GB"

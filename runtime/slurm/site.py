@@ -136,3 +136,9 @@ def _number(text: str) -> float:
 def kill_wait_s(settings: Mapping[str, str]) -> float:
     """Time that a cancelled job has to save."""
     return float(settings.get("KillWait", "30").split()[0])
+
+
+def holds_to_memory(settings: Mapping[str, str]) -> bool:
+    """Whether the site's settings say that jobs are killed which take more memory than they have asked for."""
+    in_groups = "cgroup" in settings.get("TaskPlugin", "") and settings.get("ConstrainRAMSpace") == "yes"
+    return in_groups or "OverMemoryKill" in settings.get("JobAcctGatherParams", "")

@@ -72,9 +72,12 @@ def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_path: Path) -> None:
     (tmp_path / "ours.yaml").write_text(CLUSTER)
     (tmp_path / "data").mkdir()
+    before = f"{CLUSTER.replace('source: a test', 'source: measured by isoplan doctor on node7', 1)}"
+    (tmp_path / "ours.measured.yaml").write_text(before)
     done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"job \d+ has ended: completed", done.stderr)
+    assert list(tmp_path.glob("slurm/doctor-*")) == []
     told = json.loads(done.stdout)
     assert [one for one in told["findings"] if not one["ok"] and one["stops"]] == []
     said = "\n".join(one["what"] for one in told["findings"])
@@ -84,7 +87,9 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     assert f"{tmp_path}/data can be read" in said
     assert "4 tasks found each other" in said
     assert "parameters is saved in 5 s (KillWait)" in said
+    assert (told["file"], told["kept"]) == ("ours.measured.yaml", None)
     measured = load(tmp_path / told["file"], ClusterFile)
+    assert measured.source.startswith("measured by isoplan doctor on node1, node2 (")
     assert (measured.devices, measured.devices_per_node) == (4, 2)
     for link, rates in (("intra_node", "within"), ("inter_node", "between")):
         assert getattr(measured, link) == pytest.approx(
@@ -115,10 +120,17 @@ def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp
 
 
 def test_tasks_that_cannot_start_are_named_with_what_they_printed(client: Cluster, tmp_path: Path) -> None:
-    said = found_by_a_job(tmp_path, f"{CLUSTER}  prologue: [export PYTHONHOME=/none]\n")
+    (tmp_path / "ours.yaml").write_text(f"{CLUSTER}  prologue: [export PYTHONHOME=/none]\n")
+    done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml")
+    assert done.returncode == 1, done.stderr
+    *_, stays, last = said = done.stdout.splitlines()
+    [kept] = tmp_path.glob("slurm/doctor-*")
+    assert re.fullmatch(rf"what the tasks of job \d+ wrote stays in {kept}", stays)
+    assert re.fullmatch(r"nothing was measured or written: job \d+ came to no figures", last)
+    assert not (tmp_path / "ours.measured.yaml").exists()
     for node in ("node1", "node2"):
         assert any(
-            re.match(rf"rank \d on {node} did not report; it printed: ModuleNotFoundError:", one)
+            re.match(rf"no  rank \d on {node} did not report; it printed: ModuleNotFoundError:", one)
             for one in said
         )
 
@@ -153,6 +165,16 @@ def test_what_cannot_run_is_named_with_its_line(client: Cluster, tmp_path: Path)
         assert any(says in one for one in said), (becomes, said)
 
 
+def test_what_cannot_run_is_not_queued(client: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(CLUSTER.replace("memory: 2 GB", "qos: none"))
+    done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("14:8: there is no qos none here; write one of normal") == 1
+    assert done.stdout.splitlines()[-1].startswith("nothing was queued, measured or written: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["ours.yaml"]
+    assert client.run("squeue", "--noheader") == ""
+
+
 def test_what_is_lost_without_accounts(client: Cluster, tmp_path: Path) -> None:
     client.stop_accounting()
     [said] = wrong(tmp_path, CLUSTER)
@@ -184,13 +206,15 @@ def test_variables_that_a_job_left_behind(
 def test_who_waits_too_long_or_is_interrupted_leaves_no_job(client: Cluster, tmp_path: Path) -> None:
     [said] = found_by_a_job(tmp_path, f"{CLUSTER}  extra: {{begin: now+1hour}}\n", patience_s=0.5)
     assert re.match(r"job \d+ did not start within 0.5 s \(SLURM says \w+\); it was cancelled", said)
+    assert list(tmp_path.glob("slurm/doctor-*")) == []
     words = ("doctor", "--slurm", "--cluster", "ours.yaml")
     argv = [sys.executable, "-P", "-m", "runtime.cli", *words]
     with subprocess.Popen(
         argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as asking:
         assert asking.stdout is not None
-        assert "waits" in asking.stdout.readline()
+        assert any("waits" in line for line in asking.stdout)
         asking.send_signal(signal.SIGINT)
         assert asking.wait(timeout=60) == 75
     client.until(lambda: not client.run("squeue", "--noheader"), "no job is left", timeout_s=10)
+    assert list(tmp_path.glob("slurm/doctor-*")) == []

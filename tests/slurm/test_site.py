@@ -1,13 +1,16 @@
 """What a cluster file asks for beside what scontrol shows: lines of SLURM 22.05, and no SLURM needed."""
 
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 
 from runtime.doctor import Finding
 from runtime.prepare import RefusedError, Workspace
+from runtime.slurm import doctor
 from runtime.slurm.client import fields_of
 from runtime.slurm.doctor import examine
 from runtime.slurm.limits import findings
@@ -158,8 +161,40 @@ def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path
     [one] = [
         one for one in found(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site()) if not one.ok
     ]
-    assert "gives 0.21 GB of each node, and the plan counts on 2 GB" in one.what
+    assert "gives 0.21 GB of each node, and the plan counts on 2 GB; that matters where runs are" in one.what
+    assert one.remedy == "write slurm.memory: 2 GB"
     assert not one.fatal
+
+
+def test_how_much_memory_to_write(tmp_path: Path) -> None:
+    silent = CLUSTER.replace("memory: 2 GB", "retries: 3")
+    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site())
+    assert said.endswith("; write slurm.memory: 4.19 GB, which is all that a node gives")
+    assert wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "memory: 4.19 GB"), site()) == []
+    uneven = [NODE.replace("RealMemory=4000", f"RealMemory={size}") for size in (4000, 9000, 2500, 9000)]
+    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site(PARTITION, *uneven))
+    assert said.endswith("; write slurm.memory: 8 GB")
+    on_gpus = asked(tmp_path, silent.replace("backend: cpu", "backend: cuda"))
+    shape = whole_shape(4, 1, True, on_gpus.cluster)
+    [one] = [one for one in findings(on_gpus, shape, site()) if not one.ok]
+    assert one.remedy == "write slurm.memory: what each node's ranks need beside their GPUs, 4.19 GB at most"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kills"),
+    [
+        ({}, False),
+        ({"TaskPlugin": "task/affinity", "ConstrainRAMSpace": "yes"}, False),
+        ({"TaskPlugin": "task/cgroup,task/affinity", "ConstrainRAMSpace": "no"}, False),
+        ({"TaskPlugin": "task/cgroup,task/affinity", "ConstrainRAMSpace": "yes"}, True),
+        ({"JobAcctGatherParams": "UsePss,OverMemoryKill"}, True),
+    ],
+)
+def test_whether_a_site_holds_runs_to_their_memory(
+    tmp_path: Path, settings: dict[str, str], kills: bool
+) -> None:
+    [said] = wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site(**settings))
+    assert ("this site kills runs that take more than they are given" in said) is kills
 
 
 def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
@@ -185,9 +220,30 @@ def test_without_slurm_or_where_it_cannot_name_its_logs(
         (tmp_path / "50%", "SLURM takes % in a path"),
     ):
         place.mkdir(exist_ok=True)
-        examined = examine(one, Workspace(place), 1.0, Console(quiet=True))
+        console = Console(file=StringIO(), width=200)
+        examined = examine(one, Workspace(place), 1.0, console)
         assert not examined.healthy
         assert says in examined.findings[-1].what
+        assert says in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_nothing_is_queued_where_a_run_would_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submitted(*_: object) -> None:
+        raise AssertionError("a job was queued")
+
+    one, out = asked(tmp_path, CLUSTER.replace("memory: 2 GB", "partition: shrt")), tmp_path / "out.yaml"
+    monkeypatch.setattr(doctor, "from_here", lambda asked, _, shape: findings(asked, shape, site()))
+    monkeypatch.setattr(doctor.queue, "submit", submitted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(typer.Exit) as ended:
+        doctor_command(slurm=True, cluster=str(one.path), out=out)
+    assert ended.value.exit_code == 1
+    *_, last = said = capsys.readouterr().out.splitlines()
+    assert sum("there is no partition shrt here; write short" in line for line in said) == 1
+    assert last == "nothing was queued, measured or written: what is found above would stop a run"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.yaml"]
 
 
 def test_bad_input(tmp_path: Path) -> None:
@@ -197,5 +253,7 @@ def test_bad_input(tmp_path: Path) -> None:
     for named in ("none", str(tmp_path / "none.yaml")):
         with pytest.raises(DocumentError):
             doctor_command(slurm=True, cluster=named)
-    with pytest.raises(DocumentError, match="figures are there; give another name as --out, or remove it"):
+    with pytest.raises(
+        DocumentError, match="did not write what is there; give another name as --out, or remove"
+    ):
         doctor_command(slurm=True, cluster=str(path), out=path)
