@@ -209,7 +209,8 @@ def why_ended(folder: RunFolder, job: str, end: Ended | None) -> str:
     """Why a run's job ended before the run was finished, in one line."""
     said = f"job {job} ended" + (f" as {end.state}" if end else "")
     last = next(reversed(folder.records()), None)
-    if isinstance(last, Incident) and last.what == "crashed":
+    cancelled = end is not None and end.state.startswith("CANCELLED")
+    if isinstance(last, Incident) and last.what == "crashed" and not cancelled:
         return f"{said}: {last.message}"
     return f"{said} before the run was finished"
 
