@@ -73,7 +73,7 @@ def _misbehave(mesh: Mesh, how: str) -> None:
     [
         ("raise", 60.0, "rank 1 had enough"),
         ("die", 60.0, "died|closed"),
-        ("hang", 5.0, "no answer|[Tt]imed out"),
+        ("hang", 10.0, "no answer|[Tt]imed out"),
     ],
 )
 def test_a_rank_that_fails_ends_all_of_them_at_once(how: str, timeout_s: float, said: str) -> None:
