@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         "slurm.time_limit",
     ),
     "memory": (("memory: 100 GB",), execution(), "memory: |100 GB", "Memory specification", "slurm.memory"),
-    "nodes": ((), execution(dp=16), "devices: |8", "Node count", "correct devices here and plan again"),
+    "nodes": ((), execution(dp=16), "devices: |16", "Node count", "correct devices here and plan again"),
     "CPUs": ((), execution(threads=9), "devices_per_node: |2", "CPU count per node", "devices_per_node"),
     "CPUs for a GPU": (
         ("cpus_per_device: 64",),
@@ -152,7 +152,12 @@ def test_what_slurm_refuses_of_a_plan(
     reason: str,
     remedy: str,
 ) -> None:
-    text = desk.says(*lines, devices_per_node=4 if how.layout.dp == 4 else 2)
+    text = desk.says(
+        *lines,
+        devices_per_node=4 if how.layout.dp == 4 else 2,
+        devices=max(8, how.layout.devices),
+        backend=how.device,
+    )
     path = desk.plan(run, executions=(how,))
     place = f"lab.yaml:{place_of(text, points_at)}"
     refused(desk.run(path, "--slurm"), place, "SLURM refuses the job: ", reason, "; correct ", remedy)
@@ -194,9 +199,9 @@ def test_a_submission_of_two_is_refused_as_a_whole(desk: Desk, data: CorpusRef, 
     """The first is queued, then the second is refused, for want of so many CPUs."""
     other = tiny_run(data, optim=WIDE, seed=1)
     path = desk.plan(run, other, executions=(execution(), execution(dp=64)))
-    text = desk.says("extra: {hold: true}")
+    text = desk.says("extra: {hold: true}", devices=64)
     before = int(desk.cluster.run("sbatch", "--parsable", "--hold", "--wrap", "true"))
-    refused(desk.run(path, "--slurm"), f"lab.yaml:{place_of(text, 'devices: |8')}", "More processors")
+    refused(desk.run(path, "--slurm"), f"lab.yaml:{place_of(text, 'devices: |64')}", "More processors")
     assert desk.queued() == [[str(before)]]
     assert desk.cluster.states(str(before + 1)) == ["CANCELLED"]
     assert desk.written() == {}
