@@ -167,6 +167,8 @@ def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
     write_yaml(place.home / "small.yaml", budget)
     (place.home / "plans" / "mini").rename(place.home / "plans" / budget.name)
     study = cluster.submit("--job-name=small-study-0a0b0c", f"--dependency=afterany:{job}", "--wrap", "true")
+    reason = ("squeue", "--noheader", f"--jobs={study}", "--format=%r")
+    cluster.until(lambda: cluster.run(*reason).strip() == "Dependency", "SLURM has looked why it waits")
     waits = StudyState(state="waiting", said="waits for 1 job of the pilots", submission="small-study-0a0b0c")
     write_json(place.home / "plans" / budget.name / "study.json", waits)
     submission = Submission(
