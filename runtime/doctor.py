@@ -53,6 +53,11 @@ class Finding:
         return self.stops and not self.ok
 
 
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing of these would stop a run."""
+    return not any(one.fatal for one in findings)
+
+
 @dataclass(frozen=True)
 class Examined:
     """What was found, and measured."""
@@ -69,7 +74,7 @@ class Examined:
     @property
     def healthy(self) -> bool:
         """Whether nothing would stop a run."""
-        return not any(one.fatal for one in self.findings)
+        return healthy(self.findings)
 
     def plain(self) -> dict[str, Any]:
         """For programs."""

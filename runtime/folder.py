@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def newest_step(self) -> int:
+        """Finished steps of the newest checkpoint, whole or not; 0 where there is none."""
+        return max(map(step_of, found(self.checkpoints)), default=0)
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"

@@ -25,6 +25,7 @@ from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
 from specs.run import Execution, RunSpec
+from specs.submission import StudyState
 from specs.words import several
 
 _PASS_TOKENS = 4096
@@ -62,8 +63,13 @@ class Workspace:
         return self.path / "plans" / name / f"plan.{phase}.yaml"
 
     def study(self, name: str) -> Path:
-        """How far the chain of jobs of a budget of this name is."""
+        """Where it is noted how far the chain of jobs of a budget of this name is."""
         return self.path / "plans" / name / "study.json"
+
+    def noted(self, name: str) -> StudyState | None:
+        """How far that chain is; None where there never was one."""
+        path = self.study(name)
+        return load(path, StudyState) if path.exists() else None
 
     def check_writable(self) -> None:
         """RefusedError where no run folder could be made."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.blame import Log, first_to_fail
-from runtime.folder import RunFolder, found, step_of
+from runtime.folder import RunFolder
 from runtime.lock import Owner, keeper
 from runtime.prepare import Wanted
 from runtime.progress import last_line, last_lines
@@ -117,7 +117,7 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
     metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
     again = _starts_again(live, starts)
     if again:  # what the lines say beyond its newest checkpoint is about to be cut
-        from_step = max(map(step_of, found(folder.checkpoints)), default=0)
+        from_step = folder.newest_step
         metrics = metrics if metrics.get("step", 0) <= from_step else {"step": from_step}
         evaluated = evaluated if evaluated.get("step", 0) <= from_step else {}
     step = int(metrics.get("step", 0))

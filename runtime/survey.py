@@ -234,8 +234,7 @@ class Survey:
         """Studies of the plans and the budget that were asked for, by name."""
         names = {group.name for group in groups if group.name}
         names |= {self._budget.name} if self._budget is not None else set()
-        paths = {name: self.workspace.study(name) for name in sorted(names)}
-        return {name: load(path, StudyState) for name, path in paths.items() if path.exists()}
+        return {name: noted for name in sorted(names) if (noted := self.workspace.noted(name)) is not None}
 
     def _chain(self) -> tuple[tuple[str, str], ...]:
         if self._budget is None:

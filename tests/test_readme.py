@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,22 +28,28 @@ def commands() -> list[str]:
     return [line for line in lines if not line.startswith("make ")]
 
 
+def typed(command: str, folder: Path, environment: Mapping[str, str], timeout_s: float) -> str:
+    """What a command prints that is typed in a folder; it must succeed."""
+    done = subprocess.run(
+        command.split(),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_commands_work_in_order(tmp_path: Path) -> None:
     """In a workspace with the shipped budgets and nothing else."""
     shutil.copytree(ROOT / "specs", tmp_path / "specs", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for command in commands():
-        done = subprocess.run(
-            command.split(),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        typed(command, tmp_path, environment, timeout_s=600)
     assert (tmp_path / "plans" / "smoke" / "audit.html").exists()
     assert (tmp_path / "plans" / "budget_1e24" / "report.html").exists()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.blame import Log
-from runtime.folder import RunFolder, found, step_of
+from runtime.folder import RunFolder
 from runtime.metrics import cut_line, reached
 from specs.files import append_line, load
 from specs.record import Incident, RecordLine, Start
@@ -108,7 +108,7 @@ def _after_crash(folder: RunFolder, fall: Fall, submission: Submission) -> int:
         print("told to leave before it had begun; the job is queued again")
         return AGAIN
     cut_line(folder.record_jsonl)
-    checkpoint = max(map(step_of, found(folder.checkpoints)), default=0)
+    checkpoint = folder.newest_step
     crashes = 1 + crashes_since(folder.records(), checkpoint, submission.time)
     again = not fall.hopeless and crashes <= submission.retries
     if again:

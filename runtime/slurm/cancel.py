@@ -61,8 +61,7 @@ def _end_study(workspace: Workspace, name: str) -> Live | None:
 
 def _waiting(workspace: Workspace, name: str) -> StudyState | None:
     """How far a study is that goes on by itself; None where none does."""
-    path = workspace.study(name)
-    noted = load(path, StudyState) if path.exists() else None
+    noted = workspace.noted(name)
     return noted if noted is not None and noted.state == "waiting" else None
 
 

@@ -15,7 +15,7 @@ from runtime import drive, prepare
 from runtime.drive import Driver, Ran
 from runtime.folder import RunFolder
 from runtime.launch import RESUME
-from runtime.prepare import Wanted, Workspace
+from runtime.prepare import Wanted
 from runtime.slurm import queue, study
 from runtime.slurm.client import SlurmError
 from runtime.slurm.queue import Asked, Script
@@ -27,14 +27,18 @@ from specs.words import several
 _WORDS = {"pending": "queued", "running": "at work"}
 """SLURM's words as `isoplan status` says them."""
 
+InHand = Mapping[str, tuple[str, str]]
+"""By fingerprint: SLURM's name for a run's job, and its word for how that stands now."""
+
 
 def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """Queue a plan's runs that are not finished or with SLURM already."""
     _check(driver)
     ran = study.carry_out(driver, prepare.from_plan(plan, path), _asked(plan, path), _name(plan), again=True)
+    jobs = _in_hand(driver, ran)
     if json:
-        _print({"runs": _states(ran), "exit_code": _code(ran.exit_code)})
-    _tell(driver, ran)
+        _print({"runs": _states(ran, jobs), "exit_code": _code(ran.exit_code)})
+    _tell(driver, ran, jobs)
     if ran.exit_code == drive.OK:
         driver.say(f"every run is finished; next: audit {escape(shlex.quote(str(path)))}")
     else:
@@ -47,13 +51,14 @@ def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> in
     _check(driver)
     if until_done:  # before anything is queued that it would go on with
         budget = load(path, Budget)
-        queue.try_out(_asked_by(path, budget), _study_script(driver, path, budget))
+        queue.try_out(study.asked_by(path, budget), _study_script(driver, path, budget))
     done = study.advance(driver, path, until_done=until_done, again=True)
+    jobs = _in_hand(driver, done.ran)
     if done.audit is None:
-        _tell(driver, done.ran)
+        _tell(driver, done.ran, jobs)
     if json:
         verdict = None if done.audit is None else done.audit.verdict
-        runs = _states(done.ran)
+        runs = _states(done.ran, jobs)
         _print({"plan": str(done.plan), "runs": runs, "verdict": verdict, "exit_code": _code(done.exit_code)})
     return _code(done.exit_code)
 
@@ -76,7 +81,7 @@ def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool,
         due.notes.append("What is to be run next is known once it is planned.")
     if until_done:
         due.made.append(_study_script(driver, path, budget))
-        due.notes.extend(_refused(_asked_by(path, budget), due.made[-1:]))
+        due.notes.extend(_refused(study.asked_by(path, budget), due.made[-1:]))
         due.notes.append(
             "The study's job waits for all others (--dependency, with the numbers that they get)."
         )
@@ -144,7 +149,7 @@ def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:
 
 def _study_script(driver: Driver, path: Path, budget: Budget) -> Script:
     """The job that goes on with a budget, were there nothing to wait for."""
-    return queue.study_script(driver.workspace, _asked_by(path, budget), path, budget.name, ())
+    return queue.study_script(driver.workspace, study.asked_by(path, budget), path, budget.name, ())
 
 
 def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: bool) -> None:
@@ -172,9 +177,8 @@ def _plain(script: Script, titles: Mapping[str, str]) -> dict[str, Any]:
     return {"name": script.submission.name, "text": script.text, "jobs": jobs}
 
 
-def _tell(driver: Driver, ran: Ran) -> None:
+def _tell(driver: Driver, ran: Ran, jobs: InHand) -> None:
     """How far the runs are, in a few lines."""
-    jobs = _in_hand(ran)
     for one in ran.outcomes:
         job, word = jobs.get(one.job.folder.name, ("", ""))
         said = f"{_WORDS.get(word, word)}, job {job}" if job else f"{one.state}, {one.message}"
@@ -184,9 +188,9 @@ def _tell(driver: Driver, ran: Ran) -> None:
         driver.say(f"  {finished} of {several(len(ran.wanted), 'run')} are finished")
 
 
-def _states(ran: Ran) -> list[dict[str, Any]]:
+def _states(ran: Ran, jobs: InHand) -> list[dict[str, Any]]:
     """Every run with how far it is, in SLURM's word where that has it, and its job's name."""
-    jobs, open_ = _in_hand(ran), {one.job.folder.name: one for one in ran.outcomes}
+    open_ = {one.job.folder.name: one for one in ran.outcomes}
     found = []
     for one in ran.wanted:
         run = one.run.fingerprint()
@@ -202,19 +206,18 @@ def _states(ran: Ran) -> list[dict[str, Any]]:
     return found
 
 
-def _in_hand(ran: Ran) -> dict[str, tuple[str, str]]:
-    """Of what is queued, by fingerprint: SLURM's name for its job, and its word for how that stands now."""
+def _in_hand(driver: Driver, ran: Ran) -> InHand:
+    """What is queued of these runs."""
     folders = [RunFolder(one.job.folder) for one in ran.outcomes if one.state == "queued"]
     if not folders:
         return {}
-    workspace = Workspace(folders[0].path.parents[1])
     try:
-        live = queue.live(workspace, folders)
+        live = queue.live(driver.workspace, folders)
     except SlurmError:  # it has answered just before: the numbers are written down
         live = {}
     found = {run: (one.job, one.state.lower()) for run, one in live.items()}
     for folder in folders:
-        said = queue.submitted(workspace, folder)
+        said = queue.submitted(driver.workspace, folder)
         job = said[0].job_of(folder.path.name) if said else None
         if job is not None:
             found.setdefault(folder.path.name, (job, "queued"))
@@ -224,10 +227,6 @@ def _in_hand(ran: Ran) -> dict[str, tuple[str, str]]:
 def _asked(plan: Plan, path: Path) -> Asked:
     folder = Path(os.path.relpath(prepare.budget_folder(plan, path).resolve()))  # as a person would write it
     return Asked(*prepare.cluster_of(plan.budget, folder, path))
-
-
-def _asked_by(path: Path, budget: Budget) -> Asked:
-    return Asked(*prepare.cluster_of(budget, path.parent, path))
 
 
 def _name(plan: Plan) -> str:

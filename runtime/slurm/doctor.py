@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.doctor import Finding, device_rows, link_rows, looked_at, show_figures, show_findings
+from runtime.doctor import Finding, device_rows, healthy, link_rows, looked_at, show_figures, show_findings
 from runtime.prepare import RefusedError, Workspace
 from runtime.slurm import client, queue, reports
 from runtime.slurm.beforehand import finding_of, from_here, parts_of
@@ -53,7 +53,7 @@ class Examined:
     @property
     def healthy(self) -> bool:
         """Whether nothing would stop a run."""
-        return not any(one.fatal for one in self.findings)
+        return healthy(self.findings)
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
@@ -176,7 +176,7 @@ def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Repor
     if state not in ("COMPLETED", "FAILED"):
         limit = f" (it had {duration(PROBE_S)})" if state == "TIMEOUT" else ""
         said_by.append(Finding(False, f"job {told.job} ended as {state}{limit}", f"see {told.folder}"))
-    if state == "COMPLETED" and not any(one.fatal for one in said_by):
+    if state == "COMPLETED" and healthy(said_by):
         shutil.rmtree(told.folder, ignore_errors=True)
     return reported, said_by
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.folder import RunFolder, found, step_of
+from runtime.folder import RunFolder
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Live
@@ -111,8 +111,14 @@ def submitted(workspace: Workspace, run: RunFolder) -> tuple[Submission, Queued]
     if not run.queued_json.exists():
         return None
     queued = load(run.queued_json, Queued)
-    path = folder_of(workspace, queued.submission) / "submission.json"
-    return (load(path, Submission), queued) if path.exists() else None
+    submission = submission_of(workspace, queued.submission)
+    return None if submission is None else (submission, queued)
+
+
+def submission_of(workspace: Workspace, name: str) -> Submission | None:
+    """The submission of this name; None where it was never written down, or was refused."""
+    path = folder_of(workspace, name) / "submission.json"
+    return load(path, Submission) if path.exists() else None
 
 
 def live(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, Live]:
@@ -276,8 +282,7 @@ def _submit(workspace: Workspace, asked: Asked, script: Script) -> Submission:
     write_json(folder / "submission.json", submission)
     for fingerprint in submission.runs:
         run = RunFolder(workspace.runs / fingerprint)
-        step = max(map(step_of, found(run.checkpoints)), default=0)
-        write_json(run.queued_json, Queued(submission=submission.name, from_step=step))
+        write_json(run.queued_json, Queued(submission=submission.name, from_step=run.newest_step))
     try:
         with _as_from_a_login_node():
             executor = SlurmExecutor(folder, python=script.python)

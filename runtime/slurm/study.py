@@ -17,7 +17,7 @@ from runtime import audit as auditing
 from runtime import drive, prepare
 from runtime.documents import CorpusError
 from runtime.drive import Driver, Ran, Study
-from runtime.folder import RunFolder, found, step_of
+from runtime.folder import RunFolder
 from runtime.launch import Job, Outcome
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client, queue
@@ -96,7 +96,7 @@ def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: s
     `own` is the submission of the job that this is, if it is one.
     """
     budget = load(path, Budget)
-    asked = _asked(driver, path, budget)
+    asked = asked_by(path, budget)
 
     def carry(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
         return carry_out(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
@@ -131,7 +131,7 @@ def _go_on_later(
         _note(workspace, budget, _ended(study))
         return
     with queue.one_at_a_time(workspace):
-        known = state_of(workspace, budget.name)
+        known = workspace.noted(budget.name)
         if known is not None and known.submission not in (None, own):
             waiting = queue.live_study(workspace, str(known.submission))
             if waiting is not None:
@@ -146,12 +146,6 @@ def _go_on_later(
     driver.say(
         f"job {done.job} goes on from here by itself; see: isoplan status {escape(shlex.quote(str(path)))}"
     )
-
-
-def state_of(workspace: Workspace, name: str) -> StudyState | None:
-    """How far the chain of jobs of a budget of this name is; None where there never was one."""
-    path = workspace.study(name)
-    return load(path, StudyState) if path.exists() else None
 
 
 def _note(workspace: Workspace, budget: Budget, state: StudyState) -> None:
@@ -175,7 +169,8 @@ def _waits(study: Study) -> bool:
     return study.audit is None and "queued" in states and "failed" not in states
 
 
-def _asked(driver: Driver, path: Path, budget: Budget) -> Asked:
+def asked_by(path: Path, budget: Budget) -> Asked:
+    """The cluster of the budget in this file."""
     return Asked(*prepare.cluster_of(budget, path.parent, path))
 
 
@@ -198,8 +193,7 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
     failed = {}
     for run, job in jobs.items():
         end, folder = ended.get(job), run_folder(driver, run)
-        came_to = max(map(step_of, found(folder.checkpoints)), default=0)
-        if end is not None and end.state in _NOT_ITS_FAULT and came_to > known[run][1].from_step:
+        if end is not None and end.state in _NOT_ITS_FAULT and folder.newest_step > known[run][1].from_step:
             continue
         failed[run] = why_ended(folder, job, end)
     return failed

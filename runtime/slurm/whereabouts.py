@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from runtime.prepare import Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Ended, Live, SlurmError
-from specs.files import load
-from specs.submission import Submission
 
 _OVER = (
     "BOOT_FAIL",
@@ -66,11 +64,10 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
     gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
     waiting = {one.name: one for one in here.values() if one.name in studies}
     if not problem:
-        files = {
-            name: queue.folder_of(workspace, name) / "submission.json" for name in set(studies) - set(waiting)
-        }
-        theirs = {name: load(file, Submission) for name, file in files.items() if file.exists()}
-        gone |= {name: str(one.job) for name, one in theirs.items() if one.job is not None}
+        for name in set(studies) - set(waiting):
+            one = queue.submission_of(workspace, name)
+            if one is not None and one.job is not None:
+                gone[name] = str(one.job)
     told = client.ended(gone.values())
     ended = {one: told[job] for one, job in gone.items() if job in told and told[job].state.startswith(_OVER)}
     cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}

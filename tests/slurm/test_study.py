@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from specs.plan import Plan
 from specs.record import Audit, Start
 from specs.submission import StudyState
 from tests.slurm.cluster import Cluster
-from tests.test_readme import blocks
+from tests.test_readme import blocks, typed
 
 pytestmark = pytest.mark.slurm
 
@@ -33,21 +32,8 @@ def test_a_study_goes_from_a_budget_to_a_verdict_by_itself(cluster: Cluster, tmp
     programs = f"{Path(sys.executable).parent}:{cluster.environment()['PATH']}"
     environment = os.environ | cluster.environment() | {"PATH": programs}
 
-    def typed(command: str) -> str:
-        done = subprocess.run(
-            command.split(),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
     assert commands, "the README has a page on clusters"
-    said = {command: typed(command) for command in commands}
+    said = {command: typed(command, tmp_path, environment, timeout_s=300) for command in commands}
     assert "#SBATCH --partition=main" in said["run study.yaml --slurm --until-done --dry-run"]
 
     state = tmp_path / "plans" / "study" / "study.json"
@@ -68,7 +54,7 @@ def test_a_study_goes_from_a_budget_to_a_verdict_by_itself(cluster: Cluster, tmp
     assert starts[0].seal == plan.seal
     assert cluster.run("squeue", "--noheader") == ""
     queued = len(list((tmp_path / "slurm").glob("study-*")))
-    typed(commands[2])
+    typed(commands[2], tmp_path, environment, timeout_s=300)
     assert len(list((tmp_path / "slurm").glob("study-*"))) == queued, "what is done is not queued again"
 
 

@@ -6,6 +6,7 @@ Whatever it is, the job completes by itself, and the run's numbers are those of 
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -90,6 +91,19 @@ def report(
         print(f"\n{what}: {running.starts[start].time - since_s:.1f} s until it trained again", end=" ")
 
 
+def befalls(
+    what: str, running: Running, undisturbed: Outcome, capsys: Capture, happens: Callable[[], object]
+) -> None:
+    """Have something happen to a run at work: it trains again by itself, and ends as if nothing had happened."""
+    running.wait_for_step(50)
+    since_s = time.time()
+    happens()
+    running.wait_for_step(60, starts=2)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    report(capsys, what, running, since_s)
+
+
 def test_it_runs_where_nothing_happens(start: Start, undisturbed: Outcome) -> None:
     running = start()
     running.wait_for_end()
@@ -111,14 +125,14 @@ def test_it_survives_its_time_limit_twice(start: Start, undisturbed: Outcome, ca
 
 def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture) -> None:
     running = start()
-    running.wait_for_step(50)
-    since_s = time.time()
-    cluster.run("scancel", "--signal=USR2", running.job)
-    running.wait_for_step(60, starts=2)
-    running.wait_for_end()
-    assert outcome(running.folder) == undisturbed
+    befalls(
+        "scancel --signal=USR2",
+        running,
+        undisturbed,
+        capsys,
+        lambda: cluster.run("scancel", "--signal=USR2", running.job),
+    )
     assert [start.lost_steps for start in running.starts] == [0, 0]
-    report(capsys, "scancel --signal=USR2", running, since_s)
 
 
 @pytest.mark.parametrize(("partition", "grace_s"), [("low", 30), ("low0", 0)])
@@ -126,15 +140,13 @@ def test_it_survives_preemption(
     start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, partition: str, grace_s: int
 ) -> None:
     running = start(partition=partition)
-    running.wait_for_step(50)
-    since_s = time.time()
-    high = cluster.submit("--partition=high", "--nodes=4", "--ntasks=16", "--wrap", "sleep 3")
-    cluster.wait(high, "COMPLETED", timeout_s=120)
-    running.wait_for_step(60, starts=2)
-    running.wait_for_end()
-    assert outcome(running.folder) == undisturbed
+
+    def preempted() -> None:
+        high = cluster.submit("--partition=high", "--nodes=4", "--ntasks=16", "--wrap", "sleep 3")
+        cluster.wait(high, "COMPLETED", timeout_s=120)
+
+    befalls(f"preemption, {grace_s} s of grace", running, undisturbed, capsys, preempted)
     assert running.incidents("crashed") == []
-    report(capsys, f"preemption, {grace_s} s of grace", running, since_s)
 
 
 @pytest.mark.parametrize("node", ["node2", "node1"])
@@ -175,16 +187,16 @@ def test_it_survives_the_death_of_a_rank(
     start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
 ) -> None:
     running = start()
-    running.wait_for_step(50)
-    since_s = time.time()
-    os.kill(cluster.task(running.job, rank=3).pid, signal.SIGKILL)
-    running.wait_for_step(60, starts=2)
-    running.wait_for_end()
-    assert outcome(running.folder) == undisturbed
+    befalls(
+        "kill -9 of a rank",
+        running,
+        undisturbed,
+        capsys,
+        lambda: os.kill(cluster.task(running.job, rank=3).pid, signal.SIGKILL),
+    )
     [crash] = running.incidents("crashed")
     assert "Killed (rank 3 on node2; its log: " in crash.message
     assert "retry 1 of 3" in crash.message
-    report(capsys, "kill -9 of a rank", running, since_s)
 
 
 def test_it_survives_without_a_controller(
@@ -192,16 +204,14 @@ def test_it_survives_without_a_controller(
 ) -> None:
     """Down while a rank is killed: what follows waits for it."""
     running = start()
-    running.wait_for_step(50)
-    cluster.stop_controller()
-    since_s = time.time()
-    os.kill(cluster.task(running.job, rank=0).pid, signal.SIGKILL)
-    cluster.until(lambda: "slurm_load_jobs error" in running.said(), "what follows asks in vain", 120)
-    cluster.start_controller()
-    running.wait_for_step(60, starts=2)
-    running.wait_for_end()
-    assert outcome(running.folder) == undisturbed
-    report(capsys, "kill -9 of rank 0 while slurmctld is down", running, since_s)
+
+    def killed() -> None:
+        cluster.stop_controller()
+        os.kill(cluster.task(running.job, rank=0).pid, signal.SIGKILL)
+        cluster.until(lambda: "slurm_load_jobs error" in running.said(), "what follows asks in vain", 120)
+        cluster.start_controller()
+
+    befalls("kill -9 of rank 0 while slurmctld is down", running, undisturbed, capsys, killed)
 
 
 def test_it_survives_without_accounts(
@@ -209,13 +219,13 @@ def test_it_survives_without_accounts(
 ) -> None:
     cluster.stop_accounting()
     running = start()
-    running.wait_for_step(50)
-    since_s = time.time()
-    cluster.run("scontrol", "requeue", running.job)
-    running.wait_for_step(60, starts=2)
-    running.wait_for_end()
-    assert outcome(running.folder) == undisturbed
-    report(capsys, "scontrol requeue while slurmdbd is down", running, since_s)
+    befalls(
+        "scontrol requeue while slurmdbd is down",
+        running,
+        undisturbed,
+        capsys,
+        lambda: cluster.run("scontrol", "requeue", running.job),
+    )
 
 
 def test_it_is_given_up_where_it_crashes_again_and_again(
