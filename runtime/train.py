@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 """Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
+_LEAVE = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
+"""Signals that ask a rank to leave: SIGTERM by kill and SLURM, the others where time is nearly up."""
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 FOR_GOOD = 65
 """EX_DATAERR of sysexits.h: another start would end the same way."""
@@ -57,9 +59,14 @@ class Leave:
         self.asked = 0
 
     def listen(self) -> None:
-        """Take over the signals that mean it: SIGTERM (kill, SLURM), SIGUSR1 and SIGUSR2 (time is nearly up)."""
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        """Take over the signals that mean it."""
+        for number in _LEAVE:
             signal.signal(number, self._note)
+
+    def done(self) -> None:
+        """Ignore them from now on: Python puts their handlers back as it ends, and one would kill a finished rank."""
+        for number in _LEAVE:
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
@@ -107,6 +114,8 @@ def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     except (DocumentError, CorpusError, DataError, RecordError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
+    finally:
+        leave.done()
 
 
 def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:

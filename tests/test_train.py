@@ -349,3 +349,21 @@ def test_a_signal_while_torch_is_imported_does_not_kill(home: Path, data: Corpus
     argv = [sys.executable, "-c", code, folder.path, "--data", home / "data"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (RESUME, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_rank_that_is_done_dies_of_no_signal(
+    home: Path, finished: RunFolder, number: signal.Signals
+) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, me=os.getpid()):\n"
+        f"        kill(me, {number.value})\n"
+        "late = Late()\n"  # dropped after Python has put the handlers back
+        "from runtime.train import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = [sys.executable, "-c", code, finished.path, "--data", home / "data"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (FINISHED, "")
