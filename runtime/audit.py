@@ -62,8 +62,9 @@ def exit_code(audit: Audit) -> int:
     return EXIT_CODES[audit.verdict]
 
 
-def show(audit: Audit, plan: Plan, console: Console) -> None:
-    """Print an audit: the runs, what is wrong with them, the verdict and its likely causes."""
+def show(audit: Audit, plan_path: Path, console: Console) -> None:
+    """Print a plan's audit: the runs, what is wrong with them, the verdict, its likely causes, where the report is."""
+    plan = load(plan_path, Plan)
     console.print(_table(audit, plan))
     for run in audit.runs:
         if run.restarts:
@@ -81,6 +82,7 @@ def show(audit: Audit, plan: Plan, console: Console) -> None:
     _say(console, f"bold {_COLOURS[audit.verdict]}", word, audit.reason)
     for cause in audit.causes:
         _say(console, "yellow", "likely cause", cause)
+    _say(console, "dim", "report", str(plan_path.parent / "audit.html"))
 
 
 def _say(console: Console, style: str, word: str, said: str) -> None:
@@ -92,13 +94,14 @@ def _table(audit: Audit, plan: Plan) -> Table:
     title = f"{accepted} of {len(audit.runs)} runs accepted"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     losses = plan.losses
-    for name in ("run", "steps", "time", "tokens/s", losses.unit, "state"):
+    for name in ("run", "steps", "time", "planned", "tokens/s", losses.unit, "state"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
-    for run in audit.runs:
+    for run, planned in zip(audit.runs, plan.runs, strict=True):
         table.add_row(
             escape(run.title),
             str(run.steps),
             duration(run.seconds),
+            duration(planned.cost.hours * 3600),
             count(run.tokens_per_s),
             "-" if run.loss is None else f"{losses.of(run.loss):.4f}",
             run.state,

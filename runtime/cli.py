@@ -31,7 +31,6 @@ from specs.budget import Budget
 from specs.files import DocumentError, load, load_any
 from specs.guard import INTERNAL, internal_error
 from specs.plan import Plan
-from specs.record import Audit
 from specs.run import RunSpec
 from specs.words import duration
 
@@ -136,7 +135,7 @@ def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) ->
     driver = drive.Driver(Workspace(Path()), prepare.this_machine(), None, Console(stderr=json))
     load(plan, Plan)
     audited = drive.audit_plan(driver, plan)
-    _show_audit(driver, plan, audited)
+    audit.show(audited, plan, driver.console)
     if json:
         _print_json(audited.plain())
     raise typer.Exit(audit.exit_code(audited))
@@ -248,7 +247,7 @@ def _show_failures(driver: drive.Driver, ran: drive.Ran) -> None:
 def _run_budget(driver: drive.Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
         return _preview_chain(driver, budget, json)
-    study = drive.run_budget(driver, path, lambda plan, audited: _show_audit(driver, plan, audited))
+    study = drive.run_budget(driver, path, lambda plan, audited: audit.show(audited, plan, driver.console))
     if study.audit is None:
         _show_failures(driver, study.ran)
     if json:
@@ -316,12 +315,6 @@ def _states(driver: drive.Driver, wanted: list[Wanted]) -> list[dict[str, Any]]:
             | {"steps": one.run.optim.steps, "compute_flop": one.run.compute_flop}
         )
     return found
-
-
-def _show_audit(driver: drive.Driver, plan: Path, audited: Audit) -> None:
-    """The runs, what was wrong, the verdict, and where the report is."""
-    audit.show(audited, load(plan, Plan), driver.console)
-    driver.say(f"report: {escape(str(plan.parent / 'audit.html'))}")
 
 
 def _print_json(plain: Any) -> None:

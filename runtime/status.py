@@ -177,10 +177,8 @@ def _state(
     if slurms and where.problem:
         return "unknown", f"SLURM has or had it as job {job}"
     if not slurms:
-        return _ended(folder, records, "", None)
-    if run in where.cancelled:
-        return "cancelled", _why_cancelled(job, records)
-    return _ended(folder, records, job, where.ended.get(run))
+        return ended(folder, records, "", None)
+    return ended(folder, records, job, where.ended.get(run), cancelled=run in where.cancelled)
 
 
 def _why_cancelled(job: str, records: Sequence[RecordLine]) -> str:
@@ -194,17 +192,19 @@ def _why_cancelled(job: str, records: Sequence[RecordLine]) -> str:
     )
 
 
-def _ended(
-    folder: RunFolder, records: Sequence[RecordLine], job: str, ended: Ended | None
+def ended(
+    folder: RunFolder, records: Sequence[RecordLine], job: str, end: Ended | None, *, cancelled: bool = False
 ) -> tuple[State, str]:
     """Why nobody is at work on an unfinished run; without a job's name it was one of this machine."""
-    said = f"job {job} ended as {ended.state}" if ended else f"job {job} ended" if job else ""
+    if cancelled:
+        return "cancelled", _why_cancelled(job, records)
+    said = f"job {job} ended as {end.state}" if end else f"job {job} ended" if job else ""
     last = _said_last(records)
     if last:
         crashed = isinstance(records[-1], Incident) and records[-1].what == "crashed"
         return ("failed" if crashed else "stopped"), ": ".join(part for part in (said, last) if part)
     error = _last_words(folder.log, records[-1].time if records else 0.0)
-    if error or (ended is not None and ended.state.startswith(_FAILED)):
+    if error or (end is not None and end.state.startswith(_FAILED)):
         return "failed", ": ".join(part for part in (said, error) if part)
     if not records and not job:
         return "not started", ""

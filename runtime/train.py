@@ -245,7 +245,9 @@ def _go_on(
                 journal.incident("unsaved_checkpoint", step, problem)
         if leaving:
             said = "not saved" if problem else "saved"
-            journal.incident("interrupted", step, f"{said} at step {step} of {steps} after a signal to leave")
+            who = signal.Signals(leave.asked).name if leave.asked else "to another rank"
+            said = f"{said} at step {step} of {steps} after a signal to leave ({who})"
+            journal.incident("interrupted", step, said)
     if problem:
         raise OSError(f"{problem}; once it can be, run again: that goes on from the newest checkpoint")
     journal.end(saver.weights_sha256(steps))

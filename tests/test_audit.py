@@ -32,6 +32,7 @@ from specs.record import (
     TimingLine,
 )
 from specs.run import RunSpec
+from specs.words import duration
 from tests import examples, samples
 
 OTHER = "e" * 64
@@ -574,16 +575,19 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     tell(workspace, replace(told, incidents=(incident,), evals=edit(told.evals, 4, loss=3.6)))
     audit = audited(workspace, plan)
     console = Console(width=80, record=True, file=io.StringIO())
-    show(audit, plan, console)
+    path = workspace / "plans" / "small" / "plan.target.yaml"
+    show(audit, path, console)
     said = console.export_text()
     assert "1 of 1 runs accepted" in said
     assert "3.1739" in said, "bits per byte"
     assert "alarm  target 0: outside_band at step 40: held-out loss [red] is above" in said
     assert "curve  0% of its points are inside the 95 % band" in said
     assert "outside  final held-out loss 2.2000 nats/token, +10.00%" in said
+    assert f"report  {path.with_name('audit.html')}" in said
+    assert duration(plan.runs[0].cost.hours * 3600) in said, "planned"
     forged = replace(told, metrics=told.metrics[:-3])
     tell(workspace, forged)
-    show(audited(workspace, plan), plan, console)
+    show(audited(workspace, plan), path, console)
     said = console.export_text()
     assert "steps  target 0: 97 steps recorded, 100 planned" in said
     assert "likely cause  record: steps, 97 steps recorded" in said

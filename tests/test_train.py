@@ -305,6 +305,7 @@ def test_a_signal_saves_and_asks_to_be_resumed(
     assert isinstance(last, Incident)
     assert last.what == "interrupted"
     assert last.step == folder.metrics()[-1].step
+    assert last.message.endswith(f"of 5000 after a signal to leave ({number.name})")
     assert (folder.checkpoints / f"step-{last.step:08d}").is_dir()
 
 
@@ -317,6 +318,9 @@ def test_one_rank_that_is_signalled_takes_the_others_along(
     wait_for_step(folder, 1)
     os.kill(ranks.processes[1].pid or 0, signal.SIGTERM)
     assert ranks.join() == [RESUME, RESUME]
+    [*_, last] = folder.records()
+    assert isinstance(last, Incident)
+    assert last.message.endswith("(to another rank)")
     assert (
         len(
             json.loads((sorted(folder.checkpoints.glob("step-*"))[-1] / "manifest.json").read_text())["files"]

@@ -16,7 +16,7 @@ from runtime.drive import Driver, Ran
 from runtime.folder import RunFolder
 from runtime.launch import RESUME
 from runtime.prepare import Wanted
-from runtime.slurm import queue, study
+from runtime.slurm import client, queue, study
 from runtime.slurm.client import SlurmError
 from runtime.slurm.queue import Asked, Script
 from specs.budget import Budget
@@ -92,7 +92,7 @@ def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool,
 def _check(driver: Driver) -> None:
     """RefusedError where nothing could be queued, before anything is built or written."""
     queue.check_path(driver.workspace)
-    queue.longest_array()
+    client.check_controller()
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from runtime import audit as auditing
-from runtime import drive, prepare
+from runtime import audit, drive, prepare, status
 from runtime.documents import CorpusError
 from runtime.drive import Driver, Ran, Study
 from runtime.folder import RunFolder
 from runtime.launch import Job, Outcome
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client, queue
-from runtime.slurm.client import Ended, Live
+from runtime.slurm.client import Live
 from runtime.slurm.queue import Asked
 from specs.budget import Budget
 from specs.files import DocumentError, load, locate, write_json
 from specs.plan import Plan
-from specs.record import Audit, Incident
 from specs.submission import StudyState
 from specs.words import first_line, several
 
@@ -101,7 +99,9 @@ def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: s
     def carry(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
         return carry_out(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
 
-    study = drive.run_budget(driver, path, lambda plan, audit: _show(driver, plan, audit), carry)
+    study = drive.run_budget(
+        driver, path, lambda plan, audited: audit.show(audited, plan, driver.console), carry
+    )
     if until_done:
         _go_on_later(driver, path, budget, asked, study, own)
     return study
@@ -174,10 +174,6 @@ def asked_by(path: Path, budget: Budget) -> Asked:
     return Asked(*prepare.cluster_of(budget, path.parent, path))
 
 
-def _show(driver: Driver, plan: Path, audited: Audit) -> None:
-    auditing.show(audited, load(plan, Plan), driver.console)
-
-
 def run_folder(driver: Driver, run: str) -> RunFolder:
     """The folder of the run with this fingerprint."""
     return RunFolder(driver.workspace.runs / run)
@@ -195,18 +191,9 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
         end, folder = ended.get(job), run_folder(driver, run)
         if end is not None and end.state in _NOT_ITS_FAULT and folder.newest_step > known[run][1].from_step:
             continue
-        failed[run] = why_ended(folder, job, end)
+        cancelled = known[run][1].cancelled if end is None else end.state.startswith("CANCELLED")
+        failed[run] = status.ended(folder, folder.records(), job, end, cancelled=cancelled)[1]
     return failed
-
-
-def why_ended(folder: RunFolder, job: str, end: Ended | None) -> str:
-    """Why a run's job ended before the run was finished, in one line."""
-    said = f"job {job} ended" + (f" as {end.state}" if end else "")
-    last = next(reversed(folder.records()), None)
-    cancelled = end is not None and end.state.startswith("CANCELLED")
-    if isinstance(last, Incident) and last.what == "crashed" and not cancelled:
-        return f"{said}: {last.message}"
-    return f"{said} before the run was finished"
 
 
 def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None) -> Outcome:
