@@ -141,6 +141,9 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
 
     if order.execution.device == "cuda" and not gpus():
         raise OSError(f"the run is for GPUs, and torch sees none on {socket.gethostname()}")
+    if devices > 1:  # whoever hangs before the first step is found by who has got this far
+        here = f"process {os.getpid()} on {socket.gethostname()}"
+        print(f"rank {seat.rank} of {devices}, {here}: meets the others", flush=True)
     with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
         saver = Saver(folder.checkpoints, replica, order.execution.keep)
         while True:

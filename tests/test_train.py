@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -321,6 +322,8 @@ def test_one_rank_that_is_signalled_takes_the_others_along(
     [*_, last] = folder.records()
     assert isinstance(last, Incident)
     assert last.message.endswith("(to another rank)")
+    here = f"process {ranks.processes[1].pid} on {socket.gethostname()}"
+    assert (folder.log / "rank-1.txt").read_text() == f"rank 1 of 2, {here}: meets the others\n"
     assert (
         len(
             json.loads((sorted(folder.checkpoints.glob("step-*"))[-1] / "manifest.json").read_text())["files"]
