@@ -125,6 +125,7 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
             from_step=begun.from_step,
             lost_steps=lost_steps,
             lost_s=lost_s,
+            newest_step=folder.newest_step,
             execution=order.execution,
             kernels=dict(begun.kernels),
             environment=environment(begun.devices),

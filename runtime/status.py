@@ -60,6 +60,8 @@ class RunStatus:
     state: State
     reason: str
     """Why it waits, in SLURM's word; empty where it does not."""
+    held: bool
+    """Whether it waits for a person to release it."""
     why: str
     """What ended it last, in one line; empty while it is at work, or where nothing did."""
     step: int
@@ -92,7 +94,7 @@ class RunStatus:
     @property
     def moves(self) -> bool:
         """Whether it will go on by itself."""
-        return self.state in ("at work", "queued", "requeued")
+        return self.state in ("at work", "queued", "requeued") and not self.held
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
@@ -131,6 +133,7 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
         title=wanted.title,
         state=state,
         reason=live.reason if live is not None and live.waits else "",
+        held=live is not None and live.held,
         why=why,
         step=step,
         steps=steps,

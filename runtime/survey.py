@@ -90,12 +90,15 @@ class Picture:
     def moves(self) -> bool:
         """Whether anything will go on by itself."""
         waits = self.silent and any(run.state == "unknown" for run in self.runs)
-        return bool(
-            waits or any(run.moves for run in self.runs) or any(study.moves for study in self.studies)
-        )
+        held = any(run.held for run in self.runs)
+        studies = any(study.moves for study in self.studies) and not held
+        return bool(waits or studies or any(run.moves for run in self.runs))
 
     def next_of(self, group: Group, runs: Sequence[RunStatus]) -> str:
         """What to do next about runs, in one line; empty where there is nothing, or their study says it."""
+        held = [run.job for run in runs if run.held]
+        if held:
+            return f"see why SLURM holds what is queued, then: scontrol release {','.join(held)}"
         return "" if any(study.name == group.name for study in self.studies) else next_of(group, runs)
 
     def plain(self) -> dict[str, Any]:

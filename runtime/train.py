@@ -113,7 +113,7 @@ def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
         return FAILED
     except (DocumentError, CorpusError, DataError, RecordError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
+        return FAILED if isinstance(error.__context__, OSError) else BAD_INPUT
     finally:
         leave.done()
 
@@ -192,11 +192,10 @@ def _go_on(
 
     steps, evaluation = run.optim.steps, run.evaluation
     guard, held_out_loss = Guard(run.guard, begun.memory), begun.loss
-    saved_s, problem = time.monotonic(), ""
-    leaving = any(replica.summed([leave.asked]))
+    saved_s = time.monotonic()
+    if begun.step < steps and any(replica.summed([leave.asked])):
+        return RESUME
     for step in range(begun.step + 1, steps + 1):
-        if leaving:
-            return RESUME
         lr = run.optim.lr(step)
         share = replica.accumulate(step, begun.left_out)
         due = saver.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
@@ -246,13 +245,14 @@ def _go_on(
             problem = saver.finish()
             if problem:
                 journal.incident("unsaved_checkpoint", step, problem)
+                raise OSError(
+                    f"{problem}; once it can be, run again: that goes on from the newest checkpoint"
+                )
         if leaving:
-            said = "not saved" if problem else "saved"
             who = signal.Signals(leave.asked).name if leave.asked else "to another rank"
-            said = f"{said} at step {step} of {steps} after a signal to leave ({who})"
+            said = f"saved at step {step} of {steps} after a signal to leave ({who})"
             journal.incident("interrupted", step, said)
-    if problem:
-        raise OSError(f"{problem}; once it can be, run again: that goes on from the newest checkpoint")
+            return RESUME
     journal.end(saver.weights_sha256(steps))
     return FINISHED
 

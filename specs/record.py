@@ -71,6 +71,8 @@ class Start(Spec):
     """Steps past these that an earlier segment had finished, and that are trained again."""
     lost_s: float = Field(default=0.0, ge=0)
     """Seconds that they had taken."""
+    newest_step: int = Field(default=0, ge=0)
+    """Step of the newest checkpoint there was, whole or not: where that is another one later, it was saved since."""
     execution: Execution
     """Layout, kernels and cadence."""
     kernels: dict[str, str]

@@ -210,6 +210,13 @@ def test_a_run_in_the_queue(home: Path) -> None:
     assert (run.state, run.reason, run.restarts) == ("requeued", "BeginTime", 1)
     assert "retry 1 of 3" in run.why
     assert run.moves
+    for held in ("JobHeldUser", "launch failed requeued held", "JobHoldMaxRequeue"):
+        run = looked(home, with_slurm(folder, live("PENDING", held, restarts=1)))
+        assert (run.state, run.reason, run.moves) == ("requeued", held, False)
+        picture = Survey(Workspace(home), None).look(answer(with_slurm(folder, live("PENDING", held))))
+        assert not picture.moves
+        [(group, runs)] = picture.groups
+        assert picture.next_of(group, runs).endswith("scontrol release 12")
 
 
 def test_a_job_that_ended_before_its_run(home: Path) -> None:

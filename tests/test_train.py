@@ -22,7 +22,7 @@ from runtime.checkpoint import load_checkpoint, weights_sha256
 from runtime.corpus import CorpusError, load_corpus, tokens
 from runtime.folder import RunFolder
 from runtime.journal import band_left
-from runtime.train import BAD_INPUT, FINISHED, FOR_GOOD, RESUME, Leave, RunError, Seat, main, train
+from runtime.train import BAD_INPUT, FAILED, FINISHED, FOR_GOOD, RESUME, Leave, RunError, Seat, main, train
 from specs.data import CorpusRef
 from specs.plan import CurveBand
 from specs.record import End, EvalLine, Incident, Start
@@ -330,6 +330,28 @@ def test_one_rank_that_is_signalled_takes_the_others_along(
         )
         == 2
     )
+
+
+def test_what_could_not_be_saved_is_not_said_to_be(home: Path, data: CorpusRef, tmp_path: Path) -> None:
+    run = tiny_run(data, steps=5000, seed=13)
+    folder = opened(tmp_path, run, order(run, every_s=3600))
+    folder.checkpoints.touch()  # a file, where a folder is to be made
+    ranks = Ranks(folder, home / "data")
+    while len(folder.metrics()) < 5:
+        time.sleep(0.05)
+    os.kill(ranks.processes[0].pid or 0, signal.SIGTERM)
+    assert ranks.join() == [FAILED]
+    [last] = [line for line in folder.records() if isinstance(line, Incident)]
+    assert last.what == "unsaved_checkpoint"
+    assert "run again: that goes on from the newest checkpoint" in (folder.log / "rank-0.txt").read_text()
+
+
+def test_what_cannot_be_read_just_now_may_be_later(home: Path, data: CorpusRef, tmp_path: Path) -> None:
+    """A file system that is away is no bad input, which no other start would change."""
+    folder = opened(tmp_path, tiny_run(data, seed=14))
+    folder.order_json.unlink()
+    ranks = Ranks(folder, home / "data")
+    assert ranks.join() == [FAILED]
 
 
 def test_a_signal_before_the_first_step_is_not_lost(home: Path, data: CorpusRef, tmp_path: Path) -> None:

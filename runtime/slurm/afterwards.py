@@ -1,10 +1,11 @@
 """What follows the ranks of a job: `python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS STATE`, in its script.
 
-STATUS is srun's, STATE is SLURM's word for the job now.
+STATUS is srun's, STATE are SLURM's words for the job now and why (squeue(1), %T and %r).
 
-Exit status 0: queue the job again; 1: leave it. A run that was saved as it was told to be goes on, and so does one
-that crashed, unless it has crashed so often since its newest checkpoint that it would crash again. A job that SLURM
-itself has in hand (cancelled, preempted, out of time) is left to SLURM.
+Exit status 0: queue the job again; 3: leave it; any other: this process itself failed. A run that was saved as it was
+told to be goes on. So does one that crashed, or left without having saved anything, unless it has done so so often
+since its newest checkpoint that it would do so again. A job that SLURM itself has in hand (cancelled, preempted) is
+left to SLURM; one whose time was up before it had left is not, for SLURM never queues such a one again.
 """
 
 import os
@@ -18,14 +19,16 @@ from pathlib import Path
 from runtime.blame import Log
 from runtime.folder import RunFolder
 from runtime.metrics import cut_line, reached
+from runtime.provenance import slurm_job
 from specs.files import append_line, load
 from specs.record import Incident, RecordLine, Start
 from specs.submission import Submission
 from specs.words import several
 
-AGAIN, LEAVE_IT = 0, 1
-_HOPELESS = (2, 65)
-"""Statuses of a rank that another start would end with as well: bad input, and FOR_GOOD of runtime/train.py."""
+AGAIN, LEAVE_IT = 0, 3
+_HOPELESS = 65
+"""Status of a rank that another start would end with as well: FOR_GOOD of runtime/train.py. Small ones may be SLURM's,
+for a node that cannot start anything."""
 _ASKED = ("User defined signal", "Terminated")
 """How srun calls the end of a task that was told to leave before it could listen."""
 _TASKS = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
@@ -44,13 +47,15 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(place.parents[1] / "runs" / submission.runs[int(index or 0)])
     if folder.end() is not None:
         return LEAVE_IT
-    if state != "RUNNING":
+    word, _, reason = state.partition(" ")
+    if word != "RUNNING" and (word, reason) != ("COMPLETING", "TimeLimit"):
         print("the job is ending: SLURM decides what becomes of it")
         return LEAVE_IT
-    if status == 0:
+    fall = Fall.of(place / printed, status) if status else Fall("it left before it had saved anything")
+    if (status == 0 or fall.asked) and _has_saved(folder):
         print("saved; the job is queued again")
         return AGAIN
-    return _after_crash(folder, Fall.of(place / printed, status), submission)
+    return _after_fall(folder, fall, submission)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Fall:
     def hopeless(self) -> bool:
         """Whether another start would end the same way."""
         code = re.search(r"exit code (\d+)", self.said)
-        return code is not None and int(code[1]) in _HOPELESS
+        return code is not None and int(code[1]) == _HOPELESS
 
     def words(self, folder: RunFolder) -> str:
         """What happened, in one line."""
@@ -103,20 +108,25 @@ def fate(printed: Path, rank: int) -> str | None:
     return None
 
 
-def _after_crash(folder: RunFolder, fall: Fall, submission: Submission) -> int:
-    if fall.asked:
-        print("told to leave before it had begun; the job is queued again")
-        return AGAIN
+def _has_saved(folder: RunFolder) -> bool:
+    """Whether it has come to a checkpoint since this start of the job."""
+    start = next((line for line in reversed(folder.records()) if isinstance(line, Start)), None)
+    return start is not None and start.job == slurm_job() and start.newest_step != folder.newest_step
+
+
+def _after_fall(folder: RunFolder, fall: Fall, submission: Submission) -> int:
     cut_line(folder.record_jsonl)
     checkpoint = folder.newest_step
-    crashes = 1 + crashes_since(folder.records(), checkpoint, submission.time)
-    again = not fall.hopeless and crashes <= submission.retries
+    falls = 1 + falls_since(folder.records(), checkpoint, submission.time)
+    again = not fall.hopeless and falls <= submission.retries
     if again:
-        then = f"retry {crashes} of {submission.retries}, from step {checkpoint}"
+        then = f"retry {falls} of {submission.retries}, from step {checkpoint}"
     elif fall.hopeless:
         then = "it would end the same way again"
     else:
-        then = f"given up, {several(crashes, 'time')} it came no further than the checkpoint of step {checkpoint}"
+        then = (
+            f"given up, {several(falls, 'time')} it came no further than the checkpoint of step {checkpoint}"
+        )
     said = f"{fall.words(folder)}: {then}"
     step = reached(folder.metrics_jsonl)
     append_line(folder.record_jsonl, Incident(time=time.time(), step=step, what="crashed", message=said))
@@ -124,15 +134,17 @@ def _after_crash(folder: RunFolder, fall: Fall, submission: Submission) -> int:
     return AGAIN if again else LEAVE_IT
 
 
-def crashes_since(records: Sequence[RecordLine], checkpoint: int, time_s: float) -> int:
-    """Crashes after this time at which the run's newest checkpoint was at this step already."""
-    crashes, at = 0, checkpoint
+def falls_since(records: Sequence[RecordLine], newest_step: int, time_s: float) -> int:
+    """Crashes after this time, back to the start since which the run's newest checkpoint has become another one.
+
+    A damaged one that starts pass over does not count as headway for as long as it is the newest.
+    """
+    falls = 0
     for line in reversed(records):
-        if isinstance(line, Start):
-            at = line.from_step
-        elif isinstance(line, Incident) and line.what == "crashed":
-            crashes += at == checkpoint and line.time > time_s
-    return crashes
+        if isinstance(line, Start) and line.newest_step != newest_step:
+            break
+        falls += isinstance(line, Incident) and line.what == "crashed" and line.time > time_s
+    return falls
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json as jsonlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -28,17 +28,18 @@ class Cancelled:
     """The job that was to go on with the study."""
 
 
-def cancel(workspace: Workspace, runs: Sequence[RunFolder], study: str) -> Cancelled:
-    """Cancel the jobs of runs and the study of this name, which comes first: the end of its runs would start it.
+def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study: str) -> Cancelled:
+    """Cancel the jobs of runs and the study of this name, which comes first: the end of its runs would start it, and
+    until its end it may plan and queue more of them.
 
     An empty name is no study. Nothing is asked of SLURM where nothing of this was ever handed to it.
     """
-    noted = _waiting(workspace, study) if study else None
-    queued = [run for run in runs if run.queued_json.exists()]
-    if noted is None and not queued:
+    noted = _going_on(workspace, study) if study else None
+    if noted is None and not _queued(runs()):
         return Cancelled({}, None)
     with queue.one_at_a_time(workspace):  # nobody queues anything meanwhile
         ended = _end_study(workspace, study) if study else None
+        queued = _queued(runs())
         live = queue.live(workspace, queued)
         client.cancel([one.job for one in live.values()])
         for run in queued:
@@ -49,26 +50,35 @@ def cancel(workspace: Workspace, runs: Sequence[RunFolder], study: str) -> Cance
 
 
 def _end_study(workspace: Workspace, name: str) -> Live | None:
-    noted = _waiting(workspace, name)
+    noted = _going_on(workspace, name)
     if noted is None:
         return None
     job = queue.live_study(workspace, noted.submission) if noted.submission else None
     if job is not None:
         client.end(job)
-    write_json(workspace.study(name), StudyState(state="cancelled", said=f"while it {noted.said}"))
+    if noted.state == "waiting":
+        write_json(workspace.study(name), StudyState(state="cancelled", said=f"while it {noted.said}"))
     return job
 
 
-def _waiting(workspace: Workspace, name: str) -> StudyState | None:
-    """How far a study is that goes on by itself; None where none does."""
+def _going_on(workspace: Workspace, name: str) -> StudyState | None:
+    """How far a study is that goes on by itself, or may; None where none does."""
     noted = workspace.noted(name)
-    return noted if noted is not None and noted.state == "waiting" else None
+    return noted if noted is not None and (noted.state == "waiting" or noted.submission) else None
+
+
+def _queued(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    return [run for run in runs if run.queued_json.exists()]
 
 
 def cancel_asked(asked: Survey, console: Console, json: bool) -> None:
     """Cancel what was asked for and say which jobs that were, and what was left alone."""
-    folders = {folder.path.name: folder for group in asked.groups() for _, folder in group.wanted}
-    done = cancel(asked.workspace, list(folders.values()), asked.budget)
+
+    def runs() -> list[RunFolder]:
+        return [folder for group in asked.groups() for _, folder in group.wanted]
+
+    done = cancel(asked.workspace, runs, asked.budget)
+    folders = {folder.path.name: folder for folder in runs()}
     picture = asked.look()
     titles = {run.run: run.title for run in picture.runs}
     here = [run for run in picture.runs if run.state == "at work" and run.run not in done.runs]

@@ -5,6 +5,7 @@ accounts at all. A job's end is no verdict on its run: that is finished when its
 node is queued again under the same number. So these words only say where a job is.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,12 +20,30 @@ _PATIENCE_S = 60.0
 MessageTimeout)."""
 _LOOK_S = 0.5
 """Between two looks at a job that is to end."""
+_SETTINGS = re.compile(r"(SQUEUE|SACCT|SCANCEL|SCONTROL)_|SLURM_(TIME_FORMAT|CLUSTERS)$")
+"""A person's settings for SLURM's programs (squeue(1), Environment Variables), which hide jobs or print otherwise."""
 _QUEUED = ("JobArrayID", "State", "Reason", "NodeList", "Name", "RestartCnt", "StartTime")
 _ENDED = ("JobID", "State", "ExitCode", "NodeList")
+_OVER = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+"""SLURM's words for a job that has ended (squeue(1)); its accounts may be some seconds behind."""
 
 
 class SlurmError(RefusedError):
     """SLURM is not here, or does not answer: what it said."""
+
+
+class SilentError(SlurmError):
+    """SLURM is here and does not answer now; later it may."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,12 @@ class Live:
         """Whether it has yet to start."""
         return self.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits for a person to release it: somebody holds it, or a node's prolog failed."""
+        held = re.search("held|JobHold", self.reason, re.IGNORECASE) is not None
+        return self.waits and (held or self.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"))
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -62,6 +87,11 @@ class Ended:
     """Exit status and signal: `1:0`."""
     nodes: str
     """The nodes it had."""
+
+
+def is_here() -> bool:
+    """Whether SLURM's programs are."""
+    return shutil.which("sbatch") is not None
 
 
 def live(names: Collection[str]) -> dict[str, Live]:
@@ -85,7 +115,7 @@ def live(names: Collection[str]) -> dict[str, Live]:
 
 
 def ended(jobs: Iterable[str]) -> dict[str, Ended]:
-    """How jobs ended, the last time each did; nothing is known of them where SLURM keeps no accounts now."""
+    """How jobs ended, the last time each did; of those whose end SLURM's accounts know, if it keeps any now."""
     asked = sorted(jobs)
     if not asked:
         return {}
@@ -93,7 +123,8 @@ def ended(jobs: Iterable[str]) -> dict[str, Ended]:
         said = _ask("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_ENDED), "-j", ",".join(asked))
     except SlurmError:
         return {}
-    return {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
+    last = {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
+    return {job: end for job, end in last.items() if end.state.startswith(_OVER)}
 
 
 def state_of(job: str) -> str:
@@ -139,7 +170,7 @@ def check_controller() -> None:
     done = _call("scontrol", "ping")
     if " is UP" not in done.stdout:
         said = (done.stdout + done.stderr).strip().splitlines()
-        raise SlurmError(
+        raise SilentError(
             f"SLURM's controller does not answer ({', '.join(said)}); try again later, or see SLURM_CONF"
         )
 
@@ -176,7 +207,7 @@ def _ask(program: str, *arguments: str) -> str:
     done = _call(program, *arguments)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        raise SlurmError(
+        raise SilentError(
             f"SLURM does not answer: {said[-1] if said else f'{program} failed'}; try again later"
         )
     return done.stdout
@@ -193,9 +224,10 @@ def _call(program: str, *arguments: str, script: str = "") -> "subprocess.Comple
             capture_output=True,
             text=True,
             timeout=_PATIENCE_S,
+            env={name: value for name, value in os.environ.items() if not _SETTINGS.match(name)},
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise SilentError(
             f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
         ) from None

@@ -116,7 +116,7 @@ def _due(driver: Driver, path: Path, plan: Plan) -> Due:
         for lack in prepare.lacking(list(todo.values()), driver.workspace, None, None)
     ]
     live, most = {}, queue.DEFAULT_ARRAY
-    if queue.is_here():
+    if client.is_here():
         most = queue.longest_array()
         live = queue.live(driver.workspace, [study.run_folder(driver, run) for run in todo])
     else:
@@ -135,7 +135,7 @@ def _due(driver: Driver, path: Path, plan: Plan) -> Due:
 def _refused(asked: Asked, made: Sequence[Script]) -> list[str]:
     """What SLURM would refuse of these submissions, where it can be asked, each once."""
     found: dict[str, None] = {}
-    for script in made if queue.is_here() else ():
+    for script in made if client.is_here() else ():
         try:
             queue.try_out(asked, script)
         except DocumentError as error:
@@ -215,7 +215,7 @@ def _in_hand(driver: Driver, ran: Ran) -> InHand:
         live = queue.live(driver.workspace, folders)
     except SlurmError:  # it has answered just before: the numbers are written down
         live = {}
-    found = {run: (one.job, one.state.lower()) for run, one in live.items()}
+    found = {run: (one.job, "held" if one.held else one.state.lower()) for run, one in live.items()}
     for folder in folders:
         said = queue.submitted(driver.workspace, folder)
         job = said[0].job_of(folder.path.name) if said else None

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from runtime.provenance import commit, versions
+from runtime.slurm import client
 from runtime.train import Seat
 from specs.files import write_text
 
@@ -91,6 +92,8 @@ class Facts:
     """Size of /dev/shm, through which processes of a node talk."""
     data: bool
     """Whether the data's folder can be read."""
+    sbatch: bool
+    """Whether SLURM's programs are there: a study queues from a node what comes next."""
     load: float
     """Cores' worth of other work in the minute before."""
     port: int
@@ -157,6 +160,7 @@ def _facts(order: Order, port: int, folder: Path) -> Facts:
         free_bytes=shutil.disk_usage(folder).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
         data=readable,
+        sbatch=client.is_here(),
         load=os.getloadavg()[0],
         port=port,
     )

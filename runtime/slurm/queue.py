@@ -75,11 +75,6 @@ class Script:
         return _make_sbatch_string(command, self.folder, map_count=number, **self.parameters)
 
 
-def is_here() -> bool:
-    """Whether SLURM's programs are."""
-    return shutil.which("sbatch") is not None
-
-
 def folder_of(workspace: Workspace, name: str) -> Path:
     """Folder of a submission."""
     return workspace.path.absolute() / "slurm" / name

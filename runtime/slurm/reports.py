@@ -161,6 +161,10 @@ def _nodes(reports: Reports, begun: float, ended: float) -> Iterator[Finding]:
         if late > CLOCKS_S:
             said = f"the clock of {node} is at least {duration(late)} from the one here"
             yield Finding(False, said, "have the site's people set it", stops=False)
+    without = [node for node, facts in nodes.items() if not facts.sbatch]
+    if without:
+        said = f"there is no sbatch on {', '.join(without)}, so no study goes on by itself (--until-done)"
+        yield Finding(False, said, "have it there, or in the container", stops=False)
     busy = _busy(reports)
     if busy:
         cores = max(nodes[node].load for node in busy)

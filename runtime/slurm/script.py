@@ -16,15 +16,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.slurm.afterwards import MARK
+from runtime.slurm.afterwards import AGAIN, LEAVE_IT, MARK
 from specs.cluster import Cluster
 from specs.record import Order
 from specs.slurm import Slurm
 
-_STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$SLURM_JOB_ID" -o %T) && break; sleep 10; done'
-_REQUEUE = 'for _ in $(seq 60); do scontrol requeue Incomplete "$SLURM_JOB_ID" && break; sleep 10; done'
+_JOB = "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}"
+"""One task of an array has the array's own number as SLURM_JOB_ID; asked by that, SLURM would speak of all of them."""
+_STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$job" -o "%T %r") && break; sleep 10; done'
+_REQUEUE = (
+    '[ "${state%% *}" = RUNNING ] && only=Incomplete; '
+    'for _ in $(seq 60); do scontrol requeue $only "$job" && break; sleep 10; done'
+)
 """A controller that restarts is waited for: ten minutes are longer than any restart we have seen. `Incomplete` leaves a
-job alone that was cancelled meanwhile."""
+job alone that was cancelled meanwhile; one whose time is up counts as complete."""
+_UNSAID = "unset ${!SQUEUE_@}"
+"""A person's settings for squeue, which came along with the job: SQUEUE_STATES hides jobs."""
 PROBE_S = 360.0
 """Longest time of the doctor's job: two minutes to report and to meet, and what it measures takes less than two."""
 
@@ -64,7 +71,9 @@ def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Sha
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
-    afterwards = f"{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))}"
+    afterwards = (
+        f'{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))} "$status" "$state"'
+    )
     nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
     cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
     asked: dict[str, Any] = _common(slurm, name) | {
@@ -81,8 +90,11 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
         ],
         "teardown": [
             "status=$?",
+            _JOB,
+            _UNSAID,
             _STATE,
-            f'{afterwards} "$status" "$state" && {_REQUEUE}',
+            f"for _ in 1 2 3; do {afterwards}; next=$?; [[ $next = [{AGAIN}{LEAVE_IT}] ]] && break; sleep 10; done",
+            f'if [ "$next" = {AGAIN} ]; then {_REQUEUE}; fi',
             'exit "$status"',
         ],
     }

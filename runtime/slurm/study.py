@@ -7,7 +7,7 @@ two jobs but files, and a study that was cut off anywhere goes on with the same 
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +20,7 @@ from runtime.folder import RunFolder
 from runtime.launch import Job, Outcome
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client, queue
-from runtime.slurm.client import Live
+from runtime.slurm.client import Ended, Live, SilentError
 from runtime.slurm.queue import Asked
 from specs.budget import Budget
 from specs.files import DocumentError, load, locate, write_json
@@ -30,6 +30,10 @@ from specs.words import first_line, several
 
 _ENDING_S, _LOOK_S = 180.0, 1.0
 """Longer than most sites let a job end (slurm.conf(5): KillWait 30 s, and UnkillableStepTimeout 60 s)."""
+_SILENT_S, _ASK_AGAIN_S = 3600.0, 30.0
+"""Longer than an upgrade of SLURM's controller takes: a study that nobody watches waits so long for an answer."""
+_ACCOUNTS_S = 30.0
+"""How far accounts may be behind; they are asked about jobs that have ended without their runs being finished."""
 _NOT_ITS_FAULT = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 """How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
 
@@ -111,7 +115,14 @@ def go_on(path: Path, own: str) -> int:
     """The job that goes on with a study: its exit status, 0 unless the study is stuck."""
     driver = Driver(Workspace(Path()), prepare.this_machine(), None, Console(width=120))
     try:
-        study = advance(driver, path, until_done=True, again=False, own=own)
+        study = _once_slurm_answers(driver, path, own)
+    except SilentError as error:
+        print(error)
+        budget = load(path, Budget)
+        known = driver.workspace.noted(budget.name)
+        left = None if known is None else known.submission  # it may have been queued after all
+        _note(driver.workspace, budget, StudyState(state="stopped", said=str(error), submission=left))
+        return drive.BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
         print(error)
         _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=str(error)))
@@ -121,6 +132,19 @@ def go_on(path: Path, own: str) -> int:
         _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=said))
         raise
     return drive.OK if study.audit is not None or _waits(study) else study.exit_code
+
+
+def _once_slurm_answers(driver: Driver, path: Path, own: str) -> Study:
+    """What is due, as soon as SLURM answers; what it may have heard before is found by its name."""
+    until_s = time.monotonic() + _SILENT_S
+    while True:
+        try:
+            return advance(driver, path, until_done=True, again=False, own=own)
+        except SilentError as error:
+            if time.monotonic() > until_s:
+                raise
+            driver.say(f"{escape(str(error))}; asks again in {_ASK_AGAIN_S:.0f} s")
+        time.sleep(_ASK_AGAIN_S)
 
 
 def _go_on_later(
@@ -185,7 +209,7 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
         run: said for run in runs if (said := queue.submitted(driver.workspace, run_folder(driver, run)))
     }
     jobs = {run: job for run, (submission, _) in known.items() if (job := submission.job_of(run))}
-    ended = client.ended(jobs.values())
+    ended = _accounted(set(jobs.values()))
     failed = {}
     for run, job in jobs.items():
         end, folder = ended.get(job), run_folder(driver, run)
@@ -194,6 +218,14 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
         cancelled = known[run][1].cancelled if end is None else end.state.startswith("CANCELLED")
         failed[run] = status.ended(folder, folder.records(), job, end, cancelled=cancelled)[1]
     return failed
+
+
+def _accounted(jobs: set[str]) -> Mapping[str, Ended]:
+    """How these jobs ended, once SLURM's accounts have caught up with them, or as far as they know."""
+    until_s = time.monotonic() + _ACCOUNTS_S
+    while (ended := client.ended(jobs)).keys() != jobs and time.monotonic() < until_s:
+        time.sleep(_LOOK_S)
+    return ended
 
 
 def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None) -> Outcome:

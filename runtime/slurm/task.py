@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runtime.folder import RunFolder
 from runtime.lock import Claim, Hold, at_work
-from runtime.train import FINISHED, FOR_GOOD, RESUME, Leave, Seat, train_rank
+from runtime.train import BAD_INPUT, FAILED, FINISHED, FOR_GOOD, RESUME, Leave, Seat, train_rank
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -21,6 +21,9 @@ _PORTS = range(20000, 32768)
 """Above those of services, below those that Linux gives to clients (ip(7), ip_local_port_range)."""
 _LOOK_S = 1.0
 """Time between two looks at a lock whose owner may be dead."""
+_STRANGER_S = 900.0
+"""How long one who lives is waited for. On a node that SLURM has given up ranks may go on; without their peers they end
+once a collective has waited its ten minutes (model/mesh.py)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Task:
         leave.listen()  # instead of submitit's handlers, which know of rank 0 only
         status = _train(RunFolder(Path(self.folder)), leave)
         if status not in (FINISHED, RESUME):
-            sys.exit(status)
+            sys.exit(FOR_GOOD if status == BAD_INPUT else status)
 
     def checkpoint(self) -> "DelayedSubmission":
         """The same again, for a signal that comes before this task listens."""
@@ -112,7 +115,7 @@ def _train(folder: RunFolder, leave: Leave) -> int:
         where = f"leads nowhere on {socket.gethostname()} ({error.strerror})"
         said = f"the name of the first node, {peers.master_addr}, {where}; see isoplan doctor --slurm"
         print(f"OSError: {said}", file=sys.stderr, flush=True)
-        return FOR_GOOD
+        return FAILED
     data = folder.path.parents[1] / "data"
     if seat.rank > 0:
         return train_rank(folder, data, seat, leave)
@@ -121,7 +124,7 @@ def _train(folder: RunFolder, leave: Leave) -> int:
         if leave.asked:
             return RESUME
         print(f"OSError: {at_work(folder.path)}; stop it, then run again", file=sys.stderr, flush=True)
-        return FOR_GOOD
+        return FAILED
     try:
         return train_rank(folder, data, seat, leave)
     finally:
@@ -129,12 +132,14 @@ def _train(folder: RunFolder, leave: Leave) -> int:
 
 
 def _hold(folder: RunFolder, leave: Leave) -> Hold | None:
-    """The folder's lock, held by rank 0 for the job; None where somebody else has it, or it is time to leave."""
-    claim, told = Claim(folder.path, patience_s=10.0), False
-    while not leave.asked:
+    """The folder's lock, held by rank 0 for the job; None where somebody else keeps it, or it is time to leave."""
+    claim, told, until_s = Claim(folder.path), False, time.monotonic() + _STRANGER_S
+    while not leave.asked and time.monotonic() < until_s:
         hold = claim.take()
-        if hold is not None or claim.hopeless:
+        if hold is not None:
             return hold
+        if claim.hopeless:
+            claim = Claim(folder.path)
         if not told:
             print(f"waits: {at_work(folder.path)}, or was when its host was lost", flush=True)
             told = True

@@ -7,19 +7,6 @@ from runtime.prepare import Workspace
 from runtime.slurm import client
 from runtime.slurm.client import Ended, Live, SlurmError
 
-_OVER = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-)
-"""SLURM's words for a job that has ended (squeue(1)); its accounts may be some seconds behind."""
-
 
 @dataclass(frozen=True)
 class Whereabouts:
@@ -69,7 +56,7 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
             if one is not None and one.job is not None:
                 gone[name] = str(one.job)
     told = client.ended(gone.values())
-    ended = {one: told[job] for one, job in gone.items() if job in told and told[job].state.startswith(_OVER)}
+    ended = {one: told[job] for one, job in gone.items() if job in told}
     cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}
     cancelled |= {run for run in gone if run not in ended and run in noted and noted[run][1].cancelled}
     return Whereabouts(jobs, live, ended, waiting, cancelled, problem)

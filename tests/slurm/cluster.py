@@ -209,6 +209,11 @@ class Cluster:
         self.kill_node(name)
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
 
+    def orphan_node(self, name: str) -> None:
+        """End a node's slurmd, and have the controller notice at once: it gives the node up, whose tasks go on."""
+        self._machines[name].stop("slurmd")
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
+
     def stop_controller(self) -> None:
         """End slurmctld; jobs go on, commands do not answer."""
         self._machines[HEAD].stop("slurmctld")

@@ -1,16 +1,20 @@
 """An array of runs, of which one fails: the others finish, the failure is named, and asking again repeats that one."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from rich.console import Console
 
 from runtime.drive import Driver, Ran
+from runtime.folder import RunFolder
 from runtime.prepare import Machine, Wanted, Workspace
 from runtime.slurm.queue import Asked
 from runtime.slurm.study import carry_out
 from specs.cluster import Cluster as ClusterFile
 from specs.files import load
+from specs.record import Incident, Start
 from tests.slurm.cluster import Cluster
 from tests.slurm.running import cluster_file, paced
 from tests.training import corpus, order, tiny_run
@@ -20,25 +24,44 @@ pytestmark = pytest.mark.slurm
 PILOTS, BROKEN = 5, 2
 
 
-def test_a_failed_pilot_is_named_and_repeated_alone(
+class Ask(Protocol):
+    """Queues what is not finished, as `run --slurm` does; `again` also what has failed."""
+
+    def __call__(self, *, again: bool) -> Ran: ...
+
+
+@pytest.fixture
+def pilots(
     cluster: Cluster, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Callable[..., tuple[Ask, list[RunFolder]]]:
+    """So many runs of so many steps in a workspace of their own, with these lines in the cluster file."""
     for name, value in cluster.environment().items():
         monkeypatch.setenv(name, value)
     (tmp_path / "data").symlink_to(home / "data")
+
+    def made(number: int, steps: int, *lines: str) -> tuple[Ask, list[RunFolder]]:
+        path = cluster_file(tmp_path, *lines)
+        runs = [tiny_run(corpus(home), steps=steps, seed=seed) for seed in range(number)]
+        wanted = [
+            Wanted(path, "", f"pilot {seed}", run, order(run), planned_s=100.0 - seed)
+            for seed, run in enumerate(runs)
+        ]
+
+        def ask(*, again: bool) -> Ran:
+            driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
+            return carry_out(driver, wanted, Asked(path, load(path, ClusterFile)), "pilots", again=again)
+
+        return ask, [RunFolder(tmp_path / "runs" / run.fingerprint()) for run in runs]
+
+    return made
+
+
+def test_a_failed_pilot_is_named_and_repeated_alone(
+    cluster: Cluster, tmp_path: Path, pilots: Callable[..., tuple[Ask, list[RunFolder]]]
+) -> None:
     broken = tmp_path / "broken"
     broken.touch()
-    lines = (paced(0.01, f"{BROKEN}.0 10 {broken}"), "retries: 0", "pilots_at_once: 2")
-    path = cluster_file(tmp_path, *lines)
-    runs = [tiny_run(corpus(home), steps=50, seed=seed) for seed in range(PILOTS)]
-    wanted = [
-        Wanted(path, "", f"pilot {seed}", run, order(run), planned_s=100.0 - seed)
-        for seed, run in enumerate(runs)
-    ]
-
-    def ask(*, again: bool) -> Ran:
-        driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
-        return carry_out(driver, wanted, Asked(path, load(path, ClusterFile)), "pilots", again=again)
+    ask, _ = pilots(PILOTS, 50, paced(0.01, f"{BROKEN}.0 10 {broken}"), "retries: 0", "pilots_at_once: 2")
 
     assert [one.state for one in ask(again=True).outcomes] == ["queued"] * PILOTS
     [array] = (tmp_path / "slurm").glob("pilots-*")
@@ -56,6 +79,53 @@ def test_a_failed_pilot_is_named_and_repeated_alone(
     [single] = set((tmp_path / "slurm").glob("pilots-*")) - {array}
     cluster.wait(load_job(single), "COMPLETED", timeout_s=120)
     assert ask(again=True).outcomes == ()
+
+
+def test_each_pilot_goes_on_by_itself(
+    cluster: Cluster,
+    tmp_path: Path,
+    pilots: Callable[..., tuple[Ask, list[RunFolder]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SLURM gives one task of an array the array's own number; what is said of that is meant for this task alone. And
+    what a person has squeue hide is not hidden from us."""
+    monkeypatch.setenv("SQUEUE_STATES", "PENDING")
+    ask, folders = pilots(3, 150, paced(0.3))
+    assert [one.state for one in ask(again=True).outcomes] == ["queued"] * 3
+    [array] = (tmp_path / "slurm").glob("pilots-*")
+    job = load_job(array)
+    cluster.until(lambda: all(len(one.metrics()) > 5 for one in folders), "every pilot trains")
+    cluster.run("scancel", "--signal=USR2", f"{job}_2")
+    cluster.until(lambda: starts(folders[2]) == 2, "the last pilot has come back")
+    assert [starts(one) for one in folders] == [1, 1, 2]
+    cluster.run("scancel", "--signal=USR2", f"{job}_0", f"{job}_1")
+    cluster.until(lambda: settled(cluster, job), "every pilot has ended", 240)
+    assert [starts(one) for one in folders] == [2, 2, 2]
+    assert ask(again=True).outcomes == ()
+
+
+def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
+    cluster: Cluster, tmp_path: Path, pilots: Callable[..., tuple[Ask, list[RunFolder]]]
+) -> None:
+    """Its successor would write into the same folder; here it finds the run finished."""
+    ask, [folder] = pilots(1, 150, paced(0.2))
+    assert [one.state for one in ask(again=True).outcomes] == ["queued"]
+    cluster.until(lambda: len(folder.metrics()) > 5, "the run trains")
+    [place] = (tmp_path / "slurm").glob("pilots-*")
+    job = load_job(place)
+    cluster.orphan_node(cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip())
+    log = folder.log / "rank-0.txt"
+    cluster.until(lambda: f"is at work in {folder.path}" in log.read_text(), "its successor waits")
+    assert folder.end() is None
+    cluster.wait(job, "COMPLETED")
+    assert folder.end() is not None
+    assert starts(folder) == 1
+    assert [line for line in folder.records() if isinstance(line, Incident)] == []
+
+
+def starts(folder: RunFolder) -> int:
+    """Segments of a run so far."""
+    return sum(isinstance(line, Start) for line in folder.records())
 
 
 def load_job(submission: Path) -> str:

@@ -4,14 +4,21 @@ import json
 import pickle
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from runtime.prepare import Workspace
+from runtime.slurm import study
+from runtime.slurm.cancel import cancel
 from runtime.slurm.task import Task
 from specs.data import CorpusRef
+from specs.files import load, write_json
 from specs.record import End
 from specs.run import Execution, RunSpec
+from specs.submission import StudyState
 from tests import samples
 from tests.slurm.cluster import Cluster
 from tests.slurm.desk import Desk, execution
@@ -347,3 +354,54 @@ def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: C
     assert refused.code == 2
     assert "was planned for 4 devices, and this cluster has 2; bring the file back" in refused.err
     assert desk.queued() == []
+
+
+# --- what goes on by itself ---
+
+
+def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that nobody watches asks again; given up, it leaves behind what `isoplan cancel` finds its job by."""
+    monkeypatch.setattr(study, "_ASK_AGAIN_S", 0.5)
+    desk.says(HELD)
+    budget = Path("budget.yaml")
+    assert desk.run(str(budget), "--slurm", "--until-done").code == 0
+    first = noted(desk)
+    desk.cluster.stop_controller()
+    with ThreadPoolExecutor() as pool:
+        job = pool.submit(study.go_on, budget, str(first.submission))
+        time.sleep(5)
+        assert not job.done()
+        desk.cluster.start_controller()
+        assert job.result(timeout=60) == 0
+    second = noted(desk)
+    assert second.state == "waiting"
+    assert second.submission != first.submission
+    assert len(desk.queued()) == 3
+
+    desk.cluster.stop_controller()
+    monkeypatch.setattr(study, "_SILENT_S", 0.0)
+    assert study.go_on(budget, str(first.submission)) == 2
+    desk.cluster.start_controller()
+    assert noted(desk).state == "stopped"
+    cancel(Workspace(desk.folder), list, "mini")
+    assert [name for [name] in desk.queued("Name") if name == second.submission] == []
+
+
+def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(
+    desk: Desk, data: CorpusRef
+) -> None:
+    desk.says(HELD)
+    [run] = runs(data, 1)
+    assert desk.run(desk.plan(run), "--slurm").code == 0
+    waits = StudyState(state="waiting", said="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c")
+    write_json(desk.folder / "plans" / "mini" / "study.json", waits)
+    looks = iter([[], [desk.run_folder(run)]])
+    cancelled = cancel(Workspace(desk.folder), lambda: next(looks), "mini")
+    assert list(cancelled.runs) == [run.fingerprint()]
+    assert desk.queued() == []
+    assert noted(desk).state == "cancelled"
+
+
+def noted(desk: Desk) -> StudyState:
+    """How far the desk's study is."""
+    return load(desk.folder / "plans" / "mini" / "study.json", StudyState)

@@ -16,7 +16,7 @@ from specs.files import from_catalog
 
 HERE = Software("3.11.7", {"isoplan": "0.1.0", "torch": "2.13.0"}, "c0ffee")
 ORDER = Order("token", "cpu", 2, 2, None)
-FACTS = Facts("token", "node1", 100.0, HERE, 2**40, 2**34, True, 0.0, 0)
+FACTS = Facts("token", "node1", 100.0, HERE, 2**40, 2**34, True, True, 0.0, 0)
 DEVICE = DeviceRates("CPU core", 4e10, 1e11, 8.0, 9e9, 3e10, 2e-6, {"attention": "torch"})
 RATES = Rates(0.0, DEVICE, LinkRates(4e9, 1e-4), LinkRates(1e9, 3e-4), 1e8)
 
@@ -91,6 +91,7 @@ def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
         ({"shm_bytes": 2**26}, "/dev/shm of node2 has 64 MiB", False),
         ({"time": 90.0}, "the clock of node2 is at least 9 s from the one here", False),
         ({"time": 111.0}, "the clock of node2 is at least 10 s from the one here", False),
+        ({"sbatch": False}, "there is no sbatch on node2, so no study goes on by itself", False),
         ({"load": 3.0}, "other work was at 3.0 cores of node2", False),
     ],
 )
