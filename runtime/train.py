@@ -13,11 +13,12 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.batches import DataError, check_enough
 from runtime.corpus import load_corpus, tokens
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 _TRIES = 3
 """Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
-_LEAVE = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
-"""Signals that ask a rank to leave: SIGTERM by kill and SLURM, the others where time is nearly up."""
 FINISHED, FAILED, BAD_INPUT = 0, 1, 2
 FOR_GOOD = 65
 """EX_DATAERR of sysexits.h: another start would end the same way."""
@@ -59,14 +58,9 @@ class Leave:
         self.asked = 0
 
     def listen(self) -> None:
-        """Take over the signals that mean it."""
-        for number in _LEAVE:
+        """Take over the signals that mean it: SIGTERM (kill, SLURM), SIGUSR1 and SIGUSR2 (time is nearly up)."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
-
-    def done(self) -> None:
-        """Ignore them from now on: Python puts their handlers back as it ends, and one would kill a finished rank."""
-        for number in _LEAVE:
-            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
@@ -102,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
-    """As `train`; what can be expected to go wrong is one line and a status of its own."""
+    """As `train`, and an error is a status too: what can be expected to go wrong, in one line."""
     try:
         return train(folder, data, seat, leave)
     except RunError as error:
@@ -114,8 +108,20 @@ def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     except (DocumentError, CorpusError, DataError, RecordError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return FAILED if isinstance(error.__context__, OSError) else BAD_INPUT
-    finally:
-        leave.done()
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process with this status, now that a rank has nothing more to do.
+
+    While an interpreter ends, which takes torch a second, signals kill again, whose handlers are put back; and gloo's
+    threads may abort the process (pytorch/pytorch issue 190489). Either would make a failure of a finished run.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
@@ -308,4 +314,4 @@ def _stop_where_diverged(journal: Journal, step: int, values: Mapping[str, float
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -390,8 +390,8 @@ def test_a_rank_that_is_done_dies_of_no_signal(
         "    def __del__(self, kill=os.kill, me=os.getpid()):\n"
         f"        kill(me, {number.value})\n"
         "late = Late()\n"  # dropped after Python has put the handlers back
-        "from runtime.train import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "import runpy\n"
+        "runpy.run_module('runtime.train', run_name='__main__')\n"
     )
     argv = [sys.executable, "-c", code, finished.path, "--data", home / "data"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)

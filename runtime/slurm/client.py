@@ -169,10 +169,9 @@ def check_controller() -> None:
     """SlurmError where SLURM's programs are not here, or no controller is up."""
     done = _call("scontrol", "ping")
     if " is UP" not in done.stdout:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise SilentError(
-            f"SLURM's controller does not answer ({', '.join(said)}); try again later, or see SLURM_CONF"
-        )
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("**")]
+        said = ", ".join(line for line in lines if line.strip())
+        raise SilentError(f"SLURM's controller does not answer ({said}); try again later, or see SLURM_CONF")
 
 
 def shown(what: str) -> list[dict[str, str]]:

@@ -155,16 +155,17 @@ def _go_on_later(
         _note(workspace, budget, _ended(study))
         return
     with queue.one_at_a_time(workspace):
+        runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
+        after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
+        said = f"waits for {several(len(after), 'job')} of the {study.phase}"
         known = workspace.noted(budget.name)
         if known is not None and known.submission not in (None, own):
             waiting = queue.live_study(workspace, str(known.submission))
             if waiting is not None:
+                _note(workspace, budget, known.model_copy(update={"state": "waiting", "said": said}))
                 driver.say(f"job {waiting.job} goes on from here by itself")
                 return
-        runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
-        after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
         script = queue.study_script(workspace, asked, path, budget.name, after)
-        said = f"waits for {several(len(after), 'job')} of the {study.phase}"
         _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
         [done] = queue.submit(workspace, asked, [script])
     driver.say(

@@ -7,11 +7,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.folder import RunFolder
 from runtime.lock import Claim, Hold, at_work
-from runtime.train import BAD_INPUT, FAILED, FINISHED, FOR_GOOD, RESUME, Leave, Seat, train_rank
+from runtime.train import BAD_INPUT, FAILED, FINISHED, FOR_GOOD, RESUME, Leave, Seat, end_process, train_rank
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -33,8 +33,8 @@ class Task:
     folder: str
     """The run's folder, an absolute path."""
 
-    def __call__(self) -> None:
-        """Train this rank; SystemExit with its status unless it is finished or saved as it was told to be.
+    def __call__(self) -> NoReturn:
+        """Train this rank, and end the process with its status.
 
         A rank that was told to leave ends like one that is finished: a status other than 0 would end its peers, which
         may still be writing. What comes next is decided once all have ended (runtime/slurm/afterwards.py).
@@ -42,8 +42,7 @@ class Task:
         leave = Leave()
         leave.listen()  # instead of submitit's handlers, which know of rank 0 only
         status = _train(RunFolder(Path(self.folder)), leave)
-        if status not in (FINISHED, RESUME):
-            sys.exit(FOR_GOOD if status == BAD_INPUT else status)
+        end_process({RESUME: FINISHED, BAD_INPUT: FOR_GOOD}.get(status, status))
 
     def checkpoint(self) -> "DelayedSubmission":
         """The same again, for a signal that comes before this task listens."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.folder import RunFolder
 from runtime.prepare import Workspace
 from runtime.slurm import study
 from runtime.slurm.cancel import cancel
@@ -78,9 +79,9 @@ def test_asking_again_and_at_the_same_time_queues_nothing_twice(desk: Desk, data
         again = desk.run(path, "--slurm")
         assert again.code == 0, again.err
         assert "queued 3 runs" not in again.out
-        assert again.out.count(": queued, job ") == 3
+        assert again.out.count(": held, job ") == 3
     said = json.loads(desk.run(path, "--slurm", "--json").out)["runs"]
-    assert sorted([one["job"], one["state"]] for one in said) == [[job, "pending"] for job, _ in jobs]
+    assert sorted([one["job"], one["state"]] for one in said) == [[job, "held"] for job, _ in jobs]
     assert desk.queued("JobArrayID", "Name") == jobs
     assert len(desk.submissions()) == 1
 
@@ -383,6 +384,9 @@ def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: py
     assert study.go_on(budget, str(first.submission)) == 2
     desk.cluster.start_controller()
     assert noted(desk).state == "stopped"
+    assert desk.run(str(budget), "--slurm", "--until-done").code == 0
+    assert noted(desk).state == "waiting"
+    assert len(desk.queued()) == 3, "the study's job was there already"
     cancel(Workspace(desk.folder), list, "mini")
     assert [name for [name] in desk.queued("Name") if name == second.submission] == []
 
@@ -395,8 +399,12 @@ def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(
     assert desk.run(desk.plan(run), "--slurm").code == 0
     waits = StudyState(state="waiting", said="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c")
     write_json(desk.folder / "plans" / "mini" / "study.json", waits)
-    looks = iter([[], [desk.run_folder(run)]])
-    cancelled = cancel(Workspace(desk.folder), lambda: next(looks), "mini")
+
+    def planned() -> list[RunFolder]:
+        """Until it is ended, the study may plan more."""
+        return [desk.run_folder(run)] if noted(desk).state == "cancelled" else []
+
+    cancelled = cancel(Workspace(desk.folder), planned, "mini")
     assert list(cancelled.runs) == [run.fingerprint()]
     assert desk.queued() == []
     assert noted(desk).state == "cancelled"
