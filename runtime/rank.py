@@ -5,16 +5,16 @@ launcher holds; it never carries a byte, and it ends when the launcher does, wha
 """
 
 import os
-import sys
 import threading
 
 
 def main() -> None:
     """Train the run folder named on the command line for as long as the launcher lives."""
     watch_launcher()
+    from runtime.train import end_process
     from runtime.train import main as train  # after the watch: importing torch takes seconds
 
-    sys.exit(train())
+    end_process(train())
 
 
 def watch_launcher() -> None:

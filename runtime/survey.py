@@ -53,8 +53,8 @@ class Study:
 
     name: str
     """The budget's name."""
-    state: Literal["waiting", "done", "stopped", "cancelled", "lost"]
-    """`lost` waits for a job that SLURM does not have."""
+    state: Literal["waiting", "held", "done", "stopped", "cancelled", "lost"]
+    """`held` waits for a person to release its job, `lost` for a job that SLURM does not have."""
     said: str
     """How far it is, and what to do next, in one line."""
 
@@ -90,8 +90,8 @@ class Picture:
     def moves(self) -> bool:
         """Whether anything will go on by itself."""
         waits = self.silent and any(run.state == "unknown" for run in self.runs)
-        held = any(run.held for run in self.runs)
-        studies = any(study.moves for study in self.studies) and not held
+        held = {group.name for group, runs in self.groups if any(run.held for run in runs)}
+        studies = any(study.moves and study.name not in held for study in self.studies)
         return bool(waits or studies or any(run.moves for run in self.runs))
 
     def next_of(self, group: Group, runs: Sequence[RunStatus]) -> str:
@@ -298,6 +298,9 @@ def _study(name: str, noted: StudyState, where: Whereabouts, again: str, outcome
     if noted.state == "cancelled" or noted.submission in where.cancelled:
         return Study(name, "cancelled", f"cancelled; to go on: {again}")
     job = where.studies.get(noted.submission or "")
+    if job is not None and job.held:
+        said = f"{noted.said}, and SLURM holds its job ({job.reason}): scontrol release {job.job}"
+        return Study(name, "held", said)
     if job is not None:
         why = f", {job.reason}" if job.reason else ""
         return Study(

@@ -1,5 +1,6 @@
 """What follows a job's ranks: whether it is queued again, decided from the run's own files."""
 
+import json
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from runtime.slurm import afterwards
 from runtime.slurm.afterwards import AGAIN, LEAVE_IT
 from specs.files import append_line, write_json
 from specs.record import End, Environment, Incident, Start
-from specs.submission import Submission
+from specs.submission import Queued, Submission
 from tests import samples
 
 RUN = "0123456789abcdef"
@@ -28,6 +29,7 @@ class Place:
         self.slurm.mkdir(parents=True)
         submission = Submission(name=self.slurm.name, time=BEGAN_S, runs=(RUN,), job=12, retries=2)
         write_json(self.slurm / "submission.json", submission)
+        write_json(self.folder.queued_json, Queued(submission=submission.name, from_step=0))
         self.starts = 0
 
     def starts_at(self, step: int) -> None:
@@ -49,15 +51,15 @@ class Place:
         """A checkpoint is committed."""
         (self.folder.checkpoints / folder_name(step)).mkdir(parents=True)
 
-    def decides(self, status: int, printed: str = "", state: str = "RUNNING None") -> int:
-        """What follows when srun has ended with this status; the next start is another one."""
+    def decides(self, status: int, printed: str = "", state: str = "RUNNING 0:20 None") -> int:
+        """What follows when srun has ended with this status, by default as time is nearly up; then another start."""
         mark = f"{afterwards.MARK} {self.starts}\n"
         (self.slurm / "12_0_log.err").write_text(mark + printed)
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("SLURM_JOB_ID", "12")
             patched.setenv("SLURM_RESTART_COUNT", str(self.starts))
             patched.setenv("SLURM_JOB_NODELIST", "n1")
-            decided = afterwards.main([str(self.slurm), str(status), state])
+            decided = afterwards.main([str(self.slurm), str(status), state, "30"])
         self.starts += 1
         return decided
 
@@ -166,9 +168,9 @@ def test_what_another_start_would_not_change(place: Place, word: str, decided: i
 @pytest.mark.parametrize(
     ("state", "decided"),
     [
-        ("RUNNING None", AGAIN),
-        ("COMPLETING TimeLimit", AGAIN),  # which SLURM never queues again
-        ("COMPLETING None", LEAVE_IT),  # cancelled, preempted or requeued
+        ("RUNNING 1-00:00:00 None", AGAIN),
+        ("COMPLETING INVALID TimeLimit", AGAIN),  # which SLURM never queues again
+        ("COMPLETING 10:00 None", LEAVE_IT),  # cancelled, preempted or requeued
         ("", LEAVE_IT),
     ],
 )
@@ -176,3 +178,40 @@ def test_what_slurm_has_in_hand_is_left_to_it(place: Place, state: str, decided:
     place.starts_at(0)
     place.saves(50)
     assert place.decides(0, state=state) == decided
+
+
+def test_who_is_preempted_while_it_starts_goes_on_however_often(place: Place) -> None:
+    """It has the grace to leave; and there is time left, so that it is no start that takes too long."""
+    for _ in range(5):
+        place.starts_at(0)
+        assert place.decides(143, task("Terminated"), "RUNNING 1:00:00 None") == AGAIN
+    assert place.said == []
+
+
+def test_what_was_saved_before_the_guard_went_back_counts(place: Place) -> None:
+    place.starts_at(0)
+    place.saves(50)
+    place.starts_at(50)  # in the same job
+    assert place.decides(0) == AGAIN
+    assert place.said == []
+
+
+def test_a_run_that_somebody_else_trains_is_waited_for(place: Place) -> None:
+    """On a node that SLURM has given up; it is no fault of the run's, and it may take long."""
+    owner = {"host": "lost", "process": 7}
+    for _ in range(5):
+        (place.folder.path / "lock").write_text(json.dumps(owner) + "\n")
+        assert place.decides(1, task("Exited with exit code 1")) == AGAIN
+    assert place.said == []
+
+
+@pytest.mark.parametrize("state", ["RUNNING 1:00:00 None", "COMPLETING INVALID TimeLimit"])
+def test_a_cancelled_run_is_left_alone(place: Place, state: str) -> None:
+    """SLURM takes no notice of one who cancels a job whose time is up."""
+    place.starts_at(0)
+    place.saves(50)
+    queued = Queued(submission=place.slurm.name, from_step=0, cancelled=True)
+    write_json(place.folder.queued_json, queued)
+    assert place.decides(0, state=state) == LEAVE_IT
+    write_json(place.folder.queued_json, queued.model_copy(update={"submission": "an-earlier-one"}))
+    assert place.decides(0, state=state) == AGAIN

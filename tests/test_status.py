@@ -308,6 +308,8 @@ STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submis
     [
         (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
          ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
+        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
+         ("SLURM holds its job (JobHeldUser)", "scontrol release 12")),
         (STUDY, Whereabouts(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
         (STUDY, Whereabouts(cancelled={"small-study-0a0b0c"}), "cancelled",
          ("cancelled; to go on: run its budget --slurm --until-done",)),

@@ -338,6 +338,7 @@ def test_what_could_not_be_saved_is_not_said_to_be(home: Path, data: CorpusRef, 
     folder.checkpoints.touch()  # a file, where a folder is to be made
     ranks = Ranks(folder, home / "data")
     while len(folder.metrics()) < 5:
+        assert ranks.processes[0].is_alive()
         time.sleep(0.05)
     os.kill(ranks.processes[0].pid or 0, signal.SIGTERM)
     assert ranks.join() == [FAILED]
@@ -391,8 +392,11 @@ def test_a_rank_that_is_done_dies_of_no_signal(
         f"        kill(me, {number.value})\n"
         "late = Late()\n"  # dropped after Python has put the handlers back
         "import runpy\n"
-        "runpy.run_module('runtime.train', run_name='__main__')\n"
+        "runpy.run_module('runtime.rank', run_name='__main__')\n"
     )
     argv = [sys.executable, "-c", code, finished.path, "--data", home / "data"]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    lifeline, launcher = os.pipe()
+    done = subprocess.run(argv, cwd=ROOT, stdin=lifeline, capture_output=True, text=True, check=False)
+    os.close(lifeline)
+    os.close(launcher)
     assert (done.returncode, done.stderr) == (FINISHED, "")

@@ -1,11 +1,14 @@
-"""What follows the ranks of a job: `python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS STATE`, in its script.
+"""What follows the ranks of a job, decided in its script once they have ended:
 
-STATUS is srun's, STATE are SLURM's words for the job now and why (squeue(1), %T and %r).
+    python -m runtime.slurm.afterwards SUBMISSION_FOLDER STATUS STATE WARNING_S
 
-Exit status 0: queue the job again; 3: leave it; any other: this process itself failed. A run that was saved as it was
-told to be goes on. So does one that crashed, or left without having saved anything, unless it has done so so often
-since its newest checkpoint that it would do so again. A job that SLURM itself has in hand (cancelled, preempted) is
-left to SLURM; one whose time was up before it had left is not, for SLURM never queues such a one again.
+STATUS is srun's, STATE what SLURM says of the job now (squeue(1), "%T %L %r"), and WARNING_S how long before its limit
+the ranks are told to leave.
+
+Exit status 0: queue the job again; 3: leave it; any other: this process itself failed. A run that left as it was told
+to goes on. So does one that crashed, or whose time was up before it had saved anything, unless that has happened so
+often since its newest checkpoint that it would happen again. A job that SLURM itself has in hand (cancelled,
+preempted) is left to SLURM; one that has used up its time is not, for SLURM never queues such a one again.
 """
 
 import os
@@ -18,17 +21,21 @@ from pathlib import Path
 
 from runtime.blame import Log
 from runtime.folder import RunFolder
+from runtime.lock import at_work, keeper
 from runtime.metrics import cut_line, reached
 from runtime.provenance import slurm_job
+from runtime.slurm.site import seconds_of
 from specs.files import append_line, load
 from specs.record import Incident, RecordLine, Start
-from specs.submission import Submission
+from specs.submission import Queued, Submission
 from specs.words import several
 
 AGAIN, LEAVE_IT = 0, 3
 _HOPELESS = 65
 """Status of a rank that another start would end with as well: FOR_GOOD of runtime/train.py. Small ones may be SLURM's,
 for a node that cannot start anything."""
+_EARLY_S = 60.0
+"""How much earlier than it was asked to SLURM may warn a job (sbatch(1), --signal)."""
 _ASKED = ("User defined signal", "Terminated")
 """How srun calls the end of a task that was told to leave before it could listen."""
 _TASKS = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
@@ -39,7 +46,8 @@ MARK = "isoplan: start"
 
 def main(arguments: Sequence[str]) -> int:
     """Decide for the job that this process is in."""
-    place, status, state = Path(arguments[0]), int(arguments[1]), arguments[2]
+    place, status, warning_s = Path(arguments[0]), int(arguments[1]), float(arguments[3])
+    state, left, reason = (*arguments[2].split(" ", 2), "", "", "")[:3]
     submission = load(place / "submission.json", Submission)
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     job = os.environ["SLURM_JOB_ID"]
@@ -47,13 +55,20 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(place.parents[1] / "runs" / submission.runs[int(index or 0)])
     if folder.end() is not None:
         return LEAVE_IT
-    word, _, reason = state.partition(" ")
-    if word != "RUNNING" and (word, reason) != ("COMPLETING", "TimeLimit"):
+    if state != "RUNNING" and (state, reason) != ("COMPLETING", "TimeLimit"):
         print("the job is ending: SLURM decides what becomes of it")
         return LEAVE_IT
-    fall = Fall.of(place / printed, status) if status else Fall("it left before it had saved anything")
-    if (status == 0 or fall.asked) and _has_saved(folder):
-        print("saved; the job is queued again")
+    queued = load(folder.queued_json, Queued)
+    if queued.cancelled and queued.submission == submission.name:
+        print("the job was cancelled")
+        return LEAVE_IT
+    if keeper(folder.path):
+        print(f"{at_work(folder.path)}; the job is queued again")
+        return AGAIN
+    fall = Fall.of(place / printed, status) if status else Fall("its time was up")
+    out_of_time = reason == "TimeLimit" or seconds_of(left) <= warning_s + _EARLY_S
+    if (status == 0 or fall.asked) and (_has_saved(folder) or not out_of_time):
+        print("it left as it was told to; the job is queued again")
         return AGAIN
     return _after_fall(folder, fall, submission)
 
@@ -109,9 +124,10 @@ def fate(printed: Path, rank: int) -> str | None:
 
 
 def _has_saved(folder: RunFolder) -> bool:
-    """Whether it has come to a checkpoint since this start of the job."""
-    start = next((line for line in reversed(folder.records()) if isinstance(line, Start)), None)
-    return start is not None and start.job == slurm_job() and start.newest_step != folder.newest_step
+    """Whether it has come to a checkpoint since this start of the job, in which it may have gone back by itself."""
+    job = slurm_job()
+    start = next((line for line in folder.records() if isinstance(line, Start) and line.job == job), None)
+    return start is not None and start.newest_step != folder.newest_step
 
 
 def _after_fall(folder: RunFolder, fall: Fall, submission: Submission) -> int:

@@ -41,11 +41,11 @@ def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study:
         ended = _end_study(workspace, study) if study else None
         queued = _queued(runs())
         live = queue.live(workspace, queued)
-        client.cancel([one.job for one in live.values()])
-        for run in queued:
+        for run in queued:  # first: a job whose time is up asks here whether it is to be queued again
             if run.path.name in live:
                 noted_run = load(run.queued_json, Queued)
                 write_json(run.queued_json, noted_run.model_copy(update={"cancelled": True}))
+        client.cancel([one.job for one in live.values()])
     return Cancelled(live, ended)
 
 

@@ -115,14 +115,11 @@ def live(names: Collection[str]) -> dict[str, Live]:
 
 
 def ended(jobs: Iterable[str]) -> dict[str, Ended]:
-    """How jobs ended, the last time each did; of those whose end SLURM's accounts know, if it keeps any now."""
+    """How jobs ended, the last time each did, as far as SLURM's accounts have it; SlurmError where it keeps none."""
     asked = sorted(jobs)
     if not asked:
         return {}
-    try:
-        said = _ask("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_ENDED), "-j", ",".join(asked))
-    except SlurmError:
-        return {}
+    said = _ask("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_ENDED), "-j", ",".join(asked))
     last = {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
     return {job: end for job, end in last.items() if end.state.startswith(_OVER)}
 

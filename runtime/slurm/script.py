@@ -23,7 +23,7 @@ from specs.slurm import Slurm
 
 _JOB = "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}"
 """One task of an array has the array's own number as SLURM_JOB_ID; asked by that, SLURM would speak of all of them."""
-_STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$job" -o "%T %r") && break; sleep 10; done'
+_STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$job" -o "%T %L %r") && break; sleep 10; done'
 _REQUEUE = (
     '[ "${state%% *}" = RUNNING ] && only=Incomplete; '
     'for _ in $(seq 60); do scontrol requeue $only "$job" && break; sleep 10; done'
@@ -71,14 +71,14 @@ def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Sha
 
 def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
-    afterwards = (
-        f'{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))} "$status" "$state"'
-    )
+    warning_s = math.ceil(slurm.warning)
+    decide = f"{python(slurm)} -P -m runtime.slurm.afterwards {shlex.quote(str(folder))}"
+    afterwards = f'{decide} "$status" "$state" {warning_s}'
     nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
     cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
     asked: dict[str, Any] = _common(slurm, name) | {
         "array_parallelism": slurm.pilots_at_once,
-        "signal_delay_s": math.ceil(slurm.warning),
+        "signal_delay_s": warning_s,
         "partition": slurm.partition,
         "srun_args": ["--kill-on-bad-exit=1", *_srun(cpus)],
         "setup": [

@@ -20,7 +20,7 @@ from runtime.folder import RunFolder
 from runtime.launch import Job, Outcome
 from runtime.prepare import RefusedError, Wanted, Workspace
 from runtime.slurm import client, queue
-from runtime.slurm.client import Ended, Live, SilentError
+from runtime.slurm.client import Ended, Live, SilentError, SlurmError
 from runtime.slurm.queue import Asked
 from specs.budget import Budget
 from specs.files import DocumentError, load, locate, write_json
@@ -120,7 +120,9 @@ def go_on(path: Path, own: str) -> int:
         print(error)
         budget = load(path, Budget)
         known = driver.workspace.noted(budget.name)
-        left = None if known is None else known.submission  # it may have been queued after all
+        left = (
+            None if known is None or known.submission == own else known.submission
+        )  # it may be queued after all
         _note(driver.workspace, budget, StudyState(state="stopped", said=str(error), submission=left))
         return drive.BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
@@ -136,12 +138,13 @@ def go_on(path: Path, own: str) -> int:
 
 def _once_slurm_answers(driver: Driver, path: Path, own: str) -> Study:
     """What is due, as soon as SLURM answers; what it may have heard before is found by its name."""
-    until_s = time.monotonic() + _SILENT_S
+    until_s = None
     while True:
         try:
             return advance(driver, path, until_done=True, again=False, own=own)
         except SilentError as error:
-            if time.monotonic() > until_s:
+            until_s = time.monotonic() + _SILENT_S if until_s is None else until_s
+            if time.monotonic() >= until_s:
                 raise
             driver.say(f"{escape(str(error))}; asks again in {_ASK_AGAIN_S:.0f} s")
         time.sleep(_ASK_AGAIN_S)
@@ -161,7 +164,7 @@ def _go_on_later(
         known = workspace.noted(budget.name)
         if known is not None and known.submission not in (None, own):
             waiting = queue.live_study(workspace, str(known.submission))
-            if waiting is not None:
+            if waiting is not None and waiting.state != "COMPLETING":
                 _note(workspace, budget, known.model_copy(update={"state": "waiting", "said": said}))
                 driver.say(f"job {waiting.job} goes on from here by itself")
                 return
@@ -224,8 +227,11 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
 def _accounted(jobs: set[str]) -> Mapping[str, Ended]:
     """How these jobs ended, once SLURM's accounts have caught up with them, or as far as they know."""
     until_s = time.monotonic() + _ACCOUNTS_S
-    while (ended := client.ended(jobs)).keys() != jobs and time.monotonic() < until_s:
-        time.sleep(_LOOK_S)
+    try:
+        while (ended := client.ended(jobs)).keys() != jobs and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+    except SlurmError:  # there are none
+        return {}
     return ended
 
 

@@ -21,9 +21,9 @@ _PORTS = range(20000, 32768)
 """Above those of services, below those that Linux gives to clients (ip(7), ip_local_port_range)."""
 _LOOK_S = 1.0
 """Time between two looks at a lock whose owner may be dead."""
-_STRANGER_S = 900.0
-"""How long one who lives is waited for. On a node that SLURM has given up ranks may go on; without their peers they end
-once a collective has waited its ten minutes (model/mesh.py)."""
+_STRANGER_S = 540.0
+"""How long one who lives is waited for: on a node that SLURM has given up, ranks may go on. The other ranks here wait
+ten minutes for this one (model/mesh.py)."""
 
 
 @dataclass(frozen=True)

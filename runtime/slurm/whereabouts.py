@@ -55,7 +55,10 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
             one = queue.submission_of(workspace, name)
             if one is not None and one.job is not None:
                 gone[name] = str(one.job)
-    told = client.ended(gone.values())
+    try:
+        told = client.ended(gone.values())
+    except SlurmError:  # it keeps no accounts, or not now
+        told = {}
     ended = {one: told[job] for one, job in gone.items() if job in told}
     cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}
     cancelled |= {run for run in gone if run not in ended and run in noted and noted[run][1].cancelled}

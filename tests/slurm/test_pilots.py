@@ -90,7 +90,7 @@ def test_each_pilot_goes_on_by_itself(
     """SLURM gives one task of an array the array's own number; what is said of that is meant for this task alone. And
     what a person has squeue hide is not hidden from us."""
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
-    ask, folders = pilots(3, 150, paced(0.3))
+    ask, folders = pilots(3, 250, paced(0.3))
     assert [one.state for one in ask(again=True).outcomes] == ["queued"] * 3
     [array] = (tmp_path / "slurm").glob("pilots-*")
     job = load_job(array)
@@ -108,7 +108,7 @@ def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
     cluster: Cluster, tmp_path: Path, pilots: Callable[..., tuple[Ask, list[RunFolder]]]
 ) -> None:
     """Its successor would write into the same folder; here it finds the run finished."""
-    ask, [folder] = pilots(1, 150, paced(0.2))
+    ask, [folder] = pilots(1, 300, paced(0.2))
     assert [one.state for one in ask(again=True).outcomes] == ["queued"]
     cluster.until(lambda: len(folder.metrics()) > 5, "the run trains")
     [place] = (tmp_path / "slurm").glob("pilots-*")

@@ -4,9 +4,9 @@ import json
 import pickle
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -362,16 +362,23 @@ def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: C
 
 def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A study that nobody watches asks again; given up, it leaves behind what `isoplan cancel` finds its job by."""
+    asked, advance = [], study.advance
+
+    def counted(*told: Any, **more: Any) -> Any:
+        asked.append(told)
+        return advance(*told, **more)
+
+    monkeypatch.setattr(study, "advance", counted)
     monkeypatch.setattr(study, "_ASK_AGAIN_S", 0.5)
     desk.says(HELD)
     budget = Path("budget.yaml")
     assert desk.run(str(budget), "--slurm", "--until-done").code == 0
     first = noted(desk)
+    asked.clear()
     desk.cluster.stop_controller()
     with ThreadPoolExecutor() as pool:
         job = pool.submit(study.go_on, budget, str(first.submission))
-        time.sleep(5)
-        assert not job.done()
+        desk.cluster.until(lambda: len(asked) >= 2 or job.done(), "it has asked in vain")
         desk.cluster.start_controller()
         assert job.result(timeout=60) == 0
     second = noted(desk)
