@@ -120,9 +120,7 @@ def go_on(path: Path, own: str) -> int:
         print(error)
         budget = load(path, Budget)
         known = driver.workspace.noted(budget.name)
-        left = (
-            None if known is None or known.submission == own else known.submission
-        )  # it may be queued after all
+        left = known.submission if known and known.submission != own else None  # SLURM may have heard of it
         _note(driver.workspace, budget, StudyState(state="stopped", said=str(error), submission=left))
         return drive.BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
