@@ -31,10 +31,11 @@ def cluster_file(folder: Path, *lines: str) -> Path:
     return path
 
 
-def paced(pace_s: float, crash: str = "") -> str:
+def paced(pace_s: float, crash: str = "", *, deaf: bool = False) -> str:
     """A line of the cluster file that paces the steps; see paced/sitecustomize.py."""
     path = os.pathsep.join(filter(None, (str(PACED), os.environ.get("PYTHONPATH"))))
     said = f"export PYTHONPATH={shlex.quote(path)} PACE_S={pace_s} CRASH={shlex.quote(crash or '-1 0 -')}"
+    said += " DEAF=1" if deaf else ""
     return f"prologue: [{json.dumps(said)}]"
 
 

@@ -65,7 +65,12 @@ class Start(Protocol):
     """Queues the run with these lines in its cluster file."""
 
     def __call__(
-        self, *lines: str, pace_s: float = PACE_S, crash: str = "", partition: str = "main"
+        self,
+        *lines: str,
+        pace_s: float = PACE_S,
+        crash: str = "",
+        deaf: bool = False,
+        partition: str = "main",
     ) -> Running: ...
 
 
@@ -76,8 +81,14 @@ Capture = pytest.CaptureFixture[str]
 def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, how: Order) -> Start:
     """Queues the run in a workspace of its own."""
 
-    def started(*lines: str, pace_s: float = PACE_S, crash: str = "", partition: str = "main") -> Running:
-        said = (f"partition: {partition}", paced(pace_s, crash), *lines)
+    def started(
+        *lines: str,
+        pace_s: float = PACE_S,
+        crash: str = "",
+        deaf: bool = False,
+        partition: str = "main",
+    ) -> Running:
+        said = (f"partition: {partition}", paced(pace_s, crash, deaf=deaf), *lines)
         return Running.queued(cluster, home, tmp_path / "work", run, how, *said)
 
     return started
@@ -121,6 +132,20 @@ def test_it_survives_its_time_limit_twice(start: Start, undisturbed: Outcome, ca
     assert len(left) == len(running.starts) - 1
     assert all("saved" in one.message for one in left)
     report(capsys, "time limit", running, left[0].time)
+
+
+def test_it_survives_the_end_of_its_time_without_a_warning(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+) -> None:
+    """Or with one that was too short to save in. SLURM never queues such a job again; its script does."""
+    running = start(*LIMITED, pace_s=LONG_S, deaf=True)
+    cluster.until(lambda: len(running.starts) == 2, "it has been queued again", 240)
+    running.wait_for_end()
+    assert outcome(running.folder) == undisturbed
+    [left] = running.incidents("interrupted")
+    assert "SIGTERM" in left.message
+    assert "TIMEOUT" in cluster.history(running.job)
+    report(capsys, "the end of its time", running, left.time)
 
 
 def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture) -> None:

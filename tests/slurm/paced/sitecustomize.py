@@ -4,6 +4,7 @@ machine, and it crashes a rank where a test wants it to.
     PACE_S      seconds that each step takes longer
     CRASH       "RANK STEP FILE": this rank kills itself at this step, for as long as that file exists; in an array
                 a rank is TASK.RANK
+    DEAF        where it is set, ranks hear no warning that their time is nearly up
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import time
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 if "SLURM_PROCID" in os.environ and "PACE_S" in os.environ:
     from specs.optim import OptimSpec
@@ -28,3 +30,13 @@ if "SLURM_PROCID" in os.environ and "PACE_S" in os.environ:
         return lr(self, step)
 
     OptimSpec.lr = paced  # type: ignore[method-assign]
+
+if "SLURM_PROCID" in os.environ and os.environ.get("DEAF"):
+    handle = signal.signal
+
+    @wraps(handle)
+    def deaf(number: int, handler: Any) -> Any:
+        """As it was, but for USR2, which is ignored whatever a program wants."""
+        return handle(number, signal.SIG_IGN if number == signal.SIGUSR2 else handler)
+
+    signal.signal = deaf
