@@ -52,7 +52,7 @@ def test_a_study_goes_from_a_budget_to_a_verdict_by_itself(cluster: Cluster, tmp
     assert target.execution.layout.devices == 4
     assert [str(start.job).partition(" on ")[2] for start in starts] == ["node[1-2]"]
     assert starts[0].seal == plan.seal
-    assert cluster.run("squeue", "--noheader") == ""
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "", "nothing is left in the queue")
     queued = len(list((tmp_path / "slurm").glob("study-*")))
     typed(commands[2], tmp_path, environment, timeout_s=300)
     assert len(list((tmp_path / "slurm").glob("study-*"))) == queued, "what is done is not queued again"
