@@ -21,6 +21,8 @@ _PORTS = range(20000, 32768)
 """Above those of services, below those that Linux gives to clients (ip(7), ip_local_port_range)."""
 _LOOK_S = 1.0
 """Time between two looks at a lock whose owner may be dead."""
+_BEHIND_S = 3.0
+"""How much later a rank ends that has failed: most have because another one is gone, and srun shall hear of that first."""
 _STRANGER_S = 540.0
 """How long one who lives is waited for: on a node that SLURM has given up, ranks may go on. The other ranks here wait
 ten minutes for this one (model/mesh.py)."""
@@ -42,6 +44,8 @@ class Task:
         leave = Leave()
         leave.listen()  # instead of submitit's handlers, which know of rank 0 only
         status = _train(RunFolder(Path(self.folder)), leave)
+        if status == FAILED:
+            time.sleep(_BEHIND_S)
         end_process({RESUME: FINISHED, BAD_INPUT: FOR_GOOD}.get(status, status))
 
     def checkpoint(self) -> "DelayedSubmission":
