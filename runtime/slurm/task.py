@@ -22,7 +22,7 @@ _PORTS = range(20000, 32768)
 _LOOK_S = 1.0
 """Time between two looks at a lock whose owner may be dead."""
 _BEHIND_S = 3.0
-"""How much later a rank ends that has failed: most have because another one is gone, and srun shall hear of that first."""
+"""How much later a rank ends that has failed: mostly because another one is gone, of which srun is to hear first."""
 _STRANGER_S = 540.0
 """How long one who lives is waited for: on a node that SLURM has given up, ranks may go on. The other ranks here wait
 ten minutes for this one (model/mesh.py)."""
