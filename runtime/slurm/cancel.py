@@ -53,7 +53,7 @@ def _end_study(workspace: Workspace, name: str) -> Live | None:
     noted = _going_on(workspace, name)
     if noted is None:
         return None
-    job = queue.live_study(workspace, noted.submission) if noted.submission else None
+    job = queue.live_study(workspace, str(noted.submission))
     if job is not None:
         client.end(job)
     if noted.state == "waiting":
@@ -62,9 +62,9 @@ def _end_study(workspace: Workspace, name: str) -> Live | None:
 
 
 def _going_on(workspace: Workspace, name: str) -> StudyState | None:
-    """How far a study is that goes on by itself, or may; None where none does."""
+    """How far a study is that has a job to go on with, or may have one; None where none does."""
     noted = workspace.noted(name)
-    return noted if noted is not None and (noted.state == "waiting" or noted.submission) else None
+    return noted if noted is not None and noted.submission is not None else None
 
 
 def _queued(runs: Sequence[RunFolder]) -> list[RunFolder]:

@@ -119,8 +119,7 @@ def go_on(path: Path, own: str) -> int:
     except SilentError as error:
         print(error)
         budget = load(path, Budget)
-        known = driver.workspace.noted(budget.name)
-        left = known.submission if known and known.submission != own else None  # SLURM may have heard of it
+        left = _next_job(driver.workspace, budget, own)  # SLURM may have heard of it
         _note(driver.workspace, budget, StudyState(state="stopped", said=str(error), submission=left))
         return drive.BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
@@ -159,19 +158,24 @@ def _go_on_later(
         runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
         after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
         said = f"waits for {several(len(after), 'job')} of the {study.phase}"
-        known = workspace.noted(budget.name)
-        if known is not None and known.submission not in (None, own):
-            waiting = queue.live_study(workspace, str(known.submission))
-            if waiting is not None and waiting.state != "COMPLETING":
-                _note(workspace, budget, known.model_copy(update={"state": "waiting", "said": said}))
-                driver.say(f"job {waiting.job} goes on from here by itself")
-                return
+        known = _next_job(workspace, budget, own)
+        waiting = queue.live_study(workspace, known) if known else None
+        if waiting is not None and waiting.state != "COMPLETING":
+            _note(workspace, budget, StudyState(state="waiting", said=said, submission=known))
+            driver.say(f"job {waiting.job} goes on from here by itself")
+            return
         script = queue.study_script(workspace, asked, path, budget.name, after)
         _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
         [done] = queue.submit(workspace, asked, [script])
     driver.say(
         f"job {done.job} goes on from here by itself; see: isoplan status {escape(shlex.quote(str(path)))}"
     )
+
+
+def _next_job(workspace: Workspace, budget: Budget, own: str | None) -> str | None:
+    """The submission that is noted to go on with a study, unless that is our own; None where there is none."""
+    noted = workspace.noted(budget.name)
+    return None if noted is None or noted.submission == own else noted.submission
 
 
 def _note(workspace: Workspace, budget: Budget, state: StudyState) -> None:

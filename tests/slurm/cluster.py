@@ -207,12 +207,12 @@ class Cluster:
     def fail_node(self, name: str) -> None:
         """Cut a node's power and have the controller notice at once."""
         self.kill_node(name)
-        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
+        self._give_up(name)
 
     def orphan_node(self, name: str) -> None:
         """End a node's slurmd, and have the controller notice at once: it gives the node up, whose tasks go on."""
         self._machines[name].stop("slurmd")
-        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
+        self._give_up(name)
 
     def stop_controller(self) -> None:
         """End slurmctld; jobs go on, commands do not answer."""
@@ -255,6 +255,10 @@ class Cluster:
             if state.startswith(("down", "drain")):
                 self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
         return set(states.values()) == {"idle"} and not self.run("squeue", "--noheader")
+
+    def _give_up(self, name: str) -> None:
+        """Have the controller take a node for lost."""
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=test")
 
     # Machines and their daemons
 

@@ -1,5 +1,6 @@
 """The cluster that the tests of this folder share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,16 +26,24 @@ def _afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, whose SLURM is that of this process too."""
+    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "CUDA_VISIBLE"))]:
+        monkeypatch.delenv(name)
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    return cluster
+
+
+@pytest.fixture
 def desk(
-    cluster: Cluster,
+    client: Cluster,
     home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Desk:
     """A workspace with the corpus of tests/training.py, the cluster of its budget being the tests'."""
-    for name, value in cluster.environment().items():
-        monkeypatch.setenv(name, value)
-    desk = at_desk(tmp_path / "work", home, cluster, capfd)
+    desk = at_desk(tmp_path / "work", home, client, capfd)
     monkeypatch.chdir(desk.folder)
     return desk

@@ -49,6 +49,8 @@ data:
 precision: fp32
 """
 """Its corpus is the one of tests/training.py."""
+HELD = "extra: {hold: true}"
+"""Jobs stay in the queue, so that there is time to look at them."""
 
 
 @dataclass(frozen=True)

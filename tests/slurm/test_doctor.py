@@ -1,7 +1,6 @@
 """`isoplan doctor --slurm` on a real SLURM: what is wrong is named before anything waits for it."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -57,16 +56,6 @@ def found_by_a_job(folder: Path, text: str, patience_s: float = 60) -> list[str]
     examined = examine(asked(folder, text), Workspace(folder), patience_s, Console(quiet=True))
     assert (examined.healthy, examined.cluster) == (False, None)
     return [one.what for one in examined.findings if one.fatal]
-
-
-@pytest.fixture
-def client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, whose SLURM is that of this process too."""
-    for name in [name for name in os.environ if name.startswith(("SLURM", "SBATCH", "CUDA_VISIBLE"))]:
-        monkeypatch.delenv(name)
-    for name, value in cluster.environment().items():
-        monkeypatch.setenv(name, value)
-    return cluster
 
 
 def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_path: Path) -> None:

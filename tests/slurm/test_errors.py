@@ -9,7 +9,7 @@ import pytest
 from specs.data import CorpusRef
 from specs.run import Execution, RunSpec
 from tests import samples
-from tests.slurm.desk import Desk, Typed, execution
+from tests.slurm.desk import HELD, Desk, Typed, execution
 from tests.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
@@ -170,7 +170,7 @@ def test_what_slurm_refuses_of_a_budget(desk: Desk) -> None:
     place = f"lab.yaml:{place_of(text, 'partition: |nope')}"
     refused(desk.run("budget.yaml", "--slurm"), place, "invalid partition specified: nope", "slurm.partition")
     assert (desk.queued(), desk.written()) == ([], {})
-    desk.says("extra: {hold: true}")
+    desk.says(HELD)
     assert desk.run("budget.yaml", "--slurm").code == 0
     assert len(desk.queued()) == 1
 
@@ -187,7 +187,7 @@ def test_a_study_that_could_not_go_on_by_itself_does_not_begin(desk: Desk, field
 
 def test_a_study_begins_while_all_nodes_are_down(desk: Desk) -> None:
     """sbatch --test-only would refuse its job, sbatch does not."""
-    desk.says("extra: {hold: true}")
+    desk.says(HELD)
     nodes = f"NodeName={','.join(desk.cluster.nodes)}"
     desk.cluster.run("scontrol", "update", nodes, "State=DRAIN", "Reason=test")
     done = desk.run("budget.yaml", "--slurm", "--until-done")
@@ -199,7 +199,7 @@ def test_a_submission_of_two_is_refused_as_a_whole(desk: Desk, data: CorpusRef, 
     """The first is queued, then the second is refused, for want of so many CPUs."""
     other = tiny_run(data, optim=WIDE, seed=1)
     path = desk.plan(run, other, executions=(execution(), execution(dp=64)))
-    text = desk.says("extra: {hold: true}", devices=64)
+    text = desk.says(HELD, devices=64)
     before = int(desk.cluster.run("sbatch", "--parsable", "--hold", "--wrap", "true"))
     refused(desk.run(path, "--slurm"), f"lab.yaml:{place_of(text, 'devices: |64')}", "More processors")
     assert desk.queued() == [[str(before)]]
@@ -209,7 +209,7 @@ def test_a_submission_of_two_is_refused_as_a_whole(desk: Desk, data: CorpusRef, 
 
 def test_what_was_queued_before_is_as_it_was(desk: Desk, run: RunSpec) -> None:
     path = desk.plan(run)
-    desk.says("extra: {hold: true}")
+    desk.says(HELD)
     assert desk.run(path, "--slurm").code == 0
     [[job]] = desk.queued()
     desk.cluster.run("scancel", job)
@@ -232,7 +232,7 @@ def test_a_cluster_of_the_catalog_is_to_be_copied(desk: Desk, monkeypatch: pytes
 
 def test_a_controller_that_does_not_answer(desk: Desk, data: CorpusRef, run: RunSpec) -> None:
     path = desk.plan(run, tiny_run(data, optim=WIDE, seed=1))
-    desk.says("extra: {hold: true}")
+    desk.says(HELD)
     desk.cluster.stop_controller()
     done = desk.run(path, "--slurm")
     assert (done.code, done.err.count("\n")) == (2, 1)
@@ -251,7 +251,7 @@ def test_a_controller_that_vanishes_just_before_sbatch(
 ) -> None:
     """Nobody knows what became of the submission, so it stays written down; nothing is queued twice."""
     path = desk.plan(run)
-    desk.says("extra: {hold: true}")
+    desk.says(HELD)
     lost = tmp_path / "bin" / "sbatch"
     lost.parent.mkdir()
     lost.write_text(

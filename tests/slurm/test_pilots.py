@@ -1,6 +1,5 @@
 """An array of runs, of which one fails: the others finish, the failure is named, and asking again repeats that one."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.running import cluster_file, paced
 from tests.training import corpus, order, tiny_run
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
 PILOTS, BROKEN = 5, 2
 
@@ -30,13 +29,15 @@ class Ask(Protocol):
     def __call__(self, *, again: bool) -> Ran: ...
 
 
-@pytest.fixture
-def pilots(
-    cluster: Cluster, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Ask, list[RunFolder]]]:
+class Pilots(Protocol):
     """So many runs of so many steps in a workspace of their own, with these lines in the cluster file."""
-    for name, value in cluster.environment().items():
-        monkeypatch.setenv(name, value)
+
+    def __call__(self, number: int, steps: int, *lines: str) -> tuple[Ask, list[RunFolder]]: ...
+
+
+@pytest.fixture
+def pilots(home: Path, tmp_path: Path) -> Pilots:
+    """Makes runs, and what queues them."""
     (tmp_path / "data").symlink_to(home / "data")
 
     def made(number: int, steps: int, *lines: str) -> tuple[Ask, list[RunFolder]]:
@@ -56,9 +57,7 @@ def pilots(
     return made
 
 
-def test_a_failed_pilot_is_named_and_repeated_alone(
-    cluster: Cluster, tmp_path: Path, pilots: Callable[..., tuple[Ask, list[RunFolder]]]
-) -> None:
+def test_a_failed_pilot_is_named_and_repeated_alone(cluster: Cluster, tmp_path: Path, pilots: Pilots) -> None:
     broken = tmp_path / "broken"
     broken.touch()
     ask, _ = pilots(PILOTS, 50, paced(0.01, f"{BROKEN}.0 10 {broken}"), "retries: 0", "pilots_at_once: 2")
@@ -84,7 +83,7 @@ def test_a_failed_pilot_is_named_and_repeated_alone(
 def test_each_pilot_goes_on_by_itself(
     cluster: Cluster,
     tmp_path: Path,
-    pilots: Callable[..., tuple[Ask, list[RunFolder]]],
+    pilots: Pilots,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SLURM gives one task of an array the array's own number; what is said of that is meant for this task alone. And
@@ -105,7 +104,7 @@ def test_each_pilot_goes_on_by_itself(
 
 
 def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
-    cluster: Cluster, tmp_path: Path, pilots: Callable[..., tuple[Ask, list[RunFolder]]]
+    cluster: Cluster, tmp_path: Path, pilots: Pilots
 ) -> None:
     """Its successor would write into the same folder; here it finds the run finished."""
     ask, [folder] = pilots(1, 300, paced(0.2))

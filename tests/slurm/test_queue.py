@@ -4,32 +4,22 @@ import json
 import pickle
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from runtime.folder import RunFolder
-from runtime.prepare import Workspace
-from runtime.slurm import study
-from runtime.slurm.cancel import cancel
 from runtime.slurm.task import Task
 from specs.data import CorpusRef
-from specs.files import load, write_json
 from specs.record import End
 from specs.run import Execution, RunSpec
-from specs.submission import StudyState
 from tests import samples
 from tests.slurm.cluster import Cluster
-from tests.slurm.desk import Desk, execution
+from tests.slurm.desk import HELD, Desk, execution
 from tests.slurm.running import paced
 from tests.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
 
-HELD = "extra: {hold: true}"
-"""Jobs stay in the queue, so that there is time to look at them."""
 AWKWARD = """a $HOME of 'one' "own"; touch x # `touch y` $(touch z) & ü*"""
 """What a shell or sbatch would take for something else, if it were not quoted."""
 UNTIL_SBATCH = """
@@ -355,68 +345,3 @@ def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: C
     assert refused.code == 2
     assert "was planned for 4 devices, and this cluster has 2; bring the file back" in refused.err
     assert desk.queued() == []
-
-
-# --- what goes on by itself ---
-
-
-def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study that nobody watches asks again; given up, it leaves behind what `isoplan cancel` finds its job by."""
-    asked, advance = [], study.advance
-
-    def counted(*told: Any, **more: Any) -> Any:
-        asked.append(told)
-        return advance(*told, **more)
-
-    monkeypatch.setattr(study, "advance", counted)
-    monkeypatch.setattr(study, "_ASK_AGAIN_S", 0.5)
-    desk.says(HELD)
-    budget = Path("budget.yaml")
-    assert desk.run(str(budget), "--slurm", "--until-done").code == 0
-    first = noted(desk)
-    asked.clear()
-    desk.cluster.stop_controller()
-    with ThreadPoolExecutor() as pool:
-        job = pool.submit(study.go_on, budget, str(first.submission))
-        desk.cluster.until(lambda: len(asked) >= 2 or job.done(), "it has asked in vain")
-        desk.cluster.start_controller()
-        assert job.result(timeout=60) == 0
-    second = noted(desk)
-    assert second.state == "waiting"
-    assert second.submission != first.submission
-    assert len(desk.queued()) == 3
-
-    desk.cluster.stop_controller()
-    monkeypatch.setattr(study, "_SILENT_S", 0.0)
-    assert study.go_on(budget, str(first.submission)) == 2
-    desk.cluster.start_controller()
-    assert noted(desk).state == "stopped"
-    assert desk.run(str(budget), "--slurm", "--until-done").code == 0
-    assert noted(desk).state == "waiting"
-    assert len(desk.queued()) == 3, "the study's job was there already"
-    cancel(Workspace(desk.folder), list, "mini")
-    assert [name for [name] in desk.queued("Name") if name == second.submission] == []
-
-
-def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(
-    desk: Desk, data: CorpusRef
-) -> None:
-    desk.says(HELD)
-    [run] = runs(data, 1)
-    assert desk.run(desk.plan(run), "--slurm").code == 0
-    waits = StudyState(state="waiting", said="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c")
-    write_json(desk.folder / "plans" / "mini" / "study.json", waits)
-
-    def planned() -> list[RunFolder]:
-        """Until it is ended, the study may plan more."""
-        return [desk.run_folder(run)] if noted(desk).state == "cancelled" else []
-
-    cancelled = cancel(Workspace(desk.folder), planned, "mini")
-    assert list(cancelled.runs) == [run.fingerprint()]
-    assert desk.queued() == []
-    assert noted(desk).state == "cancelled"
-
-
-def noted(desk: Desk) -> StudyState:
-    """How far the desk's study is."""
-    return load(desk.folder / "plans" / "mini" / "study.json", StudyState)

@@ -20,7 +20,7 @@ from tests.slurm.cluster import Cluster
 from tests.slurm.running import Running, paced
 from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
 STEPS, PACE_S = 200, 0.04
 """Eight seconds of training, whatever the machine."""
@@ -52,13 +52,6 @@ def undisturbed(home: Path, run: RunSpec, how: Order) -> Outcome:
     folder = opened(home / "undisturbed", run, how)
     assert Ranks(folder, home / "data", 4).join() == [FINISHED] * 4
     return outcome(folder)
-
-
-@pytest.fixture(autouse=True)
-def _client(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is a client of the cluster."""
-    for name, value in cluster.environment().items():
-        monkeypatch.setenv(name, value)
 
 
 class Start(Protocol):
