@@ -23,21 +23,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import runtime.shards  # noqa: F401, so that its import is in nobody's time and memory
+import runtime.checkpoint.shards  # noqa: F401, so that its import is in nobody's time and memory
 from bench.step import PEERS
 from model.parameters import Piece
 from model.zero import Box
-from runtime.checkpoint import Manifest, commit, stage
-from runtime.folder import folder_name
-from runtime.guard import Memory
-from runtime.replica import Replica, joined
-from runtime.saver import Saver
-from runtime.standing import Standing, manifest_of
+from runtime.checkpoint.format import Manifest, commit, stage
+from runtime.run_folder.folder import folder_name
+from runtime.train.async_checkpoint import Saver
+from runtime.train.resume import Standing, manifest_of
+from runtime.train.worker import Replica, joined
+from specs.checkpoint_retention import Keep
 from specs.data import CorpusRef
-from specs.keep import Keep
 from specs.layout import Layout
 from specs.optim import OptimSpec
 from specs.run import Evaluation, Execution, RunSpec
+from specs.spike_guard import Memory
 
 ROUNDS = 5
 BATCH, MICRO_BATCH = 16, 4

@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from planner import laws
-from planner.laws import Array
-from planner.posterior import points
-from planner.select import forecast, learn
+from planner.scaling import laws
+from planner.scaling.laws import Array
+from planner.scaling.model_averaging import forecast, learn
+from planner.scaling.posterior import points
 
 SURFACES, QUICK_SURFACES = 200, 20
 DEMO_NOISES = (0.003, 0.01, 0.018)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from planner.annealing import LAWS, ROOT, AnnealingLaw, Trace, fit_annealing, smoothed
-from planner.curve import Array, Curve, Pilot, collapse, forecast_curve
+from planner.scaling.loss_curve import Array, Curve, Pilot, collapse, forecast_curve
+from planner.scaling.lr_annealing import LAWS, ROOT, AnnealingLaw, Trace, fit_annealing, smoothed
 from specs.law import Band
 from specs.optim import OptimSpec, multi_step
 

@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from planner import laws
-from planner.data_limits import Surface, effective_tokens, inference_optimum, overtrained
-from planner.fit import fit
+from planner.scaling import laws
+from planner.scaling.data_constrained import Surface, effective_tokens, inference_optimum, overtrained
+from planner.scaling.fit import fit
 
 DATA = Path(__file__).parents[1].parent / "shared/data/datablations/c4_repeat_runs.csv"
 EPOCHS = ((1.01, 4.1), (4.1, 16.0), (16.0, 64.0))

@@ -33,7 +33,7 @@ from model.kernels import Kernels, choose
 from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
-from runtime.measure import seconds, wall
+from runtime.doctor.benchmark import seconds, wall
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
 
@@ -246,7 +246,7 @@ def settings_here(device: str) -> list[str]:
 
 
 def _deterministic(wanted: bool) -> None:
-    """As runtime/replica.py makes a run, or not."""
+    """As runtime/train/worker.py makes a run, or not."""
     torch.set_deterministic_debug_mode("error" if wanted else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

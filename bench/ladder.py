@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.coverage import random_surface
-from planner import laws
-from planner.ladder import (
+from planner.design.pilot_design import (
     HALF_DECADE,
     NO_RUN,
     PAPER_BUDGETS,
@@ -30,12 +29,13 @@ from planner.ladder import (
     papers,
     site,
 )
-from planner.laws import Array
-from planner.pilots import sizes
-from planner.posterior import NOISE_SD, Points, points
-from planner.select import DISCREPANCY_PER_DECADE, forecast, learn
+from planner.design.pilot_runs import sizes
+from planner.scaling import laws
+from planner.scaling.laws import Array
+from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, forecast, learn
+from planner.scaling.posterior import NOISE_SD, Points, points
 from specs.budget import Budget, Pilots
-from specs.files import from_catalog, load
+from specs.document.files import from_catalog, load
 from specs.law import Family, PublishedLaw
 
 SPECS = Path(__file__).parents[1] / "specs"

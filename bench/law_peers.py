@@ -11,8 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from planner.fit import Fit, resampled_counts
-from planner.laws import Array
+from planner.scaling.fit import Fit, resampled_counts
+from planner.scaling.laws import Array
 
 CHINCHILLA_GRID = {
     "e": np.linspace(-1, 1, 5),

@@ -20,9 +20,8 @@ from rich.table import Table
 from bench.coverage import coverage_rows
 from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
 from bench.parquet import numeric_columns
-from planner import laws
-from planner.descent import HUBER_DELTA, huber
-from planner.fit import (
+from planner.scaling import laws
+from planner.scaling.fit import (
     Fit,
     bootstrap,
     constant_intervals,
@@ -31,10 +30,11 @@ from planner.fit import (
     optimum_intervals,
     resampled_counts,
 )
-from planner.isoflop import power_laws, profiles
-from planner.laws import Array
-from planner.posterior import Points, points
-from planner.select import CANDIDATES, chosen_form, compare_forms, forecast, learn
+from planner.scaling.isoflop import power_laws, profiles
+from planner.scaling.laws import Array
+from planner.scaling.levenberg_marquardt import HUBER_DELTA, huber
+from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, forecast, learn
+from planner.scaling.posterior import Points, points
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
 BOOTSTRAP_DRAWS, QUICK_DRAWS = 4000, 200
@@ -240,7 +240,7 @@ def porian_rows(quick: bool) -> Iterator[Row]:
 
 def near_minimum(size: Array, tokens: Array, loss: Array) -> list[int]:
     """Runs within a factor of five of their budget's best size: where a parabola holds."""
-    from planner.isoflop import budget_groups
+    from planner.scaling.isoflop import budget_groups
 
     kept: list[int] = []
     for group in budget_groups(6 * size * tokens, 0.2):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from model.kernels import Heads, Kernels, positions
-from runtime.measure import copy_bytes_per_s, multiply_s
+from runtime.doctor.benchmark import copy_bytes_per_s, multiply_s
 from specs.model import ModelSpec
 
 Draw = Callable[..., Tensor]

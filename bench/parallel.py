@@ -24,7 +24,7 @@ from rich.table import Table
 from bench.step import PEERS
 from model.kernels import choose
 from model.mesh import Mesh, connect, mesh_of
-from model.pipeline import Pipeline
+from model.pipeline_parallel import Pipeline
 from model.transformer import WHOLE, Stage
 from model.zero import AdamW
 from specs.layout import Layout

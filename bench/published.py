@@ -4,8 +4,8 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from planner.cost import Architecture
-from planner.engine import OURS
+from planner.performance.cost import Architecture
+from planner.performance.engine_features import OURS
 from specs.layout import Layout
 from specs.model import ModelSpec
 

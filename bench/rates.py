@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from planner import rates
-from planner.rates import Grid, RateLaw, fit_rates
+from planner.scaling import lr_and_batch
+from planner.scaling.lr_and_batch import Grid, RateLaw, fit_rates
 
 DATA = Path(__file__).parents[1].parent / "shared/data/step_law/dense_lr_bs_loss.csv"
 SEQUENCE = 2048
@@ -106,7 +106,7 @@ def step_law_rows() -> Iterator[Row]:
     yield "power of D in the rate at a fixed batch", "-0.3 (Bjorck, Delphi)", f"{fixed:.2f}"
     low, high = law.band(5e8, 2e10)
     yield (
-        f"near-optimal band ({rates.NEAR_OPTIMAL:.2%}) of the rate",
+        f"near-optimal band ({lr_and_batch.NEAR_OPTIMAL:.2%}) of the rate",
         "",
         f"x {high / low:.1f} from end to end",
     )

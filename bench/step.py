@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.trainers import Step, llama, nanogpt, ours
-from planner.shape import make_shape
-from specs.files import from_catalog
+from planner.design.model_shape import make_shape
+from specs.document.files import from_catalog
 from specs.law import Family
 from specs.model import ModelSpec
 

@@ -29,15 +29,15 @@ from bench.published import (
     llama,
     read,
 )
-from planner import cost
-from planner.cost import Architecture
-from planner.engine import Engine
-from planner.grid import Grid, balanced_cut, grid_of
-from planner.layouts import choose_layout
-from planner.memory import memory_parts
-from planner.seconds import machine, step_seconds
+from planner.performance import cost
+from planner.performance.cost import Architecture
+from planner.performance.engine_features import Engine
+from planner.performance.layout_grid import Grid, balanced_cut, grid_of
+from planner.performance.layout_search import choose_layout
+from planner.performance.memory import memory_parts
+from planner.performance.step_time import machine, step_seconds
 from specs.cluster import Cluster
-from specs.files import from_catalog
+from specs.document.files import from_catalog
 from specs.layout import Layout
 
 

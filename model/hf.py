@@ -21,9 +21,10 @@ from torch import Tensor
 from model.mesh import Axis
 from model.parameters import Piece, local_pieces
 from model.transformer import DTYPES
-from specs.files import DocumentError, write_text
+from specs.document.files import DocumentError
+from specs.document.parse import Document, located, read_json
+from specs.document.write import write_text
 from specs.model import ModelSpec
-from specs.text import Document, located, read_json
 
 SHARD_BYTES = 5 * 10**9
 """Largest file of weights, one tensor more than this aside (what transformers wrote for years, its "5GB")."""

@@ -6,8 +6,8 @@ backward, and may be of higher precision than the weight; autograd itself carrie
 weight changes between forward and backward is gone round: weights lie in one buffer, whose other parts may be arriving.
 
 A sub-layer is `leave(f(enter(norm(x))))`. Its f has no weights and is a pair, as in model/kernels; `enter` and `leave`
-are the linear maps of model/linears.py, which are handed in and do what communication there is. A result that is still
-on its way is waited for after the weights' gradients, which can be multiplied meanwhile.
+are the linear maps of model/tensor_parallel.py, which are handed in and do what communication there is. A result that
+is still on its way is waited for after the weights' gradients, which can be multiplied meanwhile.
 
 B batch    s sequence, or this rank's stretch of it    R rows    H width    T query heads    G key and value heads
 K head size    V vocabulary
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.kernels import Heads, Kernels, Positions
-from model.kernels.kinds import Gate
-from model.linears import Linears
+from model.kernels.interfaces import Gate
+from model.tensor_parallel import Linears
 
 
 class Weights(NamedTuple):

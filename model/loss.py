@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.collectives import every
 from model.kernels import CrossEntropy, Kernels
-from model.kernels.kinds import Measured
+from model.kernels.interfaces import Measured
 from model.mesh import Axis
 
 

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from model.collectives import leave
 from model.kernels import Heads, Kernels, Positions, positions
 from model.layers import KEEP, Keep, SubLayer, Weights, attention, block, embedding, head, recomputed
-from model.linears import Linears
 from model.loss import cross_entropy
 from model.mesh import Mesh
 from model.parameters import Local, held_by, local_pieces, place, stretch
+from model.tensor_parallel import Linears
 from specs.layout import Layout
 from specs.model import ModelSpec
 

@@ -11,21 +11,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner.desk import lay_out
+from planner.design.inputs import lay_out
 from planner.plan import make_plan
-from planner.show import show
+from planner.tables import show
 from specs.budget import Budget
-from specs.files import DocumentError, load, locate, write_text, write_yaml
-from specs.guard import INTERNAL, internal_error
+from specs.document.files import DocumentError, load, locate
+from specs.document.write import write_text, write_yaml
+from specs.exit_codes import run_command_line
 from specs.plan import Plan
 from specs.report import render
-from specs.report.earlier import earlier_plans
+from specs.report.context import earlier_plans
 
 CORPORA = Path("data")
 """Folder of built corpora in the workspace, which is the current directory."""
-
-BAD_INPUT = 2
-"""Exit code where a document is refused."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,16 +77,8 @@ def _sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
 
 
 def main() -> None:
-    """Entry point of the console script: bad input is one line and exit code 2, an internal error one line and 70."""
-    try:
-        app(prog_name="isoplan plan")
-        return
-    except DocumentError as error:
-        line, code = str(error), BAD_INPUT
-    except Exception as error:
-        line, code = internal_error(error), INTERNAL
-    sys.stderr.write(f"{line}\n")
-    raise SystemExit(code)
+    """Entry point of the console script `plan`."""
+    run_command_line(app, "isoplan plan", (DocumentError,))
 
 
 if __name__ == "__main__":

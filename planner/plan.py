@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner import data_limits, forecast, pilots, remedies
-from planner import evidence as ledger_evidence
-from planner.desk import Desk
-from planner.draft import draft
-from planner.fewer import with_fewer
-from planner.hyper import advice
-from planner.ladder import choose, site
-from planner.notes import ladder_note, notes, target_by_the_prior
-from planner.objective import Laws, Surface, published_surface
-from planner.search import Search, setting_of
-from planner.target import Target, find_target, target_compute
-from specs.base import canonical_json
+from planner.design import feasibility, pilot_runs
+from planner.design.allocation import Laws, Surface, published_surface
+from planner.design.caveats import ladder_note, notes, target_by_the_prior
+from planner.design.hyperparameters import advice
+from planner.design.inputs import Desk
+from planner.design.pilot_design import choose, site
+from planner.design.run_draft import draft
+from planner.design.target_run import Target, find_target, target_compute
+from planner.design.target_search import Search, setting_of
+from planner.performance.elastic_layouts import with_fewer
+from planner.scaling import data_constrained, forecast
+from planner.scaling import ledger_evidence as ledger_evidence
 from specs.budget import Inference, Optimal, Pilots, Published
-from specs.files import load
+from specs.document.base import canonical_json
+from specs.document.files import load
 from specs.law import Allocation, EvidencePoint, LawFit
 from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRun, seal_of
 from specs.record import LedgerRecord
@@ -48,7 +49,7 @@ def _from_published(desk: Desk) -> Plan:
 
 
 def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
-    prior = remedies.prior_allocation(desk)
+    prior = feasibility.prior_allocation(desk)
     bought = _pilots(desk, evidence, prior)
     assert desk.corpus is not None  # a budget with pilots over declared text is refused when it is read
     found = ledger_evidence.read_evidence(
@@ -60,9 +61,9 @@ def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
         reason = f"{of} pilots are not audited yet: run this plan, audit it, and plan again"
         return _seal_pilots(desk, bought, NoForecast(reason=reason))
     points = ledger_evidence.points(found, desk.family.min_steps)
-    remedies.check_points(desk, points)
+    feasibility.check_points(desk, points)
     minima = forecast.minima(points)
-    remedies.check_minima(desk, minima, bought.ladder)
+    feasibility.check_minima(desk, minima, bought.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
     rate = ledger_evidence.rate_check(found)
     laws = Laws(allocation, _ledger_surface(desk, points))
@@ -114,8 +115,8 @@ def _pilots(desk: Desk, evidence: Pilots, prior: Allocation) -> _Pilots:
         compute, prior, desk.hyper, desk.family, desk.vocab, desk.law.compute_low_flop, evidence.reach
     )
     choice = choose(evidence, place)
-    remedies.check_reach_of_pilots(desk, evidence, choice.ladder)
-    wanted = pilots.wishes(
+    feasibility.check_reach_of_pilots(desk, evidence, choice.ladder)
+    wanted = pilot_runs.wishes(
         choice.ladder, evidence.rates, desk.family, desk.vocab, prior, compute, desk.cluster.devices
     )
     runs = tuple(with_fewer(draft(setting_of(desk), wish), desk.cluster) for wish in wanted)
@@ -127,7 +128,7 @@ def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | No
     if desk.budget.loss is None and not isinstance(desk.budget.objective, Inference):
         return None
     fitted = forecast.surface(points)
-    law = data_limits.Surface(fitted.form, tuple(fitted.params.tolist()), fitted.cost_per)
+    law = data_constrained.Surface(fitted.form, tuple(fitted.params.tolist()), fitted.cost_per)
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 

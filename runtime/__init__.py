@@ -1,1 +1,4 @@
-"""The verbs, which touch the world: text to tokens, training, checkpoints, records, launching and auditing."""
+"""What touches the world: corpora, training, checkpoints, launching, SLURM, audits; imports `model` and `specs`.
+
+Packages in import order: `run_folder`, `data`, `rehearse`; `checkpoint`, `audit`; `train`, `launch`; `study.py`;
+`slurm`; `status`, `doctor`; `commands`. Front door: `runtime.cli`, the commands `run`, `audit` and `isoplan`."""

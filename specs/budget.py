@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from specs.base import Slug, Spec
 from specs.data import DataSpec, DeclaredText
-from specs.divergence import StepGuard
-from specs.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
-from specs.words import duration, energy
+from specs.document.base import Slug, Spec
+from specs.document.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
+from specs.humanize import duration, energy
+from specs.spike_guard import StepGuard
 
 
 class Published(Spec):
@@ -39,7 +39,7 @@ class Pilots(Spec):
     """Compute of all pilots as a share of the target's."""
     budgets: int | None = Field(default=None, ge=2, le=12)
     """isoFLOP budgets, half a decade apart as the paper's; null leaves their number and their distance to the planner,
-    which takes what should leave the target's loss least unsure (planner/ladder.py)."""
+    which takes what should leave the target's loss least unsure (planner/design/pilot_design.py)."""
     sizes: int | None = Field(default=None, ge=4, le=15)
     """Model sizes of each budget; null is chosen as above."""
     spread: float | None = Field(default=None, gt=1, le=4)

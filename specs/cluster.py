@@ -4,9 +4,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from specs.base import Slug, Spec
-from specs.keep import Keep
-from specs.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
+from specs.checkpoint_retention import Keep
+from specs.document.base import Slug, Spec
+from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
 from specs.slurm import Slurm
 
 

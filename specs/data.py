@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from specs.base import Fingerprint, Sha256, Spec
-from specs.quantity import Tokens
+from specs.document.base import Fingerprint, Sha256, Spec
+from specs.document.quantity import Tokens
 
 
 class InstalledText(Spec):

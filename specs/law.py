@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from specs.base import Fingerprint, Slug, Spec
+from specs.document.base import Fingerprint, Slug, Spec
 
 Variable = Literal["compute_flop", "flop_per_token", "block_params", "tokens", "width"]
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from specs.base import Spec
+from specs.document.base import Spec
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
 

@@ -1,8 +1,8 @@
 """A LLaMA-style shape, and its counts of parameters and FLOP.
 
-The counts are plain arithmetic: they take Python ints here and sympy symbols in planner/cost.py, which derives
-gradients and LaTeX from the same lines. N counts weights of matrices inside the blocks; norms are left out, as in the
-paper.
+The counts are plain arithmetic: they take Python ints here and sympy symbols in planner/performance/cost.py, which
+derives gradients and LaTeX from the same lines. N counts weights of matrices inside the blocks; norms are left out, as
+in the paper.
 
     L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary    s context
 """
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Spec
+from specs.document.base import Spec
 
 
 class ModelSpec(Spec):

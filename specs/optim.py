@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Spec
+from specs.document.base import Spec
 
 
 class Milestone(Spec):

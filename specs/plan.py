@@ -5,11 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Sha256, Slug, Spec, canonical_json
 from specs.budget import Budget
+from specs.document.base import Sha256, Slug, Spec, canonical_json
+from specs.humanize import Losses
 from specs.law import Band, Hyper, LawFit, PublishedLaw
 from specs.layout import Layout
-from specs.losses import Losses
 from specs.run import Execution, RunSpec
 
 

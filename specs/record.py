@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from specs.base import Fingerprint, Sha256, Spec
+from specs.document.base import Fingerprint, Sha256, Spec
+from specs.humanize import several
 from specs.layout import Layout
 from specs.plan import CurveBand
 from specs.run import Execution, RunSpec
-from specs.words import several
 
 
 class Order(Spec):

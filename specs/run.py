@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from specs.base import Fingerprint, Sha256, Spec
+from specs.checkpoint_retention import Keep
 from specs.data import CorpusRef
-from specs.divergence import StepGuard
-from specs.keep import Keep
+from specs.document.base import Fingerprint, Sha256, Spec
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
+from specs.spike_guard import StepGuard
 
 
 class Evaluation(Spec):

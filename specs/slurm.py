@@ -9,8 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from specs.base import Spec
-from specs.quantity import Bytes, Seconds
+from specs.document.base import Spec
+from specs.document.quantity import Bytes, Seconds
 
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$"), Field(examples=["gpu"])]
 """Text of one line."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.slurm.needs import lacking
+from tests.support.slurm.needs import lacking
 
 # Before NumPy and torch are imported, since both read it once: sums are taken in one order on every machine.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,8 +34,8 @@ ORDER = ("slow", "slurm", "gpu")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the corpus of tests/training.py; runs in it differ by their specs."""
-    from tests.training import corpus  # torch: most tests never need it
+    """A folder with the corpus of tests/support/training.py; runs in it differ by their specs."""
+    from tests.support.training import corpus  # torch: most tests never need it
 
     home = tmp_path_factory.mktemp("home")
     corpus(home)

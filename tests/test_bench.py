@@ -11,9 +11,9 @@ from bench import gpu, step
 from bench.operations import Ceilings, Operation, ceilings, operations
 from bench.trainers import Step, llama, nanogpt, ours
 from model.kernels import choose
-from runtime.measure import seconds
+from runtime.doctor.benchmark import seconds
 from specs.cluster import Cluster
-from specs.files import from_catalog
+from specs.document.files import from_catalog
 from specs.model import ModelSpec
 
 TINY = ModelSpec(layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab=64, context=16, init_std=0.02)

@@ -2,11 +2,12 @@ import ast
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 MAY_IMPORT = {
     "specs": {"specs"},
@@ -15,6 +16,26 @@ MAY_IMPORT = {
     "runtime": {"runtime", "model", "specs"},
 }
 OURS = {*MAY_IMPORT, "tests", "bench"}
+FLOORS = (
+    ("specs.document", "specs.exit_codes", "specs.humanize"),
+    ("specs",),
+    ("specs.report",),
+    ("planner.scaling", "planner.performance"),
+    ("planner.design",),
+    ("planner.explain", "planner.plan", "planner.tables"),
+    ("planner.cli",),
+    ("model.kernels",),
+    ("model",),
+    ("runtime.run_folder", "runtime.data", "runtime.rehearse"),
+    ("runtime.checkpoint", "runtime.audit"),
+    ("runtime.train", "runtime.launch"),
+    ("runtime.study",),
+    ("runtime.slurm",),
+    ("runtime.status", "runtime.doctor"),
+    ("runtime.commands",),
+    ("runtime.cli",),
+)
+"""The packages from the lowest to the highest; one imports itself and those on lower floors, wherever in a file."""
 WITHOUT_TORCH = ("specs", "planner")
 
 SOURCES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
@@ -107,3 +128,43 @@ def test_importing_has_no_effect(tmp_path: Path) -> None:
     modules = [module_name(path) for path in SOURCES]
     assert import_cold(modules, "", tmp_path) == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Our modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(whole & MODULES or {str(node.module)})
+    return (found & MODULES) - {module_name(path)}
+
+
+MODULES = {module_name(path) for path in SOURCES}
+
+
+def floor(module: str) -> tuple[int, str]:
+    """The floor of a module's package, and the package: the longest name that it begins with."""
+    names = [(len(name), at, name) for at, floor in enumerate(FLOORS) for name in floor]
+    _, at, package = max(one for one in names if f"{module}.".startswith(f"{one[2]}."))
+    return at, package
+
+
+def test_no_import_goes_up_and_none_goes_in_a_circle() -> None:
+    imports = {module_name(path): imported_modules(path) for path in SOURCES}
+    list(TopologicalSorter(imports).static_order())  # CycleError names the circle
+    up = []
+    for module, others in imports.items():
+        for other in others:
+            (at, package), (below, of) = floor(module), floor(other)
+            if of != package and below >= at:
+                up.append(f"{module} -> {other}")
+    assert up == []
+
+
+def test_no_folder_is_a_street_without_houses() -> None:
+    """About fifteen files side by side can be looked through; the kinds of documents in specs/ are many by nature."""
+    folders = [path.parent for path in SOURCES if path.parent != ROOT / "specs"]
+    assert {folder: folders.count(folder) for folder in folders if folders.count(folder) > 16} == {}

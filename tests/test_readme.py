@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from specs.budget import Budget
-from specs.files import load
+from specs.document.files import load
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.kernels.kinds import Norm
-from model.kernels.offers import Offer, Offers, UnavailableError, function
+from model.kernels.backend import Offer, Offers, UnavailableError, function
+from model.kernels.interfaces import Norm
 
 _CHUNK = 2048 * 32
 """Elements of a block of threads: what apex's own optimizers pass (apex/multi_tensor_apply)."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.offers import Offer, Offers, UnavailableError, function
+from model.kernels.backend import Offer, Offers, UnavailableError, function
 
 _VERSIONS = (
     ("flash-attn 4", "flash_attn.cute"),

@@ -1,1 +1,6 @@
-"""Runs as SLURM jobs: what is queued, what a task does, what follows it, and how a study goes on from job to job."""
+"""Runs and studies as SLURM jobs: sbatch scripts, submission, requeueing, job states, and a study that continues
+itself.
+
+sbatch is called through submitit in `runtime.slurm.submit`; a job's script is written in `runtime.slurm.sbatch`, and
+`runtime.slurm.requeue` decides what follows it. Front door: `runtime.slurm.commands`.
+"""

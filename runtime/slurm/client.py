@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from runtime.prepare import RefusedError
+from runtime.run_folder.workspace import RefusedError
 
 _PATIENCE_S = 60.0
 """A controller that restarts answers within seconds; squeue itself gives up after a minute or so (slurm.conf(5),

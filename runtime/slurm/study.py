@@ -1,32 +1,45 @@
 """`run --slurm`: what is due of a plan or a budget is queued; with --until-done, so is the job that goes on from there.
 
-A budget's chain is the one of runtime/drive.py. Where that would wait for runs, this queues them and ends; another job,
+A budget's chain is the one of runtime/study.py. Where that would wait for runs, this queues them and ends; another job,
 which SLURM starts once all of them have ended, does the same again. So nobody waits, nothing is remembered between
 two jobs but files, and a study that was cut off anywhere goes on with the same command.
 """
 
+import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from runtime import audit, drive, prepare, status
-from runtime.documents import CorpusError
-from runtime.drive import Driver, Ran, Study
-from runtime.folder import RunFolder
-from runtime.launch import Job, Outcome
-from runtime.prepare import RefusedError, Wanted, Workspace
-from runtime.slurm import client, queue
+from runtime.audit import verdict
+from runtime.data.text_sources import CorpusError
+from runtime.launch.failure import ended
+from runtime.launch.jobs import Wanted, check_runs, cluster_of, prepare_jobs
+from runtime.launch.local import Job, Outcome
+from runtime.launch.machine import this_machine
+from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.workspace import RefusedError, Workspace
+from runtime.slurm import client, submit
 from runtime.slurm.client import Ended, Live, SilentError, SlurmError
-from runtime.slurm.queue import Asked
+from runtime.slurm.submit import Asked
+from runtime.slurm.task import Task
+from runtime.study import Driver, Ran, Study, run_budget
 from specs.budget import Budget
-from specs.files import DocumentError, load, locate, write_json
+from specs.document.files import DocumentError, load, locate
+from specs.document.write import write_json
+from specs.exit_codes import BAD_INPUT, OK
+from specs.humanize import first_line, several
 from specs.plan import Plan
-from specs.submission import StudyState
-from specs.words import first_line, several
+from specs.slurm_submission import StudyState
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
 
 _ENDING_S, _LOOK_S = 180.0, 1.0
 """Longer than most sites let a job end (slurm.conf(5): KillWait 30 s, and UnkillableStepTimeout 60 s)."""
@@ -43,16 +56,18 @@ def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str,
     todo = {one.run.fingerprint(): one for one in wanted if not one.finished(driver.workspace)}
     if not todo:
         return Ran(tuple(wanted), ())
-    prepare.check(list(todo.values()), driver.workspace, None, None)
+    check_runs(list(todo.values()), driver.workspace, None, None)
     _check_devices(list(todo.values()), asked)
-    with queue.one_at_a_time(driver.workspace):
+    with submit.one_at_a_time(driver.workspace):
         live = _in_hand(driver, list(todo))
         rest = {run: one for run, one in todo.items() if run not in live}
         failed = {} if again else _failed(driver, list(rest))
         due = [one for run, one in rest.items() if run not in failed]
         if due:
-            prepare.jobs(due, driver.workspace)
-            done = queue.submit(driver.workspace, asked, queue.scripts(driver.workspace, asked, due, name))
+            prepare_jobs(due, driver.workspace)
+            done = submit.submit(
+                driver.workspace, asked, submit.scripts(driver.workspace, asked, due, name, Task)
+            )
             for one in done:
                 driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
     outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
@@ -82,7 +97,7 @@ def _in_hand(driver: Driver, runs: Sequence[str]) -> dict[str, Live]:
     come back, or were cancelled."""
     until_s, told = time.monotonic() + _ENDING_S, False
     while True:
-        live = queue.live(driver.workspace, [run_folder(driver, run) for run in runs])
+        live = submit.live(driver.workspace, [run_folder(driver, run) for run in runs])
         ending = [one for one in live.values() if one.state == "COMPLETING"]
         if not ending or time.monotonic() > until_s:
             return live
@@ -103,9 +118,7 @@ def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: s
     def carry(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
         return carry_out(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
 
-    study = drive.run_budget(
-        driver, path, lambda plan, audited: audit.show(audited, plan, driver.console), carry
-    )
+    study = run_budget(driver, path, lambda plan, audited: verdict.show(audited, plan, driver.console), carry)
     if until_done:
         _go_on_later(driver, path, budget, asked, study, own)
     return study
@@ -113,7 +126,7 @@ def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: s
 
 def go_on(path: Path, own: str) -> int:
     """The job that goes on with a study: its exit status, 0 unless the study is stuck."""
-    driver = Driver(Workspace(Path()), prepare.this_machine(), None, Console(width=120))
+    driver = Driver(Workspace(Path()), this_machine(), None, Console(width=120))
     try:
         study = _once_slurm_answers(driver, path, own)
     except SilentError as error:
@@ -121,16 +134,16 @@ def go_on(path: Path, own: str) -> int:
         budget = load(path, Budget)
         left = _next_job(driver.workspace, budget, own)  # SLURM may have heard of it
         _note(driver.workspace, budget, StudyState(state="stopped", said=str(error), submission=left))
-        return drive.BAD_INPUT
+        return BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
         print(error)
         _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=str(error)))
-        return drive.BAD_INPUT
+        return BAD_INPUT
     except Exception as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         _note(driver.workspace, load(path, Budget), StudyState(state="stopped", said=said))
         raise
-    return drive.OK if study.audit is not None or _waits(study) else study.exit_code
+    return OK if study.audit is not None or _waits(study) else study.exit_code
 
 
 def _once_slurm_answers(driver: Driver, path: Path, own: str) -> Study:
@@ -154,19 +167,19 @@ def _go_on_later(
     if not _waits(study):
         _note(workspace, budget, _ended(study))
         return
-    with queue.one_at_a_time(workspace):
+    with submit.one_at_a_time(workspace):
         runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
-        after = sorted({int(one.job.partition("_")[0]) for one in queue.live(workspace, runs).values()})
+        after = sorted({int(one.job.partition("_")[0]) for one in submit.live(workspace, runs).values()})
         said = f"waits for {several(len(after), 'job')} of the {study.phase}"
         known = _next_job(workspace, budget, own)
-        waiting = queue.live_study(workspace, known) if known else None
+        waiting = submit.live_study(workspace, known) if known else None
         if waiting is not None and waiting.state != "COMPLETING":
             _note(workspace, budget, StudyState(state="waiting", said=said, submission=known))
             driver.say(f"job {waiting.job} goes on from here by itself")
             return
-        script = queue.study_script(workspace, asked, path, budget.name, after)
+        script = submit.study_script(workspace, asked, path, budget.name, Continue, after)
         _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
-        [done] = queue.submit(workspace, asked, [script])
+        [done] = submit.submit(workspace, asked, [script])
     driver.say(
         f"job {done.job} goes on from here by itself; see: isoplan status {escape(shlex.quote(str(path)))}"
     )
@@ -201,7 +214,7 @@ def _waits(study: Study) -> bool:
 
 def asked_by(path: Path, budget: Budget) -> Asked:
     """The cluster of the budget in this file."""
-    return Asked(*prepare.cluster_of(budget, path.parent, path))
+    return Asked(*cluster_of(budget, path.parent, path))
 
 
 def run_folder(driver: Driver, run: str) -> RunFolder:
@@ -212,17 +225,19 @@ def run_folder(driver: Driver, run: str) -> RunFolder:
 def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
     """Of these runs, which SLURM does not have in hand, those that were queued and failed, and why."""
     known = {
-        run: said for run in runs if (said := queue.submitted(driver.workspace, run_folder(driver, run)))
+        run: said for run in runs if (said := submit.submitted(driver.workspace, run_folder(driver, run)))
     }
     jobs = {run: job for run, (submission, _) in known.items() if (job := submission.job_of(run))}
-    ended = _accounted(set(jobs.values()))
+    ends = _accounted(set(jobs.values()))
     failed = {}
     for run, job in jobs.items():
-        end, folder = ended.get(job), run_folder(driver, run)
+        end, folder = ends.get(job), run_folder(driver, run)
         if end is not None and end.state in _NOT_ITS_FAULT and folder.newest_step > known[run][1].from_step:
             continue
         cancelled = known[run][1].cancelled if end is None else end.state.startswith("CANCELLED")
-        failed[run] = status.ended(folder, folder.records(), job, end, cancelled=cancelled)[1]
+        failed[run] = ended(
+            folder, folder.records(), job, None if end is None else end.state, cancelled=cancelled
+        )[1]
     return failed
 
 
@@ -242,3 +257,28 @@ def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None)
     if failed is not None:
         return Outcome(job, "failed", failed)
     return Outcome(job, "queued", "just now" if live is None else f"as job {live.job}, {live.state.lower()}")
+
+
+@dataclass(frozen=True)
+class Continue:
+    """The next step of a study."""
+
+    workspace: str
+    """The folder that everything is in, an absolute path."""
+    budget: str
+    """The study's budget, from there."""
+    name: str
+    """The submission that this is the job of."""
+
+    def __call__(self) -> None:
+        """Do what is due; SystemExit with its status where the study is stuck."""
+        os.chdir(self.workspace)
+        status = go_on(Path(self.budget), self.name)
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """The same again: a study's state is in its files."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self)

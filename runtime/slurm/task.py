@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from runtime.folder import RunFolder
-from runtime.lock import Claim, Hold, at_work
-from runtime.train import BAD_INPUT, FAILED, FINISHED, FOR_GOOD, RESUME, Leave, Seat, end_process, train_rank
+from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.lock import Claim, Hold, at_work
+from runtime.train.loop import train_rank
+from runtime.train.process import Leave, Seat, end_process
+from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -39,14 +41,14 @@ class Task:
         """Train this rank, and end the process with its status.
 
         A rank that was told to leave ends like one that is finished: a status other than 0 would end its peers, which
-        may still be writing. What comes next is decided once all have ended (runtime/slurm/afterwards.py).
+        may still be writing. What comes next is decided once all have ended (runtime/slurm/requeue.py).
         """
         leave = Leave()
         leave.listen()  # instead of submitit's handlers, which know of rank 0 only
         status = _train(RunFolder(Path(self.folder)), leave)
         if status == FAILED:
             time.sleep(_BEHIND_S)
-        end_process({RESUME: FINISHED, BAD_INPUT: FOR_GOOD}.get(status, status))
+        end_process({RESUME: OK, BAD_INPUT: NO_RETRY}.get(status, status))
 
     def checkpoint(self) -> "DelayedSubmission":
         """The same again, for a signal that comes before this task listens."""
@@ -55,51 +57,7 @@ class Task:
         return DelayedSubmission(self)
 
 
-@dataclass(frozen=True)
-class Continue:
-    """The next step of a study."""
-
-    workspace: str
-    """The folder that everything is in, an absolute path."""
-    budget: str
-    """The study's budget, from there."""
-    name: str
-    """The submission that this is the job of."""
-
-    def __call__(self) -> None:
-        """Do what is due; SystemExit with its status where the study is stuck."""
-        os.chdir(self.workspace)
-        from runtime.slurm.study import go_on
-
-        status = go_on(Path(self.budget), self.name)
-        if status:
-            sys.exit(status)
-
-    def checkpoint(self) -> "DelayedSubmission":
-        """The same again: a study's state is in its files."""
-        from submitit.core.utils import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One task of the doctor's job."""
-
-    folder: str
-    """The submission's folder, an absolute path."""
-
-    def __call__(self) -> None:
-        """Look at this task's node, and measure its device."""
-        from runtime.slurm.probe import log_of, probe
-
-        peers, folder = _peers(), Path(self.folder)
-        seat = Seat.of(os.environ)
-        _print_to(log_of(folder, seat.rank))
-        probe(folder, seat, peers.master_addr)
-
-
-def _peers() -> "TorchDistributedEnvironment":
+def export_rendezvous() -> "TorchDistributedEnvironment":
     """Where the ranks meet, told to torch: on another port than other jobs', and than the job's last start."""
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -109,9 +67,9 @@ def _peers() -> "TorchDistributedEnvironment":
 
 
 def _train(folder: RunFolder, leave: Leave) -> int:
-    peers = _peers()
+    peers = export_rendezvous()
     seat = Seat.of(os.environ)
-    _print_to(folder.log / f"rank-{seat.rank}.txt")
+    print_to(folder.log / f"rank-{seat.rank}.txt")
     try:
         socket.getaddrinfo(peers.master_addr, peers.master_port)
     except OSError as error:  # else the ranks would wait for each other without a word
@@ -150,7 +108,7 @@ def _hold(folder: RunFolder, leave: Leave) -> Hold | None:
     return None
 
 
-def _print_to(path: Path) -> None:
+def print_to(path: Path) -> None:
     """From now on, whatever this process prints goes to the rank's log, as in a run without SLURM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from specs.plan import Plan
 from specs.record import Audit
-from specs.report.case import Case
+from specs.report.context import Case
 from specs.report.page import page
 
 

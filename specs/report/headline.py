@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from specs.budget import FixedRatio, FixedSize, Inference, Pilots
 from specs.data import DeclaredText, FileText, InstalledText
+from specs.formatting import device_time, dollars, flop, half_width, percent, signed
+from specs.humanize import count, duration, several
 from specs.law import Band
 from specs.plan import NoForecast
-from specs.report.case import Case
+from specs.report.context import Case
 from specs.report.html import Html, join, tag
-from specs.report.units import device_time, dollars, flop, half_width, percent, signed
-from specs.words import count, duration, several
 
 GAUGE_MARGIN = 0.17
 """Room beside the band and the outcome, as a share of the gauge: a label of seven digits fits into it."""

@@ -6,12 +6,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from specs.report import evidence, laws, layouts, outcome, tables
-from specs.report.case import Case
+from specs.formatting import percent
+from specs.report import forecast_figure, formulas, layout_bars, scaling_figures, tables
+from specs.report.context import Case
+from specs.report.figure_parts import Figure
 from specs.report.headline import headline
 from specs.report.html import Html, bullets, join, tag
-from specs.report.traces import Figure
-from specs.report.units import percent
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What a browser may load for this page: nothing from anywhere (Content Security Policy Level 3)."""
@@ -54,8 +54,8 @@ def _sections(case: Case) -> Iterator[Html]:
             "follows the lowest points of the isoFLOP profiles. N and N* are parameters in blocks."
         )
         yield _section("Best split", tables.best(case), said)
-    said = f"What the numbers follow from. Here: {laws.shown_for(case).title}."
-    yield _section("Formulas", laws.formulas(case), said)
+    said = f"What the numbers follow from. Here: {formulas.shown_for(case).title}."
+    yield _section("Formulas", formulas.formulas(case), said)
     yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
     yield _section("Cost", tables.cost(case))
     if case.audit is not None and any(run.checks for run in case.audit.runs):
@@ -72,19 +72,21 @@ def _layouts(case: Case) -> Iterator[Html]:
     yield _side_by_side(
         _section(
             "Layouts compared",
-            layouts.steps(choice),
+            layout_bars.steps(choice),
             "Seconds of a step by what they go to, this plan’s layout on top and the best of other splits below. "
             f"Why the first of all: {choice.why}.",
         ),
         _section(
-            "Memory", layouts.memories(choice), f"Bytes of the fullest device. {layouts.counts(choice)}"
+            "Memory",
+            layout_bars.memories(choice),
+            f"Bytes of the fullest device. {layout_bars.counts(choice)}",
         ),
     )
 
 
 def _figures(case: Case) -> Iterator[Html]:
     """The forecast's curve and what it rests on; the ladder where nothing is known yet."""
-    curve = _figure("curve", outcome.curve(case), tall=True)
+    curve = _figure("curve", forecast_figure.curve(case), tall=True)
     said = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
     title = "The forecast" if case.audit is None else "Planned against actual"
     yield _section(title, curve, said)
@@ -93,16 +95,16 @@ def _figures(case: Case) -> Iterator[Html]:
     yield _side_by_side(
         _section(
             "isoFLOP profiles",
-            _figure("isoflop", evidence.isoflop(case)),
+            _figure("isoflop", scaling_figures.isoflop(case)),
             joined if case.plan.fit is None else fitted,
         ),
         _section(
             "Frontier",
-            _figure("frontier", evidence.frontier(case)),
+            _figure("frontier", scaling_figures.frontier(case)),
             "What compute buys at its best. Ticks beside the target: each form’s own forecast.",
         ),
     )
-    ladder = _figure("ladder", evidence.ladder(case))
+    ladder = _figure("ladder", scaling_figures.ladder(case))
     yield _section("The ladder", ladder, "Every pilot: a size and the tokens that its budget pays for.")
 
 
@@ -111,13 +113,13 @@ def _reach(case: Case) -> Html:
     said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape"
     off = case.plan.budget.objective.kind != "optimal"
     said += ", off the lines as it is not to have the lowest loss of its compute." if off else "."
-    return _section("How far the law is asked to go", _figure("reach", evidence.reach(case)), said)
+    return _section("How far the law is asked to go", _figure("reach", scaling_figures.reach(case)), said)
 
 
 def _rates(case: Case) -> Html:
     """The learning-rate check."""
     said = "The same pilot at several peak learning rates." + _best_rate(case)
-    return _section("Learning-rate check", _figure("rates", evidence.rates(case)), said)
+    return _section("Learning-rate check", _figure("rates", scaling_figures.rates(case)), said)
 
 
 def _side_by_side(*sections: Html) -> Html:
@@ -152,7 +154,7 @@ def _inside(case: Case) -> str:
 
 def _final(case: Case) -> str:
     told = case.forecast and case.forecast.curve
-    if not told or case.target is None or not outcome.stands_apart(told, case.target):
+    if not told or case.target is None or not forecast_figure.stands_apart(told, case.target):
         return ""
     asked = case.target.run.evaluation
     return (

@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from specs.formulas import readable
+from specs.formatting import best_split, device_time, dollars, flop, memory, percent, power, readable, shape
+from specs.humanize import count, duration, energy, several
 from specs.law import FormScore
 from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
-from specs.report.case import Case
+from specs.report.context import Case
 from specs.report.html import Html, join, pairs, table, tag
-from specs.report.layouts import lines
-from specs.report.units import best_split, device_time, dollars, flop, memory, percent, power, shape
-from specs.words import count, duration, energy, several
+from specs.report.layout_bars import lines
 
 _FORMULA = re.compile(
     r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|eta|kappa|delta|lambda|exp|frac|left|right|log|cdot|,))+"

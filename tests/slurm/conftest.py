@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
-from tests.slurm.desk import Desk, at_desk
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.desk import Desk, at_desk
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Four nodes of four CPUs, 4000 MB and two GPUs; see tests/slurm/cluster.py."""
+    """Four nodes of four CPUs, 4000 MB and two GPUs; see tests/support/slurm/cluster.py."""
     with Cluster() as cluster:
         yield cluster
 
@@ -43,7 +43,7 @@ def desk(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Desk:
-    """A workspace with the corpus of tests/training.py, the cluster of its budget being the tests'."""
+    """A workspace with the corpus of tests/support/training.py, the cluster of its budget being the tests'."""
     desk = at_desk(tmp_path / "work", home, client, capfd)
     monkeypatch.chdir(desk.folder)
     return desk

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.support.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -130,7 +130,7 @@ def test_two_clusters_side_by_side(cluster: Cluster) -> None:
 def test_a_killed_process_leaves_no_cluster_behind() -> None:
     program = """
 import time
-from tests.slurm.cluster import Cluster
+from tests.support.slurm.cluster import Cluster
 cluster = Cluster(nodes=1)
 cluster.up()
 cluster.task(cluster.submit("--wrap", "srun sleep 600"), 0)

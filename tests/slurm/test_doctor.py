@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from runtime.prepare import Workspace
-from runtime.slurm.beforehand import from_here
+from runtime.doctor.cluster import examine
+from runtime.doctor.slurm_preflight import from_here
+from runtime.run_folder.workspace import Workspace
 from runtime.slurm.client import SlurmError
-from runtime.slurm.doctor import examine
-from runtime.slurm.queue import Asked
-from runtime.slurm.script import whole_shape
+from runtime.slurm.sbatch import whole_shape
+from runtime.slurm.submit import Asked
 from specs.cluster import Cluster as ClusterFile
-from specs.files import load
-from tests.slurm.cluster import Cluster
+from specs.document.files import load
+from tests.runtime.commands.test_run_cli import isoplan
 from tests.slurm.test_site import CLUSTER
-from tests.test_run_cli import isoplan
+from tests.support.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

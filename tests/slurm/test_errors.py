@@ -8,9 +8,9 @@ import pytest
 
 from specs.data import CorpusRef
 from specs.run import Execution, RunSpec
-from tests import samples
-from tests.slurm.desk import HELD, Desk, Typed, execution
-from tests.training import corpus, tiny_run
+from tests.support import samples
+from tests.support.slurm.desk import HELD, Desk, Typed, execution
+from tests.support.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
 

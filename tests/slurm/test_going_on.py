@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from runtime.folder import RunFolder
-from runtime.prepare import Workspace
+from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.workspace import Workspace
 from runtime.slurm import study
-from runtime.slurm.cancel import cancel
-from specs.files import load, write_json
-from specs.submission import StudyState
-from tests.slurm.desk import HELD, Desk
-from tests.training import corpus, tiny_run
+from runtime.status.cancel import cancel
+from specs.document.files import load
+from specs.document.write import write_json
+from specs.slurm_submission import StudyState
+from tests.support.slurm.desk import HELD, Desk
+from tests.support.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
 

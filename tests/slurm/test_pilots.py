@@ -6,17 +6,19 @@ from typing import Protocol
 import pytest
 from rich.console import Console
 
-from runtime.drive import Driver, Ran
-from runtime.folder import RunFolder
-from runtime.prepare import Machine, Wanted, Workspace
-from runtime.slurm.queue import Asked
+from runtime.launch.jobs import Wanted
+from runtime.launch.machine import Machine
+from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.workspace import Workspace
 from runtime.slurm.study import carry_out
+from runtime.slurm.submit import Asked
+from runtime.study import Driver, Ran
 from specs.cluster import Cluster as ClusterFile
-from specs.files import load
+from specs.document.files import load
 from specs.record import Incident, Start
-from tests.slurm.cluster import Cluster
-from tests.slurm.running import cluster_file, paced
-from tests.training import corpus, order, tiny_run
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.running import cluster_file, paced
+from tests.support.training import corpus, order, tiny_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
@@ -129,7 +131,7 @@ def starts(folder: RunFolder) -> int:
 
 def load_job(submission: Path) -> str:
     """SLURM's number of a submission."""
-    from specs.submission import Submission
+    from specs.slurm_submission import Submission
 
     return str(load(submission / "submission.json", Submission).job)
 

@@ -12,11 +12,11 @@ from runtime.slurm.task import Task
 from specs.data import CorpusRef
 from specs.record import End
 from specs.run import Execution, RunSpec
-from tests import samples
-from tests.slurm.cluster import Cluster
-from tests.slurm.desk import HELD, Desk, execution
-from tests.slurm.running import paced
-from tests.training import corpus, tiny_run
+from tests.support import samples
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.desk import HELD, Desk, execution
+from tests.support.slurm.running import paced
+from tests.support.training import corpus, tiny_run
 
 pytestmark = pytest.mark.slurm
 
@@ -273,7 +273,7 @@ def test_a_dry_run_of_a_budget(desk: Desk) -> None:
     first = desk.run("budget.yaml", "--slurm", "--dry-run", "--until-done")
     assert first.code == 0, first.err
     assert "What is to be run next is known once it is planned." in first.out
-    assert "runtime.slurm.afterwards" not in first.out
+    assert "runtime.slurm.requeue" not in first.out
     assert not (desk.folder / "plans").exists()
     assert desk.run("budget.yaml", "--slurm").code == 0
     desk.cluster.run("scancel", "--user=root")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from runtime.doctor import Finding
-from runtime.measure import DeviceRates, LinkRates
-from runtime.slurm.probe import Facts, Names, Order, Software, log_of, read, write
-from runtime.slurm.rates import Rates
-from runtime.slurm.reports import Figures, Reports, findings
+from runtime.doctor.benchmark import DeviceRates, LinkRates
+from runtime.doctor.findings import Figures, Reports, findings
+from runtime.doctor.local import Finding
+from runtime.doctor.node_benchmark import Order, Rates
+from runtime.doctor.node_probe import Facts, Names, Software, log_of, read, write
 from specs.cluster import Cluster
-from specs.files import from_catalog
+from specs.document.files import from_catalog
 
 HERE = Software("3.11.7", {"isoplan": "0.1.0", "torch": "2.13.0"}, "c0ffee")
 ORDER = Order("token", "cpu", 2, 2, None)

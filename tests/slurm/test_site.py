@@ -8,18 +8,18 @@ import pytest
 import typer
 from rich.console import Console
 
-from runtime.doctor import Finding
-from runtime.prepare import RefusedError, Workspace
-from runtime.slurm import doctor
+from runtime.commands.tools import doctor_command
+from runtime.doctor import cluster
+from runtime.doctor.cluster import examine
+from runtime.doctor.local import Finding
+from runtime.doctor.slurm_limits import findings
+from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm.client import fields_of
-from runtime.slurm.doctor import examine
-from runtime.slurm.limits import findings
-from runtime.slurm.queue import Asked
-from runtime.slurm.script import whole_shape
+from runtime.slurm.sbatch import whole_shape
 from runtime.slurm.site import Site, seconds_of
-from runtime.verbs import doctor_command
+from runtime.slurm.submit import Asked
 from specs.cluster import Cluster
-from specs.files import DocumentError, load
+from specs.document.files import DocumentError, load
 
 PARTITION = (
     "PartitionName=short AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A "
@@ -234,8 +234,8 @@ def test_nothing_is_queued_where_a_run_would_be_stopped(
         raise AssertionError("a job was queued")
 
     one, out = asked(tmp_path, CLUSTER.replace("memory: 2 GB", "partition: shrt")), tmp_path / "out.yaml"
-    monkeypatch.setattr(doctor, "from_here", lambda asked, _, shape: findings(asked, shape, site()))
-    monkeypatch.setattr(doctor.queue, "submit", submitted)
+    monkeypatch.setattr(cluster, "from_here", lambda asked, _, shape: findings(asked, shape, site()))
+    monkeypatch.setattr(cluster.submit, "submit", submitted)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.Exit) as ended:
         doctor_command(slurm=True, cluster=str(one.path), out=out)

@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from runtime.folder import RunFolder, found, step_of
-from specs.files import load, write_json, write_yaml
+from runtime.run_folder.folder import RunFolder, found, step_of
+from specs.document.files import load
+from specs.document.write import write_json, write_yaml
 from specs.optim import Milestone
 from specs.plan import Plan
 from specs.run import Evaluation, Execution
-from specs.submission import StudyState, Submission
-from tests import samples, training
-from tests.slurm.cluster import Cluster
-from tests.test_run_cli import isoplan, tiny_plan
+from specs.slurm_submission import StudyState, Submission
+from tests.runtime.commands.test_run_cli import isoplan, tiny_plan
+from tests.support import samples, training
+from tests.support.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.slurm
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.folder import RunFolder
-from specs.files import load
+from runtime.run_folder.folder import RunFolder
+from specs.document.files import load
 from specs.plan import Plan
 from specs.record import Audit, Start
-from specs.submission import StudyState
-from tests.slurm.cluster import Cluster
+from specs.slurm_submission import StudyState
+from tests.support.slurm.cluster import Cluster
 from tests.test_readme import blocks, typed
 
 pytestmark = pytest.mark.slurm

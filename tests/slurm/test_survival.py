@@ -12,13 +12,13 @@ from typing import Protocol
 
 import pytest
 
-from runtime.train import FINISHED
+from specs.exit_codes import OK
 from specs.record import Order
 from specs.run import Evaluation, RunSpec
-from tests import samples
-from tests.slurm.cluster import Cluster
-from tests.slurm.running import Running, paced
-from tests.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
+from tests.support import samples
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.running import Running, paced
+from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
@@ -29,7 +29,7 @@ LIMITED = ("time_limit: 1 min", "warning: 10 s")
 FEWER = samples.layout(dp=2, micro_batch_sequences=1)
 """For one node."""
 PARITY = 1e-6
-"""Of the final loss under another layout, as everywhere (tests/test_parity.py)."""
+"""Of the final loss under another layout, as everywhere (tests/model/test_parity.py)."""
 LONG_S = 0.5
 """A pace at which a run takes 100 s: three such segments at least."""
 
@@ -50,7 +50,7 @@ def how(run: RunSpec) -> Order:
 @pytest.fixture(scope="module")
 def undisturbed(home: Path, run: RunSpec, how: Order) -> Outcome:
     folder = opened(home / "undisturbed", run, how)
-    assert Ranks(folder, home / "data", 4).join() == [FINISHED] * 4
+    assert Ranks(folder, home / "data", 4).join() == [OK] * 4
     return outcome(folder)
 
 

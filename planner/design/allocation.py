@@ -1,0 +1,156 @@
+"""What a budget is spent on: from the compute of a run to its shape, under each objective.
+
+The split of compute comes from an allocation (a power law in compute) or from a loss surface L(X, D), whose best split
+at a compute is where a little more size and as much less data change nothing. A model that will serve tokens weighs its
+size more: of all models with its loss it is to cost least, c X D + c X D_served / 3, as a forward pass is a third of a
+training step (Sardana et al., arXiv 2401.00448, Eq. 3). By Lagrange's rule that is
+
+    dL/dln X = (1 + D_served / (3 D)) dL/dln D
+
+on the line c X D = C of the budget, so that the training takes the budget whole.
+
+    X size (N or M)    D tokens    C compute    c FLOP per token and unit of X
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from planner.design.model_shape import shape_for
+from planner.scaling import data_constrained
+from planner.scaling.data_constrained import SERVING_SHARE
+from planner.scaling.laws import Array, columns, value
+from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
+from specs.law import Allocation, Family, PublishedLaw
+from specs.model import ModelSpec
+
+SizeName = Literal["flop_per_token", "block_params", "params"]
+_HALVINGS = 60
+_STEP = 1e-4
+"""Step in log size and log tokens for the surface's slopes: errors of 1e-8 and of rounding are both small."""
+
+
+class NoOptimumError(ValueError):
+    """The loss surface has no best split inside; the message says where it runs to."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A loss law that knows what its size is a count of."""
+
+    name: str
+    """What it is called, for messages."""
+    law: data_constrained.Surface
+    size: SizeName
+    """What its X is."""
+
+    def measure(self, shape: ModelSpec) -> float:
+        """X of a shape."""
+        return float(getattr(shape, self.size))
+
+    def loss(self, size: float, tokens: float) -> float:
+        """Loss in nats per token."""
+        return float(self._losses(np.array([size]), np.array([tokens]))[0])
+
+    def best_size(self, compute_flop: float, served_tokens: float = 0.0) -> float:
+        """X of the run of this compute that is cheapest to train and to serve; NoOptimumError where there is none."""
+        product = compute_flop / self.law.cost_per
+
+        def too_small(log_size: float) -> bool:
+            on_size, on_tokens = self._slopes(log_size, math.log(product) - log_size)
+            served = SERVING_SHARE * served_tokens * math.exp(log_size) / product
+            return on_size < (1 + served) * on_tokens
+
+        low, high = 0.0, math.log(product)
+        if not too_small(low) or too_small(high):
+            where = "larger" if too_small(high) else "smaller"
+            raise NoOptimumError(
+                f"the loss law {self.name} has no interior optimum at {compute_flop:.3g} FLOP: it falls towards ever "
+                f"{where} models"
+            )
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if too_small(middle) else (low, middle)
+        return math.exp(low)
+
+    def _slopes(self, log_size: float, log_tokens: float) -> tuple[float, float]:
+        """dL/dln X and dL/dln D, times twice the step."""
+        x = np.exp(log_size + _STEP * np.array([1, -1, 0, 0]))
+        d = np.exp(log_tokens + _STEP * np.array([0, 0, 1, -1]))
+        loss = self._losses(x, d)
+        return float(loss[0] - loss[1]), float(loss[2] - loss[3])
+
+    def _losses(self, size: Array, tokens: Array) -> Array:
+        form = self.law.form
+        return value(form, self.law.params, *columns(form, size, tokens, self.law.cost_per))
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What is known of size and loss: an allocation, a loss surface, or both."""
+
+    allocation: Allocation | None
+    surface: Surface | None
+
+
+def published_surface(law: PublishedLaw) -> Surface | None:
+    """The loss surface that a law prints; None where it prints none."""
+    if law.loss is None:
+        return None
+    return Surface(law.name, data_constrained.surface(law.loss), law.loss.size)
+
+
+def shape_at(
+    compute_flop: float, objective: Objective, laws: Laws, family: Family, vocab: int, stages: int = 1
+) -> ModelSpec:
+    """The shape that a run of this compute is to have. The laws must hold what the objective needs (see `lacking`)."""
+
+    def near(wanted: float, measure: Callable[[ModelSpec], float]) -> ModelSpec:
+        return shape_for(family, vocab, wanted, measure, stages)
+
+    if isinstance(objective, FixedSize):
+        return near(objective.params, lambda shape: shape.params)
+    if isinstance(objective, FixedRatio):
+        wanted = compute_flop / objective.tokens_per_param
+        return near(wanted, lambda shape: float(shape.flop_per_token) * shape.params)
+    if isinstance(objective, Optimal) and laws.allocation is not None:
+        best = laws.allocation.flop_per_token.at(compute_flop=compute_flop)
+        return near(best, lambda shape: shape.flop_per_token)
+    assert laws.surface is not None  # `lacking` has been asked
+    served = objective.served if isinstance(objective, Inference) else 0
+    return near(laws.surface.best_size(compute_flop, served), laws.surface.measure)
+
+
+def lacking(objective: Objective, laws: Laws) -> str:
+    """What the objective needs and the laws do not have; empty where nothing lacks."""
+    if isinstance(objective, Inference) and laws.surface is None:
+        return "a loss law"
+    if isinstance(objective, Optimal) and laws.allocation is None and laws.surface is None:
+        return "an allocation or a loss law"
+    return ""
+
+
+def compute_for_loss(
+    loss: float, surface: Surface, shape: Callable[[float], ModelSpec], most_flop: float
+) -> float:
+    """The least compute whose run reaches the loss, within a thousandth; inf where `most_flop` does not reach it."""
+
+    def reached(compute_flop: float) -> bool:
+        model = shape(compute_flop)
+        return surface.loss(surface.measure(model), compute_flop / model.flop_per_token) <= loss
+
+    if not reached(most_flop):
+        return math.inf
+    low, high = 0.0, math.log(most_flop)
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(math.exp(middle)) else (middle, high)
+    return math.exp(high)
+
+
+def served_flop(model: ModelSpec, served_tokens: float) -> float:
+    """FLOP of serving these tokens: the forward third of M for each."""
+    return SERVING_SHARE * model.flop_per_token * served_tokens

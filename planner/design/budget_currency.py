@@ -1,0 +1,108 @@
+"""A budget's currency: what an amount of it buys, what a run costs in it, and bounds on compute said in it.
+
+A person who gave energy is told of energy: what a refusal proposes can be written into the budget as it stands there.
+"""
+
+import math
+
+from planner.design.inputs import Desk
+from planner.design.target_search import Search
+from planner.performance.layout_search import NoLayoutError, UndividedBatchError
+from specs.humanize import count, energy
+from specs.plan import Cost
+
+MOST_FLOP = 1e30
+"""Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
+_SLACK = 0.99
+"""Amounts that are proposed stay this far inside of their bound: shapes come in whole layers, steps in twenties."""
+
+
+def spent(desk: Desk, cost: Cost) -> float:
+    """What a run costs in the budget's currency."""
+    amount = {
+        "device_hours": cost.device_hours,
+        "money": cost.dollars,
+        "energy": cost.energy_j,
+        "deadline": cost.hours * 3600,
+    }[desk.budget.currency]
+    assert amount is not None  # `device_hours` has refused clusters without a price or power
+    return amount
+
+
+def device_hours(desk: Desk, amount: float) -> float:
+    """Device-hours that an amount of the budget's currency buys on the cluster."""
+    currency, cluster = desk.budget.currency, desk.cluster
+    if currency == "money":
+        if cluster.price is None:
+            raise desk.refuse(
+                "money", f"the cluster {cluster.name} has no price", "give compute or device_hours"
+            )
+        return amount / cluster.price
+    if currency == "energy":
+        if cluster.device.power is None:
+            raise desk.refuse(
+                "energy", f"the power of {cluster.device.name} is not known", "give compute or device_hours"
+            )
+        return amount / 3600 / cluster.device.power
+    return amount if currency == "device_hours" else cluster.devices * amount / 3600
+
+
+def at_most(search: Search, compute_flop: float) -> str:
+    """What to write for a run of at most this compute."""
+    return _bounded(search, compute_flop, most=True)
+
+
+def at_least(search: Search, compute_flop: float) -> str:
+    """What to write for a run of at least this compute."""
+    return _bounded(search, compute_flop, most=False)
+
+
+def _bounded(search: Search, compute_flop: float, *, most: bool) -> str:
+    desk, bound = search.desk, "at most" if most else "at least"
+    if desk.budget.currency == "compute":
+        return f"spend {bound} {compute_flop:.2g} FLOP"
+    if desk.budget.currency == "loss":
+        bound = "at least" if most else "at most"
+        return f"ask for a loss of {bound} {loss_of(search, compute_flop, most=most):g} nats/token"
+    try:
+        drafted = search.draft(compute_flop)
+        balanced = search.draft(compute_flop, drafted.execution.layout.pp)
+    except (NoLayoutError, UndividedBatchError):
+        return f"spend {bound} what {compute_flop:.2g} FLOP cost"
+    costs = [spent(desk, planned.cost) for planned in (drafted, balanced)]
+    return f"spend {bound} {said(desk, min(costs) if most else max(costs), most=most)}"
+
+
+def said(desk: Desk, amount: float, *, most: bool = True) -> str:
+    """An amount in the budget's currency as it is written there, with two digits, a little inside of the bound."""
+    unit = 3600.0 if desk.budget.currency in ("energy", "deadline") else 1.0
+    asked = amount / unit
+    rounded = rounded_down(_SLACK * asked) if most else rounded_up(asked / _SLACK)
+    match desk.budget.currency:
+        case "money":
+            return f"${count(rounded)}"
+        case "energy":
+            return energy(rounded * unit)
+        case "deadline":
+            return f"{rounded:g} h"
+    return f"{count(rounded)} device-hours"
+
+
+def loss_of(search: Search, compute_flop: float, *, most: bool = True) -> float:
+    """The loss that this compute reaches by the loss law, to a thousandth inside of it."""
+    surface, model = search.laws.surface, search.shape(compute_flop)
+    assert surface is not None  # check_laws has refused a loss without a loss law
+    loss = surface.loss(surface.measure(model), compute_flop / model.flop_per_token)
+    return (math.ceil(1e3 * loss + 0.2) if most else math.floor(1e3 * loss - 0.2)) / 1e3
+
+
+def rounded_up(value: float) -> float:
+    """Two significant digits, upwards."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")
+
+
+def rounded_down(value: float) -> float:
+    """Two significant digits, towards zero, so that what is proposed is still enough."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")

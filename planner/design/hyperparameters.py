@@ -1,0 +1,90 @@
+"""Learning rate and batch size by every published law that reaches the target, side by side.
+
+Published laws disagree by factors, and each holds only for what its authors let the batch do while they fitted it: it
+grows with compute (DeepSeek LLM, Eq. 1) or with data (Step Law, Eq. 1). Where the batch is held fixed instead, rates
+fall with the tokens (Bjorck et al., arXiv 2409.19913), the opposite sign of Step Law's. So a plan names its law and its
+regime.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from planner.design.inputs import Desk
+from planner.design.run_draft import variables
+from planner.scaling.lr_and_batch import fit_rates, grid_of
+from specs.document.files import catalog_names, from_catalog
+from specs.formatting import near_optimal
+from specs.humanize import count
+from specs.law import Hyper, PublishedLaw
+from specs.plan import HyperAdvice, PlannedRun
+from specs.record import LedgerRecord
+
+FAR = 1e4
+"""A law is asked for its opinion up to this many times outside the compute that it was fitted on."""
+DISAGREE = 1.25
+"""Ratio of two laws' answers from which a reader is told."""
+OWN = "ledger"
+"""What the fit of one's own runs is called among the laws."""
+
+
+def advice(desk: Desk, planned: PlannedRun, records: Sequence[LedgerRecord] = ()) -> tuple[HyperAdvice, ...]:
+    """What each law says of a run, the one that the plan follows first and the ledger's own last.
+
+    The ledger has one where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).
+    """
+    others = (name for name in catalog_names(PublishedLaw) if name != desk.hyper_law.name)
+    laws = [desk.hyper_law, *(from_catalog(PublishedLaw, name, desk.path) for name in others)]
+    compute = planned.run.compute_flop
+    published = [
+        _advice(law.name, law.hyper, planned, law is desk.hyper_law)
+        for law in laws
+        if law.hyper is not None
+        and (law is desk.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR)
+    ]
+    return (*published, *_own(records, planned))
+
+
+def _own(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
+    """What the ledger's runs say, where they are enough to say it."""
+    try:
+        law = fit_rates(grid_of(records))
+    except ValueError:
+        return
+    at = variables(planned.run.model, planned.budget_flop)
+    band = law.band(at["flop_per_token"], at["tokens"])
+    told = _advice(OWN, law.hyper(planned.run.batch_tokens), planned, False)
+    yield told.model_copy(update={"near_optimal_lr": band})
+
+
+def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
+    at = variables(planned.run.model, planned.budget_flop)
+    return HyperAdvice(
+        law=law,
+        hyper=hyper,
+        peak_lr=hyper.peak_lr.at(**at),
+        batch_tokens=hyper.batch_tokens.at(**at),
+        used=used,
+    )
+
+
+def own_grid(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
+    """Whether the run's rate is as good as the best by the ledger's own runs; empty where they do not say."""
+    for own in hypers:
+        if own.near_optimal_lr is not None:
+            low, high = own.near_optimal_lr
+            best, rate = f"{own.peak_lr:.3g}{near_optimal(own)}", planned.run.optim.peak_lr
+            where = "among them" if low <= rate <= high else "not among them"
+            return f"by the runs of the ledger the best learning rate is {best}; the plan's {rate:.3g} is {where}"
+    return ""
+
+
+def disagreement(hypers: tuple[HyperAdvice, ...]) -> str:
+    """That the laws disagree, in a sentence; empty where they do not."""
+    rates, batches = [one.peak_lr for one in hypers], [one.batch_tokens for one in hypers]
+    if max(rates) / min(rates) < DISAGREE and max(batches) / min(batches) < DISAGREE:
+        return ""
+    said = "; ".join(
+        f"{one.law} {one.peak_lr:.3g}{near_optimal(one)} with {count(one.batch_tokens)} tokens a batch "
+        f"({one.hyper.regime})"
+        for one in hypers
+    )
+    return f"laws of learning rate and batch disagree: {said}; the plan follows {hypers[0].law}"

@@ -1,0 +1,66 @@
+"""The runs of a ladder of isoFLOP budgets, and a learning-rate check beside it (which: planner/design/pilot_design.py).
+
+Sizes are spread around the prior's optimum, each a different legal shape.
+"""
+
+import math
+
+from planner.design.model_shape import sizes_of_family
+from planner.design.pilot_design import Ladder, rate_rung
+from planner.design.run_draft import Wish
+from specs.law import Allocation, Family
+from specs.model import ModelSpec
+
+
+def sizes(family: Family, vocab: int, centre_flop_per_token: float, ladder: Ladder) -> list[ModelSpec]:
+    """Different shapes spread evenly in ln M around the centre, smallest first."""
+    steps = [i - (ladder.sizes - 1) / 2 for i in range(ladder.sizes)]
+    wanted = [centre_flop_per_token * ladder.spread**step for step in steps]
+    largest = wanted[-1] * ladder.spread**ladder.sizes
+    pool = sizes_of_family(family, vocab, largest)
+    while len(pool) < ladder.sizes:  # a small budget's sizes lie closer than legal shapes do
+        largest *= 2
+        pool = sizes_of_family(family, vocab, largest)
+    chosen: list[ModelSpec] = []
+    for flop_per_token in wanted:
+        free = [shape for shape in pool if shape not in chosen]
+        chosen.append(min(free, key=lambda s: (abs(math.log(s.flop_per_token / flop_per_token)), s.width)))
+    return sorted(chosen, key=lambda shape: shape.flop_per_token)
+
+
+def wishes(
+    ladder: Ladder,
+    rates: tuple[float, ...],
+    family: Family,
+    vocab: int,
+    prior: Allocation,
+    target_flop: float,
+    devices: int,
+) -> list[Wish]:
+    """Every pilot and learning-rate run, smallest budgets first."""
+    budgets = ladder.rungs(target_flop)
+    share = _devices_each(devices, ladder.budgets * ladder.sizes + len(rates))
+    found: list[Wish] = []
+    for budget in budgets:
+        centre = prior.flop_per_token.at(compute_flop=budget)
+        for shape in sizes(family, vocab, centre, ladder):
+            title = f"{budget:.1e} FLOP, width {shape.width}"
+            found.append(Wish("pilot", title, budget, shape, share))
+    checked = budgets[-1 - rate_rung(ladder.budgets)]
+    around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
+    middle = around[len(around) // 2]
+    return found + [
+        Wish(
+            "rate",
+            f"{checked:.1e} FLOP, width {middle.width}, lr x{multiple:g}",
+            checked,
+            middle,
+            share,
+            multiple,
+        )
+        for multiple in rates
+    ]
+
+
+def _devices_each(devices: int, runs: int) -> int:
+    return int(2 ** math.floor(math.log2(max(1.0, devices / runs))))

@@ -1,0 +1,144 @@
+"""One run with nothing left to derive: batch, learning rate, schedule, evaluations, layout and cost of a shape."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.performance.batch_and_layout import Laid, lay
+from specs.budget import Budget
+from specs.cluster import Cluster
+from specs.data import CorpusRef
+from specs.law import Family, Hyper
+from specs.model import ModelSpec
+from specs.optim import OptimSpec, multi_step
+from specs.plan import Cost, PlannedRun
+from specs.run import Evaluation, Execution, RunSpec
+
+EVALUATIONS = 20
+"""Points of the held-out curve; the milestones at 80 % and 90 % fall on two of them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a plan share."""
+
+    budget: Budget
+    family: Family
+    cluster: Cluster
+    hyper: Hyper
+    data: CorpusRef
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One run as the planner wants it, before rounding to steps and sequences."""
+
+    role: Literal["pilot", "rate", "target"]
+    title: str
+    compute_flop: float
+    shape: ModelSpec
+    devices: int
+    rate_multiple: float = 1.0
+    batch_tokens: int | None = None
+    """Tokens per step that the budget asks for; None is what the law says."""
+
+
+def draft(setting: Setting, wish: Wish, laid: Laid | None = None) -> PlannedRun:
+    """The complete run for a wish, laid out as given or as is best; errors as in `lay`."""
+    shape, cluster = wish.shape, setting.cluster
+    known = variables(shape, wish.compute_flop)
+    wanted = setting.hyper.batch_tokens.at(**known) / shape.context
+    asked = None if wish.batch_tokens is None else wish.batch_tokens // shape.context
+    laid = laid or lay(shape, cluster, setting.budget.precision, wish.devices, wanted, asked)
+    peak_lr = setting.hyper.peak_lr.at(**known)
+    optim = _optim(setting.family, wish, laid.batch_sequences, wish.rate_multiple * peak_lr)
+    run = RunSpec(
+        model=shape,
+        data=setting.data,
+        optim=optim,
+        evaluation=_evaluation(setting.family, shape, optim),
+        precision=setting.budget.precision,
+        seed=setting.budget.seed,
+        guard=setting.budget.guard,
+    )
+    return PlannedRun(
+        role=wish.role,
+        title=wish.title,
+        budget_flop=wish.compute_flop,
+        rate_multiple=wish.rate_multiple,
+        run=run,
+        execution=Execution(
+            device=cluster.device.backend,
+            layout=laid.layout,
+            checkpoint_every_s=cluster.checkpoint_every,
+            checkpoint_every_steps=cluster.checkpoint_every_steps,
+            keep=cluster.keep,
+        ),
+        cost=cost_of(run, cluster, laid),
+    )
+
+
+def variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
+    """What the laws of learning rate and batch size are functions of, for a shape that is trained with this compute."""
+    return {
+        "compute_flop": compute_flop,
+        "flop_per_token": shape.flop_per_token,
+        "block_params": shape.block_params,
+        "width": shape.width,
+        "tokens": compute_flop / shape.flop_per_token,
+    }
+
+
+def cost_of(run: RunSpec, cluster: Cluster, laid: Laid) -> Cost:
+    """Time, money and energy of a run: by the seconds of its layout, or at the cluster's expected utilisation."""
+    devices, peak = laid.layout.devices, peak_flop_per_s(cluster, run.precision)
+    full = devices * peak / run.model.mfu_flop_per_token
+    if laid.step_s is None or cluster.efficiency is None:
+        rate = cluster.model_flop_utilisation * full
+    else:
+        rate = cluster.efficiency.uptime * run.batch_tokens / laid.step_s
+    hours = run.tokens / rate / 3600
+    device_hours = hours * devices
+    return Cost(
+        compute_flop=run.compute_flop,
+        device_hours=device_hours,
+        hours=hours,
+        dollars=None if cluster.price is None else device_hours * cluster.price,
+        energy_j=None if cluster.device.power is None else device_hours * 3600 * cluster.device.power,
+        tokens_per_s=rate,
+        memory_bytes=laid.memory_bytes,
+        basis=_basis(cluster, laid, rate / full, peak),
+    )
+
+
+def _basis(cluster: Cluster, laid: Laid, utilisation: float, peak: float) -> str:
+    if laid.step_s is None or cluster.efficiency is None:
+        source = cluster.model_flop_utilisation_source
+        return f"{utilisation:.0%} of {peak:.3g} FLOP/s per device ({source}); not simulated"
+    uptime = cluster.efficiency.uptime
+    return (
+        f"a step of {laid.step_s:.3g} s, {utilisation / uptime:.1%} of {peak:.3g} FLOP/s per device, by the layout's "
+        f"model, in {uptime:.0%} of the hours"
+    )
+
+
+def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
+    """A device's peak matrix rate in the run's precision."""
+    return cluster.device.peak_bf16 if precision == "bf16" else cluster.device.peak_fp32
+
+
+def _optim(family: Family, wish: Wish, batch: int, peak_lr: float) -> OptimSpec:
+    tokens, batch_tokens = wish.compute_flop / wish.shape.flop_per_token, batch * wish.shape.context
+    steps = max(1, round(tokens / batch_tokens / EVALUATIONS)) * EVALUATIONS
+    warmup, milestones = multi_step(steps, family.warmup_steps)
+    return OptimSpec(
+        steps=steps, batch_sequences=batch, peak_lr=peak_lr, warmup_steps=warmup, milestones=milestones
+    )
+
+
+def _evaluation(family: Family, shape: ModelSpec, optim: OptimSpec) -> Evaluation:
+    return Evaluation(
+        every_steps=optim.steps // EVALUATIONS,
+        sequences=max(1, family.curve_tokens // shape.context),
+        final_sequences=max(1, family.final_tokens // shape.context),
+    )

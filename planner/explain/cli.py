@@ -1,0 +1,127 @@
+"""`isoplan explain` and `isoplan diff`: questions to sealed plans. Nothing is decided or written here."""
+
+import json as jsonlib
+import re
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from planner.explain.answer import Explanation
+from planner.explain.answer import explain as explained
+from planner.explain.diff import Difference
+from planner.explain.diff import diff as differences
+from planner.explain.fields import SHORT, NoFieldError
+from specs.document.files import DocumentError, load
+from specs.exit_codes import run_command_line
+from specs.plan import Plan
+
+PlanFile = Annotated[
+    Path, typer.Argument(metavar="PLAN", help="plans/<name>/plan.target.yaml", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+_SHORT = ", ".join([*SHORT, "loss", "allocation"])
+_FIELD = f"A path in the plan (runs.0.run.optim.peak_lr), the end of one, or: {_SHORT}."
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@app.command()
+def explain(
+    plan: PlanFile,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help=_FIELD, show_default=False)],
+    json: AsJson = False,
+) -> None:
+    """Say where a number of a plan comes from: law, equation, evidence, interval, and who had the last word."""
+    found = explained(load(plan, Plan), field)
+    if json:
+        _print(found.plain())
+    else:
+        _show(found, Console())
+
+
+@app.command()
+def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
+    """Compare two plans field by field. The exit code is 0 whether they differ or not."""
+    one, other = load(before, Plan), load(after, Plan)
+    found = differences(one, other)
+    if json:
+        _print({"before": str(before), "after": str(after), "differences": [each.plain() for each in found]})
+    else:
+        _show_differences(found, (before, after), Console())
+
+
+def _show(found: Explanation, console: Console) -> None:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, said in _rows(found):
+        table.add_row(name, escape(said))
+    console.print(f"[bold]{escape(found.field)}[/]  {escape(found.said)}", highlight=False, soft_wrap=True)
+    console.print(table, highlight=False)
+
+
+def _rows(found: Explanation) -> Iterator[tuple[str, str]]:
+    yield "what it is", found.meaning
+    yield "settled by", found.settled_by
+    if found.law is not None:
+        yield "law", found.law
+    if found.equation is not None:
+        yield "equation", found.equation
+    if found.interval_said is not None:
+        yield "interval", found.interval_said
+    for number, one in enumerate(found.evidence):
+        yield "" if number else "evidence", one
+
+
+def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], console: Console) -> None:
+    if not found:
+        console.print("the plans have the same content", highlight=False)
+        return
+    for name, path in zip(("before", "after"), plans, strict=True):
+        console.print(f"{name:<8}{escape(str(path))}", highlight=False, soft_wrap=True)
+    table = Table("", "", "before", "after", "", box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
+    table.columns[4].justify = "right"
+    for number, column in enumerate(table.columns):
+        column.no_wrap, column.overflow = number in (0, 1, 4), "fold"
+    for group, some in groupby(found, key=lambda one: one.group):
+        table.add_section()
+        for number, one in enumerate(some):
+            name = _short(one.field) if one.run is None else f"{one.run}: {_short(one.field)}"
+            said = (escape(part) for part in (name, one.said_before, one.said_after))
+            table.add_row(f"[bold]{group}[/]" if number == 0 else "", *said, times(one.ratio))
+    console.print(table, highlight=False)
+
+
+def _short(path: str) -> str:
+    """A path without what its group says already."""
+    return re.sub(r"^(run\.(model|optim)|run|execution(\.layout)?|cost|budget|forecast)\.", "", path)
+
+
+def times(ratio: float | None) -> str:
+    """A ratio in words: a percentage when it is near 1, a factor beyond a half and a double."""
+    if ratio is None:
+        return ""
+    if 0.5 < ratio < 2:
+        return f"{ratio - 1:+.2%}".replace("%", " %")
+    return f"x {ratio:.3g}"
+
+
+def _print(plain: object) -> None:
+    sys.stdout.write(jsonlib.dumps(plain, indent=1) + "\n")
+
+
+def main() -> None:
+    """Entry point of `isoplan explain` and `isoplan diff`."""
+    run_command_line(app, "isoplan", (DocumentError, NoFieldError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What differs between two plans, field by field, in the groups that a person thinks in.
+
+Stored fields and those that follow from them (tokens, M, parameters) are compared. Targets are compared with each
+other, pilots with the pilot of the same title; lists of numbers are one field.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from planner.explain.fields import Field, children, root
+from specs.document.base import Spec
+from specs.humanize import several
+from specs.law import Band, FormScore, Interval, LawFit, Monomial
+from specs.plan import Forecast, HyperAdvice, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
+
+Group = Literal["budget", "evidence", "runs", "shape", "schedule", "layout", "cost", "forecast", "document"]
+GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
+    ("budget", ("budget",)),
+    ("evidence", ("law", "fit", "unique_tokens", "bytes_per_token", "ledger")),
+    ("runs", ("runs",)),
+    ("shape", ("run.model",)),
+    ("schedule", ("run", "budget_flop", "rate_multiple", "hypers")),
+    ("layout", ("execution", "fewer", "layouts")),
+    ("cost", ("cost",)),
+    ("forecast", ("forecast",)),
+    ("document", ("",)),
+)
+"""The groups in order, each with the paths (inside a run: from the run on) that begin so; the longest one decides."""
+
+_PARTS = (Band, Interval, Monomial, LayoutEstimate)
+"""Specs that are said as a whole."""
+_SKIPPED = ("title", "seal", "sha256")
+"""Names that change whenever anything else does."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that differs."""
+
+    group: Group
+    """What it is about."""
+    field: str
+    """Its path; inside of a run from the run on."""
+    run: str | None
+    """Title of the pilot that it belongs to; None outside of runs and for the target."""
+    before: Any
+    """The first plan's value as JSON types; None where it has none."""
+    after: Any
+    """The second plan's."""
+    said_before: str
+    """The first plan's value in words."""
+    said_after: str
+    """The second plan's."""
+    ratio: float | None
+    """Second over first, where both are positive numbers."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def diff(before: Plan, after: Plan) -> tuple[Difference, ...]:
+    """What differs, in the order of the groups; nothing where the plans have the same content."""
+    one, other = (
+        {child.path[-1]: child for child in children(root(plan)) if child.path[-1] != "runs"}
+        for plan in (before, after)
+    )
+    found = [_named(pair, None) for name in one for pair in _pairs(one[name], other[name])]
+    found += _runs(before, after)
+    order = [group for group, _ in GROUPS]
+    return tuple(sorted(found, key=lambda difference: order.index(difference.group)))
+
+
+def _runs(before: Plan, after: Plan) -> list[Difference]:
+    """Differences of runs with the same title, targets taken as one, and the runs that only one plan has."""
+    one, other = ({_key(run): run for run in plan.runs} for plan in (before, after))
+    found = []
+    if [*one] != [*other]:
+        said = [_list(mine, theirs) for mine, theirs in ((one, other), (other, one))]
+        titles = [[run.title for run in side.values()] for side in (one, other)]
+        found.append(Difference("runs", "runs", None, titles[0], titles[1], said[0], said[1], None))
+    for key in one:
+        if key in other:
+            pair = (Field((), run, None, "") for run in (one[key], other[key]))
+            title = None if one[key].role == "target" else one[key].title
+            found += [_named(fields, title) for fields in _pairs(*pair)]
+    return found
+
+
+def _key(planned: PlannedRun) -> str:
+    return "target" if planned.role == "target" else planned.title
+
+
+def _list(mine: dict[str, PlannedRun], theirs: dict[str, PlannedRun]) -> str:
+    alone = [run.title for key, run in mine.items() if key not in theirs]
+    if not alone:
+        return several(len(mine), "run")
+    return f"{several(len(mine), 'run')}, only here: {'; '.join(alone)}"
+
+
+def _pairs(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
+    """The smallest fields below two that differ; both have the same path."""
+    if (one.path and one.path[-1] in _SKIPPED) or one.plain() == other.plain():
+        return
+    if not _opened(one.value) or type(one.value) is not type(other.value):
+        yield one, other
+        return
+    below, above = ({child.path[-1]: child for child in _below(field)} for field in (one, other))
+    for name in dict.fromkeys((*below, *above)):
+        missing = Field((*one.path, name), None, None, "")
+        yield from _pairs(below.get(name, missing), above.get(name, missing))
+
+
+def _opened(value: Any) -> bool:
+    """Whether a value is compared part by part."""
+    if isinstance(value, tuple):
+        return bool(value) and isinstance(value[0], FormScore | HyperAdvice)
+    return isinstance(value, dict) or (isinstance(value, Spec) and not isinstance(value, _PARTS))
+
+
+def _below(field: Field) -> Iterator[Field]:
+    """The parts of a field; forms and laws by their names."""
+    for child in children(field):
+        if isinstance(child.value, FormScore | HyperAdvice):
+            name = child.value.form if isinstance(child.value, FormScore) else child.value.law
+            yield Field((*field.path, name), child.value, child.info, child.said_of_it)
+        elif child.info is not None or field.path[:1] != ("budget",):
+            yield child
+
+
+def _named(pair: tuple[Field, Field], run: str | None) -> Difference:
+    one, other = pair
+    return Difference(
+        group=_group(one.name),
+        field=one.name,
+        run=run,
+        before=one.plain(),
+        after=other.plain(),
+        said_before=_said(one),
+        said_after=_said(other),
+        ratio=_ratio(_size(one.value), _size(other.value)),
+    )
+
+
+def _group(name: str) -> Group:
+    fits = [(len(path), group) for group, paths in GROUPS for path in paths if f"{name}.".startswith(path)]
+    return max(fits)[1]
+
+
+def _said(field: Field) -> str:
+    """A value in words, whole documents in short."""
+    match field.value:
+        case Forecast():
+            return Field(field.path, field.value.loss, None, "").say()
+        case NoForecast():
+            return f"none: {field.value.reason}"
+        case LawFit():
+            return f"{len(field.value.points)} runs, {len(field.value.forms)} forms"
+        case LayoutChoice():
+            return f"{field.value.fitting:,} of {field.value.considered:,} layouts fit"
+        case (HyperAdvice(), *_):
+            return ", ".join(one.law for one in field.value)
+        case (LayoutEstimate() as best, *_):
+            return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').say()}"
+        case tuple() if field.value and isinstance(field.value[0], Spec) and len(field.value) > 2:
+            return f"{len(field.value)} of them"
+    return field.say()
+
+
+def _size(value: Any) -> float | None:
+    """The number that a ratio is taken of."""
+    match value:
+        case bool():
+            return None
+        case int() | float():
+            return float(value)
+        case Band():
+            return value.median
+        case Interval():
+            return value.value
+    return None
+
+
+def _ratio(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None or before <= 0 or after <= 0 else after / before

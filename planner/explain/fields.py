@@ -1,0 +1,333 @@
+"""The fields of a plan by name: where a name leads, what the field means, and its value in words with its unit.
+
+A field is a stored one or one that follows from the stored ones (a property of its Spec, like `tokens`). It can be
+named by its whole path (`runs.0.run.optim.peak_lr`), by its path inside the last run (`run.optim.peak_lr`), by the end
+of a path where only one ends so (`peak_lr`), or by a short name (`lr`).
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from specs.document.base import Spec
+from specs.document.quantity import Quantity
+from specs.formatting import layout_text, memory, monomial_text, shape_text
+from specs.humanize import Losses, count, duration, energy
+from specs.law import Band, Interval, Monomial
+from specs.layout import Layout
+from specs.model import ModelSpec
+from specs.optim import Milestone
+from specs.plan import LayoutEstimate, Plan
+
+SHORT = {
+    "lr": "run.optim.peak_lr",
+    "batch": "run.optim.batch_sequences",
+    "warmup": "run.optim.warmup_steps",
+    "shape": "run.model",
+    "parameters": "run.model.params",
+    "M": "run.model.flop_per_token",
+    "N": "run.model.block_params",
+    "D": "run.tokens",
+    "tokens": "run.tokens",
+    "C": "run.compute_flop",
+    "compute": "run.compute_flop",
+    "price": "cost.dollars",
+    "memory": "cost.memory_bytes",
+    "speed": "cost.tokens_per_s",
+    "micro_batch": "execution.layout.micro_batch_sequences",
+    "hours": "cost.hours",
+    "device_hours": "cost.device_hours",
+    "layout": "execution.layout",
+    "steps": "run.optim.steps",
+    "precision": "run.precision",
+    "seed": "run.seed",
+    "context": "run.model.context",
+    "learning_rate": "run.optim.peak_lr",
+    "time": "cost.hours",
+    "speed_from": "cost.basis",
+    "schedule": "run.optim.milestones",
+}
+"""Short names of fields of the last run, the labels of the plan's own table among them."""
+
+BEST_SPLIT = {
+    "M*": "flop_per_token",
+    "N*": "block_params",
+    "D*": "tokens",
+    "D*/N*": "tokens_per_block_param",
+    "D/N": "tokens_per_block_param",
+    "L*": "loss",
+}
+"""Names of the parts of the best split, as a plan on a ledger prints them."""
+
+_NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
+_UNITS = {
+    "layers": "layers",
+    "steps": "steps",
+    "batch_sequences": "sequences",
+    "warmup_steps": "steps",
+    "every_steps": "steps",
+    "step": "steps",
+    "sequences": "sequences",
+    "final_sequences": "sequences",
+    "micro_batch_sequences": "sequences",
+    "devices": "devices",
+    "tokens_per_s": "tokens/s",
+    "bytes_per_token": "bytes per token",
+}
+_NEAR = 4
+"""Near matches that a refusal names."""
+_INLINE = 6
+"""Parts of a value that are said in one line."""
+
+
+class NoFieldError(ValueError):
+    """No field has this name, or several have; the message names those nearest to it."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a plan."""
+
+    path: tuple[str, ...]
+    """Names and indices from the plan down to it."""
+    value: Any
+    """Its value: a number, text, a Spec, or several of these."""
+    info: FieldInfo | None
+    """How its Spec declares it; None for what follows from other fields, and inside of tuples and dicts."""
+    said_of_it: str
+    """What its docstring says."""
+
+    @property
+    def name(self) -> str:
+        """The path with dots."""
+        return ".".join(self.path)
+
+    @cached_property
+    def pattern(self) -> str:
+        """The path with `*` in place of every index."""
+        return ".".join("*" if part.isdigit() else part for part in self.path)
+
+    def plain(self) -> Any:
+        """The value as JSON types."""
+        return _plain(self.value)
+
+    def say(self) -> str:
+        """The value in words with its unit."""
+        return say(self.value, self.path, self.info)
+
+
+def children(field: Field) -> Iterator[Field]:
+    """The fields right below a field, stored ones before those that follow from them."""
+    value, path = field.value, field.path
+    if isinstance(value, Spec):
+        for name, info in type(value).model_fields.items():
+            yield Field((*path, name), getattr(value, name), info, info.description or "")
+        for name, made in _properties(type(value)):
+            yield Field((*path, name), getattr(value, name), None, made)
+    elif isinstance(value, tuple):
+        for index, one in enumerate(value):
+            yield Field((*path, str(index)), one, field.info, field.said_of_it)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield Field((*path, str(key)), one, None, field.said_of_it)
+
+
+def everything(field: Field) -> Iterator[Field]:
+    """Every field below a field."""
+    for child in children(field):
+        yield child
+        yield from everything(child)
+
+
+def root(plan: Plan) -> Field:
+    """The plan itself as a field without a name."""
+    return Field((), plan, None, "The plan.")
+
+
+def find(plan: Plan, name: str) -> Field:
+    """The field of this name; NoFieldError where there is none, or several."""
+    last = f"runs.{len(plan.runs) - 1}"
+    known = {field.name: field for field in everything(root(plan))}
+    for path in (_short(plan, name, last), name, f"{last}.{name}"):
+        if path in known:
+            return known[path]
+    ends = [path for path in known if path.endswith(f".{name}")]
+    inside = [path for path in ends if path.startswith(f"{last}.")]
+    outside = [path for path in ends if not path.startswith("runs.")]
+    for some in (inside, outside):
+        nearest = [path for path in some if _depth(path) == min(map(_depth, some))]
+        if len(nearest) == 1:
+            return known[nearest[0]]
+    if inside or outside:
+        raise NoFieldError(f"several fields are called '{name}': write {_listed([*inside, *outside], 'or')}")
+    raise NoFieldError(f"this plan has no field '{name}': write {_listed(_near(name, known, last), 'or')}")
+
+
+def _short(plan: Plan, name: str, last: str) -> str:
+    if name == "loss":
+        return "forecast.loss" if plan.forecast.kind == "forecast" else "forecast.reason"
+    if name == "allocation":
+        return "law.allocation" if plan.fit is None else "fit.allocation"
+    if name in BEST_SPLIT:
+        return f"fit.optimum.{BEST_SPLIT[name]}"
+    short = name.replace(" ", "_")
+    return f"{last}.{SHORT[short]}" if short in SHORT else ""
+
+
+def _depth(path: str) -> tuple[int, int]:
+    """In how many rows of others a field lies, then below how many names."""
+    parts = path.split(".")
+    return sum(part.isdigit() for part in parts), len(parts)
+
+
+def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
+    """Names near one that is not there: those below the part of it that is there, else those that end nearly so."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        above = known.get(".".join(parts[:cut]))
+        below = [] if above is None else [child.name for child in children(above)] or [above.name]
+        if below:
+            wanted = ".".join(parts[: cut + 1])
+            return difflib.get_close_matches(wanted, below, _NEAR, 0.7) or below
+    ends: dict[str, str] = {one: one for one in (*SHORT, "loss", "allocation")}
+    for path in known:
+        if not path.startswith("runs.") or path.startswith(f"{last}."):
+            ends.setdefault(path.rpartition(".")[2], path)
+    wanted = parts[-1]
+    found = difflib.get_close_matches(wanted, [*ends], _NEAR, 0.6)
+    return [ends[end] for end in found] or [*SHORT]
+
+
+def _listed(names: list[str], last: str) -> str:
+    """Names in a row, the first few of them."""
+    shown = [*names[:_NEAR], *([f"one of {len(names) - _NEAR} more"] if len(names) > _NEAR else [])]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"
+
+
+def _properties(kind: type) -> Iterator[tuple[str, str]]:
+    """Public properties that our own Specs declare, with what they say of themselves."""
+    for owner in kind.__mro__:
+        if not (issubclass(owner, Spec) and owner is not Spec):
+            continue
+        for name, made in vars(owner).items():
+            if isinstance(made, property) and not name.startswith("_"):
+                yield name, " ".join((made.__doc__ or "").split())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.plain()
+    if isinstance(value, Losses):
+        return value.unit
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value
+
+
+def say(value: Any, path: tuple[str, ...], info: FieldInfo | None = None) -> str:
+    """A value in words: numbers with the unit that the field's name or type tells, compounds in short."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(value, path, info)
+    if isinstance(value, str):
+        return value
+    return _compound(value, path)
+
+
+def _number(value: float, path: tuple[str, ...], info: FieldInfo | None) -> str:
+    names = [part for part in path if not part.isdigit()]
+    name = names[-1] if names else ""
+    if "exponents" in names:
+        return f"{value:.4g}"
+    quantity = None if info is None else _quantity([*info.metadata, info.annotation])
+    if "seconds" in names[:-1] or re.search(r"(^|[^r])_s$", name):
+        return duration(value)
+    if "memory" in names[:-1] or name.endswith("_bytes"):
+        return memory(value)
+    if name == "hours":
+        return duration(value * 3600)
+    if name in ("dollars", "money"):
+        return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+    if name == "energy_j":
+        return energy(value)
+    if name.endswith("half_width"):
+        return f"±{value:.2%}".replace("%", " %")
+    if name == "device_hours":
+        return f"{value:,.4g} device-hours"
+    if name.endswith("flop_per_token"):
+        return f"{value:.4g} FLOP per token"
+    if quantity is not None:
+        return f"{quantity.prefix}{value:.6g} {quantity.base}".strip()
+    if name.endswith("_flop"):
+        return f"{value:.4g} FLOP"
+    if name.endswith("tokens"):
+        return f"{count(value)} tokens"
+    if name.endswith("params"):
+        return count(value)
+    if name in _NATS:
+        return f"{value:.4f} nats/token"
+    bare, unit = f"{value:,}" if isinstance(value, int) else f"{value:.4g}", _UNITS.get(name)
+    return bare if unit is None else f"{bare} {unit.removesuffix('s') if value == 1 else unit}"
+
+
+def _quantity(parts: Iterable[Any]) -> Quantity | None:
+    """The kind of quantity that a field's declaration names, however deep inside of unions."""
+    for part in parts:
+        if isinstance(part, Quantity):
+            return part
+        found = _quantity([*getattr(part, "__metadata__", ()), *get_args(part)])
+        if found is not None:
+            return found
+    return None
+
+
+def _compound(value: Any, path: tuple[str, ...]) -> str:
+    match value:
+        case Layout():
+            return layout_text(value)
+        case ModelSpec():
+            return shape_text(value)
+        case Losses():
+            return value.unit
+        case Monomial():
+            return monomial_text(value)
+        case Band():
+            return f"{value.median:.4f} nats/token, 95 % from {value.low_95:.4f} to {value.high_95:.4f}"
+        case Interval():
+            middle, low, high = (say(end, path) for end in (value.value, value.low, value.high))
+            return f"{middle}, 95 % from {low} to {high}"
+        case LayoutEstimate():
+            used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
+            laid = layout_text(value.layout)
+            return f"{laid}: {value.step_s:.4g} s a step, MFU {used}, {memory(value.memory_bytes)}"
+        case Milestone():
+            return f"x {value.factor:g} after step {value.step:,}"
+        case tuple():
+            return _several(value, path)
+    below = [
+        child for child in children(Field(path, value, None, "")) if child.info or isinstance(value, dict)
+    ]
+    if len(below) <= _INLINE and all(isinstance(b.value, int | float | str | None) for b in below):
+        named = (("" if child.path[-1] == "kind" else f"{child.path[-1]} ", child) for child in below)
+        return ", ".join(f"{name}{child.say()}" for name, child in named)
+    return f"ask for one of its fields: {', '.join(child.path[-1] for child in below)}"
+
+
+def _several(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
+    if not values:
+        return "none"
+    if isinstance(values[0], Spec) and not isinstance(values[0], Milestone | Layout):
+        return f"{len(values)} of them; ask for one, like {'.'.join(path)}.0"
+    if len(values) > _INLINE:
+        return f"{len(values)} of them, {say(values[0], path)} to {say(values[-1], path)}"
+    return "; ".join(say(one, path) for one in values)

@@ -1,0 +1,70 @@
+"""What a reason consists of, and the few sentences that several rules share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.design.run_draft import variables
+from planner.explain.fields import Field
+from specs.document.files import from_catalog
+from specs.formatting import SYMBOLS
+from specs.law import Family, Hyper, Monomial, PublishedLaw
+from specs.plan import Plan, PlannedRun
+
+PAPER = "DeepSeek LLM, arXiv 2401.02954"
+"""Where the laws, the schedule and the counts come from unless a catalog entry says otherwise."""
+
+
+@dataclass(frozen=True)
+class Why:
+    """The reasons of one field."""
+
+    settled_by: str
+    """Who had the last word."""
+    law: str | None = None
+    """The law or practice with its source."""
+    equation: str | None = None
+    """The equation with its constants and what it gives."""
+    evidence: tuple[str, ...] = ()
+    """What it rests on."""
+    interval: tuple[float, float] | None = None
+    """Ends of an interval."""
+    interval_of: str = "95 %"
+    """What the interval holds."""
+
+
+Rule = Callable[[Field, Plan], Why]
+
+
+def run_of(field: Field, plan: Plan) -> PlannedRun:
+    """The planned run that a field below `runs` belongs to."""
+    return plan.runs[int(field.path[1])] if len(field.path) > 1 else plan.runs[-1]
+
+
+def at(law: Monomial, planned: PlannedRun) -> tuple[float, str]:
+    """A power law's value for a run as it was before rounding, and the variables that went into it in words."""
+    values = variables(planned.run.model, planned.budget_flop)
+    said = ", ".join(f"{SYMBOLS[name]} = {values[name]:.4g}" for name in law.exponents)
+    return law.at(**values), said
+
+
+def hyper_of(plan: Plan) -> tuple[Hyper, str] | None:
+    """The formulas of learning rate and batch that the plan follows, and whose they are; None where it names none."""
+    followed = next((one for one in plan.hypers if one.used), None)
+    name = plan.law.name if followed is None else followed.law
+    named = getattr(plan.budget.evidence, "hyper", None)
+    if followed is None and named is not None:
+        name = named
+    law = plan.law if name == plan.law.name else from_catalog(PublishedLaw, name, None)
+    hyper = law.hyper if followed is None else followed.hyper
+    return None if hyper is None else (hyper, f"{name}: {law.source}; {hyper.regime}")
+
+
+def family_of(plan: Plan) -> Family:
+    """The plan's family of shapes."""
+    return from_catalog(Family, plan.budget.family, None)
+
+
+def against(asked: float, came: float) -> str:
+    """How far what came is from what was asked: `+1.36 %`, `as asked` where it rounds to nothing."""
+    said = f"{came / asked - 1:+.2%}".replace("%", " %")
+    return "as asked" if said[1:] == "0.00 %" else said

@@ -1,0 +1,202 @@
+"""Why a run has its size: the split of its compute into model and data, the objective of the budget, and rounding."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.design.model_shape import practice_depth
+from planner.explain.fields import Field
+from planner.explain.reason import PAPER, Why, against, family_of, run_of
+from specs.budget import FixedRatio, FixedSize, Inference
+from specs.formatting import monomial_text
+from specs.humanize import several
+from specs.law import Allocation, Family, Monomial
+from specs.plan import Plan, PlannedRun
+
+BEST = "best by the ledger's forms at the target's compute, 95 %"
+"""What the interval of a size or of tokens holds."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The size that a run was to have before it was rounded to a legal shape."""
+
+    equation: str
+    """What gives it."""
+    law: str
+    """The law behind it with its source."""
+    asked: float | None = None
+    """The size; None where it cannot be read from the plan."""
+    came: float = 1.0
+    """The same measure of the run's shape."""
+
+
+def shape(field: Field, plan: Plan) -> Why:
+    """The size that was wanted, and the family's legal shape nearest to it."""
+    planned, family = run_of(field, plan), family_of(plan)
+    wanted = _wanted(plan, planned)
+    off = "" if wanted.asked is None else f", the size {against(wanted.asked, wanted.came)}"
+    return Why(
+        settled_by=f"rounding to a legal shape of the family {family.name}{off}",
+        law=wanted.law,
+        equation=wanted.equation,
+        evidence=(*_practice(plan, family, planned), *_size_evidence(plan, planned)),
+    )
+
+
+def _wanted(plan: Plan, planned: PlannedRun) -> Wanted:
+    """The size by the budget's objective; pilots are spread around the prior's best."""
+    objective, model, flop = plan.budget.objective, planned.run.model, planned.budget_flop
+    if planned.role == "target":
+        match objective:
+            case FixedSize():
+                said = f"the budget's objective: {objective.params:,} parameters; this shape has {model.params:,}"
+                return Wanted(said, "the budget's field objective", objective.params, model.params)
+            case FixedRatio():
+                ratio, product = objective.tokens_per_param, float(model.flop_per_token) * model.params
+                said = f"D = {ratio:g} N_all, so M N_all = C / {ratio:g} = {flop / ratio:.4g}, here {product:.4g}"
+                return Wanted(said, "the budget's field objective", flop / ratio, product)
+            case Inference():
+                said = "dL/dln X = (1 + D_served / (3 D)) dL/dln D on the line of the budget's compute"
+                served = f"D_served = {objective.served:.4g}"
+                return Wanted(
+                    f"{said}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_surface(plan)}"
+                )
+    return _split(plan, planned)
+
+
+def _split(plan: Plan, planned: PlannedRun) -> Wanted:
+    """M as the allocation has it, or the loss law's best split where there is no allocation."""
+    law, came = allocation_of(plan, planned), float(planned.run.model.flop_per_token)
+    if law is None:
+        return Wanted("dL/dln X = dL/dln D on the line of the budget's compute", _surface(plan))
+    best = law.flop_per_token.at(compute_flop=planned.budget_flop)
+    said = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
+    source = allocation_source(plan, planned)
+    if planned.role == "target":
+        return Wanted(f"{said}; this shape has {came:.4g}", source, best, came)
+    return Wanted(
+        f"{said}; this pilot has {came:.4g}, {came / best:.2g} times that, as one of a spread of sizes",
+        source,
+    )
+
+
+def _surface(plan: Plan) -> str:
+    """The loss law that a split without an allocation rests on."""
+    named = getattr(plan.budget.evidence, "loss", None) or plan.law.name
+    return (
+        f"loss law {named}"
+        if plan.fit is None
+        else f"loss law fitted on {len(plan.fit.points)} runs of the ledger"
+    )
+
+
+def _practice(plan: Plan, family: Family, planned: PlannedRun) -> Iterator[str]:
+    model = planned.run.model
+    aspect, width = plan.budget.aspect, model.width
+    if aspect is not None:
+        depth = width / aspect
+        yield f"the budget's field aspect {aspect}: {depth:.1f} layers at width {width:,}, taken {model.layers}"
+    else:
+        depth = practice_depth(family, width)
+        yield f"family {family.name} ({family.source}): {depth:.1f} layers at width {width:,}, taken {model.layers}"
+    layout = planned.execution.layout
+    if layout.pp > 1:
+        sizes = sorted({len(blocks) for blocks in layout.blocks(model.layers)})
+        each = several(sizes[0], "layer") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} layers"
+        chunks = "" if layout.interleave == 1 else f"{layout.interleave} chunks with "
+        yield f"{layout.pp} pipeline stages of {chunks}{each} each, and the head in the last one"
+
+
+def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
+    if plan.fit is not None and planned.role == "target":
+        yield plan.fit.allocation_basis
+        yield f"{len(plan.fit.points)} runs of {len(plan.fit.profiles)} budgets"
+
+
+def best(field: Field, plan: Plan) -> tuple[float, float] | None:
+    """Ends of the best size or tokens at the target's compute by the ledger's forms; None for other runs."""
+    optimum = None if plan.fit is None else plan.fit.optimum
+    if optimum is None or run_of(field, plan).role != "target":
+        return None
+    named = {
+        "flop_per_token": optimum.flop_per_token,
+        "block_params": optimum.block_params,
+        "tokens": optimum.tokens,
+    }
+    ends = named.get(field.path[-1])
+    return None if ends is None else (ends.low, ends.high)
+
+
+def tokens(field: Field, plan: Plan) -> Why:
+    """D = C / M, what the allocation says of it, and how often the text is read."""
+    planned = run_of(field, plan)
+    wanted, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
+    law = allocation_of(plan, planned)
+    optimal = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
+    return Why(
+        settled_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
+        f"({against(wanted, run.tokens)})",
+        law=allocation_source(plan, planned),
+        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{optimal}",
+        evidence=(f"{run.tokens / plan.unique_tokens:.3g} passes over {plan.unique_tokens:,} unique tokens",),
+        interval=best(field, plan),
+        interval_of=BEST,
+    )
+
+
+def counted(field: Field, plan: Plan) -> Why:
+    """What is counted from the shape: parameters and FLOP."""
+    model = run_of(field, plan).run.model
+    said = {
+        "block_params": "N = L (2 d^2 + 2 d k e + 3 d f)",
+        "params": "N + 2 V d + (2 L + 1) d",
+        "flop_per_token": "M = 6 N + 12 L d s",
+        "paper_flop_per_token": "M = 72 L d^2 + 12 L d s",
+        "mfu_flop_per_token": "6 N + 6 L d s + 6 V d",
+        "head_dim": "e = d / h",
+    }
+    source = {
+        "flop_per_token": f"{PAPER}, Eq. 2, with the shape's own N in place of 12 L d^2",
+        "paper_flop_per_token": f"{PAPER}, Eq. 2",
+        "mfu_flop_per_token": "model FLOP without recomputation (PaLM, arXiv 2204.02311, appendix B), attention causal",
+    }
+    letters = (
+        f"L {model.layers}, d {model.width}, h {model.heads}, k {model.kv_heads}, e {model.head_dim}, f {model.ffn}, "
+        f"V {model.vocab}, s {model.context}"
+    )
+    name = field.path[-1]
+    return Why(
+        settled_by="the shape: counted exactly",
+        law=source.get(name, "counted from the matrices of the shape"),
+        equation=f"{said[name]} with {letters}",
+        interval=best(field, plan),
+        interval_of=BEST,
+    )
+
+
+def compute(field: Field, plan: Plan) -> Why:
+    """C = M D."""
+    planned = run_of(field, plan)
+    return Why(
+        settled_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
+        f"({against(planned.budget_flop, planned.run.compute_flop)})",
+        law=f"{PAPER}, section 3.2: C = M D",
+        equation=f"C = M D = {planned.run.model.flop_per_token:.4g} x {planned.run.tokens:.4g}",
+    )
+
+
+def _at(law: Monomial, compute_flop: float) -> str:
+    return f"{monomial_text(law)} = {law.at(compute_flop=compute_flop):.4g}"
+
+
+def allocation_of(plan: Plan, planned: PlannedRun) -> Allocation | None:
+    """The split of compute that a run follows: the fit's for a target, the prior's for pilots; None without one."""
+    fitted = plan.fit.allocation if plan.fit is not None and planned.role == "target" else None
+    return fitted or plan.law.allocation
+
+
+def allocation_source(plan: Plan, planned: PlannedRun) -> str:
+    """Where that split comes from."""
+    if plan.fit is not None and planned.role == "target":
+        return f"own fit: {plan.fit.allocation_basis}; form of {PAPER}, Eq. 4"
+    return f"{plan.law.name}: {plan.law.source}"

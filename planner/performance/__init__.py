@@ -1,0 +1,5 @@
+"""What a training step costs: FLOP, memory, communication and seconds of every parallel layout on a cluster.
+
+Closed forms rank all layouts at once (`layout_search`), a pipeline simulator times the best. Front door:
+`planner.performance.batch_and_layout`, which chooses a run's batch and layout.
+"""

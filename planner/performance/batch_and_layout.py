@@ -1,0 +1,112 @@
+"""Batch, devices and layout of a run, chosen together: each limits the others.
+
+The batch is the law's, moved a little so that many devices can share it evenly. The devices are those of the cluster,
+as long as twice as many make a step clearly faster. A batch that the budget asks for is kept to the token instead.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from planner.performance.layout_search import NoLayoutError, UndividedBatchError, choose_layout
+from specs.cluster import Cluster
+from specs.layout import Layout
+from specs.model import ModelSpec
+
+BATCH_GRAIN = 16
+"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in the paper's
+Table 2."""
+BATCH_FREEDOM = 0.05
+"""Batches this close to the law's are as good: the paper's own are up to 9 % from it (2304 for 2252, 4608 for 5043),
+and its near-optimal bands are far wider (DeepSeek LLM, Fig. 3)."""
+WORTH_DOUBLING = 1.25
+"""Devices are doubled as long as that makes a step at least this much faster; beyond, they would mostly wait."""
+
+
+@dataclass(frozen=True)
+class Laid:
+    """How a run is laid out: its batch, its layout, and what that takes."""
+
+    batch_sequences: int
+    layout: Layout
+    memory_bytes: float
+    step_s: float | None
+    """Seconds of a step; None on a cluster without efficiencies."""
+
+
+def lay(
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float, asked: int | None
+) -> Laid:
+    """Batch and layout on at most these devices, near the wanted sequences a step or at just those that are asked for.
+
+    NoLayoutError where nothing fits the memory, UndividedBatchError where nothing divides the batch that is asked for.
+    """
+    if asked is not None:
+        return _laid(model, cluster, precision, devices, asked)
+    if cluster.efficiency is None:
+        return _laid_by_memory(model, cluster, precision, devices, wanted)
+    return _laid_by_speed(model, cluster, precision, devices, wanted)
+
+
+def round_batch(sequences: float, multiple: int) -> int:
+    """Whole sequences near the wanted number: a multiple of `multiple` and of a power of two that costs at most 3 %."""
+    grain = 2 ** math.floor(math.log2(sequences / BATCH_GRAIN)) if sequences > BATCH_GRAIN else 1
+    unit = math.lcm(grain, multiple)
+    return max(1, round(sequences / unit)) * unit
+
+
+def shared_batch(sequences: float, devices: int) -> int:
+    """Whole sequences near the wanted number that as many of the devices as possible can share evenly."""
+    near = (round_batch(sequences, share) for share in (*_halvings(devices), 1))
+    return next(
+        (batch for batch in near if abs(batch / sequences - 1) <= BATCH_FREEDOM), round_batch(sequences, 1)
+    )
+
+
+def _halvings(devices: int) -> Iterator[int]:
+    yield devices
+    while devices % 2 == 0:
+        devices //= 2
+        yield devices
+
+
+def _laid(model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int) -> Laid:
+    fit = choose_layout(model, cluster, devices, batch, precision)
+    if batch % fit.layout.dp:
+        raise UndividedBatchError(f"no layout of {devices} devices divides {batch} sequences")
+    return Laid(batch, fit.layout, fit.memory_bytes, fit.step_s)
+
+
+def _laid_by_memory(model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float) -> Laid:
+    """Without seconds to compare: at most a device a sequence, and the batch rounded to the replicas."""
+    devices = min(devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
+    fit = choose_layout(model, cluster, devices, round_batch(wanted, 1), precision)
+    layout, batch = fit.layout, round_batch(wanted, fit.layout.dp)
+    micro_batch = math.gcd(layout.micro_batch_sequences, batch // layout.dp)
+    divided = layout.model_copy(update={"micro_batch_sequences": micro_batch})
+    return Laid(batch, divided, fit.memory_bytes, fit.step_s)
+
+
+def _laid_by_speed(model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float) -> Laid:
+    """The layout on as many devices as are worth having: those of the cluster, halved while that costs little time."""
+    best: Laid | None = None
+    while devices:
+        try:
+            half = _laid(model, cluster, precision, devices, shared_batch(wanted, devices))
+        except NoLayoutError:
+            if best is None:
+                raise
+            break
+        except UndividedBatchError:
+            half = None
+        if best is not None and half is not None and _sequence_s(half) > WORTH_DOUBLING * _sequence_s(best):
+            break
+        best = half or best
+        devices //= 2
+    assert best is not None  # one device divides any batch
+    return best
+
+
+def _sequence_s(laid: Laid) -> float:
+    assert laid.step_s is not None  # the cluster has efficiencies
+    return laid.step_s / laid.batch_sequences

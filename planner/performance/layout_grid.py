@@ -1,0 +1,157 @@
+"""Layouts as columns of numbers, so that ten thousand of them are judged in one stroke of arithmetic.
+
+A column holds a value for every layout (or a single number). Stage cuts enter as what the formulas need of them: the
+blocks of the first rank, of the fullest one, and of the last one of a pipeline.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.performance.cost import Architecture, architecture, forward_flop, head_flop
+from specs.layout import Layout
+from specs.model import ModelSpec
+
+RECOMPUTE = ("none", "selective", "full")
+"""How `Grid.recompute` counts."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Columns of layouts."""
+
+    dp: Any
+    pp: Any
+    interleave: Any
+    tp: Any
+    sp: Any
+    """1 with sequence parallelism, else 0."""
+    micro_batch: Any
+    """Sequences."""
+    micro_batches: Any
+    """Of a replica in one step."""
+    recompute: Any
+    """Index into RECOMPUTE."""
+    first: Any
+    """Blocks of the first rank of a pipeline."""
+    most: Any
+    """Blocks of the fullest of its ranks but the last (of the only one, where there is no pipeline)."""
+    most_at: Any
+    """The first such rank."""
+    last: Any
+    """Blocks of its last rank."""
+
+    @property
+    def replays_attention(self) -> Any:
+        """1 where attention is computed again."""
+        return self.recompute >= 1
+
+    @property
+    def replays_all(self) -> Any:
+        """1 where the whole block is computed again."""
+        return self.recompute == 2
+
+
+def rank_blocks(sizes: tuple[int, ...], pp: int) -> tuple[int, int, int, int]:
+    """Blocks of the first, fullest, and last rank, and where the fullest is, of virtual stages in order of depth."""
+    ranks = [sum(sizes[rank::pp]) for rank in range(pp)]
+    inner = ranks[: max(1, pp - 1)]
+    return ranks[0], max(inner), inner.index(max(inner)), ranks[-1]
+
+
+def grid_of(layout: Layout, layers: int, batch_sequences: int) -> Grid:
+    """The columns of one layout."""
+    sizes = tuple(len(blocks) for blocks in layout.blocks(layers))
+    first, most, most_at, last = rank_blocks(sizes, layout.pp)
+    return Grid(
+        dp=layout.dp,
+        pp=layout.pp,
+        interleave=layout.interleave,
+        tp=layout.tp,
+        sp=int(layout.sequence_parallel),
+        micro_batch=layout.micro_batch_sequences,
+        micro_batches=batch_sequences // (layout.dp * layout.micro_batch_sequences),
+        recompute=RECOMPUTE.index(layout.recompute),
+        first=first,
+        most=most,
+        most_at=most_at,
+        last=last,
+    )
+
+
+def stage_cut(layers: int, stages: int, head_layers: float) -> tuple[int, ...]:
+    """Blocks of every virtual stage such that the slowest is fastest, the last one having the head beside its blocks.
+
+    `head_layers` is the head's time in units of a block's. Of equally fast cuts the last stage gets the most blocks,
+    and of the others the later ones: they keep fewer micro-batches.
+    """
+    if stages == 1:
+        return (layers,)
+    fewest = -(-layers // stages)
+
+    def slowest(last: int) -> float:
+        return max(-(-(layers - last) // (stages - 1)), last + head_layers)
+
+    last = min(range(min(fewest, layers - stages + 1), 0, -1), key=slowest)
+    each, more = divmod(layers - last, stages - 1)
+    return (*(each + (stage >= stages - 1 - more) for stage in range(stages - 1)), last)
+
+
+def balanced_cut(a: Architecture, pp: int, interleave: int) -> tuple[int, ...] | None:
+    """Blocks of every virtual stage; the head counts as the blocks that take as long. None where there is no such cut.
+
+    Interleaved, all stages but the last are of one size: unequal ones would wait for each other, and cost more than
+    interleaving saves.
+    """
+    stages = pp * interleave
+    if interleave > 1:
+        each = -(-a.layers // stages)
+        last = a.layers - each * (stages - 1)
+        return (*((each,) * (stages - 1)), last) if last >= 1 else None
+    head = head_flop(a)
+    return stage_cut(a.layers, stages, head / (forward_flop(a, causal=True) - head) * a.layers)
+
+
+def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> Grid | None:
+    """The columns of all legal layouts on just these devices; None where there is none."""
+    columns = [
+        _columns(model, tp, pp, devices // (tp * pp), batch_sequences)
+        for tp, pp in _splits(model, devices, batch_sequences)
+    ]
+    rows = np.concatenate([np.empty((0, len(fields(Grid))), dtype=np.int64), *columns])
+    return Grid(**dict(zip((f.name for f in fields(Grid)), rows.T, strict=True))) if len(rows) else None
+
+
+def _splits(model: ModelSpec, devices: int, batch_sequences: int) -> Iterator[tuple[int, int]]:
+    """Legal tensor and pipeline parallel sizes that leave replicas which divide the batch."""
+    for tp in divisors(math.gcd(devices, model.heads, model.kv_heads, model.ffn)):
+        for pp in divisors(devices // tp):
+            if pp <= model.layers and batch_sequences % (devices // (tp * pp)) == 0:
+                yield tp, pp
+
+
+def _columns(model: ModelSpec, tp: int, pp: int, dp: int, batch_sequences: int) -> NDArray[np.int64]:
+    """Rows, in the order of Grid's fields, of every interleaving, micro-batch and recomputation."""
+    a, sp, per_replica = architecture(model), int(tp > 1 and model.context % tp == 0), batch_sequences // dp
+    found = []
+    for interleave in range(1, model.layers // pp + 1 if pp > 1 else 2):
+        sizes = balanced_cut(a, pp, interleave)
+        if sizes is None or (interleave > 1 and per_replica % pp):
+            continue
+        cut = rank_blocks(sizes, pp)
+        found += [
+            (dp, pp, interleave, tp, sp, size, per_replica // size, recompute, *cut)
+            for size in divisors(per_replica if interleave == 1 else per_replica // pp)
+            for recompute in range(len(RECOMPUTE))
+        ]
+    return np.array(found, dtype=np.int64)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, smallest first."""
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return sorted({*small, *(number // k for k in small)})

@@ -1,0 +1,331 @@
+"""Every legal layout of a model on a cluster, judged by its bytes and its seconds; the fastest that fits is chosen.
+
+All layouts are ranked at once by closed forms (planner/performance/step_time.py, planner/performance/memory.py); the
+best twenty are then timed by going through their pipelines' lists of work (planner/performance/pipeline_simulator.py),
+and ranked again. A cluster without efficiencies, like a plain computer, has no seconds: the least model parallelism
+that fits is taken there, with whole micro-batches."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.performance.communication import stage_traffic
+from planner.performance.cost import Architecture, architecture
+from planner.performance.engine_features import ON_CPU, OURS, Engine
+from planner.performance.layout_grid import RECOMPUTE, Grid, balanced_cut, divisors, grid_of, legal_grid
+from planner.performance.memory import memory_parts
+from planner.performance.pipeline_simulator import Simulator, Times
+from planner.performance.step_time import (
+    Machine,
+    block_seconds,
+    head_seconds,
+    machine,
+    step_seconds,
+    transfer_seconds,
+)
+from specs.cluster import Cluster
+from specs.formatting import layout_text, memory
+from specs.humanize import several
+from specs.layout import Layout
+from specs.model import ModelSpec
+from specs.plan import LayoutChoice, LayoutEstimate
+
+USABLE_MEMORY = 0.9
+"""Share of a device's memory that a plan may fill; the rest is left to the allocator, CUDA's context and NCCL."""
+SIMULATED = 20
+"""Layouts that are timed by simulation."""
+Column = NDArray[np.float64]
+
+
+class NoLayoutError(ValueError):
+    """No layout fits; the message has the nearest miss in bytes."""
+
+
+class UndividedBatchError(ValueError):
+    """No legal layout divides the batch."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A layout with the memory of its fullest device and the seconds of a step."""
+
+    layout: Layout
+    memory_bytes: float
+    step_s: float | None
+    """None on a cluster without efficiencies."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be laid out, and on what."""
+
+    model: ModelSpec
+    cluster: Cluster
+    devices: int
+    batch_sequences: int
+    precision: str
+
+    @property
+    def a(self) -> Architecture:
+        """The model as the counts see it."""
+        return architecture(self.model)
+
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def engine(self) -> Engine:
+        """The engine on this kind of device."""
+        return OURS if self.cluster.device.backend == "cuda" else ON_CPU
+
+    @property
+    def on(self) -> Machine:
+        """The cluster's rates."""
+        return machine(self.cluster, self.width_bytes)
+
+    @property
+    def limit_bytes(self) -> float:
+        """Memory of one device that a layout may fill."""
+        return USABLE_MEMORY * self.cluster.device.memory
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All legal layouts with their bytes and seconds, columns of one length."""
+
+    problem: Problem
+    grid: Grid
+    memory: Column
+    step_s: Column
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """Where a layout fits the memory."""
+        return self.memory <= self.problem.limit_bytes
+
+    def order(self, among: NDArray[np.bool_]) -> list[int]:
+        """Rows, fastest first; of equals the one with less memory."""
+        rows = np.flatnonzero(among)
+        found: list[int] = rows[np.lexsort((self.memory[rows], self.step_s[rows]))].tolist()
+        return found
+
+    def layout(self, row: int) -> Layout:
+        """A row as a layout, its stages cut so that embedding and head balance."""
+        at = {f.name: int(getattr(self.grid, f.name)[row]) for f in fields(Grid)}
+        model = self.problem.model
+        plain = Layout(
+            dp=at["dp"],
+            pp=at["pp"],
+            tp=at["tp"],
+            sequence_parallel=bool(at["sp"]),
+            micro_batch_sequences=at["micro_batch"],
+            recompute=RECOMPUTE[at["recompute"]],  # type: ignore[arg-type]
+            interleave=at["interleave"],
+        )
+        sizes = balanced_cut(self.problem.a, at["pp"], at["interleave"])
+        even = tuple(len(blocks) for blocks in plain.blocks(model.layers))
+        return plain if sizes == even else plain.model_copy(update={"stage_layers": sizes})
+
+
+def rank_layouts(problem: Problem) -> Ranking:
+    """Every legal layout by closed form; UndividedBatchError where there is none."""
+    grid = legal_grid(problem.model, problem.devices, problem.batch_sequences)
+    if grid is None:
+        raise UndividedBatchError(
+            f"no layout of {problem.devices} devices divides {problem.batch_sequences} sequences"
+        )
+    width = problem.width_bytes
+    memory = sum(memory_parts(problem.a, problem.engine, width, grid).values())
+    seconds = sum(step_seconds(problem.a, problem.engine, problem.on, width, grid).values())
+    return Ranking(problem, grid, np.asarray(memory), np.asarray(seconds))
+
+
+def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> Fit:
+    """The fastest layout by closed form (without efficiencies: the first that fits), not simulated.
+
+    NoLayoutError where none fits, UndividedBatchError where none divides the batch.
+    """
+    problem = Problem(model, cluster, devices, batch, precision)
+    if cluster.efficiency is None:
+        return _by_memory(problem)
+    ranking = rank_layouts(problem)
+    rows = ranking.order(ranking.fits)
+    if not rows:
+        raise _nothing_fits(ranking)
+    return Fit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
+
+
+def compare_layouts(
+    model: ModelSpec, cluster: Cluster, devices: int, batch_sequences: int, precision: str
+) -> LayoutChoice:
+    """The best layouts, timed by simulation. Errors as in `choose_layout`; ValueError without efficiencies."""
+    problem = Problem(model, cluster, devices, batch_sequences, precision)
+    ranking = rank_layouts(problem)
+    fits = ranking.fits
+    rows = ranking.order(fits)[:SIMULATED]
+    if not rows:
+        raise _nothing_fits(ranking)
+    simulator = Simulator()
+    ranked = sorted((_estimate(ranking, row, simulator) for row in rows), key=lambda found: found.step_s)
+    nearest = _nearest_miss(ranking, float(ranking.step_s[rows[0]]))
+    miss = None if nearest is None else _estimate(ranking, nearest, simulator)
+    return LayoutChoice(
+        ranked=tuple(ranked),
+        considered=len(fits),
+        fitting=int(fits.sum()),
+        limit_bytes=problem.limit_bytes,
+        nearest_miss_bytes=None if miss is None else miss.memory_bytes - problem.limit_bytes,
+        nearest_miss=miss,
+        why=why_first(ranked),
+        traffic=stage_traffic(
+            problem.a, problem.engine, problem.width_bytes, ranked[0].layout, batch_sequences
+        ),
+    )
+
+
+def _nearest_miss(ranking: Ranking, best_s: float) -> int | None:
+    """The row that lacks least memory, of those that would be faster than the best; of all, where none would be."""
+    lacking = ~ranking.fits
+    faster = lacking & (ranking.step_s < best_s)
+    rows = np.flatnonzero(faster if faster.any() else lacking)
+    return int(rows[ranking.memory[rows].argmin()]) if len(rows) else None
+
+
+def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimate:
+    """A row with its simulated seconds: the simulation says what the pipeline's ranks wait in all."""
+    problem, layout = ranking.problem, ranking.layout(row)
+    a, on, width = problem.a, problem.on, problem.width_bytes
+    grid = grid_of(layout, a.layers, problem.batch_sequences)
+    memory = {name: float(part) for name, part in memory_parts(a, problem.engine, width, grid).items()}
+    seconds = {name: float(part) for name, part in step_seconds(a, problem.engine, on, width, grid).items()}
+    waiting = seconds["bubble"] + seconds["pipeline transfers"]
+    once = seconds["data parallel"] + seconds["optimizer"]
+    busy = sum(seconds.values()) - waiting - once
+    whole = simulator.pipeline_s(
+        layout.pp, grid.micro_batches, layout.interleave, _times(problem, layout, grid)
+    )
+    seconds["pipeline transfers"] = min(seconds["pipeline transfers"], max(0.0, whole - busy))
+    seconds["bubble"] = max(0.0, whole - busy - seconds["pipeline transfers"])
+    step_s = sum(seconds.values())
+    flop = problem.model.mfu_flop_per_token * problem.batch_sequences * problem.model.context
+    return LayoutEstimate(
+        layout=layout,
+        step_s=step_s,
+        seconds=seconds,
+        memory_bytes=sum(memory.values()),
+        memory=memory,
+        model_flop_utilisation=flop / step_s / (problem.devices * on.peak_flop_per_s),
+    )
+
+
+def _times(problem: Problem, layout: Layout, grid: Grid) -> Times:
+    """Seconds of a micro-batch's passes through every virtual stage."""
+    a, engine, on, width = problem.a, problem.engine, problem.on, problem.width_bytes
+    block, head = block_seconds(a, engine, on, width, grid), head_seconds(a, engine, on, width, grid)
+    sizes = [len(blocks) for blocks in layout.blocks(a.layers)]
+    passes = [
+        [
+            float(size * each + (beside if stage == len(sizes) - 1 else 0.0))
+            for stage, size in enumerate(sizes)
+        ]
+        for each, beside in ((block.forward, head[0]), (block.backward, head[1]))
+    ]
+    travel, busy = transfer_seconds(a, engine, on, width, grid)
+    return Times(tuple(passes[0]), tuple(passes[1]), float(travel), float(busy))
+
+
+COMPUTING = ("matmuls", "attention", "elementwise", "head and loss")
+"""Parts of a step that are work on the model: stages trade them, so that they are compared as one."""
+
+
+def why_first(ranked: list[LayoutEstimate]) -> str:
+    """Why the first layout beats the second: the parts in which they differ most, with numbers."""
+    if len(ranked) == 1:
+        return "it is the only one that fits"
+    first, second = ranked[:2]
+    one, other = (_compared(estimate.seconds) for estimate in (first, second))
+    saved = {name: other[name] - one[name] for name in one}
+    won, lost = max(saved, key=lambda name: saved[name]), min(saved, key=lambda name: saved[name])
+    said = (
+        f"{first.step_s:.4g} s a step against {second.step_s:.4g} s of {layout_text(second.layout)}: "
+        f"{won} takes {saved[won]:.3g} s less"
+    )
+    return said if saved[lost] > -0.0005 * first.step_s else f"{said}, {lost} {-saved[lost]:.3g} s more"
+
+
+def _compared(seconds: dict[str, float]) -> dict[str, float]:
+    computing = sum(seconds[name] for name in COMPUTING)
+    return {"computing": computing} | {name: s for name, s in seconds.items() if name not in COMPUTING}
+
+
+def _nothing_fits(ranking: Ranking) -> NoLayoutError:
+    row = int(ranking.memory.argmin())
+    return _miss(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
+
+
+def _miss(problem: Problem, layout: Layout, memory_bytes: float) -> NoLayoutError:
+    over = memory_bytes - problem.limit_bytes
+    return NoLayoutError(
+        f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
+        f"({layout_text(layout)}) misses by {memory(over)}, where {memory(problem.limit_bytes)} may be filled"
+    )
+
+
+def _by_memory(problem: Problem) -> Fit:
+    """The least model parallelism that fits and leaves every replica a sequence, with the widest micro-batch."""
+    misses: list[tuple[float, Layout]] = []
+    for layout in _least_parallel(problem):
+        if layout.dp > problem.batch_sequences or layout.problems_of_shape(problem.model):
+            continue
+        needed = _memory_bytes(problem, layout)
+        if needed <= problem.limit_bytes:
+            return _widest_micro_batch(problem, layout)
+        misses.append((needed, layout))
+    if not misses:
+        raise NoLayoutError(
+            f"a batch of {problem.batch_sequences} sequences is too small for {problem.devices} devices"
+        )
+    needed, layout = min(misses, key=lambda miss: miss[0])
+    raise _miss(problem, layout, needed)
+
+
+def _least_parallel(problem: Problem) -> list[Layout]:
+    """Layouts with the least model parallelism first, tensor parallelism kept inside a node before stages are cut."""
+    devices, found = problem.devices, []
+    for tp in divisors(devices):
+        if tp > problem.cluster.devices_per_node:
+            break
+        for pp in divisors(devices // tp):
+            found.append(
+                Layout(
+                    dp=devices // (tp * pp),
+                    pp=pp,
+                    tp=tp,
+                    sequence_parallel=tp > 1 and problem.model.context % tp == 0,
+                    micro_batch_sequences=1,
+                    recompute="none",
+                )
+            )
+    return sorted(found, key=lambda layout: (layout.pp * layout.tp, layout.pp))
+
+
+def _memory_bytes(problem: Problem, layout: Layout) -> float:
+    batch = max(1, problem.batch_sequences // layout.dp) * layout.dp
+    grid = grid_of(layout, problem.model.layers, batch)
+    parts = memory_parts(problem.a, problem.engine, problem.width_bytes, grid)
+    return float(sum(parts.values()))
+
+
+def _widest_micro_batch(problem: Problem, layout: Layout) -> Fit:
+    per_replica = problem.batch_sequences // layout.dp
+    best = layout, _memory_bytes(problem, layout)
+    for size in divisors(per_replica):
+        if per_replica // size < layout.pp:
+            break
+        wider = layout.model_copy(update={"micro_batch_sequences": size})
+        needed = _memory_bytes(problem, wider)
+        best = (wider, needed) if needed <= problem.limit_bytes else best
+    return Fit(*best, step_s=None)

@@ -1,0 +1,239 @@
+"""Bytes of the fullest device of a layout, by what they go to.
+
+A pipeline's rank holds its blocks' weights, the first the embedding and the last the head too. Beside these a rank is
+fullest at one of three moments, and its bytes are those of that moment:
+
+    block      most passes are alive, and a block's backward is at its end
+    head       most passes are alive, and the head's backward is, with the logits' gradient (last rank)
+    buckets    the last block's backward of a step, when copies of all small gradients are on their way (replicas)
+
+Under 1F1B a rank keeps the activations of as many micro-batches as there are ranks from it to the end; interleaved, of
+the passes that `specs.pipeline_schedule.most_alive` counts. The fullest rank is the first one, the first of those with
+the most blocks, or the last one: all three are counted, for all layouts of a grid at once."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.performance import cost
+from planner.performance.cost import Architecture
+from planner.performance.engine_features import Engine
+from planner.performance.layout_grid import Grid
+
+PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
+"""What memory goes to."""
+MASTER_BYTES = 12
+"""fp32 master and two moments (AdamW; DeepSeek LLM, section 2.4)."""
+GRADIENT_BYTES = 4
+"""Gradients are summed in fp32 (DeepSeek LLM, section 2.4)."""
+UNFUSED_LOGIT_BYTES = 10
+"""16-bit logits, their fp32 copy and its gradient, as torch's cross-entropy makes them."""
+BUCKET_BYTES = 25 * 2**20
+"""Gradients that travel together are copied side by side up to this size (model/buckets.py, which has the source)."""
+PIECES, PIECE_BYTES = 4, 2**20
+"""A gathered sequence is multiplied in so many pieces, each of so many bytes at least (model/tensor_parallel.py)."""
+SENT_AT_ONCE = 3
+"""Results on their way to neighbours while the next is made: model/pipeline_parallel.py lets two be, then starts one
+more."""
+NORM_ROWS = 4 * 132
+"""Rows of fp32 partial sums of a norm's gradient (runtime/rehearse/triton_shapes.py, which has the source)."""
+_MANY_BLOCKS = 64
+"""So many show how buckets and blocks fall on each other."""
+Columns = dict[str, NDArray[np.float64]]
+
+
+def memory_parts(a: Architecture, engine: Engine, width_bytes: int, grid: Grid) -> Columns:
+    """Bytes of the fullest device by part; the parts add up."""
+    places = [
+        (grid.first, np.zeros_like(grid.first), True, False),
+        (grid.most, grid.most_at, False, False),
+        (grid.last, grid.pp - 1, False, True),
+    ]
+    return _fullest([_rank(a, engine, width_bytes, grid, *place) for place in places])
+
+
+def _fullest(candidates: list[Columns]) -> Columns:
+    """Of several ranks or moments the one with the most bytes, column by column."""
+    fullest = np.array([sum(one.values()) for one in candidates]).argmax(axis=0)
+    return {
+        part: np.take_along_axis(np.array([one[part] for one in candidates]), fullest[None], 0)[0]
+        for part in candidates[0]
+    }
+
+
+def _rank(
+    a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any, first: bool, last: bool
+) -> Columns:
+    """Bytes of one rank of a pipeline; without one (pp 1) it has embedding and head."""
+    alone = grid.pp == 1
+    embedding, head = (first | alone), (last | alone)
+    vocab = np.where(embedding, cost.embedding_params(a), 0) + np.where(head, a.vocab * a.width, 0)
+    vocab = vocab - np.where(alone, a.vocab * a.width if a.tied else 0, 0)
+    params = (blocks * cost.layer_params(a) + vocab) / grid.tp
+    shards = grid.dp if engine.shards_optimizer else 1
+    copies = _copied_bytes(a, grid, blocks, embedding, head)
+    state = (params * w, params * GRADIENT_BYTES, params * _state_bytes(w, grid.dp, engine) / shards)
+    moments = (
+        _block_moment(a, engine, w, grid, blocks, rank),
+        _head_moment(a, engine, w, grid, blocks, rank, head),
+        _buckets_moment(a, engine, w, grid, rank, *copies),
+    )
+    return _fullest([_columns(grid, *state, *moment) for moment in moments])
+
+
+def _columns(grid: Grid, *parts: Any) -> Columns:
+    full = np.broadcast_arrays(grid.dp, *parts)[1:]
+    return {part: np.asarray(column, float) for part, column in zip(PARTS, full, strict=True)}
+
+
+def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
+    """Bytes of optimizer state per parameter.
+
+    In fp32 on one replica the masters are the parameters. Replicas that share the optimizer have the summed gradient of
+    their rows beside it, and their rows rounded to 16 bit (model/zero.py).
+    """
+    alone = MASTER_BYTES - 4 * (w == 4)
+    shared = MASTER_BYTES + (GRADIENT_BYTES + w * (w == 2)) * engine.shards_optimizer
+    return np.where(dp == 1, alone, shared)
+
+
+def alive_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
+    """`specs.pipeline_schedule.most_alive` for columns."""
+    warm = np.where(interleave == 1, pp - rank - 1, 2 * (pp - rank - 1) + (interleave - 1) * pp)
+    return np.minimum(warm + 1, micro_batches * interleave)
+
+
+def results_under_way(pp: Any, rank: Any, interleave: Any) -> Any:
+    """Results that leave, and those that come for passes after the one that runs: as the lists of
+    specs/pipeline_schedule.py have them, but for one more or less."""
+    between = np.where((rank > 0) & (rank < pp - 1), 1, 0)
+    coming = np.where(interleave > 1, np.where(rank > 0, 2, 0), between)
+    return np.where(pp > 1, SENT_AT_ONCE + coming, 0)
+
+
+# The three moments, each as bytes of activations that are kept, of logits, and of what is there for a while.
+
+
+def _block_moment(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
+    rows = grid.micro_batch * a.context
+    return rows * _held(a, engine, w, grid, blocks, rank), 0, _work(a, engine, w, grid, rank)
+
+
+def _head_moment(
+    a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any, head: Any
+) -> Any:
+    """The head holds its input and the norm's result, then both gradients too. A rank without a head is never here.
+
+    With sequence parallelism it has two gathered tensors, and logits are multiplied piece by piece of the sequence:
+    the last two pieces lie beside the whole (model/tensor_parallel.py).
+    """
+    rows, stream = grid.micro_batch * a.context, cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    logits = a.vocab / grid.tp * (w if engine.fused_loss else UNFUSED_LOGIT_BYTES)
+    pieces = np.clip(rows * stream // PIECE_BYTES, 1, PIECES)
+    beside = np.where((grid.sp == 1) & (pieces > 1), 2 / pieces, 0) * logits
+    work = 2 * stream + np.maximum(beside, 2 * stream) + grid.sp * 2 * w * a.width
+    held, travelling = _held(a, engine, w, grid, blocks, rank), _travelling(a, w, grid, rank)
+    return tuple(np.where(head, rows * part, 0) for part in (held, logits, work + travelling))
+
+
+def _buckets_moment(
+    a: Architecture, engine: Engine, w: int, grid: Grid, rank: Any, copies: Any, before: Any
+) -> Any:
+    """One block's activations and its backward beside the copies that left `before`, or when all is done all `copies`.
+
+    Copies are kept until all gradients are summed.
+    """
+    rows = grid.micro_batch * a.context
+    kept = rows * _kept(a, engine, w, grid, grid.recompute)
+    return kept, 0, np.maximum(_work(a, engine, w, grid, rank) + before, copies - kept)
+
+
+def _work(a: Architecture, engine: Engine, w: int, grid: Grid, rank: Any) -> Any:
+    """Bytes that are there for a while at the end of a block's backward."""
+    rows = grid.micro_batch * a.context
+    tokens = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
+    return rows * tokens + NORM_ROWS * 4 * a.width
+
+
+def _held(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
+    """Bytes per token of a micro-batch that are kept for backward while most passes are alive.
+
+    A pass leaves nothing behind but what its blocks keep: its input is its first block's, and its result is let go as
+    soon as it has been sent (model/pipeline_parallel.py).
+    """
+    alive = alive_passes(grid.pp, rank, grid.micro_batches, grid.interleave) / grid.interleave * blocks
+    return alive * _kept(a, engine, w, grid, grid.recompute)
+
+
+def _kept(a: Architecture, engine: Engine, w: int, grid: Grid, recompute: Any) -> Any:
+    """A block's kept bytes per token, for columns of levels of recomputation."""
+    scores = int(not engine.flash)
+    whole, plain = (
+        cost.kept_bytes(a, grid.tp, grid.sp, w, stored, engine.inner_kept) for stored in (scores, 0)
+    )
+    less = cost.kept_less_bytes(a, grid.tp, grid.sp, w) if engine.replays_norms else 0
+    full = cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    return np.where(recompute == 0, whole, np.where(recompute == 1, plain - less, full))
+
+
+def _replayed(a: Architecture, engine: Engine, w: int, grid: Grid) -> Any:
+    """Bytes per token that recomputation makes again before the end of the feed-forward's backward.
+
+    Of selective recomputation that is the norm's result. Attention is replayed later, when the feed-forward's tensors
+    are gone, and needs less than these unless it stores its square.
+    """
+    dropped = _kept(a, engine, w, grid, 0) - _kept(a, engine, w, grid, grid.recompute)
+    norm = cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    return np.where((grid.recompute == 1) & engine.flash, np.minimum(dropped, norm), dropped)
+
+
+def _block_work(a: Architecture, w: int, grid: Grid) -> Any:
+    """Bytes per token that the end of a block's backward has beside what was kept (model/layers.py, `SubLayer`).
+
+    Three gradients of the residual stream: the result's, the norm's and the sum's. Of the feed-forward its result's
+    gradient, that of what goes into its activation, and the activation's result. With sequence parallelism three
+    gathered tensors: the result's gradient, the input, and the input's gradient before it is scattered.
+    """
+    streams = 3 * cost.checkpoint_bytes(a, grid.tp, grid.sp, w) + grid.sp * 3 * w * a.width
+    return streams + w * (a.ffn_matrices + 1) * a.ffn / grid.tp
+
+
+def _travelling(a: Architecture, w: int, grid: Grid, rank: Any) -> Any:
+    """Bytes per token that are on their way while a backward pass runs."""
+    return results_under_way(grid.pp, rank, grid.interleave) * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+
+
+def _copied_bytes(a: Architecture, grid: Grid, blocks: Any, embedding: Any, head: Any) -> tuple[Any, Any]:
+    """Bytes of gradients that a step copies into buckets: all, and those that leave before the last block is done.
+
+    Embedding and head count where they fit into a bucket with their neighbour. Where a block's last matrix shares a
+    bucket with the next block's first, that bucket waits for the earlier block.
+    """
+    d, kv = a.width, a.kv_heads * a.head_dim
+    sizes = ((d + 2 * kv) * d, d * d, (a.ffn_matrices - 1) * a.ffn * d, a.ffn * d)
+    vocab, most = a.vocab * d, BUCKET_BYTES // GRADIENT_BYTES * grid.tp
+    room, place = np.unique(most, return_inverse=True)
+    block = np.array([_copied_elements(sizes, int(one)) for one in room])[place].reshape(np.shape(most))
+    at_head = np.where(head & (vocab + sizes[-1] <= most), vocab, 0)
+    whole = blocks * block + at_head + np.where(embedding & (vocab + sizes[0] <= most), vocab, 0)
+    waiting = 1 + (sizes[-1] + sizes[0] <= most)  # of backward's last block, the first in order of depth
+    before = np.maximum(blocks - waiting, 0) * block + at_head
+    each = np.where(grid.dp > 1, GRADIENT_BYTES / grid.tp, 0)
+    return whole * each, before * each
+
+
+@lru_cache(1024)
+def _copied_elements(sizes: tuple[int, ...], most: int) -> float:
+    """Elements of a block that are copied, on average, if its matrices of these sizes go one by one into buckets.
+
+    A bucket takes what follows as long as there is room; one alone travels from where it lies (model/buckets.py).
+    """
+    copied, held = 0, list[int]()
+    for size in sizes * _MANY_BLOCKS:
+        if held and sum(held) + size > most:
+            copied += sum(held) if len(held) > 1 else 0
+            held = []
+        held.append(size)
+    return (copied + (sum(held) if len(held) > 1 else 0)) / _MANY_BLOCKS

@@ -1,0 +1,120 @@
+"""Seconds of a pipeline's step, by going through the engine's own lists of work (specs/pipeline_schedule.py).
+
+Closed forms take all stages for equal and transfers for hidden; the lists know better: uneven cuts, the head on the
+last stage, virtual stages that wait for each other. A list is turned into indices once, and timed for any durations in
+one sweep. Past its first micro-batches a pipeline repeats itself: a long step is two short ones and their difference.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from specs.pipeline_schedule import Work, one_f_one_b
+
+WARM_ROUNDS = 2
+"""Rounds of pp micro-batches after which a pipeline repeats itself: the first is all warm-up when it is interleaved."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one micro-batch's passes."""
+
+    forward: tuple[float, ...]
+    """Through every virtual stage, in order of depth."""
+    backward: tuple[float, ...]
+    """Likewise, recomputation included."""
+    travel: float
+    """From one virtual stage to the next, while ranks go on with their work."""
+    busy: float
+    """Of a rank that can do nothing else, at each pass: issuing transfers, or waiting for them."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The works of a step in an order in which they can be timed, as indices."""
+
+    stage: tuple[int, ...]
+    """Virtual stage of every work."""
+    backward: tuple[bool, ...]
+    """It is a backward pass."""
+    before: tuple[int, ...]
+    """The work before it on its rank; -1 for the first."""
+    feeding: tuple[int, ...]
+    """The work whose result goes into it; -1 where none does."""
+
+
+def program(pp: int, micro_batches: int, chunks: int) -> Program:
+    """The lists of all ranks, each work after those that it waits for; ValueError where they wait in a circle."""
+    listing = _Listing(pp, micro_batches, pp * chunks)
+    orders = [deque(one_f_one_b(pp, rank, micro_batches, chunks)) for rank in range(pp)]
+    while any(orders):
+        known = len(listing.lines)
+        for rank, order in enumerate(orders):
+            listing.extend(rank, order)
+        if len(listing.lines) == known:
+            raise ValueError("these lists of work wait for each other in a circle")
+    stage, backward, previous, feeding = zip(*listing.lines, strict=True)
+    return Program(stage, backward, previous, feeding)
+
+
+class _Listing:
+    """A program in the making."""
+
+    def __init__(self, pp: int, micro_batches: int, stages: int) -> None:
+        self.lines: list[tuple[int, bool, int, int]] = []
+        self._pp, self._stages, self._micro_batches = pp, stages, micro_batches
+        self._places = [[-1] * (stages * micro_batches) for _ in range(2)]
+        self._last = [-1] * pp
+
+    def extend(self, rank: int, order: deque[Work]) -> None:
+        """Take the works of a rank that wait for nothing which is still to come. What feeds a work is the same pass of
+        the stage before it, or behind it (specs.pipeline_schedule.source)."""
+        while order:
+            kind, micro_batch, chunk = order[0]
+            stage, backward = chunk * self._pp + rank, kind == "backward"
+            feeder, feeding = stage + 1 if backward else stage - 1, -1
+            if 0 <= feeder < self._stages:
+                feeding = self._places[backward][feeder * self._micro_batches + micro_batch]
+                if feeding < 0:
+                    return
+            order.popleft()
+            self._places[backward][stage * self._micro_batches + micro_batch] = len(self.lines)
+            self.lines.append((stage, backward, self._last[rank], feeding))
+            self._last[rank] = len(self.lines) - 1
+
+
+def last_end(listed: Program, times: Times) -> float:
+    """When the last work of a program ends."""
+    durations = ([t + times.busy for t in times.forward], [t + times.busy for t in times.backward])
+    ends: list[float] = []
+    for stage, backward, before, feeding in zip(
+        listed.stage, listed.backward, listed.before, listed.feeding, strict=True
+    ):
+        start = ends[before] if before >= 0 else 0.0
+        if feeding >= 0 and ends[feeding] + times.travel > start:
+            start = ends[feeding] + times.travel
+        ends.append(start + durations[backward][stage])
+    return max(ends)
+
+
+class Simulator:
+    """Times pipelines, turning each list into indices once."""
+
+    def __init__(self) -> None:
+        self._programs: dict[tuple[int, int, int], Program] = {}
+
+    def pipeline_s(self, pp: int, micro_batches: int, chunks: int, times: Times) -> float:
+        """Seconds from the first forward to the last backward pass of a step."""
+        if pp == 1:
+            return micro_batches * (sum(times.forward) + sum(times.backward))
+        rest = micro_batches % pp
+        short, long = (rounds * pp + rest for rounds in (WARM_ROUNDS, WARM_ROUNDS + 1))
+        if micro_batches <= long:
+            return self._end(pp, micro_batches, chunks, times)
+        first, second = (self._end(pp, count, chunks, times) for count in (short, long))
+        return first + (micro_batches - short) / pp * (second - first)
+
+    def _end(self, pp: int, micro_batches: int, chunks: int, times: Times) -> float:
+        key = (pp, micro_batches, chunks)
+        if key not in self._programs:
+            self._programs[key] = program(*key)
+        return last_end(self._programs[key], times)

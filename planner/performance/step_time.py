@@ -1,0 +1,295 @@
+"""Seconds of a step under a layout, by what they go to: arithmetic on a cluster's data sheet and its efficiencies.
+
+A matrix multiplication takes its FLOP over the share of the peak that it reaches; short inner dimensions and tiles that
+don't fill the last wave cost more. Elementwise operations take their bytes over the memory's rate; collectives their
+bytes over the links', plus a latency. Pipelines add their bubble and transfers; replicas add what ZeRO-1's collectives
+cannot hide beneath the first forward and the last backward pass. Everything works on columns of layouts (`Grid`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.performance import cost
+from planner.performance.cost import Architecture
+from planner.performance.engine_features import Engine
+from planner.performance.layout_grid import Grid
+from specs.cluster import Cluster, Efficiency
+
+PARTS = (
+    "matmuls",
+    "attention",
+    "elementwise",
+    "recompute",
+    "tensor parallel",
+    "head and loss",
+    "bubble",
+    "pipeline transfers",
+    "data parallel",
+    "optimizer",
+)
+"""What the seconds of a step go to."""
+TILE = 128 * 256
+"""Elements of a tile of the result, the largest that CUTLASS and cuBLAS use on A100 and H100 (CUTLASS's profiler)."""
+BACKWARD_ATTENTION = 2.5
+"""Flash attention's backward pass has five products to forward's two (arXiv 2307.08691, section 3.1.2)."""
+FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 10, 14
+"""Kernels of a block that are no matrix multiplications (norms, rotation, attention, activation, additions)."""
+UNFUSED_PASSES = 2
+"""Passes over memory of unfused elementwise chains, in fused ones: each intermediate is written and read."""
+LOSS_BYTES, UNFUSED_LOSS_BYTES = 8, 40
+"""Bytes moved per logit: two passes over 16-bit logits; unfused: an fp32 copy (6), maximum (4), difference (8),
+exponential (8), sum (4), and the gradient's scaling and rounding (10)."""
+GRADIENT_PASS_BYTES = 12
+"""Adding a 16-bit gradient to an fp32 sum by itself: it is written and read, and the sum read and written."""
+OPTIMIZER_BYTES = 30
+"""Gradient read; master and two moments read and written; parameter written (AdamW in fp32)."""
+Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A cluster's rates as training reaches them."""
+
+    flop_per_s: float
+    attention_flop_per_s: float
+    memory_bytes_per_s: float
+    intra_bytes_per_s: float
+    inter_bytes_per_s: float
+    node: int
+    peak_flop_per_s: float
+    efficiency: Efficiency
+
+
+@dataclass(frozen=True)
+class BlockSeconds:
+    """One micro-batch through one block of a rank, forward and backward, and what recomputation adds to backward."""
+
+    matmul: tuple[Any, Any]
+    attention: tuple[Any, Any]
+    elementwise: tuple[Any, Any]
+    collectives: tuple[Any, Any]
+    replay: Any
+
+    @property
+    def forward(self) -> Any:
+        """Seconds of the forward pass."""
+        return self.matmul[0] + self.attention[0] + self.elementwise[0] + self.collectives[0]
+
+    @property
+    def backward(self) -> Any:
+        """Seconds of the backward pass."""
+        return self.matmul[1] + self.attention[1] + self.elementwise[1] + self.collectives[1] + self.replay
+
+
+def machine(cluster: Cluster, width_bytes: int) -> Machine:
+    """The rates of a cluster for 16-bit (2) or fp32 (4) training; ValueError where its efficiencies aren't known."""
+    found, device = cluster.efficiency, cluster.device
+    if found is None:
+        raise ValueError(f"the cluster {cluster.name} has no efficiency, so a step's time is not known")
+    peak = device.peak_bf16 if width_bytes == 2 else device.peak_fp32
+    return Machine(
+        flop_per_s=peak * found.matmul,
+        attention_flop_per_s=peak * found.attention,
+        memory_bytes_per_s=device.memory_bandwidth * found.memory,
+        intra_bytes_per_s=cluster.intra_node * found.links,
+        inter_bytes_per_s=cluster.inter_node * found.links,
+        node=cluster.devices_per_node,
+        peak_flop_per_s=peak,
+        efficiency=found,
+    )
+
+
+def matmul_s(on: Machine, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any:
+    """`count` products of (m, k) and (k, n) matrices."""
+    at = on.efficiency
+    waves = count * m * n / TILE / at.multiprocessors
+    shape = (1 + at.matmul_half_depth / k) * (1 + 0.5 / waves)  # on average the last wave is half full
+    compute = 2 * count * m * n * k / on.flop_per_s * shape
+    traffic = w * count * (m * n + m * k + n * k) / on.memory_bytes_per_s
+    return np.maximum(compute, traffic) + at.launch
+
+
+def gather_s(on: Machine, size: Any, ranks: Any, stride: Any) -> Any:
+    """All-gather or reduce-scatter of `size` bytes over ranks that lie `stride` apart, in a ring through all nodes.
+
+    A ring enters a node through as many network ports as the node has ranks in it.
+    """
+    local = np.clip(on.node // stride, 1, ranks)
+    nodes = np.ceil(ranks / local)
+    through = np.minimum(on.intra_bytes_per_s, local * on.inter_bytes_per_s)
+    rate = np.where(nodes == 1, on.intra_bytes_per_s, through)
+    return np.where(ranks == 1, 0.0, cost.gather_bytes(size, ranks) / rate + nodes * on.efficiency.message)
+
+
+def block_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> BlockSeconds:
+    """A micro-batch through one block."""
+    rows = grid.micro_batch * a.context
+    matmul = _matmuls(a, on, w, rows, grid.tp)
+    attention, core = _attention(a, engine, on, w, rows, grid.tp)
+    elementwise = _elementwise(a, engine, on, w, rows, grid)
+    one = gather_s(on, rows * a.width * w, grid.tp, 1)
+    collectives = cost.BLOCK_GATHERS * one
+    hidden = engine.overlaps_tensor * on.efficiency.overlap
+    shown = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
+    whole = matmul[0] + attention[0] + elementwise[0] + shown[0]
+    part = core + _selective(a, engine, on, w, rows, grid, matmul[0], elementwise[0])
+    replay = np.where(grid.replays_all, whole, np.where(grid.replays_attention, part, 0.0))
+    return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), replay)
+
+
+def _matmuls(a: Architecture, on: Machine, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
+    """The four products of a block; each has two gradients."""
+    d, kv = a.width, a.kv_heads * a.head_dim
+    products = (
+        ((d + 2 * kv) / tp, d),
+        (d, d / tp),
+        ((a.ffn_matrices - 1) * a.ffn / tp, d),
+        (d, a.ffn / tp),
+    )
+    forward = sum(matmul_s(on, w, rows, n, k) for n, k in products)
+    backward = sum(matmul_s(on, w, rows, k, n) + matmul_s(on, w, n, k, rows) for n, k in products)
+    return forward, backward
+
+
+def _attention(
+    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, tp: Any
+) -> tuple[tuple[Any, Any], Any]:
+    """Forward and backward seconds of attention's core, and those of replaying it."""
+    if engine.flash:
+        flop = rows * cost.attention_flop(a, causal=True) / a.layers / tp
+        forward = flop / on.attention_flop_per_s
+        return (forward, BACKWARD_ATTENTION * forward), forward
+    heads, s, e = a.heads / tp * rows / a.context, a.context, a.head_dim
+    products = matmul_s(on, w, s, s, e, heads) + matmul_s(on, w, s, e, s, heads)
+    passes = [rows * moved / tp / on.memory_bytes_per_s for moved in cost.moved_score_bytes(a, w)]
+    forward = products + passes[0]
+    return (forward, 2 * products + passes[1]), forward
+
+
+def _elementwise(
+    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, grid: Grid
+) -> tuple[Any, Any]:
+    """Forward and backward seconds of everything that is bound by memory."""
+    whole, split = cost.moved_whole_bytes(a, w), cost.moved_split_bytes(a, w)
+    shards = 1 + grid.sp * (grid.tp - 1)
+    passes = 1 if engine.fused else UNFUSED_PASSES
+    moved = [
+        passes * rows * (one / shards + other / grid.tp) for one, other in zip(whole, split, strict=True)
+    ]
+    if not engine.fused_gradients:
+        moved[1] = moved[1] + GRADIENT_PASS_BYTES * cost.layer_params(a) / grid.tp
+    rate, launch = on.memory_bytes_per_s, on.efficiency.launch
+    return moved[0] / rate + FORWARD_LAUNCHES * launch, moved[1] / rate + BACKWARD_LAUNCHES * launch
+
+
+def _selective(
+    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, grid: Grid, matmul: Any, elementwise: Any
+) -> Any:
+    """Seconds of what selective recomputation replays beside attention's core; forward seconds are given."""
+    if engine.replays_matmuls:
+        return engine.replays_matmuls * matmul + elementwise
+    if not engine.replays_norms:
+        return 0.0
+    whole, split = cost.replayed_bytes(a, w)
+    moved = rows * (whole / (1 + grid.sp * (grid.tp - 1)) + split / grid.tp)
+    return moved / on.memory_bytes_per_s
+
+
+def head_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
+    """A micro-batch through the head and the loss, forward and backward."""
+    rows, columns = grid.micro_batch * a.context, a.vocab / grid.tp
+    forward = matmul_s(on, w, rows, columns, a.width)
+    backward = matmul_s(on, w, rows, a.width, columns) + matmul_s(on, w, columns, a.width, rows)
+    moved = LOSS_BYTES * w / 2 if engine.fused_loss else UNFUSED_LOSS_BYTES
+    return forward + rows * columns * moved / on.memory_bytes_per_s, backward
+
+
+def transfer_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
+    """A micro-batch from one stage to the next: seconds that it travels, and seconds of a rank for a pass's transfers.
+
+    Without sequence parallelism it travels in shares and is gathered. An engine that overlaps transfers still issues
+    one to come and one to go with each pass.
+    """
+    stride = grid.tp if engine.stages_adjacent else grid.tp * grid.dp
+    near = stride * grid.pp <= on.node
+    rows = grid.micro_batch * a.context
+    size = cost.stage_boundary_bytes(a, rows, grid.tp, 1, w)
+    rate = np.where(near, on.intra_bytes_per_s, on.inter_bytes_per_s)
+    gathered = np.where(grid.sp == 1, 0.0, gather_s(on, rows * a.width * w, grid.tp, 1))
+    message = on.efficiency.message
+    transfer = np.where(grid.pp == 1, 0.0, size / rate + message + gathered)
+    if not engine.overlaps_pipeline:
+        return np.zeros_like(transfer), transfer
+    return transfer, np.where(grid.pp == 1, 0.0, 2 * message)
+
+
+def once_seconds(
+    a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid, block: BlockSeconds
+) -> tuple[Any, Any]:
+    """What happens once a step: the replicas' collectives as far as nothing hides them, and the optimizer."""
+    ends = np.where(grid.pp == 1, a.vocab * a.width * (1 if a.tied else 2), a.vocab * a.width)
+    params = (np.maximum(grid.first, grid.last) * cost.layer_params(a) + ends) / grid.tp
+    stride = grid.tp * grid.pp if engine.stages_adjacent else grid.tp
+    scatter = gather_s(on, params * engine.reduce_bytes, grid.dp, stride)
+    gather = gather_s(on, params * (w if engine.shards_optimizer else engine.reduce_bytes), grid.dp, stride)
+    if engine.overlaps_data:
+        scatter = _shown(scatter, grid, block.backward)
+        gather = _shown(gather, grid, block.forward)
+    shards = grid.dp if engine.shards_optimizer else 1
+    moved = params * (OPTIMIZER_BYTES / shards + 4)  # and all gradients are zeroed
+    return scatter + gather, moved / on.memory_bytes_per_s
+
+
+def _shown(collective: Any, grid: Grid, pass_s: Any) -> Any:
+    """What remains of a collective beside one micro-batch's pass through the first rank's blocks.
+
+    A block's share comes free as the pass leaves it (or is needed as it enters). Interleaved, the other ranks' chunks
+    stand between this rank's, and only the last chunk's share has no more than its own pass to hide beneath.
+    """
+    chunk = grid.first / grid.interleave * pass_s
+    window = ((grid.interleave - 1) * grid.pp + 1) * chunk
+    at_least = collective / np.maximum(2, grid.first)
+    return np.maximum(at_least, np.maximum(collective / grid.interleave - chunk, collective - window))
+
+
+def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> Columns:
+    """Seconds of a step by part, as the slowest stage spends them; the parts add up."""
+    block = block_seconds(a, engine, on, w, grid)
+    head = sum(head_seconds(a, engine, on, w, grid))
+    travel, busy = transfer_seconds(a, engine, on, w, grid)
+    data, optimizer = once_seconds(a, engine, on, w, grid, block)
+    each = block.forward + block.backward
+    last_is_slowest = (grid.pp == 1) | (grid.last * each + head >= grid.most * each)
+    blocks = np.where(last_is_slowest, grid.last, grid.most)
+    heads = np.where(last_is_slowest, head, 0.0)
+    work = a.layers * each + head
+    slow = blocks * each + heads
+    shown = _shown_transfers(grid, travel, busy, slow, work)
+    m = grid.micro_batches
+    parts = np.broadcast_arrays(
+        m * blocks * sum(block.matmul),
+        m * blocks * sum(block.attention),
+        m * blocks * sum(block.elementwise),
+        m * blocks * block.replay,
+        m * blocks * sum(block.collectives),
+        m * heads,
+        (work - slow) / grid.interleave,
+        shown + 2 * (grid.pp - 1) * (travel + busy),
+        data,
+        optimizer,
+    )
+    return {name: np.asarray(part, float) for name, part in zip(PARTS, parts, strict=True)}
+
+
+def _shown_transfers(grid: Grid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
+    """Seconds of a step that ranks give to transfers after the first; `work` is a micro-batch's in all stages.
+
+    Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.
+    Interleaved, more are on their way, and what travels is hidden.
+    """
+    period = (work + 2 * (grid.pp - 1) * travel) / grid.pp
+    waits = np.where((grid.interleave == 1) & (grid.pp > 1), np.maximum(0.0, period - slow), 0.0)
+    return grid.micro_batches * (waits + 2 * grid.interleave * busy)

@@ -1,0 +1,239 @@
+"""The forecast of a target run: its final loss with bands, the whole curve, and the forms that give them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.scaling import fit, laws, loss_curve, model_averaging
+from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.isoflop import Minimum, profiles
+from planner.scaling.lr_annealing import Trace, smoothed
+from planner.scaling.posterior import Points, Posterior
+from planner.scaling.posterior import points as posterior_points
+from specs.budget import Budget
+from specs.data import DeclaredText
+from specs.law import Band, EvidencePoint, FormScore, Interval, Optimum, PublishedLaw
+from specs.plan import CurveBand, Forecast, NoForecast, PlannedRun
+from specs.record import LedgerRecord
+
+MIN_CURVE_POINTS = 5
+"""Shorter curves show no shape."""
+_SMOOTHED_POINTS = 10
+"""Curves of at least twice as many points as the annealing law has constants are smoothed by it."""
+FLOOR_UNDER_BAND = 0.8
+"""The collapse's floor stays below this share of the lowest loss in sight: it divides by what lies above the floor."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A forecast from the ledger with what it rests on."""
+
+    forecast: Forecast | NoForecast
+    forms: tuple[FormScore, ...]
+    flags: tuple[str, ...]
+    held_out_error: float | None
+    """Of the forms together; None where no budget could be held out."""
+    optimum: Optimum | None
+    """The best split of the target's compute; None without a forecast."""
+
+
+def from_published(
+    budget: Budget, law: PublishedLaw, loss: PublishedLaw | None, target: PlannedRun
+) -> Forecast | NoForecast:
+    """No loss from a published law, unless it prints one and was fitted on the budget's own kind of data."""
+    if loss is None or loss.loss is None:
+        source = law.name if loss is None else loss.name
+        return NoForecast(
+            reason=f"the law {source} prints no loss coefficients; a forecast of the loss needs pilots on your "
+            "own data (evidence.kind: pilots)"
+        )
+    text = budget.data.text
+    on = text.describe if isinstance(text, DeclaredText) else "your own files"
+    if on != loss.data:
+        return NoForecast(
+            reason=f"the loss law {loss.name} holds for {loss.data}, not for {on}: losses do not carry over between "
+            "texts and tokenizers; run pilots on your own data (evidence.kind: pilots)"
+        )
+    model = target.run.model
+    size = {
+        "params": model.params,
+        "block_params": model.block_params,
+        "flop_per_token": model.flop_per_token,
+    }
+    predicted = loss.loss.at(size[loss.loss.size], target.run.tokens)
+    return NoForecast(
+        reason=f"the loss law {loss.name} gives {predicted:.4f} nats/token, without an interval: its source prints "
+        "no draws, so it cannot be audited; run pilots for a forecast with bands"
+    )
+
+
+def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
+    """isoFLOP minima of the pilots, by budget. Short runs count in full here, and for a ninth in every fit of a law.
+
+    At a small budget the short runs are the large sizes, the whole right arm of its parabola: at a ninth the minimum
+    would lie beyond them. Laws share their runs among all budgets and can spare them.
+    """
+    runs = _runs(points)
+    return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+
+
+def surface(points: Sequence[EvidencePoint]) -> fit.Fit:
+    """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
+    return model_averaging.chosen_fit(_runs(points))
+
+
+def from_ledger(
+    points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
+) -> Told:
+    """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast.
+
+    Tokens beyond the unique ones are repeats, and count as the fresh ones that they are worth.
+    """
+    runs, run = _runs(points), target.run
+    try:
+        known = model_averaging.learn(runs)
+    except ValueError as error:
+        return Told(
+            NoForecast(reason=f"the ledger cannot carry a forecast: {error}"),
+            (),
+            model_averaging.flags(runs),
+            None,
+            None,
+        )
+    told = model_averaging.forecast(
+        known, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
+    )
+    band = Band(
+        median=told.median, low_50=told.low50, high_50=told.high50, low_95=told.low95, high_95=told.high95
+    )
+    forecast = Forecast(
+        loss=band, curve=_curve(records, band, told.floor.floor[0], target), basis=_basis(told)
+    )
+    return Told(forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target))
+
+
+def _runs(points: Sequence[EvidencePoint]) -> Points:
+    checked = posterior_points(
+        [point.flop_per_token for point in points],
+        [point.tokens for point in points],
+        [point.loss for point in points],
+    )
+    return replace(checked, short=np.array([float(point.short) for point in points]))
+
+
+def _basis(told: model_averaging.Forecast) -> str:
+    floors, losses = told.floor.floor, told.floor.loss
+    by = "the prior's, as no budget could be held out"
+    if told.heldout_error is not None:
+        by = "as held-out budgets showed"
+    return (
+        f"{told.extrapolation:.3g}x beyond the largest pilot; the interval joins the spread of the forms and their "
+        f"constants, run-to-run noise {told.noise_sd:.2%}, and {told.discrepancy_sd:.2%} for the distance, {by}; "
+        f"with the floor E at {floors[0]:.3g}, {floors[1]:.3g}, {floors[2]:.3g} it would be "
+        f"{losses[0]:.4f}, {losses[1]:.4f}, {losses[2]:.4f}"
+    )
+
+
+def _forms(known: model_averaging.Evidence, told: model_averaging.Forecast) -> tuple[FormScore, ...]:
+    """Every form with its held-out error, weight, constants and forecast; heaviest first."""
+    errors = {score.form.name: score.heldout_error for score in model_averaging.compare_forms(known.runs)}
+    constants = {law.form.name: _constants(law) for law in known.laws}
+    return tuple(
+        FormScore(
+            form=member.form.name,
+            latex=laws.latex(member.form, "M"),
+            held_out_error=errors.get(member.form.name),
+            weight=member.weight,
+            constants=constants[member.form.name],
+            forecast=member.median,
+        )
+        for member in sorted(told.members, key=lambda member: -member.weight)
+    )
+
+
+def _constants(law: Posterior) -> dict[str, Interval]:
+    """The constants of the draws that the forecast is made of."""
+    return {name: _written(fit.interval(law.constant(name))) for name in law.form.constants}
+
+
+def _optimum(known: model_averaging.Evidence, target: PlannedRun) -> Optimum:
+    """The best split of the target's compute, with N* by the share that blocks have in M of the target's shape."""
+    split = {
+        name: _written(ends) for name, ends in model_averaging.best_split(known, target.budget_flop).items()
+    }
+    params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
+    return Optimum(
+        compute_flop=target.budget_flop,
+        flop_per_token=split["size"],
+        block_params=_times(split["size"], params_per_flop),
+        tokens=split["tokens"],
+        tokens_per_block_param=_times(split["tokens_per_size"], 1 / params_per_flop),
+        loss=split["loss"],
+    )
+
+
+def _written(ends: fit.Interval) -> Interval:
+    """An interval of draws as a document."""
+    return Interval(value=ends.median, low=ends.low, high=ends.high)
+
+
+def _times(ends: Interval, factor: float) -> Interval:
+    return Interval(value=ends.value * factor, low=ends.low * factor, high=ends.high * factor)
+
+
+def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun) -> CurveBand | None:
+    """The curve by collapse of the pilots' curves; None where too few pilots show a common shape."""
+    run = target.run
+    pilots = [_pilot(record) for record in records if len(record.curve_step) >= MIN_CURVE_POINTS]
+    below = min([band.low_95, *(float(pilot.curve.loss.min()) for pilot in pilots)])
+    steps = np.arange(run.evaluation.every_steps, run.optim.steps + 1, run.evaluation.every_steps)
+    try:
+        told = loss_curve.forecast_curve(
+            loss_curve.collapse(pilots, min(floor, FLOOR_UNDER_BAND * below)),
+            band,
+            steps,
+            total_steps=run.optim.steps,
+            warmup_steps=run.optim.warmup_steps,
+            size=float(run.model.flop_per_token),
+            tokens=float(run.tokens),
+        )
+    except ValueError:
+        return None
+    return CurveBand(
+        step=tuple(told.step.tolist()),
+        median=tuple(told.median.tolist()),
+        low_50=tuple(told.low_50.tolist()),
+        high_50=tuple(told.high_50.tolist()),
+        low_95=tuple(told.low_95.tolist()),
+        high_95=tuple(told.high_95.tolist()),
+    )
+
+
+def _pilot(record: LedgerRecord) -> loss_curve.Pilot:
+    optim = record.run.optim
+    return loss_curve.Pilot(
+        curve=loss_curve.Curve(np.array(record.curve_step) / optim.steps, _curve_of(record)),
+        size=float(record.run.model.flop_per_token),
+        tokens=float(record.tokens),
+        warmup=optim.warmup_steps / optim.steps,
+    )
+
+
+def _curve_of(record: LedgerRecord) -> loss_curve.Array:
+    """The pilot's curve without the scatter of its evaluations: as the annealing law through its own points has it.
+
+    Held-out tiny runs are then met more closely where the learning rate drops, by narrower bands (bench/curves.py). A
+    curve that is too short, shows no drop, or began under another run's schedule stays as it was measured.
+    """
+    run, loss = record.run, np.array(record.curve_loss)
+    drops = run.optim.milestones
+    if (
+        len(loss) < _SMOOTHED_POINTS
+        or run.parent is not None
+        or not drops
+        or record.curve_step[-1] <= drops[0].step
+    ):
+        return loss
+    lr = np.array([run.optim.lr(step) for step in range(1, run.optim.steps + 1)])
+    return smoothed(Trace(lr, np.array(record.curve_step), loss))

@@ -1,0 +1,186 @@
+"""A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, what to type next."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from planner.design.caveats import currencies
+from specs.formatting import best_split, layout_text, memory, shape_text
+from specs.humanize import count, duration
+from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
+
+Row = tuple[str, str]
+LAYOUTS = 4
+"""Layouts that are shown; the report has more of them."""
+
+
+def show(plan: Plan, path: Path, console: Console) -> None:
+    """Print a plan. Nothing here is computed that the plan does not hold, but for units."""
+    head = f"[bold]{plan.budget.name}[/]  {plan.phase} plan for {escape(plan.budget.asked)}, seal {plan.seal[:16]}"
+    console.print(head, highlight=False)
+    console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
+    if plan.layouts is not None:
+        console.print(_layout_table(plan.layouts))
+        console.print(_nearest_miss(plan.layouts), highlight=False)
+    _show_forecast(plan, console)
+    for note in plan.notes:
+        console.print(f"[yellow]note[/]  {escape(note)}", highlight=False)
+    for word, what in (("plan", path), ("report", path.parent / "report.html"), ("next", _next(plan, path))):
+        console.print(f"{word:<8}{escape(str(what))}", highlight=False, soft_wrap=True)
+
+
+def _next(plan: Plan, path: Path) -> str:
+    """What to type next."""
+    if plan.runs[0].run.data.digest is None:
+        return "name your text in the budget (data.text, source: files), give it another name, and plan it"
+    return f"run {path}" if plan.phase == "target" else f"run {path}; audit {path}; plan again"
+
+
+def _run_table(plan: Plan) -> Table:
+    table = Table(title=_title_of_pilots(plan), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("run", "M", "tokens", "batch", "lr", "steps", "time"):
+        table.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    for planned in plan.runs:
+        run, optim = planned.run, planned.run.optim
+        table.add_row(
+            planned.title,
+            f"{run.model.flop_per_token:.3g}",
+            count(run.tokens),
+            str(optim.batch_sequences),
+            f"{optim.peak_lr:.2g}",
+            str(optim.steps),
+            duration(planned.cost.hours * 3600),
+        )
+    return table
+
+
+def _title_of_pilots(plan: Plan) -> str:
+    costs = [planned.cost for planned in plan.runs]
+    hours, flop = sum(cost.device_hours for cost in costs), sum(cost.compute_flop for cost in costs)
+    return f"{len(costs)} runs, {flop:.3g} FLOP, {hours:,.3g} device-hours on {plan.budget.cluster}"
+
+
+def _run_details(plan: Plan) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in rows(plan):
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    return table
+
+
+def rows(plan: Plan) -> list[Row]:
+    """The target run in words; `explain` knows every label."""
+    planned = plan.runs[0]
+    return [*_model(planned), *_training(planned, plan), *_carrying_out(planned, plan)]
+
+
+def _model(planned: PlannedRun) -> Iterator[Row]:
+    model = planned.run.model
+    yield (
+        "shape",
+        shape_text(model),
+    )
+    yield "parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"
+    exact, paper = model.flop_per_token, model.paper_flop_per_token
+    yield "M", f"{exact:.4g} FLOP/token exact; {paper:.4g} by the paper's Eq. 2"
+
+
+def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
+    run, optim = planned.run, planned.run.optim
+    ratio, passes = run.tokens / run.model.params, run.tokens / plan.unique_tokens
+    yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter, {passes:.3g} passes over the text"
+    yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
+    yield (
+        "batch",
+        f"{optim.batch_sequences} sequences of {run.model.context}, {count(run.batch_tokens)} tokens",
+    )
+    regime = next((f" ({one.law}: {one.hyper.regime})" for one in plan.hypers if one.used), "")
+    yield "learning rate", f"{optim.peak_lr:.4g}{regime}"
+    drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
+    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warm-up, {drops}"
+
+
+def _carrying_out(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
+    cost, layout = planned.cost, planned.execution.layout
+    yield "layout", f"{layout_text(layout)}, {layout.devices} x {plan.budget.cluster}"
+    yield "memory", f"{memory(cost.memory_bytes)} of the fullest device"
+    yield "time", f"{duration(cost.hours * 3600)}, {cost.tokens_per_s:.3g} tokens/s"
+    yield "cost", currencies(cost)
+    yield "speed from", cost.basis
+    yield "evidence", _evidence(plan)
+
+
+def _evidence(plan: Plan) -> str:
+    """What the plan rests on, and how it did on budgets that it had not seen."""
+    law = plan.law
+    if plan.fit is None:
+        fitted = f"{law.compute_low_flop:.1e} to {law.compute_high_flop:.1e} FLOP on {law.data}"
+        return f"law {law.name}, fitted on {fitted}; its source prints no held-out error"
+    flops = [point.budget_flop for point in plan.fit.points]
+    tested = [form for form in plan.fit.forms if form.held_out_error is not None]
+    error = f"{tested[0].form} {tested[0].held_out_error:.2%}" if tested else "untested"
+    return f"{len(flops)} own runs of {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
+
+
+def _nearest_miss(choice: LayoutChoice) -> str:
+    """The layout that a little more memory would allow, and what it would bring."""
+    miss, over = choice.nearest_miss, choice.nearest_miss_bytes
+    if miss is None or over is None:
+        return "all layouts fit"
+    pace = f"{miss.step_s / choice.ranked[0].step_s - 1:+.1%}".replace("%", " %")
+    return f"nearest that does not fit: {layout_text(miss.layout)}, {pace} a step, {memory(over)} too much"
+
+
+def _layout_table(choice: LayoutChoice) -> Table:
+    title = f"{choice.fitting} of {choice.considered} layouts fit; {choice.why}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("layout", "step", "MFU", "memory"):
+        table.add_column(name, justify="left" if name == "layout" else "right")
+    for one in choice.ranked[:LAYOUTS]:
+        table.add_row(
+            layout_text(one.layout),
+            f"{one.step_s:.3g} s",
+            f"{one.model_flop_utilisation:.1%}",
+            memory(one.memory_bytes),
+        )
+    return table
+
+
+def _show_forecast(plan: Plan, console: Console) -> None:
+    told = plan.forecast
+    if not isinstance(told, Forecast):
+        console.print(f"[bold]forecast[/]  none: {escape(told.reason)}", highlight=False)
+        return
+    band, losses = told.loss, plan.losses
+    console.print(
+        f"[bold]forecast[/]  held-out loss {band.median:.4f} nats/token, 50 % {band.low_50:.4f} to {band.high_50:.4f}, "
+        f"95 % {band.low_95:.4f} to {band.high_95:.4f}",
+        highlight=False,
+    )
+    if losses.bytes_per_token is not None:
+        console.print(
+            f"          {losses.of(band.median):.4f} {losses.unit}, 95 % {losses.of(band.low_95):.4f} to "
+            f"{losses.of(band.high_95):.4f}",
+            highlight=False,
+        )
+    console.print(f"          {escape(told.basis)}", highlight=False)
+    if plan.fit is not None and plan.fit.optimum is not None:
+        said = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
+        console.print(f"[bold]best split[/]  by these forms, 95 % in brackets: {said}", highlight=False)
+    if plan.fit is not None:
+        console.print(_form_table(plan))
+        for flag in plan.fit.flags:
+            console.print(f"[yellow]flag[/]  {escape(flag)}", highlight=False)
+
+
+def _form_table(plan: Plan) -> Table:
+    table = Table(title="forms side by side", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("form", "held-out error", "weight", "forecast, nats/token"):
+        table.add_column(name, justify="left" if name == "form" else "right")
+    for form in plan.fit.forms if plan.fit is not None else ():
+        error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
+        table.add_row(form.form, error, f"{form.weight:.2f}", f"{form.forecast:.4f}")
+    return table

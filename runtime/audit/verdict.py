@@ -1,0 +1,228 @@
+"""Planned against actual: the verdict on a plan, the likely causes of a miss, and the ledger's new lines.
+
+The forecast is read from the sealed plan and the outcome from the runs' own records (runtime/audit/checks.py). A
+target is `inside` when its final held-out loss lies in the 95 % band of a forecast that was sealed before its first
+step."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runtime.audit.causes import Miss, causes, clipped_share
+from runtime.audit.checks import data_check, recount
+from runtime.audit.ledger import extend, ledger_of
+from runtime.run_folder.folder import RunFolder
+from specs.document.files import load
+from specs.document.write import write_json, write_text
+from specs.exit_codes import CANNOT_TELL, OK, OUTSIDE_BAND
+from specs.humanize import count, duration
+from specs.plan import CurveBand, Forecast, NoForecast, Plan, PlannedRun
+from specs.record import Audit, Check, LedgerRecord, RunAudit, Start
+from specs.report import render
+from specs.report.context import earlier_plans
+
+Verdict = Literal["inside", "outside", "cannot tell"]
+
+EXIT_CODES: dict[Verdict, int] = {"inside": OK, "outside": OUTSIDE_BAND, "cannot tell": CANNOT_TELL}
+_COLOURS: dict[Verdict, str] = {"inside": "green", "outside": "red", "cannot tell": "yellow"}
+
+
+def audit_plan(plan_path: Path, workspace: Path) -> Audit:
+    """Audit a plan's runs; writes audit.<phase>.json and audit.html beside the plan, accepted runs into the ledger.
+
+    DocumentError where a document cannot be read; nothing is written then.
+    """
+    plan = load(plan_path, Plan)
+    ledger = ledger_of(plan_path, plan)
+    folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
+    runs = [recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
+    runs = _with_data(workspace / "data", plan, runs)
+    verdict, reason = _verdict(plan, runs)
+    audit = Audit(
+        seal=plan.seal,
+        verdict=verdict,
+        reason=reason,
+        curve_share_inside=_share_inside(plan, runs[-1]),
+        causes=_causes(plan, runs[-1], workspace / "runs"),
+        runs=tuple(runs),
+    )
+    extend(ledger, list(_ledger_records(plan, audit, folders)))
+    write_json(plan_path.parent / f"audit.{plan.phase}.json", audit)
+    write_text(plan_path.parent / "audit.html", render(plan, audit, earlier_plans(plan_path.parent, plan)))
+    return audit
+
+
+def exit_code(audit: Audit) -> int:
+    """0 inside the band or all pilots accepted, 1 outside, 3 cannot tell."""
+    return EXIT_CODES[audit.verdict]
+
+
+def show(audit: Audit, plan_path: Path, console: Console) -> None:
+    """Print a plan's audit: the runs, what is wrong with them, the verdict, its likely causes, where the report is."""
+    plan = load(plan_path, Plan)
+    console.print(_table(audit, plan))
+    for run in audit.runs:
+        if run.restarts:
+            _say(console, "dim", "restarts", f"{run.title}: {run.said_of_restarts}")
+        for incident in run.incidents:
+            _say(console, "red", "alarm", f"{run.title}: {incident}")
+        for check in run.checks:
+            if not check.ok:
+                _say(console, "red", check.name, f"{run.title}: {check.detail}")
+    if audit.curve_share_inside is not None:
+        _say(
+            console, "dim", "curve", f"{audit.curve_share_inside:.0%} of its points are inside the 95 % band"
+        )
+    word = "accepted" if plan.phase == "pilots" and audit.verdict == "inside" else audit.verdict
+    _say(console, f"bold {_COLOURS[audit.verdict]}", word, audit.reason)
+    for cause in audit.causes:
+        _say(console, "yellow", "likely cause", cause)
+    _say(console, "dim", "report", str(plan_path.parent / "audit.html"))
+
+
+def _say(console: Console, style: str, word: str, said: str) -> None:
+    console.print(f"[{style}]{escape(word)}[/]  {escape(said)}", highlight=False, soft_wrap=True)
+
+
+def _table(audit: Audit, plan: Plan) -> Table:
+    accepted = sum(run.state == "accepted" for run in audit.runs)
+    title = f"{accepted} of {len(audit.runs)} runs accepted"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    losses = plan.losses
+    for name in ("run", "steps", "time", "planned", "tokens/s", losses.unit, "state"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=name != "run")
+    for run, planned in zip(audit.runs, plan.runs, strict=True):
+        table.add_row(
+            escape(run.title),
+            str(run.steps),
+            duration(run.seconds),
+            duration(planned.cost.hours * 3600),
+            count(run.tokens_per_s),
+            "-" if run.loss is None else f"{losses.of(run.loss):.4f}",
+            run.state,
+        )
+    return table
+
+
+def _with_data(data: Path, plan: Plan, runs: Sequence[RunAudit]) -> list[RunAudit]:
+    """The finished runs with the check of their data; token files are read once, and only for runs that are sound."""
+    sound = [planned for planned, run in zip(plan.runs, runs, strict=True) if run.state == "accepted"]
+    checks = {planned.run.data: planned for planned in sound}
+    found = {data_of: data_check(data, planned) for data_of, planned in checks.items()}
+    return [
+        _with(run, found[planned.run.data])
+        if run.state != "unfinished" and planned.run.data in found
+        else run
+        for planned, run in zip(plan.runs, runs, strict=True)
+    ]
+
+
+def _with(run: RunAudit, check: Check) -> RunAudit:
+    state = "accepted" if run.state == "accepted" and check.ok else "rejected"
+    return run.model_copy(update={"checks": (*run.checks, check), "state": state})
+
+
+def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
+    """The verdict and why."""
+    missing = _missing(runs)
+    if missing:
+        return "cannot tell", missing
+    if plan.phase == "pilots":
+        return "inside", f"all {len(runs)} runs are accepted; plan again for the target"
+    if isinstance(plan.forecast, NoForecast):
+        return "cannot tell", f"there is no forecast: {plan.forecast.reason}"
+    loss = runs[-1].loss
+    assert loss is not None  # an accepted run has its evaluations
+    return "inside" if plan.forecast.loss.inside_95(loss) else "outside", _compared(loss, plan.forecast)
+
+
+def _missing(runs: Sequence[RunAudit]) -> str:
+    """Why no verdict is possible yet; empty when every run is accepted."""
+    unfinished = [run.title for run in runs if run.state == "unfinished"]
+    if unfinished:
+        return f"{len(unfinished)} of {len(runs)} runs are not finished: {'; '.join(unfinished)}"
+    failed = [
+        f"{run.title}: {check.name}, {check.detail}" for run in runs for check in run.checks if not check.ok
+    ]
+    return f"rejected by its own records: {'; '.join(failed)}" if failed else ""
+
+
+def _compared(loss: float, told: Forecast) -> str:
+    band = told.loss
+    off = loss / band.median - 1
+    return (
+        f"final held-out loss {loss:.4f} nats/token, {off:+.2%} from the forecast {band.median:.4f}; "
+        f"50 % band {band.low_50:.4f} to {band.high_50:.4f}, 95 % band {band.low_95:.4f} to {band.high_95:.4f}"
+    )
+
+
+def _share_inside(plan: Plan, run: RunAudit) -> float | None:
+    """Share of the target's curve so far that is inside its 95 % band; None where there is nothing to compare."""
+    told = plan.forecast.curve if isinstance(plan.forecast, Forecast) else None
+    if told is None or plan.phase != "target":
+        return None
+    inside = list(_inside(told, run))
+    return mean(inside) if inside else None
+
+
+def _inside(told: CurveBand, run: RunAudit) -> Iterator[bool]:
+    actual = dict(zip(run.curve_step, run.curve_loss, strict=True))
+    for step, low, high in zip(told.step, told.low_95, told.high_95, strict=True):
+        if step in actual:
+            yield low <= actual[step] <= high
+
+
+def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
+    """Likely causes where a finished target is outside its band, also when its records are rejected."""
+    told = plan.forecast
+    missed = (
+        plan.phase == "target"
+        and isinstance(told, Forecast)
+        and run.loss is not None
+        and not told.loss.inside_95(run.loss)
+    )
+    if not missed or not isinstance(told, Forecast):
+        return ()
+    pilots = [RunFolder(runs / point.run) for point in plan.fit.points] if plan.fit is not None else []
+    clipped = [clipped_share(one.metrics(), one.run().optim) for one in pilots if one.run_json.exists()]
+    metrics = RunFolder(runs / run.run).metrics()
+    return causes(Miss(plan=plan, told=told, run=run, metrics=metrics, clipped_pilots=clipped))
+
+
+def _ledger_records(plan: Plan, audit: Audit, folders: Sequence[RunFolder]) -> Iterator[LedgerRecord]:
+    """A line for every accepted run, in the plan's order."""
+    for planned, run, folder in zip(plan.runs, audit.runs, folders, strict=True):
+        if run.state == "accepted":
+            yield _ledger_record(plan, planned, run, folder)
+
+
+def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFolder) -> LedgerRecord:
+    end, first = folder.end(), folder.records()[0]
+    assert end is not None  # only finished runs are accepted
+    assert isinstance(first, Start)
+    assert first.seal is not None
+    assert run.loss is not None
+    assert plan.bytes_per_token is not None  # a run needs a built corpus
+    tokens = run.steps * planned.run.batch_tokens
+    return LedgerRecord(
+        run=planned.run,
+        role=planned.role,
+        budget_flop=planned.budget_flop,
+        rate_multiple=planned.rate_multiple,
+        seal=first.seal,
+        tokens=tokens,
+        compute_flop=float(planned.run.model.flop_per_token) * tokens,
+        loss=run.loss,
+        bytes_per_token=plan.bytes_per_token,
+        curve_step=run.curve_step,
+        curve_loss=run.curve_loss,
+        tokens_per_s=run.tokens_per_s,
+        weights_sha256=end.weights_sha256,
+        flags=run.incidents,
+    )

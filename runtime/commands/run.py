@@ -1,0 +1,246 @@
+"""TODO."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from runtime.audit.verdict import exit_code as audit_exit_code
+from runtime.audit.verdict import show as show_audit
+from runtime.commands.options import AsJson, Debug, File, PlanFile, print_json
+from runtime.launch.jobs import Wanted, from_plan, from_run, missing_resources
+from runtime.launch.machine import this_machine
+from runtime.run_folder.tail import last_line
+from runtime.run_folder.workspace import RefusedError, Workspace
+from runtime.study import Driver, Ran, audit_plan, build_data, chain, run_all, run_budget
+from specs.budget import Budget
+from specs.document.base import Spec
+from specs.document.files import DocumentError, load, load_any
+from specs.exit_codes import OK
+from specs.humanize import duration
+from specs.plan import Plan
+from specs.run import RunSpec
+
+
+def run_command(
+    file: File,
+    local: Annotated[
+        bool, typer.Option("--local", help="As processes of this machine (the default).")
+    ] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="As SLURM jobs; the cluster file says how.")] = False,
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="Of a budget on SLURM: go on by itself, from job to job.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; start and write nothing.")
+    ] = False,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Use at most this many CPU cores or GPUs.", show_default="all")
+    ] = None,
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Carry out a plan, a run spec, or the whole chain of a budget.
+
+    A budget goes all the way: data, plan, pilots, audit, plan, target, audit.
+
+    Asking twice is free: finished runs are skipped, and a run that was cut off goes on where it was.
+    Ctrl-C lets every run save and end; a second Ctrl-C ends them at once.
+
+    With --slurm, what is due is queued, and the command ends: ask again to go on, or say --until-done.
+    What is queued or at work is never queued twice.
+
+    Exit codes: 0 finished, or queued (a budget: inside its forecast), 1 outside, 2 bad input, 3 cannot tell yet,
+    70 a run failed or internal error, 75 interrupted or busy (run the same command again).
+    """
+    if slurm and local:
+        raise RefusedError("--slurm --local: say one of them")
+    if slurm and devices is not None:
+        raise RefusedError("--devices: on SLURM the plan's layout says how many; leave it out")
+    if until_done and not slurm:
+        raise RefusedError(
+            "--until-done: on this machine a budget is always run until it is done; leave it out"
+        )
+    driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
+    document = load_any(file)
+    if slurm:
+        code = _run_slurm(driver, file, document, until_done, dry_run, json)
+    elif isinstance(document, Budget):
+        code = _run_budget(driver, file, document, dry_run, json)
+    elif isinstance(document, Plan):
+        code = _run_wanted(
+            driver, from_plan(document, file), dry_run, json, f"audit {shlex.quote(str(file))}"
+        )
+    elif isinstance(document, RunSpec):
+        code = _run_wanted(driver, from_run(document, file, driver.machine), dry_run, json, "")
+    else:
+        raise DocumentError(
+            file, 1, 1, "this is neither a budget, nor a plan, nor a run spec", "name one of these"
+        )
+    raise typer.Exit(code)
+
+
+def _run_slurm(
+    driver: Driver, file: Path, document: Spec, until_done: bool, dry_run: bool, json: bool
+) -> int:
+    from runtime.slurm import commands
+
+    if isinstance(document, Budget):
+        if dry_run:
+            return commands.preview_budget(driver, file, document, until_done, json)
+        return commands.queue_budget(driver, file, until_done, json)
+    if not isinstance(document, Plan):
+        raise DocumentError(
+            file, 1, 1, "SLURM needs to know the cluster, which a plan or a budget names", "name one of these"
+        )
+    if until_done:
+        raise RefusedError(
+            f"{file}: only a budget goes on by itself; leave --until-done out, or name its budget"
+        )
+    if dry_run:
+        return commands.preview_plan(driver, file, document, json)
+    return commands.queue_plan(driver, file, document, json)
+
+
+def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) -> None:
+    """Compare what was planned with what happened, recounted from the records.
+
+    Writes audit.<phase>.json and audit.html beside the plan.
+    Appends accepted runs to the ledger, on which the next plan is fitted.
+
+    Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 cannot tell yet.
+    """
+    driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
+    load(plan, Plan)
+    audited = audit_plan(driver, plan)
+    show_audit(audited, plan, driver.console)
+    if json:
+        print_json(audited.plain())
+    raise typer.Exit(audit_exit_code(audited))
+
+
+def data_command(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A budget or a plan.", show_default=False)],
+    json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Build the corpus of a budget: its text as tokens under data/, with digests.
+
+    A corpus that is there already is left alone, so asking twice is free.
+    """
+    driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
+    document = load_any(spec)
+    if not isinstance(document, Budget | Plan):
+        raise DocumentError(
+            spec, 1, 1, "this is neither a budget nor a plan", "name the budget whose text is wanted"
+        )
+    built = build_data(driver, spec, document)
+    if json:
+        print_json(built.plain())
+        return
+    folder = driver.workspace.data / built.spec.fingerprint()
+    driver.say(
+        f"{escape(str(folder))}: {built.train.tokens:,} tokens to train on, {built.held_out.tokens:,} held out, "
+        f"{built.bytes_per_token:.3f} bytes per token, digest {built.digest[:16]}",
+    )
+
+
+def _run_wanted(driver: Driver, wanted: list[Wanted], dry_run: bool, json: bool, then: str) -> int:
+    if dry_run:
+        return _preview(driver, wanted, json)
+    ran = run_all(driver, wanted)
+    if json:
+        print_json({"runs": _states(driver, wanted), "exit_code": ran.exit_code})
+    _show_failures(driver, ran)
+    if ran.exit_code == OK:
+        driver.say("every run is finished" + (f"; next: {escape(then)}" if then else ""))
+    return ran.exit_code
+
+
+def _show_failures(driver: Driver, ran: Ran) -> None:
+    """Name the runs that are not finished once more, after everything else has scrolled by."""
+    rest = [outcome for outcome in ran.outcomes if outcome.state != "finished"]
+    if len(ran.wanted) == 1:
+        return  # the line is right above
+    if rest:
+        driver.say(f"\n{len(rest)} of {len(ran.wanted)} runs are not finished:")
+    for outcome in rest:
+        line = f"  [bold]{escape(outcome.job.title)}[/] {outcome.state}: {escape(outcome.message)}"
+        driver.say(line)
+
+
+def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
+    if dry_run:
+        return _preview_chain(driver, budget, json)
+    study = run_budget(driver, path, lambda plan, audited: show_audit(audited, plan, driver.console))
+    if study.audit is None:
+        _show_failures(driver, study.ran)
+    if json:
+        verdict = None if study.audit is None else study.audit.verdict
+        print_json({"plan": str(study.plan), "verdict": verdict, "exit_code": study.exit_code})
+    return study.exit_code
+
+
+def _preview(driver: Driver, wanted: list[Wanted], json: bool) -> int:
+    """What `run` would start, and what it would be refused for here."""
+    todo = [one for one in wanted if not one.finished(driver.workspace)]
+    lacking = missing_resources(todo, driver.workspace, driver.machine, driver.limit)
+    if json:
+        print_json({"runs": _states(driver, wanted), "lacking": lacking})
+        return OK
+    table = Table("run", "state", "devices", "steps", "tokens", "FLOP", "planned", box=None, pad_edge=False)
+    for one, state in zip(wanted, _states(driver, wanted), strict=True):
+        planned = "-" if one.order.seal is None else duration(one.planned_s)
+        steps, tokens, flop = one.run.optim.steps, one.run.tokens, one.run.compute_flop
+        devices = one.job(Path()).slots
+        table.add_row(
+            escape(one.title), state["state"], str(devices), str(steps), f"{tokens:,}", f"{flop:.2e}", planned
+        )
+    driver.console.print(table)
+    if lacking:
+        driver.say(f"Not to be run here: {escape('; '.join(lacking))}. Nothing was started.")
+        return OK
+    disk = sum(one.disk_bytes() for one in todo)
+    slots = len(driver.machine.slots(on_gpu=wanted[0].on_gpu, limit=driver.limit))
+    driver.say(
+        f"{len(todo)} of {len(wanted)} runs to do on {slots} {'GPUs' if wanted[0].on_gpu else 'CPU cores'}, "
+        f"at most {disk / 1e6:,.0f} MB on disk in {driver.workspace.runs}/. Nothing was started.",
+    )
+    return OK
+
+
+def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
+    """Which steps of a budget's chain are done already."""
+    steps = chain(driver.workspace, budget)
+    if json:
+        print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
+        return OK
+    for number, (name, state) in enumerate(steps, 1):
+        driver.say(f"{number}. {name:<8}{escape(state)}")
+    driver.say("Nothing was started.")
+    return OK
+
+
+def _states(driver: Driver, wanted: list[Wanted]) -> list[dict[str, Any]]:
+    """Every run with how far it is."""
+    found = []
+    for one in wanted:
+        folder = one.folder(driver.workspace)
+        line = last_line(folder / "metrics.jsonl")
+        step = 0 if line is None else line["step"]
+        state = "finished" if one.finished(driver.workspace) else f"at step {step}" if step else "new"
+        found.append(
+            {
+                "run": one.run.fingerprint(),
+                "title": one.title,
+                "folder": str(folder),
+                "state": state,
+                "step": step,
+            }
+            | {"steps": one.run.optim.steps, "compute_flop": one.run.compute_flop}
+        )
+    return found

@@ -1,0 +1,221 @@
+"""What a device and the links between devices of this machine really do: the figures of a cluster file, measured.
+
+A rate is that of work that cannot be better arranged: a large multiplication, a large copy, a large all-gather. Run as
+`python -m runtime.doctor.benchmark`, this is one of the processes whose link is measured.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.collectives import gather_into, sum_over
+from model.kernels import Heads, choose, positions
+from model.mesh import Axis, connect
+
+SIZES = {"cpu": 2048, "cuda": 8192}
+"""Rows of the square matrices: the rate has levelled off there."""
+SHORT_SHARE = 16
+"""A product with so many times fewer inner elements shows what short ones lose."""
+COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Many times a processor's caches."""
+GATHERED_BYTES = 2**26
+"""Per rank: a bucket of gradients, and more than a message's start-up."""
+CONTEXT, HEADS, HEAD_DIM = {"cpu": 1024, "cuda": 4096}, 8, 128
+"""Of the attention that is measured; the paper's context (DeepSeek LLM, section 2.2) where a GPU makes light of it."""
+LINK_TIMEOUT_S = 120.0
+"""For two processes to start, meet and talk."""
+
+
+def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
+    """Median time of a call, by the device's own clock; three calls before it are not counted."""
+    for _ in range(3):
+        work()
+    if device == "cpu":
+        return statistics.median(wall(work) for _ in range(repeats))
+    marks: list[list[Any]] = [
+        [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)
+    ]
+    for begin, end in marks:
+        begin.record()
+        work()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median(begin.elapsed_time(end) for begin, end in marks)) / 1e3
+
+
+def wall(work: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def multiply_s(device: str, dtype: torch.dtype, rows: int, inner: int, repeats: int = 5) -> float:
+    """Seconds of (rows, inner) by (inner, rows)."""
+    a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, inner), (inner, rows)))
+    result = torch.empty(rows, rows, device=device, dtype=dtype)
+    return seconds(lambda: torch.mm(a, b, out=result), device, repeats)
+
+
+def copy_bytes_per_s(device: str, copied_bytes: int) -> float:
+    """Rate of a copy, bytes read and written counted."""
+    source = torch.randint(256, (copied_bytes,), device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * copied_bytes / seconds(lambda: target.copy_(source), device, 10)
+
+
+def half_depth(long_rate: float, short_rate: float, long: int, short: int) -> float:
+    """Inner dimension h at which half of the rate is left, where it goes as k / (k + h), from the rates at two k."""
+    ratio = long_rate / short_rate
+    if ratio <= 1:
+        return 0.0
+    return long * short * (ratio - 1) / (long - ratio * short) if long > ratio * short else float(long)
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """One device."""
+
+    name: str
+    fp32_flop_per_s: float
+    bf16_flop_per_s: float
+    """Of a product with a long inner dimension."""
+    half_depth: float
+    """See `half_depth`; in bf16."""
+    copy_bytes_per_s: float
+    attention_flop_per_s: float
+    """Forward, in bf16, half of the causal square counted."""
+    launch_s: float
+    """Of a kernel that does next to nothing."""
+    kernels: dict[str, str]
+    """Back end of each operation that `auto` takes here."""
+
+
+def device_rates(device: str, size: int | None = None, copied_bytes: int | None = None) -> DeviceRates:
+    """Measure one device: a GPU, or one thread of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _device_rates(device, size or SIZES[device], copied_bytes or COPIED_BYTES[device])
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
+    flop, short = 2.0 * size**3, size // SHORT_SHARE
+    bf16 = flop / multiply_s(device, torch.bfloat16, size, size)
+    short_rate = flop / SHORT_SHARE / multiply_s(device, torch.bfloat16, size, short)
+    depth = half_depth(bf16, short_rate, size, short)
+    kernels = choose("auto", device, "bf16")
+    one = torch.zeros(1, device=device)
+    return DeviceRates(
+        name=torch.cuda.get_device_name() if device == "cuda" else "CPU core",
+        fp32_flop_per_s=flop / multiply_s(device, torch.float32, size, size),
+        bf16_flop_per_s=bf16 * (1 + depth / size),
+        half_depth=depth,
+        copy_bytes_per_s=copy_bytes_per_s(device, copied_bytes),
+        attention_flop_per_s=_attention_flop_per_s(device, min(CONTEXT[device], size)),
+        launch_s=seconds(lambda: one.add_(1), device, 200),
+        kernels=kernels.describe(),
+    )
+
+
+def _attention_flop_per_s(device: str, context: int) -> float:
+    """Of the attention that `auto` takes, positions included."""
+    kernels, mixed = choose("auto", device, "bf16"), HEADS * HEAD_DIM
+    qkv = torch.randn(context, 3 * mixed, device=device).bfloat16()
+    heads = Heads(1, context, HEADS, HEADS, HEAD_DIM)
+    at = positions(HEAD_DIM, context, 10000.0, qkv.dtype, device)
+    flop = 4.0 * context * mixed * context / 2
+    return flop / seconds(lambda: kernels.attention.forward(qkv, heads, at), device, 5)
+
+
+@dataclass(frozen=True)
+class LinkRates:
+    """Between devices."""
+
+    gather_bytes_per_s: float
+    """What each receives in a large all-gather."""
+    message_s: float
+    """Of a sum of one number."""
+
+
+def link_rates(device: str, gathered_bytes: int = GATHERED_BYTES) -> LinkRates:
+    """Measure the link between two processes, each with a device; RuntimeError, with what they said, if they fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "runtime.doctor.benchmark",
+            device,
+            (Path(folder) / "meet").as_uri(),
+        ]
+        own = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+        ranks = [
+            subprocess.Popen(
+                [*words, str(rank), str(gathered_bytes)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=own,
+            )
+            for rank in range(2)
+        ]
+        try:
+            said = [rank.communicate(timeout=LINK_TIMEOUT_S) for rank in ranks]
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"two processes did not meet within {LINK_TIMEOUT_S:.0f} s") from None
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.wait()
+    for rank, (_, errors) in zip(ranks, said, strict=True):
+        if rank.returncode:
+            raise RuntimeError((errors.strip().splitlines() or ["a process ended without a word"])[-1])
+    return LinkRates(**json.loads(said[0][0].splitlines()[-1]))
+
+
+def rates_along(axis: Axis, device: str, gathered_bytes: int) -> LinkRates:
+    """Measure the links of an axis, as one of its ranks; each gives so many bytes to all others."""
+    part = torch.zeros(gathered_bytes // 4, device=device)
+    whole, number = part.new_empty(axis.size * part.numel()), part[:1]
+
+    def done(work: Callable[[], Tensor | None]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    gather_s = seconds(done(lambda: gather_into(whole, part, axis)), "cpu", 10)
+    message_s = seconds(done(lambda: sum_over(number, axis)), "cpu", 50)
+    return LinkRates((axis.size - 1) * gathered_bytes / gather_s, message_s)
+
+
+def main() -> None:
+    """One of two processes whose link is measured; the first prints what it found."""
+    device, rendezvous, rank, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
+    with connect(2, 1, 1, rank=rank, rendezvous=rendezvous, device=device, timeout_s=LINK_TIMEOUT_S) as mesh:
+        link = rates_along(mesh.dp, device, size)
+    if rank == 0:
+        print(json.dumps(asdict(link)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A training step of a layout at its full size, without a cluster: any rank of it, on shapes alone.
+
+A rank builds its stage and goes through micro-batches, the update and the exchange of weights with the engine's own
+code (see recorder.py). Ranks that differ are rehearsed: the first and the last tensor-parallel rank of every stage, and
+one rank of the last replica. Micro-batches beyond the pipeline's warm-up and three steady ones repeat themselves, so
+their communication is multiplied out.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+
+from model.kernels import Kernels, choose
+from model.mesh import Mesh
+from model.pipeline_parallel import Pipeline
+from model.transformer import Stage
+from model.zero import AdamW
+from runtime.rehearse.message_matching import mismatch
+from runtime.rehearse.tracer import AsOnGpu, Message, Recorder, pretended
+from runtime.rehearse.triton_shapes import as_on_gpu
+from specs.layout import Layout
+from specs.run import Execution, RunSpec
+
+_STEADY = 3
+"""Micro-batches after a pipeline's warm-up: two results may still be under way while a third is made (pipeline.py)."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one rank did in the rehearsal."""
+
+    rank: int
+    dp: int
+    pp: int
+    tp: int
+    memory: Mapping[str, int]
+    """Bytes: parameters, gradients, optimizer, and what passes come to at most beside them."""
+    passes: tuple[Message, ...]
+    """Communication of the rehearsed micro-batches."""
+    update: tuple[Message, ...]
+    """Communication of the rest of the step."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The most that is held at once."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Communication of one kind in a whole step of a rank."""
+
+    what: str
+    axis: str
+    calls: int
+    """Number of them."""
+    size_bytes: int
+    """Sum of their whole tensors: what is gathered, or what is reduced before it is scattered."""
+    sent_bytes: int
+    """What the rank sends of them, in rings: (n - 1) / n of a gather or scatter over n ranks, twice that of a sum."""
+
+    @property
+    def kind(self) -> str:
+        """What and axis, as a plan names its traffic."""
+        return f"{self.what} {self.axis}"
+
+    @property
+    def moved_bytes(self) -> int:
+        """What the rank sends, or for `receive` receives: what a plan counts."""
+        return self.size_bytes if self.what == "receive" else self.sent_bytes
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The ranks that were rehearsed, and what a step of them is."""
+
+    layout: Layout
+    micro_batches: int
+    """Of a step."""
+    rehearsed: int
+    """Of those, gone through."""
+    kernels: Mapping[str, str]
+    """What carried out each operation."""
+    ranks: tuple[Rank, ...]
+    mismatch: str | None
+    """Where ranks do not meet their partners (see partners.py); None where all do."""
+
+    @property
+    def fullest(self) -> Rank:
+        """The rank that needs the most memory."""
+        return max(self.ranks, key=lambda rank: rank.memory_bytes)
+
+    def volumes(self, rank: Rank) -> list[Volume]:
+        """A rank's communication in a whole step: that of every micro-batch, and once the rest.
+
+        ValueError where a kind of it is not the same for every micro-batch.
+        """
+        calls, sizes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for message, repeats in self._repeated(rank):
+            calls[message.what, message.axis] += repeats
+            sizes[message.what, message.axis] += repeats * message.size_bytes
+        odd = [kind for kind in calls if calls[kind] % self.rehearsed or sizes[kind] % self.rehearsed]
+        if odd:
+            raise ValueError(f"{odd[0]} is not the same for every micro-batch")
+        counts = {
+            kind: (calls[kind] // self.rehearsed, sizes[kind] // self.rehearsed) for kind in sorted(calls)
+        }
+        return [Volume(*kind, *both, self._sent(*kind, both[1])) for kind, both in counts.items()]
+
+    def _sent(self, what: str, axis: str, size_bytes: int) -> int:
+        """Of so many bytes, those that a rank sends."""
+        if what in ("send", "receive"):
+            return size_bytes if what == "send" else 0
+        size = {"dp": self.layout.dp, "pp": self.layout.pp, "tp": self.layout.tp}.get(
+            axis, self.layout.devices
+        )
+        return (2 if what == "all_reduce" else 1) * size_bytes * (size - 1) // size
+
+    def _repeated(self, rank: Rank) -> Iterator[tuple[Message, int]]:
+        """Every message with how often a step has it, times the micro-batches that were rehearsed."""
+        for message in rank.passes:
+            repeats = self.micro_batches if message.axis in ("tp", "pp") else self.rehearsed
+            yield message, repeats
+        for message in rank.update:
+            yield message, self.rehearsed
+
+
+def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Rehearsal:
+    """Rehearse the ranks that differ, or one; ValueError for a layout that the model and batch cannot be cut by."""
+    layout = execution.layout
+    problems = layout.problems(run.model, run.optim)
+    if problems:
+        raise ValueError(problems[0])
+    if only is not None and only >= layout.devices:
+        raise ValueError(
+            f"there is no rank {only} of {layout.devices}; write --rank 0 to {layout.devices - 1}"
+        )
+    wanted = different_ranks(layout) if only is None else [only]
+    total = layout.micro_batches(run.optim)
+    few = _few(layout, total)
+    ranks = tuple(_each(run, execution, wanted, few))
+    kernels = kernels_of(execution).describe()
+    wrong = mismatch(layout, {rank.rank: (*rank.passes, *rank.update) for rank in ranks})
+    return Rehearsal(layout, total, few, kernels, ranks, wrong)
+
+
+def _each(run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int) -> list[Rank]:
+    """Rehearse ranks, each core its share of them."""
+    cores = min(len(wanted), len(os.sched_getaffinity(0)))
+    if cores == 1:
+        return [rehearse_rank(run, execution, rank, micro_batches) for rank in wanted]
+    several = len(wanted)
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+        return list(
+            pool.map(rehearse_rank, [run] * several, [execution] * several, wanted, [micro_batches] * several)
+        )
+
+
+def kernels_of(execution: Execution) -> Kernels:
+    """Operations as an execution chooses them, of which Triton's leave memory as they do on a GPU."""
+    plain = choose("torch", execution.device)
+    fused = execution.device == "cuda" and execution.kernels in ("auto", "triton")
+    return as_on_gpu(plain) if fused else plain
+
+
+def different_ranks(layout: Layout) -> list[int]:
+    """The first and the last tensor-parallel rank of every stage, and the first rank of the last replica."""
+    edges = {stage * layout.tp + tp for stage in range(layout.pp) for tp in (0, layout.tp - 1)}
+    return sorted(edges | {(layout.dp - 1) * layout.pp * layout.tp})
+
+
+def _few(layout: Layout, total: int) -> int:
+    """Micro-batches that show all there is: the warm-up and two more; interleaved, in multiples of the stages."""
+    return min(total, 2 * layout.pp if layout.interleave > 1 else layout.pp - 1 + _STEADY)
+
+
+def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: int) -> Rank:
+    """One rank's step with so many micro-batches, in this process, on shapes alone."""
+    torch.set_num_threads(1)
+    with pretended(execution.layout, rank) as mesh:
+        return go_through(run, execution, mesh, "meta", micro_batches)
+
+
+def go_through(run: RunSpec, execution: Execution, mesh: Mesh, device: str, micro_batches: int) -> Rank:
+    """A rank's step with so many micro-batches of token 0, from weights that are all zero, watched."""
+    layout, model = execution.layout, run.model
+    with Recorder(mesh) as seen, AsOnGpu():
+        stage = Stage(
+            model,
+            precision=run.precision,
+            mesh=mesh,
+            kernels=kernels_of(execution),
+            device=device,
+            layout=layout,
+        )
+        stage.weights.zero_()
+        pipeline = Pipeline(stage)
+        before = seen.live_bytes
+        optimizer = AdamW(stage, mesh.dp, run.optim)
+        memory = {
+            "parameters": stage.weights.nbytes,
+            "gradients": stage.gradients.nbytes,
+            "optimizer": seen.live_bytes - before,
+        }
+        shape = (layout.micro_batch_sequences, model.context + 1)
+        rows_BT = torch.zeros(shape, dtype=torch.int64, device=device)
+        held_bytes = seen.live_bytes
+        optimizer.publish()  # as a step before this one has left it: parameters are on their way
+        seen.forget()
+        optimizer.expect(micro_batches)
+        pipeline.train([len(rows_BT)] * micro_batches, lambda _: rows_BT, run.batch_tokens)
+        passes, seen.messages = tuple(seen.messages), []
+        optimizer.step(run.optim.peak_lr)
+        memory["passes"] = seen.peak_bytes - held_bytes
+        places = (mesh.world.rank, mesh.dp.rank, mesh.pp.rank, mesh.tp.rank)
+        return Rank(*places, memory, passes, tuple(seen.messages))

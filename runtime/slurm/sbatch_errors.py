@@ -1,0 +1,80 @@
+"""Why SLURM took no job, as one line: what the cluster file says about it, or that SLURM does not answer."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.slurm.client import SilentError
+from specs.document.files import CATALOG, DocumentError, locate
+from specs.slurm import DECIDED, Slurm
+
+_FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("account", ("slurm.account", "slurm.partition")),
+    ("partition", ("slurm.partition", "slurm.planning_partition")),
+    ("qos", ("slurm.qos",)),
+    ("reservation", ("slurm.reservation",)),
+    ("feature", ("slurm.constraint",)),
+    ("generic resource", ("slurm.gres", "devices_per_node")),
+    ("gres", ("slurm.gres", "devices_per_node")),
+    ("time limit", ("slurm.time_limit",)),
+    ("memory", ("slurm.memory",)),
+    ("temporary disk", ("slurm.extra.tmp",)),
+    ("node name", ("slurm.extra.nodelist", "slurm.extra.exclude")),
+    ("license", ("slurm.extra.licenses",)),
+    ("node count", ("devices",)),
+    ("processors", ("slurm.cpus_per_device", "devices")),
+    ("cpu count", ("slurm.cpus_per_device", "devices_per_node")),
+    ("node configuration", ("slurm.gres", "slurm.constraint", "devices_per_node")),
+)
+"""What SLURM's messages speak of, most telling first, and the fields that may say it (SLURM 22.05, slurm_errno.c)."""
+_NO_ANSWER = ("unable to contact", "timed out", "zero bytes", "standby mode", "temporarily")
+"""Words of messages that say nothing of the job, from the same list."""
+_PREFIX = re.compile(r"sbatch: (error: )?|Batch job submission failed: |allocation failure: ")
+
+
+def refusal(cluster: Path, slurm: Slurm, said: str) -> DocumentError | SilentError:
+    """Why sbatch took no job; `said` is all that it printed, `slurm` what the cluster file says."""
+    lines = [_PREFIX.sub("", line).strip() for line in said.splitlines() if not line.isspace()]
+    reason = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith('Try "sbatch')))
+    if any(words in reason.lower() for words in _NO_ANSWER):
+        return SilentError(f"SLURM does not answer: {reason}; try again later")
+    field = _field(reason, slurm)
+    what = f"SLURM refuses the job: {reason or 'it gives no reason'}"
+    return locate(cluster, field, what, _remedy(cluster, field))
+
+
+def _remedy(cluster: Path, field: str) -> str:
+    correct = f"correct {field} here"
+    if cluster.is_relative_to(CATALOG):
+        correct = f"name a copy of this file in the budget, correct {field} there"
+    if field == "devices":  # a plan's layouts rest on it
+        correct += " and plan again under another name"
+    return f"{correct}, or ask the site's people"
+
+
+def _field(reason: str, slurm: Slurm) -> str:
+    """The field that a refusal is about."""
+    candidates = list(_candidates(reason, slurm))
+    said = [field for field in candidates if _value(field, slurm) is not None]
+    words = reason.replace(";", " ").split()
+    quoted = [field for field in said if str(_value(field, slurm)) in words]
+    return next(iter((*quoted, *said, *candidates)), "slurm")
+
+
+def _candidates(reason: str, slurm: Slurm) -> Iterator[str]:
+    """Fields that it may be about, the first kind that is spoken of only."""
+    option = re.search(r"--([a-z][a-z0-9-]*)", reason)
+    if option:
+        yield f"slurm.{DECIDED[option[1]]}" if DECIDED.get(option[1]) else f"slurm.extra.{option[1]}"
+        return
+    yield from next((fields for word, fields in _FIELDS if word in reason.lower()), ())
+
+
+def _value(field: str, slurm: Slurm) -> object:
+    """What the file says in a field; None where that is nothing, and no matter what for one that it cannot lack."""
+    part, _, name = field.rpartition(".")
+    if part == "slurm.extra":
+        return slurm.extra.get(name)
+    if part == "slurm":
+        return getattr(slurm, name) if name in slurm.model_fields_set else None
+    return ""

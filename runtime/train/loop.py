@@ -1,0 +1,268 @@
+"""The training loop: `python -m runtime.train.loop RUN_FOLDER --data DATA_ROOT`, once per rank, read top to bottom.
+
+A fresh process, a killed one and a requeued one do the same: open the folder, take the newest whole checkpoint, go on.
+Fewer ranks than were planned take the layout that the plan has for so many; ranks that it does not need leave.
+Exit status: 0 the run is finished, 75 it was saved after a signal and wants to be started again, else it failed: 2 for
+bad input, 65 where another start would end the same way.
+"""
+
+import argparse
+import math
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.checkpoint.imported_weights import check_origin
+from runtime.data.batches import DataError, check_enough
+from runtime.data.corpus import load_corpus, tokens
+from runtime.data.text_sources import CorpusError
+from runtime.run_folder.folder import RunFolder
+from runtime.train.metrics import RecordError
+from runtime.train.process import Leave, Seat, end_process
+from runtime.train.run_logger import Begun, Journal, journal_of
+from specs.data import Corpus
+from specs.document.files import DocumentError
+from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
+from specs.humanize import several
+from specs.record import LeftOut, Order
+from specs.run import Execution, Parent, RunSpec
+
+if TYPE_CHECKING:
+    from runtime.train.async_checkpoint import Saver
+    from runtime.train.resume import Standing
+    from runtime.train.worker import Replica
+
+_TRIES = 3
+"""Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on: why, and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one rank of a run folder; the exit status."""
+    leave = Leave()
+    leave.listen()  # before torch, whose import takes seconds in which a signal would just kill
+    parser = argparse.ArgumentParser(prog="python -m runtime.train.loop", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="runs/<fingerprint>")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
+    arguments = parser.parse_args(argv)
+    return train_rank(RunFolder(arguments.folder), arguments.data, Seat.of(os.environ), leave)
+
+
+def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
+    """As `train`, and an error is a status too: what can be expected to go wrong, in one line."""
+    try:
+        return train(folder, data, seat, leave)
+    except RunError as error:
+        print(f"RunError: {error}", file=sys.stderr, flush=True)
+        return NO_RETRY
+    except OSError as error:  # a disk that is full or gone, say: what to do about it is plain
+        print(f"OSError: {error}", file=sys.stderr, flush=True)
+        return FAILED
+    except (DocumentError, CorpusError, DataError, RecordError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return FAILED if isinstance(error.__context__, OSError) else BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
+    """Train this rank's part of the run from where it stands; the exit status."""
+    if folder.end() is not None:
+        return OK
+    run, order = folder.run(), _laid_out(folder.order(), seat)
+    devices = order.execution.layout.devices
+    if seat.rank >= devices:
+        print(f"rank {seat.rank} of {seat.ranks} leaves: the layout takes {devices}", flush=True)
+        return OK
+    corpus = load_corpus(data, run.data.corpus)
+    _refuse(run, order, corpus)
+    check_origin(run, data)
+    train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
+    check_enough(train_tokens, held_out, run)
+
+    from runtime.train.async_checkpoint import Saver
+    from runtime.train.worker import (  # torch: after the handlers, and after what can be refused at once
+        gpus,
+        joined,
+    )
+
+    if order.execution.device == "cuda" and not gpus():
+        raise OSError(f"the run is for GPUs, and torch sees none on {socket.gethostname()}")
+    if devices > 1:  # whoever hangs before the first step is found by who has got this far
+        here = f"process {os.getpid()} on {socket.gethostname()}"
+        print(f"rank {seat.rank} of {devices}, {here}: meets the others", flush=True)
+    with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
+        saver = Saver(folder.checkpoints, replica, order.execution.keep)
+        while True:
+            status = _segment(folder, run, order, replica, saver, data, leave)
+            if status is not None:
+                return status
+
+
+def _segment(
+    folder: RunFolder,
+    run: RunSpec,
+    order: Order,
+    replica: "Replica",
+    saver: "Saver",
+    data: Path,
+    leave: Leave,
+) -> int | None:
+    """From the newest checkpoint on; the exit status, or None where the run went back and is to be taken up anew."""
+    from runtime.train.resume import take_up
+
+    begun = take_up(replica, run, folder, data)
+    here = Begun(0 if replica.leads else 1, begun.step, replica.kernels, replica.devices)
+    with journal_of(folder, run, order, here) as journal:
+        for problem in begun.damaged.values():
+            journal.incident("damaged_checkpoint", begun.step, problem)
+        saver.damaged = set(begun.damaged)
+        try:
+            return _go_on(folder, run, order.execution, replica, saver, journal, begun, leave)
+        finally:
+            saver.wait()
+
+
+def _go_on(
+    folder: RunFolder,
+    run: RunSpec,
+    execution: Execution,
+    replica: "Replica",
+    saver: "Saver",
+    journal: Journal,
+    begun: "Standing",
+    leave: Leave,
+) -> int | None:
+    """The steps after those finished, up to the last one or until this process is asked to leave."""
+    from runtime.train.resume import given_up, manifest_of
+    from runtime.train.spike_guard import Guard
+
+    steps, evaluation = run.optim.steps, run.evaluation
+    guard, held_out_loss = Guard(run.guard, begun.memory), begun.loss
+    saved_s = time.monotonic()
+    if begun.step < steps and any(replica.summed([leave.asked])):
+        return RESUME
+    for step in range(begun.step + 1, steps + 1):
+        lr = run.optim.lr(step)
+        share = replica.accumulate(step, begun.left_out)
+        due = saver.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
+        # In one sum, so that all ranks agree: the loss, whether to leave, whether to save, how far a save is.
+        loss, asked, saving, *reports = replica.summed(
+            [share, leave.asked, replica.leads and due, *saver.report()]
+        )
+        if problem := saver.hear(*reports):
+            journal.incident("unsaved_checkpoint", step - 1, problem)
+        grad_norm = replica.optimizer.reduce()
+        objection = guard.objection(loss, grad_norm)
+        if run.guard is None:
+            _stop_where_diverged(
+                journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
+            )
+        if objection:
+            replica.optimizer.drop()
+            journal.incident("skipped_step", step, f"step {step} was not applied: {objection}")
+        else:
+            replica.optimizer.apply(lr, grad_norm)
+        journal.step(step, loss, grad_norm, lr, applied=not objection)
+        if guard.impatient:
+            saver.finish()
+            left_out = given_up(replica, run, folder, begun, step, guard.in_a_row)
+            _stop_where_stuck(journal, begun, left_out)
+            journal.rollback(left_out, f"{guard.in_a_row} steps in a row were not applied")
+            return None
+
+        last = step == steps
+        if step % evaluation.every_steps == 0 or last:
+            sequences = evaluation.final_sequences if last else evaluation.sequences
+            held_out_loss = replica.evaluate(sequences)
+            _stop_where_diverged(journal, step, {"held-out loss": held_out_loss, "learning rate": lr})
+            journal.evaluation(step, held_out_loss, sequences)
+
+        leaving = bool(asked) and not last
+        by_step = (
+            execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
+        )
+        if ((saving or by_step) and guard.in_a_row == 0) or leaving or last:
+            if problem := saver.finish():
+                journal.incident("unsaved_checkpoint", step, problem)
+            journal.flush()  # a checkpoint promises that every line up to its step is on disk
+            saver.begin(manifest_of(replica, run, begun, step, held_out_loss, guard.memory))
+            saved_s = time.monotonic()
+        if leaving or last:
+            problem = saver.finish()
+            if problem:
+                journal.incident("unsaved_checkpoint", step, problem)
+                raise OSError(
+                    f"{problem}; once it can be, run again: that goes on from the newest checkpoint"
+                )
+        if leaving:
+            who = signal.Signals(leave.asked).name if leave.asked else "to another rank"
+            said = f"saved at step {step} of {steps} after a signal to leave ({who})"
+            journal.incident("interrupted", step, said)
+            return RESUME
+    journal.end(saver.weights_sha256(steps))
+    return OK
+
+
+def _laid_out(order: Order, seat: Seat) -> Order:
+    """The order with the layout for the ranks that are here; RunError where even the least one needs more."""
+    layout = order.layout_for(seat.ranks)
+    if layout is None:
+        least = min(one.devices for one in (order.execution.layout, *order.fewer))
+        started = several(seat.ranks, "rank")
+        raise RunError(f"{started} started, and the least layout needs {least}; start at least as many")
+    return order.model_copy(update={"execution": order.execution.model_copy(update={"layout": layout})})
+
+
+def _refuse(run: RunSpec, order: Order, corpus: Corpus) -> None:
+    """RunError for what cannot be trained, before anything is written."""
+    layout = order.execution.layout
+    problems = []
+    if isinstance(run.parent, Parent):
+        problems.append("runs that branch off another cannot be trained yet; write parent: null")
+    problems += layout.problems(run.model, run.optim)
+    if order.run != run.fingerprint():
+        problems.append(f"the order is for run {order.run}, not {run.fingerprint()}; launch the run again")
+    if corpus.digest != run.data.digest:
+        problems.append(
+            f"the corpus {run.data.corpus} has the digest {corpus.digest}, not {run.data.digest}; plan again"
+        )
+    if corpus.spec.vocab > run.model.vocab:
+        problems.append(f"{corpus.spec.vocab} different tokens do not fit a vocabulary of {run.model.vocab}")
+    if problems:
+        raise RunError(problems[0])
+
+
+def _stop_where_stuck(journal: Journal, begun: "Standing", left_out: LeftOut) -> None:
+    """RunError, and an incident in the record, where going back to this checkpoint has not helped before."""
+    tries = sum(one.to_step == left_out.to_step for one in begun.left_out)
+    if tries < _TRIES:
+        return
+    said = (
+        f"went back to step {left_out.to_step} {tries} times, and came no further than step {left_out.step}"
+    )
+    journal.incident("non_finite", left_out.step, said)
+    raise RunError(f"{said}: training diverged; plan with a lower learning rate")
+
+
+def _stop_where_diverged(journal: Journal, step: int, values: Mapping[str, float]) -> None:
+    """RunError, and an incident in the record, where a value of this step is not finite."""
+    if all(map(math.isfinite, values.values())):
+        return
+    said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    journal.incident("non_finite", step - 1, f"step {step} gave {said}")
+    raise RunError(f"step {step} gave {said}: training diverged; plan with a lower learning rate")
+
+
+if __name__ == "__main__":
+    end_process(main())

@@ -1,0 +1,146 @@
+"""Where a run stands, taken up from its folder: the newest checkpoint that can be used, and what was left out.
+
+Rank 0 looks and tells the others, so that all agree. Every rank reads a share of the files to see whether they are
+whole, and of all files what lies in its own boxes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.checkpoint.format import (
+    CheckpointError,
+    Manifest,
+    clear,
+    damage,
+    load_checkpoint,
+    read_manifest,
+    usable,
+)
+from runtime.checkpoint.imported_weights import start_from
+from runtime.data.batches import first_sample
+from runtime.run_folder.folder import RunFolder, folder_name, found, step_of
+from runtime.run_folder.provenance import versions
+from runtime.train.worker import Replica
+from specs.record import LeftOut
+from specs.run import RunSpec
+from specs.spike_guard import Memory
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a segment of a run begins."""
+
+    step: int
+    """Finished steps."""
+    loss: float | None
+    """Newest held-out loss."""
+    memory: Memory
+    """What the guard remembers."""
+    left_out: tuple[LeftOut, ...]
+    """What was given up so far."""
+    damaged: dict[int, str]
+    """Steps of newer checkpoints that cannot be used, and why; only rank 0 knows."""
+
+
+def take_up(replica: Replica, run: RunSpec, folder: RunFolder, data: Path) -> Standing:
+    """Fill the replica with the newest checkpoint that can be used, or with the first weights."""
+    known = [number for one in folder.left_out() for number in (one.step, one.to_step, one.batches)]
+    told = [int(number) for number in replica.told(known)]
+    left_out = tuple(
+        LeftOut(step=step, to_step=to_step, batches=batches)
+        for step, to_step, batches in zip(told[::3], told[1::3], told[2::3], strict=True)
+    )
+    path, damaged = _newest_whole(replica, run, folder.checkpoints, left_out)
+    optimizer = replica.optimizer
+    if path is not None:
+        manifest = read_manifest(path)
+        load_checkpoint(path, optimizer.boxes())
+        optimizer.steps = manifest.updates
+        optimizer.publish()
+        return Standing(manifest.step, manifest.loss, manifest.guard, left_out, damaged)
+    if run.parent is None:
+        optimizer.start(run.seed)
+    else:
+        optimizer.forget()
+        start_from(run, data, optimizer.boxes())
+        optimizer.publish()
+    return Standing(0, None, Memory(), left_out, damaged)
+
+
+def given_up(
+    replica: Replica, run: RunSpec, folder: RunFolder, begun: Standing, step: int, in_a_row: int
+) -> LeftOut:
+    """What is left out where a run goes back, at this step, to the checkpoint before its last `in_a_row` steps.
+
+    One from among these, saved when the run was told to leave, has the same weights and serves where there is no other.
+    """
+    to_step = 0
+    if replica.leads:
+        steps = [step_of(path) for path in found(folder.checkpoints) if _good(path, run, begun.left_out)]
+        to_step = next((one for one in steps if one <= step - in_a_row), max(steps, default=0))
+    batch = run.optim.batch_sequences
+    batches = first_sample(step + 1, batch, begun.left_out) // batch
+    return LeftOut(step=step, to_step=int(replica.told([to_step])[0]), batches=batches)
+
+
+def manifest_of(
+    replica: Replica, run: RunSpec, begun: Standing, step: int, loss: float | None, memory: Memory
+) -> Manifest:
+    """What a checkpoint after this step says of itself."""
+    return Manifest(
+        run_fingerprint=run.fingerprint(),
+        run=run,
+        step=step,
+        updates=replica.optimizer.steps,
+        tokens=step * run.batch_tokens,
+        loss=loss,
+        guard=memory,
+        left_out=begun.left_out,
+        layout=replica.layout,
+        versions=versions(),
+    )
+
+
+def _newest_whole(
+    replica: Replica, run: RunSpec, folder: Path, left_out: Sequence[LeftOut]
+) -> tuple[Path | None, dict[int, str]]:
+    """The newest whole checkpoint, and why no newer one can be used; what killed processes left is removed."""
+    damaged: dict[int, str] = {}
+    steps: list[int] = []
+    if replica.leads:
+        clear(folder)
+        for path in found(folder):
+            try:
+                if usable(path, run, left_out):
+                    steps.append(step_of(path))
+            except CheckpointError as error:
+                damaged[step_of(path)] = str(error)
+    for step in map(int, replica.told(steps)):
+        path = folder / folder_name(step)
+        problem = _problem(replica, path)
+        if problem is None:
+            return path, {one: said for one, said in damaged.items() if one > step}
+        damaged[step] = problem
+    return None, damaged
+
+
+def _problem(replica: Replica, path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, of which each rank reads some; None where nothing is."""
+    manifest, world = read_manifest(path), replica.world
+    names = sorted(manifest.files)
+    wrong = [
+        place % world.size == world.rank and damage(path, manifest, name) is not None
+        for place, name in enumerate(names)
+    ]
+    bad = next((name for name, ranks in zip(names, replica.summed(wrong), strict=True) if ranks), None)
+    return (
+        None if bad is None else damage(path, manifest, bad) or f"{path / bad} cannot be read on every host"
+    )
+
+
+def _good(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
+    try:
+        return usable(path, run, left_out) is not None
+    except CheckpointError:
+        return False

@@ -1,0 +1,84 @@
+"""Documents out to files: whole or not at all, and on disk on return. Files are written aside and renamed."""
+
+import errno
+import fcntl
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from specs.document.base import Spec
+from specs.document.parse import DocumentError
+from specs.document.yaml_writer import yaml_text
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file with this text, whole or not at all; its folder is made where it is missing."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def write_yaml(path: Path, spec: Spec, comment: str = "") -> None:
+    """The spec as YAML that `load` reads back equal, behind the comment's lines."""
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    write_text(path, head + yaml_text(spec.plain()))
+
+
+def write_json(path: Path, spec: Spec) -> None:
+    """The spec as JSON that `load` reads back equal."""
+    write_text(path, json.dumps(spec.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_line(path: Path, spec: Spec) -> None:
+    """One more line of JSON at the end of the file, under a lock, in one write that is on disk on return.
+
+    A file whose last line has no end was cut while it was written; it is refused until a person has looked at it.
+    """
+    line = json.dumps(spec.plain(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+                raise cut_off(path, path.read_bytes().count(b"\n") + 1)
+            if file.write(line) != len(line):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def cut_off(path: Path, line: int) -> DocumentError:
+    """The refusal of a file whose last line was cut off while it was written."""
+    return DocumentError(
+        path, line, 1, "the last line is cut off", "complete it from a copy, or delete the line"
+    )
+
+
+def _unwritable(path: Path, error: OSError) -> DocumentError:
+    return DocumentError(
+        path, 1, 1, f"this cannot be written ({error.strerror})", "choose a folder that can be written"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """The folder on disk, so that a rename in it outlives a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,215 @@
+"""How the page says numbers: powers of ten, signed percentages, shapes, money."""
+
+import math
+import re
+from collections.abc import Callable
+
+from specs.humanize import Losses, count, duration, several
+from specs.law import Band, Interval, LossLaw, Monomial, Optimum
+from specs.layout import Layout
+from specs.model import ModelSpec
+from specs.plan import HyperAdvice
+
+_THIN = "\u202f"
+"""A narrow space that does not break, between a number and its unit."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(value: float) -> str:
+    """`3.2·10¹¹`, `10¹²`: two digits and a power of ten."""
+    digits, exponent = f"{value:.1e}".split("e")
+    raised = "10" + str(int(exponent)).translate(_RAISED)
+    return raised if digits == "1.0" else f"{digits}·{raised}"
+
+
+def flop(value: float) -> str:
+    """An amount of compute."""
+    return f"{power(value)} FLOP"
+
+
+def signed(share: float) -> str:
+    """A signed percentage with a true minus: `−1.8 %`."""
+    return f"{share:+.1%}".replace("-", "−").replace("%", f"{_THIN}%")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A percentage: `4.8 %`."""
+    return f"{share:.{digits}%}".replace("%", f"{_THIN}%")
+
+
+def half_width(band: Band) -> str:
+    """Half the width of the 95 % interval against its middle: `±3.1 %`."""
+    return f"±{percent((band.high_95 - band.low_95) / 2 / math.sqrt(band.low_95 * band.high_95))}"
+
+
+def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
+    """Every quantity of a best split with its 95 % interval."""
+
+    def said(one: Interval, unit: str, say: Callable[[float], str] = count) -> str:
+        return f"{say(one.value)}{unit} ({say(one.low)} to {say(one.high)})"
+
+    return [
+        ("M*", said(found.flop_per_token, " FLOP per token")),
+        ("N*", said(found.block_params, " parameters in blocks")),
+        ("D*", said(found.tokens, " tokens")),
+        ("D*/N*", said(found.tokens_per_block_param, "")),
+        ("L*", said(found.loss, f" {losses.unit}", losses.say)),
+    ]
+
+
+def near_optimal(told: HyperAdvice) -> str:
+    """The rates that are as good as a law's best, in brackets; nothing where nobody knows them."""
+    if told.near_optimal_lr is None:
+        return ""
+    low, high = told.near_optimal_lr
+    return f" ({low:.3g} to {high:.3g} within 0.25 % of its loss)"
+
+
+def shape(model: ModelSpec) -> str:
+    """Layers by width."""
+    return f"{model.layers} × {model.width:,}"
+
+
+def memory(size_bytes: float) -> str:
+    """Bytes in the largest binary unit that leaves at least one, never as a power of ten."""
+    units = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    unit, letters = next((u, n) for u, n in units if size_bytes >= u or u == 1)
+    amount = size_bytes / unit
+    return f"{amount:.3g} {letters}" if amount < 999.5 else f"{amount:,.0f} {letters}"
+
+
+def device_time(hours: float) -> str:
+    """Devices times time: as a duration below an hour, else in device-hours."""
+    return duration(hours * 3600) if hours < 1 else f"{count(hours)} device-hours"
+
+
+def dollars(value: float | None) -> str:
+    """A price; a dash where none is known."""
+    if value is None:
+        return "–"
+    return f"${count(value)}" if value >= 1e6 else f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round values between two ends, four to nine of them."""
+    size = 10.0 ** math.floor(math.log10(high - low))
+    step = next(s for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if (high - low) / (s * size) <= 9) * size
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two ends; only the powers where these are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if math.log10(high / low) < 3 else (1,)
+    return [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+
+
+def shape_text(model: ModelSpec) -> str:
+    """A shape in a line."""
+    kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
+    heads = several(model.heads, "head")
+    return f"{several(model.layers, 'layer')} x {model.width:,}, {heads}{kv}, ffn {model.ffn:,}, vocab {model.vocab:,}"
+
+
+def layout_text(layout: Layout) -> str:
+    """A layout in a line."""
+    parts = [f"dp {layout.dp}", f"pp {layout.pp}", f"tp {layout.tp}"]
+    said = " x ".join(parts) + (" + sp" if layout.sequence_parallel else "")
+    if layout.interleave > 1:
+        said += f", interleaved {layout.interleave}"
+    recompute = "" if layout.recompute == "none" else f", recompute {layout.recompute}"
+    sizes = layout.stage_layers
+    cut = "" if sizes is None else f", stages of {min(sizes)} to {max(sizes)} layers"
+    return f"{said}, micro-batch {layout.micro_batch_sequences}{recompute}{cut}"
+
+
+SYMBOLS = {"compute_flop": "C", "flop_per_token": "M", "block_params": "N", "tokens": "D", "width": "d"}
+
+
+"""The letter of each variable of a law."""
+
+
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "kappa": "κ", "lambda": "λ"}
+
+
+_COMMANDS = {rf"\{name}": letter for name, letter in _GREEK.items()} | {
+    r"{\left(": "(",
+    r" \right)}": ")",
+    r"\left": "",
+    r"\right": "",
+    r"\cdot": "·",
+    r"\log": "ln",
+    r"\,": " ",
+}
+
+
+def monomial_text(law: Monomial) -> str:
+    """`0.3118 C^-0.125`."""
+    powers = [
+        SYMBOLS[name] if power == 1 else f"{SYMBOLS[name]}^{_number(power)}"
+        for name, power in law.exponents.items()
+        if power
+    ]
+    return " ".join([_number(law.coefficient), *powers])
+
+
+def monomial_latex(law: Monomial) -> str:
+    """`0.3118 \\, C^{-0.125}`."""
+    powers = [
+        SYMBOLS[name] if power == 1 else f"{SYMBOLS[name]}^{{{_number(power)}}}"
+        for name, power in law.exponents.items()
+        if power
+    ]
+    return r" \, ".join([_scientific(law.coefficient), *powers])
+
+
+def loss_latex(law: LossLaw) -> str:
+    """A published loss law with its constants."""
+    size = {"flop_per_token": "M", "block_params": "N", "params": "N"}[law.size]
+    terms = [(law.A, size, law.alpha), (law.B, "D", law.beta)]
+    powers = [rf"{_scientific(factor)} \, {of}^{{-{_number(power)}}}" for factor, of, power in terms]
+    return " + ".join([f"L = {_number(law.E)}", *powers])
+
+
+def text_of(latex: str) -> str:
+    """A form's LaTeX as one line of text: `A M^(-α) + B D^(-β) + E`. Only what our own forms use is known."""
+    said = latex
+    while fraction := re.search(r"\\frac\{", said):
+        above, end = _braced(said, fraction.end() - 1)
+        below, stop = _braced(said, end)
+        said = f"{said[: fraction.start()]}({above})/({below}){said[stop:]}"
+    for command, letter in _COMMANDS.items():
+        said = said.replace(command, letter)
+    said = said.replace("{", "(").replace("}", ")")
+    said = re.sub(r"(?<!ln)\((\w)\)", r"\1", said)
+    return " ".join(said.replace("(- ", "(-").split())
+
+
+def readable(latex: str) -> str:
+    """LaTeX with `e^{...}` as `exp(...)`: what stands in an exponent is set too small to read."""
+    start = latex.find("e^{")
+    if start < 0 or latex[start - 1 : start].isalpha():
+        return latex
+    inside, end = _braced(latex, start + 2)
+    return rf"{latex[:start]}\exp\left({inside}\right){latex[end:]}"
+
+
+def _braced(text: str, start: int) -> tuple[str, int]:
+    """What stands between the brace at `start` and its partner, and where the text goes on."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[start + 1 : at], at + 1
+    return text[start + 1 :], len(text)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _scientific(value: float) -> str:
+    """A number as LaTeX: `0.3118`, `2.1 \\cdot 10^{-7}`."""
+    digits, _, power = _number(value).partition("e")
+    return digits if not power else rf"{digits} \cdot 10^{{{int(power)}}}"

@@ -1,0 +1,139 @@
+"""`run --slurm` where there is no SLURM: a dry run shows its scripts all the same, the rest is refused in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specs.data import CorpusRef
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.desk import Desk, at_desk, execution
+from tests.support.training import corpus, tiny_run
+
+NOWHERE = "SLURM's programs are on the cluster's login nodes"
+
+
+@pytest.fixture(scope="module")
+def data(home: Path) -> CorpusRef:
+    return corpus(home)
+
+
+@pytest.fixture
+def desk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Desk:
+    """Beside a cluster that is never brought up, and no program that would know of another."""
+    monkeypatch.setenv("PATH", "")
+    desk = at_desk(tmp_path / "work", home, Cluster(), capfd)
+    monkeypatch.chdir(desk.folder)
+    return desk
+
+
+@pytest.mark.parametrize("words", [["--slurm"], ["--slurm", "--until-done"], ["--slurm", "--json"]])
+def test_without_slurm_a_budget_is_refused_before_anything_is_built(desk: Desk, words: list[str]) -> None:
+    before = sorted(desk.folder.rglob("*"))
+    done = desk.run("budget.yaml", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"there is no scontrol here; {NOWHERE}\n"
+    assert sorted(desk.folder.rglob("*")) == before
+
+
+def test_without_slurm_a_plan_is_refused_and_nothing_is_written(desk: Desk, data: CorpusRef) -> None:
+    path = desk.plan(tiny_run(data))
+    before = sorted(desk.folder.rglob("*"))
+    done = desk.run(path, "--slurm")
+    assert (done.code, done.out, done.err) == (2, "", f"there is no scontrol here; {NOWHERE}\n")
+    assert sorted(desk.folder.rglob("*")) == before
+
+
+def test_without_slurm_a_dry_run_shows_the_scripts(desk: Desk, data: CorpusRef) -> None:
+    path = desk.plan(
+        *(tiny_run(data, seed=seed) for seed in range(3)),
+        executions=(execution(dp=2), execution(), execution()),
+    )
+    before = sorted(desk.folder.rglob("*"))
+    shown = desk.run(path, "--slurm", "--dry-run")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.count("#!/bin/bash") == 2
+    assert "#SBATCH --array=0-1%2\n" in shown.out
+    run = desk.run_folder(tiny_run(data, seed=2)).path
+    assert f"  pilot 2: Task(folder='{run}')\n" in shown.out
+    assert shown.out.endswith(
+        "There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, 1001 jobs.\n"
+        "3 runs to queue, 0 with SLURM already, 0 finished.\nNothing was queued.\n"
+    )
+    plain = desk.run(path, "--slurm", "--dry-run", "--json")
+    scripts = json.loads(plain.out)["scripts"]
+    assert [[job["what"] for job in script["jobs"]] for script in scripts] == [
+        ["pilot 0"],
+        ["pilot 1", "pilot 2"],
+    ]
+    assert sorted(desk.folder.rglob("*")) == before
+
+
+def test_a_dry_run_of_a_budget_says_how_far_it_is(desk: Desk) -> None:
+    before = sorted(desk.folder.rglob("*"))
+    shown = desk.run("budget.yaml", "--slurm", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "2. plan    plans/mini/plan.target.yaml is to be made\n" in shown.out
+    assert shown.out.endswith("\nWhat is to be run next is known once it is planned.\nNothing was queued.\n")
+    on = desk.run("budget.yaml", "--slurm", "--dry-run", "--until-done", "--json")
+    [study] = json.loads(on.out)["scripts"]
+    assert [job["what"] for job in study["jobs"]] == ["the study's next step"]
+    assert [step["step"] for step in json.loads(on.out)["steps"]] == ["data", "plan", "target", "audit"]
+    assert sorted(desk.folder.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_would_be_refused(desk: Desk, data: CorpusRef) -> None:
+    path = desk.plan(tiny_run(data))
+    (desk.folder / "data").unlink()
+    shown = desk.run(path, "--slurm", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert f"This would be refused: its corpus data/{data.corpus} is not here.\n" in shown.out
+
+
+@pytest.mark.parametrize("words", [["--slurm"], ["--slurm", "--dry-run"]])
+def test_a_folder_that_slurm_would_misread(
+    desk: Desk, data: CorpusRef, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    path = desk.plan(tiny_run(data))
+    odd = desk.folder.with_name("100%\n")
+    desk.folder.rename(odd)
+    monkeypatch.chdir(odd)
+    for document in (path, "budget.yaml"):
+        done = desk.run(document, *words)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert r"100%\n: SLURM takes % in a path for something else; work in a folder without it" in done.err
+    assert not (odd / "slurm").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["budget.yaml", "--slurm", "--local"], "say one of them"),
+        (["budget.yaml", "--slurm", "--devices", "2"], "--devices: on SLURM the plan's layout says how many"),
+        (["budget.yaml", "--until-done"], "always run until it is done; leave it out"),
+        (["PLAN", "--slurm", "--until-done"], "only a budget goes on by itself"),
+        (
+            ["lab.yaml", "--slurm"],
+            "lab.yaml:1:1: SLURM needs to know the cluster, which a plan or a budget names",
+        ),
+    ],
+)
+def test_words_that_do_not_go_together(desk: Desk, data: CorpusRef, words: list[str], says: str) -> None:
+    path = desk.plan(tiny_run(data))
+    done = desk.run(*(path if word == "PLAN" else word for word in words))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert says in done.err
+
+
+def test_a_cluster_file_that_is_wrong_is_refused_at_its_line(desk: Desk, data: CorpusRef) -> None:
+    path = desk.plan(tiny_run(data))
+    desk.says("partition: main", "time_limit: 24")
+    for document, words in (
+        (path, ["--slurm", "--dry-run"]),
+        ("budget.yaml", ["--slurm", "--dry-run", "--until-done"]),
+    ):
+        done = desk.run(document, *words)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert done.err.startswith("lab.yaml:20:15: 24 has no unit; write it like ")

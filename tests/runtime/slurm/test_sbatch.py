@@ -1,0 +1,273 @@
+"""What is asked of SLURM, and what it is told to run, without a SLURM."""
+
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from submitit.core.utils import DelayedSubmission
+
+from runtime.launch.jobs import Wanted
+from runtime.run_folder.workspace import RefusedError, Workspace
+from runtime.slurm import submit
+from runtime.slurm.client import SlurmError
+from runtime.slurm.sbatch import Shape, shape_of
+from runtime.slurm.sbatch_errors import refusal
+from runtime.slurm.study import Continue
+from runtime.slurm.submit import Asked, Script
+from runtime.slurm.task import Task
+from specs.cluster import Cluster
+from specs.document.files import DocumentError, catalog_path, from_catalog
+from specs.record import Order
+from specs.slurm import Slurm
+from tests.support import samples
+
+LAPTOP = from_catalog(Cluster, "laptop", None)
+
+
+def asked(per_node: int = 2, **slurm: Any) -> Asked:
+    """A cluster of such nodes with these settings."""
+    changes = {"devices_per_node": per_node, "slurm": Slurm(**slurm)}
+    return Asked(Path("lab.yaml"), LAPTOP.model_copy(update=changes))
+
+
+def order(ranks: int, threads: int = 1, device: str = "cpu", fewer: tuple[int, ...] = ()) -> Order:
+    layouts = {number: samples.layout(dp=number) for number in (ranks, *fewer)}
+    changes = {"device": device, "layout": layouts[ranks], "threads_per_rank": threads}
+    return Order(
+        run="0" * 16,
+        title="a run",
+        seal=None,
+        execution=samples.execution().model_copy(update=changes),
+        fewer=tuple(layouts[number] for number in fewer),
+        peak_flop_per_s=None,
+        curve=None,
+    )
+
+
+def wanted(seed: int = 0, planned_s: float = 1.0) -> Wanted:
+    run = samples.run(seed=seed)
+    order = Order(
+        run=run.fingerprint(),
+        title="",
+        seal=None,
+        execution=samples.execution(),
+        peak_flop_per_s=None,
+        curve=None,
+    )
+    return Wanted(Path("plan.yaml"), "", f"run {seed}", run, order, planned_s)
+
+
+def drafted(folder: Path, how: Asked, *runs: Wanted, most: int = 8) -> list[Script]:
+    return submit.drafts(Workspace(folder), how, runs or (wanted(),), "mini-pilots", Task, most)
+
+
+def options(script: Script) -> list[str]:
+    """Its lines for sbatch."""
+    return [line for line in script.text.splitlines() if line.startswith("#SBATCH")]
+
+
+# --- shapes ---
+
+
+@pytest.mark.parametrize(
+    ("of", "per_node", "least", "shape"),
+    [
+        (order(1), 2, None, Shape(1, 1, 1, 1, False)),
+        (order(4), 2, None, Shape(2, 2, 2, 1, False)),
+        (order(6), 4, None, Shape(2, 2, 3, 1, False)),
+        (order(7), 4, None, Shape(7, 7, 1, 1, False)),
+        (order(4, threads=2), 4, None, Shape(2, 2, 2, 2, False)),
+        (order(2, threads=9), 4, None, Shape(2, 2, 1, 9, False)),
+        (order(16, threads=3, device="cuda"), 8, None, Shape(2, 2, 8, 3, True)),
+        (order(16, fewer=(8, 4, 2)), 2, 3, Shape(8, 3, 2, 1, False)),
+        (order(16, fewer=(8,)), 2, 3, Shape(8, 4, 2, 1, False)),
+        (order(16), 2, 3, Shape(8, 8, 2, 1, False)),
+        (order(2), 2, 3, Shape(1, 1, 2, 1, False)),
+    ],
+)
+def test_ranks_fill_the_fewest_nodes_evenly(
+    of: Order, per_node: int, least: int | None, shape: Shape
+) -> None:
+    assert shape_of(of, asked(per_node, min_nodes=least).cluster) == shape
+
+
+def test_an_array_is_as_long_as_the_site_allows_and_the_longest_run_begins(tmp_path: Path) -> None:
+    runs = [wanted(seed, planned_s=float(seed)) for seed in range(10)]
+    made = drafted(tmp_path, asked(pilots_at_once=3), *runs, most=8)
+    assert [len(one.tasks) for one in made] == [8, 2]
+    assert [run for one in made for run in one.submission.runs] == [
+        one.run.fingerprint() for one in reversed(runs)
+    ]
+    assert "#SBATCH --array=0-7%3" in options(made[0])
+    assert "#SBATCH --array=0-1%2" in options(made[1])
+    assert len({one.submission.name for one in made}) == 2
+    [alone] = drafted(tmp_path, asked())
+    assert "--array" not in alone.text
+
+
+# --- the script ---
+
+
+def test_only_what_is_said_is_asked_for(tmp_path: Path) -> None:
+    [script] = drafted(tmp_path, asked())
+    name, folder = script.submission.name, script.folder
+    assert folder == tmp_path / "slurm" / name
+    assert options(script) == [
+        "#SBATCH --cpus-per-task=1",
+        f"#SBATCH --error={folder}/%j_0_log.err",
+        f"#SBATCH --job-name={name}",
+        "#SBATCH --nodes=1",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --output={folder}/%j_0_log.out",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --time=1440",
+    ]
+
+
+def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_path: Path) -> None:
+    how = asked(
+        extra={"comment": r"a 'b' $c \d", "nice": 5, "hold": True},
+        modules=("cuda/12", "a b"),
+        prologue=("export A='b c'",),
+        container=("apptainer", "exec", "my image.sif"),
+    )
+    [script] = drafted(tmp_path, how)
+    assert r"""#SBATCH --comment='a '"'"'b'"'"' $c \\d'""" in options(script)
+    assert "#SBATCH --nice=5" in options(script)
+    assert "#SBATCH --hold" in options(script)
+    lines = script.text.splitlines()
+    assert lines.index("module load cuda/12 'a b'") < lines.index("export A='b c'")
+    [ranks] = [line for line in lines if line.startswith("srun ")]
+    assert lines.index("export A='b c'") < lines.index(ranks)
+    assert f"apptainer exec 'my image.sif' {sys.executable} -u -m submitit.core._submit " in ranks
+
+
+def test_a_study_goes_on_in_a_job_of_one_core(tmp_path: Path) -> None:
+    how = asked(partition="gpu", planning_partition="cpu", gres="gpu", memory="1 GB")
+    script = submit.study_script(Workspace(tmp_path), how, Path("b.yaml"), "mini", Continue, (3, 12))
+    said = options(script)
+    for option in ("partition=cpu", "cpus-per-task=1", "ntasks=1", "nodes=1", "dependency=afterany:3:12"):
+        assert f"#SBATCH --{option}" in said
+    assert "gres" not in script.text
+    assert "srun" not in script.text
+    assert script.tasks == (Continue(str(tmp_path), "b.yaml", script.submission.name),)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("50%", "%"),
+        (r"a\b", r"\\"),
+        ("a\nb", r"\n"),
+        ("a\tb", r"\t"),
+        ("a\u2028b", r"\u2028"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_a_path_that_slurm_would_misread_is_refused_in_one_line(name: str, shown: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        submit.check_path(Workspace(Path("/home") / name))
+    message = str(caught.value)
+    assert message.startswith("/home/")
+    assert message.isprintable()
+    assert f": SLURM takes {shown} in a path for something else; work in a folder without it" in message
+
+
+@pytest.mark.parametrize("name", ["plain", "a $HOME of 'one' \"own\"; touch x # `y` & ü*"])
+def test_other_paths_are_not(tmp_path: Path, name: str) -> None:
+    submit.check_path(Workspace(tmp_path / name))
+
+
+# --- what a task is handed ---
+
+
+def test_a_task_is_handed_a_path_and_nothing_else(tmp_path: Path) -> None:
+    task = Task("/home/someone/runs/0123456789abcdef")
+    DelayedSubmission(task).dump(tmp_path / "task.pkl")
+    assert (tmp_path / "task.pkl").stat().st_size < 300
+    assert vars(task) == {"folder": "/home/someone/runs/0123456789abcdef"}
+    code = (
+        "import pickle, sys\n"
+        "handed = pickle.load(open('task.pkl', 'rb'))\n"
+        "print(handed.function, handed.args, handed.kwargs, 'torch' in sys.modules)\n"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout == f"{task} () {{}} False\n"
+    assert pickle.loads((tmp_path / "task.pkl").read_bytes()).function == task
+
+
+# --- refusals ---
+
+# what sbatch printed: (where it points, what it says)
+SAID: dict[str, tuple[str, str]] = {
+    "sbatch: error: invalid partition specified: b\nsbatch: error: Batch job submission failed: Invalid partition "
+    "name specified\n": ("planning", "invalid partition specified: b; Invalid partition name specified"),
+    "allocation failure: Invalid partition name specified\n": (
+        "partition",
+        "Invalid partition name specified",
+    ),
+    "sbatch: unrecognized option '--foo=1'\nsbatch: error: Try \"sbatch --help\" for more information\n": (
+        "foo",
+        "unrecognized option '--foo=1'",
+    ),
+    "sbatch: error: Invalid --time specification\n": ("slurm", "Invalid --time specification"),
+    "sbatch: error: lua: you have no budget left\nsbatch: error: Batch job submission failed: Unspecified error\n": (
+        "slurm",
+        "lua: you have no budget left; Unspecified error",
+    ),
+    "": ("slurm", "it gives no reason"),
+}
+
+
+@pytest.mark.parametrize(("said", "points_at", "reason"), [(said, *rest) for said, rest in SAID.items()])
+def test_a_refusal_points_at_what_it_is_about(tmp_path: Path, said: str, points_at: str, reason: str) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("slurm:\n  partition: a\n  planning_partition: b\n  extra: {foo: 1}\n")
+    places = {"slurm": "2:3", "partition": "2:14", "planning": "3:23", "foo": "4:16"}
+    slurm = Slurm(partition="a", planning_partition="b", extra={"foo": 1})
+    message = str(refusal(path, slurm, said))
+    assert message.startswith(f"{path}:{places[points_at]}: SLURM refuses the job: {reason}; correct slurm")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Unable to contact slurm controller (connect failure)",
+        "Socket timed out on send/recv operation",
+        "Zero Bytes were transmitted or received",
+    ],
+)
+def test_no_answer_is_no_refusal(reason: str) -> None:
+    error = refusal(Path("lab.yaml"), Slurm(), f"sbatch: error: Batch job submission failed: {reason}\n")
+    assert isinstance(error, SlurmError)
+    assert str(error) == f"SLURM does not answer: {reason}; try again later"
+
+
+def test_a_file_of_the_catalog_is_not_to_be_corrected() -> None:
+    error = refusal(catalog_path(Cluster, "laptop"), Slurm(), "sbatch: error: Invalid qos specification\n")
+    assert isinstance(error, DocumentError)
+    assert error.write.startswith("name a copy of this file in the budget, correct slurm.qos there")
+
+
+def test_a_job_that_may_start_on_fewer_nodes_asks_for_cpus_and_leaves_the_tasks_to_srun(
+    tmp_path: Path,
+) -> None:
+    """SLURM else keeps the number of tasks that a job's first start had."""
+    run = wanted()
+    elastic = replace(run, order=order(4, fewer=(2,)))
+    [script] = drafted(tmp_path, asked(2, min_nodes=1), elastic)
+    said = options(script)
+    assert {"#SBATCH --nodes=1-2", "#SBATCH --mincpus=2"} <= set(said)
+    assert not any("ntasks" in line or "cpus-per-task" in line for line in said)
+    [srun] = [line for line in script.text.splitlines() if line.startswith("srun ")]
+    assert " --ntasks-per-node=2 " in srun
+    [fixed] = drafted(tmp_path, asked(2), elastic)
+    assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=2"} <= set(options(fixed))

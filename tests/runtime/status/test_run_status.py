@@ -1,0 +1,608 @@
+"""`isoplan status`, on run folders as runs leave them, and with SLURM's answers as it gives them."""
+
+import io
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runtime.run_folder.folder import RunFolder, open_folder
+from runtime.run_folder.lock import Claim, keeper
+from runtime.run_folder.lookup import run_named, workspace_of
+from runtime.run_folder.workspace import RefusedError, Workspace
+from runtime.slurm import client
+from runtime.slurm.client import Ended, Live
+from runtime.slurm.job_states import Whereabouts, whereabouts
+from runtime.status import display
+from runtime.status.collect import Locate, Survey
+from runtime.status.logs import Printed, last_lines, run_asked
+from runtime.status.run_status import Forecast, RunStatus
+from specs.document.base import Spec
+from specs.document.files import DocumentError, load
+from specs.document.write import append_line, write_json, write_yaml
+from specs.plan import Plan
+from specs.record import End, Environment, EvalLine, Incident, Start, StepLine, TimingLine, What
+from specs.slurm_submission import Queued, StudyState, Submission
+from tests.runtime.commands.test_run_cli import isoplan, one_line
+from tests.support import samples
+from tests.support.slurm.desk import CLUSTER
+
+TOKENS = samples.run().batch_tokens
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A workspace with a plan of one target, which is evaluated at steps 50 and 100."""
+    plan = samples.sealed(samples.plan(), bytes_per_token=1.0, ledger="../../ledger.jsonl")
+    write_yaml(tmp_path / "plans" / "small" / "plan.target.yaml", plan)
+    return tmp_path
+
+
+def target(home: Path) -> RunFolder:
+    """The target's folder, made as a launch makes it."""
+    [group] = Survey(Workspace(home), None).groups()
+    [(wanted, _)] = group.wanted
+    return open_folder(home / "runs", wanted.run, wanted.order)
+
+
+def looked(home: Path, where: Whereabouts | None = None, asked: Path | None = None) -> RunStatus:
+    """How the only run stands."""
+    [run] = Survey(Workspace(home), asked).look(answer(where or Whereabouts())).runs
+    return run
+
+
+def answer(where: Whereabouts) -> Locate:
+    def locate(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+        return where
+
+    return locate
+
+
+def started(folder: RunFolder, from_step: int = 0, job: str | None = None) -> None:
+    environment = Environment(host="laptop", python="3", packages={}, commit=None, cpu="a", devices=())
+    line = Start(
+        time=time.time(),
+        run=folder.path.name,
+        seal=None,
+        from_step=from_step,
+        execution=samples.execution(),
+        kernels={},
+        environment=environment,
+        job=job,
+    )
+    append_line(folder.record_jsonl, line)
+
+
+def stepped(folder: RunFolder, step: int, seconds: float = 2.0) -> None:
+    """A step's lines, as of 10 steps that took so long."""
+    tokens, rate = step * TOKENS, 10 * TOKENS / seconds
+    lines: list[tuple[Path, Spec]] = [
+        (folder.metrics_jsonl, StepLine(step=step, tokens=tokens, loss=2.5, grad_norm=1.0, lr=0.1)),
+        (folder.timing_jsonl, TimingLine(step=step, seconds=seconds, tokens_per_s=rate, mfu=0.25)),
+    ]
+    for path, line in lines:
+        append_line(path, line)
+
+
+def evaluated(folder: RunFolder, step: int, loss: float) -> None:
+    append_line(folder.evals_jsonl, EvalLine(step=step, tokens=step * TOKENS, loss=loss, sequences=4))
+
+
+def said(folder: RunFolder, what: What, message: str) -> None:
+    append_line(folder.record_jsonl, Incident(time=time.time(), step=10, what=what, message=message))
+
+
+def live(state: str, reason: str = "", restarts: int = 0, starts: str = "", nodes: str = "") -> Live:
+    return Live("12", "small-target-0a0b0c", state, reason, nodes, restarts, starts)
+
+
+def with_slurm(folder: RunFolder, job: Live | None = None, ended: Ended | None = None) -> Whereabouts:
+    run = folder.path.name
+    return Whereabouts({run: "12"}, {run: job} if job else {}, {run: ended} if ended else {})
+
+
+def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
+    assert looked(home).state == "not started"
+    folder = target(home)
+    assert looked(home).state == "not started"
+    held = Claim(folder.path).take()
+    assert held is not None
+    started(folder)
+    for step in (10, 20, 30, 40, 50):
+        stepped(folder, step)
+    evaluated(folder, 50, 3.1)
+    run = looked(home)
+    assert (run.state, run.step, run.steps, run.nodes) == ("at work", 50, 100, socket.gethostname())
+    assert run.tokens_per_s == pytest.approx(5 * TOKENS)
+    assert run.left_s == pytest.approx(10.0)
+    assert run.mfu == pytest.approx(0.25)
+    assert run.forecast is not None
+    assert (run.loss, run.forecast.median, run.forecast.judge(3.1)) == (3.1, 3.0, "inside")
+    assert (run.forecast.judge(3.6), run.forecast.judge(2.4)) == ("above", "below")
+    held.close()
+    said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
+    run = looked(home)
+    assert (run.state, run.why, run.left_s) == (
+        "stopped",
+        "saved at step 50 of 100 after a signal to leave",
+        None,
+    )
+    started(folder, 50)
+    append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=2.0, weights_sha256="0" * 64))
+    run = looked(home)
+    assert (run.state, run.restarts, run.nodes) == ("finished", 1, "laptop")
+
+
+def test_a_segment_has_a_pace_of_its_own(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    for step in (10, 20, 30):
+        stepped(folder, step, seconds=20.0)
+    started(folder, 20)
+    assert looked(home).tokens_per_s is None or looked(home).step == 30
+    for step in (30, 40):
+        stepped(folder, step, seconds=1.0)
+    assert looked(home).tokens_per_s == pytest.approx(10 * TOKENS)
+
+
+def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Path) -> None:
+    folder = target(home)
+    started(folder, job="12, restart 0, on node1")
+    for step in (10, 20, 30):
+        stepped(folder, step)
+    evaluated(folder, 30, 3.1)
+    busy = live("RUNNING", nodes="node1")
+    run = looked(home, with_slurm(folder, busy))
+    assert (run.step, run.restarts, run.loss) == (30, 0, 3.1)
+    assert run.left_s == pytest.approx(14.0)
+    (folder.checkpoints / "step-00000020").mkdir(parents=True)
+    for again in (live("RUNNING", restarts=1), Live("13", "small-target-0a0b0d", "RUNNING", "", "", 0, "")):
+        run = looked(
+            home, with_slurm(folder, again)
+        )  # before its Start line, under the same job or a new one
+        assert (run.state, run.step, run.restarts, run.loss, run.left_s) == ("at work", 20, 1, None, None)
+    for path, until in ((folder.metrics_jsonl, 2), (folder.evals_jsonl, 0)):  # as a start cuts them
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:until]))
+    started(folder, 20, job="12, restart 1, on node1")
+    run = looked(home, with_slurm(folder, live("RUNNING", restarts=1)))
+    assert (run.step, run.restarts, run.tokens_per_s, run.left_s) == (20, 1, None, None)
+    stepped(folder, 30, seconds=1.0)
+    assert looked(home, with_slurm(folder, live("RUNNING", restarts=1))).left_s == pytest.approx(7.0)
+
+
+def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    log = folder.log / "rank-0.txt"
+    log.write_text(
+        "Traceback (most recent call last):\n  x\nOSError: [Errno 28] No space left on device: 'a'\n"
+    )
+    run = looked(home)
+    assert run.state == "failed"
+    assert run.why.startswith("OSError: [Errno 28] No space left on device: 'a' (rank 0; its log: ")
+    with log.open("a") as file:
+        file.write("a tiny run: from step 0 of 100\n")
+    assert looked(home).why == "cut off at step 0 without a word"
+    assert looked(home).state == "stopped"
+
+
+def test_a_run_in_the_queue(home: Path) -> None:
+    folder = target(home)
+    run = looked(home, with_slurm(folder, live("PENDING", "Resources", starts="2030-01-02T03:04:05")))
+    assert (run.state, run.reason, run.job, run.starts) == (
+        "queued",
+        "Resources",
+        "12",
+        "2030-01-02T03:04:05",
+    )
+    run = looked(home, with_slurm(folder, live("RUNNING", nodes="node[1-2]")))
+    assert (run.state, run.nodes, run.reason, run.starts) == ("at work", "node[1-2]", "", "")
+    started(folder, job="12, restart 0, on node[1-2]")
+    stepped(folder, 10)
+    said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
+    run = looked(home, with_slurm(folder, live("PENDING", "BeginTime", restarts=1)))
+    assert (run.state, run.reason, run.restarts) == ("requeued", "BeginTime", 1)
+    assert "retry 1 of 3" in run.why
+    assert run.moves
+    for held in ("JobHeldUser", "launch failed requeued held", "JobHoldMaxRequeue"):
+        run = looked(home, with_slurm(folder, live("PENDING", held, restarts=1)))
+        assert (run.state, run.reason, run.moves) == ("requeued", held, False)
+        picture = Survey(Workspace(home), None).look(answer(with_slurm(folder, live("PENDING", held))))
+        assert not picture.moves
+        [(group, runs)] = picture.groups
+        assert picture.next_of(group, runs).endswith("scontrol release 12")
+
+
+def test_a_job_that_ended_before_its_run(home: Path) -> None:
+    folder = target(home)
+    run = looked(home, with_slurm(folder, ended=Ended("TIMEOUT", "0:0", "")))
+    assert (run.state, run.why) == ("stopped", "job 12 ended as TIMEOUT")
+    started(folder, job="12, restart 0, on node1")
+    run = looked(home, with_slurm(folder, ended=Ended("FAILED", "1:0", "node1")))
+    assert (run.state, run.why) == ("failed", "job 12 ended as FAILED")
+    said(folder, "crashed", "given up")
+    assert looked(home, with_slurm(folder)).why == "job 12 ended: given up"
+    # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
+    (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
+    assert looked(home, with_slurm(folder)).state == "failed"
+    assert looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer")).state == "at work"
+    (folder.path / "lock").unlink()
+    run = looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer"))
+    assert (run.state, run.why) == ("unknown", "SLURM has or had it as job 12")
+
+
+def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
+    """Whether it waited or was at work, and whatever had happened to it before."""
+    folder = target(home)
+    run = folder.path.name
+    where = Whereabouts({run: "12"}, cancelled={run})
+    told = looked(home, where)
+    assert (told.state, told.why, told.moves) == (
+        "cancelled",
+        "job 12 was cancelled; goes on when run again",
+        False,
+    )
+    started(folder, job="12, restart 0, on node1")
+    said(folder, "crashed", "Killed (rank 0 on node1): retry 1 of 3, from step 0")
+    told = looked(home, where)
+    assert (told.state, told.why) == ("cancelled", "job 12 was cancelled; goes on when run again")
+    said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
+    assert looked(home, where).why == (
+        "job 12 was cancelled: saved at step 50 of 100 after a signal to leave; goes on when run again"
+    )
+    started(folder, 50)  # taken up by this machine since
+    assert looked(home, where).why == "cut off at step 0 without a word"
+
+
+def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = target(home)
+    run, ours, study = folder.path.name, "small-target-0a0b0c", "small-study-0a0b0c"
+    for name, runs, job in ((ours, (run,), 12), (study, (), 13)):
+        submission = Submission(name=name, time=1.0, runs=runs, job=job, retries=3)
+        write_json(home / "slurm" / name / "submission.json", submission)
+    told: dict[str, Ended] = {}
+    monkeypatch.setattr(client, "live", lambda names: {})
+    monkeypatch.setattr(client, "ended", lambda jobs: {job: told[job] for job in jobs if job in told})
+
+    def cancelled(by_us: bool) -> set[str]:
+        write_json(folder.queued_json, Queued(submission=ours, from_step=0, cancelled=by_us))
+        return set(whereabouts(Workspace(home), [run], [study]).cancelled)
+
+    assert cancelled(by_us=False) == set()
+    assert cancelled(by_us=True) == {run}  # before the accounts know, or where there are none
+    told |= {"12": Ended("CANCELLED by 0", "0:0", ""), "13": Ended("CANCELLED by 0", "0:0", "")}
+    assert cancelled(by_us=False) == {run, study}
+    told["12"] = Ended("FAILED", "1:0", "node1")
+    assert cancelled(by_us=True) == {study}
+
+
+def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
+    assert keeper(tmp_path) is None
+    held = Claim(tmp_path).take()
+    assert held is not None
+    assert keeper(tmp_path) is not None
+    held.close()
+    assert keeper(tmp_path) is None
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
+    assert keeper(tmp_path) is None  # it was killed
+    lock.write_text(json.dumps({"host": "elsewhere", "process": 1}))
+    assert keeper(tmp_path) is not None
+    os.utime(lock, (time.time() - 100, time.time() - 100))
+    assert keeper(tmp_path) is None
+
+
+STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submission="small-study-0a0b0c")
+
+
+@pytest.mark.parametrize(
+    ("noted", "where", "state", "parts"),
+    [
+        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
+         ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
+        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
+         ("SLURM holds its job (JobHeldUser)", "scontrol release 12")),
+        (STUDY, Whereabouts(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
+        (STUDY, Whereabouts(cancelled={"small-study-0a0b0c"}), "cancelled",
+         ("cancelled; to go on: run its budget --slurm --until-done",)),
+        (StudyState(state="cancelled", said="while it waits"), Whereabouts(), "cancelled",
+         ("cancelled; to go on: run its budget --slurm --until-done",)),
+        (STUDY, Whereabouts(problem="no answer"), "waiting", ("when SLURM was asked last",)),
+        (StudyState(state="stopped", said="target: 1 run failed"), Whereabouts(), "stopped",
+         ("target: 1 run failed", "run its budget --slurm --until-done")),
+        (StudyState(state="done", said="inside: 1.2"), Whereabouts(), "done", ("plans/small/audit.html",)),
+    ],
+)  # fmt: skip
+def test_a_study_says_what_to_do_next(
+    home: Path, noted: StudyState, where: Whereabouts, state: str, parts: tuple[str, ...]
+) -> None:
+    write_json(home / "plans" / "small" / "study.json", noted)
+    picture = Survey(Workspace(home), None).look(answer(where))
+    [study] = picture.studies
+    assert study.state == state
+    for part in parts:
+        assert part in study.said
+    assert [plan["next"] for plan in picture.plain()["plans"]] == [""]  # only the study says what comes next
+
+
+def test_a_study_names_its_budgets_file(home: Path) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "our study.yaml", plan.budget)
+    write_json(home / "plans" / "small" / "study.json", StudyState(state="stopped", said="1 run failed"))
+    again = "to go on: run {} --slurm --until-done"
+
+    def said_of(asked: Path | None) -> str:
+        [study] = Survey(Workspace(home), asked).look(answer(Whereabouts())).studies
+        return study.said
+
+    assert said_of(None).endswith(again.format("its budget"))
+    assert said_of(home / "our study.yaml").endswith(again.format(f"'{home}/our study.yaml'"))
+    for name, time_s, budget in (("0a0b0c", 1.0, "old.yaml"), ("0a0b0d", 2.0, "our study.yaml")):
+        submission = Submission(name=f"small-study-{name}", time=time_s, runs=(), budget=budget, retries=3)
+        write_json(home / "slurm" / submission.name / "submission.json", submission)
+    assert said_of(None).endswith(again.format("'our study.yaml'"))
+
+
+def test_what_was_never_queued_goes_where_its_cluster_says(home: Path) -> None:
+    path = home / "plans" / "small" / "plan.target.yaml"
+
+    def then() -> str:
+        [plan] = Survey(Workspace(home), None).look(answer(Whereabouts())).plain()["plans"]
+        return str(plan["next"])
+
+    assert then() == f"run {path} starts the rest"
+    (home / "lab.yaml").write_text(CLUSTER + "slurm: {partition: main}\n")
+    budget = load(path, Plan).budget.model_copy(update={"cluster": "lab.yaml"})
+    write_yaml(path, samples.sealed(load(path, Plan), budget=budget))
+    assert then() == f"run {path} --slurm starts the rest"
+    started(target(home))  # on this machine, although it may have SLURM
+    assert then() == f"run {path} starts the rest"
+
+
+def test_a_study_of_another_folder_is_not_looked_for_here(
+    home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "small.yaml", plan.budget)
+    other = tmp_path_factory.mktemp("other")
+    line = f"looked in {other}, which has nothing of small; {home} has: cd {home}"
+    for asked in ("small.yaml", "plans/small/plan.target.yaml"):
+        shown = isoplan(other, "status", home / asked)
+        assert line in shown.stdout.splitlines()
+        assert json.loads(isoplan(home, "status", asked, "--json").stdout)["elsewhere"] == ""
+    assert isoplan(other, "cancel", home / "small.yaml", PATH="/nowhere").stdout.splitlines() == [line]
+
+
+def test_accounts_may_be_behind_when_nothing_seems_to_go_on(home: Path) -> None:
+    folder = target(home)
+    stopped = Survey(Workspace(home), None).look(answer(with_slurm(folder)))
+    assert [display.is_over(stopped, still) for still in (0, 2, 4, 5)] == [False, False, False, True]
+    cancelled = Whereabouts({folder.path.name: "12"}, cancelled={folder.path.name})
+    known = Survey(Workspace(home), None).look(answer(cancelled))
+    assert [display.is_over(known, still) for still in (0, 1, 2)] == [False, False, True]
+
+
+def test_the_table_fits_a_hundred_columns(home: Path) -> None:
+    folder = target(home)
+    started(folder, job="12, restart 0, on node1")
+    stepped(folder, 50)
+    evaluated(folder, 50, 3.6)
+    said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
+    where = with_slurm(folder, live("PENDING", "Resources", 1, "2030-01-02T03:04:05"))
+    printed = io.StringIO()
+    display.show(Survey(Workspace(home), None).look(answer(where)), Console(file=printed, width=100))
+    _, *table, why = printed.getvalue().splitlines()
+    assert all(len(line) <= 100 for line in table)
+    text = printed.getvalue()
+    for part in ("requeued", "50/100", "above", "bits/byte", "MFU", "Resources,", "2030-01-02"):
+        assert part in text
+    assert why == "requeued target: Killed (rank 1 on node2): retry 1 of 3, from step 8"
+
+
+def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
+    title = "3.2e+10 FLOP, width 20"
+    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    [(group, [run])] = picture.groups
+    busy = replace(
+        run, title=title, state="at work", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
+        left_s=200.0, nodes="node[1-12,14-20]", forecast=Forecast(3.0, 2.5, 3.5),
+    )  # fmt: skip
+    waits = replace(busy, state="requeued", left_s=None, reason="Priority", starts="2030-01-02T03:04:05")
+    printed = io.StringIO()
+    display.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=100))
+    assert printed.getvalue().count(title) == 2
+    for part in ("3m20s", "node[1-12,14-", "0]", "Priority,", "2030-01-02"):
+        assert part in printed.getvalue()
+    assert all(len(line) <= 100 for line in printed.getvalue().splitlines()[1:])
+    printed = io.StringIO()
+    display.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=80))
+    assert all(len(line) <= 80 for line in printed.getvalue().splitlines()[1:])
+    assert "3m20s" in printed.getvalue()  # on what is narrower the titles give way as well
+
+
+def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
+    folder = target(home)
+    started(folder)
+    evaluated(folder, 100, 3.0)
+    append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=3.0, weights_sha256="0" * 64))
+    write_json(
+        home / "plans" / "small" / "study.json", StudyState(state="done", said="inside: 3.0 nats/token")
+    )
+    [study] = Survey(Workspace(home), None).look(answer(Whereabouts())).studies
+    assert study.said.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
+
+
+def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = target(home)
+    started(folder)
+    stepped(folder, 10)
+    monkeypatch.setattr(display, "LOOK_S", 0.01)
+    for terminal in (True, False):
+        printed = io.StringIO()
+        console = Console(file=printed, width=100, force_terminal=terminal)
+        display.follow(Survey(Workspace(home), None), console, json=False)
+        assert "cut off at step 10 without a word" in printed.getvalue()
+        assert (
+            f"run {home}/plans/small/plan.target.yaml goes on from the newest checkpoints"
+            in printed.getvalue()
+        )
+
+
+def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
+    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    assert any(not isinstance(part, str) for part in display.rendered(picture, 20, 100))
+    folded = display.rendered(picture, 5, 100)
+    assert all(isinstance(part, str) for part in folded)
+    assert "1 not started" in str(folded[0])
+
+
+def test_the_command(home: Path) -> None:
+    folder = target(home)
+    shown = isoplan(home, "status")
+    assert shown.returncode == 0, shown.stderr
+    assert "not started" in shown.stdout
+    assert "run plans/small/plan.target.yaml starts the rest" in shown.stdout
+    plain = json.loads(isoplan(home, "status", folder.path.name[:6], "--json").stdout)
+    assert [run["run"] for run in plain["plans"][0]["runs"]] == [folder.path.name]
+    one_line(isoplan(home, "status", "nonsense"), "this is no run folder")
+
+
+def test_what_may_be_asked_for(home: Path) -> None:
+    folder = target(home)
+    run_json = folder.run_json
+    for asked in (folder.path, run_json, home / "plans" / "small" / "plan.target.yaml"):
+        assert looked(home, asked=asked).run == folder.path.name
+    with pytest.raises(DocumentError, match="there is no such file"):
+        Survey(Workspace(home), Path("nonsense.yaml"))
+    with pytest.raises(DocumentError, match="neither a budget, nor a plan, nor a run spec"):
+        Survey(Workspace(home), folder.order_json)
+    printed = io.StringIO()
+    display.show(Survey(Workspace(home / "empty"), None).look(), Console(file=printed))
+    assert "next: plan BUDGET" in printed.getvalue()
+
+
+def test_of_a_budget_the_chain(home: Path) -> None:
+    plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
+    write_yaml(home / "small.yaml", plan.budget)
+    plain = Survey(Workspace(home), home / "small.yaml").look().plain()
+    assert [step["step"] for step in plain["chain"]] == [
+        "data",
+        "plan",
+        "pilots",
+        "audit",
+        "plan",
+        "target",
+        "audit",
+    ]
+    assert plain["chain"][-2]["state"] == "0 of 1 runs are finished"
+
+
+def test_a_plan_that_cannot_be_read_hides_no_other(home: Path) -> None:
+    broken = home / "plans" / "broken" / "plan.target.yaml"
+    broken.parent.mkdir()
+    broken.write_text("kind: plan\n")
+    picture = Survey(Workspace(home), None).look()
+    assert [run.state for run in picture.runs] == ["not started"]
+    assert f"{broken}:1:1: " in picture.unread[0]
+
+
+def test_without_slurms_programs_the_files_speak(home: Path) -> None:
+    folder = target(home)
+    write_json(folder.queued_json, Queued(submission="small-target-0a0b0c", from_step=0))
+    submission = Submission(name="small-target-0a0b0c", time=1.0, runs=(folder.path.name,), job=12, retries=3)
+    write_json(home / "slurm" / submission.name / "submission.json", submission)
+    shown = isoplan(home, "status", PATH="/nowhere")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("there is no squeue here; ")
+    assert "SLURM has or had it as job 12" in shown.stdout
+    one_line(isoplan(home, "cancel", folder.path.name, PATH="/nowhere"), "there is no squeue here")
+
+
+def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
+    for name in ("ab01", "ab02"):
+        (home / "runs" / name).mkdir(parents=True)
+        (home / "runs" / name / "run.json").write_text("{}")
+    here = Workspace(home)
+    with pytest.raises(DocumentError, match="2 runs begin so: ab01, ab02; write more of the name"):
+        run_named(Path("ab"), here)
+    for nothing in ("abc", "runs/ab", "ab01/log"):
+        with pytest.raises(DocumentError, match="this is no run folder"):
+            run_named(Path(nothing), here)
+    for named in (Path("ab02"), home / "runs" / "ab02"):
+        assert run_named(named, here).path == home / "runs" / "ab02"
+    assert workspace_of(RunFolder(home / "runs" / "ab02"), Workspace(Path())) == here
+
+
+def test_nothing_to_cancel(home: Path) -> None:
+    folder = target(home)
+    done = isoplan(home, "cancel", "plans/small/plan.target.yaml", PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "nothing to cancel: SLURM has nothing of this in hand\n"
+    assert not (home / "slurm").exists()
+    held = Claim(folder.path).take()
+    assert held is not None
+    started(folder)
+    done = isoplan(home, "cancel", folder.path.name)
+    held.close()
+    assert f"left alone: process {os.getpid()} on {socket.gethostname()} is at work in " in done.stdout
+    assert "Ctrl-C where it was started saves and ends it" in done.stdout
+
+
+def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
+    path = home / "plans" / "small" / "plan.target.yaml"
+    with pytest.raises(RefusedError, match="none of its runs has a folder yet; see: isoplan status "):
+        run_asked(path, Workspace(home))
+    folder = target(home)
+    assert run_asked(path, Workspace(home)).path == folder.path
+    plan = load(path, Plan)
+    other = plan.runs[0].run.model_copy(update={"seed": 7})
+    runs = (*plan.runs, plan.runs[0].model_copy(update={"title": "twin", "run": other}))
+    write_yaml(path, samples.sealed(plan, runs=runs))
+    twin = home / "runs" / other.fingerprint()
+    twin.mkdir()
+    (twin / "run.json").write_text("{}")
+    expected = f"a run has logs; name one of {folder.path.name[:8]} (target), {twin.name[:8]} (twin)"
+    with pytest.raises(RefusedError, match=re.escape(expected)):
+        run_asked(path, Workspace(home))
+
+
+def test_a_heading_has_something_under_it(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    printed = Printed(target(home), Workspace(home), 0)
+    printed._write(home / "12_0_log.err", b"\n")
+    printed._write(home / "12_0_log.out", b"")
+    printed._write(home / "12_0_log.err", b"srun: no\n")
+    out, err = capsysbinary.readouterr()
+    assert (out, err) == (b"srun: no\n", f"==> {home}/12_0_log.err\n".encode())
+
+
+def test_logs_of_a_rank(home: Path) -> None:
+    folder = target(home)
+    run = folder.path.name
+    nothing = isoplan(home, "logs", run)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert nothing.stderr == f"rank 0 has printed nothing yet; see: isoplan status {run}\n"
+    (folder.log / "rank-0.txt").write_text("".join(f"line {number}\n" for number in range(60)))
+    shown = isoplan(home, "logs", run[:5])
+    assert shown.stdout.splitlines() == [f"line {number}" for number in range(20, 60)]
+    assert last_lines(folder.log / "rank-0.txt", 2)[0] == b"line 58\nline 59\n"
+    [told] = json.loads(isoplan(home, "logs", run, "--lines", "1", "--json").stdout)
+    assert told == {"file": f"runs/{run}/log/rank-0.txt", "lines": ["line 59"]}
+    one_line(isoplan(home, "logs", run, "--json", "-f"), "leave one out")
+    one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
+    assert isoplan(home, "logs", "plans/small/plan.target.yaml", "--lines", "1").stdout == "line 59\n"
+    said(folder, "crashed", "Killed (rank 1 on node2): given up")
+    crashed = isoplan(home, "logs", run, "--lines", "1")
+    assert (crashed.stdout, crashed.stderr) == ("line 59\n", "crashed: Killed (rank 1 on node2): given up\n")
+    folder.record_jsonl.unlink()
+    followed = isoplan(home, "logs", run, "--lines", "1", "-f")
+    assert followed.stdout == "line 59\n"
+    assert "not started at step 0 of 100" in followed.stderr

@@ -1,0 +1,195 @@
+"""Steps that would spoil a run are thrown away, and a run that cannot get past them goes back."""
+
+import json
+import math
+import random
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.checkpoint.format import find_whole, read_manifest
+from runtime.data.batches import first_sample
+from runtime.run_folder.folder import RunFolder
+from runtime.train.spike_guard import Guard, deviations
+from specs.data import CorpusRef
+from specs.exit_codes import NO_RETRY, OK
+from specs.record import Incident, LeftOut, Rollback, Start
+from specs.run import RunSpec
+from specs.spike_guard import Memory, StepGuard
+from tests.support.training import Ranks, corpus, opened, order, poison, tiny_run
+
+SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
+
+
+def fed(guard: Guard, losses: list[float]) -> list[str]:
+    return [guard.objection(loss, 1.0) for loss in losses]
+
+
+def noisy(count: int, level: float = 3.0, seed: int = 0) -> list[float]:
+    chance = random.Random(seed)
+    return [level * math.exp(chance.gauss(0, 0.01)) for _ in range(count)]
+
+
+def test_deviations_are_standard_deviations_of_normal_noise() -> None:
+    before = noisy(20001)
+    assert deviations(3.0 * math.exp(0.05), before) == pytest.approx(5.0, rel=0.05)
+    assert deviations(3.0, before) == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_few_wild_losses_do_not_hide_a_spike() -> None:
+    before = [*noisy(100), *[30.0] * 30]
+    assert deviations(9.0, before) > 50
+
+
+def test_only_what_rises_is_a_spike() -> None:
+    guard = Guard(SPEC, Memory())
+    assert fed(guard, noisy(16)) == [""] * 16
+    assert guard.objection(0.5, 1.0) == ""
+    assert "deviations above the last 16 steps' median" in guard.objection(4.0, 1.0)
+    assert guard.in_a_row == 1
+    assert guard.objection(3.0, 1.0) == ""
+    assert guard.in_a_row == 0
+
+
+def test_nothing_is_a_spike_before_there_is_something_to_compare() -> None:
+    assert fed(Guard(SPEC, Memory()), [3.0] * 15 + [300.0]) == [""] * 16
+
+
+def test_what_was_thrown_away_is_not_compared_with() -> None:
+    guard = Guard(SPEC, Memory())
+    fed(guard, noisy(16))
+    assert all(fed(guard, [6.0] * 40))
+    assert guard.memory.in_a_row == 40
+    assert max(guard.memory.losses) < 3.2
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (3.0, math.nan), (3.0, math.inf)]
+)
+def test_what_is_not_finite_is_never_applied(loss: float, norm: float) -> None:
+    guard = Guard(SPEC, Memory())
+    assert guard.objection(loss, norm).startswith("loss ")
+    for _ in range(2):
+        assert not guard.impatient
+        guard.objection(loss, norm)
+    assert guard.impatient
+
+
+def test_without_a_guard_everything_is_applied() -> None:
+    guard = Guard(None, Memory())
+    assert fed(guard, [3.0] * 200 + [math.nan, 1e9]) == [""] * 202
+    assert not guard.impatient
+
+
+def test_a_guard_that_was_put_down_goes_on_as_if_it_never_was() -> None:
+    losses = noisy(60)
+    losses[30:33] = [9.0, math.nan, 9.0]
+    whole, resumed = Guard(SPEC, Memory()), Guard(SPEC, Memory())
+    said = []
+    for loss in losses:
+        said.append(resumed.objection(loss, 1.0))
+        resumed = Guard(SPEC, Memory.model_validate_json(resumed.memory.canonical_json()))
+    assert said == fed(whole, losses)
+    assert resumed.memory == whole.memory
+
+
+def test_batches_go_on_past_what_was_left_out() -> None:
+    def batches(steps: int, *left_out: LeftOut) -> list[int]:
+        return [first_sample(step, 10, left_out) // 10 + 1 for step in range(1, steps + 1)]
+
+    assert batches(4) == [1, 2, 3, 4]
+    first = LeftOut(step=6, to_step=2, batches=6)
+    assert batches(5, first) == [1, 2, 7, 8, 9]
+    later = LeftOut(step=5, to_step=4, batches=9)
+    assert batches(6, first, later) == [1, 2, 7, 8, 10, 11]
+    before_both = LeftOut(step=6, to_step=1, batches=11)
+    assert batches(4, first, later, before_both) == [1, 12, 13, 14]
+
+
+STEPS = 60
+
+
+def run_of(home: Path, **changes: Any) -> RunSpec:
+    data: CorpusRef = corpus(home)
+    return tiny_run(data, steps=STEPS, guard=StepGuard(window_steps=16, patience_steps=4), **changes)
+
+
+def trained(home: Path, where: Path, run: RunSpec, first: int, last: int, dp: int = 1) -> RunFolder:
+    folder = opened(where, run, order(run, dp=dp, every_steps=8))
+    assert Ranks(folder, home / "data", dp, partial(poison, first, last)).join() == [OK] * dp
+    return folder
+
+
+def test_a_few_bad_steps_are_left_out_and_the_run_goes_on(home: Path, tmp_path: Path) -> None:
+    folder = trained(home, tmp_path, run_of(home), 30, 32)
+    metrics = folder.metrics()
+    assert [line.step for line in metrics] == list(range(1, STEPS + 1))
+    assert [line.step for line in metrics if not line.applied] == [30, 31, 32]
+    assert [line.loss for line in metrics if not line.applied] == [None] * 3
+    incidents = [line for line in folder.records() if isinstance(line, Incident)]
+    assert [(line.what, line.step) for line in incidents] == [("skipped_step", step) for step in (30, 31, 32)]
+    path, problems = find_whole(folder.checkpoints, folder.run(), ())
+    assert path is not None
+    assert problems == []
+    assert read_manifest(path).updates == STEPS - 3
+    assert metrics[-1].loss is not None
+    assert metrics[0].loss is not None
+    assert metrics[-1].loss < metrics[0].loss
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
+    home: Path, tmp_path: Path, dp: int
+) -> None:
+    """At step 33 four in a row were bad, among them the one after which a checkpoint is due; it goes back to 24."""
+    folder = trained(home, tmp_path, run_of(home), 30, 35, dp)
+    (rollback,) = (line for line in folder.records() if isinstance(line, Rollback))
+    assert rollback.left_out == LeftOut(step=33, to_step=24, batches=33)
+    assert "steps 25 to 33 are given up and their data left out" in rollback.message
+    assert [line.from_step for line in folder.records() if isinstance(line, Start)] == [0, 24]
+    assert [line.lost_steps for line in folder.records() if isinstance(line, Start)] == [0, 9]
+    metrics = folder.metrics()
+    assert [line.step for line in metrics] == list(range(1, STEPS + 1))
+    assert [line.step for line in metrics if not line.applied] == [25, 26]  # batches 34 and 35
+    path, _ = find_whole(folder.checkpoints, folder.run(), folder.left_out())
+    assert path is not None
+    assert read_manifest(path).left_out == (rollback.left_out,)
+
+
+@pytest.mark.parametrize("dp", [1, 2])
+def test_a_run_that_goes_back_can_be_killed_all_the_while(home: Path, tmp_path: Path, dp: int) -> None:
+    run = run_of(home)
+    whole = trained(home, tmp_path / "whole", run, 30, 35, dp)
+    folder = opened(tmp_path / "killed", run, order(run, dp=dp, every_steps=8))
+    chance = random.Random(dp)
+    for _ in range(6):
+        seen = len(folder.records())
+        ranks = Ranks(folder, home / "data", dp, partial(poison, 30, 35))
+        while len(folder.records()) <= seen and ranks.processes[0].is_alive():
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 0.25))
+        ranks.kill()
+    assert set(Ranks(folder, home / "data", dp, partial(poison, 30, 35)).join()) == {OK}
+    assert folder.metrics_jsonl.read_bytes() == whole.metrics_jsonl.read_bytes()
+    assert folder.evals_jsonl.read_bytes() == whole.evals_jsonl.read_bytes()
+    ends = [one.end() for one in (folder, whole)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    assert ends[0].weights_sha256 == ends[1].weights_sha256
+
+
+def test_a_run_that_comes_back_to_the_same_place_stops(home: Path, tmp_path: Path) -> None:
+    run = run_of(home)
+    folder = opened(tmp_path, run, order(run, every_steps=8))
+    assert Ranks(folder, home / "data", 1, partial(poison, 30, 10**9)).join() == [NO_RETRY]
+    assert len(folder.left_out()) == 3
+    last = folder.records()[-1]
+    assert isinstance(last, Incident)
+    assert "went back to step 24 3 times" in last.message
+    (line,) = (folder.log / "rank-0.txt").read_text().splitlines()[-1:]
+    assert line.startswith("RunError: went back to step 24 3 times")
+    assert line.endswith("training diverged; plan with a lower learning rate")
+    assert json.loads((folder.metrics_jsonl).read_text().splitlines()[-1])["step"] == 28

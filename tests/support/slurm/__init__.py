@@ -1,0 +1,1 @@
+"""A real SLURM on one machine, and a desk at it."""
