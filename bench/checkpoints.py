@@ -27,17 +27,17 @@ import runtime.checkpoint.shards  # noqa: F401, so that its import is in nobody'
 from bench.step import PEERS
 from model.parameters import Piece
 from model.zero import Box
-from runtime.checkpoint.format import Manifest, commit, stage
+from runtime.checkpoint.format import CheckpointManifest, commit, stage
 from runtime.run_folder.folder import folder_name
-from runtime.train.async_checkpoint import Saver
-from runtime.train.resume import Standing, manifest_of
-from runtime.train.worker import Replica, joined
-from specs.checkpoint_retention import Keep
+from runtime.train.async_checkpoint import AsyncCheckpointer
+from runtime.train.resume import ResumeState, manifest_of
+from runtime.train.worker import RankWorker, join_process_group
+from specs.checkpoint_retention import Retention
 from specs.data import CorpusRef
 from specs.layout import Layout
 from specs.optim import OptimSpec
 from specs.run import Evaluation, Execution, RunSpec
-from specs.spike_guard import Memory
+from specs.spike_guard import SpikeGuardState
 
 ROUNDS = 5
 BATCH, MICRO_BATCH = 16, 4
@@ -77,7 +77,7 @@ def run_spec() -> RunSpec:
     )
 
 
-def trainer(replica: Replica) -> Callable[[], float]:
+def trainer(replica: RankWorker) -> Callable[[], float]:
     """One step; its wall seconds."""
     numbers = iter(range(1, 10**6))
 
@@ -91,7 +91,11 @@ def trainer(replica: Replica) -> Callable[[], float]:
 
 
 def measure(
-    saver: Saver, step: Callable[[], float], manifest: Callable[[], Manifest], folder: Path, boxes: list[Box]
+    saver: AsyncCheckpointer,
+    step: Callable[[], float],
+    manifest: Callable[[], CheckpointManifest],
+    folder: Path,
+    boxes: list[Box],
 ) -> Round:
     """One round."""
     with peak_rss() as before:
@@ -113,7 +117,7 @@ def measure(
     )  # a thin disk is slow where it was not written lately: this one's blocks are used again
     begin = time.perf_counter()
     stage(large, told.step, 0, boxes)
-    commit(large, told, 1, Keep(newest=1))
+    commit(large, told, 1, Retention(newest=1))
     write_s = time.perf_counter() - begin
     shutil.rmtree(large / folder_name(told.step))
     return Round(step_s, extra_s, blocked_s, write_s, dd_s(large, WRITTEN_BYTES), peak[0] - before[0])
@@ -138,7 +142,7 @@ def dd_s(folder: Path, size: int) -> float:
 
 
 def rss_bytes() -> int:
-    """Memory of this process that is there now."""
+    """SpikeGuardState of this process that is there now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -171,17 +175,17 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, PEERS.vocab, 2**20, dtype=np.uint16)
     with (
         tempfile.TemporaryDirectory(dir=".") as where,
-        joined(run, execution, 0, 0, tokens, tokens) as replica,
+        join_process_group(run, execution, 0, 0, tokens, tokens) as replica,
     ):
         folder = Path(where)
         replica.optimizer.start(0)
-        saver, step = Saver(folder, replica, Keep()), trainer(replica)
-        begun, numbers = Standing(0, None, Memory(), (), {}), iter(range(1, 10**6))
+        saver, step = AsyncCheckpointer(folder, replica, Retention()), trainer(replica)
+        begun, numbers = ResumeState(0, None, SpikeGuardState(), (), {}), iter(range(1, 10**6))
         step()
         state_bytes = 3 * replica.optimizer.state[0].nbytes
 
-        def manifest() -> Manifest:
-            return manifest_of(replica, run, begun, next(numbers), None, Memory())
+        def manifest() -> CheckpointManifest:
+            return manifest_of(replica, run, begun, next(numbers), None, SpikeGuardState())
 
         boxes = large_boxes()
         found = [measure(saver, step, manifest, folder, boxes) for _ in range(rounds)]

@@ -21,7 +21,7 @@ from planner.design.pilot_design import (
     PAPER_BUDGETS,
     PAPER_SIZES,
     Ladder,
-    Site,
+    PilotSetting,
     afforded,
     best_of,
     candidates,
@@ -57,7 +57,7 @@ class Case:
 
     name: str
     pilots: Pilots
-    place: Site
+    place: PilotSetting
 
     @property
     def ladders(self) -> dict[str, Ladder]:
@@ -159,7 +159,7 @@ def simulated_rows(one: Case, surfaces: int) -> Iterator[Row]:
         )
 
 
-def study(ladder: Ladder, place: Site, seed: int) -> tuple[float, float, bool]:
+def study(ladder: Ladder, place: PilotSetting, seed: int) -> tuple[float, float, bool]:
     """(half-width, error of the median, inside 95 %) of one forecast in ln L on one random surface."""
     generator = np.random.default_rng([seed, 4])
     form, params = random_surface(generator)
@@ -182,7 +182,7 @@ def walk(decades: Array, generator: np.random.Generator) -> Array:
 
 def pilots_of(
     ladder: Ladder,
-    place: Site,
+    place: PilotSetting,
     miss: Array,
     form: laws.Form,
     params: list[float],

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from planner.scaling.fit import Fit, resampled_counts
+from planner.scaling.fit import FormFit, resampled_counts
 from planner.scaling.laws import Array
 
 CHINCHILLA_GRID = {
@@ -47,7 +47,7 @@ def chinchilla_fit(size: Array, tokens: Array, loss: Array, delta: float) -> tup
     return seconds, tuple(float(x) for x in (peer.E, peer.A, peer.B, peer.alpha, peer.beta))
 
 
-def bfgs_on_same_draws(fitted: Fit, draws: int, count: int) -> tuple[float, Array]:
+def bfgs_on_same_draws(fitted: FormFit, draws: int, count: int) -> tuple[float, Array]:
     """Seconds and objectives of scipy's BFGS with analytic gradient, one after the other, on the first `count` of
     bootstrap's `draws` resamples (seed 0) of a fit of the standard law."""
     from scipy.optimize import minimize

@@ -22,7 +22,7 @@ from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
 from bench.parquet import numeric_columns
 from planner.scaling import laws
 from planner.scaling.fit import (
-    Fit,
+    FormFit,
     bootstrap,
     constant_intervals,
     fit,
@@ -133,7 +133,7 @@ def chinchilla_rows(quick: bool) -> Iterator[Row]:
     yield "objective, lower is better", f"{objective(fitted, params):.9f}", f"{fitted.objective:.9f}"
 
 
-def weighted_objectives(fitted: Fit, draws: Array, count: int) -> Array:
+def weighted_objectives(fitted: FormFit, draws: Array, count: int) -> Array:
     """Each draw's objective on its own resample."""
     weights = resampled_counts(fitted.size, fitted.tokens, BOOTSTRAP_DRAWS, 0, len(fitted.params))[:count]
     predicted = laws.value(fitted.form, draws[:count], fitted.size, fitted.tokens)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.scaling import lr_and_batch
-from planner.scaling.lr_and_batch import Grid, RateLaw, fit_rates
+from planner.scaling.lr_and_batch import RateGrid, RateLaw, fit_rates
 
 DATA = Path(__file__).parents[1].parent / "shared/data/step_law/dense_lr_bs_loss.csv"
 SEQUENCE = 2048
@@ -34,23 +34,23 @@ def main() -> None:
     Console(width=150).print(table)
 
 
-def step_law() -> Grid:
+def step_law() -> RateGrid:
     """The runs: N without embeddings, smoothed final loss."""
     names = ("N", "D", "lr", "bs", "smooth loss")
     with DATA.open() as file:
         rows = [[float(row[name]) for name in names] for row in csv.DictReader(file) if row["smooth loss"]]
     size, tokens, lr, batch, loss = np.array(rows).T
-    return Grid(size, tokens, lr, batch * SEQUENCE, loss)
+    return RateGrid(size, tokens, lr, batch * SEQUENCE, loss)
 
 
-def cost(grid: Grid, cell: int, answer: tuple[float, float]) -> float:
+def cost(grid: RateGrid, cell: int, answer: tuple[float, float]) -> float:
     """Per cent above the cell's best at the run nearest to an answer."""
     there = grid.take(grid.cell == cell)
     near = np.hypot(np.log(there.lr / answer[0]), np.log(there.batch / answer[1]))
     return float(100 * there.above_best()[np.argmin(near)])
 
 
-def costs(grid: Grid, answer_of: Callable[[int], Answer], cells: list[int]) -> str:
+def costs(grid: RateGrid, answer_of: Callable[[int], Answer], cells: list[int]) -> str:
     """Mean and worst cost over cells."""
     found = []
     for cell in cells:

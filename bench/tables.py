@@ -32,7 +32,7 @@ from bench.published import (
 from planner.performance import cost
 from planner.performance.cost import Architecture
 from planner.performance.engine_features import Engine
-from planner.performance.layout_grid import Grid, balanced_cut, grid_of
+from planner.performance.layout_grid import LayoutGrid, balanced_cut, grid_of
 from planner.performance.layout_search import choose_layout
 from planner.performance.memory import memory_parts
 from planner.performance.step_time import machine, step_seconds
@@ -82,7 +82,7 @@ def _with(cluster: Cluster, **changes: float) -> Cluster:
     return cluster.model_copy(update={"efficiency": cluster.efficiency.model_copy(update=changes)})
 
 
-def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: Grid) -> float:
+def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: LayoutGrid) -> float:
     """Seconds of a step in 16 bit."""
     return float(sum(step_seconds(a, engine, machine(cluster, 2), 2, grid).values()))
 
@@ -135,7 +135,7 @@ def _unprinted(row: Published, batch: int) -> Iterator[Layout]:
                 yield layout(row, recompute="none", sp=sp, interleave=interleave, micro_batch=micro_batch)
 
 
-def _bytes(a: Architecture, engine: Engine, grid: Grid) -> float:
+def _bytes(a: Architecture, engine: Engine, grid: LayoutGrid) -> float:
     return float(sum(memory_parts(a, engine, 2, grid).values()))
 
 
@@ -189,7 +189,7 @@ def long_runs(on: Clusters) -> Iterator[Case]:
     )
     for name, a, cluster, devices, (pp, tp, interleave), batch, mfu in runs:
         dp, ends = devices // (pp * tp), -(-a.layers // pp) - (a.layers % pp > 0)
-        grid = Grid(
+        grid = LayoutGrid(
             dp, pp, interleave, tp, 1, 1, batch // dp, 0, ends, -(-a.layers // pp), min(1, pp - 1), ends
         )
         flop = batch * a.context * (cost.flop_per_token(a) + 6 * a.vocab * a.width)
@@ -225,14 +225,14 @@ def activation_memory(on: Clusters) -> Iterator[Case]:
             yield Case(f"{row['model']} {words}", float(row["value"]), ours, False)
 
 
-def _per_block(a: Architecture, grid: Grid) -> float:
+def _per_block(a: Architecture, grid: LayoutGrid) -> float:
     """Bytes that one block keeps of one micro-batch."""
     if grid.recompute == 2:
         return float(cost.checkpoint_bytes(a, grid.tp, grid.sp, 2))
     return float(cost.kept_bytes(a, grid.tp, grid.sp, 2, grid.recompute == 0))
 
 
-def _kept_gib(a: Architecture, grid: Grid) -> float:
+def _kept_gib(a: Architecture, grid: LayoutGrid) -> float:
     return float(memory_parts(a, MEGATRON_2022, 2, replace(grid, most=0, last=0))["activations"]) / 2**30
 
 

@@ -24,7 +24,7 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-class Coming:
+class AsyncTensor:
     """A tensor that may still be on its way. What it is made of stays alive until it is waited for."""
 
     def __init__(self, work: Any, finish: Callable[[], Tensor]) -> None:
@@ -37,12 +37,12 @@ class Coming:
         return self._finish()
 
 
-def here(x: Tensor) -> Coming:
+def here(x: Tensor) -> AsyncTensor:
     """What need not be waited for."""
-    return Coming(None, lambda: x)
+    return AsyncTensor(None, lambda: x)
 
 
-def gather(x_BSH: Tensor, axis: Axis) -> Coming:
+def gather(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     """Every rank's stretch of the sequence, in rank order."""
     if axis.size == 1:
         return here(x_BSH)
@@ -50,10 +50,10 @@ def gather(x_BSH: Tensor, axis: Axis) -> Coming:
     part_BSH = x_BSH.contiguous()
     parts = part_BSH.new_empty(axis.size, B, S, H)
     work = _all_gather(parts.view(-1), part_BSH.view(-1), group=axis.group, async_op=True)
-    return Coming(work, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
+    return AsyncTensor(work, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
 
 
-def scatter(x_BSH: Tensor, axis: Axis) -> Coming:
+def scatter(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     """This rank's stretch of the sequence of the ranks' sum."""
     if axis.size == 1:
         return here(x_BSH)
@@ -61,14 +61,14 @@ def scatter(x_BSH: Tensor, axis: Axis) -> Coming:
     parts = x_BSH.view(B, axis.size, S // axis.size, H).transpose(0, 1).contiguous()
     mine_BSH = parts.new_empty(parts.shape[1:])
     work = _reduce_scatter(mine_BSH.view(-1), parts.view(-1), group=axis.group, async_op=True)
-    return Coming(work, lambda: (parts, mine_BSH)[1])
+    return AsyncTensor(work, lambda: (parts, mine_BSH)[1])
 
 
-def reduce(x: Tensor, axis: Axis) -> Coming:
+def reduce(x: Tensor, axis: Axis) -> AsyncTensor:
     """The ranks' sum, in place."""
     if axis.size == 1:
         return here(x)
-    return Coming(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
+    return AsyncTensor(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
 
 
 def leave(x_BSH: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:

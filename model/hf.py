@@ -199,7 +199,7 @@ def _refused(document: Document, key: str, rule: str) -> DocumentError:
 
 
 @dataclass(frozen=True)
-class Weights:
+class HfWeights:
     """The weights of a folder, opened: which tensor is in which file."""
 
     files: Mapping[str, Any]
@@ -217,7 +217,7 @@ class Weights:
         out.copy_(stored[rows] if len(piece.shape) == 1 else stored[rows, piece.col : piece.col + piece.cols])
 
 
-def open_weights(folder: Path, spec: ModelSpec) -> Weights:
+def open_weights(folder: Path, spec: ModelSpec) -> HfWeights:
     """The folder's tensors, of which none may be missing, unknown or of another shape; else DocumentError."""
     opened: dict[str, Any] = {}
     expected = shapes(spec)
@@ -238,7 +238,7 @@ def open_weights(folder: Path, spec: ModelSpec) -> Weights:
         raise _unread(
             folder, f"it lacks {missing[0]} and {len(missing) - 1} other tensors of its config.json"
         )
-    return Weights(opened)
+    return HfWeights(opened)
 
 
 def _check(

@@ -25,7 +25,7 @@ from model.kernels.interfaces import Gate
 from model.tensor_parallel import Linears
 
 
-class Weights(NamedTuple):
+class SubLayerWeights(NamedTuple):
     """A sub-layer's parameters."""
 
     gain: Tensor
@@ -71,9 +71,11 @@ class SubLayer:
     kernels: Kernels
     eps: float
     recompute_norm: bool
-    """Keep the sum instead of what the norm makes of it."""
+    """SavedActivations the sum instead of what the norm makes of it."""
 
-    def forward(self, x_BsH: Tensor, delta_BsH: Tensor | None, w: Weights) -> tuple[Tensor, Tensor, Any]:
+    def forward(
+        self, x_BsH: Tensor, delta_BsH: Tensor | None, w: SubLayerWeights
+    ) -> tuple[Tensor, Tensor, Any]:
         """x + delta; the sub-layer's result, which is the next delta; what backward wants."""
         delta_RH = None if delta_BsH is None else delta_BsH.view(-1, len(w.gain))
         sum_RH, y_RH, kept = self.kernels.norm.forward(
@@ -85,7 +87,7 @@ class SubLayer:
         normed = (sum_RH, None) if self.recompute_norm else (y_RH, kept)
         return sum_RH.view(x_BsH.shape), result_BsH, (normed, within)
 
-    def backward(self, dsum_BsH: Tensor, dresult_BsH: Tensor, kept: Any, w: Weights) -> Tensor:
+    def backward(self, dsum_BsH: Tensor, dresult_BsH: Tensor, kept: Any, w: SubLayerWeights) -> Tensor:
         """The gradient of x, which is delta's too."""
         shape, batch, ((y_RH, normed), within) = dsum_BsH.shape, len(dsum_BsH), kept
         if self.recompute_norm:
@@ -106,7 +108,7 @@ def _buffer(weight: Tensor) -> Tensor:
     return weight.grad
 
 
-class Keep(NamedTuple):
+class SavedActivations(NamedTuple):
     """What a block keeps for its backward pass; what it does not, it computes again, bit for bit."""
 
     within: bool
@@ -118,9 +120,9 @@ class Keep(NamedTuple):
 
 
 KEEP = {
-    "none": Keep(within=True, normed=True, attention=True),
-    "selective": Keep(within=True, normed=False, attention=False),
-    "full": Keep(within=False, normed=True, attention=True),
+    "none": SavedActivations(within=True, normed=True, attention=True),
+    "selective": SavedActivations(within=True, normed=False, attention=False),
+    "full": SavedActivations(within=False, normed=True, attention=True),
 }
 """By `Layout.recompute`."""
 
@@ -131,7 +133,10 @@ def embedding(row_BS: Tensor, weight_VH: Tensor) -> Tensor:
 
 
 def block(
-    x_BsH: Tensor, layers: tuple[SubLayer, SubLayer], weights: tuple[Weights, Weights], whole: bool
+    x_BsH: Tensor,
+    layers: tuple[SubLayer, SubLayer],
+    weights: tuple[SubLayerWeights, SubLayerWeights],
+    whole: bool,
 ) -> Tensor:
     """x + leave(f(enter(norm(x)))), twice. `whole` keeps what is within, else only x is kept."""
     return _Block.apply(x_BsH, layers, weights, whole)  # type: ignore[no-untyped-call,no-any-return]
@@ -164,7 +169,7 @@ class _Block(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         layers: tuple[SubLayer, SubLayer],
-        weights: tuple[Weights, Weights],
+        weights: tuple[SubLayerWeights, SubLayerWeights],
         whole: bool,
     ) -> Tensor:
         ctx.layers, ctx.weights = layers, weights
@@ -183,7 +188,7 @@ class _Block(torch.autograd.Function):
 
 
 def _through(
-    x: Tensor, layers: tuple[SubLayer, SubLayer], weights: tuple[Weights, Weights]
+    x: Tensor, layers: tuple[SubLayer, SubLayer], weights: tuple[SubLayerWeights, SubLayerWeights]
 ) -> tuple[Tensor, list[Any]]:
     """A block's result, and what each sub-layer wants for its gradient."""
     (attend, feed), (attend_w, feed_w) = layers, weights

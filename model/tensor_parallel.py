@@ -7,7 +7,7 @@ Without sequence parallelism `gather` is nothing and `sum` an all-reduce; with i
 the sequence and a reduce-scatter. Their gradients are each other's mirror. Communication hides behind multiplications:
 
 * where a gathered tensor is multiplied at once, it comes in pieces, and one is multiplied while the next is on its way;
-* the gradient that goes back through `enter` is a `Coming`: it is summed while weights' gradients are multiplied;
+* the gradient that goes back through `enter` is a `AsyncTensor`: it is summed while weights' gradients are multiplied;
 * of what was gathered only this rank's stretch is kept; it is gathered again behind backward's multiplications.
 
 One process is the case of size 1, where nothing is communicated or copied.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.collectives import Coming, gather, reduce, scatter
+from model.collectives import AsyncTensor, gather, reduce, scatter
 from model.mesh import Axis
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
@@ -62,12 +62,12 @@ class Linears:
             return self.multiply(dy_RH, weight_HF.t()), dy_RH
         return _gathered_product(dy_BsH, weight_HF.t(), self.tp, self.multiply)
 
-    def back_through_enter(self, dy_RF: Tensor, weight_FH: Tensor, batch: int) -> Coming:
+    def back_through_enter(self, dy_RF: Tensor, weight_FH: Tensor, batch: int) -> AsyncTensor:
         """The gradient of x, (B, s, H)."""
         dx_BSH = torch.mm(dy_RF, weight_FH).view(batch, -1, weight_FH.shape[1])
         return (scatter if self.sequence_parallel else reduce)(dx_BSH, self.tp)
 
-    def again(self, x_BsH: Tensor) -> Coming:
+    def again(self, x_BsH: Tensor) -> AsyncTensor:
         """What `enter` multiplied, (B, S, H): once more from all ranks, if it was gathered."""
         return gather(x_BsH, self.tp if self.sequence_parallel else Axis())
 

@@ -23,7 +23,17 @@ from torch import Tensor, nn
 
 from model.collectives import leave
 from model.kernels import Heads, Kernels, Positions, positions
-from model.layers import KEEP, Keep, SubLayer, Weights, attention, block, embedding, head, recomputed
+from model.layers import (
+    KEEP,
+    SavedActivations,
+    SubLayer,
+    SubLayerWeights,
+    attention,
+    block,
+    embedding,
+    head,
+    recomputed,
+)
 from model.loss import cross_entropy
 from model.mesh import Mesh
 from model.parameters import Local, held_by, local_pieces, place, stretch
@@ -47,7 +57,9 @@ class Block(nn.Module):
     gate_up: Tensor
     down: Tensor
 
-    def __init__(self, spec: ModelSpec, tp: int, linears: Linears, kernels: Kernels, keep: Keep) -> None:
+    def __init__(
+        self, spec: ModelSpec, tp: int, linears: Linears, kernels: Kernels, keep: SavedActivations
+    ) -> None:
         super().__init__()
         self._keep, self._kernels = keep, kernels
         self._layer = partial(
@@ -62,7 +74,10 @@ class Block(nn.Module):
         attend = attention(self._kernels, heads, at)
         if not self._keep.attention:
             attend = recomputed(attend)
-        weights = (Weights(self.norm_1, self.qkv, self.out), Weights(self.norm_2, self.gate_up, self.down))
+        weights = (
+            SubLayerWeights(self.norm_1, self.qkv, self.out),
+            SubLayerWeights(self.norm_2, self.gate_up, self.down),
+        )
         return block(x_BsH, (self._layer(attend), self._feed), weights, self._keep.within)
 
 

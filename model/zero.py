@@ -45,7 +45,7 @@ class AdamW:
         self._master = stage.weights if alone and same else stage.gradients.new_zeros(size)
         self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, size)
         self._rounded = self._master if same else stage.weights if alone else stage.weights.new_empty(size)
-        self._norm = Norm(stage, self._gradient, self._owned)
+        self._norm = GradientNorm(stage, self._gradient, self._owned)
         decayed = sum(self._size(local) for local in stage.locals.values() if local.decays)
         self._parts = [(slice(decayed), spec.weight_decay), (slice(decayed, size), 0.0)]
 
@@ -166,7 +166,7 @@ class AdamW:
             first += piece.rows
 
 
-class Norm:
+class GradientNorm:
     """The norm of the whole model's gradient: each parameter's squares summed, then these in order of depth, in fp64.
 
     A parameter that several ranks have counts once. The order is the same for every cut into stages, and so the sum

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner.design.inputs import lay_out
+from planner.design.inputs import load_inputs
 from planner.plan import make_plan
 from planner.tables import show
 from specs.budget import Budget
@@ -53,7 +53,7 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     target = folder / "plan.target.yaml"
     if target.exists():
         return target, _sealed(target, asked, budget, folder)
-    made = make_plan(lay_out(budget, folder, CORPORA))
+    made = make_plan(load_inputs(budget, folder, CORPORA))
     path = folder / f"plan.{made.phase}.yaml"
     if path.exists():
         return path, _sealed(path, asked, budget, folder)
@@ -70,7 +70,7 @@ def _sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
     """The plan that is there, refused where it answers another budget; what is wrong with this one is said before."""
     there = load(path, Plan)
     if there.budget != asked:
-        make_plan(lay_out(budget, folder, CORPORA))
+        make_plan(load_inputs(budget, folder, CORPORA))
         what = f"{path} is sealed and answers another budget of this name"
         raise locate(budget, "name", what, "give this budget another name")
     return there

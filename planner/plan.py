@@ -17,7 +17,7 @@ from planner.design import feasibility, pilot_runs
 from planner.design.allocation import Laws, Surface, published_surface
 from planner.design.caveats import ladder_note, notes, target_by_the_prior
 from planner.design.hyperparameters import advice
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import choose, site
 from planner.design.run_draft import draft
 from planner.design.target_run import Target, find_target, target_compute
@@ -33,14 +33,14 @@ from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRu
 from specs.record import LedgerRecord
 
 
-def make_plan(desk: Desk) -> Plan:
+def make_plan(desk: PlanInputs) -> Plan:
     """The plan that the evidence supports now; DocumentError where there is none."""
     if isinstance(desk.budget.evidence, Published):
         return _from_published(desk)
     return _from_ledger(desk, desk.budget.evidence)
 
 
-def _from_published(desk: Desk) -> Plan:
+def _from_published(desk: PlanInputs) -> Plan:
     surface = None if desk.loss_law is None else published_surface(desk.loss_law)
     laws = Laws(desk.law.allocation, surface)
     target = find_target(Search(desk, laws))
@@ -48,7 +48,7 @@ def _from_published(desk: Desk) -> Plan:
     return _seal_target(desk, laws, target, told, None, ())
 
 
-def _from_ledger(desk: Desk, evidence: Pilots) -> Plan:
+def _from_ledger(desk: PlanInputs, evidence: Pilots) -> Plan:
     prior = feasibility.prior_allocation(desk)
     bought = _pilots(desk, evidence, prior)
     assert desk.corpus is not None  # a budget with pilots over declared text is refused when it is read
@@ -96,7 +96,7 @@ class _Pilots:
     """The target as the prior has it; None where the pilots are sealed already."""
 
 
-def _pilots(desk: Desk, evidence: Pilots, prior: Allocation) -> _Pilots:
+def _pilots(desk: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     """The pilots of a target that must be possible, as the prior has it, before they are bought. None for a loss, whose
     compute only the ledger's law can tell.
 
@@ -116,14 +116,14 @@ def _pilots(desk: Desk, evidence: Pilots, prior: Allocation) -> _Pilots:
     )
     choice = choose(evidence, place)
     feasibility.check_reach_of_pilots(desk, evidence, choice.ladder)
-    wanted = pilot_runs.wishes(
+    wanted = pilot_runs.pilot_requests(
         choice.ladder, evidence.rates, desk.family, desk.vocab, prior, compute, desk.cluster.devices
     )
     runs = tuple(with_fewer(draft(setting_of(desk), wish), desk.cluster) for wish in wanted)
     return _Pilots(compute, runs, choice.document(compute), preview)
 
 
-def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | None:
+def _ledger_surface(desk: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
     """The loss surface that the ledger's runs choose; fitted only where the budget needs one."""
     if desk.budget.loss is None and not isinstance(desk.budget.objective, Inference):
         return None
@@ -132,7 +132,7 @@ def _ledger_surface(desk: Desk, points: Sequence[EvidencePoint]) -> Surface | No
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal_pilots(desk: Desk, bought: _Pilots, told: NoForecast) -> Plan:
+def _seal_pilots(desk: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
     preview, ladder, runs = bought.preview, bought.ladder, bought.runs
     said = [] if preview is None else [target_by_the_prior(preview, desk.law)]
     said += [] if ladder is None else [ladder_note(ladder)]
@@ -148,7 +148,7 @@ def _seal_pilots(desk: Desk, bought: _Pilots, told: NoForecast) -> Plan:
 
 
 def _seal_target(
-    desk: Desk,
+    desk: PlanInputs,
     laws: Laws,
     target: Target,
     told: Forecast | NoForecast,
@@ -168,7 +168,7 @@ def _seal_target(
     )
 
 
-def _seal(desk: Desk, **found: Any) -> Plan:
+def _seal(desk: PlanInputs, **found: Any) -> Plan:
     """The plan of what was found, with what it rests on, under its seal."""
     unsealed = Plan.model_construct(
         kind="plan",

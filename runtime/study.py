@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime.audit import verdict as auditing
-from runtime.launch.jobs import Wanted, check_runs, data_of, from_plan, prepare_jobs
+from runtime.launch.jobs import RunRequest, check_runs, data_of, from_plan, prepare_jobs
 from runtime.launch.local import Job, Outcome, launch
 from runtime.launch.machine import Machine
 from runtime.launch.progress import Board
@@ -43,10 +43,10 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunResults:
     """What became of the runs that were asked for."""
 
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[RunRequest, ...]
     outcomes: tuple[Outcome, ...]
     """One for each run that was not finished before."""
 
@@ -72,7 +72,7 @@ def rank_command(data: Path) -> Callable[[Job], list[str]]:
     ]
 
 
-def run_all(driver: Driver, wanted: Sequence[Wanted]) -> Ran:
+def run_all(driver: Driver, wanted: Sequence[RunRequest]) -> RunResults:
     """Run what is not finished. Refuses before anything starts; afterwards failures are outcomes, not exceptions."""
     todo = [one for one in wanted if not one.finished(driver.workspace)]
     check_runs(todo, driver.workspace, driver.machine, driver.limit)
@@ -83,21 +83,21 @@ def run_all(driver: Driver, wanted: Sequence[Wanted]) -> Ran:
     if begun:
         driver.say(f"{begun} of {len(wanted)} runs go on from their newest checkpoint")
     if not todo:
-        return Ran(tuple(wanted), ())
+        return RunResults(tuple(wanted), ())
     jobs = prepare_jobs(todo, driver.workspace)
     slots = driver.machine.slots(on_gpu=todo[0].on_gpu, limit=driver.limit)
     with Board(driver.console, jobs, len(slots)) as board:
         outcomes = launch(jobs, slots, rank_command(driver.workspace.data.absolute()), board)
-    return Ran(tuple(wanted), tuple(outcomes))
+    return RunResults(tuple(wanted), tuple(outcomes))
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResult:
     """How far the chain of a budget came."""
 
     plan: Path
     """The last plan."""
-    ran: Ran
+    ran: RunResults
     """What became of its runs."""
     audit: Audit | None
     """The target's audit; None where the chain did not come so far."""
@@ -115,7 +115,7 @@ class Study:
         return self.ran.exit_code or CANNOT_TELL
 
 
-def run_here(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
+def run_here(driver: Driver, plan: Plan, wanted: Sequence[RunRequest]) -> RunResults:
     """A plan's runs on this machine, until they have ended."""
     return run_all(driver, wanted)
 
@@ -124,8 +124,8 @@ def run_budget(
     driver: Driver,
     path: Path,
     show_audit: Callable[[Path, Audit], None],
-    carry_out: Callable[[Driver, Plan, Sequence[Wanted]], Ran] = run_here,
-) -> Study:
+    carry_out: Callable[[Driver, Plan, Sequence[RunRequest]], RunResults] = run_here,
+) -> StudyResult:
     """The whole chain: data, plan, pilots, audit, plan, target, audit, as far as the runs are finished.
 
     `carry_out` runs a plan's runs, or has others do it.
@@ -138,27 +138,27 @@ def run_budget(
         driver.say(f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}")
         ran = carry_out(driver, plan, from_plan(plan, plan_path))
         if ran.exit_code != OK:
-            return Study(plan_path, ran, None)
+            return StudyResult(plan_path, ran, None)
         audit = audit_plan(driver, plan_path)
         show_audit(plan_path, audit)
         if plan.phase == "target":
-            return Study(plan_path, ran, audit)
+            return StudyResult(plan_path, ran, audit)
         asked = ask_planner(driver, path)
         if asked[0] == plan_path:
             driver.say(
                 f"the planner asks for the same pilots again: correct what the audit rejected, if anything; "
                 f"else {escape(str(plan_path))} is of another version of isoplan, and the budget needs another name"
             )
-            return Study(plan_path, ran, None)
+            return StudyResult(plan_path, ran, None)
 
 
-def runs_of(plan: Path) -> Sequence[Wanted]:
+def runs_of(plan: Path) -> Sequence[RunRequest]:
     """The runs of a plan."""
     return from_plan(load(plan, Plan), plan)
 
 
 def chain(
-    workspace: Workspace, budget: Budget, runs_of: Callable[[Path], Sequence[Wanted]] = runs_of
+    workspace: Workspace, budget: Budget, runs_of: Callable[[Path], Sequence[RunRequest]] = runs_of
 ) -> list[tuple[str, str]]:
     """The steps of a budget's chain, each with how far it is."""
     corpus = workspace.data / budget.data.fingerprint() / "manifest.json"

@@ -7,7 +7,7 @@ from pydantic import Field
 from specs.document.base import Spec
 
 
-class Keep(Spec):
+class Retention(Spec):
     """What stays when a checkpoint has been written; the rest is removed."""
 
     newest: int = Field(default=2, ge=1)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
 from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
 from specs.slurm import Slurm
@@ -87,7 +87,7 @@ class Cluster(Spec):
     """Time between checkpoints."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that are written besides; null writes none."""
-    keep: Keep = Keep()
+    keep: Retention = Retention()
     """Which checkpoints stay."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are, so a plan stays as it was sealed."""

@@ -110,7 +110,7 @@ class Incident(Spec):
     """In words."""
 
 
-class LeftOut(Spec):
+class SkippedRange(Spec):
     """Steps that were given up, and whose data are left out of the run."""
 
     step: int = Field(ge=1)
@@ -128,7 +128,7 @@ class Rollback(Spec):
     """Selects this line."""
     time: float
     """Seconds since 1970."""
-    left_out: LeftOut
+    left_out: SkippedRange
     """What was given up."""
     message: str
     """Why, in words."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.data import CorpusRef
 from specs.document.base import Fingerprint, Sha256, Spec
 from specs.layout import Layout
@@ -109,5 +109,5 @@ class Execution(Spec):
     """Seconds between checkpoints."""
     checkpoint_every_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that are written besides; null writes none."""
-    keep: Keep = Keep()
+    keep: Retention = Retention()
     """Which checkpoints stay."""

@@ -21,7 +21,7 @@ class StepGuard(Spec):
     """Steps thrown away in a row after which the run goes back to the checkpoint before them, without their data."""
 
 
-class Memory(Spec):
+class SpikeGuardState(Spec):
     """What the guard remembers, as a checkpoint keeps it."""
 
     losses: tuple[float, ...] = ()

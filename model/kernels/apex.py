@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.kernels.backend import Offer, Offers, UnavailableError, function
-from model.kernels.interfaces import Norm
+from model.kernels.interfaces import NormKernel
 
 _CHUNK = 2048 * 32
 """Elements of a block of threads: what apex's own optimizers pass (apex/multi_tensor_apply)."""
@@ -88,7 +88,7 @@ def _accumulate(multiply: Callable[..., None]) -> Callable[[Tensor, Tensor, Tens
     return accumulate
 
 
-def _norm(forward: Callable[..., Any], backward: Callable[..., Any]) -> Norm:
+def _norm(forward: Callable[..., Any], backward: Callable[..., Any]) -> NormKernel:
     """RMSNorm with the residual added before and behind it. The gain's gradient comes in the gain's precision."""
 
     def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Any]:
@@ -105,4 +105,4 @@ def _norm(forward: Callable[..., Any], backward: Callable[..., Any]) -> Norm:
         gain_gradient.add_(dgain)
         return dx if ds is None else dx.add_(ds)
 
-    return Norm(norm_forward, norm_backward)
+    return NormKernel(norm_forward, norm_backward)

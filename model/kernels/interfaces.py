@@ -50,7 +50,7 @@ class Attention(NamedTuple):
     """(the output's gradient, what was kept, heads, positions) -> gradient of qkv_RF"""
 
 
-class Norm(NamedTuple):
+class NormKernel(NamedTuple):
     """RMSNorm of a sum: s = x + delta, y = s / sqrt(mean(s^2) + eps) times the gain."""
 
     forward: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor, Any]]
@@ -98,14 +98,14 @@ class CrossEntropy(NamedTuple):
     the logit being that from before `measure`"""
 
 
-class Accumulate(Protocol):
+class AccumulateKernel(Protocol):
     """Adds a weight's gradient dy' x (F, H) to a buffer, which may be of higher precision."""
 
     def __call__(self, gradient: Tensor, dy_RF: Tensor, x_RH: Tensor) -> None:
         """Nothing is returned; `gradient` is changed."""
 
 
-class AdamW(Protocol):
+class AdamWKernel(Protocol):
     """One AdamW update in place, one pass over memory. `step` counts this update: 1 at the first.
 
     Gradients count as divided by `grad_scale`; their buffer is spent. `rounded`, where given, takes the new weights in
@@ -137,11 +137,11 @@ class Kernels:
     linear: Callable[[Tensor, Tensor], Tensor]
     """(x (R, in), weight (out, in)) -> x weight' (R, out), laid out as the operations that follow like it."""
     attention: Attention
-    norm: Norm
+    norm: NormKernel
     gate: Gate
     cross_entropy: CrossEntropy
-    accumulate: Accumulate
-    adamw: AdamW
+    accumulate: AccumulateKernel
+    adamw: AdamWKernel
     chosen: tuple[tuple[str, str], ...]
 
     def describe(self) -> dict[str, str]:

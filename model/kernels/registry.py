@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from model.kernels import apex, flash, torch_cpu, torch_ops
 from model.kernels.backend import Offer, Offers, UnavailableError, function
 from model.kernels.fused_attention import fused_attention
-from model.kernels.interfaces import Attention, CrossEntropy, Gate, Kernels, Norm, Positions
+from model.kernels.interfaces import Attention, CrossEntropy, Gate, Kernels, NormKernel, Positions
 
 _CPU_CHUNK_LOGITS = 2**18
 """1 MiB in fp32, half of a server core's L2 cache."""
@@ -71,7 +71,7 @@ def _triton(device: str, precision: str, deterministic: bool) -> Offers:
     words = "ours, in Triton"
     return {
         "rotary": Offer(calls.rotate, words),
-        "norm": Offer(Norm(calls.norm_forward, calls.norm_backward), words),
+        "norm": Offer(NormKernel(calls.norm_forward, calls.norm_backward), words),
         "gate": Offer(Gate(calls.gate_forward, calls.gate_backward), words),
         "cross_entropy": Offer(CrossEntropy(0, calls.measure, calls.differentiate), words),
     }
@@ -101,7 +101,7 @@ def _torch() -> Offers:
         "linear": Offer(F.linear, words),
         "rotary": Offer(torch_ops.rotate_heads, words),
         "mix": Offer(torch_ops.mix, "torch scaled_dot_product_attention"),
-        "norm": Offer(Norm(torch_ops.norm_forward, torch_ops.norm_backward), words),
+        "norm": Offer(NormKernel(torch_ops.norm_forward, torch_ops.norm_backward), words),
         "gate": Offer(Gate(torch_ops.gate_forward, torch_ops.gate_backward), words),
         "cross_entropy": Offer(
             CrossEntropy(_GPU_CHUNK_LOGITS, torch_ops.measure, torch_ops.differentiate),

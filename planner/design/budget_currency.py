@@ -5,7 +5,7 @@ A person who gave energy is told of energy: what a refusal proposes can be writt
 
 import math
 
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.target_search import Search
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError
 from specs.humanize import count, energy
@@ -17,7 +17,7 @@ _SLACK = 0.99
 """Amounts that are proposed stay this far inside of their bound: shapes come in whole layers, steps in twenties."""
 
 
-def spent(desk: Desk, cost: Cost) -> float:
+def spent(desk: PlanInputs, cost: Cost) -> float:
     """What a run costs in the budget's currency."""
     amount = {
         "device_hours": cost.device_hours,
@@ -29,7 +29,7 @@ def spent(desk: Desk, cost: Cost) -> float:
     return amount
 
 
-def device_hours(desk: Desk, amount: float) -> float:
+def device_hours(desk: PlanInputs, amount: float) -> float:
     """Device-hours that an amount of the budget's currency buys on the cluster."""
     currency, cluster = desk.budget.currency, desk.cluster
     if currency == "money":
@@ -73,7 +73,7 @@ def _bounded(search: Search, compute_flop: float, *, most: bool) -> str:
     return f"spend {bound} {said(desk, min(costs) if most else max(costs), most=most)}"
 
 
-def said(desk: Desk, amount: float, *, most: bool = True) -> str:
+def said(desk: PlanInputs, amount: float, *, most: bool = True) -> str:
     """An amount in the budget's currency as it is written there, with two digits, a little inside of the bound."""
     unit = 3600.0 if desk.budget.currency in ("energy", "deadline") else 1.0
     asked = amount / unit

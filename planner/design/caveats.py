@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from planner.design.allocation import Laws, compute_for_loss, served_flop
 from planner.design.hyperparameters import disagreement, own_grid
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.target_search import Search
 from planner.scaling.data_constrained import effective_tokens
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
@@ -17,7 +17,10 @@ _NAMED = 4
 
 
 def notes(
-    desk: Desk, runs: Sequence[PlannedRun], laws: Laws | None = None, hypers: tuple[HyperAdvice, ...] = ()
+    desk: PlanInputs,
+    runs: Sequence[PlannedRun],
+    laws: Laws | None = None,
+    hypers: tuple[HyperAdvice, ...] = (),
 ) -> tuple[str, ...]:
     """Every note on a plan of these runs; `laws` and `hypers` are the target's, without them in a plan of pilots."""
     found = [*_extrapolation(desk, runs[-1]), *_repeats(desk, runs), *_short(desk, runs)]
@@ -52,7 +55,7 @@ def currencies(cost: Cost) -> str:
     return f"{hours} device-hours, {price}, {power}"
 
 
-def _extrapolation(desk: Desk, planned: PlannedRun) -> Iterator[str]:
+def _extrapolation(desk: PlanInputs, planned: PlannedRun) -> Iterator[str]:
     top, low, high = planned.budget_flop, desk.law.compute_low_flop, desk.law.compute_high_flop
     if not low <= top <= high and isinstance(desk.budget.evidence, Published):
         beyond = top / high if top > high else low / top
@@ -62,7 +65,7 @@ def _extrapolation(desk: Desk, planned: PlannedRun) -> Iterator[str]:
         )
 
 
-def _repeats(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
+def _repeats(desk: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
     for planned in runs:
         epochs = planned.run.tokens / desk.unique_tokens
         if epochs > 1:
@@ -73,14 +76,14 @@ def _repeats(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
             )
 
 
-def _short(desk: Desk, runs: Sequence[PlannedRun]) -> Iterator[str]:
+def _short(desk: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
     short = [planned.title for planned in runs if planned.run.optim.steps < desk.family.min_steps]
     if short:
         which = "; ".join(short) if len(short) <= _NAMED else f"{len(short)} of {len(runs)} runs"
         yield f"under {desk.family.min_steps} steps, so that their losses scatter: {which}"
 
 
-def _objective(desk: Desk, laws: Laws, planned: PlannedRun) -> Iterator[str]:
+def _objective(desk: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[str]:
     """How far the run is from the best split of its compute, where that is not what was asked for."""
     objective = desk.budget.objective
     if isinstance(objective, Inference):
@@ -92,7 +95,7 @@ def _objective(desk: Desk, laws: Laws, planned: PlannedRun) -> Iterator[str]:
         yield f"the size is the budget's, not the law's: the run has {said} of the best split of its compute"
 
 
-def _serving(desk: Desk, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
+def _serving(desk: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
     """What the smaller model saves in training and serving together, against the best split with the same loss."""
     surface, model, served = laws.surface, planned.run.model, objective.served
     assert surface is not None  # check_laws has refused the objective without one
@@ -108,7 +111,7 @@ def _serving(desk: Desk, laws: Laws, planned: PlannedRun, objective: Inference) 
     )
 
 
-def _overrides(desk: Desk, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
+def _overrides(desk: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
     """Where laws disagree on learning rate and batch, and where the budget overrode them."""
     yield from (said for said in (disagreement(hypers), own_grid(hypers, planned)) if said)
     if desk.budget.batch is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from planner.design.allocation import lacking
 from planner.design.budget_currency import at_most, rounded_down, rounded_up, said, spent
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import Ladder
 from planner.design.target_search import Search
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError
@@ -48,7 +48,7 @@ def check_laws(search: Search) -> None:
         raise desk.refuse("loss", what, _NO_LOSS_LAW)
 
 
-def _split_wanted(desk: Desk) -> str:
+def _split_wanted(desk: PlanInputs) -> str:
     """A law with an allocation; its learning rate and batch stay with the law that was named."""
     named = desk.budget.evidence
     if isinstance(named, Published) and named.hyper is None and desk.law.hyper is not None:
@@ -56,7 +56,7 @@ def _split_wanted(desk: Desk) -> str:
     return "write law: deepseek"
 
 
-def _loss_wanted(desk: Desk, *fitting: str) -> str:
+def _loss_wanted(desk: PlanInputs, *fitting: str) -> str:
     """A loss law beside the one that is named; none where none holds for the text."""
     if not isinstance(desk.budget.evidence, Published):
         return "audit the pilots of a budget in compute first"
@@ -65,13 +65,13 @@ def _loss_wanted(desk: Desk, *fitting: str) -> str:
     return f"write law: {desk.law.name}, loss: {fitting[0]}"
 
 
-def _loss_laws(desk: Desk) -> list[PublishedLaw]:
+def _loss_laws(desk: PlanInputs) -> list[PublishedLaw]:
     """The catalog's laws that print one."""
     laws = (from_catalog(PublishedLaw, name, desk.path) for name in catalog_names(PublishedLaw))
     return [law for law in laws if law.loss is not None]
 
 
-def prior_allocation(desk: Desk) -> Allocation:
+def prior_allocation(desk: PlanInputs) -> Allocation:
     """The allocation that centres the pilots."""
     if desk.law.allocation is None:
         what = f"the law {desk.law.name} has no allocation"
@@ -79,7 +79,7 @@ def prior_allocation(desk: Desk) -> Allocation:
     return desk.law.allocation
 
 
-def check_reach_of_pilots(desk: Desk, evidence: Pilots, ladder: Ladder) -> None:
+def check_reach_of_pilots(desk: PlanInputs, evidence: Pilots, ladder: Ladder) -> None:
     """Refuse a ladder that ends too far below the target."""
     beyond = 1 / ladder.top
     if beyond <= evidence.reach:
@@ -90,7 +90,7 @@ def check_reach_of_pilots(desk: Desk, evidence: Pilots, ladder: Ladder) -> None:
     raise desk.refuse("evidence.share", what, write)
 
 
-def check_points(desk: Desk, points: Sequence[EvidencePoint]) -> None:
+def check_points(desk: PlanInputs, points: Sequence[EvidencePoint]) -> None:
     """Refuse to look for a loss in a ledger that holds no law."""
     if desk.budget.loss is None or len({point.budget_flop for point in points}) > 1:
         return
@@ -100,7 +100,7 @@ def check_points(desk: Desk, points: Sequence[EvidencePoint]) -> None:
     raise desk.refuse("loss", what, "give compute first, and audit its pilots")
 
 
-def check_minima(desk: Desk, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
+def check_minima(desk: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
     """Refuse a ladder whose profiles all fall towards the same end: the best size lies beyond its sizes.
 
     Where some fall towards the smallest size and some towards the largest, the runs cannot tell, and the prior stands.
@@ -117,7 +117,7 @@ def check_minima(desk: Desk, minima: Sequence[Minimum], ladder: LadderChoice | N
     raise desk.refuse("evidence", f"the ledger has no interior optimum: {reasons}", write)
 
 
-def check_batch(desk: Desk) -> None:
+def check_batch(desk: PlanInputs) -> None:
     """Refuse a batch that is not whole sequences."""
     batch, context = desk.budget.batch, desk.family.context
     if batch is not None and batch % context:

@@ -8,7 +8,7 @@ regime.
 
 from collections.abc import Iterator, Sequence
 
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.run_draft import variables
 from planner.scaling.lr_and_batch import fit_rates, grid_of
 from specs.document.files import catalog_names, from_catalog
@@ -26,7 +26,9 @@ OWN = "ledger"
 """What the fit of one's own runs is called among the laws."""
 
 
-def advice(desk: Desk, planned: PlannedRun, records: Sequence[LedgerRecord] = ()) -> tuple[HyperAdvice, ...]:
+def advice(
+    desk: PlanInputs, planned: PlannedRun, records: Sequence[LedgerRecord] = ()
+) -> tuple[HyperAdvice, ...]:
     """What each law says of a run, the one that the plan follows first and the ledger's own last.
 
     The ledger has one where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).

@@ -11,7 +11,7 @@ from specs.law import Allocation, Family, Hyper, PublishedLaw
 
 
 @dataclass(frozen=True)
-class Desk:
+class PlanInputs:
     """A budget and all that it names."""
 
     budget: Budget
@@ -73,7 +73,7 @@ class Desk:
         return locate(self.path, field, what, write)
 
 
-def lay_out(path: Path, out: Path, corpora: Path) -> Desk:
+def load_inputs(path: Path, out: Path, corpora: Path) -> PlanInputs:
     """Load a budget and all that it names; DocumentError where something is missing."""
     budget = load(path, Budget)
     evidence = budget.evidence
@@ -83,7 +83,7 @@ def lay_out(path: Path, out: Path, corpora: Path) -> Desk:
     )
     named = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
     loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in named)
-    return Desk(
+    return PlanInputs(
         budget=budget,
         path=path,
         out=out,

@@ -93,7 +93,7 @@ def afforded(pilots: Pilots, budgets: int, sizes: int, spread: float, step: floa
 
 
 @dataclass(frozen=True)
-class Site:
+class PilotSetting:
     """Where a ladder will stand: the target above it, and what is known of runs below."""
 
     target_flop: float
@@ -144,10 +144,10 @@ def site(
     vocab: int,
     low_flop: float,
     reach: float,
-) -> Site:
+) -> PilotSetting:
     """The site of a target's ladder."""
     largest = prior.flop_per_token.at(compute_flop=target_flop)
-    return Site(
+    return PilotSetting(
         target_flop,
         prior,
         hyper,
@@ -164,7 +164,7 @@ def _log_at(law: Monomial, log_values: dict[str, Array]) -> Array:
     return np.asarray(math.log(law.coefficient) + np.sum(powers, axis=0))
 
 
-def log_loss_variances(ladders: Sequence[Ladder], place: Site) -> Array:
+def log_loss_variances(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     """Variance of ln L of the target run, its own noise included, given the runs of each ladder."""
     found = np.empty(len(ladders))
     makes = [(ladder.budgets, ladder.sizes) for ladder in ladders]
@@ -174,7 +174,7 @@ def log_loss_variances(ladders: Sequence[Ladder], place: Site) -> Array:
     return found
 
 
-def _variances(ladders: Sequence[Ladder], place: Site) -> Array:
+def _variances(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     """As above, for ladders of one number of budgets and sizes."""
     log_flop, log_size = places(ladders, place)
     noise = place.noise(log_flop, log_size)
@@ -198,7 +198,7 @@ def _miss(decades: Array) -> Array:
     return np.asarray(DISCREPANCY_PER_DECADE**2 * (top**2 + below))
 
 
-def places(ladders: Sequence[Ladder], place: Site) -> tuple[Array, Array]:
+def places(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Array, Array]:
     """ln C and ln M of every run, (ladders, budgets, sizes): sizes spread evenly around the prior's optimum, or upwards
     from the smallest shape where some would lie below it."""
     rung = np.array([np.log(ladder.rungs(place.target_flop)) for ladder in ladders])
@@ -210,7 +210,7 @@ def places(ladders: Sequence[Ladder], place: Site) -> tuple[Array, Array]:
     return np.broadcast_to(rung[:, :, None], log_size.shape), np.maximum(log_size, smallest)
 
 
-def _gradient(form: Form, log_flop: Array, log_size: Array, place: Site) -> Array:
+def _gradient(form: Form, log_flop: Array, log_size: Array, place: PilotSetting) -> Array:
     """J, (constants, ...), at the form's prior: a loss of 1 where the largest pilot may be, at the prior's size.
 
     One point for every ladder, so that ladders differ by their runs alone.
@@ -265,7 +265,7 @@ class Choice:
         )
 
 
-def choose(pilots: Pilots, place: Site) -> Choice:
+def choose(pilots: Pilots, place: PilotSetting) -> Choice:
     """The ladder that the budget states, what it leaves open chosen for the narrowest interval; deterministic."""
     asked = candidates(pilots)
     ladder, half_width = best_of(asked, place)
@@ -306,7 +306,7 @@ def _spreads(sizes: int) -> tuple[float, ...]:
     return tuple(span ** (2 / (sizes - 1)) for span in _SPANS)
 
 
-def best_of(ladders: Sequence[Ladder], place: Site) -> tuple[Ladder, float]:
+def best_of(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Ladder, float]:
     """Of the ladders that overstep what is known least, usually not at all, the one with the narrowest interval."""
     short = np.array([shortfall(ladder, place) for ladder in ladders])
     sound = [
@@ -317,12 +317,12 @@ def best_of(ladders: Sequence[Ladder], place: Site) -> tuple[Ladder, float]:
     return sound[best], float(widths[best])
 
 
-def half_widths(ladders: Sequence[Ladder], place: Site) -> Array:
+def half_widths(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     """Half of the 95 % interval of the target's loss that each ladder should leave, relative."""
     return np.asarray(Z_95 * np.sqrt(log_loss_variances(ladders, place)))
 
 
-def shortfall(ladder: Ladder, place: Site) -> float:
+def shortfall(ladder: Ladder, place: PilotSetting) -> float:
     """By how much, in logarithms, a ladder oversteps: below the smallest shape, longer than the paper's, or too far
     below the target; 0 is sound."""
     lowest = ladder.rungs(place.target_flop)[0]

@@ -7,7 +7,7 @@ import math
 
 from planner.design.model_shape import sizes_of_family
 from planner.design.pilot_design import Ladder, rate_rung
-from planner.design.run_draft import Wish
+from planner.design.run_draft import DraftRequest
 from specs.law import Allocation, Family
 from specs.model import ModelSpec
 
@@ -28,7 +28,7 @@ def sizes(family: Family, vocab: int, centre_flop_per_token: float, ladder: Ladd
     return sorted(chosen, key=lambda shape: shape.flop_per_token)
 
 
-def wishes(
+def pilot_requests(
     ladder: Ladder,
     rates: tuple[float, ...],
     family: Family,
@@ -36,21 +36,21 @@ def wishes(
     prior: Allocation,
     target_flop: float,
     devices: int,
-) -> list[Wish]:
+) -> list[DraftRequest]:
     """Every pilot and learning-rate run, smallest budgets first."""
     budgets = ladder.rungs(target_flop)
     share = _devices_each(devices, ladder.budgets * ladder.sizes + len(rates))
-    found: list[Wish] = []
+    found: list[DraftRequest] = []
     for budget in budgets:
         centre = prior.flop_per_token.at(compute_flop=budget)
         for shape in sizes(family, vocab, centre, ladder):
             title = f"{budget:.1e} FLOP, width {shape.width}"
-            found.append(Wish("pilot", title, budget, shape, share))
+            found.append(DraftRequest("pilot", title, budget, shape, share))
     checked = budgets[-1 - rate_rung(ladder.budgets)]
     around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
     middle = around[len(around) // 2]
     return found + [
-        Wish(
+        DraftRequest(
             "rate",
             f"{checked:.1e} FLOP, width {middle.width}, lr x{multiple:g}",
             checked,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.performance.batch_and_layout import Laid, lay
+from planner.performance.batch_and_layout import BatchAndLayout, choose_batch_and_layout
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import CorpusRef
@@ -30,7 +30,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Wish:
+class DraftRequest:
     """One run as the planner wants it, before rounding to steps and sequences."""
 
     role: Literal["pilot", "rate", "target"]
@@ -43,13 +43,15 @@ class Wish:
     """Tokens per step that the budget asks for; None is what the law says."""
 
 
-def draft(setting: Setting, wish: Wish, laid: Laid | None = None) -> PlannedRun:
-    """The complete run for a wish, laid out as given or as is best; errors as in `lay`."""
+def draft(setting: Setting, wish: DraftRequest, laid: BatchAndLayout | None = None) -> PlannedRun:
+    """The complete run for a wish, laid out as given or as is best; errors as in `choose_batch_and_layout`."""
     shape, cluster = wish.shape, setting.cluster
     known = variables(shape, wish.compute_flop)
     wanted = setting.hyper.batch_tokens.at(**known) / shape.context
     asked = None if wish.batch_tokens is None else wish.batch_tokens // shape.context
-    laid = laid or lay(shape, cluster, setting.budget.precision, wish.devices, wanted, asked)
+    laid = laid or choose_batch_and_layout(
+        shape, cluster, setting.budget.precision, wish.devices, wanted, asked
+    )
     peak_lr = setting.hyper.peak_lr.at(**known)
     optim = _optim(setting.family, wish, laid.batch_sequences, wish.rate_multiple * peak_lr)
     run = RunSpec(
@@ -89,7 +91,7 @@ def variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
     }
 
 
-def cost_of(run: RunSpec, cluster: Cluster, laid: Laid) -> Cost:
+def cost_of(run: RunSpec, cluster: Cluster, laid: BatchAndLayout) -> Cost:
     """Time, money and energy of a run: by the seconds of its layout, or at the cluster's expected utilisation."""
     devices, peak = laid.layout.devices, peak_flop_per_s(cluster, run.precision)
     full = devices * peak / run.model.mfu_flop_per_token
@@ -111,7 +113,7 @@ def cost_of(run: RunSpec, cluster: Cluster, laid: Laid) -> Cost:
     )
 
 
-def _basis(cluster: Cluster, laid: Laid, utilisation: float, peak: float) -> str:
+def _basis(cluster: Cluster, laid: BatchAndLayout, utilisation: float, peak: float) -> str:
     if laid.step_s is None or cluster.efficiency is None:
         source = cluster.model_flop_utilisation_source
         return f"{utilisation:.0%} of {peak:.3g} FLOP/s per device ({source}); not simulated"
@@ -127,7 +129,7 @@ def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
     return cluster.device.peak_bf16 if precision == "bf16" else cluster.device.peak_fp32
 
 
-def _optim(family: Family, wish: Wish, batch: int, peak_lr: float) -> OptimSpec:
+def _optim(family: Family, wish: DraftRequest, batch: int, peak_lr: float) -> OptimSpec:
     tokens, batch_tokens = wish.compute_flop / wish.shape.flop_per_token, batch * wish.shape.context
     steps = max(1, round(tokens / batch_tokens / EVALUATIONS)) * EVALUATIONS
     warmup, milestones = multi_step(steps, family.warmup_steps)

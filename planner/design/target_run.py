@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from planner.design import feasibility
 from planner.design.allocation import NoOptimumError, compute_for_loss
 from planner.design.budget_currency import MOST_FLOP, at_least, at_most, device_hours, rounded_up, spent
-from planner.design.inputs import Desk
+from planner.design.inputs import PlanInputs
 from planner.design.model_shape import sizes_of_family
 from planner.design.run_draft import EVALUATIONS, peak_flop_per_s
 from planner.design.target_search import Search
-from planner.performance.batch_and_layout import Laid
+from planner.performance.batch_and_layout import BatchAndLayout
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError, compare_layouts
 from specs.budget import Pilots, Published
 from specs.plan import LayoutChoice, PlannedRun
@@ -73,7 +73,7 @@ def _simulated(search: Search, found: PlannedRun) -> Target:
     batch = run.optim.batch_sequences
     layouts = compare_layouts(run.model, desk.cluster, devices, batch, run.precision)
     best = layouts.ranked[0]
-    laid = Laid(batch, best.layout, best.memory_bytes, best.step_s)
+    laid = BatchAndLayout(batch, best.layout, best.memory_bytes, best.step_s)
     planned = search.train(run.model, found.budget_flop, laid)
     if desk.budget.currency in ("compute", "loss"):
         return Target(planned, layouts)
@@ -152,7 +152,7 @@ def _check_buys_a_run(search: Search, flop: float) -> None:
     _check_reach(search, flop)
 
 
-def _check_amount(desk: Desk, flop: float) -> None:
+def _check_amount(desk: PlanInputs, flop: float) -> None:
     """Refuse less than the shortest run of the smallest shape, and more than anybody has."""
     smallest = sizes_of_family(desk.family, desk.vocab, 0.0)[0]
     least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
@@ -168,7 +168,7 @@ def _check_amount(desk: Desk, flop: float) -> None:
         raise desk.refuse(field, what, "give a smaller budget")
 
 
-def _reach(desk: Desk) -> tuple[float, float]:
+def _reach(desk: PlanInputs) -> tuple[float, float]:
     """The compute that a published law may be asked for. Pilots are checked by plan.py."""
     evidence, law = desk.budget.evidence, desk.law
     if isinstance(evidence, Pilots):

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from planner.design.allocation import Laws, shape_at
-from planner.design.inputs import Desk
-from planner.design.run_draft import Setting, Wish, draft
-from planner.performance.batch_and_layout import Laid
+from planner.design.inputs import PlanInputs
+from planner.design.run_draft import DraftRequest, Setting, draft
+from planner.performance.batch_and_layout import BatchAndLayout
 from specs.data import CorpusRef
 from specs.humanize import several
 from specs.model import ModelSpec
@@ -16,7 +16,7 @@ from specs.plan import PlannedRun
 class Search:
     """What a target run is looked for with."""
 
-    desk: Desk
+    desk: PlanInputs
     laws: Laws
     rate_multiple: float = 1.0
 
@@ -38,16 +38,16 @@ class Search:
         """The run of this compute; NoLayoutError or UndividedBatchError where no layout takes it."""
         return self.train(self.shape(compute_flop, stages), compute_flop)
 
-    def train(self, shape: ModelSpec, compute_flop: float, laid: Laid | None = None) -> PlannedRun:
+    def train(self, shape: ModelSpec, compute_flop: float, laid: BatchAndLayout | None = None) -> PlannedRun:
         """The run that gives a shape this compute, laid out as given or as is best; errors as in `draft`."""
         desk = self.desk
         title = f"{compute_flop:.1e} FLOP, width {shape.width}, {several(shape.layers, 'layer')}"
         devices, batch = desk.cluster.devices, desk.budget.batch
-        wish = Wish("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
+        wish = DraftRequest("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
         return draft(setting_of(desk), wish, laid)
 
 
-def setting_of(desk: Desk) -> Setting:
+def setting_of(desk: PlanInputs) -> Setting:
     """What all runs of the plan share."""
     digest = None if desk.corpus is None else desk.corpus.digest
     return Setting(

@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.explain import rules_cost, rules_forecast, rules_training
 from planner.explain.fields import Field, find, say
-from planner.explain.reason import Rule, Why
+from planner.explain.reason import Reason, Rule
 from specs.plan import Plan
 
 
@@ -69,7 +69,7 @@ def explain(plan: Plan, name: str) -> Explanation:
     )
 
 
-def why_of(plan: Plan, field: Field) -> Why:
+def why_of(plan: Plan, field: Field) -> Reason:
     """The reasons of a field, by the first rule that knows its path; the last rule knows every path."""
     return next(rule for pattern, rule in RULES if fnmatchcase(field.pattern, pattern))(field, plan)
 

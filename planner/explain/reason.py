@@ -15,7 +15,7 @@ PAPER = "DeepSeek LLM, arXiv 2401.02954"
 
 
 @dataclass(frozen=True)
-class Why:
+class Reason:
     """The reasons of one field."""
 
     settled_by: str
@@ -32,7 +32,7 @@ class Why:
     """What the interval holds."""
 
 
-Rule = Callable[[Field, Plan], Why]
+Rule = Callable[[Field, Plan], Reason]
 
 
 def run_of(field: Field, plan: Plan) -> PlannedRun:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from planner.explain.fields import Field
-from planner.explain.reason import Rule, Why, run_of
+from planner.explain.reason import Reason, Rule, run_of
 from specs.formatting import layout_text, memory, shape_text
 from specs.humanize import several
 from specs.plan import LayoutEstimate, Plan
@@ -12,19 +12,19 @@ _ALTERNATIVES = 3
 """Other layouts that an answer names."""
 
 
-def layout(field: Field, plan: Plan) -> Why:
+def layout(field: Field, plan: Plan) -> Reason:
     """The fastest layout that fits, and the best one with another value of this field."""
     planned = run_of(field, plan)
     chosen, compared = planned.execution.layout, plan.layouts
     if compared is None or planned.role != "target":
         kept = "; how it compares is kept for the target only" if planned.role != "target" else ""
         where = f"{several(chosen.devices, 'device')} of {plan.budget.cluster}"
-        return Why(
+        return Reason(
             f"the planner, on {where}: the fastest layout that fits, or the one with the least model parallelism where "
             f"the cluster has no efficiencies{kept}"
         )
     best = compared.ranked[0]
-    return Why(
+    return Reason(
         settled_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
         law="step time by closed forms, the best ones by simulation (planner/performance/layout_search.py)",
         equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
@@ -46,7 +46,7 @@ def _alternatives(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[
             yield f"{said}{layout_text(one.layout)} takes {one.step_s:.4g} s a step, {slower}"
 
 
-def execution(field: Field, plan: Plan) -> Why:
+def execution(field: Field, plan: Plan) -> Reason:
     """Device, kernels, threads, checkpoints."""
     cluster = plan.budget.cluster
     said = {
@@ -57,26 +57,26 @@ def execution(field: Field, plan: Plan) -> Why:
         "threads_per_rank": "the engine: one for each rank",
     }
     if "keep" in field.path:
-        return Why(f"the cluster {cluster}: its keep")
-    return Why(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
+        return Reason(f"the cluster {cluster}: its keep")
+    return Reason(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
 
 
-def fewer(field: Field, plan: Plan) -> Why:
+def fewer(field: Field, plan: Plan) -> Reason:
     """The layouts for fewer nodes."""
-    return Why(
+    return Reason(
         settled_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
         f"the one with the least model parallelism where {plan.budget.cluster} has no efficiencies; the batch stays",
         law="step time by closed forms (planner/performance/layout_search.py), not simulated",
     )
 
 
-def memory_bytes(field: Field, plan: Plan) -> Why:
+def memory_bytes(field: Field, plan: Plan) -> Reason:
     """What the fullest device holds."""
     planned = run_of(field, plan)
     compared = plan.layouts if planned.role == "target" else None
     parts = {} if compared is None else compared.ranked[0].memory
     said = [f"{name} {memory(size)}" for name, size in largest_first(parts) if size > 0]
-    return Why(
+    return Reason(
         settled_by=f"the layout {layout_text(planned.execution.layout)}",
         equation=" + ".join(said) or None,
         evidence=() if compared is None else (f"{memory(compared.limit_bytes)} of a device may be filled",),
@@ -88,7 +88,7 @@ def largest_first(parts: dict[str, float]) -> list[tuple[str, float]]:
     return sorted(parts.items(), key=lambda part: (-part[1], part[0]))
 
 
-def cost(field: Field, plan: Plan) -> Why:
+def cost(field: Field, plan: Plan) -> Reason:
     """Hours, device-hours, money: from tokens over tokens per second."""
     planned = run_of(field, plan)
     spent, devices, tokens = planned.cost, planned.execution.layout.devices, planned.run.tokens
@@ -101,22 +101,22 @@ def cost(field: Field, plan: Plan) -> Why:
         price = spent.dollars / spent.device_hours
         equations["dollars"] = f"{spent.device_hours:.4g} device-hours x ${price:.4g}/h"
     unpriced = field.path[-1] == "dollars" and spent.dollars is None
-    return Why(
+    return Reason(
         settled_by=f"the cluster {plan.budget.cluster}" + (", which has no price" if unpriced else ""),
         equation=equations.get(field.path[-1]),
         evidence=(spent.basis,),
     )
 
 
-def planned_run(field: Field, plan: Plan) -> Why:
+def planned_run(field: Field, plan: Plan) -> Reason:
     """The run's place in the plan."""
     planned = run_of(field, plan)
-    return Why(f"the plan: a {planned.role} run, {shape_text(planned.run.model)}")
+    return Reason(f"the plan: a {planned.role} run, {shape_text(planned.run.model)}")
 
 
-def comparison(field: Field, plan: Plan) -> Why:
+def comparison(field: Field, plan: Plan) -> Reason:
     """The layouts side by side."""
-    return Why(
+    return Reason(
         settled_by="the planner: closed forms for every legal layout, the best ones simulated",
         evidence=() if plan.layouts is None else (plan.layouts.why,),
     )

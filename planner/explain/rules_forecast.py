@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from planner.explain.fields import Field
-from planner.explain.reason import Rule, Why
+from planner.explain.reason import Reason, Rule
 from planner.explain.rules_shape import BEST
 from planner.explain.rules_training import rate_evidence
 from specs.formatting import best_split, monomial_text, text_of
@@ -16,13 +16,13 @@ COLLAPSE = (
 )
 
 
-def loss(field: Field, plan: Plan) -> Why:
+def loss(field: Field, plan: Plan) -> Reason:
     """The final loss: forms weighted by how they predicted larger budgets."""
     told, fit = plan.forecast, plan.fit
     if not isinstance(told, Forecast):
         return refused(field, plan)
     band = told.loss
-    return Why(
+    return Reason(
         settled_by=f"the forms of the loss law, each with {_weights(fit)}",
         law=None if fit is None else "; ".join(_form(form) for form in fit.forms if form.weight >= 0.01),
         equation=None if fit is None else _mixture(fit),
@@ -62,7 +62,7 @@ def _runs(fit: LawFit) -> tuple[str, ...]:
     return (f"{said}, {short} of them short: {listed}", *fit.flags)
 
 
-def curve(field: Field, plan: Plan) -> Why:
+def curve(field: Field, plan: Plan) -> Reason:
     """The curve, scaled to the final loss."""
     told = plan.forecast
     ends = None
@@ -70,7 +70,7 @@ def curve(field: Field, plan: Plan) -> Why:
         at = int(field.path[-1])
         ends = (told.curve.low_95[at], told.curve.high_95[at])
         step = told.curve.step[at]
-    return Why(
+    return Reason(
         settled_by="the final loss and the pilots' common shape"
         + ("" if ends is None else f", at step {step:,}"),
         law=COLLAPSE,
@@ -80,32 +80,32 @@ def curve(field: Field, plan: Plan) -> Why:
     )
 
 
-def refused(field: Field, plan: Plan) -> Why:
-    """Why there is no forecast."""
+def refused(field: Field, plan: Plan) -> Reason:
+    """Reason there is no forecast."""
     told = plan.forecast
     reason = told.basis if isinstance(told, Forecast) else told.reason
-    return Why(f"the planner: {reason}", law=f"{plan.law.name}: {plan.law.source}")
+    return Reason(f"the planner: {reason}", law=f"{plan.law.name}: {plan.law.source}")
 
 
-def points(field: Field, plan: Plan) -> Why:
+def points(field: Field, plan: Plan) -> Reason:
     """A run of the ledger."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Why(
+        return Reason(
             "the ledger: every accepted run on this text, smaller than the target", evidence=_runs(fit)
         )
     point = fit.points[int(field.path[2])]
-    return Why(
+    return Reason(
         settled_by="the audit of the run, recounted from its records",
         evidence=(f"run {point.run}, runs/{point.run} and its line in {plan.ledger}",),
     )
 
 
-def profiles(field: Field, plan: Plan) -> Why:
+def profiles(field: Field, plan: Plan) -> Reason:
     """The parabola of one budget."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Why(
+        return Reason(
             "the fit: one parabola for each budget", law="isoFLOP profiles, as in DeepSeek LLM, Fig. 4"
         )
     profile = fit.profiles[int(field.path[2])]
@@ -116,7 +116,7 @@ def profiles(field: Field, plan: Plan) -> Why:
     if profile.coefficients is not None:
         c0, c1, c2 = profile.coefficients
         equation = f"ln L = {c0:.4g} {c1:+.4g} x {c2:+.4g} x^2, x = ln M"
-    return Why(
+    return Reason(
         settled_by=f"the fit: {inside} of the sizes that were tried",
         law="isoFLOP profiles, as in DeepSeek LLM, Fig. 4",
         equation=equation,
@@ -128,11 +128,11 @@ def profiles(field: Field, plan: Plan) -> Why:
     )
 
 
-def forms(field: Field, plan: Plan) -> Why:
+def forms(field: Field, plan: Plan) -> Reason:
     """One form of the loss law, or one of its constants."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Why("the fit: the forms side by side, heaviest first", evidence=_runs(fit))
+        return Reason("the fit: the forms side by side, heaviest first", evidence=_runs(fit))
     form = fit.forms[int(field.path[2])]
     constant = form.constants.get(field.path[4]) if len(field.path) > 4 else None
     said = (
@@ -140,7 +140,7 @@ def forms(field: Field, plan: Plan) -> Why:
     )
     if field.path[-1] == "weight":
         said = _weights(fit)
-    return Why(
+    return Reason(
         settled_by=f"the fit: {said}",
         law=_form(form),
         equation=text_of(form.latex),
@@ -149,11 +149,11 @@ def forms(field: Field, plan: Plan) -> Why:
     )
 
 
-def allocation(field: Field, plan: Plan) -> Why:
+def allocation(field: Field, plan: Plan) -> Reason:
     """M_opt(C) and D_opt(C) of the fit."""
     fit = _fit(plan)
     law = fit.allocation
-    return Why(
+    return Reason(
         settled_by=f"the fit: {fit.allocation_basis}",
         law=f"form of DeepSeek LLM, Eq. 4; prior {plan.law.name}: {plan.law.source}",
         equation=f"M_opt = {monomial_text(law.flop_per_token)}, D_opt = {monomial_text(law.tokens)}",
@@ -189,10 +189,10 @@ def _best_split(plan: Plan) -> Iterator[str]:
     yield f"at {flop:.3g} FLOP {here:.4g} FLOP per token; by the forms of the loss law, 95 % in brackets: {said}"
 
 
-def optimum(field: Field, plan: Plan) -> Why:
+def optimum(field: Field, plan: Plan) -> Reason:
     """The best split of the target's compute by the forms."""
     named = field.value if isinstance(field.value, Interval) else None
-    return Why(
+    return Reason(
         settled_by="the fit: draws of every form of the loss law, each with its weight",
         law="M dL/dM = D dL/dD at C = M D; a check on the allocation, which follows the isoFLOP minima",
         evidence=(*_best_split(plan), *_runs(_fit(plan))),
@@ -200,50 +200,50 @@ def optimum(field: Field, plan: Plan) -> Why:
     )
 
 
-def rate_check(field: Field, plan: Plan) -> Why:
+def rate_check(field: Field, plan: Plan) -> Reason:
     """The learning-rate check."""
     check = None if plan.fit is None else plan.fit.rate_check
-    return Why(
+    return Reason(
         settled_by="the fit: a parabola of ln L in ln lr through the best rate and its neighbours",
         law="near-optimal is within 0.25 % of the lowest loss (DeepSeek LLM, section 3.1)",
         evidence=() if check is None else (rate_evidence(check),),
     )
 
 
-def fit_of(field: Field, plan: Plan) -> Why:
+def fit_of(field: Field, plan: Plan) -> Reason:
     """The fit as a whole, and what a reader must know of it."""
     if plan.fit is None:
-        return Why("the plan: there is no ledger evidence yet")
-    return Why("the fit", evidence=_runs(plan.fit))
+        return Reason("the plan: there is no ledger evidence yet")
+    return Reason("the fit", evidence=_runs(plan.fit))
 
 
-def law_of(field: Field, plan: Plan) -> Why:
+def law_of(field: Field, plan: Plan) -> Reason:
     """The published law, or the prior."""
     named = "law" if plan.budget.evidence.kind == "published" else "prior"
     low, high = plan.law.compute_low_flop, plan.law.compute_high_flop
-    return Why(
+    return Reason(
         settled_by=f"the budget's field evidence.{named}: {plan.law.name}, from the catalog",
         law=f"{plan.law.name}: {plan.law.source}",
         evidence=(f"fitted or checked on {plan.law.data}, {low:.3g} to {high:.3g} FLOP",),
     )
 
 
-def budget(field: Field, plan: Plan) -> Why:
+def budget(field: Field, plan: Plan) -> Reason:
     """What the person asked."""
-    return Why(f"the budget: its field {'.'.join(field.path[1:]) or 'file'}, or that field's default")
+    return Reason(f"the budget: its field {'.'.join(field.path[1:]) or 'file'}, or that field's default")
 
 
-def text(field: Field, plan: Plan) -> Why:
+def text(field: Field, plan: Plan) -> Reason:
     """What is known of the data."""
     built = plan.runs[-1].run.data.digest
     if built is None:
-        return Why("the budget's field data: the text is only declared")
-    return Why("the corpus: counted when it was built", evidence=(f"digest {built}",))
+        return Reason("the budget's field data: the text is only declared")
+    return Reason("the corpus: counted when it was built", evidence=(f"digest {built}",))
 
 
-def document(field: Field, plan: Plan) -> Why:
+def document(field: Field, plan: Plan) -> Reason:
     """What belongs to the file itself."""
-    return Why(f"the planner, isoplan {plan.code.version}: {field.said_of_it}")
+    return Reason(f"the planner, isoplan {plan.code.version}: {field.said_of_it}")
 
 
 def _fit(plan: Plan) -> LawFit:

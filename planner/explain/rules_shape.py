@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from planner.design.model_shape import practice_depth
 from planner.explain.fields import Field
-from planner.explain.reason import PAPER, Why, against, family_of, run_of
+from planner.explain.reason import PAPER, Reason, against, family_of, run_of
 from specs.budget import FixedRatio, FixedSize, Inference
 from specs.formatting import monomial_text
 from specs.humanize import several
@@ -30,12 +30,12 @@ class Wanted:
     """The same measure of the run's shape."""
 
 
-def shape(field: Field, plan: Plan) -> Why:
+def shape(field: Field, plan: Plan) -> Reason:
     """The size that was wanted, and the family's legal shape nearest to it."""
     planned, family = run_of(field, plan), family_of(plan)
     wanted = _wanted(plan, planned)
     off = "" if wanted.asked is None else f", the size {against(wanted.asked, wanted.came)}"
-    return Why(
+    return Reason(
         settled_by=f"rounding to a legal shape of the family {family.name}{off}",
         law=wanted.law,
         equation=wanted.equation,
@@ -127,13 +127,13 @@ def best(field: Field, plan: Plan) -> tuple[float, float] | None:
     return None if ends is None else (ends.low, ends.high)
 
 
-def tokens(field: Field, plan: Plan) -> Why:
+def tokens(field: Field, plan: Plan) -> Reason:
     """D = C / M, what the allocation says of it, and how often the text is read."""
     planned = run_of(field, plan)
     wanted, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
     law = allocation_of(plan, planned)
     optimal = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
-    return Why(
+    return Reason(
         settled_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
         f"({against(wanted, run.tokens)})",
         law=allocation_source(plan, planned),
@@ -144,7 +144,7 @@ def tokens(field: Field, plan: Plan) -> Why:
     )
 
 
-def counted(field: Field, plan: Plan) -> Why:
+def counted(field: Field, plan: Plan) -> Reason:
     """What is counted from the shape: parameters and FLOP."""
     model = run_of(field, plan).run.model
     said = {
@@ -165,7 +165,7 @@ def counted(field: Field, plan: Plan) -> Why:
         f"V {model.vocab}, s {model.context}"
     )
     name = field.path[-1]
-    return Why(
+    return Reason(
         settled_by="the shape: counted exactly",
         law=source.get(name, "counted from the matrices of the shape"),
         equation=f"{said[name]} with {letters}",
@@ -174,10 +174,10 @@ def counted(field: Field, plan: Plan) -> Why:
     )
 
 
-def compute(field: Field, plan: Plan) -> Why:
+def compute(field: Field, plan: Plan) -> Reason:
     """C = M D."""
     planned = run_of(field, plan)
-    return Why(
+    return Reason(
         settled_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
         f"({against(planned.budget_flop, planned.run.compute_flop)})",
         law=f"{PAPER}, section 3.2: C = M D",

@@ -8,7 +8,7 @@ import math
 from planner.design.pilot_design import HALF_DECADE
 from planner.design.run_draft import EVALUATIONS
 from planner.explain.fields import Field
-from planner.explain.reason import PAPER, Rule, Why, against, at, family_of, hyper_of, run_of
+from planner.explain.reason import PAPER, Reason, Rule, against, at, family_of, hyper_of, run_of
 from planner.explain.rules_shape import compute, counted, shape, tokens
 from specs.budget import Pilots
 from specs.formatting import monomial_text, near_optimal
@@ -24,11 +24,11 @@ _SAME = 1e-9
 """Relative difference under which two numbers are the same but for the order of their sums."""
 
 
-def peak_lr(field: Field, plan: Plan) -> Why:
+def peak_lr(field: Field, plan: Plan) -> Reason:
     """The law's rate, and what the learning-rate check made of it."""
     planned, followed = run_of(field, plan), hyper_of(plan)
     if followed is None:
-        return Why("the plan; its law has no learning rate")
+        return Reason("the plan; its law has no learning rate")
     hyper, source = followed
     own, where = at(hyper.peak_lr, planned)
     multiple = "" if planned.rate_multiple == 1 else f", x {planned.rate_multiple:.4g}"
@@ -37,7 +37,7 @@ def peak_lr(field: Field, plan: Plan) -> Why:
     settled = _rate_settled(planned, check)
     if not math.isclose(asked, came, rel_tol=_SAME):
         settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({against(asked, came)})"
-    return Why(
+    return Reason(
         settled_by=settled,
         law=source,
         equation=f"peak_lr = {monomial_text(hyper.peak_lr)} at {where}: {own:.4g}{multiple}",
@@ -96,16 +96,16 @@ def rate_evidence(check: RateCheck) -> str:
     return f"learning-rate check beside run {check.run}: {tried} nats/token; best at x {check.best_multiple:.3g}{edge}"
 
 
-def batch(field: Field, plan: Plan) -> Why:
+def batch(field: Field, plan: Plan) -> Reason:
     """The law's tokens per step, rounded to sequences that data parallelism divides."""
     planned, followed = run_of(field, plan), hyper_of(plan)
     model = planned.run.model
     if followed is None:
-        return Why("the plan; its law has no batch size")
+        return Reason("the plan; its law has no batch size")
     hyper, source = followed
     own, where = at(hyper.batch_tokens, planned)
     wanted = own / model.context
-    return Why(
+    return Reason(
         settled_by=_batch_settled(plan, planned, wanted),
         law=source,
         equation=f"batch_tokens = {monomial_text(hyper.batch_tokens)} at {where}: {own:,.0f} tokens, "
@@ -133,11 +133,11 @@ def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:
     return f"not the law alone: {said}"
 
 
-def steps(field: Field, plan: Plan) -> Why:
+def steps(field: Field, plan: Plan) -> Reason:
     """C / M tokens in whole steps."""
     planned = run_of(field, plan)
     wanted = _wanted_tokens(planned) / planned.run.batch_tokens
-    return Why(
+    return Reason(
         settled_by=f"rounding: a multiple of {EVALUATIONS}, so that evaluations and milestones fall on whole steps "
         f"({against(wanted, planned.run.optim.steps)})",
         equation=f"C / M / batch_tokens = {planned.budget_flop:.4g} / {planned.run.model.flop_per_token:.4g} / "
@@ -145,38 +145,38 @@ def steps(field: Field, plan: Plan) -> Why:
     )
 
 
-def milestones(field: Field, plan: Plan) -> Why:
+def milestones(field: Field, plan: Plan) -> Reason:
     """The paper's multi-step schedule."""
     planned = run_of(field, plan)
     optim = planned.run.optim
     _, drops = multi_step(optim.steps, 1)
     said = "; ".join(f"x {one.factor:g} after {one.step / optim.steps:.0%} of the steps" for one in drops)
     same = optim.milestones == drops
-    return Why(
+    return Reason(
         settled_by="the schedule, rounded to whole steps" if same else f"not the paper's schedule, {said}",
         law=f"{PAPER}, section 2.3",
         equation=f"{said}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
     )
 
 
-def warmup(field: Field, plan: Plan) -> Why:
+def warmup(field: Field, plan: Plan) -> Reason:
     """The family's warm-up, cut for short runs."""
     planned, family = run_of(field, plan), family_of(plan)
     total, came = planned.run.optim.steps, planned.run.optim.warmup_steps
     cut = f"cut to a twentieth of the run's {total:,} steps" if came < family.warmup_steps else "not cut"
-    return Why(
+    return Reason(
         settled_by=f"the family {family.name}: {family.warmup_steps:,} steps, {cut}",
         law=f"{family.name}: {family.source}; 2000 steps in {PAPER}, section 2.3",
         equation=f"min({family.warmup_steps:,}, {total:,} / 20) = {came:,}",
     )
 
 
-def optimizer(field: Field, plan: Plan) -> Why:
+def optimizer(field: Field, plan: Plan) -> Reason:
     """Constants of AdamW."""
-    return Why(f"practice: {field.said_of_it}", law=f"AdamW as in {PAPER}, section 2.3")
+    return Reason(f"practice: {field.said_of_it}", law=f"AdamW as in {PAPER}, section 2.3")
 
 
-def evaluation(field: Field, plan: Plan) -> Why:
+def evaluation(field: Field, plan: Plan) -> Reason:
     """How often and on how much the held-out loss is measured."""
     planned, family = run_of(field, plan), family_of(plan)
     optim, context = planned.run.optim, planned.run.model.context
@@ -185,67 +185,67 @@ def evaluation(field: Field, plan: Plan) -> Why:
         "sequences": f"curve_tokens {family.curve_tokens:,} / context {context:,}",
         "final_sequences": f"final_tokens {family.final_tokens:,} / context {context:,}",
     }
-    return Why(
+    return Reason(
         settled_by=f"the family {family.name}: the same held-out text for every size, so that runs compare",
         law=f"{family.name}: {family.source}",
         equation=said.get(field.path[-1]),
     )
 
 
-def from_budget(field: Field, plan: Plan) -> Why:
+def from_budget(field: Field, plan: Plan) -> Reason:
     """What the budget says and nothing moves."""
-    return Why(f"the budget's field {field.path[-1]}")
+    return Reason(f"the budget's field {field.path[-1]}")
 
 
-def guard(field: Field, plan: Plan) -> Why:
+def guard(field: Field, plan: Plan) -> Reason:
     """What keeps the run from diverging."""
-    return Why("the budget's field guard")
+    return Reason("the budget's field guard")
 
 
-def from_family(field: Field, plan: Plan) -> Why:
+def from_family(field: Field, plan: Plan) -> Reason:
     """What the family says and nothing moves."""
     family = family_of(plan)
-    return Why(f"the family {family.name}", law=f"{family.name}: {family.source}")
+    return Reason(f"the family {family.name}", law=f"{family.name}: {family.source}")
 
 
-def vocabulary(field: Field, plan: Plan) -> Why:
+def vocabulary(field: Field, plan: Plan) -> Reason:
     """The tokenizer's vocabulary, padded."""
     family = family_of(plan)
-    return Why(
+    return Reason(
         settled_by=f"rounding up to a multiple of {family.vocab_multiple} (family {family.name})",
         equation=f"the tokenizer has {plan.budget.data.vocab:,} entries",
     )
 
 
-def data(field: Field, plan: Plan) -> Why:
+def data(field: Field, plan: Plan) -> Reason:
     """The corpus by content."""
-    return Why(
+    return Reason(
         "the budget's field data: the fingerprint of its text and tokenizer, the digest of what was built of it"
     )
 
 
-def plain_choice(field: Field, plan: Plan) -> Why:
+def plain_choice(field: Field, plan: Plan) -> Reason:
     """What no budget changes yet."""
-    return Why(f"the engine: {field.said_of_it}")
+    return Reason(f"the engine: {field.said_of_it}")
 
 
-def budget_flop(field: Field, plan: Plan) -> Why:
+def budget_flop(field: Field, plan: Plan) -> Reason:
     """Compute that was asked for."""
     planned = run_of(field, plan)
     if planned.role == "target":
         currency = plan.budget.currency
         bought = None if currency in ("compute", "loss") else f"bought at {planned.cost.basis}"
-        return Why(f"the budget's field {currency}: {plan.budget.asked}", equation=bought)
-    return Why(
+        return Reason(f"the budget's field {currency}: {plan.budget.asked}", equation=bought)
+    return Reason(
         "the ladder: one of its budgets; all pilots together cost at most evidence.share of the target"
     )
 
 
-def ladder(field: Field, plan: Plan) -> Why:
+def ladder(field: Field, plan: Plan) -> Reason:
     """What the budget states of the ladder, and what was chosen for the narrowest interval at the target."""
     choice, evidence = plan.ladder, plan.budget.evidence
     if choice is None or not isinstance(evidence, Pilots):
-        return Why("the plan: it buys no pilots")
+        return Reason("the plan: it buys no pilots")
     stated = {"budgets": evidence.budgets, "sizes": evidence.sizes, "spread": evidence.spread}
     stated["budget_ratio"] = None if evidence.budgets is None else HALF_DECADE
     settled = (
@@ -253,7 +253,7 @@ def ladder(field: Field, plan: Plan) -> Why:
     )
     if stated.get(field.path[-1]) is not None:
         settled = f"the budget's evidence, which states it: {stated[field.path[-1]]:.4g}"
-    return Why(
+    return Reason(
         settled_by=settled,
         law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linear about their priors, "
         "with the noise of a run and what laws miss per decade (planner/design/pilot_design.py)",

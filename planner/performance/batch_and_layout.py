@@ -24,7 +24,7 @@ WORTH_DOUBLING = 1.25
 
 
 @dataclass(frozen=True)
-class Laid:
+class BatchAndLayout:
     """How a run is laid out: its batch, its layout, and what that takes."""
 
     batch_sequences: int
@@ -34,9 +34,9 @@ class Laid:
     """Seconds of a step; None on a cluster without efficiencies."""
 
 
-def lay(
+def choose_batch_and_layout(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float, asked: int | None
-) -> Laid:
+) -> BatchAndLayout:
     """Batch and layout on at most these devices, near the wanted sequences a step or at just those that are asked for.
 
     NoLayoutError where nothing fits the memory, UndividedBatchError where nothing divides the batch that is asked for.
@@ -70,26 +70,30 @@ def _halvings(devices: int) -> Iterator[int]:
         yield devices
 
 
-def _laid(model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int) -> Laid:
+def _laid(model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int) -> BatchAndLayout:
     fit = choose_layout(model, cluster, devices, batch, precision)
     if batch % fit.layout.dp:
         raise UndividedBatchError(f"no layout of {devices} devices divides {batch} sequences")
-    return Laid(batch, fit.layout, fit.memory_bytes, fit.step_s)
+    return BatchAndLayout(batch, fit.layout, fit.memory_bytes, fit.step_s)
 
 
-def _laid_by_memory(model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float) -> Laid:
+def _laid_by_memory(
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
+) -> BatchAndLayout:
     """Without seconds to compare: at most a device a sequence, and the batch rounded to the replicas."""
     devices = min(devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
     fit = choose_layout(model, cluster, devices, round_batch(wanted, 1), precision)
     layout, batch = fit.layout, round_batch(wanted, fit.layout.dp)
     micro_batch = math.gcd(layout.micro_batch_sequences, batch // layout.dp)
     divided = layout.model_copy(update={"micro_batch_sequences": micro_batch})
-    return Laid(batch, divided, fit.memory_bytes, fit.step_s)
+    return BatchAndLayout(batch, divided, fit.memory_bytes, fit.step_s)
 
 
-def _laid_by_speed(model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float) -> Laid:
+def _laid_by_speed(
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
+) -> BatchAndLayout:
     """The layout on as many devices as are worth having: those of the cluster, halved while that costs little time."""
-    best: Laid | None = None
+    best: BatchAndLayout | None = None
     while devices:
         try:
             half = _laid(model, cluster, precision, devices, shared_batch(wanted, devices))
@@ -107,6 +111,6 @@ def _laid_by_speed(model: ModelSpec, cluster: Cluster, precision: str, devices: 
     return best
 
 
-def _sequence_s(laid: Laid) -> float:
+def _sequence_s(laid: BatchAndLayout) -> float:
     assert laid.step_s is not None  # the cluster has efficiencies
     return laid.step_s / laid.batch_sequences

@@ -21,7 +21,7 @@ RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
-class Grid:
+class LayoutGrid:
     """Columns of layouts."""
 
     dp: Any
@@ -63,11 +63,11 @@ def rank_blocks(sizes: tuple[int, ...], pp: int) -> tuple[int, int, int, int]:
     return ranks[0], max(inner), inner.index(max(inner)), ranks[-1]
 
 
-def grid_of(layout: Layout, layers: int, batch_sequences: int) -> Grid:
+def grid_of(layout: Layout, layers: int, batch_sequences: int) -> LayoutGrid:
     """The columns of one layout."""
     sizes = tuple(len(blocks) for blocks in layout.blocks(layers))
     first, most, most_at, last = rank_blocks(sizes, layout.pp)
-    return Grid(
+    return LayoutGrid(
         dp=layout.dp,
         pp=layout.pp,
         interleave=layout.interleave,
@@ -116,14 +116,18 @@ def balanced_cut(a: Architecture, pp: int, interleave: int) -> tuple[int, ...] |
     return stage_cut(a.layers, stages, head / (forward_flop(a, causal=True) - head) * a.layers)
 
 
-def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> Grid | None:
+def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> LayoutGrid | None:
     """The columns of all legal layouts on just these devices; None where there is none."""
     columns = [
         _columns(model, tp, pp, devices // (tp * pp), batch_sequences)
         for tp, pp in _splits(model, devices, batch_sequences)
     ]
-    rows = np.concatenate([np.empty((0, len(fields(Grid))), dtype=np.int64), *columns])
-    return Grid(**dict(zip((f.name for f in fields(Grid)), rows.T, strict=True))) if len(rows) else None
+    rows = np.concatenate([np.empty((0, len(fields(LayoutGrid))), dtype=np.int64), *columns])
+    return (
+        LayoutGrid(**dict(zip((f.name for f in fields(LayoutGrid)), rows.T, strict=True)))
+        if len(rows)
+        else None
+    )
 
 
 def _splits(model: ModelSpec, devices: int, batch_sequences: int) -> Iterator[tuple[int, int]]:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from planner.performance.communication import stage_traffic
 from planner.performance.cost import Architecture, architecture
 from planner.performance.engine_features import ON_CPU, OURS, Engine
-from planner.performance.layout_grid import RECOMPUTE, Grid, balanced_cut, divisors, grid_of, legal_grid
+from planner.performance.layout_grid import RECOMPUTE, LayoutGrid, balanced_cut, divisors, grid_of, legal_grid
 from planner.performance.memory import memory_parts
 from planner.performance.pipeline_simulator import Simulator, Times
 from planner.performance.step_time import (
-    Machine,
+    ClusterRates,
     block_seconds,
     head_seconds,
     machine,
@@ -47,7 +47,7 @@ class UndividedBatchError(ValueError):
 
 
 @dataclass(frozen=True)
-class Fit:
+class LayoutFit:
     """A layout with the memory of its fullest device and the seconds of a step."""
 
     layout: Layout
@@ -57,7 +57,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Problem:
+class LayoutProblem:
     """What is to be laid out, and on what."""
 
     model: ModelSpec
@@ -82,7 +82,7 @@ class Problem:
         return OURS if self.cluster.device.backend == "cuda" else ON_CPU
 
     @property
-    def on(self) -> Machine:
+    def on(self) -> ClusterRates:
         """The cluster's rates."""
         return machine(self.cluster, self.width_bytes)
 
@@ -96,8 +96,8 @@ class Problem:
 class Ranking:
     """All legal layouts with their bytes and seconds, columns of one length."""
 
-    problem: Problem
-    grid: Grid
+    problem: LayoutProblem
+    grid: LayoutGrid
     memory: Column
     step_s: Column
 
@@ -114,7 +114,7 @@ class Ranking:
 
     def layout(self, row: int) -> Layout:
         """A row as a layout, its stages cut so that embedding and head balance."""
-        at = {f.name: int(getattr(self.grid, f.name)[row]) for f in fields(Grid)}
+        at = {f.name: int(getattr(self.grid, f.name)[row]) for f in fields(LayoutGrid)}
         model = self.problem.model
         plain = Layout(
             dp=at["dp"],
@@ -130,7 +130,7 @@ class Ranking:
         return plain if sizes == even else plain.model_copy(update={"stage_layers": sizes})
 
 
-def rank_layouts(problem: Problem) -> Ranking:
+def rank_layouts(problem: LayoutProblem) -> Ranking:
     """Every legal layout by closed form; UndividedBatchError where there is none."""
     grid = legal_grid(problem.model, problem.devices, problem.batch_sequences)
     if grid is None:
@@ -143,26 +143,26 @@ def rank_layouts(problem: Problem) -> Ranking:
     return Ranking(problem, grid, np.asarray(memory), np.asarray(seconds))
 
 
-def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> Fit:
+def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> LayoutFit:
     """The fastest layout by closed form (without efficiencies: the first that fits), not simulated.
 
     NoLayoutError where none fits, UndividedBatchError where none divides the batch.
     """
-    problem = Problem(model, cluster, devices, batch, precision)
+    problem = LayoutProblem(model, cluster, devices, batch, precision)
     if cluster.efficiency is None:
         return _by_memory(problem)
     ranking = rank_layouts(problem)
     rows = ranking.order(ranking.fits)
     if not rows:
         raise _nothing_fits(ranking)
-    return Fit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
+    return LayoutFit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
 
 
 def compare_layouts(
     model: ModelSpec, cluster: Cluster, devices: int, batch_sequences: int, precision: str
 ) -> LayoutChoice:
     """The best layouts, timed by simulation. Errors as in `choose_layout`; ValueError without efficiencies."""
-    problem = Problem(model, cluster, devices, batch_sequences, precision)
+    problem = LayoutProblem(model, cluster, devices, batch_sequences, precision)
     ranking = rank_layouts(problem)
     fits = ranking.fits
     rows = ranking.order(fits)[:SIMULATED]
@@ -221,7 +221,7 @@ def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimat
     )
 
 
-def _times(problem: Problem, layout: Layout, grid: Grid) -> Times:
+def _times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> Times:
     """Seconds of a micro-batch's passes through every virtual stage."""
     a, engine, on, width = problem.a, problem.engine, problem.on, problem.width_bytes
     block, head = block_seconds(a, engine, on, width, grid), head_seconds(a, engine, on, width, grid)
@@ -266,7 +266,7 @@ def _nothing_fits(ranking: Ranking) -> NoLayoutError:
     return _miss(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
 
 
-def _miss(problem: Problem, layout: Layout, memory_bytes: float) -> NoLayoutError:
+def _miss(problem: LayoutProblem, layout: Layout, memory_bytes: float) -> NoLayoutError:
     over = memory_bytes - problem.limit_bytes
     return NoLayoutError(
         f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
@@ -274,7 +274,7 @@ def _miss(problem: Problem, layout: Layout, memory_bytes: float) -> NoLayoutErro
     )
 
 
-def _by_memory(problem: Problem) -> Fit:
+def _by_memory(problem: LayoutProblem) -> LayoutFit:
     """The least model parallelism that fits and leaves every replica a sequence, with the widest micro-batch."""
     misses: list[tuple[float, Layout]] = []
     for layout in _least_parallel(problem):
@@ -292,7 +292,7 @@ def _by_memory(problem: Problem) -> Fit:
     raise _miss(problem, layout, needed)
 
 
-def _least_parallel(problem: Problem) -> list[Layout]:
+def _least_parallel(problem: LayoutProblem) -> list[Layout]:
     """Layouts with the least model parallelism first, tensor parallelism kept inside a node before stages are cut."""
     devices, found = problem.devices, []
     for tp in divisors(devices):
@@ -312,14 +312,14 @@ def _least_parallel(problem: Problem) -> list[Layout]:
     return sorted(found, key=lambda layout: (layout.pp * layout.tp, layout.pp))
 
 
-def _memory_bytes(problem: Problem, layout: Layout) -> float:
+def _memory_bytes(problem: LayoutProblem, layout: Layout) -> float:
     batch = max(1, problem.batch_sequences // layout.dp) * layout.dp
     grid = grid_of(layout, problem.model.layers, batch)
     parts = memory_parts(problem.a, problem.engine, problem.width_bytes, grid)
     return float(sum(parts.values()))
 
 
-def _widest_micro_batch(problem: Problem, layout: Layout) -> Fit:
+def _widest_micro_batch(problem: LayoutProblem, layout: Layout) -> LayoutFit:
     per_replica = problem.batch_sequences // layout.dp
     best = layout, _memory_bytes(problem, layout)
     for size in divisors(per_replica):
@@ -328,4 +328,4 @@ def _widest_micro_batch(problem: Problem, layout: Layout) -> Fit:
         wider = layout.model_copy(update={"micro_batch_sequences": size})
         needed = _memory_bytes(problem, wider)
         best = (wider, needed) if needed <= problem.limit_bytes else best
-    return Fit(*best, step_s=None)
+    return LayoutFit(*best, step_s=None)

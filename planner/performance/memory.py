@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from planner.performance import cost
 from planner.performance.cost import Architecture
 from planner.performance.engine_features import Engine
-from planner.performance.layout_grid import Grid
+from planner.performance.layout_grid import LayoutGrid
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
 """What memory goes to."""
@@ -44,7 +44,7 @@ _MANY_BLOCKS = 64
 Columns = dict[str, NDArray[np.float64]]
 
 
-def memory_parts(a: Architecture, engine: Engine, width_bytes: int, grid: Grid) -> Columns:
+def memory_parts(a: Architecture, engine: Engine, width_bytes: int, grid: LayoutGrid) -> Columns:
     """Bytes of the fullest device by part; the parts add up."""
     places = [
         (grid.first, np.zeros_like(grid.first), True, False),
@@ -64,7 +64,7 @@ def _fullest(candidates: list[Columns]) -> Columns:
 
 
 def _rank(
-    a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any, first: bool, last: bool
+    a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any, first: bool, last: bool
 ) -> Columns:
     """Bytes of one rank of a pipeline; without one (pp 1) it has embedding and head."""
     alone = grid.pp == 1
@@ -83,7 +83,7 @@ def _rank(
     return _fullest([_columns(grid, *state, *moment) for moment in moments])
 
 
-def _columns(grid: Grid, *parts: Any) -> Columns:
+def _columns(grid: LayoutGrid, *parts: Any) -> Columns:
     full = np.broadcast_arrays(grid.dp, *parts)[1:]
     return {part: np.asarray(column, float) for part, column in zip(PARTS, full, strict=True)}
 
@@ -116,13 +116,13 @@ def results_under_way(pp: Any, rank: Any, interleave: Any) -> Any:
 # The three moments, each as bytes of activations that are kept, of logits, and of what is there for a while.
 
 
-def _block_moment(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
+def _block_moment(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any) -> Any:
     rows = grid.micro_batch * a.context
     return rows * _held(a, engine, w, grid, blocks, rank), 0, _work(a, engine, w, grid, rank)
 
 
 def _head_moment(
-    a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any, head: Any
+    a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any, head: Any
 ) -> Any:
     """The head holds its input and the norm's result, then both gradients too. A rank without a head is never here.
 
@@ -139,7 +139,7 @@ def _head_moment(
 
 
 def _buckets_moment(
-    a: Architecture, engine: Engine, w: int, grid: Grid, rank: Any, copies: Any, before: Any
+    a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any, copies: Any, before: Any
 ) -> Any:
     """One block's activations and its backward beside the copies that left `before`, or when all is done all `copies`.
 
@@ -150,14 +150,14 @@ def _buckets_moment(
     return kept, 0, np.maximum(_work(a, engine, w, grid, rank) + before, copies - kept)
 
 
-def _work(a: Architecture, engine: Engine, w: int, grid: Grid, rank: Any) -> Any:
+def _work(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any) -> Any:
     """Bytes that are there for a while at the end of a block's backward."""
     rows = grid.micro_batch * a.context
     tokens = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
     return rows * tokens + NORM_ROWS * 4 * a.width
 
 
-def _held(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank: Any) -> Any:
+def _held(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any) -> Any:
     """Bytes per token of a micro-batch that are kept for backward while most passes are alive.
 
     A pass leaves nothing behind but what its blocks keep: its input is its first block's, and its result is let go as
@@ -167,7 +167,7 @@ def _held(a: Architecture, engine: Engine, w: int, grid: Grid, blocks: Any, rank
     return alive * _kept(a, engine, w, grid, grid.recompute)
 
 
-def _kept(a: Architecture, engine: Engine, w: int, grid: Grid, recompute: Any) -> Any:
+def _kept(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, recompute: Any) -> Any:
     """A block's kept bytes per token, for columns of levels of recomputation."""
     scores = int(not engine.flash)
     whole, plain = (
@@ -178,7 +178,7 @@ def _kept(a: Architecture, engine: Engine, w: int, grid: Grid, recompute: Any) -
     return np.where(recompute == 0, whole, np.where(recompute == 1, plain - less, full))
 
 
-def _replayed(a: Architecture, engine: Engine, w: int, grid: Grid) -> Any:
+def _replayed(a: Architecture, engine: Engine, w: int, grid: LayoutGrid) -> Any:
     """Bytes per token that recomputation makes again before the end of the feed-forward's backward.
 
     Of selective recomputation that is the norm's result. Attention is replayed later, when the feed-forward's tensors
@@ -189,7 +189,7 @@ def _replayed(a: Architecture, engine: Engine, w: int, grid: Grid) -> Any:
     return np.where((grid.recompute == 1) & engine.flash, np.minimum(dropped, norm), dropped)
 
 
-def _block_work(a: Architecture, w: int, grid: Grid) -> Any:
+def _block_work(a: Architecture, w: int, grid: LayoutGrid) -> Any:
     """Bytes per token that the end of a block's backward has beside what was kept (model/layers.py, `SubLayer`).
 
     Three gradients of the residual stream: the result's, the norm's and the sum's. Of the feed-forward its result's
@@ -200,12 +200,14 @@ def _block_work(a: Architecture, w: int, grid: Grid) -> Any:
     return streams + w * (a.ffn_matrices + 1) * a.ffn / grid.tp
 
 
-def _travelling(a: Architecture, w: int, grid: Grid, rank: Any) -> Any:
+def _travelling(a: Architecture, w: int, grid: LayoutGrid, rank: Any) -> Any:
     """Bytes per token that are on their way while a backward pass runs."""
     return results_under_way(grid.pp, rank, grid.interleave) * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
 
 
-def _copied_bytes(a: Architecture, grid: Grid, blocks: Any, embedding: Any, head: Any) -> tuple[Any, Any]:
+def _copied_bytes(
+    a: Architecture, grid: LayoutGrid, blocks: Any, embedding: Any, head: Any
+) -> tuple[Any, Any]:
     """Bytes of gradients that a step copies into buckets: all, and those that leave before the last block is done.
 
     Embedding and head count where they fit into a bucket with their neighbour. Where a block's last matrix shares a

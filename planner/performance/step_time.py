@@ -3,7 +3,7 @@
 A matrix multiplication takes its FLOP over the share of the peak that it reaches; short inner dimensions and tiles that
 don't fill the last wave cost more. Elementwise operations take their bytes over the memory's rate; collectives their
 bytes over the links', plus a latency. Pipelines add their bubble and transfers; replicas add what ZeRO-1's collectives
-cannot hide beneath the first forward and the last backward pass. Everything works on columns of layouts (`Grid`).
+cannot hide beneath the first forward and the last backward pass. Everything works on columns of layouts (`LayoutGrid`).
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from planner.performance import cost
 from planner.performance.cost import Architecture
 from planner.performance.engine_features import Engine
-from planner.performance.layout_grid import Grid
+from planner.performance.layout_grid import LayoutGrid
 from specs.cluster import Cluster, Efficiency
 
 PARTS = (
@@ -50,7 +50,7 @@ Columns = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Machine:
+class ClusterRates:
     """A cluster's rates as training reaches them."""
 
     flop_per_s: float
@@ -84,13 +84,13 @@ class BlockSeconds:
         return self.matmul[1] + self.attention[1] + self.elementwise[1] + self.collectives[1] + self.replay
 
 
-def machine(cluster: Cluster, width_bytes: int) -> Machine:
+def machine(cluster: Cluster, width_bytes: int) -> ClusterRates:
     """The rates of a cluster for 16-bit (2) or fp32 (4) training; ValueError where its efficiencies aren't known."""
     found, device = cluster.efficiency, cluster.device
     if found is None:
         raise ValueError(f"the cluster {cluster.name} has no efficiency, so a step's time is not known")
     peak = device.peak_bf16 if width_bytes == 2 else device.peak_fp32
-    return Machine(
+    return ClusterRates(
         flop_per_s=peak * found.matmul,
         attention_flop_per_s=peak * found.attention,
         memory_bytes_per_s=device.memory_bandwidth * found.memory,
@@ -102,7 +102,7 @@ def machine(cluster: Cluster, width_bytes: int) -> Machine:
     )
 
 
-def matmul_s(on: Machine, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any:
+def matmul_s(on: ClusterRates, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any:
     """`count` products of (m, k) and (k, n) matrices."""
     at = on.efficiency
     waves = count * m * n / TILE / at.multiprocessors
@@ -112,7 +112,7 @@ def matmul_s(on: Machine, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any
     return np.maximum(compute, traffic) + at.launch
 
 
-def gather_s(on: Machine, size: Any, ranks: Any, stride: Any) -> Any:
+def gather_s(on: ClusterRates, size: Any, ranks: Any, stride: Any) -> Any:
     """All-gather or reduce-scatter of `size` bytes over ranks that lie `stride` apart, in a ring through all nodes.
 
     A ring enters a node through as many network ports as the node has ranks in it.
@@ -124,7 +124,9 @@ def gather_s(on: Machine, size: Any, ranks: Any, stride: Any) -> Any:
     return np.where(ranks == 1, 0.0, cost.gather_bytes(size, ranks) / rate + nodes * on.efficiency.message)
 
 
-def block_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> BlockSeconds:
+def block_seconds(
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+) -> BlockSeconds:
     """A micro-batch through one block."""
     rows = grid.micro_batch * a.context
     matmul = _matmuls(a, on, w, rows, grid.tp)
@@ -140,7 +142,7 @@ def block_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gr
     return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), replay)
 
 
-def _matmuls(a: Architecture, on: Machine, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
+def _matmuls(a: Architecture, on: ClusterRates, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
     """The four products of a block; each has two gradients."""
     d, kv = a.width, a.kv_heads * a.head_dim
     products = (
@@ -155,7 +157,7 @@ def _matmuls(a: Architecture, on: Machine, w: int, rows: Any, tp: Any) -> tuple[
 
 
 def _attention(
-    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, tp: Any
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, rows: Any, tp: Any
 ) -> tuple[tuple[Any, Any], Any]:
     """Forward and backward seconds of attention's core, and those of replaying it."""
     if engine.flash:
@@ -170,7 +172,7 @@ def _attention(
 
 
 def _elementwise(
-    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, grid: Grid
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, rows: Any, grid: LayoutGrid
 ) -> tuple[Any, Any]:
     """Forward and backward seconds of everything that is bound by memory."""
     whole, split = cost.moved_whole_bytes(a, w), cost.moved_split_bytes(a, w)
@@ -186,7 +188,14 @@ def _elementwise(
 
 
 def _selective(
-    a: Architecture, engine: Engine, on: Machine, w: int, rows: Any, grid: Grid, matmul: Any, elementwise: Any
+    a: Architecture,
+    engine: Engine,
+    on: ClusterRates,
+    w: int,
+    rows: Any,
+    grid: LayoutGrid,
+    matmul: Any,
+    elementwise: Any,
 ) -> Any:
     """Seconds of what selective recomputation replays beside attention's core; forward seconds are given."""
     if engine.replays_matmuls:
@@ -198,7 +207,9 @@ def _selective(
     return moved / on.memory_bytes_per_s
 
 
-def head_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
+def head_seconds(
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+) -> tuple[Any, Any]:
     """A micro-batch through the head and the loss, forward and backward."""
     rows, columns = grid.micro_batch * a.context, a.vocab / grid.tp
     forward = matmul_s(on, w, rows, columns, a.width)
@@ -207,7 +218,9 @@ def head_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     return forward + rows * columns * moved / on.memory_bytes_per_s, backward
 
 
-def transfer_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> tuple[Any, Any]:
+def transfer_seconds(
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+) -> tuple[Any, Any]:
     """A micro-batch from one stage to the next: seconds that it travels, and seconds of a rank for a pass's transfers.
 
     Without sequence parallelism it travels in shares and is gathered. An engine that overlaps transfers still issues
@@ -227,7 +240,7 @@ def transfer_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid:
 
 
 def once_seconds(
-    a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid, block: BlockSeconds
+    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid, block: BlockSeconds
 ) -> tuple[Any, Any]:
     """What happens once a step: the replicas' collectives as far as nothing hides them, and the optimizer."""
     ends = np.where(grid.pp == 1, a.vocab * a.width * (1 if a.tied else 2), a.vocab * a.width)
@@ -243,7 +256,7 @@ def once_seconds(
     return scatter + gather, moved / on.memory_bytes_per_s
 
 
-def _shown(collective: Any, grid: Grid, pass_s: Any) -> Any:
+def _shown(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
     """What remains of a collective beside one micro-batch's pass through the first rank's blocks.
 
     A block's share comes free as the pass leaves it (or is needed as it enters). Interleaved, the other ranks' chunks
@@ -255,7 +268,7 @@ def _shown(collective: Any, grid: Grid, pass_s: Any) -> Any:
     return np.maximum(at_least, np.maximum(collective / grid.interleave - chunk, collective - window))
 
 
-def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Grid) -> Columns:
+def step_seconds(a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid) -> Columns:
     """Seconds of a step by part, as the slowest stage spends them; the parts add up."""
     block = block_seconds(a, engine, on, w, grid)
     head = sum(head_seconds(a, engine, on, w, grid))
@@ -284,7 +297,7 @@ def step_seconds(a: Architecture, engine: Engine, on: Machine, w: int, grid: Gri
     return {name: np.asarray(part, float) for name, part in zip(PARTS, parts, strict=True)}
 
 
-def _shown_transfers(grid: Grid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
+def _shown_transfers(grid: LayoutGrid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
     """Seconds of a step that ranks give to transfers after the first; `work` is a micro-batch's in all stages.
 
     Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.

@@ -17,7 +17,7 @@ from planner.scaling.laws import Array, Form, columns, optimum, value
 from planner.scaling.levenberg_marquardt import (
     LOG_BOUND,
     POLISH_TOLERANCE,
-    Problem,
+    LeastSquaresProblem,
     descend,
     huber,
     scale,
@@ -31,7 +31,7 @@ LOG_LARGEST = 690.0
 
 
 @dataclass(frozen=True)
-class Fit:
+class FormFit:
     """A law's constants, what they were fitted on and how well they do there."""
 
     form: Form
@@ -62,7 +62,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Interval:
+class DrawInterval:
     """Median and central interval of draws."""
 
     low: float
@@ -79,7 +79,7 @@ def fit(
     cost_per: float = 1.0,
     weights: ArrayLike | None = None,
     fixed: Mapping[str, float] | None = None,
-) -> Fit:
+) -> FormFit:
     """The constants with the lowest summed log-Huber objective over runs (size, tokens, loss), from a grid of
     starts.
 
@@ -103,7 +103,7 @@ def fit(
         predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
     if not np.isfinite(predicted).all():
         raise ValueError(f"the {form.name} law runs away on these runs: no finite constants are best")
-    return Fit(
+    return FormFit(
         form=form,
         params=params,
         objective=float(best_first[0]),
@@ -118,7 +118,7 @@ def fit(
     )
 
 
-def bootstrap(fitted: Fit, draws: int, seed: int) -> Array:
+def bootstrap(fitted: FormFit, draws: int, seed: int) -> Array:
     """Constants of `draws` refits on resampled runs, (draws, constants), each started at the fit.
 
     Runs that share size and tokens are replicates of one cell: cells are drawn first, then replicates within
@@ -133,31 +133,33 @@ def bootstrap(fitted: Fit, draws: int, seed: int) -> Array:
     return _constants(problem, descend(problem, descents)[0])
 
 
-def interval(draws: ArrayLike, level: float = 0.95) -> Interval:
+def interval(draws: ArrayLike, level: float = 0.95) -> DrawInterval:
     """Median and central `level` interval of draws of one quantity."""
     tail = 50 * (1 - level)
     low, median, high = np.percentile(np.asarray(draws, float), [tail, 50, 100 - tail])
-    return Interval(float(low), float(median), float(high))
+    return DrawInterval(float(low), float(median), float(high))
 
 
-def _constants(problem: Problem, scaled: Array) -> Array:
+def _constants(problem: LeastSquaresProblem, scaled: Array) -> Array:
     """The constants; one that its runs do not bound, and that ran away, stops at the largest that can be written."""
     return np.exp(np.minimum(unscaled(problem, scaled), LOG_LARGEST))
 
 
-def constant_intervals(fitted: Fit, draws: Array, level: float = 0.95) -> dict[str, Interval]:
+def constant_intervals(fitted: FormFit, draws: Array, level: float = 0.95) -> dict[str, DrawInterval]:
     """An interval per constant, by name."""
     return {name: interval(draws[:, i], level) for i, name in enumerate(fitted.form.constants)}
 
 
-def optimum_intervals(fitted: Fit, draws: Array, flop: float, level: float = 0.95) -> dict[str, Interval]:
+def optimum_intervals(
+    fitted: FormFit, draws: Array, flop: float, level: float = 0.95
+) -> dict[str, DrawInterval]:
     """Intervals of the compute-optimal "size", "tokens", "tokens_per_size" and "loss" at a budget in FLOP."""
     size, tokens, loss = optimum(fitted.form, draws, flop, fitted.cost_per)
     quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}
     return {name: interval(values, level) for name, values in quantities.items()}
 
 
-def objective(fitted: Fit, params: ArrayLike) -> float:
+def objective(fitted: FormFit, params: ArrayLike) -> float:
     """The summed log-Huber objective of other constants on the same runs."""
     predicted = value(fitted.form, params, *columns(fitted.form, fitted.size, fitted.tokens, fitted.cost_per))
     return float((fitted.weights * huber(np.log(fitted.loss) - np.log(predicted))).sum())
@@ -183,7 +185,7 @@ def checked_runs(
 
 def _problem(
     form: Form, size: Array, tokens: Array, loss: Array, cost_per: float, fixed: Mapping[str, float]
-) -> Problem:
+) -> LeastSquaresProblem:
     for name in fixed:
         if name not in form.constants or name in {coefficient for coefficient, _, _ in form.powers}:
             raise ValueError(f"{name} cannot be held in the {form.name} law; floors and exponents can")
@@ -191,7 +193,7 @@ def _problem(
     return scale(form, logs, np.log(loss), fixed)
 
 
-def _starts(problem: Problem, fixed: Mapping[str, float]) -> Array:
+def _starts(problem: LeastSquaresProblem, fixed: Mapping[str, float]) -> Array:
     """Log-constants of the grid of starts: every one passes near the middle of the data.
 
     Floors from none to nearly all of the lowest loss, exponents over the range that published laws span, and
@@ -237,7 +239,9 @@ def resampled_counts(size: Array, tokens: Array, draws: int, seed: int, needed: 
     return counts
 
 
-def _polished(problem: Problem, ends: Array, objectives: Array, weights: Array) -> tuple[Array, Array]:
+def _polished(
+    problem: LeastSquaresProblem, ends: Array, objectives: Array, weights: Array
+) -> tuple[Array, Array]:
     """The eight best ends taken on to convergence, best first."""
     best = np.argsort(objectives, kind="stable")[:8]
     repeated = np.broadcast_to(weights, (len(best), len(weights)))

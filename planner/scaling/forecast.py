@@ -26,7 +26,7 @@ FLOOR_UNDER_BAND = 0.8
 
 
 @dataclass(frozen=True)
-class Told:
+class ForecastResult:
     """A forecast from the ledger with what it rests on."""
 
     forecast: Forecast | NoForecast
@@ -78,14 +78,14 @@ def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
 
-def surface(points: Sequence[EvidencePoint]) -> fit.Fit:
+def surface(points: Sequence[EvidencePoint]) -> fit.FormFit:
     """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
     return model_averaging.chosen_fit(_runs(points))
 
 
 def from_ledger(
     points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
-) -> Told:
+) -> ForecastResult:
     """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast.
 
     Tokens beyond the unique ones are repeats, and count as the fresh ones that they are worth.
@@ -94,7 +94,7 @@ def from_ledger(
     try:
         known = model_averaging.learn(runs)
     except ValueError as error:
-        return Told(
+        return ForecastResult(
             NoForecast(reason=f"the ledger cannot carry a forecast: {error}"),
             (),
             model_averaging.flags(runs),
@@ -110,7 +110,9 @@ def from_ledger(
     forecast = Forecast(
         loss=band, curve=_curve(records, band, told.floor.floor[0], target), basis=_basis(told)
     )
-    return Told(forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target))
+    return ForecastResult(
+        forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target)
+    )
 
 
 def _runs(points: Sequence[EvidencePoint]) -> Points:
@@ -122,7 +124,7 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
     return replace(checked, short=np.array([float(point.short) for point in points]))
 
 
-def _basis(told: model_averaging.Forecast) -> str:
+def _basis(told: model_averaging.MixtureForecast) -> str:
     floors, losses = told.floor.floor, told.floor.loss
     by = "the prior's, as no budget could be held out"
     if told.heldout_error is not None:
@@ -135,7 +137,7 @@ def _basis(told: model_averaging.Forecast) -> str:
     )
 
 
-def _forms(known: model_averaging.Evidence, told: model_averaging.Forecast) -> tuple[FormScore, ...]:
+def _forms(known: model_averaging.Mixture, told: model_averaging.MixtureForecast) -> tuple[FormScore, ...]:
     """Every form with its held-out error, weight, constants and forecast; heaviest first."""
     errors = {score.form.name: score.heldout_error for score in model_averaging.compare_forms(known.runs)}
     constants = {law.form.name: _constants(law) for law in known.laws}
@@ -157,7 +159,7 @@ def _constants(law: Posterior) -> dict[str, Interval]:
     return {name: _written(fit.interval(law.constant(name))) for name in law.form.constants}
 
 
-def _optimum(known: model_averaging.Evidence, target: PlannedRun) -> Optimum:
+def _optimum(known: model_averaging.Mixture, target: PlannedRun) -> Optimum:
     """The best split of the target's compute, with N* by the share that blocks have in M of the target's shape."""
     split = {
         name: _written(ends) for name, ends in model_averaging.best_split(known, target.budget_flop).items()
@@ -173,7 +175,7 @@ def _optimum(known: model_averaging.Evidence, target: PlannedRun) -> Optimum:
     )
 
 
-def _written(ends: fit.Interval) -> Interval:
+def _written(ends: fit.DrawInterval) -> Interval:
     """An interval of draws as a document."""
     return Interval(value=ends.median, low=ends.low, high=ends.high)
 

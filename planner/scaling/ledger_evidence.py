@@ -23,7 +23,7 @@ NEAR_OPTIMAL = 0.0025
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LedgerEvidence:
     """The ledger's usable runs, smallest compute first."""
 
     pilots: tuple[LedgerRecord, ...]
@@ -37,7 +37,9 @@ class Evidence:
         return [fingerprint for fingerprint in fingerprints if fingerprint not in there]
 
 
-def read_evidence(ledger: Path, digest: str, context: int, precision: str, below_flop: float) -> Evidence:
+def read_evidence(
+    ledger: Path, digest: str, context: int, precision: str, below_flop: float
+) -> LedgerEvidence:
     """The ledger's runs on this text and context in this precision, below a compute; none where there is no ledger."""
     records = read_lines(ledger, LedgerRecord) if ledger.exists() else []
     usable = sorted(
@@ -51,13 +53,13 @@ def read_evidence(ledger: Path, digest: str, context: int, precision: str, below
         }.values(),
         key=lambda record: (record.budget_flop, record.run.model.flop_per_token, record.run.fingerprint()),
     )
-    return Evidence(
+    return LedgerEvidence(
         pilots=tuple(record for record in usable if record.role != "rate"),
         rates=tuple(record for record in usable if record.role == "rate"),
     )
 
 
-def points(evidence: Evidence, min_steps: int) -> tuple[EvidencePoint, ...]:
+def points(evidence: LedgerEvidence, min_steps: int) -> tuple[EvidencePoint, ...]:
     """The pilots as points of the loss surface; runs under `min_steps` are marked short."""
     return tuple(
         EvidencePoint(
@@ -125,7 +127,7 @@ def _precision_share(exponent_sd: float) -> float:
     return EXPONENT_SD**2 / (EXPONENT_SD**2 + exponent_sd**2)
 
 
-def rate_check(evidence: Evidence) -> RateCheck | None:
+def rate_check(evidence: LedgerEvidence) -> RateCheck | None:
     """The largest learning-rate check in the ledger, read against the pilot that ran at the law's own rate."""
     for record in reversed(evidence.rates):
         shape, budget = record.run.model, record.budget_flop

@@ -35,7 +35,7 @@ _BLOCK_ELEMENTS = 60_000
 
 
 @dataclass(frozen=True)
-class Problem:
+class LeastSquaresProblem:
     """Runs in scaled logarithms: each variable is divided by its geometric mean, which uncouples coefficients
     from exponents."""
 
@@ -73,7 +73,7 @@ class Descents:
         return Descents(**{name: column[chosen] for name, column in vars(self).items()})
 
 
-def without_prior(problem: Problem, starts: Array, weights: Array) -> Descents:
+def without_prior(problem: LeastSquaresProblem, starts: Array, weights: Array) -> Descents:
     """Descents on the runs themselves at HUBER_DELTA; weights (batch, runs)."""
     shape = weights.shape
     return Descents(
@@ -88,10 +88,10 @@ def without_prior(problem: Problem, starts: Array, weights: Array) -> Descents:
 
 def scale(
     form: Form, log_variables: tuple[Array, ...], log_loss: Array, held: Collection[str] = ()
-) -> Problem:
+) -> LeastSquaresProblem:
     """The fitting problem of runs given by the logarithms of the form's variables and of the loss."""
     centre = tuple(float(log.mean()) for log in log_variables)
-    return Problem(
+    return LeastSquaresProblem(
         form=form,
         log_variables=tuple(log - middle for log, middle in zip(log_variables, centre, strict=True)),
         log_loss=log_loss,
@@ -100,17 +100,17 @@ def scale(
     )
 
 
-def scaled(problem: Problem, log_params: Array) -> Array:
+def scaled(problem: LeastSquaresProblem, log_params: Array) -> Array:
     """Log-constants of the law in scaled variables: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
     return _shifted(problem, log_params, -1.0)
 
 
-def unscaled(problem: Problem, log_params: Array) -> Array:
+def unscaled(problem: LeastSquaresProblem, log_params: Array) -> Array:
     """Log-constants of the law in the variables themselves: the inverse of `scaled`."""
     return _shifted(problem, log_params, 1.0)
 
 
-def _shifted(problem: Problem, log_params: Array, sign: float) -> Array:
+def _shifted(problem: LeastSquaresProblem, log_params: Array, sign: float) -> Array:
     form, logs = problem.form, log_params.copy()
     for coefficient, exponent, variable in form.powers:
         shift = problem.centre[form.variables.index(variable)]
@@ -140,7 +140,7 @@ class _Batch:
 
 
 def descend(
-    problem: Problem, descents: Descents, tolerance: float = _SEARCH_TOLERANCE
+    problem: LeastSquaresProblem, descents: Descents, tolerance: float = _SEARCH_TOLERANCE
 ) -> tuple[Array, Array]:
     """Scaled log-constants, (batch, constants), and objective, (batch,), where each descent ends."""
     block = max(1, _BLOCK_ELEMENTS // len(problem.log_loss))
@@ -151,7 +151,7 @@ def descend(
     return np.concatenate([ends for ends, _ in parts]), np.concatenate([values for _, values in parts])
 
 
-def _descend_block(problem: Problem, goal: Descents, tolerance: float) -> tuple[Array, Array]:
+def _descend_block(problem: LeastSquaresProblem, goal: Descents, tolerance: float) -> tuple[Array, Array]:
     ends, values = np.empty_like(goal.starts), np.empty(len(goal.starts))
     batch = _batch(problem, goal)
     for _ in range(_MAX_STEPS):
@@ -166,7 +166,7 @@ def _descend_block(problem: Problem, goal: Descents, tolerance: float) -> tuple[
     return ends, values
 
 
-def _evaluated(problem: Problem, goal: Descents, state: Array) -> tuple[Array, Array, Array]:
+def _evaluated(problem: LeastSquaresProblem, goal: Descents, state: Array) -> tuple[Array, Array, Array]:
     """Residuals, Jacobian and objective of each row; an overflow counts as an infinite objective."""
     log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
     residuals = goal.targets - log_loss
@@ -181,7 +181,7 @@ def _prior_pull(goal: Descents, state: Array) -> Array:
     return np.asarray((goal.precision @ (state - goal.anchors)[:, :, None])[:, :, 0])
 
 
-def _batch(problem: Problem, goal: Descents) -> _Batch:
+def _batch(problem: LeastSquaresProblem, goal: Descents) -> _Batch:
     residuals, jacobian, values = _evaluated(problem, goal, goal.starts)
     count = len(goal.starts)
     return _Batch(
@@ -196,7 +196,7 @@ def _batch(problem: Problem, goal: Descents) -> _Batch:
     )
 
 
-def _advance(problem: Problem, batch: _Batch, tolerance: float) -> None:
+def _advance(problem: LeastSquaresProblem, batch: _Batch, tolerance: float) -> None:
     """One damped step of every row, kept where it lowers that row's objective."""
     trial = _bounded(problem.form, batch.state + _step(problem, batch))
     residuals, jacobian, values = _evaluated(problem, batch.goal, trial)
@@ -210,7 +210,7 @@ def _advance(problem: Problem, batch: _Batch, tolerance: float) -> None:
     batch.damping = np.where(better, eased, tightened)
 
 
-def _step(problem: Problem, batch: _Batch) -> Array:
+def _step(problem: LeastSquaresProblem, batch: _Batch) -> Array:
     """Levenberg-Marquardt's step on the Huber objective, (batch, constants); held constants do not move.
 
     The gradient weighs a run beyond the bend by delta / |residual|. With that weight in the curvature too

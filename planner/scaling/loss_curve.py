@@ -63,7 +63,7 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class Shape:
+class CurveShape:
     """The pilots' normalised curves on common fractions."""
 
     fraction: Array
@@ -102,7 +102,7 @@ class _Line:
     half_95: Array
 
 
-def collapse(pilots: Sequence[Pilot], floor: float) -> Shape:
+def collapse(pilots: Sequence[Pilot], floor: float) -> CurveShape:
     """The pilots' curves above `floor`, each over its own end, on every fraction that one of them was evaluated at.
 
     ValueError where fewer than three pilots overlap, or the floor is not below every loss.
@@ -115,7 +115,7 @@ def collapse(pilots: Sequence[Pilot], floor: float) -> Shape:
     log_excess = np.array([_log_excess(pilot, floor, grid) for pilot in pilots])
     told = np.isfinite(log_excess).sum(axis=0) >= max(3.0, len(pilots) / 2)
     size, tokens = np.array([p.size for p in pilots], float), np.array([p.tokens for p in pilots], float)
-    return Shape(
+    return CurveShape(
         fraction=grid[told],
         floor=floor,
         log_excess=log_excess[:, told],
@@ -125,7 +125,7 @@ def collapse(pilots: Sequence[Pilot], floor: float) -> Shape:
 
 
 def forecast_curve(
-    shape: Shape,
+    shape: CurveShape,
     final: Band,
     steps: ArrayLike,
     *,
@@ -197,13 +197,13 @@ def _log_excess(pilot: Pilot, floor: float, grid: Array) -> Array:
     return np.where(grid >= start - _SAME, np.interp(grid, curve.fraction, log_excess), np.nan)
 
 
-def _at(line: _Line, shape: Shape, fraction: Array) -> _Line:
+def _at(line: _Line, shape: CurveShape, fraction: Array) -> _Line:
     return _Line(
         *(np.interp(fraction, shape.fraction, column) for column in (line.centre, line.half_50, line.half_95))
     )
 
 
-def _drift(shape: Shape, log_compute: float, log_ratio: float) -> _Line:
+def _drift(shape: CurveShape, log_compute: float, log_ratio: float) -> _Line:
     """The posterior of ln normalised loss at the target, at every fraction: a robust fit with a prior on its drift.
 
     Bayesian linear regression (Gelman et al. 2013, section 14.8) about the target, so that its constant is the answer.

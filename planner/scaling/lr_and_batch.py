@@ -31,7 +31,7 @@ _MOST_ALIKE = 0.98
 
 
 @dataclass(frozen=True)
-class Grid:
+class RateGrid:
     """Finished runs over learning rates and batches; arrays of one length."""
 
     size: Array
@@ -49,9 +49,9 @@ class Grid:
         """Number of each run's (size, tokens)."""
         return np.asarray(np.unique(np.stack([self.size, self.tokens]), axis=1, return_inverse=True)[1])
 
-    def take(self, rows: Array | NDArray[np.bool_] | NDArray[np.int64]) -> "Grid":
+    def take(self, rows: Array | NDArray[np.bool_] | NDArray[np.int64]) -> "RateGrid":
         """The runs under a mask or at indices."""
-        return Grid(*(column[rows] for column in vars(self).values()))
+        return RateGrid(*(column[rows] for column in vars(self).values()))
 
     def above_best(self) -> Array:
         """Each run's loss over the lowest of its cell, minus one."""
@@ -60,7 +60,7 @@ class Grid:
         return np.asarray(self.loss / lowest[self.cell] - 1)
 
 
-def grid_of(records: Sequence[LedgerRecord]) -> Grid:
+def grid_of(records: Sequence[LedgerRecord]) -> RateGrid:
     """Audited runs as a grid."""
     columns = [
         (
@@ -72,7 +72,7 @@ def grid_of(records: Sequence[LedgerRecord]) -> Grid:
         )
         for r in records
     ]
-    return Grid(*np.array(columns, float).reshape(-1, 5).T)
+    return RateGrid(*np.array(columns, float).reshape(-1, 5).T)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class RateLaw:
         return Hyper(peak_lr=rows[0], batch_tokens=batch, regime=self.regime)
 
 
-def fit_rates(grid: Grid) -> RateLaw:
+def fit_rates(grid: RateGrid) -> RateLaw:
     """The bowl and its laws from a grid; ValueError where the learning rate has no lowest point inside."""
     several = grid.take(
         np.bincount(grid.cell)[grid.cell] > 1
@@ -151,7 +151,7 @@ def fit_rates(grid: Grid) -> RateLaw:
     return RateLaw(bottom, curvature, batch_varied, int(inside.cell.max()) + 1, len(inside.loss))
 
 
-def _bowl(knobs: Array, features: Array, inside: Grid) -> tuple[Array, Array]:
+def _bowl(knobs: Array, features: Array, inside: RateGrid) -> tuple[Array, Array]:
     """H and H times the bottom's coefficients on the features, by least squares on ln L."""
     count, cells = len(knobs), int(inside.cell.max()) + 1
     pairs = [(i, j) for i in range(count) for j in range(i, count)]
@@ -172,7 +172,7 @@ def _bowl(knobs: Array, features: Array, inside: Grid) -> tuple[Array, Array]:
     return curvature, solution[cells + len(pairs) :].reshape(count, len(features))
 
 
-def _directions(inside: Grid) -> tuple[Array, Array]:
+def _directions(inside: RateGrid) -> tuple[Array, Array]:
     """What the bottom may move along: (features, 3) in (1, ln size, ln tokens), and its values, (features, runs).
 
     Size and tokens where they vary by themselves, compute where they vary together, a constant where few cells do.

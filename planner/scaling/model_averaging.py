@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.scaling.fit import Fit, Interval, fit, interval
+from planner.scaling.fit import DrawInterval, FormFit, fit, interval
 from planner.scaling.holdout import Cut, cuts_of, decades_beyond
 from planner.scaling.isoflop import budget_groups, profiles
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
@@ -36,7 +36,7 @@ _CUT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class FormScore:
+class HeldOutScore:
     """How a law predicts budgets larger than those it was fitted on."""
 
     form: Form
@@ -69,7 +69,7 @@ class FloorEffect:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class MixtureForecast:
     """The loss of a target run with what it rests on. Losses are in the unit of the runs' losses."""
 
     size: float
@@ -94,7 +94,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Mixture:
     """What runs say about every law: learned once, asked for many targets."""
 
     runs: Points
@@ -126,7 +126,7 @@ class _Miss:
     """Mean absolute."""
 
 
-def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[FormScore, ...]:
+def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[HeldOutScore, ...]:
     """Every law's error on held-out larger budgets, best first; empty where the runs allow no cut.
 
     Plain fits without priors; a cut leaves more runs below than any law has constants. A law that runs away on the
@@ -143,7 +143,7 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[For
     share, cluster = np.concatenate(shares), np.concatenate([cut.above.size for cut in cuts])
     best = min(errors.values(), key=lambda error: float(share @ error))
     scores = [
-        FormScore(
+        HeldOutScore(
             form=form,
             heldout_error=float(share @ error),
             behind_best=float(share @ (error - best)),
@@ -155,7 +155,7 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[For
     return tuple(sorted(scores, key=lambda score: score.heldout_error))
 
 
-def chosen_form(scores: Sequence[FormScore], forms: Sequence[Form] = CANDIDATES) -> Form:
+def chosen_form(scores: Sequence[HeldOutScore], forms: Sequence[Form] = CANDIDATES) -> Form:
     """The law with the fewest constants within one standard error of the best (Breiman et al. 1984); among
     equals the best.
 
@@ -167,7 +167,7 @@ def chosen_form(scores: Sequence[FormScore], forms: Sequence[Form] = CANDIDATES)
     return min(close, key=lambda score: (len(score.form.constants), score.heldout_error)).form
 
 
-def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> Fit:
+def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> FormFit:
     """The chosen law fitted on all runs: what to allocate a budget with."""
     form = chosen_form(compare_forms(runs, forms), forms)
     return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
@@ -192,7 +192,7 @@ def _clustered_sd(parts: Array, cluster: Array) -> float:
     return float(np.sqrt(((sums - sums.mean()) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)))
 
 
-def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Evidence:
+def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     """Every law's posterior with its weight; deterministic in its arguments.
 
     ValueError with one budget, or with no more different runs than the largest law has constants: there is
@@ -209,17 +209,17 @@ def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Evidence:
     laws = tuple(posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES))
     generator = np.random.Generator(np.random.PCG64([seed, 0]))
     member = generator.choice(len(laws), size=draws, p=weights)
-    return Evidence(runs, laws, weights, member, discrepancy, error, seed)
+    return Mixture(runs, laws, weights, member, discrepancy, error, seed)
 
 
 def forecast_loss(
     runs: Points, target_size: float, target_tokens: float, *, draws: int = 2000, seed: int = 0
-) -> Forecast:
+) -> MixtureForecast:
     """Median, 50 % and 95 % interval of the loss of one run at (target_size, target_tokens)."""
     return forecast(learn(runs, draws=draws, seed=seed), target_size, target_tokens)
 
 
-def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
+def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
     """The forecast of one run: the laws' spread, the discrepancy of the distance and the run's own noise."""
     log_losses = [law.log_loss(size, tokens)[:, 0] for law in evidence.laws]
     centre = evidence.mixed(log_losses)
@@ -233,7 +233,7 @@ def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
         Member(law.form, float(weight), *_median_and_95(log_loss))
         for law, weight, log_loss in zip(evidence.laws, evidence.weights, log_losses, strict=True)
     )
-    return Forecast(
+    return MixtureForecast(
         size=size,
         tokens=tokens,
         median=median,
@@ -251,7 +251,7 @@ def forecast(evidence: Evidence, size: float, tokens: float) -> Forecast:
     )
 
 
-def best_split(evidence: Evidence, flop: float, level: float = 0.95) -> dict[str, Interval]:
+def best_split(evidence: Mixture, flop: float, level: float = 0.95) -> dict[str, DrawInterval]:
     """Intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over all
     weighted laws."""
     splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from planner.scaling.fit import LOG_LARGEST, checked_runs
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
-from planner.scaling.levenberg_marquardt import Descents, Problem, descend, scale, unscaled
+from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, descend, scale, unscaled
 from planner.scaling.noise_scale import Spread, from_squares
 
 SHORT_RUN_STEPS = 1000
@@ -247,7 +247,7 @@ def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: Pr
     )
 
 
-def _best(problem: Problem, prior: Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
+def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
     """The most probable constants, one run's noise as residuals show it, and the cells' relative to it.
 
     The noise and the constants are settled in turn; the effective number of constants is the trace of the hat

@@ -29,7 +29,7 @@ SLOW = 0.2
 """A throughput this far off the plan is worth a line: planned speeds are rarely better than that."""
 
 
-class Rank(IntEnum):
+class CauseRank(IntEnum):
     """How strongly something points at the miss."""
 
     PROVEN = 0
@@ -42,7 +42,7 @@ class Rank(IntEnum):
 class Cause:
     """One cause."""
 
-    rank: Rank
+    rank: CauseRank
     what: str
     """schedule, data, learning rate, law, interruptions, throughput, record."""
     said: str
@@ -50,7 +50,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Miss:
+class ForecastMiss:
     """A target whose final loss is outside the band of its forecast."""
 
     plan: Plan
@@ -78,7 +78,7 @@ class Miss:
         return self.loss > self.told.loss.median
 
 
-def causes(miss: Miss) -> tuple[str, ...]:
+def causes(miss: ForecastMiss) -> tuple[str, ...]:
     """The likely causes of a miss in words, most likely first."""
     found = [
         *_records(miss),
@@ -102,17 +102,19 @@ def clipped_share(metrics: Sequence[StepLine], optim: OptimSpec) -> float:
     return mean(settled) if settled else 0.0
 
 
-def _records(miss: Miss) -> Iterator[Cause]:
+def _records(miss: ForecastMiss) -> Iterator[Cause]:
     """What the recount found wrong: such a run is rejected, and this is why its loss is not the planned one."""
     for check in miss.run.checks:
         if not check.ok:
             what = check.name if check.name in ("schedule", "data") else "record"
             yield Cause(
-                Rank.PROVEN, what, check.detail if what == check.name else f"{check.name}, {check.detail}"
+                CauseRank.PROVEN,
+                what,
+                check.detail if what == check.name else f"{check.name}, {check.detail}",
             )
 
 
-def _shape(miss: Miss) -> Iterator[Cause]:
+def _shape(miss: ForecastMiss) -> Iterator[Cause]:
     """Whether the curve is off only after the drops of the learning rate, more and more, or as a whole."""
     off = _deviations(miss)
     first_drop = min(
@@ -127,19 +129,19 @@ def _shape(miss: Miss) -> Iterator[Cause]:
     went_on, came = line(mean(step for step, _ in after)), mean(value for _, value in after)
     if abs(came - went_on) > SIGMAS * scatter and abs(came) > abs(went_on):
         yield Cause(
-            Rank.POINTED_AT,
+            CauseRank.POINTED_AT,
             "law",
             f"before the first drop of the learning rate the curve is {_percent(end)} off, after it "
             f"{_percent(came)}: the gain from the drops is not what the pilots showed",
         )
     elif abs(end - start) > SIGMAS * scatter and abs(end) > abs(start):
         said = f"the deviation grows from {_percent(start)} to {_percent(end)} before the first drop: the slope is off"
-        yield Cause(Rank.POINTED_AT, "law", said)
+        yield Cause(CauseRank.POINTED_AT, "law", said)
     elif abs(level) > SIGMAS * scatter and (level > 0) == miss.worse:
         said = (
             f"the curve has the forecast's shape and is {_percent(level)} off from early on: its level is off"
         )
-        yield Cause(Rank.POINTED_AT, "law", said)
+        yield Cause(CauseRank.POINTED_AT, "law", said)
 
 
 def _straight(points: Sequence[tuple[int, float]]) -> tuple[Callable[[float], float], float]:
@@ -150,7 +152,7 @@ def _straight(points: Sequence[tuple[int, float]]) -> tuple[Callable[[float], fl
     return lambda x: level + slope * (x - middle), math.sqrt(rest / (len(points) - 2))
 
 
-def _deviations(miss: Miss) -> dict[int, float]:
+def _deviations(miss: ForecastMiss) -> dict[int, float]:
     """ln of actual over forecast median, at every step of both curves."""
     curve = miss.told.curve
     if curve is None:
@@ -160,26 +162,26 @@ def _deviations(miss: Miss) -> dict[int, float]:
     return {step: math.log(actual[step] / median) for step, median in pairs if step in actual}
 
 
-def _learning_rate(miss: Miss) -> Iterator[Cause]:
+def _learning_rate(miss: ForecastMiss) -> Iterator[Cause]:
     check = None if miss.plan.fit is None else miss.plan.fit.rate_check
     if miss.worse:
         yield from _instability(miss)
     if check is not None and not check.bracketed:
         yield Cause(
-            Rank.POSSIBLE,
+            CauseRank.POSSIBLE,
             "learning rate",
             f"the check did not bracket the best rate: x {check.best_multiple:.2g} is at the edge of what was tried",
         )
     if check is not None and not check.near_optimal:
         yield Cause(
-            Rank.POSSIBLE,
+            CauseRank.POSSIBLE,
             "learning rate",
             f"the pilots ran at a rate that is not near-optimal (x {check.best_multiple:.2g} is best), so the law they "
             "gave may be too high",
         )
 
 
-def _instability(miss: Miss) -> Iterator[Cause]:
+def _instability(miss: ForecastMiss) -> Iterator[Cause]:
     """Signs in the training curve that the rate was too high."""
     optim = miss.planned.run.optim
     settled = [
@@ -189,17 +191,19 @@ def _instability(miss: Miss) -> Iterator[Cause]:
     ]
     thrown_away = sum(not line.applied for line in miss.metrics)
     if thrown_away:
-        yield Cause(Rank.POINTED_AT, "learning rate", f"the guard threw away {several(thrown_away, 'step')}")
+        yield Cause(
+            CauseRank.POINTED_AT, "learning rate", f"the guard threw away {several(thrown_away, 'step')}"
+        )
     spikes = spike_count(settled)
     if spikes:
         times = "once" if spikes == 1 else f"{spikes} times"
         said = f"after the warm-up the training loss rose above {SPIKE:g} times its level {times}"
-        yield Cause(Rank.POINTED_AT, "learning rate", said)
+        yield Cause(CauseRank.POINTED_AT, "learning rate", said)
     share = clipped_share(miss.metrics, optim)
     most = max(miss.clipped_pilots, default=1.0)
     if share > most:
         said = f"{share:.0%} of the steps after the warm-up were clipped, in no pilot more than {most:.0%}"
-        yield Cause(Rank.POINTED_AT, "learning rate", said)
+        yield Cause(CauseRank.POINTED_AT, "learning rate", said)
 
 
 def spike_count(losses: Sequence[float]) -> int:
@@ -215,15 +219,15 @@ def spike_count(losses: Sequence[float]) -> int:
     return sum(now and not then for then, now in zip([False, *high], high, strict=False))
 
 
-def _data(miss: Miss) -> Iterator[Cause]:
+def _data(miss: ForecastMiss) -> Iterator[Cause]:
     epochs = miss.planned.run.tokens / miss.plan.unique_tokens
     if epochs > 1 and miss.worse:
-        rank = Rank.POINTED_AT if epochs > FREE_EPOCHS else Rank.POSSIBLE
+        rank = CauseRank.POINTED_AT if epochs > FREE_EPOCHS else CauseRank.POSSIBLE
         said = f"{epochs:.2f} epochs over {miss.plan.unique_tokens:,} unique tokens, and repeats teach less"
         yield Cause(rank, "data", said)
 
 
-def _evidence(miss: Miss) -> Iterator[Cause]:
+def _evidence(miss: ForecastMiss) -> Iterator[Cause]:
     """What was weak in the fit that the forecast rests on."""
     fit = miss.plan.fit
     if fit is None:
@@ -231,11 +235,11 @@ def _evidence(miss: Miss) -> Iterator[Cause]:
     loose = [profile for profile in fit.profiles if not profile.bracketed]
     if loose:
         said = f"{len(loose)} of {len(fit.profiles)} isoFLOP minima are not bracketed"
-        yield Cause(Rank.POSSIBLE, "law", said)
+        yield Cause(CauseRank.POSSIBLE, "law", said)
     yield from _forms(miss, fit)
 
 
-def _forms(miss: Miss, fit: LawFit) -> Iterator[Cause]:
+def _forms(miss: ForecastMiss, fit: LawFit) -> Iterator[Cause]:
     scored = [form for form in fit.forms if form.held_out_error is not None]
     if scored:
         form = max(scored, key=lambda form: form.weight)
@@ -243,36 +247,38 @@ def _forms(miss: Miss, fit: LawFit) -> Iterator[Cause]:
             f"the heaviest form, {form.form}, missed held-out budgets by {form.held_out_error:.2%} on average"
         )
         yield Cause(
-            Rank.POSSIBLE, "law", f"{said}, and the target by {_percent(math.log(miss.loss / form.forecast))}"
+            CauseRank.POSSIBLE,
+            "law",
+            f"{said}, and the target by {_percent(math.log(miss.loss / form.forecast))}",
         )
     nearest = min(fit.forms, key=lambda form: abs(math.log(miss.loss / form.forecast)), default=None)
     heaviest = max(fit.forms, key=lambda form: form.weight, default=None)
     if nearest is not None and nearest != heaviest:
         off = _percent(math.log(miss.loss / nearest.forecast))
         said = f"the form {nearest.form} came nearest ({off}), with a weight of {nearest.weight:.2f}"
-        yield Cause(Rank.POSSIBLE, "law", said)
+        yield Cause(CauseRank.POSSIBLE, "law", said)
 
 
-def _interruptions(miss: Miss) -> Iterator[Cause]:
+def _interruptions(miss: ForecastMiss) -> Iterator[Cause]:
     run = miss.run
     times = "once" if run.restarts == 1 else f"{run.restarts} times"
     kinds = {"environments": len(run.environments), "layouts": len(run.layouts)}
     several_of = [f"{number} different {kind}" for kind, number in kinds.items() if number > 1]
     if run.restarts and several_of:
         said = f"restarted {times}, in {' and '.join(several_of)}, which may round differently"
-        yield Cause(Rank.POSSIBLE, "interruptions", said)
+        yield Cause(CauseRank.POSSIBLE, "interruptions", said)
     elif run.restarts:
         said = f"restarted {times}; a resumed run goes on bit for bit, so this does not explain the loss"
-        yield Cause(Rank.NO_EFFECT, "interruptions", said)
+        yield Cause(CauseRank.NO_EFFECT, "interruptions", said)
 
 
-def _throughput(miss: Miss) -> Iterator[Cause]:
+def _throughput(miss: ForecastMiss) -> Iterator[Cause]:
     planned, actual = miss.planned.cost.tokens_per_s, miss.run.tokens_per_s
     if actual and abs(actual / planned - 1) > SLOW:
         said = (
             f"{actual:.3g} tokens/s against {planned:.3g} planned; this explains time and cost, not the loss"
         )
-        yield Cause(Rank.NO_EFFECT, "throughput", said)
+        yield Cause(CauseRank.NO_EFFECT, "throughput", said)
 
 
 def _percent(log_ratio: float) -> str:

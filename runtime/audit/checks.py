@@ -26,7 +26,7 @@ from specs.record import (
 
 
 @dataclass(frozen=True)
-class _Told:
+class _RunRecords:
     """What a finished run's folder tells of it."""
 
     name: str
@@ -41,7 +41,7 @@ class _Told:
     evals: Sequence[EvalLine]
 
 
-def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
+def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     """What a run's folder holds against what was planned for it; `unfinished` while it has no end."""
     records, evals, metrics, timing = folder.records(), folder.evals(), folder.metrics(), folder.timing()
     starts = tuple(line for line in records if isinstance(line, Start))
@@ -49,7 +49,7 @@ def recount(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     checks: tuple[Check, ...] = ()
     if end is not None:
         written, first = folder.run().fingerprint(), isinstance(records[0], Start)
-        told = _Told(folder.path.name, written, starts, first, end, metrics, evals)
+        told = _RunRecords(folder.path.name, written, starts, first, end, metrics, evals)
         checks = _checks(told, planned, seal)
     return RunAudit(
         run=planned.run.fingerprint(),
@@ -94,7 +94,7 @@ def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
             yield f"rollback at step {line.left_out.step}: {line.message}"
 
 
-def _checks(told: _Told, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
+def _checks(told: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
     run = planned.run
     return (
         _spec(told, run.fingerprint()),
@@ -108,7 +108,7 @@ def _checks(told: _Told, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
     )
 
 
-def _spec(told: _Told, planned: str) -> Check:
+def _spec(told: _RunRecords, planned: str) -> Check:
     """run.json, the folder's name and every segment name the planned run."""
     named = {told.name, told.written, *(start.run for start in told.starts)}
     said = f"run.json hashes to {told.written}, planned {planned}"
@@ -117,7 +117,7 @@ def _spec(told: _Told, planned: str) -> Check:
     return Check(name="spec", ok=named == {planned}, detail=said)
 
 
-def _started_from_scratch(told: _Told) -> Check:
+def _started_from_scratch(told: _RunRecords) -> Check:
     """The record begins with a start from step 0, so nothing was trained before it."""
     said = f"first segment starts from step {told.starts[0].from_step if told.starts else None}"
     if not told.first:

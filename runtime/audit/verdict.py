@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime.audit.causes import Miss, causes, clipped_share
-from runtime.audit.checks import data_check, recount
+from runtime.audit.causes import ForecastMiss, causes, clipped_share
+from runtime.audit.checks import audit_run, data_check
 from runtime.audit.ledger import extend, ledger_of
 from runtime.run_folder.folder import RunFolder
 from specs.document.files import load
@@ -41,7 +41,7 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
     plan = load(plan_path, Plan)
     ledger = ledger_of(plan_path, plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
-    runs = [recount(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
+    runs = [audit_run(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     runs = _with_data(workspace / "data", plan, runs)
     verdict, reason = _verdict(plan, runs)
     audit = Audit(
@@ -192,7 +192,7 @@ def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
     pilots = [RunFolder(runs / point.run) for point in plan.fit.points] if plan.fit is not None else []
     clipped = [clipped_share(one.metrics(), one.run().optim) for one in pilots if one.run_json.exists()]
     metrics = RunFolder(runs / run.run).metrics()
-    return causes(Miss(plan=plan, told=told, run=run, metrics=metrics, clipped_pilots=clipped))
+    return causes(ForecastMiss(plan=plan, told=told, run=run, metrics=metrics, clipped_pilots=clipped))
 
 
 def _ledger_records(plan: Plan, audit: Audit, folders: Sequence[RunFolder]) -> Iterator[LedgerRecord]:

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from model.zero import Box
 from runtime.run_folder.folder import differing_fields, folder_name, found, step_of
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.document.base import Fingerprint, Spec
 from specs.document.files import DocumentError
 from specs.document.write import sync_folder, write_json
 from specs.humanize import first_line
 from specs.layout import Layout
-from specs.record import LeftOut
+from specs.record import SkippedRange
 from specs.run import RunSpec
-from specs.spike_guard import Memory
+from specs.spike_guard import SpikeGuardState
 
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 """XXH3 of 128 bits (runtime/checkpoint/shards.py)."""
@@ -52,7 +52,7 @@ class CheckpointError(ValueError):
     """A checkpoint that is not what it should be: which, and why."""
 
 
-class Manifest(Spec):
+class CheckpointManifest(Spec):
     """`manifest.json` of a checkpoint."""
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -69,9 +69,9 @@ class Manifest(Spec):
     """Tokens trained on."""
     loss: float | None
     """The newest held-out loss, nats per token; null before the first."""
-    guard: Memory
+    guard: SpikeGuardState
     """What the guard remembers."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedRange, ...]
     """What was given up so far, and whose data were left out."""
     layout: Layout
     """Under which it was written."""
@@ -97,7 +97,9 @@ def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
     sync_folder(part)
 
 
-def commit(folder: Path, manifest: Manifest, ranks: int, keep: Keep, damaged: Collection[int] = ()) -> None:
+def commit(
+    folder: Path, manifest: CheckpointManifest, ranks: int, keep: Retention, damaged: Collection[int] = ()
+) -> None:
     """Make a checkpoint of what all ranks have staged, and remove those that need not stay.
 
     Those of `damaged` steps, which a resume has found, stay for nobody.
@@ -120,7 +122,7 @@ def discard(folder: Path, step: int) -> None:
     shutil.rmtree(_aside(folder, step), ignore_errors=True)
 
 
-def superfluous(folder: Path, step: int, keep: Keep, damaged: Collection[int]) -> list[Path]:
+def superfluous(folder: Path, step: int, keep: Retention, damaged: Collection[int]) -> list[Path]:
     """Checkpoints that need not stay beside the whole one of this step; what is newer was given up."""
     losses: dict[int, float | None] = {}
     for path in found(folder):
@@ -138,7 +140,7 @@ def clear(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def find_whole(folder: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> tuple[Path | None, list[str]]:
+def find_whole(folder: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
 
     Only looks: readers of a run in progress may call it. DocumentError where one is of another run.
@@ -158,15 +160,15 @@ def find_whole(folder: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> tuple
     return None, problems
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> CheckpointManifest:
     """The manifest of a checkpoint; CheckpointError where there is none that can be read."""
     try:
-        return Manifest.model_validate_json((path / "manifest.json").read_bytes())
+        return CheckpointManifest.model_validate_json((path / "manifest.json").read_bytes())
     except (*_GONE, ValueError) as error:
         raise CheckpointError(f"{path} has no manifest that can be read ({first_line(error)})") from None
 
 
-def usable(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> Manifest | None:
+def usable(path: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> CheckpointManifest | None:
     """Its manifest, by which alone it can be used; None where it is of steps that the run has given up.
 
     CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
@@ -194,12 +196,12 @@ def verify(path: Path, run: RunSpec) -> None:
         raise CheckpointError(problem)
 
 
-def first_damage(path: Path, manifest: Manifest) -> str:
+def first_damage(path: Path, manifest: CheckpointManifest) -> str:
     """What is wrong with the first damaged file; empty where none is. Files are read whole, up to that one."""
     return next((said for name in manifest.files if (said := damage(path, manifest, name))), "")
 
 
-def damage(path: Path, manifest: Manifest, name: str) -> str | None:
+def damage(path: Path, manifest: CheckpointManifest, name: str) -> str | None:
     """What is wrong with a file; None where it has its digest. OSError where that cannot be told."""
     from runtime.checkpoint.shards import digest_of
 
@@ -212,20 +214,20 @@ def damage(path: Path, manifest: Manifest, name: str) -> str | None:
 
 def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
     """Fill the boxes from a whole checkpoint that any layout has written."""
-    from runtime.checkpoint.shards import Stored
+    from runtime.checkpoint.shards import StoredShards
 
     try:
-        Stored(path).fill(_shards(boxes))
+        StoredShards(path).fill(_shards(boxes))
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
     """The fp32 weights, whole, in the order of their names, whatever layout has written them."""
-    from runtime.checkpoint.shards import Stored
+    from runtime.checkpoint.shards import StoredShards
 
     try:
-        stored = Stored(path)
+        stored = StoredShards(path)
         for key, shape in stored.shapes():
             part, _, name = key.partition(".")
             if part == "master":

@@ -15,7 +15,13 @@ from rich.progress import Progress
 from model import hf
 from runtime.checkpoint.export_hf import bar, counted, tokenizer_of
 from runtime.checkpoint.format import values_sha256
-from runtime.checkpoint.imported_weights import MANIFEST, Manifest, Stored, place, stored
+from runtime.checkpoint.imported_weights import (
+    MANIFEST,
+    ImportedWeights,
+    ImportedWeightsManifest,
+    place,
+    stored,
+)
 from runtime.data.corpus import load_corpus
 from specs.document.files import DocumentError, locate
 from specs.document.write import sync_folder, write_json
@@ -24,7 +30,7 @@ from specs.run import Imported, RunSpec
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def import_folder(source: Path, data: Path, console: Console) -> Stored:
+def import_folder(source: Path, data: Path, console: Console) -> ImportedWeights:
     """Check a Hugging Face Llama and copy it under `data`; what is there already is left alone.
 
     DocumentError for what our model does not compute, and for a folder that is not whole.
@@ -42,7 +48,7 @@ def import_folder(source: Path, data: Path, console: Console) -> Stored:
             named = ((name, opened.whole(name)) for name in sorted(opened.files))
             digest = values_sha256(counted(named, progress, "taking their digest", model.params))
         sizes = {path.name: path.stat().st_size for path in hf.files(part)}
-        found = Manifest(sha256=digest, model=model, files=sizes)
+        found = ImportedWeightsManifest(sha256=digest, model=model, files=sizes)
         write_json(part / MANIFEST, found)
         final = place(data, digest)
         if not final.exists():
@@ -53,7 +59,7 @@ def import_folder(source: Path, data: Path, console: Console) -> Stored:
     return stored(data, digest)
 
 
-def run_from(stored: Stored, path: Path, run: RunSpec, data: Path) -> RunSpec:
+def run_from(stored: ImportedWeights, path: Path, run: RunSpec, data: Path) -> RunSpec:
     """The run of a document as it starts from these weights: their shape with the run's own context."""
     context, most = run.model.context, stored.manifest.model.context
     if context > most:
@@ -65,7 +71,7 @@ def run_from(stored: Stored, path: Path, run: RunSpec, data: Path) -> RunSpec:
     return RunSpec.model_validate_json(started.canonical_json())
 
 
-def _check_tokenizer(stored: Stored, path: Path, run: RunSpec, data: Path) -> None:
+def _check_tokenizer(stored: ImportedWeights, path: Path, run: RunSpec, data: Path) -> None:
     """DocumentError where the corpus and the weights came with tokenizers of different vocabularies."""
     theirs = stored.folder / "tokenizer.json"
     if not theirs.exists():

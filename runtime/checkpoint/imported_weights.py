@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 
 
-class Manifest(Spec):
+class ImportedWeightsManifest(Spec):
     """`manifest.json` of imported weights."""
 
     kind: Literal["weights"] = "weights"
@@ -39,12 +39,12 @@ class Manifest(Spec):
 
 
 @dataclass(frozen=True)
-class Stored:
+class ImportedWeights:
     """Imported weights in the workspace."""
 
     folder: Path
     """Where they lie."""
-    manifest: Manifest
+    manifest: ImportedWeightsManifest
     """What they are."""
 
 
@@ -71,11 +71,13 @@ def start_from(run: RunSpec, data: Path, boxes: Iterable["Box"]) -> None:
         opened.fill(box.piece, box.master)
 
 
-def stored(data: Path, digest: str) -> Stored:
+def stored(data: Path, digest: str) -> ImportedWeights:
     """The weights of this digest; DocumentError where there are none."""
     folder = place(data, digest)
     try:
-        return Stored(folder, Manifest.model_validate_json((folder / MANIFEST).read_bytes()))
+        return ImportedWeights(
+            folder, ImportedWeightsManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        )
     except (OSError, ValidationError):
         raise _not_here(folder, "there are no imported weights here") from None
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from runtime.checkpoint.format import (
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
     first_damage,
     read_manifest,
     remove,
@@ -32,12 +32,12 @@ from specs.run import RunSpec
 
 
 @dataclass(frozen=True)
-class Line:
+class CheckpointStatus:
     """One checkpoint."""
 
     path: Path
     """Its folder."""
-    manifest: Manifest | None
+    manifest: CheckpointManifest | None
     """What it says of itself; None where that cannot be read."""
     size_bytes: int
     """Of its files."""
@@ -67,12 +67,12 @@ class Line:
         }
 
 
-def read_all(folder: RunFolder, read: Callable[[str, int], None] | None) -> list[Line]:
+def read_all(folder: RunFolder, read: Callable[[str, int], None] | None) -> list[CheckpointStatus]:
     """Every checkpoint, newest first. With `read`, files are read whole; it is told each checkpoint and its bytes."""
     return [_line(path, folder, read) for path in found(folder.checkpoints)]
 
 
-def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None) -> Line:
+def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None) -> CheckpointStatus:
     run, left_out = folder.run(), folder.left_out()
     size_bytes = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
     manifest, good, problem = None, False, ""
@@ -85,10 +85,12 @@ def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None
     if read is not None:
         read(path.name, size_bytes)
     sound: Literal["whole", "there"] = "there" if read is None else "whole"
-    return Line(path, manifest, size_bytes, "damaged" if problem else sound if good else "given up", problem)
+    return CheckpointStatus(
+        path, manifest, size_bytes, "damaged" if problem else sound if good else "given up", problem
+    )
 
 
-def _problem(path: Path, manifest: Manifest, read: bool) -> str:
+def _problem(path: Path, manifest: CheckpointManifest, read: bool) -> str:
     """What is wrong with a checkpoint's files, as far as they are read."""
     if read:
         return first_damage(path, manifest)
@@ -96,7 +98,7 @@ def _problem(path: Path, manifest: Manifest, read: bool) -> str:
     return "" if lost is None else f"{path / lost} is not there"
 
 
-def prune(folder: RunFolder, lines: list[Line]) -> list[Path]:
+def prune(folder: RunFolder, lines: list[CheckpointStatus]) -> list[Path]:
     """Remove what is damaged or need not stay, of lines that were read whole; what was removed.
 
     RefusedError where somebody is at work in the folder, or where nothing whole would be left.
@@ -130,7 +132,7 @@ def _reopen(folder: RunFolder, step: int, gone: list[Path]) -> None:
         )
 
 
-def show(folder: RunFolder, lines: list[Line], console: Console) -> None:
+def show(folder: RunFolder, lines: list[CheckpointStatus], console: Console) -> None:
     """Print the checkpoints and the run's restarts."""
     run = folder.run()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -179,7 +181,7 @@ def restarts(folder: RunFolder, run: RunSpec) -> list[str]:
     return lines
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: CheckpointStatus) -> tuple[str, ...]:
     state = f"[{_COLOURS[line.state]}]{line.state}[/]"
     size = f"{line.size_bytes / 2**20:,.1f} MiB"
     told = line.manifest

@@ -121,7 +121,7 @@ def _write(file: IO[bytes], piece: bytes | memoryview) -> None:
         left = left[file.write(left) :]
 
 
-class Stored:
+class StoredShards:
     """What a checkpoint's files hold, read as far as it is asked for."""
 
     def __init__(self, folder: Path) -> None:

@@ -39,9 +39,9 @@ def status_command(
     left are of about the last half minute. Reads only. With --follow and --json, a line per look.
     """
     from runtime.status import display
-    from runtime.status.collect import Survey
+    from runtime.status.collect import StatusCollector
 
-    looked = Survey(Workspace(Path()), asked)
+    looked = StatusCollector(Workspace(Path()), asked)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     if follow:
         display.follow(looked, console, json)
@@ -71,7 +71,7 @@ def logs_command(
     Before it has printed anything: what its SLURM job printed on the way to it.
     """
     from runtime.status import logs
-    from runtime.status.collect import Survey
+    from runtime.status.collect import StatusCollector
 
     if json and follow:
         raise RefusedError("--json --follow: a log that is followed is text; leave one out")
@@ -87,7 +87,7 @@ def logs_command(
             f"rank {rank} has printed nothing yet; see: isoplan status {shlex.quote(str(run))}", err=True
         )
     if follow:
-        ended = logs.follow(printed, Survey(workspace, folder.path))
+        ended = logs.follow(printed, StatusCollector(workspace, folder.path))
         if ended is not None:
             typer.echo(
                 f"{ended.state} at step {ended.step} of {ended.steps}{ended.why and ': '}{ended.why}",
@@ -104,9 +104,9 @@ def cancel_command(asked: Annotated[Path, Asked], json: AsJson = False, debug: D
     A run of this machine is left alone: Ctrl-C where it was started saves and ends it.
     """
     from runtime.status.cancel import cancel_asked
-    from runtime.status.collect import Survey
+    from runtime.status.collect import StatusCollector
 
-    cancel_asked(Survey(Workspace(Path()), asked), Console(stderr=json), json)
+    cancel_asked(StatusCollector(Workspace(Path()), asked), Console(stderr=json), json)
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -12,11 +12,11 @@ from rich.table import Table
 from runtime.audit.verdict import exit_code as audit_exit_code
 from runtime.audit.verdict import show as show_audit
 from runtime.commands.options import AsJson, Debug, File, PlanFile, print_json
-from runtime.launch.jobs import Wanted, from_plan, from_run, missing_resources
+from runtime.launch.jobs import RunRequest, from_plan, from_run, missing_resources
 from runtime.launch.machine import this_machine
 from runtime.run_folder.tail import last_line
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.study import Driver, Ran, audit_plan, build_data, chain, run_all, run_budget
+from runtime.study import Driver, RunResults, audit_plan, build_data, chain, run_all, run_budget
 from specs.budget import Budget
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load, load_any
@@ -149,7 +149,7 @@ def data_command(
     )
 
 
-def _run_wanted(driver: Driver, wanted: list[Wanted], dry_run: bool, json: bool, then: str) -> int:
+def _run_wanted(driver: Driver, wanted: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
     if dry_run:
         return _preview(driver, wanted, json)
     ran = run_all(driver, wanted)
@@ -161,7 +161,7 @@ def _run_wanted(driver: Driver, wanted: list[Wanted], dry_run: bool, json: bool,
     return ran.exit_code
 
 
-def _show_failures(driver: Driver, ran: Ran) -> None:
+def _show_failures(driver: Driver, ran: RunResults) -> None:
     """Name the runs that are not finished once more, after everything else has scrolled by."""
     rest = [outcome for outcome in ran.outcomes if outcome.state != "finished"]
     if len(ran.wanted) == 1:
@@ -185,7 +185,7 @@ def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json:
     return study.exit_code
 
 
-def _preview(driver: Driver, wanted: list[Wanted], json: bool) -> int:
+def _preview(driver: Driver, wanted: list[RunRequest], json: bool) -> int:
     """What `run` would start, and what it would be refused for here."""
     todo = [one for one in wanted if not one.finished(driver.workspace)]
     lacking = missing_resources(todo, driver.workspace, driver.machine, driver.limit)
@@ -225,7 +225,7 @@ def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
     return OK
 
 
-def _states(driver: Driver, wanted: list[Wanted]) -> list[dict[str, Any]]:
+def _states(driver: Driver, wanted: list[RunRequest]) -> list[dict[str, Any]]:
     """Every run with how far it is."""
     found = []
     for one in wanted:

@@ -247,7 +247,7 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
     """The exit code of `isoplan doctor --slurm`."""
     from runtime.doctor import cluster
     from runtime.doctor.local import check_place
-    from runtime.slurm.submit import Asked
+    from runtime.slurm.submit import ClusterFile
 
     if named is None:
         raise RefusedError(
@@ -258,7 +258,7 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
     written = out or Path(f"{base.name}.measured.yaml")
     check_place(written)
     console = Console(stderr=json)
-    examined = cluster.examine(Asked(path, base), Workspace(Path()), 60 * patience_min, console)
+    examined = cluster.examine(ClusterFile(path, base), Workspace(Path()), 60 * patience_min, console)
     if examined.cluster is not None:
         write_yaml(written, examined.cluster)
     if json:

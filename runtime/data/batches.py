@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specs.record import LeftOut
+from specs.record import SkippedRange
 from specs.run import RunSpec
 
 _ROUNDS = 6
@@ -48,7 +48,7 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
     return _rows(tokens, context, np.array(places))
 
 
-def first_sample(step: int, batch_sequences: int, left_out: Sequence[LeftOut]) -> int:
+def first_sample(step: int, batch_sequences: int, left_out: Sequence[SkippedRange]) -> int:
     """Number of a step's first sample (steps from 1): the next one in line, past the data that were left out."""
     last = next((one for one in reversed(left_out) if one.to_step < step), None)
     batches = step - 1 if last is None else last.batches + step - 1 - last.to_step

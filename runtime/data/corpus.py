@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from runtime.data.text_sources import CorpusError, Document, documents
+from runtime.data.text_sources import CorpusError, TextDocument, documents
 from specs.data import Bbpe, Corpus, DataSpec, DeclaredText, Split
 from specs.document.base import canonical_json
 from specs.document.files import load
@@ -168,7 +168,7 @@ def _build_in(part: Path, spec: DataSpec, beside: Path, console: Console) -> Non
     write_json(part / "manifest.json", corpus)
 
 
-def _spool(path: Path, found: Iterator[Document], progress: Progress) -> list[_Spooled]:
+def _spool(path: Path, found: Iterator[TextDocument], progress: Progress) -> list[_Spooled]:
     """Copy the documents to one file, duplicates dropped; where each lies, in the order of their hashes."""
     task = progress.add_task("reading text", total=None)
     spooled: dict[bytes, _Spooled] = {}

@@ -32,7 +32,7 @@ class CorpusError(ValueError):
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """One text."""
 
     text: bytes
@@ -52,7 +52,7 @@ class NoTextError(DocumentError):
         """Which of the paths, from 0."""
 
 
-def documents(spec: DataSpec, beside: Path) -> Iterator[Document]:
+def documents(spec: DataSpec, beside: Path) -> Iterator[TextDocument]:
     """The texts that a DataSpec names, in no order that matters; relative paths start at the folder `beside`.
 
     DocumentError or CorpusError where a file or a package is missing or does not hold what it should.
@@ -64,7 +64,7 @@ def documents(spec: DataSpec, beside: Path) -> Iterator[Document]:
     return _from_files(_own_files(text, beside), text.field)
 
 
-def _installed(text: InstalledText) -> Iterator[Document]:
+def _installed(text: InstalledText) -> Iterator[TextDocument]:
     """Files of the standard library and of the packages that look like text."""
     roots = [Path(sysconfig.get_paths()["stdlib"]), *map(_package, text.packages)]
     sizes = {path: path.stat().st_size for root in roots for path in _tree(root)}
@@ -74,7 +74,7 @@ def _installed(text: InstalledText) -> Iterator[Document]:
         if _SMALLEST_BYTES <= size <= _LARGEST_BYTES:
             content = path.read_bytes()
             if _looks_like_text(content):
-                yield Document(content, done, total)
+                yield TextDocument(content, done, total)
 
 
 def _package(name: str) -> Path:
@@ -125,14 +125,14 @@ def _own_files(text: FileText, beside: Path) -> list[Path]:
     return sorted(found)
 
 
-def _from_files(paths: list[Path], field: str) -> Iterator[Document]:
+def _from_files(paths: list[Path], field: str) -> Iterator[TextDocument]:
     total, before = sum(path.stat().st_size for path in paths), 0
     for path in paths:
         with open(path, "rb") as file:
             texts = _json_lines(path, file, field) if ".jsonl" in path.name else _whole(path, file)
             for text in texts:
                 if text:
-                    yield Document(text, before + file.tell(), total)
+                    yield TextDocument(text, before + file.tell(), total)
             before += file.tell()
 
 

@@ -26,7 +26,7 @@ from runtime.doctor.local import (
     show_figures,
     show_findings,
 )
-from runtime.doctor.node_benchmark import Order
+from runtime.doctor.node_benchmark import ProbeOrder
 from runtime.doctor.node_probe import Probe, Software, write
 from runtime.doctor.slurm_preflight import finding_of, from_here, parts_of
 from runtime.run_folder.workspace import RefusedError, Workspace
@@ -34,12 +34,12 @@ from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
 from runtime.slurm.sbatch import (
     PROBE_S,
-    Shape,
+    JobShape,
     probe_parameters,
     whole_shape,
 )
 from runtime.slurm.site import kill_wait_s
-from runtime.slurm.submit import Asked, Script, folder_of, new_submission, script_of
+from runtime.slurm.submit import ClusterFile, PreparedSubmission, folder_of, new_submission, script_of
 from specs.cluster import Cluster
 from specs.document.files import DocumentError
 from specs.humanize import duration
@@ -80,7 +80,7 @@ class Examined:
         }
 
 
-def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Console) -> Examined:
+def examine(asked: ClusterFile, workspace: Workspace, patience_s: float, console: Console) -> Examined:
     """Look at the site from here, then from its nodes, and print each finding as soon as it is one.
 
     Nothing is queued where something would stop a run; a job that does not start within the patience is cancelled.
@@ -102,7 +102,7 @@ def examine(asked: Asked, workspace: Workspace, patience_s: float, console: Cons
     except DocumentError as error:
         return _with(examined, [finding_of(error)], console)
     folder = submit.folder_of(workspace, queued.name)
-    told = Told(folder, str(queued.job), queued.name, _order(workspace, asked, probe))
+    told = ProbeJob(folder, str(queued.job), queued.name, _order(workspace, asked, probe))
     reported, said = _carried_out(told, patience_s, console)
     examined = replace(examined, job=told.job, kept=folder if folder.exists() else None)
     figures = None if reported is None else Figures.of(reported)
@@ -140,7 +140,7 @@ def show(examined: Examined, base: Cluster, console: Console) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
+class ProbeJob:
     """The doctor's job, queued."""
 
     folder: Path
@@ -149,13 +149,13 @@ class Told:
     """SLURM's number for it."""
     name: str
     """Its name in the queue."""
-    order: Order
+    order: ProbeOrder
     """What its tasks are told."""
 
 
-def _order(workspace: Workspace, asked: Asked, shape: Shape) -> Order:
+def _order(workspace: Workspace, asked: ClusterFile, shape: JobShape) -> ProbeOrder:
     data = workspace.data.absolute()
-    return Order(
+    return ProbeOrder(
         token=secrets.token_hex(8),
         device=asked.cluster.device.backend,
         nodes=shape.nodes,
@@ -164,7 +164,7 @@ def _order(workspace: Workspace, asked: Asked, shape: Shape) -> Order:
     )
 
 
-def _carried_out(told: Told, patience_s: float, console: Console) -> tuple[Reports | None, list[Finding]]:
+def _carried_out(told: ProbeJob, patience_s: float, console: Console) -> tuple[Reports | None, list[Finding]]:
     """What the job's tasks reported, once it has ended, and what that means; no reports where it never started.
 
     Its folder goes where nothing is left in it to look into.
@@ -203,7 +203,7 @@ def _end(job: str) -> str:
     return state
 
 
-def _awaited(told: Told, patience_s: float, console: Console) -> str | None:
+def _awaited(told: ProbeJob, patience_s: float, console: Console) -> str | None:
     """None once the job has ended; what it waits for where it does not start within the patience."""
     deadline_s, shown = time.monotonic() + patience_s, ""
     with console.status("") as status:
@@ -225,7 +225,7 @@ def _awaited(told: Told, patience_s: float, console: Console) -> str | None:
             time.sleep(_LOOK_S)
 
 
-def probe_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+def probe_script(workspace: Workspace, asked: ClusterFile, shape: JobShape) -> PreparedSubmission:
     """The submission of the doctor's job."""
     submission = new_submission("doctor", asked)
     folder = folder_of(workspace, submission.name)

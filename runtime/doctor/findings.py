@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from runtime.doctor.benchmark import DeviceRates, LinkRates
 from runtime.doctor.local import LEAST_FREE_BYTES, Finding, short, with_rates
-from runtime.doctor.node_benchmark import MEET_S, Order, Rates
+from runtime.doctor.node_benchmark import MEET_S, NodeRates, ProbeOrder
 from runtime.doctor.node_probe import Facts, Names, Software, log_of, read
 from runtime.launch.failure import Log
 from runtime.launch.jobs import STATE_BYTES
@@ -33,23 +33,23 @@ _SLOW = 0.8
 class Reports:
     """Everything that the tasks wrote down, by rank."""
 
-    order: Order
+    order: ProbeOrder
     """What they were told."""
     nodes: Sequence[str]
     """Names of the job's nodes, in the order of its ranks."""
     facts: Mapping[int, Facts]
     names: Mapping[int, Names]
-    rates: Mapping[int, Rates]
+    rates: Mapping[int, NodeRates]
     printed: Mapping[int, str]
     """The line that tells most, of those who came to no rates; who fell silent first comes first."""
 
     @staticmethod
-    def read(folder: Path, job: str, order: Order, nodes: Sequence[str]) -> "Reports":
+    def read(folder: Path, job: str, order: ProbeOrder, nodes: Sequence[str]) -> "Reports":
         """What is there now."""
         ranks = range(order.nodes * order.tasks_per_node)
         facts, names, rates = (
             {rank: found for rank in ranks if (found := read(folder, f"{name}-{rank}", kind)) is not None}
-            for name, kind in (("facts", Facts), ("names", Names), ("rates", Rates))
+            for name, kind in (("facts", Facts), ("names", Names), ("rates", NodeRates))
         )
         fallen = sorted((rank for rank in ranks if rank not in rates), key=lambda r: _silence(folder, job, r))
         printed = {rank: _printed(folder, job, rank) for rank in fallen}

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.collectives import every, sum_over
 from model.mesh import Axis, Mesh, connect
 from runtime.doctor.benchmark import COPIED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
-from runtime.train.process import Seat
+from runtime.train.process import RankInfo
 from specs.humanize import several
 
 MEET_S = 60.0
@@ -28,7 +28,7 @@ _ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Order:
+class ProbeOrder:
     """What the caller tells its tasks."""
 
     token: str
@@ -44,7 +44,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Rates:
+class NodeRates:
     """What a task measured."""
 
     clock_s: float
@@ -59,7 +59,7 @@ class Rates:
     """Into the workspace, until it is on disk, while all others did the same."""
 
 
-def measure(folder: Path, order: Order, seat: Seat) -> Rates:
+def measure(folder: Path, order: ProbeOrder, seat: RankInfo) -> NodeRates:
     """Meet the others, and measure what each can do while all do it."""
     device, tasks = order.device, order.tasks_per_node
     if device == "cuda":
@@ -75,7 +75,7 @@ def measure(folder: Path, order: Order, seat: Seat) -> Rates:
         mark = torch.zeros(1, dtype=torch.float64, device=device)
         clock_s = _clock_s(mesh, mark)
         rates = device_rates(device, size, copied)
-        return Rates(
+        return NodeRates(
             clock_s=clock_s,
             device=rates,
             within=_along(mesh.tp, mesh, mark, device),

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from runtime.doctor.node_benchmark import MEET_S, Order
+from runtime.doctor.node_benchmark import MEET_S, ProbeOrder
 from runtime.run_folder.provenance import commit, versions
 from runtime.slurm import client
-from runtime.train.process import Seat
+from runtime.train.process import RankInfo
 from specs.document.write import write_text
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ def read(folder: Path, name: str, kind: type[T]) -> T | None:
     return TypeAdapter(kind).validate_json(path.read_bytes()) if path.exists() else None
 
 
-def probe(folder: Path, seat: Seat, first: str) -> None:
+def probe(folder: Path, seat: RankInfo, first: str) -> None:
     """This task's part; `first` is the name of the node on which all meet. SystemExit where it comes to nothing."""
-    order = _awaited(folder, "order", Order, time.monotonic() + MEET_S)
+    order = _awaited(folder, "order", ProbeOrder, time.monotonic() + MEET_S)
     if order is None:
         sys.exit(f"OSError: {folder / 'order.json'} is not here: the folder is not the caller's")
     leads = seat.local_rank == 0
@@ -137,7 +137,7 @@ def probe(folder: Path, seat: Seat, first: str) -> None:
         write(folder, f"rates-{seat.rank}", measure(folder, order, seat))
 
 
-def _facts(order: Order, port: int, folder: Path) -> Facts:
+def _facts(order: ProbeOrder, port: int, folder: Path) -> Facts:
     readable = order.data is None or os.access(order.data, os.R_OK | os.X_OK)
     return Facts(
         token=order.token,
@@ -162,7 +162,7 @@ def _answer(door: socket.socket) -> None:
                 caller.sendall(socket.gethostname().encode())
 
 
-def _names(folder: Path, order: Order, deadline_s: float) -> Names:
+def _names(folder: Path, order: ProbeOrder, deadline_s: float) -> Names:
     """Call every node of the job by its name."""
     from submitit import JobEnvironment
 
@@ -207,6 +207,6 @@ class Probe:
     def __call__(self) -> None:
         """Look at this task's node, and measure its device."""
         peers, folder = export_rendezvous(), Path(self.folder)
-        seat = Seat.of(os.environ)
+        seat = RankInfo.of(os.environ)
         print_to(log_of(folder, seat.rank))
         probe(folder, seat, peers.master_addr)

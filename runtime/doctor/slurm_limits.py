@@ -8,21 +8,21 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from runtime.doctor.local import Finding
-from runtime.slurm.sbatch import Shape
-from runtime.slurm.site import Node, Partition, Site, holds_to_memory, kill_wait_s
-from runtime.slurm.submit import Asked
+from runtime.slurm.sbatch import JobShape
+from runtime.slurm.site import Node, Partition, SlurmSite, holds_to_memory, kill_wait_s
+from runtime.slurm.submit import ClusterFile
 from specs.document.files import locate
 from specs.document.parse import nearest
 from specs.humanize import duration, several
 
 
-def refused(asked: Asked, field: str, what: str, write: str, stops: bool = True) -> Finding:
+def refused(asked: ClusterFile, field: str, what: str, write: str, stops: bool = True) -> Finding:
     """A finding that points at the line of the cluster file."""
     error = locate(asked.path, field, what, write)
     return Finding(False, f"{error.path}:{error.line}:{error.column}: {error.what}", error.write, stops)
 
 
-def findings(asked: Asked, shape: Shape, site: Site) -> list[Finding]:
+def findings(asked: ClusterFile, shape: JobShape, site: SlurmSite) -> list[Finding]:
     """What the cluster file asks for in jobs of this shape, beside what the site has."""
     slurm = asked.cluster.slurm
     partition = site.partition(slurm.partition)
@@ -34,7 +34,7 @@ def findings(asked: Asked, shape: Shape, site: Site) -> list[Finding]:
     return [*found, *_settings(asked, site)]
 
 
-def _partitions(asked: Asked, site: Site) -> Iterator[Finding]:
+def _partitions(asked: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
     names, slurm = [one.name for one in site.partitions], asked.cluster.slurm
     fields = {"partition": slurm.partition}
     if slurm.planning_partition is not None:
@@ -53,7 +53,7 @@ def _partitions(asked: Asked, site: Site) -> Iterator[Finding]:
             yield refused(asked, f"slurm.{field}", what, "name another, or ask the site's people")
 
 
-def _limits(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Finding]:
+def _limits(asked: ClusterFile, shape: JobShape, partition: Partition) -> Iterator[Finding]:
     slurm = asked.cluster.slurm
     if slurm.time_limit > partition.longest_s:
         most = duration(partition.longest_s)
@@ -75,7 +75,7 @@ def _limits(asked: Asked, shape: Shape, partition: Partition) -> Iterator[Findin
         )
 
 
-def _nodes(asked: Asked, shape: Shape, partition: Partition, site: Site) -> Iterator[Finding]:
+def _nodes(asked: ClusterFile, shape: JobShape, partition: Partition, site: SlurmSite) -> Iterator[Finding]:
     """Whether enough of the partition's nodes have what each must have."""
     nodes = [node for node in site.nodes if partition.name in node.partitions]
     if shape.nodes > len(nodes):
@@ -112,7 +112,7 @@ def _nodes(asked: Asked, shape: Shape, partition: Partition, site: Site) -> Iter
 
 
 def _wants(
-    asked: Asked, shape: Shape, partition: Partition, nodes: Sequence[Node]
+    asked: ClusterFile, shape: JobShape, partition: Partition, nodes: Sequence[Node]
 ) -> Iterator[tuple[str, str, str, Callable[[Node], bool]]]:
     """What each node must have: the field that says it, in words, what the site has, and whether a node has it."""
     slurm = asked.cluster.slurm
@@ -156,7 +156,7 @@ def _wants(
 
 
 def _memory(
-    asked: Asked, shape: Shape, partition: Partition, room: float, enforced: bool
+    asked: ClusterFile, shape: JobShape, partition: Partition, room: float, enforced: bool
 ) -> Iterator[Finding]:
     """What a job gets that does not say how much memory it needs; `room` is what it may have of each node, in bytes."""
     if asked.cluster.slurm.memory is not None or partition.memory_per_cpu == math.inf:
@@ -196,7 +196,7 @@ def _preempted(partition: Partition) -> Finding:
     return Finding(False, said, then.get(mode, "ask the site's people what becomes of them"), stops=False)
 
 
-def _settings(asked: Asked, site: Site) -> Iterator[Finding]:
+def _settings(asked: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
     most, pilots = int(site.settings.get("MaxArraySize", "1001")), asked.cluster.slurm.pilots_at_once
     yield Finding(
         most > 0,

@@ -13,9 +13,9 @@ from runtime.doctor.slurm_limits import minutes, refused
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import Shape
-from runtime.slurm.site import Site, seconds_of
-from runtime.slurm.submit import Asked
+from runtime.slurm.sbatch import JobShape
+from runtime.slurm.site import SlurmSite, seconds_of
+from runtime.slurm.submit import ClusterFile
 from specs.document.files import DocumentError
 from specs.humanize import duration, several
 
@@ -26,11 +26,11 @@ _OF_A_JOB = re.compile(
 """Variables that SLURM sets in a job; others, as SLURM_CONF, are for its programs."""
 
 
-def from_here(asked: Asked, workspace: Workspace, shape: Shape) -> list[Finding]:
+def from_here(asked: ClusterFile, workspace: Workspace, shape: JobShape) -> list[Finding]:
     """What can be found without queueing anything; RefusedError where SLURM does not answer."""
     submit.check_path(workspace)
     client.check_controller()
-    there = Site.asked()
+    there = SlurmSite.asked()
     found = [
         *looked_at(workspace.path),
         Finding(True, "SLURM's programs are here, and its controller answers"),
@@ -69,7 +69,7 @@ def _variables() -> Iterator[Finding]:
         yield Finding(False, said, "unset them, unless that is meant", stops=False)
 
 
-def _accounts(asked: Asked, there: Site) -> Iterator[Finding]:
+def _accounts(asked: ClusterFile, there: SlurmSite) -> Iterator[Finding]:
     """Whether SLURM keeps accounts, and knows whom the cluster file names."""
     slurm = asked.cluster.slurm
     if slurm.reservation is not None:
@@ -109,7 +109,9 @@ def _accounts(asked: Asked, there: Site) -> Iterator[Finding]:
             yield refused(asked, "slurm.time_limit", said, f"write {minutes(longest[slurm.qos])} or less")
 
 
-def _trials(workspace: Workspace, asked: Asked, shape: Shape, found: Sequence[Finding]) -> Iterator[Finding]:
+def _trials(
+    workspace: Workspace, asked: ClusterFile, shape: JobShape, found: Sequence[Finding]
+) -> Iterator[Finding]:
     """What sbatch would say to a run on all devices and to one on a node, where it is not said already."""
     known = [one.what for one in found if one.fatal]
     told: set[str] = set()

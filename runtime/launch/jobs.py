@@ -37,7 +37,7 @@ _STEP_BYTES = 400
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RunRequest:
     """A run that was asked for, and where."""
 
     document: Path
@@ -92,12 +92,12 @@ class Wanted:
         return self.run.model.params * STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
 
-def from_plan(plan: Plan, path: Path) -> list[Wanted]:
+def from_plan(plan: Plan, path: Path) -> list[RunRequest]:
     """The runs of a plan."""
     return [_from_planned(plan, path, index, planned) for index, planned in enumerate(plan.runs)]
 
 
-def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Wanted:
+def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> RunRequest:
     forecast = plan.forecast if planned.role == "target" and isinstance(plan.forecast, Forecast) else None
     order = Order(
         run=planned.run.fingerprint(),
@@ -108,7 +108,7 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Wa
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )
-    return Wanted(path, f"runs.{index}", planned.title, planned.run, order, planned.cost.hours * 3600)
+    return RunRequest(path, f"runs.{index}", planned.title, planned.run, order, planned.cost.hours * 3600)
 
 
 def budget_folder(plan: Plan, path: Path) -> Path:
@@ -133,7 +133,7 @@ def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | Non
     return cluster.device.peak_bf16 if planned.run.precision == "bf16" else cluster.device.peak_fp32
 
 
-def from_run(run: RunSpec, path: Path, machine: Machine) -> list[Wanted]:
+def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
     """A bare run spec, on one device: a GPU where there is one, else one process with every core."""
     batch = run.optim.batch_sequences
     fitting = [
@@ -156,10 +156,10 @@ def from_run(run: RunSpec, path: Path, machine: Machine) -> list[Wanted]:
     order = Order(
         run=run.fingerprint(), title=title, seal=None, execution=execution, peak_flop_per_s=None, curve=None
     )
-    return [Wanted(path, "", title, run, order, run.compute_flop)]
+    return [RunRequest(path, "", title, run, order, run.compute_flop)]
 
 
-class Lack(NamedTuple):
+class MissingResource(NamedTuple):
     """What this machine or workspace lacks for a run."""
 
     field: str
@@ -171,7 +171,7 @@ class Lack(NamedTuple):
 
 
 def check_runs(
-    wanted: Sequence[Wanted], workspace: Workspace, machine: Machine | None, limit: int | None
+    wanted: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> None:
     """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError.
 
@@ -188,7 +188,7 @@ def check_runs(
 
 
 def missing_resources(
-    wanted: Sequence[Wanted], workspace: Workspace, machine: Machine | None, limit: int | None
+    wanted: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> tuple[str, ...]:
     """What `check_runs` would refuse runs for that another machine or workspace may have, each once, for a preview.
 
@@ -203,20 +203,22 @@ def missing_resources(
     return (*found, space) if space else tuple(found)
 
 
-def _check_layout(one: Wanted) -> None:
+def _check_layout(one: RunRequest) -> None:
     layout = one.order.execution.layout
     problems = layout.problems(one.run.model, one.run.optim)
     if problems:
         raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
 
 
-def _lacks(one: Wanted, workspace: Workspace, machine: Machine | None, limit: int | None) -> Iterator[Lack]:
+def _lacks(
+    one: RunRequest, workspace: Workspace, machine: Machine | None, limit: int | None
+) -> Iterator[MissingResource]:
     if machine is not None:
         yield from _lacking_devices(one, machine, limit)
     yield from _lacking_data(one, workspace)
 
 
-def _lacking_devices(one: Wanted, machine: Machine, limit: int | None) -> Iterator[Lack]:
+def _lacking_devices(one: RunRequest, machine: Machine, limit: int | None) -> Iterator[MissingResource]:
     slots, kind = one.job(Path()).slots, "GPU" if one.on_gpu else "CPU core"
     all_there = len(machine.slots(on_gpu=one.on_gpu, limit=None))
     usable = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
@@ -231,28 +233,32 @@ def _lacking_devices(one: Wanted, machine: Machine, limit: int | None) -> Iterat
         )
     else:
         write = f"run where there are {slots:,}, or name a cluster without GPUs in the budget and plan it"
-    yield Lack("execution", f"it needs {several(slots, kind)} at once, and {usable} may be used here", write)
+    yield MissingResource(
+        "execution", f"it needs {several(slots, kind)} at once, and {usable} may be used here", write
+    )
 
 
-def _lacking_data(one: Wanted, workspace: Workspace) -> Iterator[Lack]:
+def _lacking_data(one: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
     data = one.run.data
     if data.digest is None:
         what = "its text is only declared, so there is nothing here to train on"
         write = "write 'source: files' with paths in the budget, run 'isoplan data BUDGET', and plan again"
-        yield Lack("run.data", what, write)
+        yield MissingResource("run.data", what, write)
         return
     manifest = workspace.data / data.corpus / "manifest.json"
     source = one.document if one.field else "BUDGET"
     if not manifest.exists():
-        yield Lack("run.data", f"its corpus {manifest.parent} is not here", f"run: isoplan data {source}")
+        yield MissingResource(
+            "run.data", f"its corpus {manifest.parent} is not here", f"run: isoplan data {source}"
+        )
         return
     there = load(manifest, Corpus)
     if there.digest != data.digest:
         what = f"its corpus was {data.digest[:16]} when it was planned, and {manifest.parent} holds {there.digest[:16]}"
-        yield Lack("run.data", what, "bring that text back, or plan again under another name")
+        yield MissingResource("run.data", what, "bring that text back, or plan again under another name")
 
 
-def _lacking_space(wanted: Sequence[Wanted], workspace: Workspace) -> str:
+def _lacking_space(wanted: Sequence[RunRequest], workspace: Workspace) -> str:
     """What is missing on disk, in words; empty where there is room."""
     needed = sum(one.disk_bytes() for one in wanted)
     there = workspace.runs if workspace.runs.exists() else workspace.path
@@ -262,7 +268,7 @@ def _lacking_space(wanted: Sequence[Wanted], workspace: Workspace) -> str:
     return f"these runs may write {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free"
 
 
-def prepare_jobs(wanted: Sequence[Wanted], workspace: Workspace) -> list[Job]:
+def prepare_jobs(wanted: Sequence[RunRequest], workspace: Workspace) -> list[Job]:
     """Jobs for the runs, one per run folder; the folders are made and given their orders."""
     workspace.check_writable()
     distinct = {one.run.fingerprint(): one for one in wanted}

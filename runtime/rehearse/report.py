@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from runtime.rehearse.step import Rank, Rehearsal, Volume
+from runtime.rehearse.step import Rehearsal, RehearsedRank, Volume
 from specs.plan import Plan, PlannedRun
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
@@ -31,7 +31,7 @@ def planned_memory(plan: Plan, run: PlannedRun) -> dict[str, float]:
     return state | {"passes": passes, _ALL: sum(parts.values())}
 
 
-def planned_traffic(plan: Plan, rank: Rank) -> Mapping[str, float]:
+def planned_traffic(plan: Plan, rank: RehearsedRank) -> Mapping[str, float]:
     """The planner's bytes of a step of a rank, by `Volume.kind`; empty where it gave none."""
     traffic = () if plan.layouts is None else plan.layouts.traffic
     return traffic[rank.pp] if traffic else {}
@@ -54,7 +54,7 @@ def plain(rehearsal: Rehearsal, plan: Plan, run: PlannedRun) -> dict[str, Any]:
     }
 
 
-def _plain_rank(rank: Rank, volumes: list[Volume], planned: Mapping[str, float]) -> dict[str, Any]:
+def _plain_rank(rank: RehearsedRank, volumes: list[Volume], planned: Mapping[str, float]) -> dict[str, Any]:
     places = {"rank": rank.rank, "dp": rank.dp, "pp": rank.pp, "tp": rank.tp}
     told = [asdict(volume) | {"planned_bytes": planned.get(volume.kind)} for volume in volumes]
     return places | {"memory_bytes": dict(rank.memory), "communication": told}
@@ -107,7 +107,7 @@ def _memory(rehearsal: Rehearsal) -> Table:
     return table
 
 
-def _beside(rank: Rank, planned: Mapping[str, float]) -> Table:
+def _beside(rank: RehearsedRank, planned: Mapping[str, float]) -> Table:
     table, unit = _table("part", "rehearsed", "planned", "ratio"), _unit(rank.memory_bytes)
     for part, size in (*rank.memory.items(), (_ALL, rank.memory_bytes)):
         table.add_row(part, _number(size, unit), *_told(size, planned.get(part), unit))

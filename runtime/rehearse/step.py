@@ -31,7 +31,7 @@ _STEADY = 3
 
 
 @dataclass(frozen=True)
-class Rank:
+class RehearsedRank:
     """What one rank did in the rehearsal."""
 
     rank: int
@@ -86,16 +86,16 @@ class Rehearsal:
     """Of those, gone through."""
     kernels: Mapping[str, str]
     """What carried out each operation."""
-    ranks: tuple[Rank, ...]
+    ranks: tuple[RehearsedRank, ...]
     mismatch: str | None
     """Where ranks do not meet their partners (see partners.py); None where all do."""
 
     @property
-    def fullest(self) -> Rank:
+    def fullest(self) -> RehearsedRank:
         """The rank that needs the most memory."""
         return max(self.ranks, key=lambda rank: rank.memory_bytes)
 
-    def volumes(self, rank: Rank) -> list[Volume]:
+    def volumes(self, rank: RehearsedRank) -> list[Volume]:
         """A rank's communication in a whole step: that of every micro-batch, and once the rest.
 
         ValueError where a kind of it is not the same for every micro-batch.
@@ -121,7 +121,7 @@ class Rehearsal:
         )
         return (2 if what == "all_reduce" else 1) * size_bytes * (size - 1) // size
 
-    def _repeated(self, rank: Rank) -> Iterator[tuple[Message, int]]:
+    def _repeated(self, rank: RehearsedRank) -> Iterator[tuple[Message, int]]:
         """Every message with how often a step has it, times the micro-batches that were rehearsed."""
         for message in rank.passes:
             repeats = self.micro_batches if message.axis in ("tp", "pp") else self.rehearsed
@@ -149,7 +149,7 @@ def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Reh
     return Rehearsal(layout, total, few, kernels, ranks, wrong)
 
 
-def _each(run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int) -> list[Rank]:
+def _each(run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int) -> list[RehearsedRank]:
     """Rehearse ranks, each core its share of them."""
     cores = min(len(wanted), len(os.sched_getaffinity(0)))
     if cores == 1:
@@ -179,14 +179,16 @@ def _few(layout: Layout, total: int) -> int:
     return min(total, 2 * layout.pp if layout.interleave > 1 else layout.pp - 1 + _STEADY)
 
 
-def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: int) -> Rank:
+def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: int) -> RehearsedRank:
     """One rank's step with so many micro-batches, in this process, on shapes alone."""
     torch.set_num_threads(1)
     with pretended(execution.layout, rank) as mesh:
         return go_through(run, execution, mesh, "meta", micro_batches)
 
 
-def go_through(run: RunSpec, execution: Execution, mesh: Mesh, device: str, micro_batches: int) -> Rank:
+def go_through(
+    run: RunSpec, execution: Execution, mesh: Mesh, device: str, micro_batches: int
+) -> RehearsedRank:
     """A rank's step with so many micro-batches of token 0, from weights that are all zero, watched."""
     layout, model = execution.layout, run.model
     with Recorder(mesh) as seen, AsOnGpu():
@@ -218,4 +220,4 @@ def go_through(run: RunSpec, execution: Execution, mesh: Mesh, device: str, micr
         optimizer.step(run.optim.peak_lr)
         memory["passes"] = seen.peak_bytes - held_bytes
         places = (mesh.world.rank, mesh.dp.rank, mesh.pp.rank, mesh.tp.rank)
-        return Rank(*places, memory, passes, tuple(seen.messages))
+        return RehearsedRank(*places, memory, passes, tuple(seen.messages))

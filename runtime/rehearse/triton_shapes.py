@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.kernels import Kernels
 from model.kernels.fused_attention import fused_attention
-from model.kernels.interfaces import CrossEntropy, Gate, Measured, Norm, Positions
+from model.kernels.interfaces import CrossEntropy, Gate, Measured, NormKernel, Positions
 from model.kernels.torch_ops import mix
 
 _NORM_PROGRAMS = 4 * 132
@@ -28,7 +28,7 @@ def as_on_gpu(kernels: Kernels) -> Kernels:
     return replace(
         kernels,
         attention=fused_attention(_rotate, mix),
-        norm=Norm(norm_forward, norm_backward),
+        norm=NormKernel(norm_forward, norm_backward),
         gate=Gate(gate_forward, gate_backward),
         cross_entropy=CrossEntropy(0, measure, _differentiate),
         chosen=tuple(sorted((kernels.describe() | said).items())),

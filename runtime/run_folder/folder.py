@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from specs.document.files import DocumentError, load, read_lines
 from specs.document.write import write_json
-from specs.record import End, EvalLine, LeftOut, Order, RecordLine, Rollback, StepLine, TimingLine
+from specs.record import End, EvalLine, Order, RecordLine, Rollback, SkippedRange, StepLine, TimingLine
 from specs.run import RunSpec
 
 
@@ -113,7 +113,7 @@ class RunFolder:
         """Seconds and rates so far."""
         return _whole_lines(self.timing_jsonl, TimingLine)
 
-    def left_out(self) -> tuple[LeftOut, ...]:
+    def left_out(self) -> tuple[SkippedRange, ...]:
         """What was given up and whose data are left out, in order."""
         return tuple(line.left_out for line in self.records() if isinstance(line, Rollback))
 

@@ -42,12 +42,12 @@ class SlurmError(RefusedError):
     """SLURM is not here, or does not answer: what it said."""
 
 
-class SilentError(SlurmError):
+class NoAnswerError(SlurmError):
     """SLURM is here and does not answer now; later it may."""
 
 
 @dataclass(frozen=True)
-class Live:
+class LiveJob:
     """A job that is queued, at work or ending."""
 
     job: str
@@ -78,7 +78,7 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedJob:
     """A job that SLURM is done with."""
 
     state: str
@@ -94,7 +94,7 @@ def is_here() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def live(names: Collection[str]) -> dict[str, Live]:
+def live(names: Collection[str]) -> dict[str, LiveJob]:
     """Jobs of these submissions that SLURM still has in hand, by SLURM's name for each."""
     if not names:
         return {}
@@ -102,7 +102,7 @@ def live(names: Collection[str]) -> dict[str, Live]:
     found = {}
     for line in _ask("squeue", "-h", "-r", f"--name={','.join(sorted(names))}", "-O", fields).splitlines():
         job, state, reason, nodes, name, restarts, starts = line.split("|")[: len(_QUEUED)]
-        found[job] = Live(
+        found[job] = LiveJob(
             job,
             name,
             state,
@@ -114,13 +114,13 @@ def live(names: Collection[str]) -> dict[str, Live]:
     return found
 
 
-def ended(jobs: Iterable[str]) -> dict[str, Ended]:
+def ended(jobs: Iterable[str]) -> dict[str, EndedJob]:
     """How jobs ended, the last time each did, as far as SLURM's accounts have it; SlurmError where it keeps none."""
     asked = sorted(jobs)
     if not asked:
         return {}
     said = _ask("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_ENDED), "-j", ",".join(asked))
-    last = {job: Ended(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
+    last = {job: EndedJob(*rest) for job, *rest in (line.split("|") for line in said.splitlines())}
     return {job: end for job, end in last.items() if end.state.startswith(_OVER)}
 
 
@@ -140,7 +140,7 @@ def cancel(jobs: Sequence[str]) -> None:
         _ask("scancel", *jobs)
 
 
-def end(job: Live) -> None:
+def end(job: LiveJob) -> None:
     """Cancel a job that need not save, and wait until SLURM is through with it; what it had started ends at once."""
     if not job.waits:
         _ask("scancel", "--full", "--signal=KILL", job.job)
@@ -168,7 +168,9 @@ def check_controller() -> None:
     if " is UP" not in done.stdout:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("**")]
         said = ", ".join(line for line in lines if line.strip())
-        raise SilentError(f"SLURM's controller does not answer ({said}); try again later, or see SLURM_CONF")
+        raise NoAnswerError(
+            f"SLURM's controller does not answer ({said}); try again later, or see SLURM_CONF"
+        )
 
 
 def shown(what: str) -> list[dict[str, str]]:
@@ -203,7 +205,7 @@ def _ask(program: str, *arguments: str) -> str:
     done = _call(program, *arguments)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        raise SilentError(
+        raise NoAnswerError(
             f"SLURM does not answer: {said[-1] if said else f'{program} failed'}; try again later"
         )
     return done.stdout
@@ -224,6 +226,6 @@ def _call(program: str, *arguments: str, script: str = "") -> "subprocess.Comple
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SilentError(
+        raise NoAnswerError(
             f"SLURM does not answer: {program} said nothing for {_PATIENCE_S:g} s; try again later"
         ) from None

@@ -11,14 +11,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from runtime.launch.jobs import Wanted, budget_folder, cluster_of, from_plan, missing_resources
+from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan, missing_resources
 from runtime.run_folder.folder import RunFolder
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.study import Continue, advance, asked_by, carry_out, run_folder
-from runtime.slurm.submit import Asked, Script
+from runtime.slurm.study import ContinueStudy, advance, asked_by, carry_out, run_folder
+from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
-from runtime.study import Driver, Ran, chain
+from runtime.study import Driver, RunResults, chain
 from specs.budget import Budget
 from specs.document.files import DocumentError, load
 from specs.exit_codes import OK, RESUME
@@ -100,7 +100,7 @@ def _check(driver: Driver) -> None:
 class Due:
     """What would be queued."""
 
-    made: list[Script]
+    made: list[PreparedSubmission]
     """The submissions."""
     titles: Mapping[str, str]
     """What their runs are called."""
@@ -133,7 +133,7 @@ def _due(driver: Driver, path: Path, plan: Plan) -> Due:
     return Due(made, titles, notes + _refused(asked, made))
 
 
-def _refused(asked: Asked, made: Sequence[Script]) -> list[str]:
+def _refused(asked: ClusterFile, made: Sequence[PreparedSubmission]) -> list[str]:
     """What SLURM would refuse of these submissions, where it can be asked, each once."""
     found: dict[str, None] = {}
     for script in made if client.is_here() else ():
@@ -144,13 +144,13 @@ def _refused(asked: Asked, made: Sequence[Script]) -> list[str]:
     return list(found)
 
 
-def _finished(planned: Sequence[Wanted], todo: Collection[str]) -> str:
+def _finished(planned: Sequence[RunRequest], todo: Collection[str]) -> str:
     return f"{sum(one.run.fingerprint() not in todo for one in planned)} finished"
 
 
-def _study_script(driver: Driver, path: Path, budget: Budget) -> Script:
+def _study_script(driver: Driver, path: Path, budget: Budget) -> PreparedSubmission:
     """The job that goes on with a budget, were there nothing to wait for."""
-    return submit.study_script(driver.workspace, asked_by(path, budget), path, budget.name, Continue, ())
+    return submit.study_script(driver.workspace, asked_by(path, budget), path, budget.name, ContinueStudy, ())
 
 
 def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: bool) -> None:
@@ -171,14 +171,14 @@ def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: b
     driver.say("\n".join(["", *map(escape, due.notes), "Nothing was queued."]))
 
 
-def _plain(script: Script, titles: Mapping[str, str]) -> dict[str, Any]:
+def _plain(script: PreparedSubmission, titles: Mapping[str, str]) -> dict[str, Any]:
     """A submission for programs; its jobs in the array's order."""
     whats = [titles[run] for run in script.submission.runs] or ["the study's next step"]
     jobs = [{"what": what, "calls": repr(task)} for what, task in zip(whats, script.tasks, strict=True)]
     return {"name": script.submission.name, "text": script.text, "jobs": jobs}
 
 
-def _tell(driver: Driver, ran: Ran, jobs: InHand) -> None:
+def _tell(driver: Driver, ran: RunResults, jobs: InHand) -> None:
     """How far the runs are, in a few lines."""
     for one in ran.outcomes:
         job, word = jobs.get(one.job.folder.name, ("", ""))
@@ -189,7 +189,7 @@ def _tell(driver: Driver, ran: Ran, jobs: InHand) -> None:
         driver.say(f"  {finished} of {several(len(ran.wanted), 'run')} are finished")
 
 
-def _states(ran: Ran, jobs: InHand) -> list[dict[str, Any]]:
+def _states(ran: RunResults, jobs: InHand) -> list[dict[str, Any]]:
     """Every run with how far it is, in SLURM's word where that has it, and its job's name."""
     open_ = {one.job.folder.name: one for one in ran.outcomes}
     found = []
@@ -207,7 +207,7 @@ def _states(ran: Ran, jobs: InHand) -> list[dict[str, Any]]:
     return found
 
 
-def _in_hand(driver: Driver, ran: Ran) -> InHand:
+def _in_hand(driver: Driver, ran: RunResults) -> InHand:
     """What is queued of these runs."""
     folders = [RunFolder(one.job.folder) for one in ran.outcomes if one.state == "queued"]
     if not folders:
@@ -225,9 +225,9 @@ def _in_hand(driver: Driver, ran: Ran) -> InHand:
     return found
 
 
-def _asked(plan: Plan, path: Path) -> Asked:
+def _asked(plan: Plan, path: Path) -> ClusterFile:
     folder = Path(os.path.relpath(budget_folder(plan, path).resolve()))  # as a person would write it
-    return Asked(*cluster_of(plan.budget, folder, path))
+    return ClusterFile(*cluster_of(plan.budget, folder, path))
 
 
 def _name(plan: Plan) -> str:

@@ -5,20 +5,20 @@ from dataclasses import dataclass, field
 
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client
-from runtime.slurm.client import Ended, Live, SlurmError
+from runtime.slurm.client import EndedJob, LiveJob, SlurmError
 
 
 @dataclass(frozen=True)
-class Whereabouts:
+class JobStates:
     """What SLURM says; empty where nothing was ever handed to it."""
 
     jobs: Mapping[str, str] = field(default_factory=dict)
     """The newest job of each run that was queued, by fingerprint; SLURM may be done with it."""
-    live: Mapping[str, Live] = field(default_factory=dict)
+    live: Mapping[str, LiveJob] = field(default_factory=dict)
     """Jobs in SLURM's hands, by fingerprint."""
-    ended: Mapping[str, Ended] = field(default_factory=dict)
+    ended: Mapping[str, EndedJob] = field(default_factory=dict)
     """How the others ended, as far as SLURM's accounts know; and studies' jobs, by their submissions' names."""
-    studies: Mapping[str, Live] = field(default_factory=dict)
+    studies: Mapping[str, LiveJob] = field(default_factory=dict)
     """Jobs that go on with studies, by their submissions' names."""
     cancelled: Collection[str] = frozenset()
     """Which of them somebody has cancelled: runs by fingerprint, and studies by their submissions' names."""
@@ -31,7 +31,7 @@ class Whereabouts:
         return not self.problem
 
 
-def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
     """Where these unfinished runs are, by fingerprint, and the jobs of these submissions that go on with studies."""
     from runtime.run_folder.folder import RunFolder
     from runtime.slurm import submit  # a second, for who has nothing to do with SLURM
@@ -41,7 +41,7 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
     }
     known = {run: said[0] for run, said in noted.items()}
     problem = ""
-    here: dict[str, Live] = {}
+    here: dict[str, LiveJob] = {}
     try:
         here = client.live({one.name for one in known.values()} | set(studies))
     except SlurmError as error:
@@ -62,4 +62,4 @@ def whereabouts(workspace: Workspace, runs: Sequence[str], studies: Sequence[str
     ended = {one: told[job] for one, job in gone.items() if job in told}
     cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}
     cancelled |= {run for run in gone if run not in ended and run in noted and noted[run][1].cancelled}
-    return Whereabouts(jobs, live, ended, waiting, cancelled, problem)
+    return JobStates(jobs, live, ended, waiting, cancelled, problem)

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     if keeper(folder.path):
         print(f"{at_work(folder.path)}; the job is queued again")
         return AGAIN
-    fall = Fall.of(place / printed, status) if status else Fall("its time was up")
+    fall = TaskFailure.of(place / printed, status) if status else TaskFailure("its time was up")
     out_of_time = reason == "TimeLimit" or seconds_of(left) <= warning_s + _EARLY_S
     if (status == 0 or fall.asked) and (_has_saved(folder) or not out_of_time):
         print("it left as it was told to; the job is queued again")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Fall:
+class TaskFailure:
     """How the first of a job's tasks ended that did not end well."""
 
     said: str
@@ -84,14 +84,14 @@ class Fall:
     """Which; None where srun itself failed."""
 
     @staticmethod
-    def of(printed: Path, status: int) -> "Fall":
+    def of(printed: Path, status: int) -> "TaskFailure":
         """From what the batch script and srun printed since the job's start."""
         text = printed.read_text(errors="replace").rpartition(MARK)[2] if printed.exists() else ""
         first = _TASKS.search(text)
         if first:
-            return Fall(first[3].strip(), first[1], int(re.split("[,-]", first[2])[0]))
+            return TaskFailure(first[3].strip(), first[1], int(re.split("[,-]", first[2])[0]))
         lines = [line for line in text.splitlines()[1:] if line.strip()]
-        return Fall(lines[-1] if lines else f"srun ended with status {status}")
+        return TaskFailure(lines[-1] if lines else f"srun ended with status {status}")
 
     @property
     def asked(self) -> bool:
@@ -129,7 +129,7 @@ def _has_saved(folder: RunFolder) -> bool:
     return start is not None and start.newest_step != folder.newest_step
 
 
-def _after_fall(folder: RunFolder, fall: Fall, submission: Submission) -> int:
+def _after_fall(folder: RunFolder, fall: TaskFailure, submission: Submission) -> int:
     cut_line(folder.record_jsonl)
     checkpoint = folder.newest_step
     falls = 1 + falls_since(folder.records(), checkpoint, submission.time)

@@ -37,7 +37,7 @@ PROBE_S = 360.0
 
 
 @dataclass(frozen=True)
-class Shape:
+class JobShape:
     """What a job asks for: runs of one shape share an array."""
 
     nodes: int
@@ -52,7 +52,7 @@ class Shape:
     """Whether each rank has a GPU of its own."""
 
 
-def shape_of(order: Order, cluster: Cluster) -> Shape:
+def shape_of(order: Order, cluster: Cluster) -> JobShape:
     """The fewest nodes that a run's ranks fill evenly; and those it can start on, as far as it has layouts for them."""
     execution = order.execution
     ranks, threads, on_gpu = execution.layout.devices, execution.threads_per_rank, execution.device == "cuda"
@@ -62,14 +62,14 @@ def shape_of(order: Order, cluster: Cluster) -> Shape:
     return replace(whole, least_nodes=min(whole.nodes, wanted))
 
 
-def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Shape:
+def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobShape:
     """The fewest nodes that so many ranks fill evenly, all of them at once."""
     room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
     nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
-    return Shape(nodes, nodes, ranks // nodes, threads, on_gpu)
+    return JobShape(nodes, nodes, ranks // nodes, threads, on_gpu)
 
 
-def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
+def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
     warning_s = math.ceil(slurm.warning)
     decide = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
@@ -113,7 +113,7 @@ def parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str,
     return _said(asked) | {"additional_parameters": extra}
 
 
-def probe_parameters(slurm: Slurm, shape: Shape, name: str, folder: Path) -> dict[str, Any]:
+def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for the doctor's job: as a run's, but short, never queued again, and nothing follows."""
     short = slurm.model_copy(update={"time_limit": min(slurm.time_limit, PROBE_S)})
     asked = parameters(short, shape, name, folder)

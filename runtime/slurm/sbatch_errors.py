@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from runtime.slurm.client import SilentError
+from runtime.slurm.client import NoAnswerError
 from specs.document.files import CATALOG, DocumentError, locate
 from specs.slurm import DECIDED, Slurm
 
@@ -32,12 +32,12 @@ _NO_ANSWER = ("unable to contact", "timed out", "zero bytes", "standby mode", "t
 _PREFIX = re.compile(r"sbatch: (error: )?|Batch job submission failed: |allocation failure: ")
 
 
-def refusal(cluster: Path, slurm: Slurm, said: str) -> DocumentError | SilentError:
+def refusal(cluster: Path, slurm: Slurm, said: str) -> DocumentError | NoAnswerError:
     """Why sbatch took no job; `said` is all that it printed, `slurm` what the cluster file says."""
     lines = [_PREFIX.sub("", line).strip() for line in said.splitlines() if not line.isspace()]
     reason = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith('Try "sbatch')))
     if any(words in reason.lower() for words in _NO_ANSWER):
-        return SilentError(f"SLURM does not answer: {reason}; try again later")
+        return NoAnswerError(f"SLURM does not answer: {reason}; try again later")
     field = _field(reason, slurm)
     what = f"SLURM refuses the job: {reason or 'it gives no reason'}"
     return locate(cluster, field, what, _remedy(cluster, field))

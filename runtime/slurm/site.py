@@ -62,7 +62,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Site:
+class SlurmSite:
     """What scontrol shows of a site."""
 
     settings: dict[str, str]
@@ -70,14 +70,14 @@ class Site:
     nodes: tuple[Node, ...]
 
     @staticmethod
-    def asked() -> "Site":
+    def asked() -> "SlurmSite":
         """Ask SLURM."""
-        return Site.of(client.settings(), client.shown("partition"), client.shown("node"))
+        return SlurmSite.of(client.settings(), client.shown("partition"), client.shown("node"))
 
     @staticmethod
-    def of(settings: dict[str, str], partitions: Fields, nodes: Fields) -> "Site":
+    def of(settings: dict[str, str], partitions: Fields, nodes: Fields) -> "SlurmSite":
         """From what scontrol shows."""
-        return Site(settings, tuple(map(_partition, partitions)), tuple(map(_node, nodes)))
+        return SlurmSite(settings, tuple(map(_partition, partitions)), tuple(map(_node, nodes)))
 
     def partition(self, name: str | None) -> Partition | None:
         """The partition of this name, or the default one; None where there is none."""

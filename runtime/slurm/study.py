@@ -20,16 +20,16 @@ from rich.markup import escape
 from runtime.audit import verdict
 from runtime.data.text_sources import CorpusError
 from runtime.launch.failure import ended
-from runtime.launch.jobs import Wanted, check_runs, cluster_of, prepare_jobs
+from runtime.launch.jobs import RunRequest, check_runs, cluster_of, prepare_jobs
 from runtime.launch.local import Job, Outcome
 from runtime.launch.machine import this_machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
-from runtime.slurm.client import Ended, Live, SilentError, SlurmError
-from runtime.slurm.submit import Asked
+from runtime.slurm.client import EndedJob, LiveJob, NoAnswerError, SlurmError
+from runtime.slurm.submit import ClusterFile
 from runtime.slurm.task import Task
-from runtime.study import Driver, Ran, Study, run_budget
+from runtime.study import Driver, RunResults, StudyResult, run_budget
 from specs.budget import Budget
 from specs.document.files import DocumentError, load, locate
 from specs.document.write import write_json
@@ -51,11 +51,13 @@ _NOT_ITS_FAULT = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 """How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
 
 
-def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str, *, again: bool) -> Ran:
+def carry_out(
+    driver: Driver, wanted: Sequence[RunRequest], asked: ClusterFile, name: str, *, again: bool
+) -> RunResults:
     """Queue what is not finished and not in SLURM's hands; `again` also what was queued before and failed."""
     todo = {one.run.fingerprint(): one for one in wanted if not one.finished(driver.workspace)}
     if not todo:
-        return Ran(tuple(wanted), ())
+        return RunResults(tuple(wanted), ())
     check_runs(list(todo.values()), driver.workspace, None, None)
     _check_devices(list(todo.values()), asked)
     with submit.one_at_a_time(driver.workspace):
@@ -71,10 +73,10 @@ def carry_out(driver: Driver, wanted: Sequence[Wanted], asked: Asked, name: str,
             for one in done:
                 driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
     outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
-    return Ran(tuple(wanted), tuple(outcomes))
+    return RunResults(tuple(wanted), tuple(outcomes))
 
 
-def _check_devices(wanted: Sequence[Wanted], asked: Asked) -> None:
+def _check_devices(wanted: Sequence[RunRequest], asked: ClusterFile) -> None:
     """DocumentError where the cluster file has changed so much since the plan that its runs find no place there."""
     device = asked.cluster.device
     for one in wanted:
@@ -92,7 +94,7 @@ def _check_devices(wanted: Sequence[Wanted], asked: Asked) -> None:
             )
 
 
-def _in_hand(driver: Driver, runs: Sequence[str]) -> dict[str, Live]:
+def _in_hand(driver: Driver, runs: Sequence[str]) -> dict[str, LiveJob]:
     """Jobs of these runs in SLURM's hands. Those that are ending are waited for: only then is it known whether they
     come back, or were cancelled."""
     until_s, told = time.monotonic() + _ENDING_S, False
@@ -107,7 +109,9 @@ def _in_hand(driver: Driver, runs: Sequence[str]) -> dict[str, Live]:
         time.sleep(_LOOK_S)
 
 
-def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: str | None = None) -> Study:
+def advance(
+    driver: Driver, path: Path, *, until_done: bool, again: bool, own: str | None = None
+) -> StudyResult:
     """What is due of a budget; with `until_done` also the job that goes on once that has ended.
 
     `own` is the submission of the job that this is, if it is one.
@@ -115,7 +119,7 @@ def advance(driver: Driver, path: Path, *, until_done: bool, again: bool, own: s
     budget = load(path, Budget)
     asked = asked_by(path, budget)
 
-    def carry(driver: Driver, plan: Plan, wanted: Sequence[Wanted]) -> Ran:
+    def carry(driver: Driver, plan: Plan, wanted: Sequence[RunRequest]) -> RunResults:
         return carry_out(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
 
     study = run_budget(driver, path, lambda plan, audited: verdict.show(audited, plan, driver.console), carry)
@@ -129,7 +133,7 @@ def go_on(path: Path, own: str) -> int:
     driver = Driver(Workspace(Path()), this_machine(), None, Console(width=120))
     try:
         study = _once_slurm_answers(driver, path, own)
-    except SilentError as error:
+    except NoAnswerError as error:
         print(error)
         budget = load(path, Budget)
         left = _next_job(driver.workspace, budget, own)  # SLURM may have heard of it
@@ -146,13 +150,13 @@ def go_on(path: Path, own: str) -> int:
     return OK if study.audit is not None or _waits(study) else study.exit_code
 
 
-def _once_slurm_answers(driver: Driver, path: Path, own: str) -> Study:
+def _once_slurm_answers(driver: Driver, path: Path, own: str) -> StudyResult:
     """What is due, as soon as SLURM answers; what it may have heard before is found by its name."""
     until_s = None
     while True:
         try:
             return advance(driver, path, until_done=True, again=False, own=own)
-        except SilentError as error:
+        except NoAnswerError as error:
             until_s = time.monotonic() + _SILENT_S if until_s is None else until_s
             if time.monotonic() >= until_s:
                 raise
@@ -161,7 +165,7 @@ def _once_slurm_answers(driver: Driver, path: Path, own: str) -> Study:
 
 
 def _go_on_later(
-    driver: Driver, path: Path, budget: Budget, asked: Asked, study: Study, own: str | None
+    driver: Driver, path: Path, budget: Budget, asked: ClusterFile, study: StudyResult, own: str | None
 ) -> None:
     workspace = driver.workspace
     if not _waits(study):
@@ -177,7 +181,7 @@ def _go_on_later(
             _note(workspace, budget, StudyState(state="waiting", said=said, submission=known))
             driver.say(f"job {waiting.job} goes on from here by itself")
             return
-        script = submit.study_script(workspace, asked, path, budget.name, Continue, after)
+        script = submit.study_script(workspace, asked, path, budget.name, ContinueStudy, after)
         _note(workspace, budget, StudyState(state="waiting", said=said, submission=script.submission.name))
         [done] = submit.submit(workspace, asked, [script])
     driver.say(
@@ -195,7 +199,7 @@ def _note(workspace: Workspace, budget: Budget, state: StudyState) -> None:
     write_json(workspace.study(budget.name), state)
 
 
-def _ended(study: Study) -> StudyState:
+def _ended(study: StudyResult) -> StudyState:
     if study.audit is not None:
         return StudyState(state="done", said=f"{study.audit.verdict}: {study.audit.reason}")
     failed = [one for one in study.ran.outcomes if one.state == "failed"]
@@ -207,14 +211,14 @@ def _ended(study: Study) -> StudyState:
     )
 
 
-def _waits(study: Study) -> bool:
+def _waits(study: StudyResult) -> bool:
     states = {one.state for one in study.ran.outcomes}
     return study.audit is None and "queued" in states and "failed" not in states
 
 
-def asked_by(path: Path, budget: Budget) -> Asked:
+def asked_by(path: Path, budget: Budget) -> ClusterFile:
     """The cluster of the budget in this file."""
-    return Asked(*cluster_of(budget, path.parent, path))
+    return ClusterFile(*cluster_of(budget, path.parent, path))
 
 
 def run_folder(driver: Driver, run: str) -> RunFolder:
@@ -241,7 +245,7 @@ def _failed(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
     return failed
 
 
-def _accounted(jobs: set[str]) -> Mapping[str, Ended]:
+def _accounted(jobs: set[str]) -> Mapping[str, EndedJob]:
     """How these jobs ended, once SLURM's accounts have caught up with them, or as far as they know."""
     until_s = time.monotonic() + _ACCOUNTS_S
     try:
@@ -252,7 +256,7 @@ def _accounted(jobs: set[str]) -> Mapping[str, Ended]:
     return ended
 
 
-def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None) -> Outcome:
+def _outcome(driver: Driver, one: RunRequest, live: LiveJob | None, failed: str | None) -> Outcome:
     job: Job = one.job(one.folder(driver.workspace))
     if failed is not None:
         return Outcome(job, "failed", failed)
@@ -260,7 +264,7 @@ def _outcome(driver: Driver, one: Wanted, live: Live | None, failed: str | None)
 
 
 @dataclass(frozen=True)
-class Continue:
+class ContinueStudy:
     """The next step of a study."""
 
     workspace: str

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.launch.jobs import Wanted
+from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
-from runtime.slurm.client import Live
-from runtime.slurm.sbatch import Shape, parameters, python, shape_of, study_parameters
+from runtime.slurm.client import LiveJob
+from runtime.slurm.sbatch import JobShape, parameters, python, shape_of, study_parameters
 from runtime.slurm.sbatch_errors import refusal
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, load
@@ -46,7 +46,7 @@ JobCall = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClusterFile:
     """The cluster that jobs are for, and the file that says so."""
 
     path: Path
@@ -54,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Script:
+class PreparedSubmission:
     """A submission that is ready: what sbatch is given, and what its tasks do."""
 
     submission: Submission
@@ -119,7 +119,7 @@ def submission_of(workspace: Workspace, name: str) -> Submission | None:
     return load(path, Submission) if path.exists() else None
 
 
-def live(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, Live]:
+def live(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, LiveJob]:
     """Of these runs, by fingerprint, those that SLURM has in hand."""
     known = {run.path.name: said[0] for run in runs if (said := submitted(workspace, run))}
     jobs = client.live({one.name for one in known.values()})
@@ -128,7 +128,7 @@ def live(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, Live]:
     return {run: jobs[job] for run, job in where.items() if job in jobs}
 
 
-def live_study(workspace: Workspace, name: str) -> Live | None:
+def live_study(workspace: Workspace, name: str) -> LiveJob | None:
     """The job that is to go on with a study, by its submission's name."""
     jobs = client.live({name})
     if jobs:
@@ -136,7 +136,7 @@ def live_study(workspace: Workspace, name: str) -> Live | None:
     return next(iter(jobs.values()), None)
 
 
-def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Submission:
+def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, LiveJob]) -> Submission:
     """A submission, made whole where whoever queued it was killed before that was written down."""
     folder = folder_of(workspace, name)
     known = load(folder / "submission.json", Submission)
@@ -150,7 +150,7 @@ def _numbered(workspace: Workspace, name: str, jobs: Mapping[str, Live]) -> Subm
     return submission
 
 
-def numbered(submission: Submission, jobs: Mapping[str, Live]) -> Submission:
+def numbered(submission: Submission, jobs: Mapping[str, LiveJob]) -> Submission:
     """A submission with the number under which SLURM has it in hand, if it has."""
     job = next((job for job, one in jobs.items() if one.name == submission.name), None)
     if submission.job is not None or job is None:
@@ -170,8 +170,12 @@ def _hand_over(task: Path, submitted: Path) -> None:
 
 
 def scripts(
-    workspace: Workspace, asked: Asked, wanted: Sequence[Wanted], name: str, task: Callable[[str], JobCall]
-) -> list[Script]:
+    workspace: Workspace,
+    asked: ClusterFile,
+    wanted: Sequence[RunRequest],
+    name: str,
+    task: Callable[[str], JobCall],
+) -> list[PreparedSubmission]:
     """Submissions for these runs: those of one shape share an array, as long as the site allows one to be.
 
     `task` makes what a job does from its run's folder.
@@ -186,14 +190,14 @@ def longest_array() -> int:
 
 def drafts(
     workspace: Workspace,
-    asked: Asked,
-    wanted: Sequence[Wanted],
+    asked: ClusterFile,
+    wanted: Sequence[RunRequest],
     name: str,
     task: Callable[[str], JobCall],
     most: int,
-) -> list[Script]:
+) -> list[PreparedSubmission]:
     """Submissions for these runs, arrays of at most so many jobs."""
-    shapes: dict[Shape, list[str]] = {}
+    shapes: dict[JobShape, list[str]] = {}
     for one in sorted(wanted, key=lambda one: -one.planned_s):
         shapes.setdefault(shape_of(one.order, asked.cluster), []).append(one.run.fingerprint())
     made = []
@@ -210,12 +214,12 @@ def drafts(
 
 def study_script(
     workspace: Workspace,
-    asked: Asked,
+    asked: ClusterFile,
     budget: Path,
     name: str,
     task: Callable[[str, str, str], JobCall],
     after: Sequence[int],
-) -> Script:
+) -> PreparedSubmission:
     """The submission that continues a budget's study once these jobs have ended.
 
     `task` makes what its job does from the workspace, the budget's path from there and the submission's name.
@@ -226,7 +230,7 @@ def study_script(
     return script_of(workspace, asked, submission, tasks, values)
 
 
-def run_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
+def run_script(workspace: Workspace, asked: ClusterFile, shape: JobShape) -> PreparedSubmission:
     """A submission of this shape that is of no run, to be tried out."""
     submission = new_submission("doctor", asked)
     values = parameters(asked.cluster.slurm, shape, submission.name, folder_of(workspace, submission.name))
@@ -235,23 +239,23 @@ def run_script(workspace: Workspace, asked: Asked, shape: Shape) -> Script:
 
 def script_of(
     workspace: Workspace,
-    asked: Asked,
+    asked: ClusterFile,
     submission: Submission,
     tasks: tuple[JobCall, ...],
     values: dict[str, Any],
-) -> Script:
+) -> PreparedSubmission:
     """A submission that is ready, with submitit's parameters."""
     folder, command = folder_of(workspace, submission.name), python(asked.cluster.slurm)
-    return Script(submission, tasks, folder, command, values | {"wckey": None})
+    return PreparedSubmission(submission, tasks, folder, command, values | {"wckey": None})
 
 
-def new_submission(name: str, asked: Asked) -> Submission:
+def new_submission(name: str, asked: ClusterFile) -> Submission:
     """A submission under a name of its own."""
     name = f"{name[:_NAME]}-{secrets.token_hex(3)}"
     return Submission(name=name, time=time.time(), runs=(), retries=asked.cluster.slurm.retries)
 
 
-def try_out(asked: Asked, script: Script) -> str:
+def try_out(asked: ClusterFile, script: PreparedSubmission) -> str:
     """When and where sbatch would start this submission; nothing is queued. DocumentError with its reason to refuse.
 
     A trial also fails where all nodes are down or drained just now, for which sbatch refuses nothing: that passes.
@@ -263,7 +267,7 @@ def try_out(asked: Asked, script: Script) -> str:
     return said.partition(" to start ")[2]
 
 
-def submit(workspace: Workspace, asked: Asked, made: Sequence[Script]) -> list[Submission]:
+def submit(workspace: Workspace, asked: ClusterFile, made: Sequence[PreparedSubmission]) -> list[Submission]:
     """Queue all of these submissions, or none: DocumentError with SLURM's reason where it refuses one.
 
     Where SLURM does not answer, they stay written down: whether it has one is found out by its name.
@@ -281,7 +285,7 @@ def submit(workspace: Workspace, asked: Asked, made: Sequence[Script]) -> list[S
         raise
 
 
-def _submit(workspace: Workspace, asked: Asked, script: Script) -> Submission:
+def _submit(workspace: Workspace, asked: ClusterFile, script: PreparedSubmission) -> Submission:
     from submitit import SlurmExecutor  # half a second
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import Claim, Hold, at_work
 from runtime.train.loop import train_rank
-from runtime.train.process import Leave, Seat, end_process
+from runtime.train.process import RankInfo, StopRequest, end_process
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Task:
         A rank that was told to leave ends like one that is finished: a status other than 0 would end its peers, which
         may still be writing. What comes next is decided once all have ended (runtime/slurm/requeue.py).
         """
-        leave = Leave()
+        leave = StopRequest()
         leave.listen()  # instead of submitit's handlers, which know of rank 0 only
         status = _train(RunFolder(Path(self.folder)), leave)
         if status == FAILED:
@@ -66,9 +66,9 @@ def export_rendezvous() -> "TorchDistributedEnvironment":
     return TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def _train(folder: RunFolder, leave: Leave) -> int:
+def _train(folder: RunFolder, leave: StopRequest) -> int:
     peers = export_rendezvous()
-    seat = Seat.of(os.environ)
+    seat = RankInfo.of(os.environ)
     print_to(folder.log / f"rank-{seat.rank}.txt")
     try:
         socket.getaddrinfo(peers.master_addr, peers.master_port)
@@ -92,7 +92,7 @@ def _train(folder: RunFolder, leave: Leave) -> int:
         hold.close()
 
 
-def _hold(folder: RunFolder, leave: Leave) -> Hold | None:
+def _hold(folder: RunFolder, leave: StopRequest) -> Hold | None:
     """The folder's lock, held by rank 0 for the job; None where somebody else keeps it, or it is time to leave."""
     claim, told, until_s = Claim(folder.path), False, time.monotonic() + _STRANGER_S
     while not leave.asked and time.monotonic() < until_s:

@@ -12,8 +12,8 @@ from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import at_work
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
-from runtime.slurm.client import Live
-from runtime.status.collect import Survey
+from runtime.slurm.client import LiveJob
+from runtime.status.collect import StatusCollector
 from specs.document.files import load
 from specs.document.write import write_json
 from specs.slurm_submission import Queued, StudyState
@@ -23,9 +23,9 @@ from specs.slurm_submission import Queued, StudyState
 class Cancelled:
     """What was cancelled, as it stood just before."""
 
-    runs: dict[str, Live]
+    runs: dict[str, LiveJob]
     """Jobs of runs, by fingerprint."""
-    study: Live | None
+    study: LiveJob | None
     """The job that was to go on with the study."""
 
 
@@ -50,7 +50,7 @@ def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study:
     return Cancelled(live, ended)
 
 
-def _end_study(workspace: Workspace, name: str) -> Live | None:
+def _end_study(workspace: Workspace, name: str) -> LiveJob | None:
     noted = _going_on(workspace, name)
     if noted is None:
         return None
@@ -72,7 +72,7 @@ def _queued(runs: Sequence[RunFolder]) -> list[RunFolder]:
     return [run for run in runs if run.queued_json.exists()]
 
 
-def cancel_asked(asked: Survey, console: Console, json: bool) -> None:
+def cancel_asked(asked: StatusCollector, console: Console, json: bool) -> None:
     """Cancel what was asked for and say which jobs that were, and what was left alone."""
 
     def runs() -> list[RunFolder]:
@@ -113,7 +113,7 @@ def cancel_asked(asked: Survey, console: Console, json: bool) -> None:
             say(f"{study.name} {study.said}; isoplan cancel with its budget ends that as well")
 
 
-def _again(asked: Survey, done: Cancelled) -> str:
+def _again(asked: StatusCollector, done: Cancelled) -> str:
     """The command that queues the same again."""
     plan = next((group.plan for group in asked.groups() if group.plan is not None), None)
     named = asked.asked if asked.asked is not None and asked.asked.is_file() else plan

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.launch.jobs import Wanted, budget_folder, cluster_of, from_plan
+from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lookup import run_named, workspace_of
 from runtime.run_folder.workspace import Workspace
-from runtime.slurm.job_states import Whereabouts, whereabouts
+from runtime.slurm.job_states import JobStates, job_states
 from runtime.status.run_status import RunStatus, status_of
 from runtime.study import chain, runs_of
 from specs.budget import Budget
@@ -24,14 +24,14 @@ from specs.record import Audit
 from specs.run import RunSpec
 from specs.slurm_submission import StudyState, Submission
 
-Locate = Callable[[Workspace, Sequence[str], Sequence[str]], Whereabouts]
-"""Asks SLURM where runs are, and jobs that go on with studies; as `whereabouts` does."""
+Locate = Callable[[Workspace, Sequence[str], Sequence[str]], JobStates]
+"""Asks SLURM where runs are, and jobs that go on with studies; as `job_states` does."""
 _NAME = 50
 """Characters of a submission's name that are its budget's and its kind's (runtime/slurm/submit.py)."""
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that belong together: a plan's, or one alone."""
 
     plan: Path | None
@@ -42,14 +42,14 @@ class Group:
     """What the plan is of."""
     losses: Losses
     """How their losses are shown."""
-    wanted: tuple[tuple[Wanted, RunFolder], ...]
+    wanted: tuple[tuple[RunRequest, RunFolder], ...]
     """The runs, and where each is or would be."""
     slurm: bool = False
     """Whether its cluster's file says how they are queued."""
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyStatus:
     """A study that goes on by itself, or did."""
 
     name: str
@@ -66,14 +66,14 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Picture:
+class StatusSnapshot:
     """How everything stood at one look."""
 
-    groups: tuple[tuple[Group, tuple[RunStatus, ...]], ...]
+    groups: tuple[tuple[RunGroup, tuple[RunStatus, ...]], ...]
     """Runs by plan."""
     chain: tuple[tuple[str, str], ...]
     """The steps of the budget that was asked for, each with how far it is; empty where none was."""
-    studies: tuple[Study, ...]
+    studies: tuple[StudyStatus, ...]
     """Studies that go on by themselves."""
     silent: str
     """Why SLURM could not be asked; empty where it was, or had not to be."""
@@ -95,7 +95,7 @@ class Picture:
         studies = any(study.moves and study.name not in held for study in self.studies)
         return bool(waits or studies or any(run.moves for run in self.runs))
 
-    def next_of(self, group: Group, runs: Sequence[RunStatus]) -> str:
+    def next_of(self, group: RunGroup, runs: Sequence[RunStatus]) -> str:
         """What to do next about runs, in one line; empty where there is nothing, or their study says it."""
         held = [run.job for run in runs if run.held]
         if held:
@@ -124,14 +124,14 @@ class Picture:
         }
 
 
-class Survey:
+class StatusCollector:
     """What was asked for: a document, a run, or everything under plans/."""
 
     def __init__(self, workspace: Workspace, asked: Path | None) -> None:
         """DocumentError where nothing of ours is meant."""
         self.workspace = workspace
         self.asked = asked
-        self._known: dict[Path, tuple[int, Group | str]] = {}
+        self._known: dict[Path, tuple[int, RunGroup | str]] = {}
         document = load_any(asked) if asked is not None and _means_file(asked) else None
         self._budget = document if isinstance(document, Budget) else None
         self._plan = asked if isinstance(document, Plan) else None
@@ -151,13 +151,13 @@ class Survey:
         """The name of the budget that was asked for; empty where none was."""
         return "" if self._budget is None else self._budget.name
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         """The runs that were asked for; what could not be read is left out."""
         if self._run is not None:
             return [self._alone(self._run)]
-        return [group for path in self._plans() if isinstance(group := self._group(path), Group)]
+        return [group for path in self._plans() if isinstance(group := self._group(path), RunGroup)]
 
-    def look(self, locate: Locate = whereabouts) -> Picture:
+    def look(self, locate: Locate = job_states) -> StatusSnapshot:
         """How everything stands now."""
         groups = self.groups()
         folders = {folder.path.name: one for group in groups for one, folder in group.wanted}
@@ -173,9 +173,9 @@ class Survey:
             for name, state in noted.items()
         )
         unread = tuple(said for path in self._plans() if isinstance(said := self._group(path), str))
-        return Picture(looked, self._chain(), studies, where.problem, unread, self.elsewhere(groups))
+        return StatusSnapshot(looked, self._chain(), studies, where.problem, unread, self.elsewhere(groups))
 
-    def elsewhere(self, groups: Sequence[Group]) -> str:
+    def elsewhere(self, groups: Sequence[RunGroup]) -> str:
         """Which folder was looked in, and which to change to, where the file that was asked for is of a workspace of
         its own and this one has nothing of it; empty where that is not so."""
         name = self.budget or next((group.name for group in groups if self._plan is not None), "")
@@ -211,7 +211,7 @@ class Survey:
             return [path for path in paths if path.exists()]
         return sorted((self.workspace.path / "plans").glob("*/plan.*.yaml"))
 
-    def _group(self, path: Path) -> Group | str:
+    def _group(self, path: Path) -> RunGroup | str:
         """A plan's runs, read again when it has changed; what is wrong with it where it cannot be read."""
         changed_ns = path.stat().st_mtime_ns
         if path not in self._known or self._known[path][0] != changed_ns:
@@ -221,20 +221,20 @@ class Survey:
                 self._known[path] = changed_ns, str(error)
         return self._known[path][1]
 
-    def _alone(self, folder: RunFolder) -> Group:
+    def _alone(self, folder: RunFolder) -> RunGroup:
         """A run by itself, as its plan has it where that is still there."""
         order = folder.order()
         for path in sorted((self.workspace.path / "plans").glob("*/plan.*.yaml")):
             if order.seal is None or order.seal not in path.read_text(errors="replace"):
                 continue
             group = self._group(path)
-            if isinstance(group, Group):
+            if isinstance(group, RunGroup):
                 own = tuple((one, folder) for one, _ in group.wanted if one.run.fingerprint() == order.run)
                 return replace(group, wanted=own)
-        one = Wanted(folder.run_json, "", order.title, folder.run(), order, 0.0)
-        return Group(None, "", "", Losses(None), ((one, folder),))
+        one = RunRequest(folder.run_json, "", order.title, folder.run(), order, 0.0)
+        return RunGroup(None, "", "", Losses(None), ((one, folder),))
 
-    def _studies(self, groups: Sequence[Group]) -> dict[str, StudyState]:
+    def _studies(self, groups: Sequence[RunGroup]) -> dict[str, StudyState]:
         """Studies of the plans and the budget that were asked for, by name."""
         names = {group.name for group in groups if group.name}
         names |= {self._budget.name} if self._budget is not None else set()
@@ -248,20 +248,20 @@ class Survey:
         except DocumentError as error:
             return (("plan", str(error)),)
 
-    def _wanted(self, plan: Path) -> list[Wanted]:
+    def _wanted(self, plan: Path) -> list[RunRequest]:
         group = self._group(plan)
-        return [one for one, _ in group.wanted] if isinstance(group, Group) else list(runs_of(plan))
+        return [one for one, _ in group.wanted] if isinstance(group, RunGroup) else list(runs_of(plan))
 
 
 def _means_file(asked: Path) -> bool:
     return asked.is_file() or is_file(asked.name)
 
 
-def _group_of(path: Path, workspace: Workspace) -> Group:
+def _group_of(path: Path, workspace: Workspace) -> RunGroup:
     plan = load(path, Plan)
     wanted = from_plan(plan, path)
     placed = tuple((one, RunFolder(one.folder(workspace))) for one in wanted)
-    return Group(path, plan.budget.name, plan.phase, plan.losses, placed, _is_queued(plan, path))
+    return RunGroup(path, plan.budget.name, plan.phase, plan.losses, placed, _is_queued(plan, path))
 
 
 def _is_queued(plan: Plan, path: Path) -> bool:
@@ -277,7 +277,7 @@ def _going_on(budget: Path | None) -> str:
     return f"run {file} --slurm --until-done"
 
 
-def _outcome(name: str, looked: Sequence[tuple[Group, Sequence[RunStatus]]]) -> str:
+def _outcome(name: str, looked: Sequence[tuple[RunGroup, Sequence[RunStatus]]]) -> str:
     """The target's loss and its forecast as the table has them, where that is not in nats per token."""
     for group, runs in looked:
         if (group.name, group.phase) != (name, "target") or group.losses.bytes_per_token is None:
@@ -289,30 +289,32 @@ def _outcome(name: str, looked: Sequence[tuple[Group, Sequence[RunStatus]]]) -> 
     return ""
 
 
-def _study(name: str, noted: StudyState, where: Whereabouts, again: str, outcome: str) -> Study:
+def _study(name: str, noted: StudyState, where: JobStates, again: str, outcome: str) -> StudyStatus:
     """How a study stands, and what to do next; `again` is the command that goes on with it."""
     if noted.state == "done":
         said = f"{noted.said} ({outcome})" if outcome else noted.said
-        return Study(name, "done", f"done, {said}; see plans/{name}/audit.html")
+        return StudyStatus(name, "done", f"done, {said}; see plans/{name}/audit.html")
     if noted.state == "stopped":
-        return Study(name, "stopped", f"stopped, {noted.said}; see to that, then to go on: {again}")
+        return StudyStatus(name, "stopped", f"stopped, {noted.said}; see to that, then to go on: {again}")
     if noted.state == "cancelled" or noted.submission in where.cancelled:
-        return Study(name, "cancelled", f"cancelled; to go on: {again}")
+        return StudyStatus(name, "cancelled", f"cancelled; to go on: {again}")
     job = where.studies.get(noted.submission or "")
     if job is not None and job.held:
         said = f"{noted.said}, and SLURM holds its job ({job.reason}): scontrol release {job.job}"
-        return Study(name, "held", said)
+        return StudyStatus(name, "held", said)
     if job is not None:
         why = f", {job.reason}" if job.reason else ""
-        return Study(
+        return StudyStatus(
             name, "waiting", f"goes on by itself, {noted.said} (job {job.job}, {job.state.lower()}{why})"
         )
     if not where.reliable:
-        return Study(name, "waiting", f"went on by itself, {noted.said}, when SLURM was asked last")
-    return Study(name, "lost", f"was to go on by itself, but SLURM no longer has its job; to go on: {again}")
+        return StudyStatus(name, "waiting", f"went on by itself, {noted.said}, when SLURM was asked last")
+    return StudyStatus(
+        name, "lost", f"was to go on by itself, but SLURM no longer has its job; to go on: {again}"
+    )
 
 
-def next_of(group: Group, runs: Sequence[RunStatus]) -> str:
+def next_of(group: RunGroup, runs: Sequence[RunStatus]) -> str:
     """What to do next about runs of which none will go on by itself, in one line; empty where there is nothing."""
     if any(run.moves for run in runs) or group.plan is None:
         return ""

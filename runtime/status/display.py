@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.run_folder.workspace import Workspace
-from runtime.slurm.job_states import Whereabouts, whereabouts
-from runtime.status.collect import Group as Runs
-from runtime.status.collect import Picture, Survey, states_of
+from runtime.slurm.job_states import JobStates, job_states
+from runtime.status.collect import RunGroup as Runs
+from runtime.status.collect import StatusCollector, StatusSnapshot, states_of
 from runtime.status.run_status import RunStatus
 from specs.humanize import count, duration, several
 
@@ -41,13 +41,13 @@ _BESIDES = 8
 """Lines of a picture besides the rows of a table."""
 
 
-def show(picture: Picture, console: Console) -> None:
+def show(picture: StatusSnapshot, console: Console) -> None:
     """Print a picture."""
     for part in rendered(picture, None, console.width):
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
-def rendered(picture: Picture, height: int | None, width: int) -> list[RenderableType]:
+def rendered(picture: StatusSnapshot, height: int | None, width: int) -> list[RenderableType]:
     """A picture's parts, lines of markup and tables. Where they would be higher than `height` lines, runs that are
     finished or not started are counted and not shown. The tables are for lines of `width` characters."""
     parts: list[RenderableType] = []
@@ -155,13 +155,13 @@ def _reasons(runs: Sequence[RunStatus]) -> list[str]:
     ]
 
 
-def brief(picture: Picture) -> str:
+def brief(picture: StatusSnapshot) -> str:
     """A picture in one line."""
     busy = [_brief(group, run) for group, runs in picture.groups for run in runs if run.state == "at work"]
     return "; ".join([counted(picture) or "nothing is planned", *busy])
 
 
-def counted(picture: Picture) -> str:
+def counted(picture: StatusSnapshot) -> str:
     """How many runs of a picture are in each state."""
     return ", ".join(f"{number} {state}" for state, number in states_of(picture.runs).items())
 
@@ -177,22 +177,22 @@ class Asker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._under_way: Future[Whereabouts] | None = None
-        self._last: Whereabouts | None = None
+        self._under_way: Future[JobStates] | None = None
+        self._last: JobStates | None = None
         self._asked_s = 0.0
 
-    def __call__(self, workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+    def __call__(self, workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
         """The newest answer; the first one is waited for."""
         if self._under_way is None and time.monotonic() - self._asked_s >= ASK_S:
             self._asked_s = time.monotonic()
-            self._under_way = self._pool.submit(whereabouts, workspace, list(runs), list(studies))
+            self._under_way = self._pool.submit(job_states, workspace, list(runs), list(studies))
         if self._under_way is not None and (self._last is None or self._under_way.done()):
             self._last, self._under_way = self._under_way.result(), None
         assert self._last is not None  # the first call has asked and waited
         return self._last
 
 
-def is_over(picture: Picture, still: int) -> bool:
+def is_over(picture: StatusSnapshot, still: int) -> bool:
     """Whether nothing goes on by itself any more, after so many looks in a row at which nothing did."""
     behind = any(run.job and run.state in ("failed", "stopped") for run in picture.runs)
     if behind or any(study.state == "lost" for study in picture.studies):
@@ -200,7 +200,7 @@ def is_over(picture: Picture, still: int) -> bool:
     return still > 1 or (still == 1 and all(run.state == "finished" for run in picture.runs))
 
 
-def follow(looked: Survey, console: Console, json: bool) -> None:
+def follow(looked: StatusCollector, console: Console, json: bool) -> None:
     """Show picture after picture until nothing goes on by itself any more, or Ctrl-C."""
     ask, still = Asker(), 0
     live = (

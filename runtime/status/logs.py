@@ -10,7 +10,7 @@ from typing import Any
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lookup import run_named
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.status.collect import Survey
+from runtime.status.collect import StatusCollector
 from runtime.status.display import LOOK_S, Asker, is_over
 from runtime.status.run_status import RunStatus
 from specs.record import Incident
@@ -37,7 +37,7 @@ def run_asked(asked: Path, workspace: Workspace) -> RunFolder:
     """The run that is meant; RefusedError, with the runs to choose from, where it is a plan or a budget."""
     if not asked.is_file():
         return run_named(asked, workspace)
-    groups = Survey(workspace, asked).groups()
+    groups = StatusCollector(workspace, asked).groups()
     begun = {
         folder.path.name: (one.title, folder)
         for group in groups
@@ -124,7 +124,7 @@ class Printed:
         sys.stdout.flush()
 
 
-def follow(printed: Printed, looked: Survey) -> RunStatus | None:
+def follow(printed: Printed, looked: StatusCollector) -> RunStatus | None:
     """Show what is printed until the run ends, however often its job is queued again; how it ended, None at Ctrl-C."""
     ask, still, looked_s, over = Asker(), 0, 0.0, False
     try:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from runtime.launch.failure import State, ended, recorded_end
-from runtime.launch.jobs import Wanted
+from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import Owner, keeper
 from runtime.run_folder.tail import last_line, last_lines
-from runtime.slurm.client import Live
-from runtime.slurm.job_states import Whereabouts
+from runtime.slurm.client import LiveJob
+from runtime.slurm.job_states import JobStates
 from specs.document.files import DocumentError
 from specs.plan import CurveBand
 from specs.record import End, RecordLine, Start
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StepForecast:
     """The sealed forecast at a step, nats per token."""
 
     median: float
@@ -63,8 +63,8 @@ class RunStatus:
     """Newest held-out loss, nats per token."""
     loss_step: int | None
     """Finished steps at which it was measured."""
-    forecast: Forecast | None
-    """Forecast for that step."""
+    forecast: StepForecast | None
+    """StepForecast for that step."""
     tokens_per_s: float | None
     """Over all ranks, in about the last half minute of training of this segment."""
     mfu: float | None
@@ -93,7 +93,7 @@ class RunStatus:
         return said
 
 
-def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatus:
+def status_of(wanted: RunRequest, folder: RunFolder, where: JobStates) -> RunStatus:
     """How a run stands."""
     run, steps = wanted.run.fingerprint(), wanted.run.optim.steps
     try:
@@ -140,7 +140,7 @@ def status_of(wanted: Wanted, folder: RunFolder, where: Whereabouts) -> RunStatu
     )
 
 
-def _starts_again(live: Live | None, starts: Sequence[Start]) -> bool:
+def _starts_again(live: LiveJob | None, starts: Sequence[Start]) -> bool:
     """Whether a run that had begun is at work under SLURM anew, and has not got to its Start line yet."""
     if live is None or live.state != "RUNNING" or not starts:
         return False
@@ -151,7 +151,7 @@ def _state(
     run: str,
     folder: RunFolder,
     records: Sequence[RecordLine],
-    where: Whereabouts,
+    where: JobStates,
     owner: Owner | None,
 ) -> tuple[State, str]:
     """What a run does now, and why."""
@@ -201,11 +201,11 @@ def _rates(
     return tokens / seconds, weighted / seconds if known else None
 
 
-def _forecast(curve: CurveBand | None, step: int | None) -> Forecast | None:
+def _forecast(curve: CurveBand | None, step: int | None) -> StepForecast | None:
     if curve is None or step not in curve.step:
         return None
     at = curve.step.index(step)
-    return Forecast(curve.median[at], curve.low_95[at], curve.high_95[at])
+    return StepForecast(curve.median[at], curve.low_95[at], curve.high_95[at])
 
 
 def _nodes(now: str, owner: Owner | None, starts: Sequence[Start]) -> str:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from model.zero import Box
-from runtime.checkpoint.format import Manifest, commit, discard, stage, weights_sha256
+from runtime.checkpoint.format import CheckpointManifest, commit, discard, stage, weights_sha256
 from runtime.run_folder.folder import folder_name
-from runtime.train.worker import Replica
-from specs.checkpoint_retention import Keep
+from runtime.train.worker import RankWorker
+from specs.checkpoint_retention import Retention
 from specs.humanize import first_line
 
 
-class Work:
+class BackgroundWrite:
     """Something that a thread of its own does; what goes wrong is kept."""
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -46,14 +46,14 @@ class Work:
             self.error = error
 
 
-class Saver:
+class AsyncCheckpointer:
     """One rank's part of saving a run."""
 
-    def __init__(self, folder: Path, replica: Replica, keep: Keep) -> None:
+    def __init__(self, folder: Path, replica: RankWorker, keep: Retention) -> None:
         self._folder, self._replica, self._keep = folder, replica, keep
         self._copy: tuple[Tensor, Tensor, Tensor] | None = None
-        self._staging: tuple[Manifest, Work] | None = None
-        self._committing: Work | None = None
+        self._staging: tuple[CheckpointManifest, BackgroundWrite] | None = None
+        self._committing: BackgroundWrite | None = None
         self.damaged: set[int] = set()
         """Steps of checkpoints that are not to be kept."""
 
@@ -62,10 +62,10 @@ class Saver:
         """Whether a save may begin; when the first rank is idle, all are."""
         return self._staging is None and not (self._committing and self._committing.going_on)
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: CheckpointManifest) -> None:
         """Copy the state and begin to write it; all ranks, when all are idle."""
         boxes, rank = self._snapshot(), self._replica.world.rank
-        self._staging = (manifest, Work(lambda: stage(self._folder, manifest.step, rank, boxes)))
+        self._staging = (manifest, BackgroundWrite(lambda: stage(self._folder, manifest.step, rank, boxes)))
 
     def report(self) -> tuple[float, float]:
         """What the other ranks must know at a step's end: whether this one still writes, whether it could not."""
@@ -94,7 +94,7 @@ class Saver:
                 print(said, flush=True)
             return said
         if self._replica.leads:
-            self._committing = Work(lambda: self._commit(manifest))
+            self._committing = BackgroundWrite(lambda: self._commit(manifest))
         return said
 
     def finish(self) -> str:
@@ -117,7 +117,7 @@ class Saver:
         """Digest of the weights that were saved after `step` steps; the first rank has it, the others nothing."""
         return weights_sha256(self._folder / folder_name(step)) if self._replica.leads else ""
 
-    def _commit(self, manifest: Manifest) -> None:
+    def _commit(self, manifest: CheckpointManifest) -> None:
         try:
             commit(self._folder, manifest, self._replica.world.size, self._keep, self.damaged)
         except Exception:

@@ -24,19 +24,19 @@ from runtime.data.corpus import load_corpus, tokens
 from runtime.data.text_sources import CorpusError
 from runtime.run_folder.folder import RunFolder
 from runtime.train.metrics import RecordError
-from runtime.train.process import Leave, Seat, end_process
-from runtime.train.run_logger import Begun, Journal, journal_of
+from runtime.train.process import RankInfo, StopRequest, end_process
+from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
 from specs.data import Corpus
 from specs.document.files import DocumentError
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
 from specs.humanize import several
-from specs.record import LeftOut, Order
+from specs.record import Order, SkippedRange
 from specs.run import Execution, Parent, RunSpec
 
 if TYPE_CHECKING:
-    from runtime.train.async_checkpoint import Saver
-    from runtime.train.resume import Standing
-    from runtime.train.worker import Replica
+    from runtime.train.async_checkpoint import AsyncCheckpointer
+    from runtime.train.resume import ResumeState
+    from runtime.train.worker import RankWorker
 
 _TRIES = 3
 """Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
@@ -48,16 +48,16 @@ class RunError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one rank of a run folder; the exit status."""
-    leave = Leave()
+    leave = StopRequest()
     leave.listen()  # before torch, whose import takes seconds in which a signal would just kill
     parser = argparse.ArgumentParser(prog="python -m runtime.train.loop", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="runs/<fingerprint>")
     parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
     arguments = parser.parse_args(argv)
-    return train_rank(RunFolder(arguments.folder), arguments.data, Seat.of(os.environ), leave)
+    return train_rank(RunFolder(arguments.folder), arguments.data, RankInfo.of(os.environ), leave)
 
 
-def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
+def train_rank(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest) -> int:
     """As `train`, and an error is a status too: what can be expected to go wrong, in one line."""
     try:
         return train(folder, data, seat, leave)
@@ -75,7 +75,7 @@ def train_rank(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
         return FAILED
 
 
-def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
+def train(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest) -> int:
     """Train this rank's part of the run from where it stands; the exit status."""
     if folder.end() is not None:
         return OK
@@ -90,10 +90,10 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
     check_enough(train_tokens, held_out, run)
 
-    from runtime.train.async_checkpoint import Saver
+    from runtime.train.async_checkpoint import AsyncCheckpointer
     from runtime.train.worker import (  # torch: after the handlers, and after what can be refused at once
         gpus,
-        joined,
+        join_process_group,
     )
 
     if order.execution.device == "cuda" and not gpus():
@@ -101,8 +101,10 @@ def train(folder: RunFolder, data: Path, seat: Seat, leave: Leave) -> int:
     if devices > 1:  # whoever hangs before the first step is found by who has got this far
         here = f"process {os.getpid()} on {socket.gethostname()}"
         print(f"rank {seat.rank} of {devices}, {here}: meets the others", flush=True)
-    with joined(run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out) as replica:
-        saver = Saver(folder.checkpoints, replica, order.execution.keep)
+    with join_process_group(
+        run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out
+    ) as replica:
+        saver = AsyncCheckpointer(folder.checkpoints, replica, order.execution.keep)
         while True:
             status = _segment(folder, run, order, replica, saver, data, leave)
             if status is not None:
@@ -113,17 +115,17 @@ def _segment(
     folder: RunFolder,
     run: RunSpec,
     order: Order,
-    replica: "Replica",
-    saver: "Saver",
+    replica: "RankWorker",
+    saver: "AsyncCheckpointer",
     data: Path,
-    leave: Leave,
+    leave: StopRequest,
 ) -> int | None:
     """From the newest checkpoint on; the exit status, or None where the run went back and is to be taken up anew."""
-    from runtime.train.resume import take_up
+    from runtime.train.resume import resume_from_latest
 
-    begun = take_up(replica, run, folder, data)
-    here = Begun(0 if replica.leads else 1, begun.step, replica.kernels, replica.devices)
-    with journal_of(folder, run, order, here) as journal:
+    begun = resume_from_latest(replica, run, folder, data)
+    here = SegmentStart(0 if replica.leads else 1, begun.step, replica.kernels, replica.devices)
+    with open_run_logger(folder, run, order, here) as journal:
         for problem in begun.damaged.values():
             journal.incident("damaged_checkpoint", begun.step, problem)
         saver.damaged = set(begun.damaged)
@@ -137,18 +139,18 @@ def _go_on(
     folder: RunFolder,
     run: RunSpec,
     execution: Execution,
-    replica: "Replica",
-    saver: "Saver",
-    journal: Journal,
-    begun: "Standing",
-    leave: Leave,
+    replica: "RankWorker",
+    saver: "AsyncCheckpointer",
+    journal: RunLogger,
+    begun: "ResumeState",
+    leave: StopRequest,
 ) -> int | None:
     """The steps after those finished, up to the last one or until this process is asked to leave."""
     from runtime.train.resume import given_up, manifest_of
-    from runtime.train.spike_guard import Guard
+    from runtime.train.spike_guard import SpikeGuard
 
     steps, evaluation = run.optim.steps, run.evaluation
-    guard, held_out_loss = Guard(run.guard, begun.memory), begun.loss
+    guard, held_out_loss = SpikeGuard(run.guard, begun.memory), begun.loss
     saved_s = time.monotonic()
     if begun.step < steps and any(replica.summed([leave.asked])):
         return RESUME
@@ -214,7 +216,7 @@ def _go_on(
     return OK
 
 
-def _laid_out(order: Order, seat: Seat) -> Order:
+def _laid_out(order: Order, seat: RankInfo) -> Order:
     """The order with the layout for the ranks that are here; RunError where even the least one needs more."""
     layout = order.layout_for(seat.ranks)
     if layout is None:
@@ -243,7 +245,7 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus) -> None:
         raise RunError(problems[0])
 
 
-def _stop_where_stuck(journal: Journal, begun: "Standing", left_out: LeftOut) -> None:
+def _stop_where_stuck(journal: RunLogger, begun: "ResumeState", left_out: SkippedRange) -> None:
     """RunError, and an incident in the record, where going back to this checkpoint has not helped before."""
     tries = sum(one.to_step == left_out.to_step for one in begun.left_out)
     if tries < _TRIES:
@@ -255,7 +257,7 @@ def _stop_where_stuck(journal: Journal, begun: "Standing", left_out: LeftOut) ->
     raise RunError(f"{said}: training diverged; plan with a lower learning rate")
 
 
-def _stop_where_diverged(journal: Journal, step: int, values: Mapping[str, float]) -> None:
+def _stop_where_diverged(journal: RunLogger, step: int, values: Mapping[str, float]) -> None:
     """RunError, and an incident in the record, where a value of this step is not finite."""
     if all(map(math.isfinite, values.values())):
         return

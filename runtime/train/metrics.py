@@ -25,7 +25,7 @@ class RecordError(ValueError):
 
 
 @dataclass(frozen=True)
-class Rates:
+class StepRates:
     """What turns steps and seconds into rates."""
 
     step_tokens: int
@@ -46,7 +46,7 @@ class Rates:
 class Metrics:
     """The open files of a run, on the one rank that writes them."""
 
-    def __init__(self, folder: RunFolder, from_step: int, rates: Rates) -> None:
+    def __init__(self, folder: RunFolder, from_step: int, rates: StepRates) -> None:
         cut(folder.metrics_jsonl, from_step)
         cut(folder.evals_jsonl, from_step)
         cut(folder.timing_jsonl, None)

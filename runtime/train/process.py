@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Leave:
+class StopRequest:
     """Whether this process was asked to leave: the handlers only note it, the loop acts at the next step's end."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Leave:
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankInfo:
     """Which of how many ranks this process is."""
 
     rank: int
@@ -36,9 +36,9 @@ class Seat:
     ranks: int
 
     @staticmethod
-    def of(environment: Mapping[str, str]) -> "Seat":
+    def of(environment: Mapping[str, str]) -> "RankInfo":
         """The seat that the launcher's variables name; alone where there are none."""
-        return Seat(
+        return RankInfo(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             ranks=int(environment.get("WORLD_SIZE", "1")),

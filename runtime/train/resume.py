@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.checkpoint.format import (
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
     clear,
     damage,
     load_checkpoint,
@@ -21,34 +21,34 @@ from runtime.checkpoint.imported_weights import start_from
 from runtime.data.batches import first_sample
 from runtime.run_folder.folder import RunFolder, folder_name, found, step_of
 from runtime.run_folder.provenance import versions
-from runtime.train.worker import Replica
-from specs.record import LeftOut
+from runtime.train.worker import RankWorker
+from specs.record import SkippedRange
 from specs.run import RunSpec
-from specs.spike_guard import Memory
+from specs.spike_guard import SpikeGuardState
 
 
 @dataclass(frozen=True)
-class Standing:
+class ResumeState:
     """Where a segment of a run begins."""
 
     step: int
     """Finished steps."""
     loss: float | None
     """Newest held-out loss."""
-    memory: Memory
+    memory: SpikeGuardState
     """What the guard remembers."""
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedRange, ...]
     """What was given up so far."""
     damaged: dict[int, str]
     """Steps of newer checkpoints that cannot be used, and why; only rank 0 knows."""
 
 
-def take_up(replica: Replica, run: RunSpec, folder: RunFolder, data: Path) -> Standing:
+def resume_from_latest(replica: RankWorker, run: RunSpec, folder: RunFolder, data: Path) -> ResumeState:
     """Fill the replica with the newest checkpoint that can be used, or with the first weights."""
     known = [number for one in folder.left_out() for number in (one.step, one.to_step, one.batches)]
     told = [int(number) for number in replica.told(known)]
     left_out = tuple(
-        LeftOut(step=step, to_step=to_step, batches=batches)
+        SkippedRange(step=step, to_step=to_step, batches=batches)
         for step, to_step, batches in zip(told[::3], told[1::3], told[2::3], strict=True)
     )
     path, damaged = _newest_whole(replica, run, folder.checkpoints, left_out)
@@ -58,19 +58,19 @@ def take_up(replica: Replica, run: RunSpec, folder: RunFolder, data: Path) -> St
         load_checkpoint(path, optimizer.boxes())
         optimizer.steps = manifest.updates
         optimizer.publish()
-        return Standing(manifest.step, manifest.loss, manifest.guard, left_out, damaged)
+        return ResumeState(manifest.step, manifest.loss, manifest.guard, left_out, damaged)
     if run.parent is None:
         optimizer.start(run.seed)
     else:
         optimizer.forget()
         start_from(run, data, optimizer.boxes())
         optimizer.publish()
-    return Standing(0, None, Memory(), left_out, damaged)
+    return ResumeState(0, None, SpikeGuardState(), left_out, damaged)
 
 
 def given_up(
-    replica: Replica, run: RunSpec, folder: RunFolder, begun: Standing, step: int, in_a_row: int
-) -> LeftOut:
+    replica: RankWorker, run: RunSpec, folder: RunFolder, begun: ResumeState, step: int, in_a_row: int
+) -> SkippedRange:
     """What is left out where a run goes back, at this step, to the checkpoint before its last `in_a_row` steps.
 
     One from among these, saved when the run was told to leave, has the same weights and serves where there is no other.
@@ -81,14 +81,19 @@ def given_up(
         to_step = next((one for one in steps if one <= step - in_a_row), max(steps, default=0))
     batch = run.optim.batch_sequences
     batches = first_sample(step + 1, batch, begun.left_out) // batch
-    return LeftOut(step=step, to_step=int(replica.told([to_step])[0]), batches=batches)
+    return SkippedRange(step=step, to_step=int(replica.told([to_step])[0]), batches=batches)
 
 
 def manifest_of(
-    replica: Replica, run: RunSpec, begun: Standing, step: int, loss: float | None, memory: Memory
-) -> Manifest:
+    replica: RankWorker,
+    run: RunSpec,
+    begun: ResumeState,
+    step: int,
+    loss: float | None,
+    memory: SpikeGuardState,
+) -> CheckpointManifest:
     """What a checkpoint after this step says of itself."""
-    return Manifest(
+    return CheckpointManifest(
         run_fingerprint=run.fingerprint(),
         run=run,
         step=step,
@@ -103,7 +108,7 @@ def manifest_of(
 
 
 def _newest_whole(
-    replica: Replica, run: RunSpec, folder: Path, left_out: Sequence[LeftOut]
+    replica: RankWorker, run: RunSpec, folder: Path, left_out: Sequence[SkippedRange]
 ) -> tuple[Path | None, dict[int, str]]:
     """The newest whole checkpoint, and why no newer one can be used; what killed processes left is removed."""
     damaged: dict[int, str] = {}
@@ -125,7 +130,7 @@ def _newest_whole(
     return None, damaged
 
 
-def _problem(replica: Replica, path: Path) -> str | None:
+def _problem(replica: RankWorker, path: Path) -> str | None:
     """What is wrong with a checkpoint's files, of which each rank reads some; None where nothing is."""
     manifest, world = read_manifest(path), replica.world
     names = sorted(manifest.files)
@@ -139,7 +144,7 @@ def _problem(replica: Replica, path: Path) -> str | None:
     )
 
 
-def _good(path: Path, run: RunSpec, left_out: Sequence[LeftOut]) -> bool:
+def _good(path: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> bool:
     try:
         return usable(path, run, left_out) is not None
     except CheckpointError:

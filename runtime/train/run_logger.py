@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.provenance import environment, slurm_job
 from runtime.run_folder.tail import cut_line, reached
-from runtime.train.metrics import Metrics, Rates
+from runtime.train.metrics import Metrics, StepRates
 from specs.document.write import append_line
 from specs.plan import CurveBand
-from specs.record import End, EvalLine, Incident, LeftOut, Order, Rollback, Start, StepLine, What
+from specs.record import End, EvalLine, Incident, Order, Rollback, SkippedRange, Start, StepLine, What
 from specs.run import RunSpec
 
 
-class Journal:
+class RunLogger:
     """One segment of a run; on all ranks but the first every call does nothing."""
 
     def __init__(self, folder: RunFolder, run: RunSpec, order: Order, metrics: Metrics | None) -> None:
@@ -63,7 +63,7 @@ class Journal:
             append_line(self._folder.record_jsonl, line)
             _say(f"{what}: {message}")
 
-    def rollback(self, left_out: LeftOut, why: str) -> None:
+    def rollback(self, left_out: SkippedRange, why: str) -> None:
         """Record and print that the run goes back; from now on every start keeps to it."""
         if self._metrics:
             self._metrics.flush()
@@ -96,7 +96,7 @@ class Journal:
 
 
 @dataclass(frozen=True)
-class Begun:
+class SegmentStart:
     """How a segment begins on this rank."""
 
     rank: int
@@ -110,10 +110,12 @@ class Begun:
 
 
 @contextmanager
-def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> Iterator[Journal]:
+def open_run_logger(
+    folder: RunFolder, run: RunSpec, order: Order, begun: SegmentStart
+) -> Iterator[RunLogger]:
     """The journal of a segment; its Start record is written before anything else."""
     if begun.rank > 0:
-        yield Journal(folder, run, order, None)
+        yield RunLogger(folder, run, order, None)
         return
     cut_line(folder.record_jsonl)
     lost_steps, lost_s = lost_since(folder, begun.from_step)
@@ -135,7 +137,7 @@ def journal_of(folder: RunFolder, run: RunSpec, order: Order, begun: Begun) -> I
         append_line(folder.record_jsonl, start)
         _say(f"{order.title}: from step {begun.from_step} of {run.optim.steps}")
         _say("kernels: " + ", ".join(f"{name} by {words}" for name, words in begun.kernels.items()))
-        yield Journal(folder, run, order, metrics)
+        yield RunLogger(folder, run, order, metrics)
     finally:
         metrics.close()
 
@@ -154,10 +156,10 @@ def band_left(curve: CurveBand | None, line: EvalLine) -> str | None:
     )
 
 
-def _rates(run: RunSpec, order: Order) -> Rates:
+def _rates(run: RunSpec, order: Order) -> StepRates:
     peak = order.peak_flop_per_s
     devices = order.execution.layout.devices
-    return Rates(run.batch_tokens, run.model.mfu_flop_per_token, peak * devices if peak else None)
+    return StepRates(run.batch_tokens, run.model.mfu_flop_per_token, peak * devices if peak else None)
 
 
 def lost_since(folder: RunFolder, from_step: int) -> tuple[int, float]:

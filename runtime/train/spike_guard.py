@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from specs.spike_guard import Memory, StepGuard
+from specs.spike_guard import SpikeGuardState, StepGuard
 
 _NORMAL = 1.4826
 """Standard deviation of normal noise over its median absolute deviation (Rousseeuw & Croux, JASA 1993)."""
@@ -19,18 +19,18 @@ _LEAST = 1e-12
 """Losses are positive; one that has come down to zero counts as this."""
 
 
-class Guard:
+class SpikeGuard:
     """One run's guard; without a spec it throws nothing away."""
 
-    def __init__(self, spec: StepGuard | None, memory: Memory) -> None:
+    def __init__(self, spec: StepGuard | None, memory: SpikeGuardState) -> None:
         self._spec = spec
         self._losses = deque(memory.losses, maxlen=spec.window_steps if spec else 0)
         self.in_a_row = memory.in_a_row
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> SpikeGuardState:
         """What it must remember."""
-        return Memory(losses=tuple(self._losses), in_a_row=self.in_a_row)
+        return SpikeGuardState(losses=tuple(self._losses), in_a_row=self.in_a_row)
 
     @property
     def impatient(self) -> bool:

@@ -20,7 +20,7 @@ from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.data.batches import first_sample, held_out_rows, training_rows
-from specs.record import LeftOut
+from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
 _EVALUATION_TOKENS = 4096
@@ -28,7 +28,7 @@ _EVALUATION_TOKENS = 4096
 four times as many cost up to 60 % more (our measurement)."""
 
 
-class Replica:
+class RankWorker:
     """One rank's part of the model, its optimizer and its data."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Replica:
             return []
         return [torch.cuda.get_device_name()] * self._mesh.world.size
 
-    def accumulate(self, step: int, left_out: Sequence[LeftOut]) -> Tensor:
+    def accumulate(self, step: int, left_out: Sequence[SkippedRange]) -> Tensor:
         """Add up the gradients of a step; this rank's share of the step's mean loss (fp64, nats)."""
         batch, context = self._run.optim.batch_sequences, self._run.model.context
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
@@ -125,21 +125,21 @@ class Replica:
 
 
 @contextmanager
-def joined(
+def join_process_group(
     run: RunSpec,
     execution: Execution,
     rank: int,
     local_rank: int,
     train: NDArray[Any],
     held_out: NDArray[Any],
-) -> Iterator[Replica]:
+) -> Iterator[RankWorker]:
     """This rank's replica, connected to the others while the block is open."""
     _make_deterministic(execution, local_rank)
     layout = execution.layout
     with connect(
         layout.dp, layout.pp, layout.tp, rank=rank, rendezvous="env://", device=execution.device
     ) as mesh:
-        yield Replica(run, execution, mesh, train, held_out)
+        yield RankWorker(run, execution, mesh, train, held_out)
 
 
 def gpus() -> int:

@@ -28,7 +28,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class ValidationProblem:
     """One thing that is wrong with a document."""
 
     route: Route
@@ -60,7 +60,7 @@ def check(document: Document, adapter: TypeAdapter[T], schema: dict[str, Any]) -
     raise DocumentError(document.path, *place, first.what, first.write)
 
 
-def schema_problems(plain: Any, schema: dict[str, Any]) -> Iterator[Problem]:
+def schema_problems(plain: Any, schema: dict[str, Any]) -> Iterator[ValidationProblem]:
     """Everything that JSON Schema finds, each said for a person. Unlike JSON Schema, 1.0 is not an integer here."""
     from jsonschema import Draft202012Validator, validators
 
@@ -70,7 +70,7 @@ def schema_problems(plain: Any, schema: dict[str, Any]) -> Iterator[Problem]:
         yield from _explain(error, schema.get("$defs", {}))
 
 
-def _explain(error: Any, definitions: dict[str, Any]) -> Iterator[Problem]:
+def _explain(error: Any, definitions: dict[str, Any]) -> Iterator[ValidationProblem]:
     """What one error of jsonschema means, unions resolved to the branch that was meant."""
     route, value, schema = tuple(error.absolute_path), error.instance, error.schema
     match error.validator:
@@ -86,15 +86,15 @@ def _explain(error: Any, definitions: dict[str, Any]) -> Iterator[Problem]:
             missing = [key for key in error.validator_value if key not in value]
             yield from (_missing_key(route, key, schema["properties"][key], definitions) for key in missing)
         case "type":
-            yield Problem(route, *_wrong_type(value, schema, definitions))
+            yield ValidationProblem(route, *_wrong_type(value, schema, definitions))
         case "enum" | "const":
             allowed = error.validator_value if error.validator == "enum" else [error.validator_value]
-            yield Problem(route, f"{show(value)} is not allowed here", _one_of(value, allowed))
+            yield ValidationProblem(route, f"{show(value)} is not allowed here", _one_of(value, allowed))
         case _:
-            yield Problem(route, *_wrong_value(error))
+            yield ValidationProblem(route, *_wrong_value(error))
 
 
-def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[Problem]:
+def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[ValidationProblem]:
     """The problems of the branch that the tag names; without a tag, of the first branch, the other one being null."""
     route, value, schema = tuple(error.absolute_path), error.instance, error.schema
     branch = 0
@@ -113,33 +113,37 @@ def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[Problem]
             yield from _explain(child, definitions)
 
 
-def _wrong_tag(route: Route, value: Any, tag: str, known: list[str]) -> Problem | None:
+def _wrong_tag(route: Route, value: Any, tag: str, known: list[str]) -> ValidationProblem | None:
     if not isinstance(value, dict):
         write = f"write keys and values, beginning with '{tag}: {known[0]}'"
-        return Problem(route, f"{show(value)} stands where keys and values are needed", write)
+        return ValidationProblem(route, f"{show(value)} stands where keys and values are needed", write)
     if tag not in value:
-        return Problem(
+        return ValidationProblem(
             route,
             f"the key '{tag}' is missing",
             f"write '{tag}:' with one of {', '.join(known)}",
             missing=True,
         )
     if value[tag] not in known:
-        return Problem((*route, tag), f"{show(value[tag])} is not allowed here", _one_of(value[tag], known))
+        return ValidationProblem(
+            (*route, tag), f"{show(value[tag])} is not allowed here", _one_of(value[tag], known)
+        )
     return None
 
 
-def _unknown_key(route: Route, known: list[str]) -> Problem:
+def _unknown_key(route: Route, known: list[str]) -> ValidationProblem:
     key = str(route[-1])
     meant = nearest(key, known)
     write = f"write '{meant}'" if meant else f"remove it, or write one of {', '.join(known)}"
-    return Problem(route, f"the key {show(key)} is not known here", write, at_key=True)
+    return ValidationProblem(route, f"the key {show(key)} is not known here", write, at_key=True)
 
 
-def _missing_key(route: Route, key: str, schema: dict[str, Any], definitions: dict[str, Any]) -> Problem:
+def _missing_key(
+    route: Route, key: str, schema: dict[str, Any], definitions: dict[str, Any]
+) -> ValidationProblem:
     about = " ".join(schema.get("description", "").split()).rstrip(".")
     write = f"write for example '{key}: {_example(schema, definitions)}'" + (f" ({about})" if about else "")
-    return Problem(route, f"the key '{key}' is missing", write, missing=True)
+    return ValidationProblem(route, f"the key '{key}' is missing", write, missing=True)
 
 
 def _wrong_type(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> tuple[str, str]:
@@ -208,7 +212,7 @@ def _example(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     return "some text"
 
 
-def _from_pydantic(plain: Any, detail: Any) -> Problem:
+def _from_pydantic(plain: Any, detail: Any) -> ValidationProblem:
     """A problem that pydantic or one of our validators found. Their message says after `;` what to write."""
     route: list[str | int] = []
     for part in detail["loc"]:  # the tags of unions are among them, and are no keys
@@ -217,14 +221,16 @@ def _from_pydantic(plain: Any, detail: Any) -> Problem:
             route.append(part)
     if detail["type"] == "value_error":
         what, _, write = str(detail["ctx"]["error"]).partition("; ")
-        return Problem(tuple(route), what, write or "correct it")
+        return ValidationProblem(tuple(route), what, write or "correct it")
     if detail["type"] == "missing":
-        return Problem(tuple(route), f"the key '{detail['loc'][-1]}' is missing", "write it", missing=True)
+        return ValidationProblem(
+            tuple(route), f"the key '{detail['loc'][-1]}' is missing", "write it", missing=True
+        )
     if detail["type"] == "string_pattern_mismatch":  # to JSON Schema, `$` also matches before a last line end
         what = f"{show(detail['input'])} does not match {detail['ctx']['pattern']}"
-        return Problem(tuple(route), what, "remove the line end")
+        return ValidationProblem(tuple(route), what, "remove the line end")
     if detail["type"] == "finite_number":
-        return Problem(
+        return ValidationProblem(
             tuple(route), f"{detail['input']} is not a finite number", "write a number such as 0.5"
         )
-    return Problem(tuple(route), detail["msg"], "write what fits")
+    return ValidationProblem(tuple(route), detail["msg"], "write what fits")

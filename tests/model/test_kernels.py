@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.kernels import Attention, Heads, Kernels, choose, positions, torch_cpu, torch_ops
 from model.kernels.fused_attention import fused_attention
-from runtime.train.run_logger import Begun, journal_of
+from runtime.train.run_logger import SegmentStart, open_run_logger
 from specs.data import CorpusRef
 from specs.record import Start
 from tests.support import training
@@ -160,7 +160,7 @@ def test_linear_is_the_same_however_it_lies_in_memory(shape: tuple[int, int]) ->
 def test_a_run_says_and_records_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = training.tiny_run(CorpusRef(corpus="0123456789abcdef", digest="5" * 64))
     folder, said = training.opened(tmp_path, run), choose("auto", "cpu").describe()
-    with journal_of(folder, run, training.order(run), Begun(0, 0, said, [])):
+    with open_run_logger(folder, run, training.order(run), SegmentStart(0, 0, said, [])):
         pass
     assert "adamw by torch _fused_adamw_" in capsys.readouterr().out
     (start,) = folder.records()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.kernels import Heads, choose, positions
 from model.kernels.interfaces import Gate
-from model.layers import SubLayer, Weights, attention, embedding, head, recomputed
+from model.layers import SubLayer, SubLayerWeights, attention, embedding, head, recomputed
 from model.mesh import Axis
 from model.tensor_parallel import Linears
 from tests.model.test_kernels import UNIT, relative, textbook
@@ -77,8 +77,8 @@ def test_a_sub_layer_and_its_gradients_are_the_textbooks(name: str, dtype: torch
     x, delta, dy = (_random(seed, (B, S, H)).to(dtype) for seed in (6, 8, 7))
     layer = _layer(name, dtype, again=False)
     with torch.no_grad():
-        total, result, kept = layer.forward(x, delta, Weights(*weights))
-        dx = layer.backward(dy, dy, kept, Weights(*weights))
+        total, result, kept = layer.forward(x, delta, SubLayerWeights(*weights))
+        dx = layer.backward(dy, dy, kept, SubLayerWeights(*weights))
     exact_in = [one.detach().double().requires_grad_() for one in (total, *weights)]
     exact_y = _sub_layer(f)(*exact_in)
     exact_dx, *gradients = torch.autograd.grad(exact_y, exact_in, dy.double())
@@ -98,8 +98,8 @@ def test_gradients_of_weights_add_up_over_calls_and_what_is_recomputed_is_the_sa
     for again in (False, True, True):
         layer = _layer(name, torch.float64, again)
         with torch.no_grad():
-            total, result, kept = layer.forward(x, None, Weights(*weights))
-            dx = layer.backward(x, x, kept, Weights(*weights))
+            total, result, kept = layer.forward(x, None, SubLayerWeights(*weights))
+            dx = layer.backward(x, x, kept, SubLayerWeights(*weights))
         gradients = [one.grad.clone() for one in weights if one.grad is not None]
         seen.append([total, result, dx, *gradients])
         if not again:

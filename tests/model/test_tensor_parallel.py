@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import tensor_parallel
-from model.collectives import Coming, here
+from model.collectives import AsyncTensor, here
 from model.kernels import choose
-from model.layers import SubLayer, Weights
+from model.layers import SubLayer, SubLayerWeights
 from model.mesh import Axis, Mesh
 from model.tensor_parallel import Linears
 from tests.model.test_kernels import relative
@@ -88,12 +88,12 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
 ) -> None:
     seen: list[str] = []
 
-    def collective(name: str) -> Callable[[Tensor, Axis], Coming]:
-        def start(x: Tensor, axis: Axis) -> Coming:
+    def collective(name: str) -> Callable[[Tensor, Axis], AsyncTensor]:
+        def start(x: Tensor, axis: Axis) -> AsyncTensor:
             if axis.size == 1:
                 return here(x)
             seen.append(f"start {name}")
-            return Coming(None, lambda: (seen.append(f"wait {name}"), x)[1])
+            return AsyncTensor(None, lambda: (seen.append(f"wait {name}"), x)[1])
 
         return start
 
@@ -104,7 +104,7 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
     for name in ("reduce", "gather", "scatter"):
         monkeypatch.setattr(tensor_parallel, name, collective(name))
     layer_of = replace(KERNELS, accumulate=accumulate)
-    weights = Weights(
+    weights = SubLayerWeights(
         *(_buffered(one) for one in (torch.ones(WIDTH), _random(5, 8, WIDTH), _random(6, WIDTH, 4)))
     )
     for split, expected in (

@@ -15,8 +15,8 @@ from runtime.doctor.slurm_preflight import from_here
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.client import SlurmError
 from runtime.slurm.sbatch import whole_shape
-from runtime.slurm.submit import Asked
-from specs.cluster import Cluster as ClusterFile
+from runtime.slurm.submit import ClusterFile
+from specs.cluster import Cluster as ClusterSpec
 from specs.document.files import load
 from tests.runtime.commands.test_run_cli import isoplan
 from tests.slurm.test_site import CLUSTER
@@ -37,10 +37,10 @@ data:
 """
 
 
-def asked(folder: Path, text: str) -> Asked:
+def asked(folder: Path, text: str) -> ClusterFile:
     path = folder / "ours.yaml"
     path.write_text(text)
-    return Asked(path, load(path, ClusterFile))
+    return ClusterFile(path, load(path, ClusterSpec))
 
 
 def wrong(folder: Path, text: str) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     assert "4 tasks found each other" in said
     assert "parameters is saved in 5 s (KillWait)" in said
     assert (told["file"], told["kept"]) == ("ours.measured.yaml", None)
-    measured = load(tmp_path / told["file"], ClusterFile)
+    measured = load(tmp_path / told["file"], ClusterSpec)
     assert measured.source.startswith("measured by isoplan doctor on node1, node2 (")
     assert (measured.devices, measured.devices_per_node) == (4, 2)
     for link, rates in (("intra_node", "within"), ("inter_node", "between")):

@@ -6,14 +6,14 @@ from typing import Protocol
 import pytest
 from rich.console import Console
 
-from runtime.launch.jobs import Wanted
+from runtime.launch.jobs import RunRequest
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.study import carry_out
-from runtime.slurm.submit import Asked
-from runtime.study import Driver, Ran
-from specs.cluster import Cluster as ClusterFile
+from runtime.slurm.submit import ClusterFile
+from runtime.study import Driver, RunResults
+from specs.cluster import Cluster as ClusterSpec
 from specs.document.files import load
 from specs.record import Incident, Start
 from tests.support.slurm.cluster import Cluster
@@ -28,7 +28,7 @@ PILOTS, BROKEN = 5, 2
 class Ask(Protocol):
     """Queues what is not finished, as `run --slurm` does; `again` also what has failed."""
 
-    def __call__(self, *, again: bool) -> Ran: ...
+    def __call__(self, *, again: bool) -> RunResults: ...
 
 
 class Pilots(Protocol):
@@ -46,13 +46,15 @@ def pilots(home: Path, tmp_path: Path) -> Pilots:
         path = cluster_file(tmp_path, *lines)
         runs = [tiny_run(corpus(home), steps=steps, seed=seed) for seed in range(number)]
         wanted = [
-            Wanted(path, "", f"pilot {seed}", run, order(run), planned_s=100.0 - seed)
+            RunRequest(path, "", f"pilot {seed}", run, order(run), planned_s=100.0 - seed)
             for seed, run in enumerate(runs)
         ]
 
-        def ask(*, again: bool) -> Ran:
+        def ask(*, again: bool) -> RunResults:
             driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
-            return carry_out(driver, wanted, Asked(path, load(path, ClusterFile)), "pilots", again=again)
+            return carry_out(
+                driver, wanted, ClusterFile(path, load(path, ClusterSpec)), "pilots", again=again
+            )
 
         return ask, [RunFolder(tmp_path / "runs" / run.fingerprint()) for run in runs]
 

@@ -9,16 +9,16 @@ import pytest
 from runtime.doctor.benchmark import DeviceRates, LinkRates
 from runtime.doctor.findings import Figures, Reports, findings
 from runtime.doctor.local import Finding
-from runtime.doctor.node_benchmark import Order, Rates
+from runtime.doctor.node_benchmark import NodeRates, ProbeOrder
 from runtime.doctor.node_probe import Facts, Names, Software, log_of, read, write
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 
 HERE = Software("3.11.7", {"isoplan": "0.1.0", "torch": "2.13.0"}, "c0ffee")
-ORDER = Order("token", "cpu", 2, 2, None)
+ORDER = ProbeOrder("token", "cpu", 2, 2, None)
 FACTS = Facts("token", "node1", 100.0, HERE, 2**40, 2**34, True, True, 0.0, 0)
 DEVICE = DeviceRates("CPU core", 4e10, 1e11, 8.0, 9e9, 3e10, 2e-6, {"attention": "torch"})
-RATES = Rates(0.0, DEVICE, LinkRates(4e9, 1e-4), LinkRates(1e9, 3e-4), 1e8)
+RATES = NodeRates(0.0, DEVICE, LinkRates(4e9, 1e-4), LinkRates(1e9, 3e-4), 1e8)
 
 
 def facts(rank: int, **changes: Any) -> Facts:
@@ -57,7 +57,7 @@ def test_reports_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     write(tmp_path, "names-0", Names("node1", {}))
     write(tmp_path, "names-2", Names("node2", {}))
     assert Reports.read(tmp_path, "7", ORDER, ("node1", "node2")) == reports()
-    assert read(tmp_path, "order", Order) is None
+    assert read(tmp_path, "order", ProbeOrder) is None
 
 
 def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:

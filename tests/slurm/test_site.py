@@ -16,8 +16,8 @@ from runtime.doctor.slurm_limits import findings
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm.client import fields_of
 from runtime.slurm.sbatch import whole_shape
-from runtime.slurm.site import Site, seconds_of
-from runtime.slurm.submit import Asked
+from runtime.slurm.site import SlurmSite, seconds_of
+from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, load
 
@@ -57,23 +57,23 @@ slurm:
 """
 
 
-def site(partition: str = PARTITION, *nodes: str, **settings: str) -> Site:
+def site(partition: str = PARTITION, *nodes: str, **settings: str) -> SlurmSite:
     lines = nodes or [NODE.replace("node1", f"node{place}") for place in range(1, 5)]
-    return Site.of(SETTINGS | settings, [fields_of(partition)], [fields_of(line) for line in lines])
+    return SlurmSite.of(SETTINGS | settings, [fields_of(partition)], [fields_of(line) for line in lines])
 
 
-def asked(folder: Path, text: str) -> Asked:
+def asked(folder: Path, text: str) -> ClusterFile:
     path = folder / "ours.yaml"
     path.write_text(text)
-    return Asked(path, load(path, Cluster))
+    return ClusterFile(path, load(path, Cluster))
 
 
-def found(folder: Path, text: str, there: Site) -> list[Finding]:
+def found(folder: Path, text: str, there: SlurmSite) -> list[Finding]:
     one = asked(folder, text)
     return findings(one, whole_shape(one.cluster.devices, 1, False, one.cluster), there)
 
 
-def wrong(folder: Path, text: str, there: Site) -> list[str]:
+def wrong(folder: Path, text: str, there: SlurmSite) -> list[str]:
     return [f"{one.what}; {one.remedy}" for one in found(folder, text, there) if not one.ok]
 
 

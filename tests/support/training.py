@@ -16,12 +16,12 @@ from runtime.data.batches import first_sample
 from runtime.data.corpus import build
 from runtime.run_folder.folder import RunFolder, open_folder
 from runtime.train.loop import main, train
-from runtime.train.process import Leave, Seat
+from runtime.train.process import RankInfo, StopRequest
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
 from specs.layout import Layout
 from specs.optim import Milestone
 from specs.plan import CurveBand
-from specs.record import LeftOut, Order
+from specs.record import Order, SkippedRange
 from specs.run import Evaluation, Execution, RunSpec
 from tests.support import samples
 
@@ -102,20 +102,20 @@ def outcome(folder: RunFolder) -> Outcome:
 
 def train_here(folder: RunFolder, data: Path) -> int:
     """Train in this process, alone; the exit status."""
-    return train(folder, data, Seat(rank=0, local_rank=0, ranks=1), Leave())
+    return train(folder, data, RankInfo(rank=0, local_rank=0, ranks=1), StopRequest())
 
 
 def poison(first: int, last: int) -> None:
     """From now on, the loss on batches number `first` to `last` of the data is not a number in this process."""
-    from runtime.train.worker import Replica
+    from runtime.train.worker import RankWorker
 
-    accumulate = Replica.accumulate
+    accumulate = RankWorker.accumulate
 
-    def poisoned(self: Replica, step: int, left_out: Sequence[LeftOut]) -> Tensor:
+    def poisoned(self: RankWorker, step: int, left_out: Sequence[SkippedRange]) -> Tensor:
         share = accumulate(self, step, left_out)
         return share * math.nan if first <= first_sample(step, 1, left_out) + 1 <= last else share
 
-    Replica.accumulate = poisoned  # type: ignore[method-assign]
+    RankWorker.accumulate = poisoned  # type: ignore[method-assign]
 
 
 class Ranks:

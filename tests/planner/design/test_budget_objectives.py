@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import planner.cli
 from planner.cli import write_plan
 from planner.design.allocation import Surface, published_surface
-from planner.design.inputs import lay_out
+from planner.design.inputs import load_inputs
 from planner.plan import make_plan
 from planner.scaling.data_constrained import inference_optimum
 from specs.budget import Budget, Published
@@ -58,7 +58,7 @@ def planned(folder: Path, text: str) -> Plan:
     """The plan of a budget."""
     path = folder / "b.yaml"
     path.write_text(text)
-    return make_plan(lay_out(path, folder / "out", folder / "data"))
+    return make_plan(load_inputs(path, folder / "out", folder / "data"))
 
 
 def target(folder: Path, text: str) -> PlannedRun:
@@ -238,11 +238,11 @@ def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
     (tmp_path / path.name).write_text(text)
     asked = load(path, Budget)
     build_corpus(tmp_path, asked)
-    plan = make_plan(lay_out(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
+    plan = make_plan(load_inputs(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
     assert plan.phase == ("target" if isinstance(asked.evidence, Published) else "pilots")
     for one in plan.runs:
         assert one.execution.layout.problems(one.run.model, one.run.optim) == []
-        assert one.cost.memory_bytes <= lay_out(path, tmp_path, tmp_path / "data").cluster.device.memory
+        assert one.cost.memory_bytes <= load_inputs(path, tmp_path, tmp_path / "data").cluster.device.memory
 
 
 # --- refusals, through the command ---
@@ -506,7 +506,7 @@ def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
 
 def ledger(folder: Path, loss: Callable[[float, float], float]) -> None:
     """What audits of a budget's pilots would leave, on a surface of M and D."""
-    plan = make_plan(lay_out(folder / "b.yaml", folder / "out", folder / "data"))
+    plan = make_plan(load_inputs(folder / "b.yaml", folder / "out", folder / "data"))
     for one in plan.runs:
         steps = np.arange(1, 21) * one.run.evaluation.every_steps
         final = loss(float(one.run.model.flop_per_token), float(one.run.tokens))

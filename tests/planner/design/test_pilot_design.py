@@ -17,7 +17,7 @@ from planner.design.pilot_design import (
     TOP_OF_TARGET,
     WIDEST,
     Ladder,
-    Site,
+    PilotSetting,
     afforded,
     best_of,
     candidates,
@@ -115,7 +115,7 @@ def test_the_variance_is_that_of_the_linearised_surface() -> None:
     assert log_loss_variances([ladder], place)[0] == pytest.approx(left + NOISE_SD**2, rel=0.02)
 
 
-def slopes(form: laws.Form, mean: Array, flop: Array, size: Array, place: Site) -> Array:
+def slopes(form: laws.Form, mean: Array, flop: Array, size: Array, place: PilotSetting) -> Array:
     """Derivatives of ln L in the log-constants by differences, (constants, runs), about a tenth of the target."""
     known = TOP_OF_TARGET * place.target_flop
     x, c = np.exp(size) / place.prior.flop_per_token.at(compute_flop=known), np.exp(flop) / known

@@ -3,7 +3,7 @@
 import math
 
 from planner.design.pilot_design import Ladder
-from planner.design.pilot_runs import sizes, wishes
+from planner.design.pilot_runs import pilot_requests, sizes
 from specs.document.files import from_catalog
 from specs.law import Family, PublishedLaw
 
@@ -31,7 +31,7 @@ def test_sizes_closer_than_legal_shapes_are_still_different() -> None:
 def test_the_learning_rate_check_repeats_a_pilot() -> None:
     """It runs the middle shape of the second largest budget, which is also a pilot at the law's own rate."""
     assert PRIOR.allocation is not None
-    wanted = wishes(LADDER, (0.5, 2.0), TINY, 256, PRIOR.allocation, 1e13, 2)
+    wanted = pilot_requests(LADDER, (0.5, 2.0), TINY, 256, PRIOR.allocation, 1e13, 2)
     rates = [wish for wish in wanted if wish.role == "rate"]
     assert [wish.rate_multiple for wish in rates] == [0.5, 2.0]
     for wish in rates:

@@ -11,9 +11,9 @@ import pytest
 
 import planner.cli
 from planner.cli import write_plan
-from planner.design.inputs import lay_out
+from planner.design.inputs import load_inputs
 from planner.design.model_shape import shape_for
-from planner.performance.batch_and_layout import lay, round_batch, shared_batch
+from planner.performance.batch_and_layout import choose_batch_and_layout, round_batch, shared_batch
 from planner.performance.layout_search import NoLayoutError
 from planner.plan import make_plan
 from specs.cluster import Cluster
@@ -46,7 +46,7 @@ def test_the_papers_laws(flop: float, lr: float, batch_tokens: float, m_opt: flo
 
 def test_budget_1e24() -> None:
     """The shipped frontier budget: compute met, milestones at 80 and 90 %, legal, no invented loss."""
-    plan = make_plan(lay_out(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
+    plan = make_plan(load_inputs(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
     (target,) = plan.runs
     run, optim = target.run, target.run.optim
     assert run.compute_flop == pytest.approx(1e24, rel=0.01)
@@ -164,12 +164,14 @@ def test_devices_are_used_where_they_are_worth_having() -> None:
     """A 1B on 64 H100s takes them all; with a batch of 16 sequences most of 2048 would only wait."""
     cluster = from_catalog(Cluster, "h100-64", None)
     model = shape_for(from_catalog(Family, "deepseek", None), 100015, 6e9)
-    assert lay(model, cluster, "bf16", 64, 512, None).layout.devices == 64
-    few = lay(model, cluster, "bf16", 2048, 16, None)
+    assert choose_batch_and_layout(model, cluster, "bf16", 64, 512, None).layout.devices == 64
+    few = choose_batch_and_layout(model, cluster, "bf16", 2048, 16, None)
     assert few.layout.devices < 256
     assert few.batch_sequences == 16
     with pytest.raises(NoLayoutError, match="misses by"):
-        lay(shape_for(from_catalog(Family, "deepseek", None), 100015, 4.33e11), cluster, "bf16", 4, 512, None)
+        choose_batch_and_layout(
+            shape_for(from_catalog(Family, "deepseek", None), 100015, 4.33e11), cluster, "bf16", 4, 512, None
+        )
 
 
 @pytest.mark.parametrize(

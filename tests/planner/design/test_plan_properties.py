@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from planner.cli import write_plan
 from planner.design.allocation import Laws, published_surface
-from planner.design.inputs import Desk, lay_out
+from planner.design.inputs import PlanInputs, load_inputs
 from planner.design.target_run import find_target
 from planner.design.target_search import Search
 from specs.budget import Budget
@@ -48,16 +48,16 @@ budgets = st.builds(
 )
 
 
-def desk(text: str, devices: int = 64) -> Desk:
+def desk(text: str, devices: int = 64) -> PlanInputs:
     """What the planner sees of a budget, on so many H100s."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b.yaml"
         path.write_text(text)
-        found = lay_out(path, Path(folder), Path(folder))
+        found = load_inputs(path, Path(folder), Path(folder))
     return replace(found, cluster=found.cluster.model_copy(update={"devices": devices}))
 
 
-def target(of: Desk) -> PlannedRun | None:
+def target(of: PlanInputs) -> PlannedRun | None:
     """The target run; None where it fits no layout, which is a refusal and not a plan."""
     try:
         return find_target(Search(of, Laws(of.allocation, SURFACE))).planned

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.design.inputs import lay_out
+from planner.design.inputs import load_inputs
 from planner.explain import cli
 from planner.explain.answer import Explanation, explain, why_of
 from planner.explain.fields import SHORT, NoFieldError, everything, find, root, say
@@ -20,7 +20,7 @@ from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
 from tests.support import examples, samples
 from tests.support.paths import SPECS
 
-FRONTIER = make_plan(lay_out(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
+FRONTIER = make_plan(load_inputs(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
 FITTED = examples.make_plan("target")
 PILOTS = examples.make_plan("pilots")
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.design.inputs import lay_out
-from planner.design.run_draft import Wish, draft
+from planner.design.inputs import load_inputs
+from planner.design.run_draft import DraftRequest, draft
 from planner.design.target_search import setting_of
 from planner.performance.elastic_layouts import with_fewer
 from planner.performance.layout_grid import grid_of
-from planner.performance.layout_search import NoLayoutError, Problem, UndividedBatchError, choose_layout
+from planner.performance.layout_search import LayoutProblem, NoLayoutError, UndividedBatchError, choose_layout
 from planner.performance.memory import memory_parts
 from planner.plan import make_plan
 from runtime.launch.jobs import from_plan
@@ -23,7 +23,7 @@ from specs.model import ModelSpec
 from specs.plan import PlannedRun
 from tests.support.paths import SPECS
 
-FRONTIER = lay_out(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data"))
+FRONTIER = load_inputs(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data"))
 H100 = from_catalog(Cluster, "h100-64", None)
 PLAIN = from_catalog(Cluster, "laptop", None)
 SEVEN_B = ModelSpec(layers=30, width=4096, heads=32, kv_heads=32, ffn=11008, vocab=102400, context=4096)
@@ -35,7 +35,7 @@ def planned(model: ModelSpec, cluster: Cluster, batch: int | None = None) -> Pla
     """A run on all of the cluster, of a batch of so many sequences or the law's."""
     tokens = None if batch is None else batch * model.context
     setting = replace(setting_of(FRONTIER), cluster=cluster)
-    return draft(setting, Wish("target", "", 1e21, model, cluster.devices, batch_tokens=tokens))
+    return draft(setting, DraftRequest("target", "", 1e21, model, cluster.devices, batch_tokens=tokens))
 
 
 def nodes(cluster: Cluster, count: int, devices: int) -> Cluster:
@@ -46,7 +46,7 @@ def nodes(cluster: Cluster, count: int, devices: int) -> Cluster:
 def memory_of(run: PlannedRun, cluster: Cluster, layout: Layout) -> tuple[float, float]:
     """Bytes of a layout's fullest device, and those that it may fill."""
     batch = run.run.optim.batch_sequences
-    problem = Problem(run.run.model, cluster, layout.devices, batch, run.run.precision)
+    problem = LayoutProblem(run.run.model, cluster, layout.devices, batch, run.run.precision)
     grid = grid_of(layout, run.run.model.layers, batch)
     parts = memory_parts(problem.a, problem.engine, problem.width_bytes, grid)
     return float(sum(parts.values())), problem.limit_bytes

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from planner.performance import layout_search
 from planner.performance.layout_grid import balanced_cut
 from planner.performance.layout_search import (
+    LayoutProblem,
     NoLayoutError,
-    Problem,
     UndividedBatchError,
     choose_layout,
     compare_layouts,
@@ -40,7 +40,7 @@ def optim(batch: int) -> OptimSpec:
 @pytest.mark.parametrize(("model", "devices", "batch"), [(SIXTY_SEVEN_B, 512, 4608), (SEVEN_B, 96, 2304)])
 def test_every_row_is_a_legal_layout(model: ModelSpec, devices: int, batch: int) -> None:
     """On all the devices, with a batch that divides, stages that add up, and no row twice."""
-    ranking = rank_layouts(Problem(model, H800, devices, batch, "bf16"))
+    ranking = rank_layouts(LayoutProblem(model, H800, devices, batch, "bf16"))
     rows = random.Random(0).sample(range(len(ranking.memory)), 300)
     found = [ranking.layout(row) for row in rows]
     assert all(layout.problems(model, optim(batch)) == [] for layout in found)
@@ -54,7 +54,7 @@ def test_ten_thousand_layouts_in_a_second() -> None:
     """Enumerated, measured and ranked, on one core."""
     model = SIXTY_SEVEN_B.model_copy(update={"layers": 126, "kv_heads": 64})
     start = time.process_time()
-    ranking = rank_layouts(Problem(model, H800, 2048, 46080, "bf16"))
+    ranking = rank_layouts(LayoutProblem(model, H800, 2048, 46080, "bf16"))
     best = ranking.order(ranking.fits)[0]
     took = time.process_time() - start
     assert len(ranking.memory) >= 10_000
@@ -85,7 +85,7 @@ def test_the_chosen_layout_fits_and_is_the_fastest() -> None:
 
 def test_closed_form_and_simulation_agree() -> None:
     """Within a hundredth for the best twenty: the closed form may choose whom the simulation looks at."""
-    ranking = rank_layouts(Problem(SIXTY_SEVEN_B, H800, 512, 4608, "bf16"))
+    ranking = rank_layouts(LayoutProblem(SIXTY_SEVEN_B, H800, 512, 4608, "bf16"))
     simulator = layout_search.Simulator()
     for row in ranking.order(ranking.fits)[:20]:
         simulated = layout_search._estimate(ranking, row, simulator).step_s
@@ -133,7 +133,7 @@ def test_a_plain_computer_takes_replicas_and_whole_micro_batches() -> None:
 
 def test_interleaved_stages_are_of_one_size() -> None:
     """But for the last, which has the head; where that cannot be, there is no such cut."""
-    ranking = rank_layouts(Problem(SIXTY_SEVEN_B, H800, 512, 4608, "bf16"))
+    ranking = rank_layouts(LayoutProblem(SIXTY_SEVEN_B, H800, 512, 4608, "bf16"))
     assert set(np.unique(ranking.grid.interleave)) > {1, 2, 6}
     a = ranking.problem.a
     assert balanced_cut(a, 8, 2) == (6,) * 15 + (5,)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planner.performance import cost, memory, step_time
 from planner.performance.cost import architecture
 from planner.performance.engine_features import OURS
-from planner.performance.layout_grid import Grid, grid_of, rank_blocks, stage_cut
+from planner.performance.layout_grid import LayoutGrid, grid_of, rank_blocks, stage_cut
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.layout import Layout
@@ -39,10 +39,12 @@ def total(cut: Layout, batch: int = 64) -> float:
     return sum(parts(cut, batch).values())
 
 
-def column(cuts: list[Layout], batch: int = 64) -> Grid:
+def column(cuts: list[Layout], batch: int = 64) -> LayoutGrid:
     """The grid of several layouts."""
     each = [grid_of(cut, A.layers, batch) for cut in cuts]
-    return Grid(**{f.name: np.array([getattr(grid, f.name) for grid in each]) for f in fields(Grid)})
+    return LayoutGrid(
+        **{f.name: np.array([getattr(grid, f.name) for grid in each]) for f in fields(LayoutGrid)}
+    )
 
 
 def test_one_device_computes_and_nothing_else() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.design.inputs import lay_out
+from planner.design.inputs import load_inputs
 from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
@@ -52,7 +52,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def planned(workspace: Path) -> Plan:
     """What `plan demo.yaml` gives now."""
-    return make_plan(lay_out(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data"))
+    return make_plan(load_inputs(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data"))
 
 
 def train(workspace: Path, plan: Plan, seed: int) -> None:

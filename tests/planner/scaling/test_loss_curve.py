@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bench.curves import LATE, ladder_errors
-from planner.scaling.loss_curve import Curve, CurveForecast, Pilot, Shape, collapse, forecast_curve
+from planner.scaling.loss_curve import Curve, CurveForecast, CurveShape, Pilot, collapse, forecast_curve
 from specs.law import Band
 
 X = np.arange(1, 21) / 20
@@ -46,7 +46,7 @@ def _ladder(
     return pilots, run(target, 1.0)
 
 
-def _forecast(shape: Shape, run: Pilot, final: Band) -> CurveForecast:
+def _forecast(shape: CurveShape, run: Pilot, final: Band) -> CurveForecast:
     steps = np.arange(100, 2001, 100)
     return forecast_curve(
         shape, final, steps, total_steps=2000, warmup_steps=80, size=run.size, tokens=run.tokens

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from planner.scaling.lr_and_batch import NEAR_OPTIMAL, Grid, RateLaw, fit_rates
+from planner.scaling.lr_and_batch import NEAR_OPTIMAL, RateGrid, RateLaw, fit_rates
 
 LR = (2.0, -0.6, 0.2)
 """ln lr* = 2 - .6 ln size + .2 ln tokens."""
@@ -18,7 +18,7 @@ def _grid(
     cells: list[tuple[float, float]],
     noise: float = 0.0,
     batches: tuple[float, ...] = (-1.4, -0.7, 0.0, 0.7, 1.4),
-) -> Grid:
+) -> RateGrid:
     """Runs on a grid of rates and batches around each cell's bottom, off centre."""
     generator = np.random.default_rng(0)
     rows = []
@@ -30,7 +30,7 @@ def _grid(
                 lr, tokens_per_step = np.exp(_bottom(size, tokens) + z)
                 loss = np.exp(log_loss + noise * generator.standard_normal())
                 rows.append((size, tokens, lr, tokens_per_step, loss))
-    return Grid(*np.array(rows).T)
+    return RateGrid(*np.array(rows).T)
 
 
 CELLS = [(1e8, 2e9), (1e8, 1e10), (3e8, 3e9), (3e8, 2e10), (1e9, 1e10), (1e9, 5e10)]
@@ -99,7 +99,7 @@ def test_the_regime_and_the_document_say_what_was_fitted() -> None:
 
 def test_a_grid_without_a_lowest_point_is_refused() -> None:
     grid = _grid(CELLS)
-    upside_down = Grid(grid.size, grid.tokens, grid.lr, grid.batch, 3.0 - (grid.loss - 3.0) / 100)
+    upside_down = RateGrid(grid.size, grid.tokens, grid.lr, grid.batch, 3.0 - (grid.loss - 3.0) / 100)
     with pytest.raises(ValueError, match="no lowest point"):
         fit_rates(upside_down)
     with pytest.raises(ValueError, match=r"run more learning rates around the best"):
@@ -109,8 +109,8 @@ def test_a_grid_without_a_lowest_point_is_refused() -> None:
 def test_runs_alone_in_their_cell_change_nothing() -> None:
     """Pilots that ran at the law's rate only, as most of a ladder does."""
     grid = _grid(CELLS[:1], batches=(0.0,))
-    alone = Grid(*np.array([(s * 1e8, s * 3e9, 0.01 * s, 1e5, 3.0 / s) for s in range(2, 9)]).T)
-    both = Grid(
+    alone = RateGrid(*np.array([(s * 1e8, s * 3e9, 0.01 * s, 1e5, 3.0 / s) for s in range(2, 9)]).T)
+    both = RateGrid(
         *(np.concatenate(pair) for pair in zip(vars(grid).values(), vars(alone).values(), strict=True))
     )
     assert fit_rates(both).best(1e8, 2e9) == fit_rates(grid).best(1e8, 2e9)

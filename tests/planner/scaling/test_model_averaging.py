@@ -7,8 +7,8 @@ from planner.scaling import laws
 from planner.scaling.fit import fit
 from planner.scaling.model_averaging import (
     CANDIDATES,
-    Evidence,
-    FormScore,
+    HeldOutScore,
+    Mixture,
     best_split,
     chosen_fit,
     chosen_form,
@@ -143,8 +143,8 @@ def test_the_law_that_made_the_runs_is_chosen_and_others_are_behind() -> None:
 
 
 def test_the_simpler_law_is_preferred_within_one_standard_error() -> None:
-    def score(form: laws.Form, behind: float, sd: float) -> FormScore:
-        return FormScore(form, 0.01 + behind, behind, sd, 3)
+    def score(form: laws.Form, behind: float, sd: float) -> HeldOutScore:
+        return HeldOutScore(form, 0.01 + behind, behind, sd, 3)
 
     best = score(laws.COUPLED, 0, 0)
     assert chosen_form([best, score(laws.TIED, 0.001, 0.002)]) is laws.TIED
@@ -202,7 +202,7 @@ def test_a_band_widens_with_distance_and_noise() -> None:
     form, params = _pilot_surface()
     calm, noisy = (learn(_ladder(form, params, noise=noise), draws=1000) for noise in (0.003, 0.03))
 
-    def width(evidence: Evidence, flop: float) -> float:
+    def width(evidence: Mixture, flop: float) -> float:
         told = forecast(evidence, *_target(form, params, flop))
         return float(np.log(told.high95 / told.low95))
 

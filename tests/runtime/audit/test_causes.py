@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.audit.causes import Miss, causes, clipped_share, spike_count
+from runtime.audit.causes import ForecastMiss, causes, clipped_share, spike_count
 from specs.plan import Forecast, Plan
 from specs.record import Check, RunAudit, StepLine
 from tests.support import examples, samples
@@ -32,11 +32,11 @@ def lines(grad_norm: float = 0.5, losses: dict[int, float] | None = None) -> tup
 QUIET = lines()
 
 
-def miss(plan: Plan = TARGET, off: float = 0.08, **changes: Any) -> Miss:
+def miss(plan: Plan = TARGET, off: float = 0.08, **changes: Any) -> ForecastMiss:
     """A target that is off by this much from start to end, but for the noise of its evaluations."""
     assert isinstance(plan.forecast, Forecast)
     run = examples.make_audit(plan, off=off).runs[-1]
-    plain = Miss(plan=plan, told=plan.forecast, run=run, metrics=QUIET, clipped_pilots=(0.1, 0.3))
+    plain = ForecastMiss(plan=plan, told=plan.forecast, run=run, metrics=QUIET, clipped_pilots=(0.1, 0.3))
     return replace(plain, **changes)
 
 

@@ -19,7 +19,7 @@ from runtime.checkpoint.import_hf import import_folder, run_from
 from runtime.checkpoint.imported_weights import check_origin
 from runtime.data.corpus import build, tokens
 from runtime.run_folder.folder import RunFolder
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText
 from specs.document.files import DocumentError, load
 from specs.document.write import write_yaml
@@ -145,7 +145,7 @@ def test_checkpoints_of_any_layout_give_the_same_export(home: Path, run: RunFold
     boxes = [cut(name, tensor) for name, tensor in weights(theirs)]
     for rank in range(6):
         stage(other.checkpoints, 20, rank, [held[rank] for held in boxes if rank < len(held)])
-    commit(other.checkpoints, read_manifest(theirs), 6, Keep())
+    commit(other.checkpoints, read_manifest(theirs), 6, Retention())
     one = export(run, home / "data", 20, tmp_path / "one", QUIET)
     two = export(other, home / "data", 20, tmp_path / "two", QUIET)
     assert {path.name: path.read_bytes() for path in one.iterdir()} == {
@@ -244,19 +244,19 @@ def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     home: Path, exported: Path, tmp_path: Path
 ) -> None:
     from runtime.checkpoint.format import weights_sha256
-    from runtime.train.async_checkpoint import Saver
-    from runtime.train.resume import manifest_of, take_up
-    from runtime.train.worker import joined
+    from runtime.train.async_checkpoint import AsyncCheckpointer
+    from runtime.train.resume import manifest_of, resume_from_latest
+    from runtime.train.worker import join_process_group
 
     shutil.copytree(home / "data", tmp_path / "data")
     spec = from_import(tmp_path, exported)
     folder = opened(tmp_path, spec)
     rows = np.zeros(1000, np.uint8)
     execution = folder.order().execution
-    with joined(spec, execution, 0, 0, rows, rows) as replica:
-        begun = take_up(replica, spec, folder, tmp_path / "data")
+    with join_process_group(spec, execution, 0, 0, rows, rows) as replica:
+        begun = resume_from_latest(replica, spec, folder, tmp_path / "data")
         assert (begun.step, begun.damaged) == (0, {})
-        saver = Saver(folder.checkpoints, replica, execution.keep)
+        saver = AsyncCheckpointer(folder.checkpoints, replica, execution.keep)
         saver.begin(manifest_of(replica, spec, begun, 1, None, begun.memory))
         assert saver.finish() == ""
     stored = import_folder(exported, tmp_path / "data", QUIET)

@@ -21,7 +21,7 @@ from model.parameters import Piece
 from model.zero import Box
 from runtime.checkpoint.format import (
     CheckpointError,
-    Manifest,
+    CheckpointManifest,
     clear,
     commit,
     discard,
@@ -33,10 +33,10 @@ from runtime.checkpoint.format import (
     weights_sha256,
 )
 from runtime.checkpoint.shards import Shard, digest_of, write_shards
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.document.files import DocumentError
-from specs.record import LeftOut
-from specs.spike_guard import Memory
+from specs.record import SkippedRange
+from specs.spike_guard import SpikeGuardState
 from tests.support import samples
 
 RUN = samples.run()
@@ -78,7 +78,7 @@ UNCUT: Cuts = {name: ([], []) for name in SHAPES}
 TWO: Cuts = {"embedding": ([3], []), "norm": ([2], []), "head": ([1], [])}
 
 
-def manifest(step: int, **changes: Any) -> Manifest:
+def manifest(step: int, **changes: Any) -> CheckpointManifest:
     plain: dict[str, Any] = {
         "run_fingerprint": RUN.fingerprint(),
         "run": RUN,
@@ -86,19 +86,19 @@ def manifest(step: int, **changes: Any) -> Manifest:
         "updates": step,
         "tokens": step * RUN.batch_tokens,
         "loss": None,
-        "guard": Memory(),
+        "guard": SpikeGuardState(),
         "left_out": (),
         "layout": samples.layout(),
         "versions": {},
     }
-    return Manifest(**(plain | changes))
+    return CheckpointManifest(**(plain | changes))
 
 
 def save(
     folder: Path,
     step: int,
     cuts: Cuts = UNCUT,
-    keep: Keep | None = None,
+    keep: Retention | None = None,
     damaged: set[int] | None = None,
     **changes: Any,
 ) -> Path:
@@ -106,7 +106,7 @@ def save(
     by_rank = boxes_by_rank(state(step), cuts)
     for rank, boxes in enumerate(by_rank):
         stage(folder, step, rank, boxes)
-    commit(folder, manifest(step, **changes), len(by_rank), keep or Keep(), damaged or ())
+    commit(folder, manifest(step, **changes), len(by_rank), keep or Retention(), damaged or ())
     return folder / f"step-{step:08d}"
 
 
@@ -185,14 +185,14 @@ def test_the_newest_whole_one_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "stay"),
     [
-        (Keep(), [90, 100]),
-        (Keep(newest=1), [100]),
-        (Keep(newest=3, period_steps=40), [40, 80, 90, 100]),
-        (Keep(newest=1, best=True), [30, 100]),
-        (Keep(newest=1, best=True, period_steps=50), [30, 50, 100]),
+        (Retention(), [90, 100]),
+        (Retention(newest=1), [100]),
+        (Retention(newest=3, period_steps=40), [40, 80, 90, 100]),
+        (Retention(newest=1, best=True), [30, 100]),
+        (Retention(newest=1, best=True, period_steps=50), [30, 50, 100]),
     ],
 )
-def test_what_is_to_be_kept_stays_and_nothing_else(tmp_path: Path, keep: Keep, stay: list[int]) -> None:
+def test_what_is_to_be_kept_stays_and_nothing_else(tmp_path: Path, keep: Retention, stay: list[int]) -> None:
     for step in range(10, 101, 10):
         save(tmp_path, step, keep=keep, loss=2.0 + abs(step - 30) / 100 if step > 10 else None)
     assert steps_in(tmp_path) == stay
@@ -207,9 +207,9 @@ def test_what_is_to_be_kept_stays_and_nothing_else(tmp_path: Path, keep: Keep, s
 def test_the_newest_always_stays(
     losses: dict[int, float | None], newest: int, every: int | None, best: bool
 ) -> None:
-    kept = Keep(newest=newest, period_steps=every, best=best).kept(losses)
+    kept = Retention(newest=newest, period_steps=every, best=best).kept(losses)
     assert set(sorted(losses)[-newest:]) <= kept <= set(losses)
-    assert len(kept) + 1 <= Keep(newest=newest, period_steps=every, best=best).most(max(losses))
+    assert len(kept) + 1 <= Retention(newest=newest, period_steps=every, best=best).most(max(losses))
     measured = [loss for loss in losses.values() if loss is not None]
     if best and measured:
         assert min(measured) in {losses[step] for step in kept}
@@ -321,7 +321,7 @@ def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text("mine")
     path = save(tmp_path, 5)
-    save(tmp_path, 10, keep=Keep(newest=1))
+    save(tmp_path, 10, keep=Retention(newest=1))
     assert not path.exists()
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -329,12 +329,12 @@ def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 def test_what_a_run_has_given_up_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
-    given_up = LeftOut(step=12, to_step=5, batches=12)
+    given_up = SkippedRange(step=12, to_step=5, batches=12)
     assert find_whole(tmp_path, RUN, (given_up,))[0] == tmp_path / "step-00000005"
     after = save(tmp_path, 8, left_out=(given_up,))
     assert find_whole(tmp_path, RUN, (given_up,))[0] == after
     assert steps_in(tmp_path) == [5, 8]
-    again = LeftOut(step=9, to_step=5, batches=16)
+    again = SkippedRange(step=9, to_step=5, batches=16)
     assert not usable(after, RUN, (given_up, again))
 
 

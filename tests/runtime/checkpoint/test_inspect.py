@@ -9,7 +9,7 @@ import pytest
 
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import Claim
-from specs.checkpoint_retention import Keep
+from specs.checkpoint_retention import Retention
 from specs.exit_codes import OK
 from tests.runtime.commands.test_run_cli import isoplan
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
@@ -23,7 +23,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     run = tiny_run(corpus(home), steps=80)
     kept = order(run, every_steps=8)
-    kept = kept.model_copy(update={"execution": kept.execution.model_copy(update={"keep": Keep(newest=3)})})
+    kept = kept.model_copy(
+        update={"execution": kept.execution.model_copy(update={"keep": Retention(newest=3)})}
+    )
     folder = opened(home, run, kept)
     ranks = Ranks(folder, home / "data")
     while not (folder.checkpoints / "step-00000016").exists():

@@ -19,7 +19,14 @@ from planner.performance.engine_features import OURS
 from planner.performance.layout_search import compare_layouts
 from runtime.commands.tools import rehearse_command
 from runtime.rehearse.message_matching import members_of, mismatch
-from runtime.rehearse.step import Rank, Rehearsal, different_ranks, go_through, rehearse, rehearse_rank
+from runtime.rehearse.step import (
+    Rehearsal,
+    RehearsedRank,
+    different_ranks,
+    go_through,
+    rehearse,
+    rehearse_rank,
+)
 from runtime.rehearse.tracer import Message, Recorder
 from runtime.rehearse.triton_shapes import as_on_gpu
 from specs.cluster import Cluster
@@ -69,12 +76,12 @@ def test_all_ranks_meet(layout: Layout) -> None:
     assert max(one.memory_bytes for one in found.values()) == max(one.memory_bytes for one in taken)
 
 
-def said(rank: Rank) -> tuple[Any, ...]:
+def said(rank: RehearsedRank) -> tuple[Any, ...]:
     """A rank's messages without the peers, who differ."""
     return tuple(message._replace(peer=-1) for message in (*rank.passes, *rank.update))
 
 
-def _real_steps(world: Mesh, cases: list[tuple[RunSpec, Execution]]) -> list[Rank]:
+def _real_steps(world: Mesh, cases: list[tuple[RunSpec, Execution]]) -> list[RehearsedRank]:
     found = []
     for run, execution in cases:
         layout = execution.layout
@@ -100,7 +107,7 @@ def test_the_rehearsal_is_what_real_processes_do() -> None:
             assert_same(one, rehearse_rank(run, execution, rank, MICRO_BATCHES))
 
 
-def assert_same(real: Rank, pretended: Rank) -> None:
+def assert_same(real: RehearsedRank, pretended: RehearsedRank) -> None:
     """Equal, but for scalars and a list of parameters in memory, made of numbers out of sight of one or the other.
 
     gloo's threads may hold an activation for a moment longer when it was sent: two, if two are under way.

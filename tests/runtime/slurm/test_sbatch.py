@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from submitit.core.utils import DelayedSubmission
 
-from runtime.launch.jobs import Wanted
+from runtime.launch.jobs import RunRequest
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import Shape, shape_of
+from runtime.slurm.sbatch import JobShape, shape_of
 from runtime.slurm.sbatch_errors import refusal
-from runtime.slurm.study import Continue
-from runtime.slurm.submit import Asked, Script
+from runtime.slurm.study import ContinueStudy
+from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, catalog_path, from_catalog
@@ -28,10 +28,10 @@ from tests.support import samples
 LAPTOP = from_catalog(Cluster, "laptop", None)
 
 
-def asked(per_node: int = 2, **slurm: Any) -> Asked:
+def asked(per_node: int = 2, **slurm: Any) -> ClusterFile:
     """A cluster of such nodes with these settings."""
     changes = {"devices_per_node": per_node, "slurm": Slurm(**slurm)}
-    return Asked(Path("lab.yaml"), LAPTOP.model_copy(update=changes))
+    return ClusterFile(Path("lab.yaml"), LAPTOP.model_copy(update=changes))
 
 
 def order(ranks: int, threads: int = 1, device: str = "cpu", fewer: tuple[int, ...] = ()) -> Order:
@@ -48,7 +48,7 @@ def order(ranks: int, threads: int = 1, device: str = "cpu", fewer: tuple[int, .
     )
 
 
-def wanted(seed: int = 0, planned_s: float = 1.0) -> Wanted:
+def wanted(seed: int = 0, planned_s: float = 1.0) -> RunRequest:
     run = samples.run(seed=seed)
     order = Order(
         run=run.fingerprint(),
@@ -58,14 +58,14 @@ def wanted(seed: int = 0, planned_s: float = 1.0) -> Wanted:
         peak_flop_per_s=None,
         curve=None,
     )
-    return Wanted(Path("plan.yaml"), "", f"run {seed}", run, order, planned_s)
+    return RunRequest(Path("plan.yaml"), "", f"run {seed}", run, order, planned_s)
 
 
-def drafted(folder: Path, how: Asked, *runs: Wanted, most: int = 8) -> list[Script]:
+def drafted(folder: Path, how: ClusterFile, *runs: RunRequest, most: int = 8) -> list[PreparedSubmission]:
     return submit.drafts(Workspace(folder), how, runs or (wanted(),), "mini-pilots", Task, most)
 
 
-def options(script: Script) -> list[str]:
+def options(script: PreparedSubmission) -> list[str]:
     """Its lines for sbatch."""
     return [line for line in script.text.splitlines() if line.startswith("#SBATCH")]
 
@@ -76,21 +76,21 @@ def options(script: Script) -> list[str]:
 @pytest.mark.parametrize(
     ("of", "per_node", "least", "shape"),
     [
-        (order(1), 2, None, Shape(1, 1, 1, 1, False)),
-        (order(4), 2, None, Shape(2, 2, 2, 1, False)),
-        (order(6), 4, None, Shape(2, 2, 3, 1, False)),
-        (order(7), 4, None, Shape(7, 7, 1, 1, False)),
-        (order(4, threads=2), 4, None, Shape(2, 2, 2, 2, False)),
-        (order(2, threads=9), 4, None, Shape(2, 2, 1, 9, False)),
-        (order(16, threads=3, device="cuda"), 8, None, Shape(2, 2, 8, 3, True)),
-        (order(16, fewer=(8, 4, 2)), 2, 3, Shape(8, 3, 2, 1, False)),
-        (order(16, fewer=(8,)), 2, 3, Shape(8, 4, 2, 1, False)),
-        (order(16), 2, 3, Shape(8, 8, 2, 1, False)),
-        (order(2), 2, 3, Shape(1, 1, 2, 1, False)),
+        (order(1), 2, None, JobShape(1, 1, 1, 1, False)),
+        (order(4), 2, None, JobShape(2, 2, 2, 1, False)),
+        (order(6), 4, None, JobShape(2, 2, 3, 1, False)),
+        (order(7), 4, None, JobShape(7, 7, 1, 1, False)),
+        (order(4, threads=2), 4, None, JobShape(2, 2, 2, 2, False)),
+        (order(2, threads=9), 4, None, JobShape(2, 2, 1, 9, False)),
+        (order(16, threads=3, device="cuda"), 8, None, JobShape(2, 2, 8, 3, True)),
+        (order(16, fewer=(8, 4, 2)), 2, 3, JobShape(8, 3, 2, 1, False)),
+        (order(16, fewer=(8,)), 2, 3, JobShape(8, 4, 2, 1, False)),
+        (order(16), 2, 3, JobShape(8, 8, 2, 1, False)),
+        (order(2), 2, 3, JobShape(1, 1, 2, 1, False)),
     ],
 )
 def test_ranks_fill_the_fewest_nodes_evenly(
-    of: Order, per_node: int, least: int | None, shape: Shape
+    of: Order, per_node: int, least: int | None, shape: JobShape
 ) -> None:
     assert shape_of(of, asked(per_node, min_nodes=least).cluster) == shape
 
@@ -150,13 +150,13 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
 
 def test_a_study_goes_on_in_a_job_of_one_core(tmp_path: Path) -> None:
     how = asked(partition="gpu", planning_partition="cpu", gres="gpu", memory="1 GB")
-    script = submit.study_script(Workspace(tmp_path), how, Path("b.yaml"), "mini", Continue, (3, 12))
+    script = submit.study_script(Workspace(tmp_path), how, Path("b.yaml"), "mini", ContinueStudy, (3, 12))
     said = options(script)
     for option in ("partition=cpu", "cpus-per-task=1", "ntasks=1", "nodes=1", "dependency=afterany:3:12"):
         assert f"#SBATCH --{option}" in said
     assert "gres" not in script.text
     assert "srun" not in script.text
-    assert script.tasks == (Continue(str(tmp_path), "b.yaml", script.submission.name),)
+    assert script.tasks == (ContinueStudy(str(tmp_path), "b.yaml", script.submission.name),)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from runtime.run_folder.lock import Claim, keeper
 from runtime.run_folder.lookup import run_named, workspace_of
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
-from runtime.slurm.client import Ended, Live
-from runtime.slurm.job_states import Whereabouts, whereabouts
+from runtime.slurm.client import EndedJob, LiveJob
+from runtime.slurm.job_states import JobStates, job_states
 from runtime.status import display
-from runtime.status.collect import Locate, Survey
+from runtime.status.collect import Locate, StatusCollector
 from runtime.status.logs import Printed, last_lines, run_asked
-from runtime.status.run_status import Forecast, RunStatus
+from runtime.status.run_status import RunStatus, StepForecast
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load
 from specs.document.write import append_line, write_json, write_yaml
@@ -47,19 +47,19 @@ def home(tmp_path: Path) -> Path:
 
 def target(home: Path) -> RunFolder:
     """The target's folder, made as a launch makes it."""
-    [group] = Survey(Workspace(home), None).groups()
+    [group] = StatusCollector(Workspace(home), None).groups()
     [(wanted, _)] = group.wanted
     return open_folder(home / "runs", wanted.run, wanted.order)
 
 
-def looked(home: Path, where: Whereabouts | None = None, asked: Path | None = None) -> RunStatus:
+def looked(home: Path, where: JobStates | None = None, asked: Path | None = None) -> RunStatus:
     """How the only run stands."""
-    [run] = Survey(Workspace(home), asked).look(answer(where or Whereabouts())).runs
+    [run] = StatusCollector(Workspace(home), asked).look(answer(where or JobStates())).runs
     return run
 
 
-def answer(where: Whereabouts) -> Locate:
-    def locate(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> Whereabouts:
+def answer(where: JobStates) -> Locate:
+    def locate(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
         return where
 
     return locate
@@ -99,13 +99,13 @@ def said(folder: RunFolder, what: What, message: str) -> None:
     append_line(folder.record_jsonl, Incident(time=time.time(), step=10, what=what, message=message))
 
 
-def live(state: str, reason: str = "", restarts: int = 0, starts: str = "", nodes: str = "") -> Live:
-    return Live("12", "small-target-0a0b0c", state, reason, nodes, restarts, starts)
+def live(state: str, reason: str = "", restarts: int = 0, starts: str = "", nodes: str = "") -> LiveJob:
+    return LiveJob("12", "small-target-0a0b0c", state, reason, nodes, restarts, starts)
 
 
-def with_slurm(folder: RunFolder, job: Live | None = None, ended: Ended | None = None) -> Whereabouts:
+def with_slurm(folder: RunFolder, job: LiveJob | None = None, ended: EndedJob | None = None) -> JobStates:
     run = folder.path.name
-    return Whereabouts({run: "12"}, {run: job} if job else {}, {run: ended} if ended else {})
+    return JobStates({run: "12"}, {run: job} if job else {}, {run: ended} if ended else {})
 
 
 def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
@@ -163,7 +163,10 @@ def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Pa
     assert (run.step, run.restarts, run.loss) == (30, 0, 3.1)
     assert run.left_s == pytest.approx(14.0)
     (folder.checkpoints / "step-00000020").mkdir(parents=True)
-    for again in (live("RUNNING", restarts=1), Live("13", "small-target-0a0b0d", "RUNNING", "", "", 0, "")):
+    for again in (
+        live("RUNNING", restarts=1),
+        LiveJob("13", "small-target-0a0b0d", "RUNNING", "", "", 0, ""),
+    ):
         run = looked(
             home, with_slurm(folder, again)
         )  # before its Start line, under the same job or a new one
@@ -214,7 +217,9 @@ def test_a_run_in_the_queue(home: Path) -> None:
     for held in ("JobHeldUser", "launch failed requeued held", "JobHoldMaxRequeue"):
         run = looked(home, with_slurm(folder, live("PENDING", held, restarts=1)))
         assert (run.state, run.reason, run.moves) == ("requeued", held, False)
-        picture = Survey(Workspace(home), None).look(answer(with_slurm(folder, live("PENDING", held))))
+        picture = StatusCollector(Workspace(home), None).look(
+            answer(with_slurm(folder, live("PENDING", held)))
+        )
         assert not picture.moves
         [(group, runs)] = picture.groups
         assert picture.next_of(group, runs).endswith("scontrol release 12")
@@ -222,19 +227,19 @@ def test_a_run_in_the_queue(home: Path) -> None:
 
 def test_a_job_that_ended_before_its_run(home: Path) -> None:
     folder = target(home)
-    run = looked(home, with_slurm(folder, ended=Ended("TIMEOUT", "0:0", "")))
+    run = looked(home, with_slurm(folder, ended=EndedJob("TIMEOUT", "0:0", "")))
     assert (run.state, run.why) == ("stopped", "job 12 ended as TIMEOUT")
     started(folder, job="12, restart 0, on node1")
-    run = looked(home, with_slurm(folder, ended=Ended("FAILED", "1:0", "node1")))
+    run = looked(home, with_slurm(folder, ended=EndedJob("FAILED", "1:0", "node1")))
     assert (run.state, run.why) == ("failed", "job 12 ended as FAILED")
     said(folder, "crashed", "given up")
     assert looked(home, with_slurm(folder)).why == "job 12 ended: given up"
     # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
     (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
     assert looked(home, with_slurm(folder)).state == "failed"
-    assert looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer")).state == "at work"
+    assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "at work"
     (folder.path / "lock").unlink()
-    run = looked(home, Whereabouts({folder.path.name: "12"}, problem="no answer"))
+    run = looked(home, JobStates({folder.path.name: "12"}, problem="no answer"))
     assert (run.state, run.why) == ("unknown", "SLURM has or had it as job 12")
 
 
@@ -242,7 +247,7 @@ def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
     """Whether it waited or was at work, and whatever had happened to it before."""
     folder = target(home)
     run = folder.path.name
-    where = Whereabouts({run: "12"}, cancelled={run})
+    where = JobStates({run: "12"}, cancelled={run})
     told = looked(home, where)
     assert (told.state, told.why, told.moves) == (
         "cancelled",
@@ -269,19 +274,19 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
     for name, runs, job in ((ours, (run,), 12), (study, (), 13)):
         submission = Submission(name=name, time=1.0, runs=runs, job=job, retries=3)
         write_json(home / "slurm" / name / "submission.json", submission)
-    told: dict[str, Ended] = {}
+    told: dict[str, EndedJob] = {}
     monkeypatch.setattr(client, "live", lambda names: {})
     monkeypatch.setattr(client, "ended", lambda jobs: {job: told[job] for job in jobs if job in told})
 
     def cancelled(by_us: bool) -> set[str]:
         write_json(folder.queued_json, Queued(submission=ours, from_step=0, cancelled=by_us))
-        return set(whereabouts(Workspace(home), [run], [study]).cancelled)
+        return set(job_states(Workspace(home), [run], [study]).cancelled)
 
     assert cancelled(by_us=False) == set()
     assert cancelled(by_us=True) == {run}  # before the accounts know, or where there are none
-    told |= {"12": Ended("CANCELLED by 0", "0:0", ""), "13": Ended("CANCELLED by 0", "0:0", "")}
+    told |= {"12": EndedJob("CANCELLED by 0", "0:0", ""), "13": EndedJob("CANCELLED by 0", "0:0", "")}
     assert cancelled(by_us=False) == {run, study}
-    told["12"] = Ended("FAILED", "1:0", "node1")
+    told["12"] = EndedJob("FAILED", "1:0", "node1")
     assert cancelled(by_us=True) == {study}
 
 
@@ -307,26 +312,26 @@ STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submis
 @pytest.mark.parametrize(
     ("noted", "where", "state", "parts"),
     [
-        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
+        (STUDY, JobStates(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
          ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
-        (STUDY, Whereabouts(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
+        (STUDY, JobStates(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
          ("SLURM holds its job (JobHeldUser)", "scontrol release 12")),
-        (STUDY, Whereabouts(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
-        (STUDY, Whereabouts(cancelled={"small-study-0a0b0c"}), "cancelled",
+        (STUDY, JobStates(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
+        (STUDY, JobStates(cancelled={"small-study-0a0b0c"}), "cancelled",
          ("cancelled; to go on: run its budget --slurm --until-done",)),
-        (StudyState(state="cancelled", said="while it waits"), Whereabouts(), "cancelled",
+        (StudyState(state="cancelled", said="while it waits"), JobStates(), "cancelled",
          ("cancelled; to go on: run its budget --slurm --until-done",)),
-        (STUDY, Whereabouts(problem="no answer"), "waiting", ("when SLURM was asked last",)),
-        (StudyState(state="stopped", said="target: 1 run failed"), Whereabouts(), "stopped",
+        (STUDY, JobStates(problem="no answer"), "waiting", ("when SLURM was asked last",)),
+        (StudyState(state="stopped", said="target: 1 run failed"), JobStates(), "stopped",
          ("target: 1 run failed", "run its budget --slurm --until-done")),
-        (StudyState(state="done", said="inside: 1.2"), Whereabouts(), "done", ("plans/small/audit.html",)),
+        (StudyState(state="done", said="inside: 1.2"), JobStates(), "done", ("plans/small/audit.html",)),
     ],
 )  # fmt: skip
 def test_a_study_says_what_to_do_next(
-    home: Path, noted: StudyState, where: Whereabouts, state: str, parts: tuple[str, ...]
+    home: Path, noted: StudyState, where: JobStates, state: str, parts: tuple[str, ...]
 ) -> None:
     write_json(home / "plans" / "small" / "study.json", noted)
-    picture = Survey(Workspace(home), None).look(answer(where))
+    picture = StatusCollector(Workspace(home), None).look(answer(where))
     [study] = picture.studies
     assert study.state == state
     for part in parts:
@@ -341,7 +346,7 @@ def test_a_study_names_its_budgets_file(home: Path) -> None:
     again = "to go on: run {} --slurm --until-done"
 
     def said_of(asked: Path | None) -> str:
-        [study] = Survey(Workspace(home), asked).look(answer(Whereabouts())).studies
+        [study] = StatusCollector(Workspace(home), asked).look(answer(JobStates())).studies
         return study.said
 
     assert said_of(None).endswith(again.format("its budget"))
@@ -356,7 +361,7 @@ def test_what_was_never_queued_goes_where_its_cluster_says(home: Path) -> None:
     path = home / "plans" / "small" / "plan.target.yaml"
 
     def then() -> str:
-        [plan] = Survey(Workspace(home), None).look(answer(Whereabouts())).plain()["plans"]
+        [plan] = StatusCollector(Workspace(home), None).look(answer(JobStates())).plain()["plans"]
         return str(plan["next"])
 
     assert then() == f"run {path} starts the rest"
@@ -384,10 +389,10 @@ def test_a_study_of_another_folder_is_not_looked_for_here(
 
 def test_accounts_may_be_behind_when_nothing_seems_to_go_on(home: Path) -> None:
     folder = target(home)
-    stopped = Survey(Workspace(home), None).look(answer(with_slurm(folder)))
+    stopped = StatusCollector(Workspace(home), None).look(answer(with_slurm(folder)))
     assert [display.is_over(stopped, still) for still in (0, 2, 4, 5)] == [False, False, False, True]
-    cancelled = Whereabouts({folder.path.name: "12"}, cancelled={folder.path.name})
-    known = Survey(Workspace(home), None).look(answer(cancelled))
+    cancelled = JobStates({folder.path.name: "12"}, cancelled={folder.path.name})
+    known = StatusCollector(Workspace(home), None).look(answer(cancelled))
     assert [display.is_over(known, still) for still in (0, 1, 2)] == [False, False, True]
 
 
@@ -399,7 +404,7 @@ def test_the_table_fits_a_hundred_columns(home: Path) -> None:
     said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
     where = with_slurm(folder, live("PENDING", "Resources", 1, "2030-01-02T03:04:05"))
     printed = io.StringIO()
-    display.show(Survey(Workspace(home), None).look(answer(where)), Console(file=printed, width=100))
+    display.show(StatusCollector(Workspace(home), None).look(answer(where)), Console(file=printed, width=100))
     _, *table, why = printed.getvalue().splitlines()
     assert all(len(line) <= 100 for line in table)
     text = printed.getvalue()
@@ -410,11 +415,11 @@ def test_the_table_fits_a_hundred_columns(home: Path) -> None:
 
 def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
     title = "3.2e+10 FLOP, width 20"
-    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    picture = StatusCollector(Workspace(home), None).look(answer(JobStates()))
     [(group, [run])] = picture.groups
     busy = replace(
         run, title=title, state="at work", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
-        left_s=200.0, nodes="node[1-12,14-20]", forecast=Forecast(3.0, 2.5, 3.5),
+        left_s=200.0, nodes="node[1-12,14-20]", forecast=StepForecast(3.0, 2.5, 3.5),
     )  # fmt: skip
     waits = replace(busy, state="requeued", left_s=None, reason="Priority", starts="2030-01-02T03:04:05")
     printed = io.StringIO()
@@ -437,7 +442,7 @@ def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
     write_json(
         home / "plans" / "small" / "study.json", StudyState(state="done", said="inside: 3.0 nats/token")
     )
-    [study] = Survey(Workspace(home), None).look(answer(Whereabouts())).studies
+    [study] = StatusCollector(Workspace(home), None).look(answer(JobStates())).studies
     assert study.said.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
 
 
@@ -449,7 +454,7 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
     for terminal in (True, False):
         printed = io.StringIO()
         console = Console(file=printed, width=100, force_terminal=terminal)
-        display.follow(Survey(Workspace(home), None), console, json=False)
+        display.follow(StatusCollector(Workspace(home), None), console, json=False)
         assert "cut off at step 10 without a word" in printed.getvalue()
         assert (
             f"run {home}/plans/small/plan.target.yaml goes on from the newest checkpoints"
@@ -458,7 +463,7 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
 
 
 def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
-    picture = Survey(Workspace(home), None).look(answer(Whereabouts()))
+    picture = StatusCollector(Workspace(home), None).look(answer(JobStates()))
     assert any(not isinstance(part, str) for part in display.rendered(picture, 20, 100))
     folded = display.rendered(picture, 5, 100)
     assert all(isinstance(part, str) for part in folded)
@@ -482,18 +487,18 @@ def test_what_may_be_asked_for(home: Path) -> None:
     for asked in (folder.path, run_json, home / "plans" / "small" / "plan.target.yaml"):
         assert looked(home, asked=asked).run == folder.path.name
     with pytest.raises(DocumentError, match="there is no such file"):
-        Survey(Workspace(home), Path("nonsense.yaml"))
+        StatusCollector(Workspace(home), Path("nonsense.yaml"))
     with pytest.raises(DocumentError, match="neither a budget, nor a plan, nor a run spec"):
-        Survey(Workspace(home), folder.order_json)
+        StatusCollector(Workspace(home), folder.order_json)
     printed = io.StringIO()
-    display.show(Survey(Workspace(home / "empty"), None).look(), Console(file=printed))
+    display.show(StatusCollector(Workspace(home / "empty"), None).look(), Console(file=printed))
     assert "next: plan BUDGET" in printed.getvalue()
 
 
 def test_of_a_budget_the_chain(home: Path) -> None:
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "small.yaml", plan.budget)
-    plain = Survey(Workspace(home), home / "small.yaml").look().plain()
+    plain = StatusCollector(Workspace(home), home / "small.yaml").look().plain()
     assert [step["step"] for step in plain["chain"]] == [
         "data",
         "plan",
@@ -510,7 +515,7 @@ def test_a_plan_that_cannot_be_read_hides_no_other(home: Path) -> None:
     broken = home / "plans" / "broken" / "plan.target.yaml"
     broken.parent.mkdir()
     broken.write_text("kind: plan\n")
-    picture = Survey(Workspace(home), None).look()
+    picture = StatusCollector(Workspace(home), None).look()
     assert [run.state for run in picture.runs] == ["not started"]
     assert f"{broken}:1:1: " in picture.unread[0]
 

@@ -6,11 +6,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.tail import cut, cut_line
-from runtime.train.metrics import Metrics, Rates, RecordError
+from runtime.train.metrics import Metrics, RecordError, StepRates
 from runtime.train.tensorboard_events import Events
 from specs.record import EvalLine, StepLine
 
-RATES = Rates(step_tokens=100, mfu_flop_per_token=1000, peak_flop_per_s=1e6)
+RATES = StepRates(step_tokens=100, mfu_flop_per_token=1000, peak_flop_per_s=1e6)
 
 
 def step_line(step: int) -> StepLine:
@@ -43,7 +43,7 @@ def test_lines_read_back(tmp_path: Path) -> None:
 
 
 def test_there_is_no_utilisation_without_a_peak() -> None:
-    assert Rates(100, 1000, None).line(step=9, steps=5, seconds=2.0).mfu is None
+    assert StepRates(100, 1000, None).line(step=9, steps=5, seconds=2.0).mfu is None
 
 
 @pytest.mark.parametrize("saved", [1, 3, 4, 7])

@@ -13,18 +13,18 @@ import pytest
 from runtime.checkpoint.format import find_whole, read_manifest
 from runtime.data.batches import first_sample
 from runtime.run_folder.folder import RunFolder
-from runtime.train.spike_guard import Guard, deviations
+from runtime.train.spike_guard import SpikeGuard, deviations
 from specs.data import CorpusRef
 from specs.exit_codes import NO_RETRY, OK
-from specs.record import Incident, LeftOut, Rollback, Start
+from specs.record import Incident, Rollback, SkippedRange, Start
 from specs.run import RunSpec
-from specs.spike_guard import Memory, StepGuard
+from specs.spike_guard import SpikeGuardState, StepGuard
 from tests.support.training import Ranks, corpus, opened, order, poison, tiny_run
 
 SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
 
 
-def fed(guard: Guard, losses: list[float]) -> list[str]:
+def fed(guard: SpikeGuard, losses: list[float]) -> list[str]:
     return [guard.objection(loss, 1.0) for loss in losses]
 
 
@@ -45,7 +45,7 @@ def test_a_few_wild_losses_do_not_hide_a_spike() -> None:
 
 
 def test_only_what_rises_is_a_spike() -> None:
-    guard = Guard(SPEC, Memory())
+    guard = SpikeGuard(SPEC, SpikeGuardState())
     assert fed(guard, noisy(16)) == [""] * 16
     assert guard.objection(0.5, 1.0) == ""
     assert "deviations above the last 16 steps' median" in guard.objection(4.0, 1.0)
@@ -55,11 +55,11 @@ def test_only_what_rises_is_a_spike() -> None:
 
 
 def test_nothing_is_a_spike_before_there_is_something_to_compare() -> None:
-    assert fed(Guard(SPEC, Memory()), [3.0] * 15 + [300.0]) == [""] * 16
+    assert fed(SpikeGuard(SPEC, SpikeGuardState()), [3.0] * 15 + [300.0]) == [""] * 16
 
 
 def test_what_was_thrown_away_is_not_compared_with() -> None:
-    guard = Guard(SPEC, Memory())
+    guard = SpikeGuard(SPEC, SpikeGuardState())
     fed(guard, noisy(16))
     assert all(fed(guard, [6.0] * 40))
     assert guard.memory.in_a_row == 40
@@ -70,7 +70,7 @@ def test_what_was_thrown_away_is_not_compared_with() -> None:
     ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (3.0, math.nan), (3.0, math.inf)]
 )
 def test_what_is_not_finite_is_never_applied(loss: float, norm: float) -> None:
-    guard = Guard(SPEC, Memory())
+    guard = SpikeGuard(SPEC, SpikeGuardState())
     assert guard.objection(loss, norm).startswith("loss ")
     for _ in range(2):
         assert not guard.impatient
@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_never_applied(loss: float, norm: float) -> None:
 
 
 def test_without_a_guard_everything_is_applied() -> None:
-    guard = Guard(None, Memory())
+    guard = SpikeGuard(None, SpikeGuardState())
     assert fed(guard, [3.0] * 200 + [math.nan, 1e9]) == [""] * 202
     assert not guard.impatient
 
@@ -87,25 +87,25 @@ def test_without_a_guard_everything_is_applied() -> None:
 def test_a_guard_that_was_put_down_goes_on_as_if_it_never_was() -> None:
     losses = noisy(60)
     losses[30:33] = [9.0, math.nan, 9.0]
-    whole, resumed = Guard(SPEC, Memory()), Guard(SPEC, Memory())
+    whole, resumed = SpikeGuard(SPEC, SpikeGuardState()), SpikeGuard(SPEC, SpikeGuardState())
     said = []
     for loss in losses:
         said.append(resumed.objection(loss, 1.0))
-        resumed = Guard(SPEC, Memory.model_validate_json(resumed.memory.canonical_json()))
+        resumed = SpikeGuard(SPEC, SpikeGuardState.model_validate_json(resumed.memory.canonical_json()))
     assert said == fed(whole, losses)
     assert resumed.memory == whole.memory
 
 
 def test_batches_go_on_past_what_was_left_out() -> None:
-    def batches(steps: int, *left_out: LeftOut) -> list[int]:
+    def batches(steps: int, *left_out: SkippedRange) -> list[int]:
         return [first_sample(step, 10, left_out) // 10 + 1 for step in range(1, steps + 1)]
 
     assert batches(4) == [1, 2, 3, 4]
-    first = LeftOut(step=6, to_step=2, batches=6)
+    first = SkippedRange(step=6, to_step=2, batches=6)
     assert batches(5, first) == [1, 2, 7, 8, 9]
-    later = LeftOut(step=5, to_step=4, batches=9)
+    later = SkippedRange(step=5, to_step=4, batches=9)
     assert batches(6, first, later) == [1, 2, 7, 8, 10, 11]
-    before_both = LeftOut(step=6, to_step=1, batches=11)
+    before_both = SkippedRange(step=6, to_step=1, batches=11)
     assert batches(4, first, later, before_both) == [1, 12, 13, 14]
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
     """At step 33 four in a row were bad, among them the one after which a checkpoint is due; it goes back to 24."""
     folder = trained(home, tmp_path, run_of(home), 30, 35, dp)
     (rollback,) = (line for line in folder.records() if isinstance(line, Rollback))
-    assert rollback.left_out == LeftOut(step=33, to_step=24, batches=33)
+    assert rollback.left_out == SkippedRange(step=33, to_step=24, batches=33)
     assert "steps 25 to 33 are given up and their data left out" in rollback.message
     assert [line.from_step for line in folder.records() if isinstance(line, Start)] == [0, 24]
     assert [line.lost_steps for line in folder.records() if isinstance(line, Start)] == [0, 9]

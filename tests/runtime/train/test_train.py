@@ -22,7 +22,7 @@ from runtime.data.batches import DataError, held_out_rows, training_rows
 from runtime.data.corpus import CorpusError, load_corpus, tokens
 from runtime.run_folder.folder import RunFolder
 from runtime.train.loop import RunError, main, train
-from runtime.train.process import Leave, Seat
+from runtime.train.process import RankInfo, StopRequest
 from runtime.train.run_logger import band_left
 from specs.data import CorpusRef
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
@@ -166,7 +166,7 @@ def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: Any) -> str:
     """Why a run is refused; nothing is recorded."""
     folder = opened(home, run, order(run, **how))
     with pytest.raises((RunError, CorpusError, DataError)) as refused:
-        train(folder, home / "data", Seat(0, 0, ranks), Leave())
+        train(folder, home / "data", RankInfo(0, 0, ranks), StopRequest())
     assert not folder.record_jsonl.exists()
     assert not folder.metrics_jsonl.exists()
     return str(refused.value)
@@ -358,9 +358,9 @@ def test_what_cannot_be_read_just_now_may_be_later(home: Path, data: CorpusRef, 
 
 def test_a_signal_before_the_first_step_is_not_lost(home: Path, data: CorpusRef, tmp_path: Path) -> None:
     folder = opened(tmp_path, tiny_run(data, steps=5000, seed=10))
-    leave = Leave()
+    leave = StopRequest()
     leave.asked = signal.SIGTERM
-    assert train(folder, home / "data", Seat(0, 0, 1), leave) == RESUME
+    assert train(folder, home / "data", RankInfo(0, 0, 1), leave) == RESUME
     assert folder.metrics() == []
     assert not folder.checkpoints.exists()
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runtime.launch.jobs import Wanted
+from runtime.launch.jobs import RunRequest
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import submit
 from runtime.slurm.study import carry_out
-from runtime.slurm.submit import Asked
-from runtime.study import Driver, Ran
-from specs.cluster import Cluster as ClusterFile
+from runtime.slurm.submit import ClusterFile
+from runtime.study import Driver, RunResults
+from specs.cluster import Cluster as ClusterSpec
 from specs.document.files import load
 from specs.record import Incident, Order, Start
 from specs.run import RunSpec
@@ -48,8 +48,8 @@ class Running:
     cluster: Cluster
     folder: RunFolder
     workspace: Workspace
-    asked: Asked
-    wanted: Wanted
+    asked: ClusterFile
+    wanted: RunRequest
 
     @staticmethod
     def queued(
@@ -59,13 +59,13 @@ class Running:
         place.mkdir(parents=True, exist_ok=True)
         (place / "data").symlink_to(home / "data")
         path = cluster_file(place, *lines)
-        asked, workspace = Asked(path, load(path, ClusterFile)), Workspace(place)
-        wanted = Wanted(path, "", "a small run", run, order, 1.0)
+        asked, workspace = ClusterFile(path, load(path, ClusterSpec)), Workspace(place)
+        wanted = RunRequest(path, "", "a small run", run, order, 1.0)
         running = Running(cluster, RunFolder(wanted.folder(workspace)), workspace, asked, wanted)
         running.queue()
         return running
 
-    def queue(self, *, again: bool = True) -> Ran:
+    def queue(self, *, again: bool = True) -> RunResults:
         """Queue it, unless it is finished or queued already."""
         driver = Driver(self.workspace, Machine(1, ()), None, Console(quiet=True))
         return carry_out(driver, [self.wanted], self.asked, "small", again=again)
