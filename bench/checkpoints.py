@@ -77,21 +77,21 @@ def run_spec() -> RunSpec:
     )
 
 
-def trainer(replica: RankWorker) -> Callable[[], float]:
+def trainer(worker: RankWorker) -> Callable[[], float]:
     """One step; its wall seconds."""
     numbers = iter(range(1, 10**6))
 
     def step() -> float:
         begin = time.perf_counter()
-        replica.accumulate(next(numbers), ())
-        replica.optimizer.apply(1e-4, replica.optimizer.reduce())
+        worker.accumulate(next(numbers), ())
+        worker.optimizer.apply(1e-4, worker.optimizer.reduce())
         return time.perf_counter() - begin
 
     return step
 
 
 def measure(
-    saver: AsyncCheckpointer,
+    checkpointer: AsyncCheckpointer,
     step: Callable[[], float],
     manifest: Callable[[], CheckpointManifest],
     folder: Path,
@@ -102,13 +102,13 @@ def measure(
         step_s = statistics.median(step() for _ in range(4))
     begin = time.perf_counter()
     with peak_rss() as peak:
-        saver.begin(manifest())
+        checkpointer.begin(manifest())
         blocked_s = time.perf_counter() - begin
         taken = 0
-        while not saver.idle:
+        while not checkpointer.idle:
             step()
             taken += 1
-            saver.hear(*saver.report())
+            checkpointer.hear(*checkpointer.report())
     extra_s = time.perf_counter() - begin - taken * step_s
     told, large = manifest(), folder / "large"
     large.mkdir(exist_ok=True)
@@ -175,20 +175,20 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, PEERS.vocab, 2**20, dtype=np.uint16)
     with (
         tempfile.TemporaryDirectory(dir=".") as where,
-        join_process_group(run, execution, 0, 0, tokens, tokens) as replica,
+        join_process_group(run, execution, 0, 0, tokens, tokens) as worker,
     ):
         folder = Path(where)
-        replica.optimizer.start(0)
-        saver, step = AsyncCheckpointer(folder, replica, Retention()), trainer(replica)
+        worker.optimizer.start(0)
+        checkpointer, step = AsyncCheckpointer(folder, worker, Retention()), trainer(worker)
         begun, numbers = ResumeState(0, None, SpikeGuardState(), (), {}), iter(range(1, 10**6))
         step()
-        state_bytes = 3 * replica.optimizer.state[0].nbytes
+        state_bytes = 3 * worker.optimizer.state[0].nbytes
 
         def manifest() -> CheckpointManifest:
-            return manifest_of(replica, run, begun, next(numbers), None, SpikeGuardState())
+            return manifest_of(worker, run, begun, next(numbers), None, SpikeGuardState())
 
         boxes = large_boxes()
-        found = [measure(saver, step, manifest, folder, boxes) for _ in range(rounds)]
+        found = [measure(checkpointer, step, manifest, folder, boxes) for _ in range(rounds)]
     show(found, state_bytes)
 
 

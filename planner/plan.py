@@ -33,43 +33,43 @@ from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRu
 from specs.record import LedgerRecord
 
 
-def make_plan(desk: PlanInputs) -> Plan:
+def make_plan(inputs: PlanInputs) -> Plan:
     """The plan that the evidence supports now; DocumentError where there is none."""
-    if isinstance(desk.budget.evidence, Published):
-        return _from_published(desk)
-    return _from_ledger(desk, desk.budget.evidence)
+    if isinstance(inputs.budget.evidence, Published):
+        return _from_published(inputs)
+    return _from_ledger(inputs, inputs.budget.evidence)
 
 
-def _from_published(desk: PlanInputs) -> Plan:
-    surface = None if desk.loss_law is None else published_surface(desk.loss_law)
-    laws = Laws(desk.law.allocation, surface)
-    target = find_target(Search(desk, laws))
-    told = forecast.from_published(desk.budget, desk.law, desk.loss_law, target.planned)
-    return _seal_target(desk, laws, target, told, None, ())
+def _from_published(inputs: PlanInputs) -> Plan:
+    surface = None if inputs.loss_law is None else published_surface(inputs.loss_law)
+    laws = Laws(inputs.law.allocation, surface)
+    target = find_target(Search(inputs, laws))
+    told = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
+    return _seal_target(inputs, laws, target, told, None, ())
 
 
-def _from_ledger(desk: PlanInputs, evidence: Pilots) -> Plan:
-    prior = feasibility.prior_allocation(desk)
-    bought = _pilots(desk, evidence, prior)
-    assert desk.corpus is not None  # a budget with pilots over declared text is refused when it is read
+def _from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
+    prior = feasibility.prior_allocation(inputs)
+    bought = _pilots(inputs, evidence, prior)
+    assert inputs.corpus is not None  # a budget with pilots over declared text is refused when it is read
     found = ledger_evidence.read_evidence(
-        desk.ledger, desk.corpus.digest, desk.family.context, desk.budget.precision, bought.below_flop
+        inputs.ledger, inputs.corpus.digest, inputs.family.context, inputs.budget.precision, bought.below_flop
     )
     missing = found.lacks([run.run.fingerprint() for run in bought.runs])
     if missing:
         of = f"{len(missing)} of {len(bought.runs)}"
         reason = f"{of} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _seal_pilots(desk, bought, NoForecast(reason=reason))
-    points = ledger_evidence.points(found, desk.family.min_steps)
-    feasibility.check_points(desk, points)
+        return _seal_pilots(inputs, bought, NoForecast(reason=reason))
+    points = ledger_evidence.points(found, inputs.family.min_steps)
+    feasibility.check_points(inputs, points)
     minima = forecast.minima(points)
-    feasibility.check_minima(desk, minima, bought.ladder)
+    feasibility.check_minima(inputs, minima, bought.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
     rate = ledger_evidence.rate_check(found)
-    laws = Laws(allocation, _ledger_surface(desk, points))
+    laws = Laws(allocation, _ledger_surface(inputs, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
-    target = find_target(Search(desk, laws, multiple))
-    told = forecast.from_ledger(points, found.pilots, target.planned, desk.unique_tokens)
+    target = find_target(Search(inputs, laws, multiple))
+    told = forecast.from_ledger(points, found.pilots, target.planned, inputs.unique_tokens)
     fit = LawFit(
         points=points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
@@ -81,7 +81,7 @@ def _from_ledger(desk: PlanInputs, evidence: Pilots) -> Plan:
         rate_check=rate,
         flags=told.flags,
     )
-    return _seal_target(desk, laws, target, told.forecast, fit, found.pilots + found.rates)
+    return _seal_target(inputs, laws, target, told.forecast, fit, found.pilots + found.rates)
 
 
 @dataclass(frozen=True)
@@ -96,87 +96,87 @@ class _Pilots:
     """The target as the prior has it; None where the pilots are sealed already."""
 
 
-def _pilots(desk: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
+def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     """The pilots of a target that must be possible, as the prior has it, before they are bought. None for a loss, whose
     compute only the ledger's law can tell.
 
     The pilots are as they were sealed, whatever code or catalog say now, or drafted where there is no plan yet.
     """
-    if desk.budget.loss is not None:
+    if inputs.budget.loss is not None:
         return _Pilots(math.inf, (), None, None)
-    optimal = Search(desk, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
-    sealed = desk.out / "plan.pilots.yaml"
+    optimal = Search(inputs, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
+    sealed = inputs.out / "plan.pilots.yaml"
     if sealed.exists():
         there = load(sealed, Plan)
         return _Pilots(target_compute(optimal), there.runs, there.ladder, None)
     preview = find_target(optimal).planned
     compute = preview.budget_flop
     place = site(
-        compute, prior, desk.hyper, desk.family, desk.vocab, desk.law.compute_low_flop, evidence.reach
+        compute, prior, inputs.hyper, inputs.family, inputs.vocab, inputs.law.compute_low_flop, evidence.reach
     )
     choice = choose(evidence, place)
-    feasibility.check_reach_of_pilots(desk, evidence, choice.ladder)
+    feasibility.check_reach_of_pilots(inputs, evidence, choice.ladder)
     wanted = pilot_runs.pilot_requests(
-        choice.ladder, evidence.rates, desk.family, desk.vocab, prior, compute, desk.cluster.devices
+        choice.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
     )
-    runs = tuple(with_fewer(draft(setting_of(desk), wish), desk.cluster) for wish in wanted)
+    runs = tuple(with_fewer(draft(setting_of(inputs), request), inputs.cluster) for request in wanted)
     return _Pilots(compute, runs, choice.document(compute), preview)
 
 
-def _ledger_surface(desk: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
+def _ledger_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
     """The loss surface that the ledger's runs choose; fitted only where the budget needs one."""
-    if desk.budget.loss is None and not isinstance(desk.budget.objective, Inference):
+    if inputs.budget.loss is None and not isinstance(inputs.budget.objective, Inference):
         return None
     fitted = forecast.surface(points)
     law = data_constrained.Surface(fitted.form, tuple(fitted.params.tolist()), fitted.cost_per)
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal_pilots(desk: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
+def _seal_pilots(inputs: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
     preview, ladder, runs = bought.preview, bought.ladder, bought.runs
-    said = [] if preview is None else [target_by_the_prior(preview, desk.law)]
+    said = [] if preview is None else [target_by_the_prior(preview, inputs.law)]
     said += [] if ladder is None else [ladder_note(ladder)]
     return _seal(
-        desk,
+        inputs,
         phase="pilots",
         fit=None,
         runs=runs,
         ladder=ladder,
         forecast=told,
-        notes=(*said, *notes(desk, runs)),
+        notes=(*said, *notes(inputs, runs)),
     )
 
 
 def _seal_target(
-    desk: PlanInputs,
+    inputs: PlanInputs,
     laws: Laws,
     target: Target,
     told: Forecast | NoForecast,
     fit: LawFit | None,
     records: Sequence[LedgerRecord],
 ) -> Plan:
-    hypers = advice(desk, target.planned, records)
+    hypers = advice(inputs, target.planned, records)
     return _seal(
-        desk,
+        inputs,
         phase="target",
         fit=fit,
-        runs=(with_fewer(target.planned, desk.cluster),),
+        runs=(with_fewer(target.planned, inputs.cluster),),
         layouts=target.layouts,
         hypers=hypers,
         forecast=told,
-        notes=notes(desk, (target.planned,), laws, hypers),
+        notes=notes(inputs, (target.planned,), laws, hypers),
     )
 
 
-def _seal(desk: PlanInputs, **found: Any) -> Plan:
+def _seal(inputs: PlanInputs, **found: Any) -> Plan:
     """The plan of what was found, with what it rests on, under its seal."""
     unsealed = Plan.model_construct(
         kind="plan",
-        budget=desk.budget,
-        ledger=os.path.relpath(desk.ledger, desk.out),
-        bytes_per_token=None if desk.corpus is None else desk.corpus.bytes_per_token,
-        unique_tokens=desk.unique_tokens,
-        law=desk.law,
+        budget=inputs.budget,
+        ledger=os.path.relpath(inputs.ledger, inputs.out),
+        bytes_per_token=None if inputs.corpus is None else inputs.corpus.bytes_per_token,
+        unique_tokens=inputs.unique_tokens,
+        law=inputs.law,
         code=code(),
         seal="0" * 64,
         **found,

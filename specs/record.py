@@ -128,7 +128,7 @@ class Rollback(Spec):
     """Selects this line."""
     time: float
     """Seconds since 1970."""
-    left_out: SkippedRange
+    skipped: SkippedRange
     """What was given up."""
     message: str
     """Why, in words."""
@@ -288,7 +288,7 @@ class RunAudit(Spec):
     """How its segments were laid out, each layout once."""
 
     @property
-    def said_of_restarts(self) -> str:
+    def restarts_text(self) -> str:
         """How often it was taken up again and what that cost, in words; empty where it never was."""
         if not self.restarts:
             return ""

@@ -17,30 +17,30 @@ _SLACK = 0.99
 """Amounts that are proposed stay this far inside of their bound: shapes come in whole layers, steps in twenties."""
 
 
-def spent(desk: PlanInputs, cost: Cost) -> float:
+def spent(inputs: PlanInputs, cost: Cost) -> float:
     """What a run costs in the budget's currency."""
     amount = {
         "device_hours": cost.device_hours,
         "money": cost.dollars,
         "energy": cost.energy_j,
         "deadline": cost.hours * 3600,
-    }[desk.budget.currency]
+    }[inputs.budget.currency]
     assert amount is not None  # `device_hours` has refused clusters without a price or power
     return amount
 
 
-def device_hours(desk: PlanInputs, amount: float) -> float:
+def device_hours(inputs: PlanInputs, amount: float) -> float:
     """Device-hours that an amount of the budget's currency buys on the cluster."""
-    currency, cluster = desk.budget.currency, desk.cluster
+    currency, cluster = inputs.budget.currency, inputs.cluster
     if currency == "money":
         if cluster.price is None:
-            raise desk.refuse(
+            raise inputs.refuse(
                 "money", f"the cluster {cluster.name} has no price", "give compute or device_hours"
             )
         return amount / cluster.price
     if currency == "energy":
         if cluster.device.power is None:
-            raise desk.refuse(
+            raise inputs.refuse(
                 "energy", f"the power of {cluster.device.name} is not known", "give compute or device_hours"
             )
         return amount / 3600 / cluster.device.power
@@ -58,10 +58,10 @@ def at_least(search: Search, compute_flop: float) -> str:
 
 
 def _bounded(search: Search, compute_flop: float, *, most: bool) -> str:
-    desk, bound = search.desk, "at most" if most else "at least"
-    if desk.budget.currency == "compute":
+    inputs, bound = search.inputs, "at most" if most else "at least"
+    if inputs.budget.currency == "compute":
         return f"spend {bound} {compute_flop:.2g} FLOP"
-    if desk.budget.currency == "loss":
+    if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
         return f"ask for a loss of {bound} {loss_of(search, compute_flop, most=most):g} nats/token"
     try:
@@ -69,16 +69,16 @@ def _bounded(search: Search, compute_flop: float, *, most: bool) -> str:
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
     except (NoLayoutError, UndividedBatchError):
         return f"spend {bound} what {compute_flop:.2g} FLOP cost"
-    costs = [spent(desk, planned.cost) for planned in (drafted, balanced)]
-    return f"spend {bound} {said(desk, min(costs) if most else max(costs), most=most)}"
+    costs = [spent(inputs, planned.cost) for planned in (drafted, balanced)]
+    return f"spend {bound} {said(inputs, min(costs) if most else max(costs), most=most)}"
 
 
-def said(desk: PlanInputs, amount: float, *, most: bool = True) -> str:
+def said(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
     """An amount in the budget's currency as it is written there, with two digits, a little inside of the bound."""
-    unit = 3600.0 if desk.budget.currency in ("energy", "deadline") else 1.0
+    unit = 3600.0 if inputs.budget.currency in ("energy", "deadline") else 1.0
     asked = amount / unit
     rounded = rounded_down(_SLACK * asked) if most else rounded_up(asked / _SLACK)
-    match desk.budget.currency:
+    match inputs.budget.currency:
         case "money":
             return f"${count(rounded)}"
         case "energy":

@@ -17,15 +17,15 @@ _NAMED = 4
 
 
 def notes(
-    desk: PlanInputs,
+    inputs: PlanInputs,
     runs: Sequence[PlannedRun],
     laws: Laws | None = None,
     hypers: tuple[HyperAdvice, ...] = (),
 ) -> tuple[str, ...]:
     """Every note on a plan of these runs; `laws` and `hypers` are the target's, without them in a plan of pilots."""
-    found = [*_extrapolation(desk, runs[-1]), *_repeats(desk, runs), *_short(desk, runs)]
+    found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short(inputs, runs)]
     if laws is not None:
-        found += [*_objective(desk, laws, runs[-1]), *_overrides(desk, runs[-1], hypers)]
+        found += [*_objective(inputs, laws, runs[-1]), *_overrides(inputs, runs[-1], hypers)]
     return tuple(found)
 
 
@@ -55,52 +55,52 @@ def currencies(cost: Cost) -> str:
     return f"{hours} device-hours, {price}, {power}"
 
 
-def _extrapolation(desk: PlanInputs, planned: PlannedRun) -> Iterator[str]:
-    top, low, high = planned.budget_flop, desk.law.compute_low_flop, desk.law.compute_high_flop
-    if not low <= top <= high and isinstance(desk.budget.evidence, Published):
+def _extrapolation(inputs: PlanInputs, planned: PlannedRun) -> Iterator[str]:
+    top, low, high = planned.budget_flop, inputs.law.compute_low_flop, inputs.law.compute_high_flop
+    if not low <= top <= high and isinstance(inputs.budget.evidence, Published):
         beyond = top / high if top > high else low / top
         yield (
-            f"the law {desk.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation, "
+            f"the law {inputs.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation, "
             f"{beyond:,.4g} times"
         )
 
 
-def _repeats(desk: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
+def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
     for planned in runs:
-        epochs = planned.run.tokens / desk.unique_tokens
+        epochs = planned.run.tokens / inputs.unique_tokens
         if epochs > 1:
-            worth = effective_tokens(planned.run.tokens, desk.unique_tokens) / planned.run.tokens
+            worth = effective_tokens(planned.run.tokens, inputs.unique_tokens) / planned.run.tokens
             yield (
                 f"{planned.title}: {epochs:.2f} epochs over the unique tokens, worth {worth:.1%} of as many fresh ones "
                 "(Muennighoff et al., arXiv 2305.16264)"
             )
 
 
-def _short(desk: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
-    short = [planned.title for planned in runs if planned.run.optim.steps < desk.family.min_steps]
+def _short(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
+    short = [planned.title for planned in runs if planned.run.optim.steps < inputs.family.min_steps]
     if short:
         which = "; ".join(short) if len(short) <= _NAMED else f"{len(short)} of {len(runs)} runs"
-        yield f"under {desk.family.min_steps} steps, so that their losses scatter: {which}"
+        yield f"under {inputs.family.min_steps} steps, so that their losses scatter: {which}"
 
 
-def _objective(desk: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[str]:
+def _objective(inputs: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[str]:
     """How far the run is from the best split of its compute, where that is not what was asked for."""
-    objective = desk.budget.objective
+    objective = inputs.budget.objective
     if isinstance(objective, Inference):
-        yield _serving(desk, laws, planned, objective)
+        yield _serving(inputs, laws, planned, objective)
     elif isinstance(objective, FixedSize | FixedRatio) and (laws.allocation or laws.surface):
-        best = Search(desk, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
+        best = Search(inputs, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
         share = best.flop_per_token / planned.run.model.flop_per_token
         said = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
         yield f"the size is the budget's, not the law's: the run has {said} of the best split of its compute"
 
 
-def _serving(desk: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
+def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
     """What the smaller model saves in training and serving together, against the best split with the same loss."""
     surface, model, served = laws.surface, planned.run.model, objective.served
     assert surface is not None  # check_laws has refused the objective without one
     loss = surface.loss(surface.measure(model), planned.run.tokens)
-    best = Search(desk, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
+    best = Search(inputs, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
     plain = compute_for_loss(loss, surface, best.shape, planned.run.compute_flop)
     other = best.shape(plain)
     ours = planned.run.compute_flop + served_flop(model, served)
@@ -111,16 +111,16 @@ def _serving(desk: PlanInputs, laws: Laws, planned: PlannedRun, objective: Infer
     )
 
 
-def _overrides(desk: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
+def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
     """Where laws disagree on learning rate and batch, and where the budget overrode them."""
     yield from (said for said in (disagreement(hypers), own_grid(hypers, planned)) if said)
-    if desk.budget.batch is not None:
+    if inputs.budget.batch is not None:
         yield (
-            f"the batch is the budget's; the learning rate of {desk.hyper_law.name} supposes that "
-            f"{desk.hyper.regime}"
+            f"the batch is the budget's; the learning rate of {inputs.hyper_law.name} supposes that "
+            f"{inputs.hyper.regime}"
         )
-    if planned.execution.layout.devices < desk.cluster.devices:
+    if planned.execution.layout.devices < inputs.cluster.devices:
         yield (
-            f"the run uses {planned.execution.layout.devices} of {desk.cluster.devices} devices: its batch has no more "
-            "to give them"
+            f"the run uses {planned.execution.layout.devices} of {inputs.cluster.devices} devices: "
+            "its batch has no more to give them"
         )

@@ -29,57 +29,59 @@ _MOST_DOUBLINGS = 20
 
 def check_laws(search: Search) -> None:
     """Refuse an objective or a currency that the laws at hand know nothing about."""
-    desk, laws = search.desk, search.laws
-    lacks = lacking(desk.budget.objective, laws)
+    inputs, laws = search.inputs, search.laws
+    lacks = lacking(inputs.budget.objective, laws)
     if lacks:
-        named = desk.budget.evidence
+        named = inputs.budget.evidence
         field = "evidence.law" if isinstance(named, Published) else "evidence"
         split = "allocation" in lacks
-        what = f"the law {desk.law.name} has no allocation" if split else f"the objective needs {lacks}"
-        raise desk.refuse(field, what, _split_wanted(desk) if split else _loss_wanted(desk, BESIDE))
-    if desk.budget.loss is None:
+        what = f"the law {inputs.law.name} has no allocation" if split else f"the objective needs {lacks}"
+        raise inputs.refuse(field, what, _split_wanted(inputs) if split else _loss_wanted(inputs, BESIDE))
+    if inputs.budget.loss is None:
         return
     if laws.surface is None:
-        fitting = [law.name for law in _loss_laws(desk) if law.data == desk.text]
-        raise desk.refuse("loss", "a target loss needs a loss law", _loss_wanted(desk, *fitting))
-    law = desk.loss_law
-    if law is not None and law.data != desk.text:
-        what = f"the loss law {law.name} holds for {law.data}, not for {desk.text}: losses do not carry over"
-        raise desk.refuse("loss", what, _NO_LOSS_LAW)
+        fitting = [law.name for law in _loss_laws(inputs) if law.data == inputs.text]
+        raise inputs.refuse("loss", "a target loss needs a loss law", _loss_wanted(inputs, *fitting))
+    law = inputs.loss_law
+    if law is not None and law.data != inputs.text:
+        what = (
+            f"the loss law {law.name} holds for {law.data}, not for {inputs.text}: losses do not carry over"
+        )
+        raise inputs.refuse("loss", what, _NO_LOSS_LAW)
 
 
-def _split_wanted(desk: PlanInputs) -> str:
+def _split_wanted(inputs: PlanInputs) -> str:
     """A law with an allocation; its learning rate and batch stay with the law that was named."""
-    named = desk.budget.evidence
-    if isinstance(named, Published) and named.hyper is None and desk.law.hyper is not None:
-        return f"write law: deepseek, hyper: {desk.law.name}"
+    named = inputs.budget.evidence
+    if isinstance(named, Published) and named.hyper is None and inputs.law.hyper is not None:
+        return f"write law: deepseek, hyper: {inputs.law.name}"
     return "write law: deepseek"
 
 
-def _loss_wanted(desk: PlanInputs, *fitting: str) -> str:
+def _loss_wanted(inputs: PlanInputs, *fitting: str) -> str:
     """A loss law beside the one that is named; none where none holds for the text."""
-    if not isinstance(desk.budget.evidence, Published):
+    if not isinstance(inputs.budget.evidence, Published):
         return "audit the pilots of a budget in compute first"
     if not fitting:
         return _NO_LOSS_LAW
-    return f"write law: {desk.law.name}, loss: {fitting[0]}"
+    return f"write law: {inputs.law.name}, loss: {fitting[0]}"
 
 
-def _loss_laws(desk: PlanInputs) -> list[PublishedLaw]:
+def _loss_laws(inputs: PlanInputs) -> list[PublishedLaw]:
     """The catalog's laws that print one."""
-    laws = (from_catalog(PublishedLaw, name, desk.path) for name in catalog_names(PublishedLaw))
+    laws = (from_catalog(PublishedLaw, name, inputs.path) for name in catalog_names(PublishedLaw))
     return [law for law in laws if law.loss is not None]
 
 
-def prior_allocation(desk: PlanInputs) -> Allocation:
+def prior_allocation(inputs: PlanInputs) -> Allocation:
     """The allocation that centres the pilots."""
-    if desk.law.allocation is None:
-        what = f"the law {desk.law.name} has no allocation"
-        raise desk.refuse("evidence.prior", what, "name one that has, like deepseek")
-    return desk.law.allocation
+    if inputs.law.allocation is None:
+        what = f"the law {inputs.law.name} has no allocation"
+        raise inputs.refuse("evidence.prior", what, "name one that has, like deepseek")
+    return inputs.law.allocation
 
 
-def check_reach_of_pilots(desk: PlanInputs, evidence: Pilots, ladder: Ladder) -> None:
+def check_reach_of_pilots(inputs: PlanInputs, evidence: Pilots, ladder: Ladder) -> None:
     """Refuse a ladder that ends too far below the target."""
     beyond = 1 / ladder.top
     if beyond <= evidence.reach:
@@ -87,20 +89,20 @@ def check_reach_of_pilots(desk: PlanInputs, evidence: Pilots, ladder: Ladder) ->
     share = evidence.share * beyond / evidence.reach
     what = f"the target is {beyond:,.4g} times beyond the largest pilot, and {evidence.reach:,.6g} times is allowed"
     write = f"write share: {math.ceil(share * 1e4) / 1e4:g}, or allow it: reach: {rounded_up(beyond):g}"
-    raise desk.refuse("evidence.share", what, write)
+    raise inputs.refuse("evidence.share", what, write)
 
 
-def check_points(desk: PlanInputs, points: Sequence[EvidencePoint]) -> None:
+def check_points(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> None:
     """Refuse to look for a loss in a ledger that holds no law."""
-    if desk.budget.loss is None or len({point.budget_flop for point in points}) > 1:
+    if inputs.budget.loss is None or len({point.budget_flop for point in points}) > 1:
         return
     what = (
         f"a target loss needs a loss law, and the ledger has {len(points)} runs on this text, too few for one"
     )
-    raise desk.refuse("loss", what, "give compute first, and audit its pilots")
+    raise inputs.refuse("loss", what, "give compute first, and audit its pilots")
 
 
-def check_minima(desk: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
+def check_minima(inputs: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
     """Refuse a ladder whose profiles all fall towards the same end: the best size lies beyond its sizes.
 
     Where some fall towards the smallest size and some towards the largest, the runs cannot tell, and the prior stands.
@@ -114,27 +116,27 @@ def check_minima(desk: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoi
     write = "audit pilots over a wider range of sizes under another name"
     if ladder is not None:
         write += f": write spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
-    raise desk.refuse("evidence", f"the ledger has no interior optimum: {reasons}", write)
+    raise inputs.refuse("evidence", f"the ledger has no interior optimum: {reasons}", write)
 
 
-def check_batch(desk: PlanInputs) -> None:
+def check_batch(inputs: PlanInputs) -> None:
     """Refuse a batch that is not whole sequences."""
-    batch, context = desk.budget.batch, desk.family.context
+    batch, context = inputs.budget.batch, inputs.family.context
     if batch is not None and batch % context:
         nearest = max(1, round(batch / context)) * context
         what = f"{batch:,} tokens are not a whole number of sequences of {context:,}"
-        raise desk.refuse("batch", what, f"write batch: {nearest} tokens")
+        raise inputs.refuse("batch", what, f"write batch: {nearest} tokens")
 
 
 def undivided(search: Search, compute_flop: float, error: UndividedBatchError) -> DocumentError:
     """The refusal of a batch that no layout divides, with the nearest one that some layout does."""
-    desk = search.desk
-    batch, context = desk.budget.batch, desk.family.context
+    inputs = search.inputs
+    batch, context = inputs.budget.batch, inputs.family.context
     assert batch is not None  # only a batch of the budget's is kept as it is
     for sequences in _batches_near(batch // context):
         if _works(search.asking(batch=sequences * context), compute_flop):
-            return desk.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
-    return desk.refuse("batch", str(error), "leave it out, so that the law's is rounded to one that fits")
+            return inputs.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
+    return inputs.refuse("batch", str(error), "leave it out, so that the law's is rounded to one that fits")
 
 
 def _batches_near(sequences: int) -> list[int]:
@@ -146,18 +148,18 @@ def _batches_near(sequences: int) -> list[int]:
 
 def too_large(search: Search, compute_flop: float, error: NoLayoutError) -> DocumentError:
     """The refusal of a run that fits no layout, with the smallest cluster and the largest budget that would do."""
-    desk = search.desk
-    devices = (desk.cluster.devices * 2**k for k in range(1, _MOST_DOUBLINGS + 1))
+    inputs = search.inputs
+    devices = (inputs.cluster.devices * 2**k for k in range(1, _MOST_DOUBLINGS + 1))
     enough = next((n for n in devices if _works(search.on(n), compute_flop)), None)
     remedies = [] if enough is None else [f"name a cluster of {enough} such devices"]
     smaller = _largest_that_fits(search, compute_flop)
     remedies += [] if smaller is None else [smaller]
-    return desk.refuse("cluster", str(error), ", or ".join(remedies) or "name a cluster of larger devices")
+    return inputs.refuse("cluster", str(error), ", or ".join(remedies) or "name a cluster of larger devices")
 
 
 def _largest_that_fits(search: Search, compute_flop: float) -> str | None:
     """The largest of a row of halved budgets, or sizes where the budget fixes one, that fits the cluster."""
-    objective = search.desk.budget.objective
+    objective = search.inputs.budget.objective
     for k in range(1, _MOST_DOUBLINGS + 1):
         if isinstance(objective, FixedSize):
             params = round(rounded_down(objective.params / 2**k))
@@ -179,8 +181,8 @@ def _works(search: Search, compute_flop: float) -> bool:
 
 def check_data(search: Search, planned: PlannedRun) -> None:
     """Refuse a run that needs more passes over the text than the budget allows."""
-    desk, budget = search.desk, search.desk.budget
-    unique, tokens = desk.unique_tokens, planned.run.tokens
+    inputs, budget = search.inputs, search.inputs.budget
+    unique, tokens = inputs.unique_tokens, planned.run.tokens
     if tokens <= budget.epochs * unique:
         return
     declared = isinstance(budget.data.text, DeclaredText)
@@ -194,7 +196,7 @@ def check_data(search: Search, planned: PlannedRun) -> None:
     if passes <= TRUSTED_EPOCHS:
         remedies.append(f"allow it: epochs: {passes:g}")
     field = "data.text.unique" if declared else "data.text"
-    raise desk.refuse(field, what, ", or ".join(remedies))
+    raise inputs.refuse(field, what, ", or ".join(remedies))
 
 
 def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> float:
@@ -209,17 +211,17 @@ def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> flo
 
 def check_deadline(search: Search, planned: PlannedRun) -> None:
     """Refuse a run that takes longer than the deadline beside another currency."""
-    desk = search.desk
-    deadline, took_s = desk.budget.deadline, planned.cost.hours * 3600
-    if deadline is None or desk.budget.currency == "deadline" or took_s <= deadline:
+    inputs = search.inputs
+    deadline, took_s = inputs.budget.deadline, planned.cost.hours * 3600
+    if deadline is None or inputs.budget.currency == "deadline" or took_s <= deadline:
         return
     within = deadline / took_s
-    if desk.budget.currency in ("compute", "loss"):
+    if inputs.budget.currency in ("compute", "loss"):
         most = at_most(search, rounded_down(within * planned.budget_flop))
     else:  # hours, and with them money and energy, are as many as the time
-        most = f"spend at most {said(desk, within * spent(desk, planned.cost))}"
-    devices = math.ceil(desk.cluster.devices * took_s / deadline)
+        most = f"spend at most {said(inputs, within * spent(inputs, planned.cost))}"
+    devices = math.ceil(inputs.cluster.devices * took_s / deadline)
     what = f"the target run takes {planned.cost.hours:.4g} h ({duration(took_s)}), and {duration(deadline)} are given"
     hours = math.ceil(planned.cost.hours)
     write = f"allow {hours} h, {most}, or name a cluster of {devices} such devices"
-    raise desk.refuse("deadline", what, write)
+    raise inputs.refuse("deadline", what, write)

@@ -27,20 +27,20 @@ OWN = "ledger"
 
 
 def advice(
-    desk: PlanInputs, planned: PlannedRun, records: Sequence[LedgerRecord] = ()
+    inputs: PlanInputs, planned: PlannedRun, records: Sequence[LedgerRecord] = ()
 ) -> tuple[HyperAdvice, ...]:
     """What each law says of a run, the one that the plan follows first and the ledger's own last.
 
     The ledger has one where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).
     """
-    others = (name for name in catalog_names(PublishedLaw) if name != desk.hyper_law.name)
-    laws = [desk.hyper_law, *(from_catalog(PublishedLaw, name, desk.path) for name in others)]
+    others = (name for name in catalog_names(PublishedLaw) if name != inputs.hyper_law.name)
+    laws = [inputs.hyper_law, *(from_catalog(PublishedLaw, name, inputs.path) for name in others)]
     compute = planned.run.compute_flop
     published = [
-        _advice(law.name, law.hyper, planned, law is desk.hyper_law)
+        _advice(law.name, law.hyper, planned, law is inputs.hyper_law)
         for law in laws
         if law.hyper is not None
-        and (law is desk.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR)
+        and (law is inputs.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR)
     ]
     return (*published, *_own(records, planned))
 

@@ -43,17 +43,17 @@ class DraftRequest:
     """Tokens per step that the budget asks for; None is what the law says."""
 
 
-def draft(setting: Setting, wish: DraftRequest, laid: BatchAndLayout | None = None) -> PlannedRun:
+def draft(setting: Setting, request: DraftRequest, chosen: BatchAndLayout | None = None) -> PlannedRun:
     """The complete run for a wish, laid out as given or as is best; errors as in `choose_batch_and_layout`."""
-    shape, cluster = wish.shape, setting.cluster
-    known = variables(shape, wish.compute_flop)
+    shape, cluster = request.shape, setting.cluster
+    known = variables(shape, request.compute_flop)
     wanted = setting.hyper.batch_tokens.at(**known) / shape.context
-    asked = None if wish.batch_tokens is None else wish.batch_tokens // shape.context
-    laid = laid or choose_batch_and_layout(
-        shape, cluster, setting.budget.precision, wish.devices, wanted, asked
+    asked = None if request.batch_tokens is None else request.batch_tokens // shape.context
+    chosen = chosen or choose_batch_and_layout(
+        shape, cluster, setting.budget.precision, request.devices, wanted, asked
     )
     peak_lr = setting.hyper.peak_lr.at(**known)
-    optim = _optim(setting.family, wish, laid.batch_sequences, wish.rate_multiple * peak_lr)
+    optim = _optim(setting.family, request, chosen.batch_sequences, request.rate_multiple * peak_lr)
     run = RunSpec(
         model=shape,
         data=setting.data,
@@ -64,19 +64,19 @@ def draft(setting: Setting, wish: DraftRequest, laid: BatchAndLayout | None = No
         guard=setting.budget.guard,
     )
     return PlannedRun(
-        role=wish.role,
-        title=wish.title,
-        budget_flop=wish.compute_flop,
-        rate_multiple=wish.rate_multiple,
+        role=request.role,
+        title=request.title,
+        budget_flop=request.compute_flop,
+        rate_multiple=request.rate_multiple,
         run=run,
         execution=Execution(
             device=cluster.device.backend,
-            layout=laid.layout,
+            layout=chosen.layout,
             checkpoint_every_s=cluster.checkpoint_every,
             checkpoint_every_steps=cluster.checkpoint_every_steps,
             keep=cluster.keep,
         ),
-        cost=cost_of(run, cluster, laid),
+        cost=cost_of(run, cluster, chosen),
     )
 
 
@@ -91,14 +91,14 @@ def variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
     }
 
 
-def cost_of(run: RunSpec, cluster: Cluster, laid: BatchAndLayout) -> Cost:
+def cost_of(run: RunSpec, cluster: Cluster, chosen: BatchAndLayout) -> Cost:
     """Time, money and energy of a run: by the seconds of its layout, or at the cluster's expected utilisation."""
-    devices, peak = laid.layout.devices, peak_flop_per_s(cluster, run.precision)
+    devices, peak = chosen.layout.devices, peak_flop_per_s(cluster, run.precision)
     full = devices * peak / run.model.mfu_flop_per_token
-    if laid.step_s is None or cluster.efficiency is None:
+    if chosen.step_s is None or cluster.efficiency is None:
         rate = cluster.model_flop_utilisation * full
     else:
-        rate = cluster.efficiency.uptime * run.batch_tokens / laid.step_s
+        rate = cluster.efficiency.uptime * run.batch_tokens / chosen.step_s
     hours = run.tokens / rate / 3600
     device_hours = hours * devices
     return Cost(
@@ -108,18 +108,18 @@ def cost_of(run: RunSpec, cluster: Cluster, laid: BatchAndLayout) -> Cost:
         dollars=None if cluster.price is None else device_hours * cluster.price,
         energy_j=None if cluster.device.power is None else device_hours * 3600 * cluster.device.power,
         tokens_per_s=rate,
-        memory_bytes=laid.memory_bytes,
-        basis=_basis(cluster, laid, rate / full, peak),
+        memory_bytes=chosen.memory_bytes,
+        basis=_basis(cluster, chosen, rate / full, peak),
     )
 
 
-def _basis(cluster: Cluster, laid: BatchAndLayout, utilisation: float, peak: float) -> str:
-    if laid.step_s is None or cluster.efficiency is None:
+def _basis(cluster: Cluster, chosen: BatchAndLayout, utilisation: float, peak: float) -> str:
+    if chosen.step_s is None or cluster.efficiency is None:
         source = cluster.model_flop_utilisation_source
         return f"{utilisation:.0%} of {peak:.3g} FLOP/s per device ({source}); not simulated"
     uptime = cluster.efficiency.uptime
     return (
-        f"a step of {laid.step_s:.3g} s, {utilisation / uptime:.1%} of {peak:.3g} FLOP/s per device, by the layout's "
+        f"a step of {chosen.step_s:.3g} s, {utilisation / uptime:.1%} of {peak:.3g} FLOP/s per device, by the layout's "
         f"model, in {uptime:.0%} of the hours"
     )
 
@@ -129,8 +129,8 @@ def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
     return cluster.device.peak_bf16 if precision == "bf16" else cluster.device.peak_fp32
 
 
-def _optim(family: Family, wish: DraftRequest, batch: int, peak_lr: float) -> OptimSpec:
-    tokens, batch_tokens = wish.compute_flop / wish.shape.flop_per_token, batch * wish.shape.context
+def _optim(family: Family, request: DraftRequest, batch: int, peak_lr: float) -> OptimSpec:
+    tokens, batch_tokens = request.compute_flop / request.shape.flop_per_token, batch * request.shape.context
     steps = max(1, round(tokens / batch_tokens / EVALUATIONS)) * EVALUATIONS
     warmup, milestones = multi_step(steps, family.warmup_steps)
     return OptimSpec(

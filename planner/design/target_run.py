@@ -37,15 +37,15 @@ class Target:
 
 def find_target(search: Search) -> Target:
     """The target run; DocumentError at the budget's line where there can be none."""
-    desk = search.desk
+    inputs = search.inputs
     feasibility.check_laws(search)
-    feasibility.check_batch(desk)
+    feasibility.check_batch(inputs)
     try:
         found = _bought(search, stages=1)
         if found.execution.layout.pp > 1:
             found = min(_bought(search, found.execution.layout.pp), found, key=_hours_per_flop)
     except NoOptimumError as error:
-        raise desk.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
+        raise inputs.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
     target = _simulated(search, found)
     feasibility.check_data(search, target.planned)
     feasibility.check_deadline(search, target.planned)
@@ -54,7 +54,7 @@ def find_target(search: Search) -> Target:
 
 def target_compute(search: Search) -> float:
     """C of the target run, without a draft where the budget says it."""
-    compute = search.desk.budget.compute
+    compute = search.inputs.budget.compute
     if compute is None:
         return find_target(search).planned.budget_flop
     _check_buys_a_run(search, compute)
@@ -67,23 +67,23 @@ def _hours_per_flop(planned: PlannedRun) -> float:
 
 def _simulated(search: Search, found: PlannedRun) -> Target:
     """The run under the layout that the simulation finds fastest, its tokens scaled to what that costs."""
-    run, desk, devices = found.run, search.desk, found.execution.layout.devices
-    if desk.cluster.efficiency is None:
+    run, inputs, devices = found.run, search.inputs, found.execution.layout.devices
+    if inputs.cluster.efficiency is None:
         return Target(found, None)
     batch = run.optim.batch_sequences
-    layouts = compare_layouts(run.model, desk.cluster, devices, batch, run.precision)
+    layouts = compare_layouts(run.model, inputs.cluster, devices, batch, run.precision)
     best = layouts.ranked[0]
-    laid = BatchAndLayout(batch, best.layout, best.memory_bytes, best.step_s)
-    planned = search.train(run.model, found.budget_flop, laid)
-    if desk.budget.currency in ("compute", "loss"):
+    chosen = BatchAndLayout(batch, best.layout, best.memory_bytes, best.step_s)
+    planned = search.train(run.model, found.budget_flop, chosen)
+    if inputs.budget.currency in ("compute", "loss"):
         return Target(planned, layouts)
-    ratio = getattr(desk.budget, desk.budget.currency) / spent(desk, planned.cost)
-    return Target(search.train(run.model, found.budget_flop * ratio, laid), layouts)
+    ratio = getattr(inputs.budget, inputs.budget.currency) / spent(inputs, planned.cost)
+    return Target(search.train(run.model, found.budget_flop * ratio, chosen), layouts)
 
 
 def _bought(search: Search, stages: int) -> PlannedRun:
     """The run that the budget buys."""
-    budget = search.desk.budget
+    budget = search.inputs.budget
     if budget.compute is not None:
         return _checked_draft(search, budget.compute, stages)
     if budget.loss is not None:
@@ -94,22 +94,22 @@ def _bought(search: Search, stages: int) -> PlannedRun:
 def _for_amount(search: Search, amount: float, stages: int) -> PlannedRun:
     """The run that costs the amount. Inside of the law's reach is looked for it, and outside it is refused at the end,
     since costs jump with the layout: a draft on the way there may ask for more than the last one."""
-    low, high = _reach(search.desk)
+    low, high = _reach(search.inputs)
     wanted, compute, tried = _first_guess(search, amount), 0.0, list[PlannedRun]()
     while len(tried) < _TRIES and compute != (compute := min(max(wanted, low), high)):
         tried.append(_checked_draft(search, compute, stages))
         if _off(search, tried[-1], amount) < CLOSE:
             break
-        wanted = compute * amount / spent(search.desk, tried[-1].cost)
+        wanted = compute * amount / spent(search.inputs, tried[-1].cost)
     best = min(tried, key=lambda planned: _off(search, planned, amount))
     if _off(search, best, amount) >= CLOSE:
-        _check_reach(search, best.budget_flop * amount / spent(search.desk, best.cost))
+        _check_reach(search, best.budget_flop * amount / spent(search.inputs, best.cost))
     return best
 
 
 def _off(search: Search, planned: PlannedRun, amount: float) -> float:
     """How far a run's cost is from the amount, as the size of a logarithm."""
-    return abs(math.log(amount / spent(search.desk, planned.cost)))
+    return abs(math.log(amount / spent(search.inputs, planned.cost)))
 
 
 def _checked_draft(search: Search, compute_flop: float, stages: int) -> PlannedRun:
@@ -125,52 +125,50 @@ def _checked_draft(search: Search, compute_flop: float, stages: int) -> PlannedR
 
 def _first_guess(search: Search, amount: float) -> float:
     """C that the amount buys at the cluster's utilisation, which counts MFU's FLOP, while C counts M."""
-    desk = search.desk
-    rate = peak_flop_per_s(desk.cluster, desk.budget.precision) * desk.cluster.model_flop_utilisation
-    bought = device_hours(desk, amount) * 3600 * rate
-    _check_amount(desk, bought)
+    inputs = search.inputs
+    rate = peak_flop_per_s(inputs.cluster, inputs.budget.precision) * inputs.cluster.model_flop_utilisation
+    bought = device_hours(inputs, amount) * 3600 * rate
+    _check_amount(inputs, bought)
     shape = search.shape(bought)
     return bought * shape.flop_per_token / shape.mfu_flop_per_token
 
 
 def _compute_for_loss(search: Search, loss: float, stages: int) -> float:
     """The least compute that reaches the loss by the loss law."""
-    desk, surface = search.desk, search.laws.surface
+    inputs, surface = search.inputs, search.laws.surface
     assert surface is not None  # check_laws has refused a loss without a loss law
     compute = compute_for_loss(loss, surface, lambda flop: search.shape(flop, stages), MOST_FLOP)
     if math.isinf(compute):
         model = search.shape(MOST_FLOP)
         least = surface.loss(surface.measure(model), MOST_FLOP / model.flop_per_token)
         what = f"the loss law {surface.name} reaches {least:.4g} nats/token with {MOST_FLOP:g} FLOP, not {loss:g}"
-        raise desk.refuse("loss", what, at_most(search, _reach(desk)[1]))
+        raise inputs.refuse("loss", what, at_most(search, _reach(inputs)[1]))
     return compute
 
 
 def _check_buys_a_run(search: Search, flop: float) -> None:
     """Refuse what no run could spend, and a target too far from the compute that the law was fitted on."""
-    _check_amount(search.desk, flop)
+    _check_amount(search.inputs, flop)
     _check_reach(search, flop)
 
 
-def _check_amount(desk: PlanInputs, flop: float) -> None:
+def _check_amount(inputs: PlanInputs, flop: float) -> None:
     """Refuse less than the shortest run of the smallest shape, and more than anybody has."""
-    smallest = sizes_of_family(desk.family, desk.vocab, 0.0)[0]
+    smallest = sizes_of_family(inputs.family, inputs.vocab, 0.0)[0]
     least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
-    field = desk.budget.currency
+    field = inputs.budget.currency
     if flop < least:
-        what = (
-            f"this buys {flop:.3g} FLOP, and the shortest run of the smallest {desk.family.name} shape takes"
-        )
+        what = f"this buys {flop:.3g} FLOP, and the shortest run of the smallest {inputs.family.name} shape takes"
         write = "give a larger budget, or name a family of smaller shapes"
-        raise desk.refuse(field, f"{what} {least:.3g}", write)
+        raise inputs.refuse(field, f"{what} {least:.3g}", write)
     if flop > MOST_FLOP:
         what = f"this buys {flop:.3g} FLOP, and plans end at {MOST_FLOP:g}"
-        raise desk.refuse(field, what, "give a smaller budget")
+        raise inputs.refuse(field, what, "give a smaller budget")
 
 
-def _reach(desk: PlanInputs) -> tuple[float, float]:
+def _reach(inputs: PlanInputs) -> tuple[float, float]:
     """The compute that a published law may be asked for. Pilots are checked by plan.py."""
-    evidence, law = desk.budget.evidence, desk.law
+    evidence, law = inputs.budget.evidence, inputs.law
     if isinstance(evidence, Pilots):
         return 0.0, MOST_FLOP
     return law.compute_low_flop / evidence.reach, min(law.compute_high_flop * evidence.reach, MOST_FLOP)
@@ -178,17 +176,17 @@ def _reach(desk: PlanInputs) -> tuple[float, float]:
 
 def _check_reach(search: Search, flop: float) -> None:
     """Refuse a target outside of that."""
-    desk, law = search.desk, search.desk.law
-    low, high = _reach(desk)
+    inputs, law = search.inputs, search.inputs.law
+    low, high = _reach(inputs)
     if low <= flop <= high:
         return
-    assert isinstance(desk.budget.evidence, Published)  # pilots reach up to what nobody has
+    assert isinstance(inputs.budget.evidence, Published)  # pilots reach up to what nobody has
     beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
     what = (
         f"{flop:.3g} FLOP is {beyond:,.4g} times outside the {law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} "
-        f"FLOP that {law.name} was fitted on, and {desk.budget.evidence.reach:,.6g} times is allowed"
+        f"FLOP that {law.name} was fitted on, and {inputs.budget.evidence.reach:,.6g} times is allowed"
     )
     nearest = at_most(search, high) if flop > high else at_least(search, low)
-    raise desk.refuse(
-        desk.budget.currency, what, f"{nearest}, or allow it: evidence.reach: {rounded_up(beyond):g}"
+    raise inputs.refuse(
+        inputs.budget.currency, what, f"{nearest}, or allow it: evidence.reach: {rounded_up(beyond):g}"
     )

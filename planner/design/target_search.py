@@ -16,45 +16,49 @@ from specs.plan import PlannedRun
 class Search:
     """What a target run is looked for with."""
 
-    desk: PlanInputs
+    inputs: PlanInputs
     laws: Laws
     rate_multiple: float = 1.0
 
     def shape(self, compute_flop: float, stages: int = 1) -> ModelSpec:
         """The shape of a run of this compute, balanced over the stages."""
-        desk = self.desk
-        return shape_at(compute_flop, desk.budget.objective, self.laws, desk.family, desk.vocab, stages)
+        inputs = self.inputs
+        return shape_at(compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.vocab, stages)
 
     def on(self, devices: int) -> "Search":
         """The same search on another number of the cluster's devices."""
-        cluster = self.desk.cluster.model_copy(update={"devices": devices})
-        return replace(self, desk=replace(self.desk, cluster=cluster))
+        cluster = self.inputs.cluster.model_copy(update={"devices": devices})
+        return replace(self, inputs=replace(self.inputs, cluster=cluster))
 
     def asking(self, **changes: object) -> "Search":
         """The same search with other fields in the budget."""
-        return replace(self, desk=replace(self.desk, budget=self.desk.budget.model_copy(update=changes)))
+        return replace(
+            self, inputs=replace(self.inputs, budget=self.inputs.budget.model_copy(update=changes))
+        )
 
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
         """The run of this compute; NoLayoutError or UndividedBatchError where no layout takes it."""
         return self.train(self.shape(compute_flop, stages), compute_flop)
 
-    def train(self, shape: ModelSpec, compute_flop: float, laid: BatchAndLayout | None = None) -> PlannedRun:
+    def train(
+        self, shape: ModelSpec, compute_flop: float, chosen: BatchAndLayout | None = None
+    ) -> PlannedRun:
         """The run that gives a shape this compute, laid out as given or as is best; errors as in `draft`."""
-        desk = self.desk
+        inputs = self.inputs
         title = f"{compute_flop:.1e} FLOP, width {shape.width}, {several(shape.layers, 'layer')}"
-        devices, batch = desk.cluster.devices, desk.budget.batch
-        wish = DraftRequest("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
-        return draft(setting_of(desk), wish, laid)
+        devices, batch = inputs.cluster.devices, inputs.budget.batch
+        request = DraftRequest("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
+        return draft(setting_of(inputs), request, chosen)
 
 
-def setting_of(desk: PlanInputs) -> Setting:
+def setting_of(inputs: PlanInputs) -> Setting:
     """What all runs of the plan share."""
-    digest = None if desk.corpus is None else desk.corpus.digest
+    digest = None if inputs.corpus is None else inputs.corpus.digest
     return Setting(
-        budget=desk.budget,
-        family=desk.family,
-        cluster=desk.cluster,
-        hyper=desk.hyper,
-        data=CorpusRef(corpus=desk.budget.data.fingerprint(), digest=digest),
-        vocab=desk.vocab,
+        budget=inputs.budget,
+        family=inputs.family,
+        cluster=inputs.cluster,
+        hyper=inputs.hyper,
+        data=CorpusRef(corpus=inputs.budget.data.fingerprint(), digest=digest),
+        vocab=inputs.vocab,
     )

@@ -35,9 +35,9 @@ class Explanation:
     """The runs, documents or measurements that it rests on."""
     interval: tuple[float, float] | None
     """Ends of its interval; None where it has none."""
-    interval_said: str | None
+    interval_text: str | None
     """The interval in words: 95 % of the probability, or what is as good as the best."""
-    settled_by: str
+    decided_by: str
     """Who had the last word: the law, a field of the budget, the learning-rate check, rounding to something legal."""
 
     def plain(self) -> dict[str, Any]:
@@ -59,13 +59,13 @@ def explain(plan: Plan, name: str) -> Explanation:
         field=field.name,
         value=field.plain(),
         said=_said(field),
-        meaning=field.said_of_it,
+        meaning=field.text,
         law=why.law,
         equation=why.equation,
         evidence=why.evidence,
         interval=why.interval,
-        interval_said=why.interval and _interval(field, why.interval, why.interval_of),
-        settled_by=why.settled_by,
+        interval_text=why.interval and _interval(field, why.interval, why.interval_of),
+        decided_by=why.decided_by,
     )
 
 

@@ -70,13 +70,13 @@ def _show(found: Explanation, console: Console) -> None:
 
 def _rows(found: Explanation) -> Iterator[tuple[str, str]]:
     yield "what it is", found.meaning
-    yield "settled by", found.settled_by
+    yield "settled by", found.decided_by
     if found.law is not None:
         yield "law", found.law
     if found.equation is not None:
         yield "equation", found.equation
-    if found.interval_said is not None:
-        yield "interval", found.interval_said
+    if found.interval_text is not None:
+        yield "interval", found.interval_text
     for number, one in enumerate(found.evidence):
         yield "" if number else "evidence", one
 
@@ -95,7 +95,7 @@ def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], c
         table.add_section()
         for number, one in enumerate(some):
             name = _short(one.field) if one.run is None else f"{one.run}: {_short(one.field)}"
-            said = (escape(part) for part in (name, one.said_before, one.said_after))
+            said = (escape(part) for part in (name, one.text_before, one.text_after))
             table.add_row(f"[bold]{group}[/]" if number == 0 else "", *said, times(one.ratio))
     console.print(table, highlight=False)
 

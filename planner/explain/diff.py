@@ -48,9 +48,9 @@ class Difference:
     """The first plan's value as JSON types; None where it has none."""
     after: Any
     """The second plan's."""
-    said_before: str
+    text_before: str
     """The first plan's value in words."""
-    said_after: str
+    text_after: str
     """The second plan's."""
     ratio: float | None
     """Second over first, where both are positive numbers."""
@@ -124,7 +124,7 @@ def _below(field: Field) -> Iterator[Field]:
     for child in children(field):
         if isinstance(child.value, FormScore | HyperAdvice):
             name = child.value.form if isinstance(child.value, FormScore) else child.value.law
-            yield Field((*field.path, name), child.value, child.info, child.said_of_it)
+            yield Field((*field.path, name), child.value, child.info, child.text)
         elif child.info is not None or field.path[:1] != ("budget",):
             yield child
 
@@ -137,8 +137,8 @@ def _named(pair: tuple[Field, Field], run: str | None) -> Difference:
         run=run,
         before=one.plain(),
         after=other.plain(),
-        said_before=_said(one),
-        said_after=_said(other),
+        text_before=_said(one),
+        text_after=_said(other),
         ratio=_ratio(_size(one.value), _size(other.value)),
     )
 

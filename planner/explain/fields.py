@@ -99,7 +99,7 @@ class Field:
     """Its value: a number, text, a Spec, or several of these."""
     info: FieldInfo | None
     """How its Spec declares it; None for what follows from other fields, and inside of tuples and dicts."""
-    said_of_it: str
+    text: str
     """What its docstring says."""
 
     @property
@@ -131,10 +131,10 @@ def children(field: Field) -> Iterator[Field]:
             yield Field((*path, name), getattr(value, name), None, made)
     elif isinstance(value, tuple):
         for index, one in enumerate(value):
-            yield Field((*path, str(index)), one, field.info, field.said_of_it)
+            yield Field((*path, str(index)), one, field.info, field.text)
     elif isinstance(value, dict):
         for key, one in value.items():
-            yield Field((*path, str(key)), one, None, field.said_of_it)
+            yield Field((*path, str(key)), one, None, field.text)
 
 
 def everything(field: Field) -> Iterator[Field]:
@@ -308,8 +308,8 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
             return f"{middle}, 95 % from {low} to {high}"
         case LayoutEstimate():
             used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
-            laid = layout_text(value.layout)
-            return f"{laid}: {value.step_s:.4g} s a step, MFU {used}, {memory(value.memory_bytes)}"
+            chosen = layout_text(value.layout)
+            return f"{chosen}: {value.step_s:.4g} s a step, MFU {used}, {memory(value.memory_bytes)}"
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():

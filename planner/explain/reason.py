@@ -18,7 +18,7 @@ PAPER = "DeepSeek LLM, arXiv 2401.02954"
 class Reason:
     """The reasons of one field."""
 
-    settled_by: str
+    decided_by: str
     """Who had the last word."""
     law: str | None = None
     """The law or practice with its source."""

@@ -25,7 +25,7 @@ def layout(field: Field, plan: Plan) -> Reason:
         )
     best = compared.ranked[0]
     return Reason(
-        settled_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
+        decided_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
         law="step time by closed forms, the best ones by simulation (planner/performance/layout_search.py)",
         equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
         evidence=(compared.why, *_alternatives(field, compared.ranked)),
@@ -64,7 +64,7 @@ def execution(field: Field, plan: Plan) -> Reason:
 def fewer(field: Field, plan: Plan) -> Reason:
     """The layouts for fewer nodes."""
     return Reason(
-        settled_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
+        decided_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
         f"the one with the least model parallelism where {plan.budget.cluster} has no efficiencies; the batch stays",
         law="step time by closed forms (planner/performance/layout_search.py), not simulated",
     )
@@ -77,7 +77,7 @@ def memory_bytes(field: Field, plan: Plan) -> Reason:
     parts = {} if compared is None else compared.ranked[0].memory
     said = [f"{name} {memory(size)}" for name, size in largest_first(parts) if size > 0]
     return Reason(
-        settled_by=f"the layout {layout_text(planned.execution.layout)}",
+        decided_by=f"the layout {layout_text(planned.execution.layout)}",
         equation=" + ".join(said) or None,
         evidence=() if compared is None else (f"{memory(compared.limit_bytes)} of a device may be filled",),
     )
@@ -102,7 +102,7 @@ def cost(field: Field, plan: Plan) -> Reason:
         equations["dollars"] = f"{spent.device_hours:.4g} device-hours x ${price:.4g}/h"
     unpriced = field.path[-1] == "dollars" and spent.dollars is None
     return Reason(
-        settled_by=f"the cluster {plan.budget.cluster}" + (", which has no price" if unpriced else ""),
+        decided_by=f"the cluster {plan.budget.cluster}" + (", which has no price" if unpriced else ""),
         equation=equations.get(field.path[-1]),
         evidence=(spent.basis,),
     )
@@ -117,7 +117,7 @@ def planned_run(field: Field, plan: Plan) -> Reason:
 def comparison(field: Field, plan: Plan) -> Reason:
     """The layouts side by side."""
     return Reason(
-        settled_by="the planner: closed forms for every legal layout, the best ones simulated",
+        decided_by="the planner: closed forms for every legal layout, the best ones simulated",
         evidence=() if plan.layouts is None else (plan.layouts.why,),
     )
 

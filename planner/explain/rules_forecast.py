@@ -23,7 +23,7 @@ def loss(field: Field, plan: Plan) -> Reason:
         return refused(field, plan)
     band = told.loss
     return Reason(
-        settled_by=f"the forms of the loss law, each with {_weights(fit)}",
+        decided_by=f"the forms of the loss law, each with {_weights(fit)}",
         law=None if fit is None else "; ".join(_form(form) for form in fit.forms if form.weight >= 0.01),
         equation=None if fit is None else _mixture(fit),
         evidence=(*(() if fit is None else _runs(fit)), told.basis),
@@ -71,7 +71,7 @@ def curve(field: Field, plan: Plan) -> Reason:
         ends = (told.curve.low_95[at], told.curve.high_95[at])
         step = told.curve.step[at]
     return Reason(
-        settled_by="the final loss and the pilots' common shape"
+        decided_by="the final loss and the pilots' common shape"
         + ("" if ends is None else f", at step {step:,}"),
         law=COLLAPSE,
         equation="L(x) = E + (L(1) - E) f(x), x the finished share of the steps",
@@ -96,7 +96,7 @@ def points(field: Field, plan: Plan) -> Reason:
         )
     point = fit.points[int(field.path[2])]
     return Reason(
-        settled_by="the audit of the run, recounted from its records",
+        decided_by="the audit of the run, recounted from its records",
         evidence=(f"run {point.run}, runs/{point.run} and its line in {plan.ledger}",),
     )
 
@@ -117,7 +117,7 @@ def profiles(field: Field, plan: Plan) -> Reason:
         c0, c1, c2 = profile.coefficients
         equation = f"ln L = {c0:.4g} {c1:+.4g} x {c2:+.4g} x^2, x = ln M"
     return Reason(
-        settled_by=f"the fit: {inside} of the sizes that were tried",
+        decided_by=f"the fit: {inside} of the sizes that were tried",
         law="isoFLOP profiles, as in DeepSeek LLM, Fig. 4",
         equation=equation,
         evidence=tuple(
@@ -141,7 +141,7 @@ def forms(field: Field, plan: Plan) -> Reason:
     if field.path[-1] == "weight":
         said = _weights(fit)
     return Reason(
-        settled_by=f"the fit: {said}",
+        decided_by=f"the fit: {said}",
         law=_form(form),
         equation=text_of(form.latex),
         evidence=_runs(fit),
@@ -154,7 +154,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
     fit = _fit(plan)
     law = fit.allocation
     return Reason(
-        settled_by=f"the fit: {fit.allocation_basis}",
+        decided_by=f"the fit: {fit.allocation_basis}",
         law=f"form of DeepSeek LLM, Eq. 4; prior {plan.law.name}: {plan.law.source}",
         equation=f"M_opt = {monomial_text(law.flop_per_token)}, D_opt = {monomial_text(law.tokens)}",
         evidence=(
@@ -193,7 +193,7 @@ def optimum(field: Field, plan: Plan) -> Reason:
     """The best split of the target's compute by the forms."""
     named = field.value if isinstance(field.value, Interval) else None
     return Reason(
-        settled_by="the fit: draws of every form of the loss law, each with its weight",
+        decided_by="the fit: draws of every form of the loss law, each with its weight",
         law="M dL/dM = D dL/dD at C = M D; a check on the allocation, which follows the isoFLOP minima",
         evidence=(*_best_split(plan), *_runs(_fit(plan))),
         interval=None if named is None else (named.low, named.high),
@@ -204,7 +204,7 @@ def rate_check(field: Field, plan: Plan) -> Reason:
     """The learning-rate check."""
     check = None if plan.fit is None else plan.fit.rate_check
     return Reason(
-        settled_by="the fit: a parabola of ln L in ln lr through the best rate and its neighbours",
+        decided_by="the fit: a parabola of ln L in ln lr through the best rate and its neighbours",
         law="near-optimal is within 0.25 % of the lowest loss (DeepSeek LLM, section 3.1)",
         evidence=() if check is None else (rate_evidence(check),),
     )
@@ -222,7 +222,7 @@ def law_of(field: Field, plan: Plan) -> Reason:
     named = "law" if plan.budget.evidence.kind == "published" else "prior"
     low, high = plan.law.compute_low_flop, plan.law.compute_high_flop
     return Reason(
-        settled_by=f"the budget's field evidence.{named}: {plan.law.name}, from the catalog",
+        decided_by=f"the budget's field evidence.{named}: {plan.law.name}, from the catalog",
         law=f"{plan.law.name}: {plan.law.source}",
         evidence=(f"fitted or checked on {plan.law.data}, {low:.3g} to {high:.3g} FLOP",),
     )
@@ -243,7 +243,7 @@ def text(field: Field, plan: Plan) -> Reason:
 
 def document(field: Field, plan: Plan) -> Reason:
     """What belongs to the file itself."""
-    return Reason(f"the planner, isoplan {plan.code.version}: {field.said_of_it}")
+    return Reason(f"the planner, isoplan {plan.code.version}: {field.text}")
 
 
 def _fit(plan: Plan) -> LawFit:

@@ -36,7 +36,7 @@ def shape(field: Field, plan: Plan) -> Reason:
     wanted = _wanted(plan, planned)
     off = "" if wanted.asked is None else f", the size {against(wanted.asked, wanted.came)}"
     return Reason(
-        settled_by=f"rounding to a legal shape of the family {family.name}{off}",
+        decided_by=f"rounding to a legal shape of the family {family.name}{off}",
         law=wanted.law,
         equation=wanted.equation,
         evidence=(*_practice(plan, family, planned), *_size_evidence(plan, planned)),
@@ -134,7 +134,7 @@ def tokens(field: Field, plan: Plan) -> Reason:
     law = allocation_of(plan, planned)
     optimal = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
     return Reason(
-        settled_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
+        decided_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
         f"({against(wanted, run.tokens)})",
         law=allocation_source(plan, planned),
         equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{optimal}",
@@ -166,7 +166,7 @@ def counted(field: Field, plan: Plan) -> Reason:
     )
     name = field.path[-1]
     return Reason(
-        settled_by="the shape: counted exactly",
+        decided_by="the shape: counted exactly",
         law=source.get(name, "counted from the matrices of the shape"),
         equation=f"{said[name]} with {letters}",
         interval=best(field, plan),
@@ -178,7 +178,7 @@ def compute(field: Field, plan: Plan) -> Reason:
     """C = M D."""
     planned = run_of(field, plan)
     return Reason(
-        settled_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
+        decided_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
         f"({against(planned.budget_flop, planned.run.compute_flop)})",
         law=f"{PAPER}, section 3.2: C = M D",
         equation=f"C = M D = {planned.run.model.flop_per_token:.4g} x {planned.run.tokens:.4g}",

@@ -38,7 +38,7 @@ def peak_lr(field: Field, plan: Plan) -> Reason:
     if not math.isclose(asked, came, rel_tol=_SAME):
         settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({against(asked, came)})"
     return Reason(
-        settled_by=settled,
+        decided_by=settled,
         law=source,
         equation=f"peak_lr = {monomial_text(hyper.peak_lr)} at {where}: {own:.4g}{multiple}",
         evidence=(
@@ -106,7 +106,7 @@ def batch(field: Field, plan: Plan) -> Reason:
     own, where = at(hyper.batch_tokens, planned)
     wanted = own / model.context
     return Reason(
-        settled_by=_batch_settled(plan, planned, wanted),
+        decided_by=_batch_settled(plan, planned, wanted),
         law=source,
         equation=f"batch_tokens = {monomial_text(hyper.batch_tokens)} at {where}: {own:,.0f} tokens, "
         f"/ context {model.context:,} = {wanted:,.1f} sequences",
@@ -138,7 +138,7 @@ def steps(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     wanted = _wanted_tokens(planned) / planned.run.batch_tokens
     return Reason(
-        settled_by=f"rounding: a multiple of {EVALUATIONS}, so that evaluations and milestones fall on whole steps "
+        decided_by=f"rounding: a multiple of {EVALUATIONS}, so that evaluations and milestones fall on whole steps "
         f"({against(wanted, planned.run.optim.steps)})",
         equation=f"C / M / batch_tokens = {planned.budget_flop:.4g} / {planned.run.model.flop_per_token:.4g} / "
         f"{planned.run.batch_tokens:,} = {wanted:,.1f}",
@@ -153,7 +153,7 @@ def milestones(field: Field, plan: Plan) -> Reason:
     said = "; ".join(f"x {one.factor:g} after {one.step / optim.steps:.0%} of the steps" for one in drops)
     same = optim.milestones == drops
     return Reason(
-        settled_by="the schedule, rounded to whole steps" if same else f"not the paper's schedule, {said}",
+        decided_by="the schedule, rounded to whole steps" if same else f"not the paper's schedule, {said}",
         law=f"{PAPER}, section 2.3",
         equation=f"{said}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
     )
@@ -165,7 +165,7 @@ def warmup(field: Field, plan: Plan) -> Reason:
     total, came = planned.run.optim.steps, planned.run.optim.warmup_steps
     cut = f"cut to a twentieth of the run's {total:,} steps" if came < family.warmup_steps else "not cut"
     return Reason(
-        settled_by=f"the family {family.name}: {family.warmup_steps:,} steps, {cut}",
+        decided_by=f"the family {family.name}: {family.warmup_steps:,} steps, {cut}",
         law=f"{family.name}: {family.source}; 2000 steps in {PAPER}, section 2.3",
         equation=f"min({family.warmup_steps:,}, {total:,} / 20) = {came:,}",
     )
@@ -173,7 +173,7 @@ def warmup(field: Field, plan: Plan) -> Reason:
 
 def optimizer(field: Field, plan: Plan) -> Reason:
     """Constants of AdamW."""
-    return Reason(f"practice: {field.said_of_it}", law=f"AdamW as in {PAPER}, section 2.3")
+    return Reason(f"practice: {field.text}", law=f"AdamW as in {PAPER}, section 2.3")
 
 
 def evaluation(field: Field, plan: Plan) -> Reason:
@@ -186,7 +186,7 @@ def evaluation(field: Field, plan: Plan) -> Reason:
         "final_sequences": f"final_tokens {family.final_tokens:,} / context {context:,}",
     }
     return Reason(
-        settled_by=f"the family {family.name}: the same held-out text for every size, so that runs compare",
+        decided_by=f"the family {family.name}: the same held-out text for every size, so that runs compare",
         law=f"{family.name}: {family.source}",
         equation=said.get(field.path[-1]),
     )
@@ -212,7 +212,7 @@ def vocabulary(field: Field, plan: Plan) -> Reason:
     """The tokenizer's vocabulary, padded."""
     family = family_of(plan)
     return Reason(
-        settled_by=f"rounding up to a multiple of {family.vocab_multiple} (family {family.name})",
+        decided_by=f"rounding up to a multiple of {family.vocab_multiple} (family {family.name})",
         equation=f"the tokenizer has {plan.budget.data.vocab:,} entries",
     )
 
@@ -226,7 +226,7 @@ def data(field: Field, plan: Plan) -> Reason:
 
 def plain_choice(field: Field, plan: Plan) -> Reason:
     """What no budget changes yet."""
-    return Reason(f"the engine: {field.said_of_it}")
+    return Reason(f"the engine: {field.text}")
 
 
 def budget_flop(field: Field, plan: Plan) -> Reason:
@@ -254,7 +254,7 @@ def ladder(field: Field, plan: Plan) -> Reason:
     if stated.get(field.path[-1]) is not None:
         settled = f"the budget's evidence, which states it: {stated[field.path[-1]]:.4g}"
     return Reason(
-        settled_by=settled,
+        decided_by=settled,
         law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linear about their priors, "
         "with the noise of a run and what laws miss per decade (planner/design/pilot_design.py)",
         equation="half width = 1.96 sqrt(sum over forms of weight J' (prior precision + information)^-1 J + noise^2)",

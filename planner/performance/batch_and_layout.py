@@ -111,6 +111,6 @@ def _laid_by_speed(
     return best
 
 
-def _sequence_s(laid: BatchAndLayout) -> float:
-    assert laid.step_s is not None  # the cluster has efficiencies
-    return laid.step_s / laid.batch_sequences
+def _sequence_s(chosen: BatchAndLayout) -> float:
+    assert chosen.step_s is not None  # the cluster has efficiencies
+    return chosen.step_s / chosen.batch_sequences

@@ -91,7 +91,7 @@ def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
         if isinstance(line, Incident) and line.what != "interrupted":  # that is told by its restart
             yield f"{line.what} at step {line.step}: {line.message}"
         elif isinstance(line, Rollback):
-            yield f"rollback at step {line.left_out.step}: {line.message}"
+            yield f"rollback at step {line.skipped.step}: {line.message}"
 
 
 def _checks(told: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check, ...]:

@@ -69,7 +69,7 @@ def show(audit: Audit, plan_path: Path, console: Console) -> None:
     console.print(_table(audit, plan))
     for run in audit.runs:
         if run.restarts:
-            _say(console, "dim", "restarts", f"{run.title}: {run.said_of_restarts}")
+            _say(console, "dim", "restarts", f"{run.title}: {run.restarts_text}")
         for incident in run.incidents:
             _say(console, "red", "alarm", f"{run.title}: {incident}")
         for check in run.checks:

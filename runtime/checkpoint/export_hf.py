@@ -129,7 +129,7 @@ def _checkpoint(folder: RunFolder, run: RunSpec, step: int | None) -> Path:
             raise DocumentError(folder.checkpoints, 1, 1, what, "give one of these as --step")
         verify(path, run)
         return path
-    newest, problems = find_whole(folder.checkpoints, run, folder.left_out())
+    newest, problems = find_whole(folder.checkpoints, run, folder.skipped())
     end = folder.end()
     if end is not None and (newest is None or step_of(newest) != end.step):
         what = f"the run's final weights are not whole: {problems[0] if problems else 'their checkpoint is gone'}"

@@ -71,7 +71,7 @@ class CheckpointManifest(Spec):
     """The newest held-out loss, nats per token; null before the first."""
     guard: SpikeGuardState
     """What the guard remembers."""
-    left_out: tuple[SkippedRange, ...]
+    skipped: tuple[SkippedRange, ...]
     """What was given up so far, and whose data were left out."""
     layout: Layout
     """Under which it was written."""
@@ -140,7 +140,7 @@ def clear(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def find_whole(folder: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
+def find_whole(folder: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
 
     Only looks: readers of a run in progress may call it. DocumentError where one is of another run.
@@ -148,7 +148,7 @@ def find_whole(folder: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> 
     problems: list[str] = []
     for path in found(folder):
         try:
-            manifest = usable(path, run, left_out)
+            manifest = usable(path, run, skipped)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -168,7 +168,7 @@ def read_manifest(path: Path) -> CheckpointManifest:
         raise CheckpointError(f"{path} has no manifest that can be read ({first_line(error)})") from None
 
 
-def usable(path: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> CheckpointManifest | None:
+def usable(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> CheckpointManifest | None:
     """Its manifest, by which alone it can be used; None where it is of steps that the run has given up.
 
     CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
@@ -184,7 +184,7 @@ def usable(path: Path, run: RunSpec, left_out: Sequence[SkippedRange]) -> Checkp
     there = {one.name for one in path.glob("*.safetensors")}
     if strange := sorted(there - set(manifest.files)):
         raise CheckpointError(f"{path / strange[0]} is not in its manifest")
-    kept = all(one in manifest.left_out or manifest.step <= one.to_step for one in left_out)
+    kept = all(one in manifest.skipped or manifest.step <= one.to_step for one in skipped)
     return manifest if kept else None
 
 

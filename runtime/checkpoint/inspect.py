@@ -73,12 +73,12 @@ def read_all(folder: RunFolder, read: Callable[[str, int], None] | None) -> list
 
 
 def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None) -> CheckpointStatus:
-    run, left_out = folder.run(), folder.left_out()
+    run, skipped = folder.run(), folder.skipped()
     size_bytes = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
     manifest, good, problem = None, False, ""
     try:
         manifest = read_manifest(path)
-        good = usable(path, run, left_out) is not None
+        good = usable(path, run, skipped) is not None
         problem = _problem(path, manifest, read is not None)
     except (CheckpointError, DocumentError) as error:
         problem = str(error)

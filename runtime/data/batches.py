@@ -48,9 +48,9 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
     return _rows(tokens, context, np.array(places))
 
 
-def first_sample(step: int, batch_sequences: int, left_out: Sequence[SkippedRange]) -> int:
+def first_sample(step: int, batch_sequences: int, skipped: Sequence[SkippedRange]) -> int:
     """Number of a step's first sample (steps from 1): the next one in line, past the data that were left out."""
-    last = next((one for one in reversed(left_out) if one.to_step < step), None)
+    last = next((one for one in reversed(skipped) if one.to_step < step), None)
     batches = step - 1 if last is None else last.batches + step - 1 - last.to_step
     return batches * batch_sequences
 

@@ -59,18 +59,20 @@ class NodeRates:
     """Into the workspace, until it is on disk, while all others did the same."""
 
 
-def measure(folder: Path, order: ProbeOrder, seat: RankInfo) -> NodeRates:
+def measure(folder: Path, order: ProbeOrder, rank_info: RankInfo) -> NodeRates:
     """Meet the others, and measure what each can do while all do it."""
     device, tasks = order.device, order.tasks_per_node
     if device == "cuda":
         seen = torch.cuda.device_count()
-        if seen <= seat.local_rank:
+        if seen <= rank_info.local_rank:
             there = f"torch {torch.__version__} sees {several(seen, 'GPU')} here"
-            raise RuntimeError(f"{there}, and this is task {seat.local_rank} of the node, counted from 0")
-        torch.cuda.set_device(seat.local_rank)
+            raise RuntimeError(
+                f"{there}, and this is task {rank_info.local_rank} of the node, counted from 0"
+            )
+        torch.cuda.set_device(rank_info.local_rank)
     size, copied = (None, None) if device == "cuda" else (CPU_SIZE, max(COPIED_BYTES["cpu"] // tasks, 2**22))
     with connect(
-        order.nodes, 1, tasks, rank=seat.rank, rendezvous="env://", device=device, timeout_s=MEET_S
+        order.nodes, 1, tasks, rank=rank_info.rank, rendezvous="env://", device=device, timeout_s=MEET_S
     ) as mesh:
         mark = torch.zeros(1, dtype=torch.float64, device=device)
         clock_s = _clock_s(mesh, mark)
@@ -81,7 +83,7 @@ def measure(folder: Path, order: ProbeOrder, seat: RankInfo) -> NodeRates:
             within=_along(mesh.tp, mesh, mark, device),
             between=_along(mesh.dp, mesh, mark, device),
             write_bytes_per_s=_write_bytes_per_s(
-                folder / f"written-{seat.rank}", WRITTEN_BYTES // tasks, mesh, mark
+                folder / f"written-{rank_info.rank}", WRITTEN_BYTES // tasks, mesh, mark
             ),
         )
 

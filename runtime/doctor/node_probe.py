@@ -113,18 +113,18 @@ def read(folder: Path, name: str, kind: type[T]) -> T | None:
     return TypeAdapter(kind).validate_json(path.read_bytes()) if path.exists() else None
 
 
-def probe(folder: Path, seat: RankInfo, first: str) -> None:
+def probe(folder: Path, rank_info: RankInfo, first: str) -> None:
     """This task's part; `first` is the name of the node on which all meet. SystemExit where it comes to nothing."""
     order = _awaited(folder, "order", ProbeOrder, time.monotonic() + MEET_S)
     if order is None:
         sys.exit(f"OSError: {folder / 'order.json'} is not here: the folder is not the caller's")
-    leads = seat.local_rank == 0
+    leads = rank_info.local_rank == 0
     with socket.create_server(("", 0)) as door:
-        write(folder, f"facts-{seat.rank}", _facts(order, door.getsockname()[1] if leads else 0, folder))
+        write(folder, f"facts-{rank_info.rank}", _facts(order, door.getsockname()[1] if leads else 0, folder))
         if leads:
             threading.Thread(target=_answer, args=(door,), daemon=True).start()
             deadline_s = time.monotonic() + MEET_S
-            write(folder, f"names-{seat.rank}", _names(folder, order, deadline_s))
+            write(folder, f"names-{rank_info.rank}", _names(folder, order, deadline_s))
             for rank in range(0, order.nodes * order.tasks_per_node, order.tasks_per_node):
                 _awaited(folder, f"names-{rank}", Names, deadline_s)  # who leaves earlier answers nobody
         try:
@@ -134,7 +134,7 @@ def probe(folder: Path, seat: RankInfo, first: str) -> None:
 
         from runtime.doctor.node_benchmark import measure  # torch: after what can be said without it
 
-        write(folder, f"rates-{seat.rank}", measure(folder, order, seat))
+        write(folder, f"rates-{rank_info.rank}", measure(folder, order, rank_info))
 
 
 def _facts(order: ProbeOrder, port: int, folder: Path) -> Facts:
@@ -207,6 +207,6 @@ class Probe:
     def __call__(self) -> None:
         """Look at this task's node, and measure its device."""
         peers, folder = export_rendezvous(), Path(self.folder)
-        seat = RankInfo.of(os.environ)
-        print_to(log_of(folder, seat.rank))
-        probe(folder, seat, peers.master_addr)
+        rank_info = RankInfo.of(os.environ)
+        print_to(log_of(folder, rank_info.rank))
+        probe(folder, rank_info, peers.master_addr)

@@ -113,9 +113,9 @@ class RunFolder:
         """Seconds and rates so far."""
         return _whole_lines(self.timing_jsonl, TimingLine)
 
-    def left_out(self) -> tuple[SkippedRange, ...]:
+    def skipped(self) -> tuple[SkippedRange, ...]:
         """What was given up and whose data are left out, in order."""
-        return tuple(line.left_out for line in self.records() if isinstance(line, Rollback))
+        return tuple(line.skipped for line in self.records() if isinstance(line, Rollback))
 
     def end(self) -> End | None:
         """The last line of a finished run; None while it is unfinished."""

@@ -68,8 +68,8 @@ def export_rendezvous() -> "TorchDistributedEnvironment":
 
 def _train(folder: RunFolder, leave: StopRequest) -> int:
     peers = export_rendezvous()
-    seat = RankInfo.of(os.environ)
-    print_to(folder.log / f"rank-{seat.rank}.txt")
+    rank_info = RankInfo.of(os.environ)
+    print_to(folder.log / f"rank-{rank_info.rank}.txt")
     try:
         socket.getaddrinfo(peers.master_addr, peers.master_port)
     except OSError as error:  # else the ranks would wait for each other without a word
@@ -78,8 +78,8 @@ def _train(folder: RunFolder, leave: StopRequest) -> int:
         print(f"OSError: {said}", file=sys.stderr, flush=True)
         return FAILED
     data = folder.path.parents[1] / "data"
-    if seat.rank > 0:
-        return train_rank(folder, data, seat, leave)
+    if rank_info.rank > 0:
+        return train_rank(folder, data, rank_info, leave)
     hold = _hold(folder, leave)
     if hold is None:
         if leave.asked:
@@ -87,7 +87,7 @@ def _train(folder: RunFolder, leave: StopRequest) -> int:
         print(f"OSError: {at_work(folder.path)}; stop it, then run again", file=sys.stderr, flush=True)
         return FAILED
     try:
-        return train_rank(folder, data, seat, leave)
+        return train_rank(folder, data, rank_info, leave)
     finally:
         hold.close()
 

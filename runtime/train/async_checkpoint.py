@@ -49,8 +49,8 @@ class BackgroundWrite:
 class AsyncCheckpointer:
     """One rank's part of saving a run."""
 
-    def __init__(self, folder: Path, replica: RankWorker, keep: Retention) -> None:
-        self._folder, self._replica, self._keep = folder, replica, keep
+    def __init__(self, folder: Path, worker: RankWorker, keep: Retention) -> None:
+        self._folder, self._replica, self._keep = folder, worker, keep
         self._copy: tuple[Tensor, Tensor, Tensor] | None = None
         self._staging: tuple[CheckpointManifest, BackgroundWrite] | None = None
         self._committing: BackgroundWrite | None = None

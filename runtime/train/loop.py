@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return train_rank(RunFolder(arguments.folder), arguments.data, RankInfo.of(os.environ), leave)
 
 
-def train_rank(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest) -> int:
+def train_rank(folder: RunFolder, data: Path, rank_info: RankInfo, leave: StopRequest) -> int:
     """As `train`, and an error is a status too: what can be expected to go wrong, in one line."""
     try:
-        return train(folder, data, seat, leave)
+        return train(folder, data, rank_info, leave)
     except RunError as error:
         print(f"RunError: {error}", file=sys.stderr, flush=True)
         return NO_RETRY
@@ -75,14 +75,14 @@ def train_rank(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest
         return FAILED
 
 
-def train(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest) -> int:
+def train(folder: RunFolder, data: Path, rank_info: RankInfo, leave: StopRequest) -> int:
     """Train this rank's part of the run from where it stands; the exit status."""
     if folder.end() is not None:
         return OK
-    run, order = folder.run(), _laid_out(folder.order(), seat)
+    run, order = folder.run(), _laid_out(folder.order(), rank_info)
     devices = order.execution.layout.devices
-    if seat.rank >= devices:
-        print(f"rank {seat.rank} of {seat.ranks} leaves: the layout takes {devices}", flush=True)
+    if rank_info.rank >= devices:
+        print(f"rank {rank_info.rank} of {rank_info.ranks} leaves: the layout takes {devices}", flush=True)
         return OK
     corpus = load_corpus(data, run.data.corpus)
     _refuse(run, order, corpus)
@@ -100,13 +100,13 @@ def train(folder: RunFolder, data: Path, seat: RankInfo, leave: StopRequest) -> 
         raise OSError(f"the run is for GPUs, and torch sees none on {socket.gethostname()}")
     if devices > 1:  # whoever hangs before the first step is found by who has got this far
         here = f"process {os.getpid()} on {socket.gethostname()}"
-        print(f"rank {seat.rank} of {devices}, {here}: meets the others", flush=True)
+        print(f"rank {rank_info.rank} of {devices}, {here}: meets the others", flush=True)
     with join_process_group(
-        run, order.execution, seat.rank, seat.local_rank, train_tokens, held_out
-    ) as replica:
-        saver = AsyncCheckpointer(folder.checkpoints, replica, order.execution.keep)
+        run, order.execution, rank_info.rank, rank_info.local_rank, train_tokens, held_out
+    ) as worker:
+        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, order.execution.keep)
         while True:
-            status = _segment(folder, run, order, replica, saver, data, leave)
+            status = _segment(folder, run, order, worker, checkpointer, data, leave)
             if status is not None:
                 return status
 
@@ -115,33 +115,33 @@ def _segment(
     folder: RunFolder,
     run: RunSpec,
     order: Order,
-    replica: "RankWorker",
-    saver: "AsyncCheckpointer",
+    worker: "RankWorker",
+    checkpointer: "AsyncCheckpointer",
     data: Path,
     leave: StopRequest,
 ) -> int | None:
     """From the newest checkpoint on; the exit status, or None where the run went back and is to be taken up anew."""
     from runtime.train.resume import resume_from_latest
 
-    begun = resume_from_latest(replica, run, folder, data)
-    here = SegmentStart(0 if replica.leads else 1, begun.step, replica.kernels, replica.devices)
-    with open_run_logger(folder, run, order, here) as journal:
+    begun = resume_from_latest(worker, run, folder, data)
+    here = SegmentStart(0 if worker.leads else 1, begun.step, worker.kernels, worker.devices)
+    with open_run_logger(folder, run, order, here) as logger:
         for problem in begun.damaged.values():
-            journal.incident("damaged_checkpoint", begun.step, problem)
-        saver.damaged = set(begun.damaged)
+            logger.incident("damaged_checkpoint", begun.step, problem)
+        checkpointer.damaged = set(begun.damaged)
         try:
-            return _go_on(folder, run, order.execution, replica, saver, journal, begun, leave)
+            return _go_on(folder, run, order.execution, worker, checkpointer, logger, begun, leave)
         finally:
-            saver.wait()
+            checkpointer.wait()
 
 
 def _go_on(
     folder: RunFolder,
     run: RunSpec,
     execution: Execution,
-    replica: "RankWorker",
-    saver: "AsyncCheckpointer",
-    journal: RunLogger,
+    worker: "RankWorker",
+    checkpointer: "AsyncCheckpointer",
+    logger: RunLogger,
     begun: "ResumeState",
     leave: StopRequest,
 ) -> int | None:
@@ -152,76 +152,76 @@ def _go_on(
     steps, evaluation = run.optim.steps, run.evaluation
     guard, held_out_loss = SpikeGuard(run.guard, begun.memory), begun.loss
     saved_s = time.monotonic()
-    if begun.step < steps and any(replica.summed([leave.asked])):
+    if begun.step < steps and any(worker.summed([leave.asked])):
         return RESUME
     for step in range(begun.step + 1, steps + 1):
         lr = run.optim.lr(step)
-        share = replica.accumulate(step, begun.left_out)
-        due = saver.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
+        share = worker.accumulate(step, begun.skipped)
+        due = checkpointer.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
         # In one sum, so that all ranks agree: the loss, whether to leave, whether to save, how far a save is.
-        loss, asked, saving, *reports = replica.summed(
-            [share, leave.asked, replica.leads and due, *saver.report()]
+        loss, asked, saving, *reports = worker.summed(
+            [share, leave.asked, worker.leads and due, *checkpointer.report()]
         )
-        if problem := saver.hear(*reports):
-            journal.incident("unsaved_checkpoint", step - 1, problem)
-        grad_norm = replica.optimizer.reduce()
+        if problem := checkpointer.hear(*reports):
+            logger.incident("unsaved_checkpoint", step - 1, problem)
+        grad_norm = worker.optimizer.reduce()
         objection = guard.objection(loss, grad_norm)
         if run.guard is None:
             _stop_where_diverged(
-                journal, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
+                logger, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
             )
         if objection:
-            replica.optimizer.drop()
-            journal.incident("skipped_step", step, f"step {step} was not applied: {objection}")
+            worker.optimizer.drop()
+            logger.incident("skipped_step", step, f"step {step} was not applied: {objection}")
         else:
-            replica.optimizer.apply(lr, grad_norm)
-        journal.step(step, loss, grad_norm, lr, applied=not objection)
+            worker.optimizer.apply(lr, grad_norm)
+        logger.step(step, loss, grad_norm, lr, applied=not objection)
         if guard.impatient:
-            saver.finish()
-            left_out = given_up(replica, run, folder, begun, step, guard.in_a_row)
-            _stop_where_stuck(journal, begun, left_out)
-            journal.rollback(left_out, f"{guard.in_a_row} steps in a row were not applied")
+            checkpointer.finish()
+            skipped = given_up(worker, run, folder, begun, step, guard.in_a_row)
+            _stop_where_stuck(logger, begun, skipped)
+            logger.rollback(skipped, f"{guard.in_a_row} steps in a row were not applied")
             return None
 
         last = step == steps
         if step % evaluation.every_steps == 0 or last:
             sequences = evaluation.final_sequences if last else evaluation.sequences
-            held_out_loss = replica.evaluate(sequences)
-            _stop_where_diverged(journal, step, {"held-out loss": held_out_loss, "learning rate": lr})
-            journal.evaluation(step, held_out_loss, sequences)
+            held_out_loss = worker.evaluate(sequences)
+            _stop_where_diverged(logger, step, {"held-out loss": held_out_loss, "learning rate": lr})
+            logger.evaluation(step, held_out_loss, sequences)
 
         leaving = bool(asked) and not last
         by_step = (
             execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
         )
         if ((saving or by_step) and guard.in_a_row == 0) or leaving or last:
-            if problem := saver.finish():
-                journal.incident("unsaved_checkpoint", step, problem)
-            journal.flush()  # a checkpoint promises that every line up to its step is on disk
-            saver.begin(manifest_of(replica, run, begun, step, held_out_loss, guard.memory))
+            if problem := checkpointer.finish():
+                logger.incident("unsaved_checkpoint", step, problem)
+            logger.flush()  # a checkpoint promises that every line up to its step is on disk
+            checkpointer.begin(manifest_of(worker, run, begun, step, held_out_loss, guard.memory))
             saved_s = time.monotonic()
         if leaving or last:
-            problem = saver.finish()
+            problem = checkpointer.finish()
             if problem:
-                journal.incident("unsaved_checkpoint", step, problem)
+                logger.incident("unsaved_checkpoint", step, problem)
                 raise OSError(
                     f"{problem}; once it can be, run again: that goes on from the newest checkpoint"
                 )
         if leaving:
             who = signal.Signals(leave.asked).name if leave.asked else "to another rank"
             said = f"saved at step {step} of {steps} after a signal to leave ({who})"
-            journal.incident("interrupted", step, said)
+            logger.incident("interrupted", step, said)
             return RESUME
-    journal.end(saver.weights_sha256(steps))
+    logger.end(checkpointer.weights_sha256(steps))
     return OK
 
 
-def _laid_out(order: Order, seat: RankInfo) -> Order:
+def _laid_out(order: Order, rank_info: RankInfo) -> Order:
     """The order with the layout for the ranks that are here; RunError where even the least one needs more."""
-    layout = order.layout_for(seat.ranks)
+    layout = order.layout_for(rank_info.ranks)
     if layout is None:
         least = min(one.devices for one in (order.execution.layout, *order.fewer))
-        started = several(seat.ranks, "rank")
+        started = several(rank_info.ranks, "rank")
         raise RunError(f"{started} started, and the least layout needs {least}; start at least as many")
     return order.model_copy(update={"execution": order.execution.model_copy(update={"layout": layout})})
 
@@ -245,24 +245,22 @@ def _refuse(run: RunSpec, order: Order, corpus: Corpus) -> None:
         raise RunError(problems[0])
 
 
-def _stop_where_stuck(journal: RunLogger, begun: "ResumeState", left_out: SkippedRange) -> None:
+def _stop_where_stuck(logger: RunLogger, begun: "ResumeState", skipped: SkippedRange) -> None:
     """RunError, and an incident in the record, where going back to this checkpoint has not helped before."""
-    tries = sum(one.to_step == left_out.to_step for one in begun.left_out)
+    tries = sum(one.to_step == skipped.to_step for one in begun.skipped)
     if tries < _TRIES:
         return
-    said = (
-        f"went back to step {left_out.to_step} {tries} times, and came no further than step {left_out.step}"
-    )
-    journal.incident("non_finite", left_out.step, said)
+    said = f"went back to step {skipped.to_step} {tries} times, and came no further than step {skipped.step}"
+    logger.incident("non_finite", skipped.step, said)
     raise RunError(f"{said}: training diverged; plan with a lower learning rate")
 
 
-def _stop_where_diverged(journal: RunLogger, step: int, values: Mapping[str, float]) -> None:
+def _stop_where_diverged(logger: RunLogger, step: int, values: Mapping[str, float]) -> None:
     """RunError, and an incident in the record, where a value of this step is not finite."""
     if all(map(math.isfinite, values.values())):
         return
     said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    journal.incident("non_finite", step - 1, f"step {step} gave {said}")
+    logger.incident("non_finite", step - 1, f"step {step} gave {said}")
     raise RunError(f"step {step} gave {said}: training diverged; plan with a lower learning rate")
 
 

@@ -63,16 +63,14 @@ class RunLogger:
             append_line(self._folder.record_jsonl, line)
             _say(f"{what}: {message}")
 
-    def rollback(self, left_out: SkippedRange, why: str) -> None:
+    def rollback(self, skipped: SkippedRange, why: str) -> None:
         """Record and print that the run goes back; from now on every start keeps to it."""
         if self._metrics:
             self._metrics.flush()
             gone = (
-                f"steps {left_out.to_step + 1} to {left_out.step} are given up and their data left out: {why}"
+                f"steps {skipped.to_step + 1} to {skipped.step} are given up and their data left out: {why}"
             )
-            append_line(
-                self._folder.record_jsonl, Rollback(time=time.time(), left_out=left_out, message=gone)
-            )
+            append_line(self._folder.record_jsonl, Rollback(time=time.time(), skipped=skipped, message=gone))
             _say(f"rollback: {gone}")
 
     def flush(self) -> None:

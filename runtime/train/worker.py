@@ -75,11 +75,11 @@ class RankWorker:
             return []
         return [torch.cuda.get_device_name()] * self._mesh.world.size
 
-    def accumulate(self, step: int, left_out: Sequence[SkippedRange]) -> Tensor:
+    def accumulate(self, step: int, skipped: Sequence[SkippedRange]) -> Tensor:
         """Add up the gradients of a step; this rank's share of the step's mean loss (fp64, nats)."""
         batch, context = self._run.optim.batch_sequences, self._run.model.context
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
-        first = first_sample(step, batch, left_out) + self._mesh.dp.rank * rows
+        first = first_sample(step, batch, skipped) + self._mesh.dp.rank * rows
 
         def read(micro_batch: int) -> Tensor:
             at = first + micro_batch * at_once

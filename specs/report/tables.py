@@ -127,7 +127,7 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
         yield f"{epochs:.2f} epochs"
     if run is not None:
         if run.restarts:
-            yield run.said_of_restarts
+            yield run.restarts_text
         yield from run.incidents
         yield from (f"{check.name}: {check.detail}" for check in run.checks if not check.ok)
 

@@ -111,9 +111,9 @@ def poison(first: int, last: int) -> None:
 
     accumulate = RankWorker.accumulate
 
-    def poisoned(self: RankWorker, step: int, left_out: Sequence[SkippedRange]) -> Tensor:
-        share = accumulate(self, step, left_out)
-        return share * math.nan if first <= first_sample(step, 1, left_out) + 1 <= last else share
+    def poisoned(self: RankWorker, step: int, skipped: Sequence[SkippedRange]) -> Tensor:
+        share = accumulate(self, step, skipped)
+        return share * math.nan if first <= first_sample(step, 1, skipped) + 1 <= last else share
 
     RankWorker.accumulate = poisoned  # type: ignore[method-assign]
 

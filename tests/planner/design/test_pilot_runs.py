@@ -32,11 +32,11 @@ def test_the_learning_rate_check_repeats_a_pilot() -> None:
     """It runs the middle shape of the second largest budget, which is also a pilot at the law's own rate."""
     assert PRIOR.allocation is not None
     wanted = pilot_requests(LADDER, (0.5, 2.0), TINY, 256, PRIOR.allocation, 1e13, 2)
-    rates = [wish for wish in wanted if wish.role == "rate"]
-    assert [wish.rate_multiple for wish in rates] == [0.5, 2.0]
-    for wish in rates:
-        assert math.isclose(wish.compute_flop, 10**11.5)
+    rates = [request for request in wanted if request.role == "rate"]
+    assert [request.rate_multiple for request in rates] == [0.5, 2.0]
+    for request in rates:
+        assert math.isclose(request.compute_flop, 10**11.5)
         assert any(
-            w.role == "pilot" and w.shape == wish.shape and w.compute_flop == wish.compute_flop
+            w.role == "pilot" and w.shape == request.shape and w.compute_flop == request.compute_flop
             for w in wanted
         )

@@ -48,7 +48,7 @@ budgets = st.builds(
 )
 
 
-def desk(text: str, devices: int = 64) -> PlanInputs:
+def inputs(text: str, devices: int = 64) -> PlanInputs:
     """What the planner sees of a budget, on so many H100s."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b.yaml"
@@ -69,7 +69,7 @@ def target(of: PlanInputs) -> PlannedRun | None:
 @given(budgets, st.sampled_from([1, 8, 24, 64, 96, 512, 2048]))
 def test_every_run_is_legal_and_its_schedule_adds_up(text: str, devices: int) -> None:
     """For its layout, batch and cluster; drops at 80 and 90 % of the steps; compute within a hundredth."""
-    asked = desk(text, devices)
+    asked = inputs(text, devices)
     planned = target(asked)
     if planned is None:
         return
@@ -94,7 +94,7 @@ def test_more_budget_never_gives_a_worse_forecast(log_flop: float, more: float, 
     assert SURFACE is not None
     losses = []
     for compute in (10**log_flop, 10**log_flop * more):
-        planned = target(desk(BUDGET.format(compute=compute, hyper=hyper), 512))
+        planned = target(inputs(BUDGET.format(compute=compute, hyper=hyper), 512))
         assert planned is not None
         losses.append(SURFACE.loss(planned.run.model.params, planned.run.tokens))
     assert losses[1] < losses[0]

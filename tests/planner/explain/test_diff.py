@@ -38,7 +38,7 @@ def test_fields_that_differ_are_in_their_groups_with_ratios() -> None:
     assert found["run.optim.peak_lr"].group == "schedule"
     assert found["run.optim.peak_lr"].ratio == pytest.approx(1.5)
     layers = found["run.model.layers"]
-    assert (layers.group, layers.said_before, layers.said_after, layers.ratio) == (
+    assert (layers.group, layers.text_before, layers.text_after, layers.ratio) == (
         "shape",
         "2 layers",
         "4 layers",
@@ -60,7 +60,7 @@ def test_groups_come_in_their_order() -> None:
     found = diff(PLAN, other)
     groups = list(dict.fromkeys(one.group for one in found))
     assert groups == ["budget", "evidence", "shape", "schedule", "forecast", "document"]
-    assert by_field(PLAN, other)["forecast"].said_after == "none: nothing is known"
+    assert by_field(PLAN, other)["forecast"].text_after == "none: nothing is known"
 
 
 def test_there_and_back_is_the_same_with_ratios_turned_over() -> None:
@@ -75,24 +75,24 @@ def test_there_and_back_is_the_same_with_ratios_turned_over() -> None:
 def test_pilots_are_compared_by_title() -> None:
     fewer = samples.sealed(PILOTS, runs=PILOTS.runs[1:])
     (only,) = diff(PILOTS, fewer)
-    assert (only.group, only.said_before) == ("runs", f"17 runs, only here: {PILOTS.runs[0].title}")
-    assert only.said_after == "16 runs"
+    assert (only.group, only.text_before) == ("runs", f"17 runs, only here: {PILOTS.runs[0].title}")
+    assert only.text_after == "16 runs"
     found = diff(PILOTS, changed(PILOTS, lr=2.0))
     assert [(one.field, one.run) for one in found] == [("run.optim.peak_lr", PILOTS.runs[-1].title)]
 
 
 def test_the_unit_of_losses_is_said_where_it_differs() -> None:
     found = by_field(PLAN, samples.sealed(PLAN, bytes_per_token=None))["losses"]
-    assert (found.said_before, found.said_after) == ("bits per byte", "nats per token")
+    assert (found.text_before, found.text_after) == ("bits per byte", "nats per token")
     assert (found.before, found.after) == ("bits per byte", "nats per token")
 
 
 def test_a_plan_of_pilots_against_a_target() -> None:
     found = by_field(PILOTS, PLAN)
-    assert found["phase"].said_after == "target"
-    assert found["fit"].said_before == "none"
-    assert found["fit"].said_after == "15 runs, 4 forms"
-    assert found["forecast"].said_before.startswith("none: 17 of 17 pilots")
+    assert found["phase"].text_after == "target"
+    assert found["fit"].text_before == "none"
+    assert found["fit"].text_after == "15 runs, 4 forms"
+    assert found["forecast"].text_before.startswith("none: 17 of 17 pilots")
 
 
 def test_laws_of_learning_rate_are_compared_by_name() -> None:
@@ -106,7 +106,7 @@ def test_laws_of_learning_rate_are_compared_by_name() -> None:
     (only,) = diff(told(0.1), told(0.3))
     assert (only.group, only.field, only.ratio) == ("schedule", "hypers.step-law.peak_lr", pytest.approx(3.0))
     (new,) = diff(PLAN, told(0.1))
-    assert (new.said_before, new.said_after) == ("none", "step-law")
+    assert (new.text_before, new.text_after) == ("none", "step-law")
 
 
 def test_layouts_are_compared_by_the_best_of_them() -> None:
@@ -117,11 +117,11 @@ def test_layouts_are_compared_by_the_best_of_them() -> None:
     assert found["layouts.ranked"].group == "layout"
     assert found["layouts.ranked"].ratio is None, "a layout is no number"
     assert found["layouts.nearest_miss"].ratio is None
-    assert found["layouts.ranked"].said_before.startswith(
+    assert found["layouts.ranked"].text_before.startswith(
         "6 ranked, first dp 32 x pp 8 x tp 8 + sp, interleaved 2"
     )
-    assert "12 s a step" in found["layouts.ranked"].said_before
-    assert by_field(PLAN, slow)["layouts"].said_after == "211 of 1,432 layouts fit"
+    assert "12 s a step" in found["layouts.ranked"].text_before
+    assert by_field(PLAN, slow)["layouts"].text_after == "211 of 1,432 layouts fit"
 
 
 @pytest.mark.parametrize(

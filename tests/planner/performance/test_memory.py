@@ -21,7 +21,7 @@ from tests.support import samples
 MODEL = samples.model(layers=8, width=1024, heads=8, kv_heads=2, ffn=2816, vocab=4096, context=2048)
 
 
-def laid(**changes: Any) -> Layout:
+def chosen(**changes: Any) -> Layout:
     plain = {"dp": 2, "pp": 1, "tp": 1, "micro_batch_sequences": 1, "recompute": "none"}
     return Layout.model_validate(plain | {"sequence_parallel": changes.get("tp", 1) > 1} | changes)
 
@@ -29,25 +29,25 @@ def laid(**changes: Any) -> Layout:
 @pytest.mark.parametrize(
     ("layout", "rank"),
     [
-        (laid(tp=2), 0),
-        (laid(pp=2, stage_layers=(5, 3)), 1),
-        (laid(pp=4, micro_batch_sequences=2), 1),
-        (laid(pp=2, tp=2, interleave=2), 0),
-        (laid(pp=4, recompute="selective"), 0),
-        (laid(pp=4, tp=2, recompute="full"), 0),
-        (laid(dp=1, recompute="full"), 0),
-        (laid(recompute="full"), 0),
-        (laid(recompute="selective"), 0),
-        (laid(tp=2, sequence_parallel=False, recompute="selective"), 0),
-        (laid(pp=2, recompute="full"), 1),
-        (laid(pp=4, recompute="selective"), 3),
-        (laid(pp=4, recompute="full"), 1),
-        (laid(pp=2, interleave=4), 0),
-        (laid(pp=2, interleave=4), 1),
-        (laid(pp=4, interleave=2), 0),
-        (laid(pp=4, interleave=2, recompute="selective"), 1),
-        (laid(pp=2, interleave=4, recompute="full"), 0),
-        (laid(pp=2, tp=2, interleave=4, micro_batch_sequences=2), 1),
+        (chosen(tp=2), 0),
+        (chosen(pp=2, stage_layers=(5, 3)), 1),
+        (chosen(pp=4, micro_batch_sequences=2), 1),
+        (chosen(pp=2, tp=2, interleave=2), 0),
+        (chosen(pp=4, recompute="selective"), 0),
+        (chosen(pp=4, tp=2, recompute="full"), 0),
+        (chosen(dp=1, recompute="full"), 0),
+        (chosen(recompute="full"), 0),
+        (chosen(recompute="selective"), 0),
+        (chosen(tp=2, sequence_parallel=False, recompute="selective"), 0),
+        (chosen(pp=2, recompute="full"), 1),
+        (chosen(pp=4, recompute="selective"), 3),
+        (chosen(pp=4, recompute="full"), 1),
+        (chosen(pp=2, interleave=4), 0),
+        (chosen(pp=2, interleave=4), 1),
+        (chosen(pp=4, interleave=2), 0),
+        (chosen(pp=4, interleave=2, recompute="selective"), 1),
+        (chosen(pp=2, interleave=4, recompute="full"), 0),
+        (chosen(pp=2, tp=2, interleave=4, micro_batch_sequences=2), 1),
     ],
     ids=lambda value: value.canonical_json() if isinstance(value, Layout) else f"rank {value}",
 )
@@ -66,7 +66,7 @@ def test_logits_are_there_when_no_block_is_at_work(
 ) -> None:
     """A vocabulary that outweighs a block: the fullest moment is the head's."""
     wordy = MODEL.model_copy(update={"vocab": 65536})
-    same_bytes(wordy, laid(dp=1, recompute=recompute, **changes), rank)
+    same_bytes(wordy, chosen(dp=1, recompute=recompute, **changes), rank)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_logits_are_there_when_no_block_is_at_work(
 def test_replicas_copy_small_gradients_into_buckets(changes: dict[str, Any], rank: int) -> None:
     """32 blocks of 1024: the copies outweigh what recomputing passes hold, which one replica does not have."""
     deep = MODEL.model_copy(update={"layers": 32})
-    alone, several = (laid(dp=dp, recompute="full", **changes) for dp in (1, 8))
+    alone, several = (chosen(dp=dp, recompute="full", **changes) for dp in (1, 8))
     assert same_bytes(deep, several, rank) > 1.5 * same_bytes(deep, alone, rank)
 
 
@@ -106,7 +106,7 @@ def under_way(pp: int, rank: int, chunks: int) -> int:
 def test_short_micro_batches_do_not_hide_what_they_do_not_scale() -> None:
     """512 tokens over 8 ranks: a norm's partial sums are a tenth of all."""
     wide = samples.model(layers=8, width=4096, heads=32, kv_heads=32, ffn=11008, vocab=32000, context=512)
-    same_bytes(wide, laid(dp=1, pp=4, tp=8, micro_batch_sequences=2, recompute="full"), 0)
+    same_bytes(wide, chosen(dp=1, pp=4, tp=8, micro_batch_sequences=2, recompute="full"), 0)
 
 
 def test_constants_are_the_engines() -> None:

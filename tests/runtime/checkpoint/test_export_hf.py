@@ -253,12 +253,12 @@ def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     folder = opened(tmp_path, spec)
     rows = np.zeros(1000, np.uint8)
     execution = folder.order().execution
-    with join_process_group(spec, execution, 0, 0, rows, rows) as replica:
-        begun = resume_from_latest(replica, spec, folder, tmp_path / "data")
+    with join_process_group(spec, execution, 0, 0, rows, rows) as worker:
+        begun = resume_from_latest(worker, spec, folder, tmp_path / "data")
         assert (begun.step, begun.damaged) == (0, {})
-        saver = AsyncCheckpointer(folder.checkpoints, replica, execution.keep)
-        saver.begin(manifest_of(replica, spec, begun, 1, None, begun.memory))
-        assert saver.finish() == ""
+        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, execution.keep)
+        checkpointer.begin(manifest_of(worker, spec, begun, 1, None, begun.memory))
+        assert checkpointer.finish() == ""
     stored = import_folder(exported, tmp_path / "data", QUIET)
     assert weights_sha256(folder.checkpoints / "step-00000001") == stored.manifest.sha256
 

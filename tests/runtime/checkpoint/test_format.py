@@ -87,7 +87,7 @@ def manifest(step: int, **changes: Any) -> CheckpointManifest:
         "tokens": step * RUN.batch_tokens,
         "loss": None,
         "guard": SpikeGuardState(),
-        "left_out": (),
+        "skipped": (),
         "layout": samples.layout(),
         "versions": {},
     }
@@ -331,7 +331,7 @@ def test_what_a_run_has_given_up_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 10)
     given_up = SkippedRange(step=12, to_step=5, batches=12)
     assert find_whole(tmp_path, RUN, (given_up,))[0] == tmp_path / "step-00000005"
-    after = save(tmp_path, 8, left_out=(given_up,))
+    after = save(tmp_path, 8, skipped=(given_up,))
     assert find_whole(tmp_path, RUN, (given_up,))[0] == after
     assert steps_in(tmp_path) == [5, 8]
     again = SkippedRange(step=9, to_step=5, batches=16)

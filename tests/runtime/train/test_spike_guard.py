@@ -97,8 +97,8 @@ def test_a_guard_that_was_put_down_goes_on_as_if_it_never_was() -> None:
 
 
 def test_batches_go_on_past_what_was_left_out() -> None:
-    def batches(steps: int, *left_out: SkippedRange) -> list[int]:
-        return [first_sample(step, 10, left_out) // 10 + 1 for step in range(1, steps + 1)]
+    def batches(steps: int, *skipped: SkippedRange) -> list[int]:
+        return [first_sample(step, 10, skipped) // 10 + 1 for step in range(1, steps + 1)]
 
     assert batches(4) == [1, 2, 3, 4]
     first = SkippedRange(step=6, to_step=2, batches=6)
@@ -147,16 +147,16 @@ def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
     """At step 33 four in a row were bad, among them the one after which a checkpoint is due; it goes back to 24."""
     folder = trained(home, tmp_path, run_of(home), 30, 35, dp)
     (rollback,) = (line for line in folder.records() if isinstance(line, Rollback))
-    assert rollback.left_out == SkippedRange(step=33, to_step=24, batches=33)
+    assert rollback.skipped == SkippedRange(step=33, to_step=24, batches=33)
     assert "steps 25 to 33 are given up and their data left out" in rollback.message
     assert [line.from_step for line in folder.records() if isinstance(line, Start)] == [0, 24]
     assert [line.lost_steps for line in folder.records() if isinstance(line, Start)] == [0, 9]
     metrics = folder.metrics()
     assert [line.step for line in metrics] == list(range(1, STEPS + 1))
     assert [line.step for line in metrics if not line.applied] == [25, 26]  # batches 34 and 35
-    path, _ = find_whole(folder.checkpoints, folder.run(), folder.left_out())
+    path, _ = find_whole(folder.checkpoints, folder.run(), folder.skipped())
     assert path is not None
-    assert read_manifest(path).left_out == (rollback.left_out,)
+    assert read_manifest(path).skipped == (rollback.skipped,)
 
 
 @pytest.mark.parametrize("dp", [1, 2])
@@ -185,7 +185,7 @@ def test_a_run_that_comes_back_to_the_same_place_stops(home: Path, tmp_path: Pat
     run = run_of(home)
     folder = opened(tmp_path, run, order(run, every_steps=8))
     assert Ranks(folder, home / "data", 1, partial(poison, 30, 10**9)).join() == [NO_RETRY]
-    assert len(folder.left_out()) == 3
+    assert len(folder.skipped()) == 3
     last = folder.records()[-1]
     assert isinstance(last, Incident)
     assert "went back to step 24 3 times" in last.message
