@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.audit import verdict as auditing
+from runtime.audit import verdict
 from runtime.launch.jobs import RunRequest, check_runs, data_of, from_plan, prepare_jobs
 from runtime.launch.local import Job, Outcome, launch
 from runtime.launch.machine import Machine
@@ -95,61 +95,52 @@ def run_all(driver: Driver, wanted: Sequence[RunRequest]) -> RunResults:
 class StudyResult:
     """How far the chain of a budget came."""
 
-    plan: Path
+    plan: Plan
     """The last plan."""
+    path: Path
+    """Where that plan is."""
     ran: RunResults
     """What became of its runs."""
     audit: Audit | None
     """The target's audit; None where the chain did not come so far."""
 
     @property
-    def phase(self) -> str:
-        """What that plan is of."""
-        return load(self.plan, Plan).phase
-
-    @property
     def exit_code(self) -> int:
         """The target's audit's; without one that of the runs that are not finished, or 3."""
         if self.audit is not None:
-            return auditing.exit_code(self.audit)
+            return verdict.exit_code(self.audit)
         return self.ran.exit_code or CANNOT_TELL
-
-
-def run_here(driver: Driver, plan: Plan, wanted: Sequence[RunRequest]) -> RunResults:
-    """A plan's runs on this machine, until they have ended."""
-    return run_all(driver, wanted)
 
 
 def run_budget(
     driver: Driver,
+    budget: Budget,
     path: Path,
-    show_audit: Callable[[Path, Audit], None],
-    carry_out: Callable[[Driver, Plan, Sequence[RunRequest]], RunResults] = run_here,
+    run_plan: Callable[[Plan, Sequence[RunRequest]], RunResults],
 ) -> StudyResult:
-    """The whole chain: data, plan, pilots, audit, plan, target, audit, as far as the runs are finished.
+    """The whole chain of the budget at this path: data, plan, pilots, audit, plan, target, audit.
 
-    `carry_out` runs a plan's runs, or has others do it.
+    `run_plan` runs or queues a plan's runs; the chain ends here where they are not all finished afterwards.
     """
-    budget = load(path, Budget)
     build_data(driver, path, budget)
-    asked = ask_planner(driver, path)
+    asked = call_planner(driver, path)
     while True:
         plan_path, plan = asked
-        driver.say(f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_told(plan)}")
-        ran = carry_out(driver, plan, from_plan(plan, plan_path))
+        driver.say(f"\n[bold]{plan.phase}[/]  {escape(str(plan_path))}, {_plan_summary(plan)}")
+        ran = run_plan(plan, from_plan(plan, plan_path))
         if ran.exit_code != OK:
-            return StudyResult(plan_path, ran, None)
-        audit = audit_plan(driver, plan_path)
-        show_audit(plan_path, audit)
+            return StudyResult(plan, plan_path, ran, None)
+        audit = verdict.audit_plan(plan, plan_path, driver.workspace.path)
+        verdict.show(audit, plan, plan_path, driver.console)
         if plan.phase == "target":
-            return StudyResult(plan_path, ran, audit)
-        asked = ask_planner(driver, path)
+            return StudyResult(plan, plan_path, ran, audit)
+        asked = call_planner(driver, path)
         if asked[0] == plan_path:
             driver.say(
                 f"the planner asks for the same pilots again: correct what the audit rejected, if anything; "
                 f"else {escape(str(plan_path))} is of another version of isoplan, and the budget needs another name"
             )
-            return StudyResult(plan_path, ran, None)
+            return StudyResult(plan, plan_path, ran, None)
 
 
 def runs_of(plan: Path) -> Sequence[RunRequest]:
@@ -157,7 +148,7 @@ def runs_of(plan: Path) -> Sequence[RunRequest]:
     return from_plan(load(plan, Plan), plan)
 
 
-def chain(
+def chain_steps(
     workspace: Workspace, budget: Budget, runs_of: Callable[[Path], Sequence[RunRequest]] = runs_of
 ) -> list[tuple[str, str]]:
     """The steps of a budget's chain, each with how far it is."""
@@ -171,19 +162,19 @@ def chain(
         wanted = runs_of(plan)
         finished = sum(one.finished(workspace) for one in wanted)
         steps += [("plan", f"{plan} is sealed"), (phase, f"{finished} of {len(wanted)} runs are finished")]
-        steps += [("audit", _audited(plan.parent / f"audit.{phase}.json"))]
+        steps += [("audit", _audit_state(plan.parent / f"audit.{phase}.json"))]
     return steps
 
 
-def _audited(path: Path) -> str:
+def _audit_state(path: Path) -> str:
     """How far an audit is: one that could not tell, as it was asked too early, is to be done again."""
     if not path.exists():
         return "to be done"
-    verdict = load(path, Audit).verdict
-    return "to be done again, it cannot tell yet" if verdict == "cannot tell" else f"done: {verdict}"
+    found = load(path, Audit).verdict
+    return "to be done again, it cannot tell yet" if found == "cannot tell" else f"done: {found}"
 
 
-def _told(plan: Plan) -> str:
+def _plan_summary(plan: Plan) -> str:
     number = len(plan.runs)
     runs = (
         f"{number} run{'s' if number > 1 else ''}, {sum(one.cost.compute_flop for one in plan.runs):.3g} FLOP"
@@ -212,7 +203,7 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
         ) from None
 
 
-def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
+def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
     """The plan that is due for a budget, from the `plan` command: the planner is another program."""
     argv = [sys.executable, "-P", "-m", "planner.cli", str(budget), "--json"]
     asked = subprocess.run(argv, cwd=driver.workspace.path, capture_output=True, text=True, check=False)
@@ -222,8 +213,3 @@ def ask_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
         raise RuntimeError(f"plan ended with exit code {asked.returncode}: {asked.stderr.strip()}")
     plan = Plan.model_validate_json(asked.stdout)
     return driver.workspace.plan(plan.budget.name, plan.phase), plan
-
-
-def audit_plan(driver: Driver, plan: Path) -> Audit:
-    """Audit a plan's runs."""
-    return auditing.audit_plan(plan, driver.workspace.path)

@@ -45,7 +45,7 @@ class Cause:
     rank: CauseRank
     what: str
     """schedule, data, learning rate, law, interruptions, throughput, record."""
-    said: str
+    message: str
     """In words, with numbers."""
 
 
@@ -89,7 +89,7 @@ def causes(miss: ForecastMiss) -> tuple[str, ...]:
         *_interruptions(miss),
         *_throughput(miss),
     ]
-    return tuple(f"{cause.what}: {cause.said}" for cause in sorted(found, key=lambda cause: cause.rank))
+    return tuple(f"{cause.what}: {cause.message}" for cause in sorted(found, key=lambda cause: cause.rank))
 
 
 def clipped_share(metrics: Sequence[StepLine], optim: OptimSpec) -> float:

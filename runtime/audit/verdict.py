@@ -18,7 +18,6 @@ from runtime.audit.causes import ForecastMiss, causes, clipped_share
 from runtime.audit.checks import audit_run, data_check
 from runtime.audit.ledger import extend, ledger_of
 from runtime.run_folder.folder import RunFolder
-from specs.document.files import load
 from specs.document.write import write_json, write_text
 from specs.exit_codes import CANNOT_TELL, OK, OUTSIDE_BAND
 from specs.humanize import count, duration
@@ -33,13 +32,13 @@ EXIT_CODES: dict[Verdict, int] = {"inside": OK, "outside": OUTSIDE_BAND, "cannot
 _COLOURS: dict[Verdict, str] = {"inside": "green", "outside": "red", "cannot tell": "yellow"}
 
 
-def audit_plan(plan_path: Path, workspace: Path) -> Audit:
-    """Audit a plan's runs; writes audit.<phase>.json and audit.html beside the plan, accepted runs into the ledger.
+def audit_plan(plan: Plan, path: Path, workspace: Path) -> Audit:
+    """Audit the runs of the plan at this path; writes audit.<phase>.json and audit.html beside it, and adds the
+    accepted runs to the ledger.
 
-    DocumentError where a document cannot be read; nothing is written then.
+    DocumentError where a record or the ledger cannot be read; nothing is written then.
     """
-    plan = load(plan_path, Plan)
-    ledger = ledger_of(plan_path, plan)
+    ledger = ledger_of(path, plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
     runs = [audit_run(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     runs = _with_data(workspace / "data", plan, runs)
@@ -53,8 +52,8 @@ def audit_plan(plan_path: Path, workspace: Path) -> Audit:
         runs=tuple(runs),
     )
     extend(ledger, list(_ledger_records(plan, audit, folders)))
-    write_json(plan_path.parent / f"audit.{plan.phase}.json", audit)
-    write_text(plan_path.parent / "audit.html", render(plan, audit, earlier_plans(plan_path.parent, plan)))
+    write_json(path.parent / f"audit.{plan.phase}.json", audit)
+    write_text(path.parent / "audit.html", render(plan, audit, earlier_plans(path.parent, plan)))
     return audit
 
 
@@ -63,9 +62,8 @@ def exit_code(audit: Audit) -> int:
     return EXIT_CODES[audit.verdict]
 
 
-def show(audit: Audit, plan_path: Path, console: Console) -> None:
-    """Print a plan's audit: the runs, what is wrong with them, the verdict, its likely causes, where the report is."""
-    plan = load(plan_path, Plan)
+def show(audit: Audit, plan: Plan, path: Path, console: Console) -> None:
+    """Print the audit of the plan at this path: its runs, failed checks, verdict and likely causes."""
     console.print(_table(audit, plan))
     for run in audit.runs:
         if run.restarts:
@@ -83,7 +81,7 @@ def show(audit: Audit, plan_path: Path, console: Console) -> None:
     _say(console, f"bold {_COLOURS[audit.verdict]}", word, audit.reason)
     for cause in audit.causes:
         _say(console, "yellow", "likely cause", cause)
-    _say(console, "dim", "report", str(plan_path.parent / "audit.html"))
+    _say(console, "dim", "report", str(path.parent / "audit.html"))
 
 
 def _say(console: Console, style: str, word: str, said: str) -> None:

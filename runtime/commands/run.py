@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from runtime.audit.verdict import exit_code as audit_exit_code
-from runtime.audit.verdict import show as show_audit
+from runtime.audit import verdict
 from runtime.commands.options import AsJson, Debug, File, PlanFile, print_json
 from runtime.launch.jobs import RunRequest, from_plan, from_run, missing_resources
 from runtime.launch.machine import this_machine
 from runtime.run_folder.tail import last_line
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.study import Driver, RunResults, audit_plan, build_data, chain, run_all, run_budget
+from runtime.study import Driver, RunResults, build_data, chain_steps, run_all, run_budget
 from specs.budget import Budget
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load, load_any
@@ -72,11 +71,11 @@ def run_command(
     elif isinstance(document, Budget):
         code = _run_budget(driver, file, document, dry_run, json)
     elif isinstance(document, Plan):
-        code = _run_wanted(
+        code = _run_requests(
             driver, from_plan(document, file), dry_run, json, f"audit {shlex.quote(str(file))}"
         )
     elif isinstance(document, RunSpec):
-        code = _run_wanted(driver, from_run(document, file, driver.machine), dry_run, json, "")
+        code = _run_requests(driver, from_run(document, file, driver.machine), dry_run, json, "")
     else:
         raise DocumentError(
             file, 1, 1, "this is neither a budget, nor a plan, nor a run spec", "name one of these"
@@ -115,12 +114,12 @@ def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) ->
     Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 cannot tell yet.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
-    load(plan, Plan)
-    audited = audit_plan(driver, plan)
-    show_audit(audited, plan, driver.console)
+    document = load(plan, Plan)
+    audited = verdict.audit_plan(document, plan, driver.workspace.path)
+    verdict.show(audited, document, plan, driver.console)
     if json:
         print_json(audited.plain())
-    raise typer.Exit(audit_exit_code(audited))
+    raise typer.Exit(verdict.exit_code(audited))
 
 
 def data_command(
@@ -149,7 +148,7 @@ def data_command(
     )
 
 
-def _run_wanted(driver: Driver, wanted: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
+def _run_requests(driver: Driver, wanted: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
     if dry_run:
         return _preview(driver, wanted, json)
     ran = run_all(driver, wanted)
@@ -176,12 +175,12 @@ def _show_failures(driver: Driver, ran: RunResults) -> None:
 def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
         return _preview_chain(driver, budget, json)
-    study = run_budget(driver, path, lambda plan, audited: show_audit(audited, plan, driver.console))
+    study = run_budget(driver, budget, path, lambda _, wanted: run_all(driver, wanted))
     if study.audit is None:
         _show_failures(driver, study.ran)
     if json:
-        verdict = None if study.audit is None else study.audit.verdict
-        print_json({"plan": str(study.plan), "verdict": verdict, "exit_code": study.exit_code})
+        found = None if study.audit is None else study.audit.verdict
+        print_json({"plan": str(study.path), "verdict": found, "exit_code": study.exit_code})
     return study.exit_code
 
 
@@ -215,7 +214,7 @@ def _preview(driver: Driver, wanted: list[RunRequest], json: bool) -> int:
 
 def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
     """Which steps of a budget's chain are done already."""
-    steps = chain(driver.workspace, budget)
+    steps = chain_steps(driver.workspace, budget)
     if json:
         print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
         return OK

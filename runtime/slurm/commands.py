@@ -15,53 +15,60 @@ from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan
 from runtime.run_folder.folder import RunFolder
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.study import ContinueStudy, advance, asked_by, carry_out, run_folder
+from runtime.slurm.study import ContinueStudy, advance_study, cluster_file_of, submit_runs, run_folder
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
-from runtime.study import Driver, RunResults, chain
+from runtime.study import Driver, RunResults, chain_steps
 from specs.budget import Budget
 from specs.document.files import DocumentError, load
 from specs.exit_codes import OK, RESUME
 from specs.humanize import several
 from specs.plan import Plan
 
-_WORDS = {"pending": "queued", "running": "at work"}
+_STATE_TEXT = {"pending": "queued", "running": "at work"}
 """SLURM's words as `isoplan status` says them."""
 
-InHand = Mapping[str, tuple[str, str]]
+JobsByRun = Mapping[str, tuple[str, str]]
 """By fingerprint: SLURM's name for a run's job, and its word for how that stands now."""
 
 
 def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
     """Queue a plan's runs that are not finished or with SLURM already."""
-    _check(driver)
-    ran = carry_out(driver, from_plan(plan, path), _asked(plan, path), _name(plan), again=True)
-    jobs = _in_hand(driver, ran)
+    _check_slurm(driver)
+    ran = submit_runs(driver, from_plan(plan, path), _cluster_file(plan, path), _name(plan), again=True)
+    jobs = _jobs_of(driver, ran)
     if json:
-        _print({"runs": _states(ran, jobs), "exit_code": _code(ran.exit_code)})
-    _tell(driver, ran, jobs)
+        _print({"runs": _states(ran, jobs), "exit_code": _exit_code(ran.exit_code)})
+    _show_runs(driver, ran, jobs)
     if ran.exit_code == OK:
         driver.say(f"every run is finished; next: audit {escape(shlex.quote(str(path)))}")
     else:
         driver.say(f"see: isoplan status {escape(shlex.quote(str(path)))}")
-    return _code(ran.exit_code)
+    return _exit_code(ran.exit_code)
 
 
 def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> int:
     """Do what is due of a budget now; with `until_done` the rest follows by itself."""
-    _check(driver)
+    _check_slurm(driver)
     if until_done:  # before anything is queued that it would go on with
         budget = load(path, Budget)
-        submit.try_out(asked_by(path, budget), _study_script(driver, path, budget))
-    done = advance(driver, path, until_done=until_done, again=True)
-    jobs = _in_hand(driver, done.ran)
+        submit.sbatch_test_only(cluster_file_of(path, budget), _study_submission(driver, path, budget))
+    done = advance_study(driver, path, until_done=until_done, again=True)
+    jobs = _jobs_of(driver, done.ran)
     if done.audit is None:
-        _tell(driver, done.ran, jobs)
+        _show_runs(driver, done.ran, jobs)
     if json:
         verdict = None if done.audit is None else done.audit.verdict
         runs = _states(done.ran, jobs)
-        _print({"plan": str(done.plan), "runs": runs, "verdict": verdict, "exit_code": _code(done.exit_code)})
-    return _code(done.exit_code)
+        _print(
+            {
+                "plan": str(done.path),
+                "runs": runs,
+                "verdict": verdict,
+                "exit_code": _exit_code(done.exit_code),
+            }
+        )
+    return _exit_code(done.exit_code)
 
 
 def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
@@ -74,15 +81,15 @@ def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
 def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool, json: bool) -> int:
     """How far a budget's chain is, and the scripts of what is due of it. Nothing is queued."""
     submit.check_path(driver.workspace)
-    steps = chain(driver.workspace, budget)
+    steps = chain_steps(driver.workspace, budget)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
-    due = Due([], {}, []) if plan is None else _due(driver, plan, load(plan, Plan))
+    due = DueSubmissions([], {}, []) if plan is None else _due(driver, plan, load(plan, Plan))
     if not due.made and not sealed[0].exists():
         due.notes.append("What is to be run next is known once it is planned.")
     if until_done:
-        due.made.append(_study_script(driver, path, budget))
-        due.notes.extend(_refused(asked_by(path, budget), due.made[-1:]))
+        due.made.append(_study_submission(driver, path, budget))
+        due.notes.extend(_refusals(cluster_file_of(path, budget), due.made[-1:]))
         due.notes.append(
             "The study's job waits for all others (--dependency, with the numbers that they get)."
         )
@@ -90,14 +97,14 @@ def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool,
     return OK
 
 
-def _check(driver: Driver) -> None:
+def _check_slurm(driver: Driver) -> None:
     """RefusedError where nothing could be queued, before anything is built or written."""
     submit.check_path(driver.workspace)
     client.check_controller()
 
 
 @dataclass(frozen=True)
-class Due:
+class DueSubmissions:
     """What would be queued."""
 
     made: list[PreparedSubmission]
@@ -108,7 +115,7 @@ class Due:
     """How things stand, a line each."""
 
 
-def _due(driver: Driver, path: Path, plan: Plan) -> Due:
+def _due(driver: Driver, path: Path, plan: Plan) -> DueSubmissions:
     """What would be queued of a plan."""
     planned = from_plan(plan, path)
     todo = {one.run.fingerprint(): one for one in planned if not one.finished(driver.workspace)}
@@ -116,44 +123,46 @@ def _due(driver: Driver, path: Path, plan: Plan) -> Due:
         f"This would be refused: {lack}."
         for lack in missing_resources(list(todo.values()), driver.workspace, None, None)
     ]
-    live, most = {}, submit.DEFAULT_ARRAY
-    if client.is_here():
-        most = submit.longest_array()
-        live = submit.live(driver.workspace, [run_folder(driver, run) for run in todo])
+    live, most = {}, submit.DEFAULT_MAX_ARRAY_SIZE
+    if client.is_installed():
+        most = submit.max_array_size()
+        live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in todo])
     else:
         notes.append(
             f"There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, {most} jobs."
         )
     due = [one for run, one in todo.items() if run not in live]
     notes.append(
-        f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished(planned, todo)}."
+        f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished_text(planned, todo)}."
     )
-    titles, asked = {run: one.title for run, one in todo.items()}, _asked(plan, path)
-    made = submit.drafts(driver.workspace, asked, due, _name(plan), Task, most)
-    return Due(made, titles, notes + _refused(asked, made))
+    titles, asked = {run: one.title for run, one in todo.items()}, _cluster_file(plan, path)
+    made = submit.submissions_for(driver.workspace, asked, due, _name(plan), Task, most)
+    return DueSubmissions(made, titles, notes + _refusals(asked, made))
 
 
-def _refused(asked: ClusterFile, made: Sequence[PreparedSubmission]) -> list[str]:
+def _refusals(asked: ClusterFile, made: Sequence[PreparedSubmission]) -> list[str]:
     """What SLURM would refuse of these submissions, where it can be asked, each once."""
     found: dict[str, None] = {}
-    for script in made if client.is_here() else ():
+    for script in made if client.is_installed() else ():
         try:
-            submit.try_out(asked, script)
+            submit.sbatch_test_only(asked, script)
         except DocumentError as error:
             found[f"This would be refused: {error}"] = None
     return list(found)
 
 
-def _finished(planned: Sequence[RunRequest], todo: Collection[str]) -> str:
+def _finished_text(planned: Sequence[RunRequest], todo: Collection[str]) -> str:
     return f"{sum(one.run.fingerprint() not in todo for one in planned)} finished"
 
 
-def _study_script(driver: Driver, path: Path, budget: Budget) -> PreparedSubmission:
+def _study_submission(driver: Driver, path: Path, budget: Budget) -> PreparedSubmission:
     """The job that goes on with a budget, were there nothing to wait for."""
-    return submit.study_script(driver.workspace, asked_by(path, budget), path, budget.name, ContinueStudy, ())
+    return submit.study_submission(
+        driver.workspace, cluster_file_of(path, budget), path, budget.name, ContinueStudy, ()
+    )
 
 
-def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: Due, json: bool) -> None:
+def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: DueSubmissions, json: bool) -> None:
     if json:
         plain: dict[str, Any] = {"scripts": [_plain(one, due.titles) for one in due.made], "notes": due.notes}
         if steps:
@@ -178,18 +187,18 @@ def _plain(script: PreparedSubmission, titles: Mapping[str, str]) -> dict[str, A
     return {"name": script.submission.name, "text": script.text, "jobs": jobs}
 
 
-def _tell(driver: Driver, ran: RunResults, jobs: InHand) -> None:
+def _show_runs(driver: Driver, ran: RunResults, jobs: JobsByRun) -> None:
     """How far the runs are, in a few lines."""
     for one in ran.outcomes:
         job, word = jobs.get(one.job.folder.name, ("", ""))
-        said = f"{_WORDS.get(word, word)}, job {job}" if job else f"{one.state}, {one.message}"
+        said = f"{_STATE_TEXT.get(word, word)}, job {job}" if job else f"{one.state}, {one.message}"
         driver.say(f"  {escape(one.job.title)}: {escape(said)}")
     finished = len(ran.wanted) - len(ran.outcomes)
     if finished:
         driver.say(f"  {finished} of {several(len(ran.wanted), 'run')} are finished")
 
 
-def _states(ran: RunResults, jobs: InHand) -> list[dict[str, Any]]:
+def _states(ran: RunResults, jobs: JobsByRun) -> list[dict[str, Any]]:
     """Every run with how far it is, in SLURM's word where that has it, and its job's name."""
     open_ = {one.job.folder.name: one for one in ran.outcomes}
     found = []
@@ -207,25 +216,25 @@ def _states(ran: RunResults, jobs: InHand) -> list[dict[str, Any]]:
     return found
 
 
-def _in_hand(driver: Driver, ran: RunResults) -> InHand:
+def _jobs_of(driver: Driver, ran: RunResults) -> JobsByRun:
     """What is queued of these runs."""
     folders = [RunFolder(one.job.folder) for one in ran.outcomes if one.state == "queued"]
     if not folders:
         return {}
     try:
-        live = submit.live(driver.workspace, folders)
+        live = submit.live_runs(driver.workspace, folders)
     except SlurmError:  # it has answered just before: the numbers are written down
         live = {}
     found = {run: (one.job, "held" if one.held else one.state.lower()) for run, one in live.items()}
     for folder in folders:
-        said = submit.submitted(driver.workspace, folder)
+        said = submit.latest_submission(driver.workspace, folder)
         job = said[0].job_of(folder.path.name) if said else None
         if job is not None:
             found.setdefault(folder.path.name, (job, "queued"))
     return found
 
 
-def _asked(plan: Plan, path: Path) -> ClusterFile:
+def _cluster_file(plan: Plan, path: Path) -> ClusterFile:
     folder = Path(os.path.relpath(budget_folder(plan, path).resolve()))  # as a person would write it
     return ClusterFile(*cluster_of(plan.budget, folder, path))
 
@@ -234,7 +243,7 @@ def _name(plan: Plan) -> str:
     return f"{plan.budget.name}-{plan.phase}"
 
 
-def _code(code: int) -> int:
+def _exit_code(code: int) -> int:
     """Queued is as good as done for whoever asked."""
     return OK if code == RESUME else code
 

@@ -151,7 +151,7 @@ def audited(workspace: Path, plan: Plan) -> Audit:
     path = workspace / "plans" / "small" / f"plan.{plan.phase}.yaml"
     if not path.exists():
         write_yaml(path, plan)
-    return audit_plan(path, workspace)
+    return audit_plan(plan, path, workspace)
 
 
 def ledger(workspace: Path) -> list[LedgerRecord]:
@@ -537,7 +537,10 @@ def test_audits_at_the_same_time_write_every_run_once(workspace: Path, plan: Pla
     path = workspace / "plans" / "small" / "plan.pilots.yaml"
     write_yaml(path, pilots)
     program = "import sys; from pathlib import Path; from runtime.audit.verdict import audit_plan; "
-    program += "audit_plan(Path(sys.argv[1]), Path(sys.argv[2]))"
+    program += (
+        "from specs.document.files import load; from specs.plan import Plan; path = Path(sys.argv[1]); "
+    )
+    program += "audit_plan(load(path, Plan), path, Path(sys.argv[2]))"
     argv = [sys.executable, "-c", program, str(path), str(workspace)]
     together = [subprocess.Popen(argv) for _ in range(3)]
     assert [process.wait(timeout=120) for process in together] == [0, 0, 0]
@@ -577,7 +580,7 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     audit = audited(workspace, plan)
     console = Console(width=80, record=True, file=io.StringIO())
     path = workspace / "plans" / "small" / "plan.target.yaml"
-    show(audit, path, console)
+    show(audit, plan, path, console)
     said = console.export_text()
     assert "1 of 1 runs accepted" in said
     assert "3.1739" in said, "bits per byte"
@@ -588,7 +591,7 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     assert duration(plan.runs[0].cost.hours * 3600) in said, "planned"
     forged = replace(told, metrics=told.metrics[:-3])
     tell(workspace, forged)
-    show(audited(workspace, plan), path, console)
+    show(audited(workspace, plan), plan, path, console)
     said = console.export_text()
     assert "steps  target 0: 97 steps recorded, 100 planned" in said
     assert "likely cause  record: steps, 97 steps recorded" in said
