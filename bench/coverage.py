@@ -14,7 +14,7 @@ from rich.table import Table
 
 from planner.scaling import laws
 from planner.scaling.laws import Array
-from planner.scaling.model_averaging import forecast, learn
+from planner.scaling.model_averaging import fit_mixture, forecast
 from planner.scaling.posterior import points
 
 SURFACES, QUICK_SURFACES = 200, 20
@@ -92,7 +92,7 @@ def study(ladder: Ladder, seed: int) -> tuple[float, float, float, float]:
     off = np.repeat(generator.uniform(-0.4, 0.4, len(ladder.budgets)), ladder.sizes)
     size = laws.optimum(form, params, flop)[0] * spread * np.exp(off)
     seen = np.exp(ladder.noise * generator.standard_normal(len(size)))
-    evidence = learn(
+    evidence = fit_mixture(
         points(size, flop / size, laws.value(form, params, size, flop / size) * seen), draws=1000
     )
     target_flop = ladder.budgets[-1] * ladder.beyond

@@ -17,22 +17,22 @@ from rich.table import Table
 from bench.coverage import random_surface
 from planner.design.pilot_design import (
     HALF_DECADE,
-    NO_RUN,
     PAPER_BUDGETS,
     PAPER_SIZES,
+    UNKNOWN_SD,
     Ladder,
     PilotSetting,
-    afforded,
-    best_of,
-    candidates,
+    affordable_ladder,
+    best_ladder,
+    candidate_ladders,
     half_widths,
-    papers,
-    site,
+    paper_ladders,
+    pilot_setting,
 )
-from planner.design.pilot_runs import sizes
+from planner.design.pilot_runs import pilot_shapes
 from planner.scaling import laws
 from planner.scaling.laws import Array
-from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, forecast, learn
+from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, fit_mixture, forecast
 from planner.scaling.posterior import NOISE_SD, Points, points
 from specs.budget import Budget, Pilots
 from specs.document.files import from_catalog, load
@@ -62,11 +62,11 @@ class Case:
     @property
     def ladders(self) -> dict[str, Ladder]:
         """The chosen one, the paper's as suits it best, and the one that was fixed."""
-        paper = papers(self.pilots)
+        paper = paper_ladders(self.pilots)
         return {
-            "chosen": best_of(candidates(self.pilots), self.place)[0],
+            "chosen": best_ladder(candidate_ladders(self.pilots), self.place)[0],
             PAPER: paper[int(np.argmin(half_widths(paper, self.place)))],
-            "fixed": afforded(self.pilots, *FIXED),
+            "fixed": affordable_ladder(self.pilots, *FIXED),
         }
 
 
@@ -91,7 +91,9 @@ def case(name: str, pilots: Pilots, target_flop: float, family: str, vocab: int)
     assert law.allocation is not None
     assert law.hyper is not None
     shapes = from_catalog(Family, family, None)
-    place = site(target_flop, law.allocation, law.hyper, shapes, vocab, law.compute_low_flop, pilots.reach)
+    place = pilot_setting(
+        target_flop, law.allocation, law.hyper, shapes, vocab, law.compute_low_flop, pilots.reach
+    )
     return Case(name, pilots, place)
 
 
@@ -169,7 +171,7 @@ def study(ladder: Ladder, place: PilotSetting, seed: int) -> tuple[float, float,
     decades = np.log10(place.target_flop / np.array(ladder.rungs(place.target_flop)))
     miss = seed % 2 * walk(decades, np.random.default_rng([seed, 5]))
     runs = pilots_of(ladder, place, miss, form, params, generator)
-    told = forecast(learn(runs, draws=1000), size, SCALE_FLOP / size)
+    told = forecast(fit_mixture(runs, draws=1000), size, SCALE_FLOP / size)
     half = float(np.log(told.high95 / told.low95)) / 2
     return half, float(np.log(told.median)) - true, bool(told.low95 < np.exp(true) < told.high95)
 
@@ -192,15 +194,15 @@ def pilots_of(
     budget's together off by up to .4, since no prior is right. Runs that tell nothing are left out."""
     log_flop = np.log(ladder.rungs(place.target_flop))[:, None] * np.ones(ladder.sizes)
     centre = np.log(place.prior.flop_per_token.coefficient) + place.exponent * log_flop
-    shapes = [sizes(place.family, place.vocab, float(np.exp(one)), ladder) for one in centre[:, 0]]
+    shapes = [pilot_shapes(place.family, place.vocab, float(np.exp(one)), ladder) for one in centre[:, 0]]
     log_size = np.log([[shape.flop_per_token for shape in row] for row in shapes])
     noise = place.noise(log_flop, log_size)
     flop = np.exp(log_flop) / place.target_flop * SCALE_FLOP
     off = log_size - centre + generator.uniform(-0.4, 0.4, (ladder.budgets, 1))
     size: Array = laws.optimum(form, params, flop)[0] * np.exp(off)
-    seen = np.exp(np.where(noise < NO_RUN, noise, 0.0) * generator.standard_normal(noise.shape))
+    seen = np.exp(np.where(noise < UNKNOWN_SD, noise, 0.0) * generator.standard_normal(noise.shape))
     loss = laws.value(form, params, size, flop / size) * np.exp(miss)[:, None] * seen
-    run = noise < NO_RUN
+    run = noise < UNKNOWN_SD
     runs = points(size[run], (flop / size)[run], loss[run])
     return replace(runs, short=(noise[run] > NOISE_SD).astype(float))
 

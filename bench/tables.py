@@ -35,7 +35,7 @@ from planner.performance.engine_features import Engine
 from planner.performance.layout_grid import LayoutGrid, balanced_cut, grid_of
 from planner.performance.layout_search import choose_layout
 from planner.performance.memory import memory_parts
-from planner.performance.step_time import machine, step_seconds
+from planner.performance.step_time import cluster_rates, step_seconds
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.layout import Layout
@@ -84,7 +84,7 @@ def _with(cluster: Cluster, **changes: float) -> Cluster:
 
 def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: LayoutGrid) -> float:
     """Seconds of a step in 16 bit."""
-    return float(sum(step_seconds(a, engine, machine(cluster, 2), 2, grid).values()))
+    return float(sum(step_seconds(a, engine, cluster_rates(cluster, 2), 2, grid).values()))
 
 
 def narayanan(on: Clusters) -> Iterator[Case]:
@@ -228,8 +228,8 @@ def activation_memory(on: Clusters) -> Iterator[Case]:
 def _per_block(a: Architecture, grid: LayoutGrid) -> float:
     """Bytes that one block keeps of one micro-batch."""
     if grid.recompute == 2:
-        return float(cost.checkpoint_bytes(a, grid.tp, grid.sp, 2))
-    return float(cost.kept_bytes(a, grid.tp, grid.sp, 2, grid.recompute == 0))
+        return float(cost.block_input_bytes(a, grid.tp, grid.sp, 2))
+    return float(cost.saved_activation_bytes(a, grid.tp, grid.sp, 2, grid.recompute == 0))
 
 
 def _kept_gib(a: Architecture, grid: LayoutGrid) -> float:

@@ -52,11 +52,11 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     folder = Path("plans") / asked.name if out is None else out
     target = folder / "plan.target.yaml"
     if target.exists():
-        return target, _sealed(target, asked, budget, folder)
+        return target, _load_sealed(target, asked, budget, folder)
     made = make_plan(load_inputs(budget, folder, CORPORA))
     path = folder / f"plan.{made.phase}.yaml"
     if path.exists():
-        return path, _sealed(path, asked, budget, folder)
+        return path, _load_sealed(path, asked, budget, folder)
     write_yaml(
         path,
         made,
@@ -66,7 +66,7 @@ def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
     return path, made
 
 
-def _sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
+def _load_sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
     """The plan that is there, refused where it answers another budget; what is wrong with this one is said before."""
     there = load(path, Plan)
     if there.budget != asked:

@@ -15,14 +15,14 @@ from typing import Any
 
 from planner.design import feasibility, pilot_runs
 from planner.design.allocation import Laws, Surface, published_surface
-from planner.design.caveats import ladder_note, notes, target_by_the_prior
+from planner.design.caveats import ladder_note, notes, prior_target_note
 from planner.design.hyperparameters import advice
 from planner.design.inputs import PlanInputs
-from planner.design.pilot_design import choose, site
+from planner.design.pilot_design import choose_ladder, pilot_setting
 from planner.design.run_draft import draft
 from planner.design.target_run import Target, find_target, target_compute
-from planner.design.target_search import Search, setting_of
-from planner.performance.elastic_layouts import with_fewer
+from planner.design.target_search import TargetSearch, run_settings
+from planner.performance.elastic_layouts import with_fallback_layouts
 from planner.scaling import data_constrained, forecast
 from planner.scaling import ledger_evidence as ledger_evidence
 from specs.budget import Inference, Optimal, Pilots, Published
@@ -36,19 +36,19 @@ from specs.record import LedgerRecord
 def make_plan(inputs: PlanInputs) -> Plan:
     """The plan that the evidence supports now; DocumentError where there is none."""
     if isinstance(inputs.budget.evidence, Published):
-        return _from_published(inputs)
-    return _from_ledger(inputs, inputs.budget.evidence)
+        return _plan_from_published_law(inputs)
+    return _plan_from_ledger(inputs, inputs.budget.evidence)
 
 
-def _from_published(inputs: PlanInputs) -> Plan:
+def _plan_from_published_law(inputs: PlanInputs) -> Plan:
     surface = None if inputs.loss_law is None else published_surface(inputs.loss_law)
     laws = Laws(inputs.law.allocation, surface)
-    target = find_target(Search(inputs, laws))
+    target = find_target(TargetSearch(inputs, laws))
     told = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
-    return _seal_target(inputs, laws, target, told, None, ())
+    return _target_plan(inputs, laws, target, told, None, ())
 
 
-def _from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
+def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     prior = feasibility.prior_allocation(inputs)
     bought = _pilots(inputs, evidence, prior)
     assert inputs.corpus is not None  # a budget with pilots over declared text is refused when it is read
@@ -59,16 +59,16 @@ def _from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     if missing:
         of = f"{len(missing)} of {len(bought.runs)}"
         reason = f"{of} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _seal_pilots(inputs, bought, NoForecast(reason=reason))
+        return _pilot_plan(inputs, bought, NoForecast(reason=reason))
     points = ledger_evidence.points(found, inputs.family.min_steps)
     feasibility.check_points(inputs, points)
     minima = forecast.minima(points)
     feasibility.check_minima(inputs, minima, bought.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
     rate = ledger_evidence.rate_check(found)
-    laws = Laws(allocation, _ledger_surface(inputs, points))
+    laws = Laws(allocation, _ledger_loss_surface(inputs, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
-    target = find_target(Search(inputs, laws, multiple))
+    target = find_target(TargetSearch(inputs, laws, multiple))
     told = forecast.from_ledger(points, found.pilots, target.planned, inputs.unique_tokens)
     fit = LawFit(
         points=points,
@@ -81,7 +81,7 @@ def _from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         rate_check=rate,
         flags=told.flags,
     )
-    return _seal_target(inputs, laws, target, told.forecast, fit, found.pilots + found.rates)
+    return _target_plan(inputs, laws, target, told.forecast, fit, found.pilots + found.rates)
 
 
 @dataclass(frozen=True)
@@ -104,37 +104,39 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     """
     if inputs.budget.loss is not None:
         return _Pilots(math.inf, (), None, None)
-    optimal = Search(inputs, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
+    optimal = TargetSearch(inputs, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
     sealed = inputs.out / "plan.pilots.yaml"
     if sealed.exists():
         there = load(sealed, Plan)
         return _Pilots(target_compute(optimal), there.runs, there.ladder, None)
     preview = find_target(optimal).planned
     compute = preview.budget_flop
-    place = site(
+    place = pilot_setting(
         compute, prior, inputs.hyper, inputs.family, inputs.vocab, inputs.law.compute_low_flop, evidence.reach
     )
-    choice = choose(evidence, place)
-    feasibility.check_reach_of_pilots(inputs, evidence, choice.ladder)
+    choice = choose_ladder(evidence, place)
+    feasibility.check_pilot_reach(inputs, evidence, choice.ladder)
     wanted = pilot_runs.pilot_requests(
         choice.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
     )
-    runs = tuple(with_fewer(draft(setting_of(inputs), request), inputs.cluster) for request in wanted)
+    runs = tuple(
+        with_fallback_layouts(draft(run_settings(inputs), request), inputs.cluster) for request in wanted
+    )
     return _Pilots(compute, runs, choice.document(compute), preview)
 
 
-def _ledger_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
+def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
     """The loss surface that the ledger's runs choose; fitted only where the budget needs one."""
     if inputs.budget.loss is None and not isinstance(inputs.budget.objective, Inference):
         return None
-    fitted = forecast.surface(points)
+    fitted = forecast.best_loss_fit(points)
     law = data_constrained.Surface(fitted.form, tuple(fitted.params.tolist()), fitted.cost_per)
     return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
 
 
-def _seal_pilots(inputs: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
+def _pilot_plan(inputs: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
     preview, ladder, runs = bought.preview, bought.ladder, bought.runs
-    said = [] if preview is None else [target_by_the_prior(preview, inputs.law)]
+    said = [] if preview is None else [prior_target_note(preview, inputs.law)]
     said += [] if ladder is None else [ladder_note(ladder)]
     return _seal(
         inputs,
@@ -147,7 +149,7 @@ def _seal_pilots(inputs: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
     )
 
 
-def _seal_target(
+def _target_plan(
     inputs: PlanInputs,
     laws: Laws,
     target: Target,
@@ -160,7 +162,7 @@ def _seal_target(
         inputs,
         phase="target",
         fit=fit,
-        runs=(with_fewer(target.planned, inputs.cluster),),
+        runs=(with_fallback_layouts(target.planned, inputs.cluster),),
         layouts=target.layouts,
         hypers=hypers,
         forecast=told,

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from planner.design.caveats import currencies
+from planner.design.caveats import cost_text
 from specs.formatting import best_split, layout_text, memory, shape_text
 from specs.humanize import count, duration
 from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
@@ -20,7 +20,8 @@ LAYOUTS = 4
 
 def show(plan: Plan, path: Path, console: Console) -> None:
     """Print a plan. Nothing here is computed that the plan does not hold, but for units."""
-    head = f"[bold]{plan.budget.name}[/]  {plan.phase} plan for {escape(plan.budget.asked)}, seal {plan.seal[:16]}"
+    head = f"[bold]{plan.budget.name}[/]  {plan.phase} plan for {escape(plan.budget.amount_text)}, "
+    head += f"seal {plan.seal[:16]}"
     console.print(head, highlight=False)
     console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
     if plan.layouts is not None:
@@ -74,7 +75,7 @@ def _run_details(plan: Plan) -> Table:
 def rows(plan: Plan) -> list[Row]:
     """The target run in words; `explain` knows every label."""
     planned = plan.runs[0]
-    return [*_model(planned), *_training(planned, plan), *_carrying_out(planned, plan)]
+    return [*_model(planned), *_training(planned, plan), *_execution(planned, plan)]
 
 
 def _model(planned: PlannedRun) -> Iterator[Row]:
@@ -103,12 +104,12 @@ def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warm-up, {drops}"
 
 
-def _carrying_out(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
+def _execution(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     cost, layout = planned.cost, planned.execution.layout
     yield "layout", f"{layout_text(layout)}, {layout.devices} x {plan.budget.cluster}"
     yield "memory", f"{memory(cost.memory_bytes)} of the fullest device"
     yield "time", f"{duration(cost.hours * 3600)}, {cost.tokens_per_s:.3g} tokens/s"
-    yield "cost", currencies(cost)
+    yield "cost", cost_text(cost)
     yield "speed from", cost.basis
     yield "evidence", _evidence(plan)
 
@@ -135,7 +136,7 @@ def _nearest_miss(choice: LayoutChoice) -> str:
 
 
 def _layout_table(choice: LayoutChoice) -> Table:
-    title = f"{choice.fitting} of {choice.considered} layouts fit; {choice.why}"
+    title = f"{choice.fitting} of {choice.considered} layouts fit; {choice.reason}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("layout", "step", "MFU", "memory"):
         table.add_column(name, justify="left" if name == "layout" else "right")

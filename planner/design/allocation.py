@@ -103,10 +103,10 @@ def published_surface(law: PublishedLaw) -> Surface | None:
     return Surface(law.name, data_constrained.surface(law.loss), law.loss.size)
 
 
-def shape_at(
+def shape_for_objective(
     compute_flop: float, objective: Objective, laws: Laws, family: Family, vocab: int, stages: int = 1
 ) -> ModelSpec:
-    """The shape that a run of this compute is to have. The laws must hold what the objective needs (see `lacking`)."""
+    """The shape of a run of this compute. The laws must hold what the objective needs (see `missing_law`)."""
 
     def near(wanted: float, measure: Callable[[ModelSpec], float]) -> ModelSpec:
         return shape_for(family, vocab, wanted, measure, stages)
@@ -119,12 +119,12 @@ def shape_at(
     if isinstance(objective, Optimal) and laws.allocation is not None:
         best = laws.allocation.flop_per_token.at(compute_flop=compute_flop)
         return near(best, lambda shape: shape.flop_per_token)
-    assert laws.surface is not None  # `lacking` has been asked
+    assert laws.surface is not None  # `missing_law` has been asked
     served = objective.served if isinstance(objective, Inference) else 0
     return near(laws.surface.best_size(compute_flop, served), laws.surface.measure)
 
 
-def lacking(objective: Objective, laws: Laws) -> str:
+def missing_law(objective: Objective, laws: Laws) -> str:
     """What the objective needs and the laws do not have; empty where nothing lacks."""
     if isinstance(objective, Inference) and laws.surface is None:
         return "a loss law"
@@ -133,7 +133,7 @@ def lacking(objective: Objective, laws: Laws) -> str:
     return ""
 
 
-def compute_for_loss(
+def least_compute_for_loss(
     loss: float, surface: Surface, shape: Callable[[float], ModelSpec], most_flop: float
 ) -> float:
     """The least compute whose run reaches the loss, within a thousandth; inf where `most_flop` does not reach it."""
@@ -151,6 +151,6 @@ def compute_for_loss(
     return math.exp(high)
 
 
-def served_flop(model: ModelSpec, served_tokens: float) -> float:
+def serving_flop(model: ModelSpec, served_tokens: float) -> float:
     """FLOP of serving these tokens: the forward third of M for each."""
     return SERVING_SHARE * model.flop_per_token * served_tokens

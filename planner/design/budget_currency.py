@@ -6,18 +6,18 @@ A person who gave energy is told of energy: what a refusal proposes can be writt
 import math
 
 from planner.design.inputs import PlanInputs
-from planner.design.target_search import Search
+from planner.design.target_search import TargetSearch
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError
 from specs.humanize import count, energy
 from specs.plan import Cost
 
-MOST_FLOP = 1e30
+MAX_FLOP = 1e30
 """Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
-_SLACK = 0.99
+_MARGIN = 0.99
 """Amounts that are proposed stay this far inside of their bound: shapes come in whole layers, steps in twenties."""
 
 
-def spent(inputs: PlanInputs, cost: Cost) -> float:
+def cost_in_currency(inputs: PlanInputs, cost: Cost) -> float:
     """What a run costs in the budget's currency."""
     amount = {
         "device_hours": cost.device_hours,
@@ -47,37 +47,37 @@ def device_hours(inputs: PlanInputs, amount: float) -> float:
     return amount if currency == "device_hours" else cluster.devices * amount / 3600
 
 
-def at_most(search: Search, compute_flop: float) -> str:
+def spend_at_most(search: TargetSearch, compute_flop: float) -> str:
     """What to write for a run of at most this compute."""
-    return _bounded(search, compute_flop, most=True)
+    return _bound_text(search, compute_flop, most=True)
 
 
-def at_least(search: Search, compute_flop: float) -> str:
+def spend_at_least(search: TargetSearch, compute_flop: float) -> str:
     """What to write for a run of at least this compute."""
-    return _bounded(search, compute_flop, most=False)
+    return _bound_text(search, compute_flop, most=False)
 
 
-def _bounded(search: Search, compute_flop: float, *, most: bool) -> str:
+def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str:
     inputs, bound = search.inputs, "at most" if most else "at least"
     if inputs.budget.currency == "compute":
         return f"spend {bound} {compute_flop:.2g} FLOP"
     if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
-        return f"ask for a loss of {bound} {loss_of(search, compute_flop, most=most):g} nats/token"
+        return f"ask for a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
     except (NoLayoutError, UndividedBatchError):
         return f"spend {bound} what {compute_flop:.2g} FLOP cost"
-    costs = [spent(inputs, planned.cost) for planned in (drafted, balanced)]
-    return f"spend {bound} {said(inputs, min(costs) if most else max(costs), most=most)}"
+    costs = [cost_in_currency(inputs, planned.cost) for planned in (drafted, balanced)]
+    return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"
 
 
-def said(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
+def amount_text(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
     """An amount in the budget's currency as it is written there, with two digits, a little inside of the bound."""
     unit = 3600.0 if inputs.budget.currency in ("energy", "deadline") else 1.0
     asked = amount / unit
-    rounded = rounded_down(_SLACK * asked) if most else rounded_up(asked / _SLACK)
+    rounded = rounded_down(_MARGIN * asked) if most else rounded_up(asked / _MARGIN)
     match inputs.budget.currency:
         case "money":
             return f"${count(rounded)}"
@@ -88,7 +88,7 @@ def said(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
     return f"{count(rounded)} device-hours"
 
 
-def loss_of(search: Search, compute_flop: float, *, most: bool = True) -> float:
+def reachable_loss(search: TargetSearch, compute_flop: float, *, most: bool = True) -> float:
     """The loss that this compute reaches by the loss law, to a thousandth inside of it."""
     surface, model = search.laws.surface, search.shape(compute_flop)
     assert surface is not None  # check_laws has refused a loss without a loss law

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
-from planner.design.allocation import Laws, compute_for_loss, served_flop
-from planner.design.hyperparameters import disagreement, own_grid
+from planner.design.allocation import Laws, least_compute_for_loss, serving_flop
+from planner.design.hyperparameters import disagreement_note, ledger_rate_note
 from planner.design.inputs import PlanInputs
-from planner.design.target_search import Search
+from planner.design.target_search import TargetSearch
 from planner.scaling.data_constrained import effective_tokens
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
 from specs.humanize import count, duration, energy, several
 from specs.law import PublishedLaw
 from specs.plan import Cost, HyperAdvice, LadderChoice, PlannedRun
 
-_NAMED = 4
+_MAX_NAMED = 4
 """Runs that a note names one by one."""
 
 
@@ -23,18 +23,18 @@ def notes(
     hypers: tuple[HyperAdvice, ...] = (),
 ) -> tuple[str, ...]:
     """Every note on a plan of these runs; `laws` and `hypers` are the target's, without them in a plan of pilots."""
-    found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short(inputs, runs)]
+    found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short_runs(inputs, runs)]
     if laws is not None:
         found += [*_objective(inputs, laws, runs[-1]), *_overrides(inputs, runs[-1], hypers)]
     return tuple(found)
 
 
-def target_by_the_prior(planned: PlannedRun, prior: PublishedLaw) -> str:
+def prior_target_note(planned: PlannedRun, prior: PublishedLaw) -> str:
     """What the target will be and cost if the prior is right, for a plan that has its pilots only."""
     run, cost = planned.run, planned.cost
     return (
         f"the target as the prior {prior.name} has it: {several(run.model.layers, 'layer')} x {run.model.width}, "
-        f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {currencies(cost)}"
+        f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {cost_text(cost)}"
     )
 
 
@@ -47,7 +47,7 @@ def ladder_note(ladder: LadderChoice) -> str:
     return said.replace("%", " %").replace("  %", " %")
 
 
-def currencies(cost: Cost) -> str:
+def cost_text(cost: Cost) -> str:
     """What a run costs besides its FLOP."""
     hours = f"{cost.device_hours:,.0f}" if cost.device_hours >= 1000 else f"{cost.device_hours:.3g}"
     price = "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"
@@ -76,10 +76,10 @@ def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
             )
 
 
-def _short(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
+def _short_runs(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
     short = [planned.title for planned in runs if planned.run.optim.steps < inputs.family.min_steps]
     if short:
-        which = "; ".join(short) if len(short) <= _NAMED else f"{len(short)} of {len(runs)} runs"
+        which = "; ".join(short) if len(short) <= _MAX_NAMED else f"{len(short)} of {len(runs)} runs"
         yield f"under {inputs.family.min_steps} steps, so that their losses scatter: {which}"
 
 
@@ -89,7 +89,7 @@ def _objective(inputs: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[
     if isinstance(objective, Inference):
         yield _serving(inputs, laws, planned, objective)
     elif isinstance(objective, FixedSize | FixedRatio) and (laws.allocation or laws.surface):
-        best = Search(inputs, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
+        best = TargetSearch(inputs, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
         share = best.flop_per_token / planned.run.model.flop_per_token
         said = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
         yield f"the size is the budget's, not the law's: the run has {said} of the best split of its compute"
@@ -100,11 +100,11 @@ def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inf
     surface, model, served = laws.surface, planned.run.model, objective.served
     assert surface is not None  # check_laws has refused the objective without one
     loss = surface.loss(surface.measure(model), planned.run.tokens)
-    best = Search(inputs, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
-    plain = compute_for_loss(loss, surface, best.shape, planned.run.compute_flop)
+    best = TargetSearch(inputs, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
+    plain = least_compute_for_loss(loss, surface, best.shape, planned.run.compute_flop)
     other = best.shape(plain)
-    ours = planned.run.compute_flop + served_flop(model, served)
-    theirs = plain + served_flop(other, served)
+    ours = planned.run.compute_flop + serving_flop(model, served)
+    theirs = plain + serving_flop(other, served)
     return (
         f"for {count(served)} served tokens, training and serving take {ours:.3g} FLOP; the best split of training "
         f"compute with the same loss by {surface.name} has {count(other.params)} parameters and takes {theirs:.3g}"
@@ -113,7 +113,7 @@ def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inf
 
 def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
     """Where laws disagree on learning rate and batch, and where the budget overrode them."""
-    yield from (said for said in (disagreement(hypers), own_grid(hypers, planned)) if said)
+    yield from (said for said in (disagreement_note(hypers), ledger_rate_note(hypers, planned)) if said)
     if inputs.budget.batch is not None:
         yield (
             f"the batch is the budget's; the learning rate of {inputs.hyper_law.name} supposes that "

@@ -3,11 +3,17 @@
 import math
 from collections.abc import Sequence
 
-from planner.design.allocation import lacking
-from planner.design.budget_currency import at_most, rounded_down, rounded_up, said, spent
+from planner.design.allocation import missing_law
+from planner.design.budget_currency import (
+    amount_text,
+    cost_in_currency,
+    rounded_down,
+    rounded_up,
+    spend_at_most,
+)
 from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import Ladder
-from planner.design.target_search import Search
+from planner.design.target_search import TargetSearch
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError
 from planner.scaling.data_constrained import TRUSTED_EPOCHS
 from planner.scaling.isoflop import Minimum
@@ -18,39 +24,41 @@ from specs.humanize import count, duration
 from specs.law import Allocation, EvidencePoint, PublishedLaw
 from specs.plan import LadderChoice, PlannedRun
 
-BESIDE = "epoch-chinchilla"
+DEFAULT_LOSS_LAW = "epoch-chinchilla"
 """The loss law that weighs training against serving where a budget names none (Besiroglu et al., arXiv 2404.10102)."""
-_NO_LOSS_LAW = (
+_LOSS_LAW_REMEDY = (
     "give compute, or evidence.kind: pilots on your own data: published loss laws hold for their own text"
 )
-_MOST_DOUBLINGS = 20
+_MAX_DOUBLINGS = 20
 """Clusters up to a million times as large, and budgets down to a millionth, are looked at."""
 
 
-def check_laws(search: Search) -> None:
+def check_laws(search: TargetSearch) -> None:
     """Refuse an objective or a currency that the laws at hand know nothing about."""
     inputs, laws = search.inputs, search.laws
-    lacks = lacking(inputs.budget.objective, laws)
+    lacks = missing_law(inputs.budget.objective, laws)
     if lacks:
         named = inputs.budget.evidence
         field = "evidence.law" if isinstance(named, Published) else "evidence"
         split = "allocation" in lacks
         what = f"the law {inputs.law.name} has no allocation" if split else f"the objective needs {lacks}"
-        raise inputs.refuse(field, what, _split_wanted(inputs) if split else _loss_wanted(inputs, BESIDE))
+        raise inputs.refuse(
+            field, what, _allocation_remedy(inputs) if split else _loss_law_remedy(inputs, DEFAULT_LOSS_LAW)
+        )
     if inputs.budget.loss is None:
         return
     if laws.surface is None:
         fitting = [law.name for law in _loss_laws(inputs) if law.data == inputs.text]
-        raise inputs.refuse("loss", "a target loss needs a loss law", _loss_wanted(inputs, *fitting))
+        raise inputs.refuse("loss", "a target loss needs a loss law", _loss_law_remedy(inputs, *fitting))
     law = inputs.loss_law
     if law is not None and law.data != inputs.text:
         what = (
             f"the loss law {law.name} holds for {law.data}, not for {inputs.text}: losses do not carry over"
         )
-        raise inputs.refuse("loss", what, _NO_LOSS_LAW)
+        raise inputs.refuse("loss", what, _LOSS_LAW_REMEDY)
 
 
-def _split_wanted(inputs: PlanInputs) -> str:
+def _allocation_remedy(inputs: PlanInputs) -> str:
     """A law with an allocation; its learning rate and batch stay with the law that was named."""
     named = inputs.budget.evidence
     if isinstance(named, Published) and named.hyper is None and inputs.law.hyper is not None:
@@ -58,12 +66,12 @@ def _split_wanted(inputs: PlanInputs) -> str:
     return "write law: deepseek"
 
 
-def _loss_wanted(inputs: PlanInputs, *fitting: str) -> str:
+def _loss_law_remedy(inputs: PlanInputs, *fitting: str) -> str:
     """A loss law beside the one that is named; none where none holds for the text."""
     if not isinstance(inputs.budget.evidence, Published):
         return "audit the pilots of a budget in compute first"
     if not fitting:
-        return _NO_LOSS_LAW
+        return _LOSS_LAW_REMEDY
     return f"write law: {inputs.law.name}, loss: {fitting[0]}"
 
 
@@ -81,7 +89,7 @@ def prior_allocation(inputs: PlanInputs) -> Allocation:
     return inputs.law.allocation
 
 
-def check_reach_of_pilots(inputs: PlanInputs, evidence: Pilots, ladder: Ladder) -> None:
+def check_pilot_reach(inputs: PlanInputs, evidence: Pilots, ladder: Ladder) -> None:
     """Refuse a ladder that ends too far below the target."""
     beyond = 1 / ladder.top
     if beyond <= evidence.reach:
@@ -128,50 +136,52 @@ def check_batch(inputs: PlanInputs) -> None:
         raise inputs.refuse("batch", what, f"write batch: {nearest} tokens")
 
 
-def undivided(search: Search, compute_flop: float, error: UndividedBatchError) -> DocumentError:
+def indivisible_batch_error(
+    search: TargetSearch, compute_flop: float, error: UndividedBatchError
+) -> DocumentError:
     """The refusal of a batch that no layout divides, with the nearest one that some layout does."""
     inputs = search.inputs
     batch, context = inputs.budget.batch, inputs.family.context
     assert batch is not None  # only a batch of the budget's is kept as it is
-    for sequences in _batches_near(batch // context):
-        if _works(search.asking(batch=sequences * context), compute_flop):
+    for sequences in _nearby_batches(batch // context):
+        if _has_layout(search.asking(batch=sequences * context), compute_flop):
             return inputs.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
     return inputs.refuse("batch", str(error), "leave it out, so that the law's is rounded to one that fits")
 
 
-def _batches_near(sequences: int) -> list[int]:
+def _nearby_batches(sequences: int) -> list[int]:
     """Multiples of each power of two on either side of a batch, nearest first."""
     grains = [2**k for k in range(sequences.bit_length() + 1)]
     found = {g * max(1, sequences // g + up) for g in grains for up in (0, 1)}
     return sorted(found - {sequences}, key=lambda batch: (abs(batch - sequences), batch))
 
 
-def too_large(search: Search, compute_flop: float, error: NoLayoutError) -> DocumentError:
+def no_layout_error(search: TargetSearch, compute_flop: float, error: NoLayoutError) -> DocumentError:
     """The refusal of a run that fits no layout, with the smallest cluster and the largest budget that would do."""
     inputs = search.inputs
-    devices = (inputs.cluster.devices * 2**k for k in range(1, _MOST_DOUBLINGS + 1))
-    enough = next((n for n in devices if _works(search.on(n), compute_flop)), None)
+    devices = (inputs.cluster.devices * 2**k for k in range(1, _MAX_DOUBLINGS + 1))
+    enough = next((n for n in devices if _has_layout(search.on(n), compute_flop)), None)
     remedies = [] if enough is None else [f"name a cluster of {enough} such devices"]
     smaller = _largest_that_fits(search, compute_flop)
     remedies += [] if smaller is None else [smaller]
     return inputs.refuse("cluster", str(error), ", or ".join(remedies) or "name a cluster of larger devices")
 
 
-def _largest_that_fits(search: Search, compute_flop: float) -> str | None:
+def _largest_that_fits(search: TargetSearch, compute_flop: float) -> str | None:
     """The largest of a row of halved budgets, or sizes where the budget fixes one, that fits the cluster."""
     objective = search.inputs.budget.objective
-    for k in range(1, _MOST_DOUBLINGS + 1):
+    for k in range(1, _MAX_DOUBLINGS + 1):
         if isinstance(objective, FixedSize):
             params = round(rounded_down(objective.params / 2**k))
             smaller = search.asking(objective=FixedSize(kind="size", params=max(1, params)))
-            if _works(smaller, compute_flop):
+            if _has_layout(smaller, compute_flop):
                 return f"write objective.params: {count(params)} params"
-        elif _works(search, rounded_down(compute_flop / 2**k)):
-            return at_most(search, rounded_down(compute_flop / 2**k))
+        elif _has_layout(search, rounded_down(compute_flop / 2**k)):
+            return spend_at_most(search, rounded_down(compute_flop / 2**k))
     return None
 
 
-def _works(search: Search, compute_flop: float) -> bool:
+def _has_layout(search: TargetSearch, compute_flop: float) -> bool:
     try:
         search.draft(compute_flop)
     except (NoLayoutError, UndividedBatchError):
@@ -179,7 +189,7 @@ def _works(search: Search, compute_flop: float) -> bool:
     return True
 
 
-def check_data(search: Search, planned: PlannedRun) -> None:
+def check_data(search: TargetSearch, planned: PlannedRun) -> None:
     """Refuse a run that needs more passes over the text than the budget allows."""
     inputs, budget = search.inputs, search.inputs.budget
     unique, tokens = inputs.unique_tokens, planned.run.tokens
@@ -191,7 +201,7 @@ def check_data(search: Search, planned: PlannedRun) -> None:
         f"and {budget.epochs:g} are allowed"
     )
     most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop)
-    remedies = [f"bring {count(tokens / budget.epochs)} unique tokens", at_most(search, most)]
+    remedies = [f"bring {count(tokens / budget.epochs)} unique tokens", spend_at_most(search, most)]
     passes = math.ceil(10 * tokens / unique) / 10
     if passes <= TRUSTED_EPOCHS:
         remedies.append(f"allow it: epochs: {passes:g}")
@@ -199,7 +209,7 @@ def check_data(search: Search, planned: PlannedRun) -> None:
     raise inputs.refuse(field, what, ", or ".join(remedies))
 
 
-def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> float:
+def _compute_for_tokens(search: TargetSearch, tokens: float, above_flop: float) -> float:
     """The largest compute, within a hundredth, whose run takes at most these tokens."""
     low, high = 0.0, math.log(above_flop)
     while high - low > 0.01:
@@ -209,7 +219,7 @@ def _compute_for_tokens(search: Search, tokens: float, above_flop: float) -> flo
     return rounded_down(math.exp(low))
 
 
-def check_deadline(search: Search, planned: PlannedRun) -> None:
+def check_deadline(search: TargetSearch, planned: PlannedRun) -> None:
     """Refuse a run that takes longer than the deadline beside another currency."""
     inputs = search.inputs
     deadline, took_s = inputs.budget.deadline, planned.cost.hours * 3600
@@ -217,9 +227,9 @@ def check_deadline(search: Search, planned: PlannedRun) -> None:
         return
     within = deadline / took_s
     if inputs.budget.currency in ("compute", "loss"):
-        most = at_most(search, rounded_down(within * planned.budget_flop))
+        most = spend_at_most(search, rounded_down(within * planned.budget_flop))
     else:  # hours, and with them money and energy, are as many as the time
-        most = f"spend at most {said(inputs, within * spent(inputs, planned.cost))}"
+        most = f"spend at most {amount_text(inputs, within * cost_in_currency(inputs, planned.cost))}"
     devices = math.ceil(inputs.cluster.devices * took_s / deadline)
     what = f"the target run takes {planned.cost.hours:.4g} h ({duration(took_s)}), and {duration(deadline)} are given"
     hours = math.ceil(planned.cost.hours)

@@ -9,7 +9,7 @@ regime.
 from collections.abc import Iterator, Sequence
 
 from planner.design.inputs import PlanInputs
-from planner.design.run_draft import variables
+from planner.design.run_draft import law_variables
 from planner.scaling.lr_and_batch import fit_rates, grid_of
 from specs.document.files import catalog_names, from_catalog
 from specs.formatting import near_optimal
@@ -18,11 +18,11 @@ from specs.law import Hyper, PublishedLaw
 from specs.plan import HyperAdvice, PlannedRun
 from specs.record import LedgerRecord
 
-FAR = 1e4
+MAX_EXTRAPOLATION = 1e4
 """A law is asked for its opinion up to this many times outside the compute that it was fitted on."""
-DISAGREE = 1.25
+DISAGREEMENT_RATIO = 1.25
 """Ratio of two laws' answers from which a reader is told."""
-OWN = "ledger"
+LEDGER_LAW = "ledger"
 """What the fit of one's own runs is called among the laws."""
 
 
@@ -40,25 +40,30 @@ def advice(
         _advice(law.name, law.hyper, planned, law is inputs.hyper_law)
         for law in laws
         if law.hyper is not None
-        and (law is inputs.hyper_law or law.compute_low_flop / FAR <= compute <= law.compute_high_flop * FAR)
+        and (
+            law is inputs.hyper_law
+            or law.compute_low_flop / MAX_EXTRAPOLATION
+            <= compute
+            <= law.compute_high_flop * MAX_EXTRAPOLATION
+        )
     ]
-    return (*published, *_own(records, planned))
+    return (*published, *_ledger_advice(records, planned))
 
 
-def _own(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
+def _ledger_advice(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
     """What the ledger's runs say, where they are enough to say it."""
     try:
         law = fit_rates(grid_of(records))
     except ValueError:
         return
-    at = variables(planned.run.model, planned.budget_flop)
+    at = law_variables(planned.run.model, planned.budget_flop)
     band = law.band(at["flop_per_token"], at["tokens"])
-    told = _advice(OWN, law.hyper(planned.run.batch_tokens), planned, False)
+    told = _advice(LEDGER_LAW, law.hyper(planned.run.batch_tokens), planned, False)
     yield told.model_copy(update={"near_optimal_lr": band})
 
 
 def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
-    at = variables(planned.run.model, planned.budget_flop)
+    at = law_variables(planned.run.model, planned.budget_flop)
     return HyperAdvice(
         law=law,
         hyper=hyper,
@@ -68,7 +73,7 @@ def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdv
     )
 
 
-def own_grid(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
+def ledger_rate_note(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
     """Whether the run's rate is as good as the best by the ledger's own runs; empty where they do not say."""
     for own in hypers:
         if own.near_optimal_lr is not None:
@@ -79,10 +84,10 @@ def own_grid(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
     return ""
 
 
-def disagreement(hypers: tuple[HyperAdvice, ...]) -> str:
+def disagreement_note(hypers: tuple[HyperAdvice, ...]) -> str:
     """That the laws disagree, in a sentence; empty where they do not."""
     rates, batches = [one.peak_lr for one in hypers], [one.batch_tokens for one in hypers]
-    if max(rates) / min(rates) < DISAGREE and max(batches) / min(batches) < DISAGREE:
+    if max(rates) / min(rates) < DISAGREEMENT_RATIO and max(batches) / min(batches) < DISAGREEMENT_RATIO:
         return ""
     said = "; ".join(
         f"{one.law} {one.peak_lr:.3g}{near_optimal(one)} with {count(one.batch_tokens)} tokens a batch "

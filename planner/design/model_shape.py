@@ -14,7 +14,7 @@ from specs.model import ModelSpec
 
 MAX_WIDTH_MULTIPLES = 512
 """Widths beyond this many multiples are not searched: 65536 for a multiple of 128, far past any model built."""
-NEAR_WIDTHS = 12
+NEAREST_WIDTHS = 12
 """Widths whose depths are searched: those that come nearest at the depth of practice."""
 DEPTH_FREEDOM = 0.18
 """Depths within this share of the family's practice are tried: enough to bridge the step from one legal width to the
@@ -66,10 +66,10 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
     )
 
 
-def sizes_of_family(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
+def family_shapes(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
     """The family's shapes at practice depth, one a width, smallest first, up to one beyond the given M."""
     found: list[ModelSpec] = []
-    for shape in _practice(family, vocab):
+    for shape in _practice_shapes(family, vocab):
         found.append(shape)
         if shape.flop_per_token > below_flop_per_token:
             break
@@ -87,9 +87,11 @@ def shape_for(
 
     `measure` gives the size of a shape, M if not said otherwise; it must grow with width and depth.
     """
-    practice = _around(family, vocab, wanted, measure)
+    practice = _nearest_practice_shapes(family, vocab, wanted, measure)
     tried = [
-        shape.model_copy(update={"layers": depth}) for shape in practice for depth in _depths(family, shape)
+        shape.model_copy(update={"layers": depth})
+        for shape in practice
+        for depth in _depths_to_try(family, shape)
     ]
 
     def off(shape: ModelSpec) -> float:
@@ -126,25 +128,25 @@ def _forbidden_halvings(shape: ModelSpec) -> int:
     return (wanted // math.gcd(wanted, shape.heads)).bit_length() - 1
 
 
-def _around(
+def _nearest_practice_shapes(
     family: Family, vocab: int, wanted: float, measure: Callable[[ModelSpec], float]
 ) -> list[ModelSpec]:
     """The shapes at practice depth that come nearest to the wanted size."""
     found: list[ModelSpec] = []
-    for shape in _practice(family, vocab):
+    for shape in _practice_shapes(family, vocab):
         found.append(shape)
         if measure(shape) * (1 - DEPTH_FREEDOM) > wanted:
             break
-    return sorted(found, key=lambda shape: abs(math.log(measure(shape) / wanted)))[:NEAR_WIDTHS]
+    return sorted(found, key=lambda shape: abs(math.log(measure(shape) / wanted)))[:NEAREST_WIDTHS]
 
 
-def _depths(family: Family, shape: ModelSpec) -> range:
+def _depths_to_try(family: Family, shape: ModelSpec) -> range:
     practice = practice_depth(family, shape.width)
     low = max(1, math.ceil((1 - DEPTH_FREEDOM) * practice))
     return range(low, max(low, math.floor((1 + DEPTH_FREEDOM) * practice)) + 1)
 
 
-def _practice(family: Family, vocab: int) -> Iterator[ModelSpec]:
+def _practice_shapes(family: Family, vocab: int) -> Iterator[ModelSpec]:
     """The family's shapes at practice depth, one a width, smallest first."""
     for width in _widths(family):
         yield make_shape(family, width, max(1, round(practice_depth(family, width))), vocab)

@@ -19,7 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from planner.design.model_shape import sizes_of_family
+from planner.design.model_shape import family_shapes
 from planner.design.run_draft import EVALUATIONS
 from planner.scaling.laws import Array, Form, columns, log_gradient
 from planner.scaling.model_averaging import CANDIDATES, DISCREPANCY_PER_DECADE, PRIOR_WEIGHTS
@@ -31,11 +31,11 @@ from specs.plan import LadderChoice
 
 HALF_DECADE = math.sqrt(10.0)
 """Ratio of neighbouring budgets; the paper's eight budgets from 1e17 to 3e20 are as far apart."""
-TOP_OF_TARGET = 0.1
+MAX_TOP_SHARE = 0.1
 """The largest pilot budget is at most this share of the target."""
 PAPER_BUDGETS, PAPER_SIZES = 8, 10
 """DeepSeek LLM, arXiv 2401.02954, section 3.2: budgets from 1e17 to 3e20 FLOP, around ten allocations each."""
-WIDEST = HALF_DECADE ** (PAPER_BUDGETS - 1)
+MAX_COMPUTE_RANGE = HALF_DECADE ** (PAPER_BUDGETS - 1)
 """Largest over smallest budget of the paper's ladder; over more nobody has checked that one law holds."""
 _BUDGETS = range(3, 13)
 """Two below a cut and one above are the fewest on which a law can be judged (planner/scaling/holdout.py); the most that
@@ -48,9 +48,9 @@ _SPANS = (2.0, 3.0, 4.0)
 """Largest size over the middle one: published laws differ by up to 1.6 in the best size at 1e17 to 1e21 FLOP (deepseek,
 hoffmann and epoch-chinchilla of the catalog), so that less might miss it; at 4 a parabola's bias is 1.4 % in size
 (docs/log.md)."""
-NO_RUN = 1e3
+UNKNOWN_SD = 1e3
 """Spread of ln L that tells nothing."""
-_LIKE_ANOTHER = 1e-9
+_TOLERANCE = 1e-9
 """Relative difference under which two numbers are one."""
 Z_95 = NormalDist().inv_cdf(0.975)
 """Half-width of a 95 % interval in standard deviations."""
@@ -80,16 +80,16 @@ class Ladder:
         return self.step ** (self.budgets - 1)
 
 
-def rate_rung(budgets: int) -> int:
+def rate_check_offset(budgets: int) -> int:
     """How far below the top the learning-rate check runs: late enough to have settled, cheap enough to repeat."""
     return min(1, budgets - 1)
 
 
-def afforded(pilots: Pilots, budgets: int, sizes: int, spread: float, step: float) -> Ladder:
+def affordable_ladder(pilots: Pilots, budgets: int, sizes: int, spread: float, step: float) -> Ladder:
     """The ladder of this make whose pilots and rate check cost the share; less where its top would be too near."""
     weights = [step**-i for i in range(budgets)]
-    per_top = sizes * sum(weights) + len(pilots.rates) * weights[rate_rung(budgets)]
-    return Ladder(budgets, sizes, spread, step, min(TOP_OF_TARGET, pilots.share / per_top))
+    per_top = sizes * sum(weights) + len(pilots.rates) * weights[rate_check_offset(budgets)]
+    return Ladder(budgets, sizes, spread, step, min(MAX_TOP_SHARE, pilots.share / per_top))
 
 
 @dataclass(frozen=True)
@@ -132,11 +132,11 @@ class PilotSetting:
         )
         log_steps = log_tokens - np.maximum(log_batch, math.log(self.family.context))
         settled = np.where(log_steps < math.log(self.family.min_steps), SHORT_RUN_NOISE, 1.0) * NOISE_SD
-        unknown = log_flop < math.log(self.low_flop) - _LIKE_ANOTHER
-        return np.asarray(np.where(unknown | (log_steps < math.log(EVALUATIONS)), NO_RUN, settled))
+        unknown = log_flop < math.log(self.low_flop) - _TOLERANCE
+        return np.asarray(np.where(unknown | (log_steps < math.log(EVALUATIONS)), UNKNOWN_SD, settled))
 
 
-def site(
+def pilot_setting(
     target_flop: float,
     prior: Allocation,
     hyper: Hyper,
@@ -155,7 +155,7 @@ def site(
         vocab,
         low_flop,
         reach,
-        tuple(sizes_of_family(family, vocab, largest)),
+        tuple(family_shapes(family, vocab, largest)),
     )
 
 
@@ -176,9 +176,9 @@ def log_loss_variances(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
 
 def _variances(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     """As above, for ladders of one number of budgets and sizes."""
-    log_flop, log_size = places(ladders, place)
+    log_flop, log_size = run_positions(ladders, place)
     noise = place.noise(log_flop, log_size)
-    miss = _miss((math.log(place.target_flop) - log_flop[:, :, 0]) / math.log(10))
+    miss = _discrepancy_covariance((math.log(place.target_flop) - log_flop[:, :, 0]) / math.log(10))
     best = place.prior.flop_per_token.at(compute_flop=place.target_flop)
     wanted = np.log([place.target_flop]), np.log([best])
     laws = np.zeros(len(ladders))
@@ -191,14 +191,14 @@ def _variances(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     return laws + NOISE_SD**2
 
 
-def _miss(decades: Array) -> Array:
+def _discrepancy_covariance(decades: Array) -> Array:
     """K of budgets this far below the target, the largest last: (ladders, budgets, budgets)."""
     top = decades[:, -1:, None]
     below = np.minimum(decades[:, :, None], decades[:, None]) - top
     return np.asarray(DISCREPANCY_PER_DECADE**2 * (top**2 + below))
 
 
-def places(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Array, Array]:
+def run_positions(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Array, Array]:
     """ln C and ln M of every run, (ladders, budgets, sizes): sizes spread evenly around the prior's optimum, or upwards
     from the smallest shape where some would lie below it."""
     rung = np.array([np.log(ladder.rungs(place.target_flop)) for ladder in ladders])
@@ -215,7 +215,7 @@ def _gradient(form: Form, log_flop: Array, log_size: Array, place: PilotSetting)
 
     One point for every ladder, so that ladders differ by their runs alone.
     """
-    known = TOP_OF_TARGET * place.target_flop
+    known = MAX_TOP_SHARE * place.target_flop
     flop = np.exp(log_flop.ravel()) / known
     size = np.exp(log_size.ravel()) / place.prior.flop_per_token.at(compute_flop=known)
     gradient = log_gradient(form, prior_of(form, np.ones(1)).mean, columns(form, size, flop / size))
@@ -237,7 +237,7 @@ def _information(gradient: Array, precision: Array, miss: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Choice:
+class LadderDesign:
     """The ladder to buy, beside what the same compute could have bought."""
 
     ladder: Ladder
@@ -265,17 +265,17 @@ class Choice:
         )
 
 
-def choose(pilots: Pilots, place: PilotSetting) -> Choice:
+def choose_ladder(pilots: Pilots, place: PilotSetting) -> LadderDesign:
     """The ladder that the budget states, what it leaves open chosen for the narrowest interval; deterministic."""
-    asked = candidates(pilots)
-    ladder, half_width = best_of(asked, place)
+    asked = candidate_ladders(pilots)
+    ladder, half_width = best_ladder(asked, place)
     free = pilots.model_copy(update={"budgets": None, "sizes": None, "spread": None})
-    best = half_width if free == pilots else best_of(candidates(free), place)[1]
-    paper = float(half_widths(papers(pilots), place).min())
-    return Choice(ladder, len(asked), half_width, best, paper)
+    best = half_width if free == pilots else best_ladder(candidate_ladders(free), place)[1]
+    paper = float(half_widths(paper_ladders(pilots), place).min())
+    return LadderDesign(ladder, len(asked), half_width, best, paper)
 
 
-def candidates(pilots: Pilots) -> list[Ladder]:
+def candidate_ladders(pilots: Pilots) -> list[Ladder]:
     """Every ladder that the share affords, with what the budget states; a stated number of budgets is half a decade
     apart."""
     makes = product(
@@ -284,20 +284,20 @@ def candidates(pilots: Pilots) -> list[Ladder]:
         _SIZES if pilots.sizes is None else (pilots.sizes,),
     )
     return [
-        afforded(pilots, budgets, sizes, spread, step)
+        affordable_ladder(pilots, budgets, sizes, spread, step)
         for budgets, step, sizes in makes
         for spread in (_spreads(sizes) if pilots.spread is None else (pilots.spread,))
     ]
 
 
-def papers(pilots: Pilots) -> list[Ladder]:
+def paper_ladders(pilots: Pilots) -> list[Ladder]:
     """The paper's budgets and allocations for the same share: half a decade apart or less, where that reaches too far
     down, and sizes as far apart as suits them, since the paper does not print it."""
     return [
-        afforded(pilots, PAPER_BUDGETS, PAPER_SIZES, spread, step)
+        affordable_ladder(pilots, PAPER_BUDGETS, PAPER_SIZES, spread, step)
         for step in _STEPS
         for spread in _spreads(PAPER_SIZES)
-        if step <= HALF_DECADE * (1 + _LIKE_ANOTHER)
+        if step <= HALF_DECADE * (1 + _TOLERANCE)
     ]
 
 
@@ -306,12 +306,10 @@ def _spreads(sizes: int) -> tuple[float, ...]:
     return tuple(span ** (2 / (sizes - 1)) for span in _SPANS)
 
 
-def best_of(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Ladder, float]:
+def best_ladder(ladders: Sequence[Ladder], place: PilotSetting) -> tuple[Ladder, float]:
     """Of the ladders that overstep what is known least, usually not at all, the one with the narrowest interval."""
-    short = np.array([shortfall(ladder, place) for ladder in ladders])
-    sound = [
-        ladder for ladder, over in zip(ladders, short, strict=True) if over <= short.min() + _LIKE_ANOTHER
-    ]
+    short = np.array([constraint_violation(ladder, place) for ladder in ladders])
+    sound = [ladder for ladder, over in zip(ladders, short, strict=True) if over <= short.min() + _TOLERANCE]
     widths = half_widths(sound, place)
     best = int(np.argmin(widths))
     return sound[best], float(widths[best])
@@ -322,14 +320,14 @@ def half_widths(ladders: Sequence[Ladder], place: PilotSetting) -> Array:
     return np.asarray(Z_95 * np.sqrt(log_loss_variances(ladders, place)))
 
 
-def shortfall(ladder: Ladder, place: PilotSetting) -> float:
+def constraint_violation(ladder: Ladder, place: PilotSetting) -> float:
     """By how much, in logarithms, a ladder oversteps: below the smallest shape, longer than the paper's, or too far
     below the target; 0 is sound."""
     lowest = ladder.rungs(place.target_flop)[0]
     smallest = place.prior.flop_per_token.at(compute_flop=lowest) * ladder.spread ** -((ladder.sizes - 1) / 2)
     over = (
         place.shapes[0].flop_per_token / smallest,
-        ladder.length / WIDEST,
+        ladder.length / MAX_COMPUTE_RANGE,
         1 / ladder.top / place.reach,
     )
     return sum(max(0.0, math.log(ratio)) for ratio in over)

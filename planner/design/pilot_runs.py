@@ -5,22 +5,22 @@ Sizes are spread around the prior's optimum, each a different legal shape.
 
 import math
 
-from planner.design.model_shape import sizes_of_family
-from planner.design.pilot_design import Ladder, rate_rung
+from planner.design.model_shape import family_shapes
+from planner.design.pilot_design import Ladder, rate_check_offset
 from planner.design.run_draft import DraftRequest
 from specs.law import Allocation, Family
 from specs.model import ModelSpec
 
 
-def sizes(family: Family, vocab: int, centre_flop_per_token: float, ladder: Ladder) -> list[ModelSpec]:
+def pilot_shapes(family: Family, vocab: int, centre_flop_per_token: float, ladder: Ladder) -> list[ModelSpec]:
     """Different shapes spread evenly in ln M around the centre, smallest first."""
     steps = [i - (ladder.sizes - 1) / 2 for i in range(ladder.sizes)]
     wanted = [centre_flop_per_token * ladder.spread**step for step in steps]
     largest = wanted[-1] * ladder.spread**ladder.sizes
-    pool = sizes_of_family(family, vocab, largest)
+    pool = family_shapes(family, vocab, largest)
     while len(pool) < ladder.sizes:  # a small budget's sizes lie closer than legal shapes do
         largest *= 2
-        pool = sizes_of_family(family, vocab, largest)
+        pool = family_shapes(family, vocab, largest)
     chosen: list[ModelSpec] = []
     for flop_per_token in wanted:
         free = [shape for shape in pool if shape not in chosen]
@@ -39,15 +39,15 @@ def pilot_requests(
 ) -> list[DraftRequest]:
     """Every pilot and learning-rate run, smallest budgets first."""
     budgets = ladder.rungs(target_flop)
-    share = _devices_each(devices, ladder.budgets * ladder.sizes + len(rates))
+    share = _devices_per_run(devices, ladder.budgets * ladder.sizes + len(rates))
     found: list[DraftRequest] = []
     for budget in budgets:
         centre = prior.flop_per_token.at(compute_flop=budget)
-        for shape in sizes(family, vocab, centre, ladder):
+        for shape in pilot_shapes(family, vocab, centre, ladder):
             title = f"{budget:.1e} FLOP, width {shape.width}"
             found.append(DraftRequest("pilot", title, budget, shape, share))
-    checked = budgets[-1 - rate_rung(ladder.budgets)]
-    around = sizes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
+    checked = budgets[-1 - rate_check_offset(ladder.budgets)]
+    around = pilot_shapes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
     middle = around[len(around) // 2]
     return found + [
         DraftRequest(
@@ -62,5 +62,5 @@ def pilot_requests(
     ]
 
 
-def _devices_each(devices: int, runs: int) -> int:
+def _devices_per_run(devices: int, runs: int) -> int:
     return int(2 ** math.floor(math.log2(max(1.0, devices / runs))))

@@ -18,7 +18,7 @@ EVALUATIONS = 20
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSettings:
     """What all runs of a plan share."""
 
     budget: Budget
@@ -43,10 +43,10 @@ class DraftRequest:
     """Tokens per step that the budget asks for; None is what the law says."""
 
 
-def draft(setting: Setting, request: DraftRequest, chosen: BatchAndLayout | None = None) -> PlannedRun:
+def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | None = None) -> PlannedRun:
     """The complete run for a wish, laid out as given or as is best; errors as in `choose_batch_and_layout`."""
     shape, cluster = request.shape, setting.cluster
-    known = variables(shape, request.compute_flop)
+    known = law_variables(shape, request.compute_flop)
     wanted = setting.hyper.batch_tokens.at(**known) / shape.context
     asked = None if request.batch_tokens is None else request.batch_tokens // shape.context
     chosen = chosen or choose_batch_and_layout(
@@ -72,15 +72,15 @@ def draft(setting: Setting, request: DraftRequest, chosen: BatchAndLayout | None
         execution=Execution(
             device=cluster.device.backend,
             layout=chosen.layout,
-            checkpoint_every_s=cluster.checkpoint_every,
-            checkpoint_every_steps=cluster.checkpoint_every_steps,
-            keep=cluster.keep,
+            checkpoint_interval_s=cluster.checkpoint_interval,
+            checkpoint_interval_steps=cluster.checkpoint_interval_steps,
+            retention=cluster.retention,
         ),
         cost=cost_of(run, cluster, chosen),
     )
 
 
-def variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
+def law_variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
     """What the laws of learning rate and batch size are functions of, for a shape that is trained with this compute."""
     return {
         "compute_flop": compute_flop,

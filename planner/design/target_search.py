@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from planner.design.allocation import Laws, shape_at
+from planner.design.allocation import Laws, shape_for_objective
 from planner.design.inputs import PlanInputs
-from planner.design.run_draft import DraftRequest, Setting, draft
+from planner.design.run_draft import DraftRequest, RunSettings, draft
 from planner.performance.batch_and_layout import BatchAndLayout
 from specs.data import CorpusRef
 from specs.humanize import several
@@ -13,7 +13,7 @@ from specs.plan import PlannedRun
 
 
 @dataclass(frozen=True)
-class Search:
+class TargetSearch:
     """What a target run is looked for with."""
 
     inputs: PlanInputs
@@ -23,14 +23,16 @@ class Search:
     def shape(self, compute_flop: float, stages: int = 1) -> ModelSpec:
         """The shape of a run of this compute, balanced over the stages."""
         inputs = self.inputs
-        return shape_at(compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.vocab, stages)
+        return shape_for_objective(
+            compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.vocab, stages
+        )
 
-    def on(self, devices: int) -> "Search":
+    def on(self, devices: int) -> "TargetSearch":
         """The same search on another number of the cluster's devices."""
         cluster = self.inputs.cluster.model_copy(update={"devices": devices})
         return replace(self, inputs=replace(self.inputs, cluster=cluster))
 
-    def asking(self, **changes: object) -> "Search":
+    def asking(self, **changes: object) -> "TargetSearch":
         """The same search with other fields in the budget."""
         return replace(
             self, inputs=replace(self.inputs, budget=self.inputs.budget.model_copy(update=changes))
@@ -48,13 +50,13 @@ class Search:
         title = f"{compute_flop:.1e} FLOP, width {shape.width}, {several(shape.layers, 'layer')}"
         devices, batch = inputs.cluster.devices, inputs.budget.batch
         request = DraftRequest("target", title, compute_flop, shape, devices, self.rate_multiple, batch)
-        return draft(setting_of(inputs), request, chosen)
+        return draft(run_settings(inputs), request, chosen)
 
 
-def setting_of(inputs: PlanInputs) -> Setting:
+def run_settings(inputs: PlanInputs) -> RunSettings:
     """What all runs of the plan share."""
     digest = None if inputs.corpus is None else inputs.corpus.digest
-    return Setting(
+    return RunSettings(
         budget=inputs.budget,
         family=inputs.family,
         cluster=inputs.cluster,

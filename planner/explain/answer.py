@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from planner.explain import rules_cost, rules_forecast, rules_training
-from planner.explain.fields import Field, find, say
+from planner.explain.fields import Field, find_field, format_value
 from planner.explain.reason import Reason, Rule
 from specs.plan import Plan
 
@@ -45,7 +45,7 @@ class Explanation:
         return asdict(self)
 
 
-_ROUNDED = 10_000
+_EXACT_FROM = 10_000
 """Whole numbers from here on are said with three digits, and exactly beside it."""
 
 RULES: tuple[tuple[str, Rule], ...] = (*rules_training.RULES, *rules_cost.RULES, *rules_forecast.RULES)
@@ -53,33 +53,33 @@ RULES: tuple[tuple[str, Rule], ...] = (*rules_training.RULES, *rules_cost.RULES,
 
 def explain(plan: Plan, name: str) -> Explanation:
     """The field of this name with its reasons; NoFieldError where there is none."""
-    field = find(plan, name)
-    why = why_of(plan, field)
+    field = find_field(plan, name)
+    why = reason_of(plan, field)
     return Explanation(
         field=field.name,
         value=field.plain(),
-        said=_said(field),
+        said=_value_text(field),
         meaning=field.text,
         law=why.law,
         equation=why.equation,
         evidence=why.evidence,
         interval=why.interval,
-        interval_text=why.interval and _interval(field, why.interval, why.interval_of),
+        interval_text=why.interval and _interval_text(field, why.interval, why.interval_of),
         decided_by=why.decided_by,
     )
 
 
-def why_of(plan: Plan, field: Field) -> Reason:
+def reason_of(plan: Plan, field: Field) -> Reason:
     """The reasons of a field, by the first rule that knows its path; the last rule knows every path."""
     return next(rule for pattern, rule in RULES if fnmatchcase(field.pattern, pattern))(field, plan)
 
 
-def _said(field: Field) -> str:
+def _value_text(field: Field) -> str:
     """The value in words, and large whole numbers to the last digit."""
-    exact = isinstance(field.value, int) and field.value >= _ROUNDED
+    exact = isinstance(field.value, int) and field.value >= _EXACT_FROM
     return f"{field.say()} ({field.value:,})" if exact else field.say()
 
 
-def _interval(field: Field, ends: tuple[float, float], kind: str) -> str:
-    low, high = (say(end, field.path, field.info) for end in ends)
+def _interval_text(field: Field, ends: tuple[float, float], kind: str) -> str:
+    low, high = (format_value(end, field.path, field.info) for end in ends)
     return f"{kind} from {low} to {high}"

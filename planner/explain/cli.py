@@ -18,7 +18,7 @@ from planner.explain.answer import Explanation
 from planner.explain.answer import explain as explained
 from planner.explain.diff import Difference
 from planner.explain.diff import diff as differences
-from planner.explain.fields import SHORT, NoFieldError
+from planner.explain.fields import SHORT_NAMES, NoFieldError
 from specs.document.files import DocumentError, load
 from specs.exit_codes import run_command_line
 from specs.plan import Plan
@@ -27,7 +27,7 @@ PlanFile = Annotated[
     Path, typer.Argument(metavar="PLAN", help="plans/<name>/plan.target.yaml", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-_SHORT = ", ".join([*SHORT, "loss", "allocation"])
+_SHORT = ", ".join([*SHORT_NAMES, "loss", "allocation"])
 _FIELD = f"A path in the plan (runs.0.run.optim.peak_lr), the end of one, or: {_SHORT}."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -42,9 +42,9 @@ def explain(
     """Say where a number of a plan comes from: law, equation, evidence, interval, and who had the last word."""
     found = explained(load(plan, Plan), field)
     if json:
-        _print(found.plain())
+        _print_json(found.plain())
     else:
-        _show(found, Console())
+        _show_explanation(found, Console())
 
 
 @app.command()
@@ -53,12 +53,14 @@ def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
     one, other = load(before, Plan), load(after, Plan)
     found = differences(one, other)
     if json:
-        _print({"before": str(before), "after": str(after), "differences": [each.plain() for each in found]})
+        _print_json(
+            {"before": str(before), "after": str(after), "differences": [each.plain() for each in found]}
+        )
     else:
         _show_differences(found, (before, after), Console())
 
 
-def _show(found: Explanation, console: Console) -> None:
+def _show_explanation(found: Explanation, console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -94,18 +96,18 @@ def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], c
     for group, some in groupby(found, key=lambda one: one.group):
         table.add_section()
         for number, one in enumerate(some):
-            name = _short(one.field) if one.run is None else f"{one.run}: {_short(one.field)}"
+            name = _short_path(one.field) if one.run is None else f"{one.run}: {_short_path(one.field)}"
             said = (escape(part) for part in (name, one.text_before, one.text_after))
-            table.add_row(f"[bold]{group}[/]" if number == 0 else "", *said, times(one.ratio))
+            table.add_row(f"[bold]{group}[/]" if number == 0 else "", *said, ratio_text(one.ratio))
     console.print(table, highlight=False)
 
 
-def _short(path: str) -> str:
+def _short_path(path: str) -> str:
     """A path without what its group says already."""
     return re.sub(r"^(run\.(model|optim)|run|execution(\.layout)?|cost|budget|forecast)\.", "", path)
 
 
-def times(ratio: float | None) -> str:
+def ratio_text(ratio: float | None) -> str:
     """A ratio in words: a percentage when it is near 1, a factor beyond a half and a double."""
     if ratio is None:
         return ""
@@ -114,7 +116,7 @@ def times(ratio: float | None) -> str:
     return f"x {ratio:.3g}"
 
 
-def _print(plain: object) -> None:
+def _print_json(plain: object) -> None:
     sys.stdout.write(jsonlib.dumps(plain, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from planner.explain.fields import Field, children, root
+from planner.explain.fields import Field, children, root_field
 from specs.document.base import Spec
 from specs.humanize import several
 from specs.law import Band, FormScore, Interval, LawFit, Monomial
@@ -21,14 +21,14 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     ("runs", ("runs",)),
     ("shape", ("run.model",)),
     ("schedule", ("run", "budget_flop", "rate_multiple", "hypers")),
-    ("layout", ("execution", "fewer", "layouts")),
+    ("layout", ("execution", "fallback_layouts", "layouts")),
     ("cost", ("cost",)),
     ("forecast", ("forecast",)),
     ("document", ("",)),
 )
 """The groups in order, each with the paths (inside a run: from the run on) that begin so; the longest one decides."""
 
-_PARTS = (Band, Interval, Monomial, LayoutEstimate)
+_COMPARED_WHOLE = (Band, Interval, Monomial, LayoutEstimate)
 """Specs that are said as a whole."""
 _SKIPPED = ("title", "seal", "sha256")
 """Names that change whenever anything else does."""
@@ -63,10 +63,10 @@ class Difference:
 def diff(before: Plan, after: Plan) -> tuple[Difference, ...]:
     """What differs, in the order of the groups; nothing where the plans have the same content."""
     one, other = (
-        {child.path[-1]: child for child in children(root(plan)) if child.path[-1] != "runs"}
+        {child.path[-1]: child for child in children(root_field(plan)) if child.path[-1] != "runs"}
         for plan in (before, after)
     )
-    found = [_named(pair, None) for name in one for pair in _pairs(one[name], other[name])]
+    found = [_difference(pair, None) for name in one for pair in _differing_fields(one[name], other[name])]
     found += _runs(before, after)
     order = [group for group, _ in GROUPS]
     return tuple(sorted(found, key=lambda difference: order.index(difference.group)))
@@ -77,14 +77,14 @@ def _runs(before: Plan, after: Plan) -> list[Difference]:
     one, other = ({_key(run): run for run in plan.runs} for plan in (before, after))
     found = []
     if [*one] != [*other]:
-        said = [_list(mine, theirs) for mine, theirs in ((one, other), (other, one))]
+        said = [_runs_text(mine, theirs) for mine, theirs in ((one, other), (other, one))]
         titles = [[run.title for run in side.values()] for side in (one, other)]
         found.append(Difference("runs", "runs", None, titles[0], titles[1], said[0], said[1], None))
     for key in one:
         if key in other:
             pair = (Field((), run, None, "") for run in (one[key], other[key]))
             title = None if one[key].role == "target" else one[key].title
-            found += [_named(fields, title) for fields in _pairs(*pair)]
+            found += [_difference(fields, title) for fields in _differing_fields(*pair)]
     return found
 
 
@@ -92,34 +92,34 @@ def _key(planned: PlannedRun) -> str:
     return "target" if planned.role == "target" else planned.title
 
 
-def _list(mine: dict[str, PlannedRun], theirs: dict[str, PlannedRun]) -> str:
+def _runs_text(mine: dict[str, PlannedRun], theirs: dict[str, PlannedRun]) -> str:
     alone = [run.title for key, run in mine.items() if key not in theirs]
     if not alone:
         return several(len(mine), "run")
     return f"{several(len(mine), 'run')}, only here: {'; '.join(alone)}"
 
 
-def _pairs(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
+def _differing_fields(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
     """The smallest fields below two that differ; both have the same path."""
     if (one.path and one.path[-1] in _SKIPPED) or one.plain() == other.plain():
         return
-    if not _opened(one.value) or type(one.value) is not type(other.value):
+    if not _is_compared_by_part(one.value) or type(one.value) is not type(other.value):
         yield one, other
         return
-    below, above = ({child.path[-1]: child for child in _below(field)} for field in (one, other))
+    below, above = ({child.path[-1]: child for child in _parts(field)} for field in (one, other))
     for name in dict.fromkeys((*below, *above)):
         missing = Field((*one.path, name), None, None, "")
-        yield from _pairs(below.get(name, missing), above.get(name, missing))
+        yield from _differing_fields(below.get(name, missing), above.get(name, missing))
 
 
-def _opened(value: Any) -> bool:
+def _is_compared_by_part(value: Any) -> bool:
     """Whether a value is compared part by part."""
     if isinstance(value, tuple):
         return bool(value) and isinstance(value[0], FormScore | HyperAdvice)
-    return isinstance(value, dict) or (isinstance(value, Spec) and not isinstance(value, _PARTS))
+    return isinstance(value, dict) or (isinstance(value, Spec) and not isinstance(value, _COMPARED_WHOLE))
 
 
-def _below(field: Field) -> Iterator[Field]:
+def _parts(field: Field) -> Iterator[Field]:
     """The parts of a field; forms and laws by their names."""
     for child in children(field):
         if isinstance(child.value, FormScore | HyperAdvice):
@@ -129,7 +129,7 @@ def _below(field: Field) -> Iterator[Field]:
             yield child
 
 
-def _named(pair: tuple[Field, Field], run: str | None) -> Difference:
+def _difference(pair: tuple[Field, Field], run: str | None) -> Difference:
     one, other = pair
     return Difference(
         group=_group(one.name),
@@ -137,9 +137,9 @@ def _named(pair: tuple[Field, Field], run: str | None) -> Difference:
         run=run,
         before=one.plain(),
         after=other.plain(),
-        text_before=_said(one),
-        text_after=_said(other),
-        ratio=_ratio(_size(one.value), _size(other.value)),
+        text_before=_summary(one),
+        text_after=_summary(other),
+        ratio=_ratio(_number(one.value), _number(other.value)),
     )
 
 
@@ -148,7 +148,7 @@ def _group(name: str) -> Group:
     return max(fits)[1]
 
 
-def _said(field: Field) -> str:
+def _summary(field: Field) -> str:
     """A value in words, whole documents in short."""
     match field.value:
         case Forecast():
@@ -168,7 +168,7 @@ def _said(field: Field) -> str:
     return field.say()
 
 
-def _size(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """The number that a ratio is taken of."""
     match value:
         case bool():

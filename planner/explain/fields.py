@@ -24,7 +24,7 @@ from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
 
-SHORT = {
+SHORT_NAMES = {
     "lr": "run.optim.peak_lr",
     "batch": "run.optim.batch_sequences",
     "warmup": "run.optim.warmup_steps",
@@ -79,9 +79,9 @@ _UNITS = {
     "tokens_per_s": "tokens/s",
     "bytes_per_token": "bytes per token",
 }
-_NEAR = 4
+_MAX_SUGGESTIONS = 4
 """Near matches that a refusal names."""
-_INLINE = 6
+_MAX_INLINE = 6
 """Parts of a value that are said in one line."""
 
 
@@ -118,7 +118,7 @@ class Field:
 
     def say(self) -> str:
         """The value in words with its unit."""
-        return say(self.value, self.path, self.info)
+        return format_value(self.value, self.path, self.info)
 
 
 def children(field: Field) -> Iterator[Field]:
@@ -137,23 +137,23 @@ def children(field: Field) -> Iterator[Field]:
             yield Field((*path, str(key)), one, None, field.text)
 
 
-def everything(field: Field) -> Iterator[Field]:
+def descendants(field: Field) -> Iterator[Field]:
     """Every field below a field."""
     for child in children(field):
         yield child
-        yield from everything(child)
+        yield from descendants(child)
 
 
-def root(plan: Plan) -> Field:
+def root_field(plan: Plan) -> Field:
     """The plan itself as a field without a name."""
     return Field((), plan, None, "The plan.")
 
 
-def find(plan: Plan, name: str) -> Field:
+def find_field(plan: Plan, name: str) -> Field:
     """The field of this name; NoFieldError where there is none, or several."""
     last = f"runs.{len(plan.runs) - 1}"
-    known = {field.name: field for field in everything(root(plan))}
-    for path in (_short(plan, name, last), name, f"{last}.{name}"):
+    known = {field.name: field for field in descendants(root_field(plan))}
+    for path in (_resolve_short_name(plan, name, last), name, f"{last}.{name}"):
         if path in known:
             return known[path]
     ends = [path for path in known if path.endswith(f".{name}")]
@@ -164,11 +164,13 @@ def find(plan: Plan, name: str) -> Field:
         if len(nearest) == 1:
             return known[nearest[0]]
     if inside or outside:
-        raise NoFieldError(f"several fields are called '{name}': write {_listed([*inside, *outside], 'or')}")
-    raise NoFieldError(f"this plan has no field '{name}': write {_listed(_near(name, known, last), 'or')}")
+        raise NoFieldError(f"several fields are called '{name}': write {_joined([*inside, *outside], 'or')}")
+    raise NoFieldError(
+        f"this plan has no field '{name}': write {_joined(_near_matches(name, known, last), 'or')}"
+    )
 
 
-def _short(plan: Plan, name: str, last: str) -> str:
+def _resolve_short_name(plan: Plan, name: str, last: str) -> str:
     if name == "loss":
         return "forecast.loss" if plan.forecast.kind == "forecast" else "forecast.reason"
     if name == "allocation":
@@ -176,7 +178,7 @@ def _short(plan: Plan, name: str, last: str) -> str:
     if name in BEST_SPLIT:
         return f"fit.optimum.{BEST_SPLIT[name]}"
     short = name.replace(" ", "_")
-    return f"{last}.{SHORT[short]}" if short in SHORT else ""
+    return f"{last}.{SHORT_NAMES[short]}" if short in SHORT_NAMES else ""
 
 
 def _depth(path: str) -> tuple[int, int]:
@@ -185,7 +187,7 @@ def _depth(path: str) -> tuple[int, int]:
     return sum(part.isdigit() for part in parts), len(parts)
 
 
-def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
+def _near_matches(name: str, known: dict[str, Field], last: str) -> list[str]:
     """Names near one that is not there: those below the part of it that is there, else those that end nearly so."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -193,19 +195,22 @@ def _near(name: str, known: dict[str, Field], last: str) -> list[str]:
         below = [] if above is None else [child.name for child in children(above)] or [above.name]
         if below:
             wanted = ".".join(parts[: cut + 1])
-            return difflib.get_close_matches(wanted, below, _NEAR, 0.7) or below
-    ends: dict[str, str] = {one: one for one in (*SHORT, "loss", "allocation")}
+            return difflib.get_close_matches(wanted, below, _MAX_SUGGESTIONS, 0.7) or below
+    ends: dict[str, str] = {one: one for one in (*SHORT_NAMES, "loss", "allocation")}
     for path in known:
         if not path.startswith("runs.") or path.startswith(f"{last}."):
             ends.setdefault(path.rpartition(".")[2], path)
     wanted = parts[-1]
-    found = difflib.get_close_matches(wanted, [*ends], _NEAR, 0.6)
-    return [ends[end] for end in found] or [*SHORT]
+    found = difflib.get_close_matches(wanted, [*ends], _MAX_SUGGESTIONS, 0.6)
+    return [ends[end] for end in found] or [*SHORT_NAMES]
 
 
-def _listed(names: list[str], last: str) -> str:
+def _joined(names: list[str], last: str) -> str:
     """Names in a row, the first few of them."""
-    shown = [*names[:_NEAR], *([f"one of {len(names) - _NEAR} more"] if len(names) > _NEAR else [])]
+    shown = [
+        *names[:_MAX_SUGGESTIONS],
+        *([f"one of {len(names) - _MAX_SUGGESTIONS} more"] if len(names) > _MAX_SUGGESTIONS else []),
+    ]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"
 
 
@@ -231,20 +236,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def say(value: Any, path: tuple[str, ...], info: FieldInfo | None = None) -> str:
+def format_value(value: Any, path: tuple[str, ...], info: FieldInfo | None = None) -> str:
     """A value in words: numbers with the unit that the field's name or type tells, compounds in short."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        return _number(value, path, info)
+        return _format_number(value, path, info)
     if isinstance(value, str):
         return value
-    return _compound(value, path)
+    return _format_spec(value, path)
 
 
-def _number(value: float, path: tuple[str, ...], info: FieldInfo | None) -> str:
+def _format_number(value: float, path: tuple[str, ...], info: FieldInfo | None) -> str:
     names = [part for part in path if not part.isdigit()]
     name = names[-1] if names else ""
     if "exponents" in names:
@@ -291,7 +296,7 @@ def _quantity(parts: Iterable[Any]) -> Quantity | None:
     return None
 
 
-def _compound(value: Any, path: tuple[str, ...]) -> str:
+def _format_spec(value: Any, path: tuple[str, ...]) -> str:
     match value:
         case Layout():
             return layout_text(value)
@@ -304,7 +309,7 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
         case Band():
             return f"{value.median:.4f} nats/token, 95 % from {value.low_95:.4f} to {value.high_95:.4f}"
         case Interval():
-            middle, low, high = (say(end, path) for end in (value.value, value.low, value.high))
+            middle, low, high = (format_value(end, path) for end in (value.value, value.low, value.high))
             return f"{middle}, 95 % from {low} to {high}"
         case LayoutEstimate():
             used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
@@ -313,21 +318,21 @@ def _compound(value: Any, path: tuple[str, ...]) -> str:
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():
-            return _several(value, path)
+            return _format_tuple(value, path)
     below = [
         child for child in children(Field(path, value, None, "")) if child.info or isinstance(value, dict)
     ]
-    if len(below) <= _INLINE and all(isinstance(b.value, int | float | str | None) for b in below):
+    if len(below) <= _MAX_INLINE and all(isinstance(b.value, int | float | str | None) for b in below):
         named = (("" if child.path[-1] == "kind" else f"{child.path[-1]} ", child) for child in below)
         return ", ".join(f"{name}{child.say()}" for name, child in named)
     return f"ask for one of its fields: {', '.join(child.path[-1] for child in below)}"
 
 
-def _several(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
+def _format_tuple(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
     if isinstance(values[0], Spec) and not isinstance(values[0], Milestone | Layout):
         return f"{len(values)} of them; ask for one, like {'.'.join(path)}.0"
-    if len(values) > _INLINE:
-        return f"{len(values)} of them, {say(values[0], path)} to {say(values[-1], path)}"
-    return "; ".join(say(one, path) for one in values)
+    if len(values) > _MAX_INLINE:
+        return f"{len(values)} of them, {format_value(values[0], path)} to {format_value(values[-1], path)}"
+    return "; ".join(format_value(one, path) for one in values)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.design.run_draft import variables
+from planner.design.run_draft import law_variables
 from planner.explain.fields import Field
 from specs.document.files import from_catalog
 from specs.formatting import SYMBOLS
@@ -40,9 +40,9 @@ def run_of(field: Field, plan: Plan) -> PlannedRun:
     return plan.runs[int(field.path[1])] if len(field.path) > 1 else plan.runs[-1]
 
 
-def at(law: Monomial, planned: PlannedRun) -> tuple[float, str]:
+def law_value(law: Monomial, planned: PlannedRun) -> tuple[float, str]:
     """A power law's value for a run as it was before rounding, and the variables that went into it in words."""
-    values = variables(planned.run.model, planned.budget_flop)
+    values = law_variables(planned.run.model, planned.budget_flop)
     said = ", ".join(f"{SYMBOLS[name]} = {values[name]:.4g}" for name in law.exponents)
     return law.at(**values), said
 
@@ -64,7 +64,7 @@ def family_of(plan: Plan) -> Family:
     return from_catalog(Family, plan.budget.family, None)
 
 
-def against(asked: float, came: float) -> str:
+def deviation_text(asked: float, came: float) -> str:
     """How far what came is from what was asked: `+1.36 %`, `as asked` where it rounds to nothing."""
     said = f"{came / asked - 1:+.2%}".replace("%", " %")
     return "as asked" if said[1:] == "0.00 %" else said

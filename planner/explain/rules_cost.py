@@ -8,7 +8,7 @@ from specs.formatting import layout_text, memory, shape_text
 from specs.humanize import several
 from specs.plan import LayoutEstimate, Plan
 
-_ALTERNATIVES = 3
+_MAX_ALTERNATIVES = 3
 """Other layouts that an answer names."""
 
 
@@ -28,18 +28,18 @@ def layout(field: Field, plan: Plan) -> Reason:
         decided_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
         law="step time by closed forms, the best ones by simulation (planner/performance/layout_search.py)",
         equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
-        evidence=(compared.why, *_alternatives(field, compared.ranked)),
+        evidence=(compared.reason, *_other_layouts(field, compared.ranked)),
     )
 
 
-def _alternatives(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[str]:
+def _other_layouts(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[str]:
     """The fastest layouts that differ in this field, with what they cost more."""
     best, name = ranked[0], field.path[-1]
     own = getattr(best.layout, name, best.layout)
     seen = [own]
     for one in ranked[1:]:
         value = getattr(one.layout, name, one.layout)
-        if value not in seen and len(seen) <= _ALTERNATIVES:
+        if value not in seen and len(seen) <= _MAX_ALTERNATIVES:
             seen.append(value)
             said = f"{name} {value}: " if hasattr(best.layout, name) else ""
             slower = f"{one.step_s / best.step_s - 1:+.1%}".replace("%", " %")
@@ -51,17 +51,17 @@ def execution(field: Field, plan: Plan) -> Reason:
     cluster = plan.budget.cluster
     said = {
         "device": f"the cluster {cluster}: the device that it has",
-        "checkpoint_every_s": f"the cluster {cluster}: its checkpoint_every",
-        "checkpoint_every_steps": f"the cluster {cluster}: its checkpoint_every_steps",
+        "checkpoint_interval_s": f"the cluster {cluster}: its checkpoint_interval",
+        "checkpoint_interval_steps": f"the cluster {cluster}: its checkpoint_interval_steps",
         "kernels": "the engine: the fastest that works there, recorded when the run starts",
         "threads_per_rank": "the engine: one for each rank",
     }
-    if "keep" in field.path:
-        return Reason(f"the cluster {cluster}: its keep")
+    if "retention" in field.path:
+        return Reason(f"the cluster {cluster}: its retention")
     return Reason(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
 
 
-def fewer(field: Field, plan: Plan) -> Reason:
+def fallback_layouts(field: Field, plan: Plan) -> Reason:
     """The layouts for fewer nodes."""
     return Reason(
         decided_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
@@ -118,14 +118,14 @@ def comparison(field: Field, plan: Plan) -> Reason:
     """The layouts side by side."""
     return Reason(
         decided_by="the planner: closed forms for every legal layout, the best ones simulated",
-        evidence=() if plan.layouts is None else (plan.layouts.why,),
+        evidence=() if plan.layouts is None else (plan.layouts.reason,),
     )
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
     ("runs.*.execution.layout*", layout),
     ("runs.*.execution*", execution),
-    ("runs.*.fewer*", fewer),
+    ("runs.*.fallback_layouts*", fallback_layouts),
     ("runs.*.cost.memory_bytes", memory_bytes),
     ("runs.*.cost*", cost),
     ("runs*", planned_run),

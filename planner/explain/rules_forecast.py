@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from planner.explain.fields import Field
 from planner.explain.reason import Reason, Rule
-from planner.explain.rules_shape import BEST
+from planner.explain.rules_shape import BEST_SPLIT_INTERVAL
 from planner.explain.rules_training import rate_evidence
 from specs.formatting import best_split, monomial_text, text_of
 from specs.law import FormScore, Interval, LawFit
@@ -20,7 +20,7 @@ def loss(field: Field, plan: Plan) -> Reason:
     """The final loss: forms weighted by how they predicted larger budgets."""
     told, fit = plan.forecast, plan.fit
     if not isinstance(told, Forecast):
-        return refused(field, plan)
+        return no_forecast(field, plan)
     band = told.loss
     return Reason(
         decided_by=f"the forms of the loss law, each with {_weights(fit)}",
@@ -80,7 +80,7 @@ def curve(field: Field, plan: Plan) -> Reason:
     )
 
 
-def refused(field: Field, plan: Plan) -> Reason:
+def no_forecast(field: Field, plan: Plan) -> Reason:
     """Reason there is no forecast."""
     told = plan.forecast
     reason = told.basis if isinstance(told, Forecast) else told.reason
@@ -166,7 +166,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
             ),
         ),
         interval=_best_at(field, fit),
-        interval_of=BEST,
+        interval_of=BEST_SPLIT_INTERVAL,
     )
 
 
@@ -233,7 +233,7 @@ def budget(field: Field, plan: Plan) -> Reason:
     return Reason(f"the budget: its field {'.'.join(field.path[1:]) or 'file'}, or that field's default")
 
 
-def text(field: Field, plan: Plan) -> Reason:
+def data_text(field: Field, plan: Plan) -> Reason:
     """What is known of the data."""
     built = plan.runs[-1].run.data.digest
     if built is None:
@@ -254,7 +254,7 @@ def _fit(plan: Plan) -> LawFit:
 RULES: tuple[tuple[str, Rule], ...] = (
     ("forecast.loss*", loss),
     ("forecast.curve*", curve),
-    ("forecast*", refused),
+    ("forecast*", no_forecast),
     ("fit.points*", points),
     ("fit.profiles*", profiles),
     ("fit.forms*", forms),
@@ -264,8 +264,8 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("fit*", fit_of),
     ("law*", law_of),
     ("budget*", budget),
-    ("unique_tokens", text),
-    ("bytes_per_token", text),
+    ("unique_tokens", data_text),
+    ("bytes_per_token", data_text),
     ("*", document),
 )
 """Rules of everything else; the last one knows every path."""

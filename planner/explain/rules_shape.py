@@ -5,19 +5,19 @@ from dataclasses import dataclass
 
 from planner.design.model_shape import practice_depth
 from planner.explain.fields import Field
-from planner.explain.reason import PAPER, Reason, against, family_of, run_of
+from planner.explain.reason import PAPER, Reason, deviation_text, family_of, run_of
 from specs.budget import FixedRatio, FixedSize, Inference
 from specs.formatting import monomial_text
 from specs.humanize import several
 from specs.law import Allocation, Family, Monomial
 from specs.plan import Plan, PlannedRun
 
-BEST = "best by the ledger's forms at the target's compute, 95 %"
+BEST_SPLIT_INTERVAL = "best by the ledger's forms at the target's compute, 95 %"
 """What the interval of a size or of tokens holds."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetSize:
     """The size that a run was to have before it was rounded to a legal shape."""
 
     equation: str
@@ -33,8 +33,8 @@ class Wanted:
 def shape(field: Field, plan: Plan) -> Reason:
     """The size that was wanted, and the family's legal shape nearest to it."""
     planned, family = run_of(field, plan), family_of(plan)
-    wanted = _wanted(plan, planned)
-    off = "" if wanted.asked is None else f", the size {against(wanted.asked, wanted.came)}"
+    wanted = _target_size(plan, planned)
+    off = "" if wanted.asked is None else f", the size {deviation_text(wanted.asked, wanted.came)}"
     return Reason(
         decided_by=f"rounding to a legal shape of the family {family.name}{off}",
         law=wanted.law,
@@ -43,44 +43,44 @@ def shape(field: Field, plan: Plan) -> Reason:
     )
 
 
-def _wanted(plan: Plan, planned: PlannedRun) -> Wanted:
+def _target_size(plan: Plan, planned: PlannedRun) -> TargetSize:
     """The size by the budget's objective; pilots are spread around the prior's best."""
     objective, model, flop = plan.budget.objective, planned.run.model, planned.budget_flop
     if planned.role == "target":
         match objective:
             case FixedSize():
                 said = f"the budget's objective: {objective.params:,} parameters; this shape has {model.params:,}"
-                return Wanted(said, "the budget's field objective", objective.params, model.params)
+                return TargetSize(said, "the budget's field objective", objective.params, model.params)
             case FixedRatio():
                 ratio, product = objective.tokens_per_param, float(model.flop_per_token) * model.params
                 said = f"D = {ratio:g} N_all, so M N_all = C / {ratio:g} = {flop / ratio:.4g}, here {product:.4g}"
-                return Wanted(said, "the budget's field objective", flop / ratio, product)
+                return TargetSize(said, "the budget's field objective", flop / ratio, product)
             case Inference():
                 said = "dL/dln X = (1 + D_served / (3 D)) dL/dln D on the line of the budget's compute"
                 served = f"D_served = {objective.served:.4g}"
-                return Wanted(
-                    f"{said}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_surface(plan)}"
+                return TargetSize(
+                    f"{said}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_loss_law_text(plan)}"
                 )
-    return _split(plan, planned)
+    return _size_from_allocation(plan, planned)
 
 
-def _split(plan: Plan, planned: PlannedRun) -> Wanted:
+def _size_from_allocation(plan: Plan, planned: PlannedRun) -> TargetSize:
     """M as the allocation has it, or the loss law's best split where there is no allocation."""
     law, came = allocation_of(plan, planned), float(planned.run.model.flop_per_token)
     if law is None:
-        return Wanted("dL/dln X = dL/dln D on the line of the budget's compute", _surface(plan))
+        return TargetSize("dL/dln X = dL/dln D on the line of the budget's compute", _loss_law_text(plan))
     best = law.flop_per_token.at(compute_flop=planned.budget_flop)
     said = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
     source = allocation_source(plan, planned)
     if planned.role == "target":
-        return Wanted(f"{said}; this shape has {came:.4g}", source, best, came)
-    return Wanted(
+        return TargetSize(f"{said}; this shape has {came:.4g}", source, best, came)
+    return TargetSize(
         f"{said}; this pilot has {came:.4g}, {came / best:.2g} times that, as one of a spread of sizes",
         source,
     )
 
 
-def _surface(plan: Plan) -> str:
+def _loss_law_text(plan: Plan) -> str:
     """The loss law that a split without an allocation rests on."""
     named = getattr(plan.budget.evidence, "loss", None) or plan.law.name
     return (
@@ -113,7 +113,7 @@ def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
         yield f"{len(plan.fit.points)} runs of {len(plan.fit.profiles)} budgets"
 
 
-def best(field: Field, plan: Plan) -> tuple[float, float] | None:
+def best_split_interval(field: Field, plan: Plan) -> tuple[float, float] | None:
     """Ends of the best size or tokens at the target's compute by the ledger's forms; None for other runs."""
     optimum = None if plan.fit is None else plan.fit.optimum
     if optimum is None or run_of(field, plan).role != "target":
@@ -132,15 +132,15 @@ def tokens(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     wanted, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
     law = allocation_of(plan, planned)
-    optimal = "" if law is None else f"; D_opt = {_at(law.tokens, planned.budget_flop)}"
+    optimal = "" if law is None else f"; D_opt = {_law_text(law.tokens, planned.budget_flop)}"
     return Reason(
         decided_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
-        f"({against(wanted, run.tokens)})",
+        f"({deviation_text(wanted, run.tokens)})",
         law=allocation_source(plan, planned),
         equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{optimal}",
         evidence=(f"{run.tokens / plan.unique_tokens:.3g} passes over {plan.unique_tokens:,} unique tokens",),
-        interval=best(field, plan),
-        interval_of=BEST,
+        interval=best_split_interval(field, plan),
+        interval_of=BEST_SPLIT_INTERVAL,
     )
 
 
@@ -169,8 +169,8 @@ def counted(field: Field, plan: Plan) -> Reason:
         decided_by="the shape: counted exactly",
         law=source.get(name, "counted from the matrices of the shape"),
         equation=f"{said[name]} with {letters}",
-        interval=best(field, plan),
-        interval_of=BEST,
+        interval=best_split_interval(field, plan),
+        interval_of=BEST_SPLIT_INTERVAL,
     )
 
 
@@ -179,13 +179,13 @@ def compute(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     return Reason(
         decided_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
-        f"({against(planned.budget_flop, planned.run.compute_flop)})",
+        f"({deviation_text(planned.budget_flop, planned.run.compute_flop)})",
         law=f"{PAPER}, section 3.2: C = M D",
         equation=f"C = M D = {planned.run.model.flop_per_token:.4g} x {planned.run.tokens:.4g}",
     )
 
 
-def _at(law: Monomial, compute_flop: float) -> str:
+def _law_text(law: Monomial, compute_flop: float) -> str:
     return f"{monomial_text(law)} = {law.at(compute_flop=compute_flop):.4g}"
 
 

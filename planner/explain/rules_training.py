@@ -8,7 +8,7 @@ import math
 from planner.design.pilot_design import HALF_DECADE
 from planner.design.run_draft import EVALUATIONS
 from planner.explain.fields import Field
-from planner.explain.reason import PAPER, Reason, Rule, against, at, family_of, hyper_of, run_of
+from planner.explain.reason import PAPER, Reason, Rule, deviation_text, family_of, hyper_of, law_value, run_of
 from planner.explain.rules_shape import compute, counted, shape, tokens
 from specs.budget import Pilots
 from specs.formatting import monomial_text, near_optimal
@@ -18,9 +18,9 @@ from specs.plan import HyperAdvice, Plan, PlannedRun
 
 NEAR_OPTIMAL = 0.0025
 """Rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
-_NEAR_BATCH = 0.05
+_BATCH_TOLERANCE = 0.05
 """Batches this close to the law's, or to within a replica's worth of sequences, were rounded; others were chosen."""
-_SAME = 1e-9
+_RELATIVE_TOLERANCE = 1e-9
 """Relative difference under which two numbers are the same but for the order of their sums."""
 
 
@@ -30,13 +30,13 @@ def peak_lr(field: Field, plan: Plan) -> Reason:
     if followed is None:
         return Reason("the plan; its law has no learning rate")
     hyper, source = followed
-    own, where = at(hyper.peak_lr, planned)
+    own, where = law_value(hyper.peak_lr, planned)
     multiple = "" if planned.rate_multiple == 1 else f", x {planned.rate_multiple:.4g}"
     asked, came = own * planned.rate_multiple, planned.run.optim.peak_lr
     check = None if plan.fit is None else plan.fit.rate_check
-    settled = _rate_settled(planned, check)
-    if not math.isclose(asked, came, rel_tol=_SAME):
-        settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({against(asked, came)})"
+    settled = _rate_decided_by(planned, check)
+    if not math.isclose(asked, came, rel_tol=_RELATIVE_TOLERANCE):
+        settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({deviation_text(asked, came)})"
     return Reason(
         decided_by=settled,
         law=source,
@@ -46,25 +46,25 @@ def peak_lr(field: Field, plan: Plan) -> Reason:
             *(
                 f"{other.law} would take {other.peak_lr:.4g}{near_optimal(other)} = "
                 f"{monomial_text(other.hyper.peak_lr)}"
-                for other in _others(plan, planned)
+                for other in _other_laws(plan, planned)
             ),
         ),
-        interval=_as_good(plan, planned, own),
+        interval=_near_optimal_rates(plan, planned, own),
         interval_of="within 0.25 % of the lowest loss",
     )
 
 
-def _as_good(plan: Plan, planned: PlannedRun, own: float) -> tuple[float, float] | None:
+def _near_optimal_rates(plan: Plan, planned: PlannedRun, own: float) -> tuple[float, float] | None:
     """The rates whose loss is within 0.25 % of the lowest: by the learning-rate check, else by the ledger's own law."""
     if planned.role != "target":
         return None
     check = None if plan.fit is None else plan.fit.rate_check
     if check is not None and check.bracketed:
-        return _by_the_check(check, own)
+        return _rates_from_check(check, own)
     return next((one.near_optimal_lr for one in plan.hypers if one.near_optimal_lr is not None), None)
 
 
-def _by_the_check(check: RateCheck, own: float) -> tuple[float, float]:
+def _rates_from_check(check: RateCheck, own: float) -> tuple[float, float]:
     """By the parabola through the best rate, which is not at an edge of what was tried, and its neighbours.
 
     That the multiples hold for a larger run is the law's claim.
@@ -77,7 +77,7 @@ def _by_the_check(check: RateCheck, own: float) -> tuple[float, float]:
     return own * check.best_multiple / reach, own * check.best_multiple * reach
 
 
-def _rate_settled(planned: PlannedRun, check: RateCheck | None) -> str:
+def _rate_decided_by(planned: PlannedRun, check: RateCheck | None) -> str:
     if planned.role == "rate":
         return f"the learning-rate check: this run tries the law's rate x {planned.rate_multiple:g}"
     if planned.rate_multiple != 1:
@@ -103,32 +103,32 @@ def batch(field: Field, plan: Plan) -> Reason:
     if followed is None:
         return Reason("the plan; its law has no batch size")
     hyper, source = followed
-    own, where = at(hyper.batch_tokens, planned)
+    own, where = law_value(hyper.batch_tokens, planned)
     wanted = own / model.context
     return Reason(
-        decided_by=_batch_settled(plan, planned, wanted),
+        decided_by=_batch_decided_by(plan, planned, wanted),
         law=source,
         equation=f"batch_tokens = {monomial_text(hyper.batch_tokens)} at {where}: {own:,.0f} tokens, "
         f"/ context {model.context:,} = {wanted:,.1f} sequences",
         evidence=tuple(
             f"{other.law} would take {other.batch_tokens:,.0f} tokens = {monomial_text(other.hyper.batch_tokens)}"
-            for other in _others(plan, planned)
+            for other in _other_laws(plan, planned)
         ),
     )
 
 
-def _others(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
+def _other_laws(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
     """What the laws that the target does not follow say, where that is something else."""
     used = next((one.hyper for one in plan.hypers if one.used), None)
     return [one for one in plan.hypers if one.hyper != used and planned.role == "target"]
 
 
-def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:
+def _batch_decided_by(plan: Plan, planned: PlannedRun, wanted: float) -> str:
     came, dp = planned.run.optim.batch_sequences, planned.execution.layout.dp
     if plan.budget.batch is not None and planned.role == "target":
         return f"the budget's field batch: {plan.budget.batch:,} tokens, in whole sequences"
-    said = f"{wanted:,.1f} sequences asked, {came:,} taken ({against(wanted, came)})"
-    if abs(came - wanted) <= max(dp, _NEAR_BATCH * wanted):
+    said = f"{wanted:,.1f} sequences asked, {came:,} taken ({deviation_text(wanted, came)})"
+    if abs(came - wanted) <= max(dp, _BATCH_TOLERANCE * wanted):
         return f"rounding: {said}, in equal parts for dp {dp}"
     return f"not the law alone: {said}"
 
@@ -136,10 +136,10 @@ def _batch_settled(plan: Plan, planned: PlannedRun, wanted: float) -> str:
 def steps(field: Field, plan: Plan) -> Reason:
     """C / M tokens in whole steps."""
     planned = run_of(field, plan)
-    wanted = _wanted_tokens(planned) / planned.run.batch_tokens
+    wanted = _target_tokens(planned) / planned.run.batch_tokens
     return Reason(
         decided_by=f"rounding: a multiple of {EVALUATIONS}, so that evaluations and milestones fall on whole steps "
-        f"({against(wanted, planned.run.optim.steps)})",
+        f"({deviation_text(wanted, planned.run.optim.steps)})",
         equation=f"C / M / batch_tokens = {planned.budget_flop:.4g} / {planned.run.model.flop_per_token:.4g} / "
         f"{planned.run.batch_tokens:,} = {wanted:,.1f}",
     )
@@ -235,7 +235,7 @@ def budget_flop(field: Field, plan: Plan) -> Reason:
     if planned.role == "target":
         currency = plan.budget.currency
         bought = None if currency in ("compute", "loss") else f"bought at {planned.cost.basis}"
-        return Reason(f"the budget's field {currency}: {plan.budget.asked}", equation=bought)
+        return Reason(f"the budget's field {currency}: {plan.budget.amount_text}", equation=bought)
     return Reason(
         "the ladder: one of its budgets; all pilots together cost at most evidence.share of the target"
     )
@@ -265,7 +265,7 @@ def ladder(field: Field, plan: Plan) -> Reason:
     )
 
 
-def _wanted_tokens(planned: PlannedRun) -> float:
+def _target_tokens(planned: PlannedRun) -> float:
     return planned.budget_flop / planned.run.model.flop_per_token
 
 

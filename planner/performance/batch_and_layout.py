@@ -19,7 +19,7 @@ Table 2."""
 BATCH_FREEDOM = 0.05
 """Batches this close to the law's are as good: the paper's own are up to 9 % from it (2304 for 2252, 4608 for 5043),
 and its near-optimal bands are far wider (DeepSeek LLM, Fig. 3)."""
-WORTH_DOUBLING = 1.25
+MIN_DOUBLING_SPEEDUP = 1.25
 """Devices are doubled as long as that makes a step at least this much faster; beyond, they would mostly wait."""
 
 
@@ -42,10 +42,10 @@ def choose_batch_and_layout(
     NoLayoutError where nothing fits the memory, UndividedBatchError where nothing divides the batch that is asked for.
     """
     if asked is not None:
-        return _laid(model, cluster, precision, devices, asked)
+        return _with_batch(model, cluster, precision, devices, asked)
     if cluster.efficiency is None:
-        return _laid_by_memory(model, cluster, precision, devices, wanted)
-    return _laid_by_speed(model, cluster, precision, devices, wanted)
+        return _by_memory(model, cluster, precision, devices, wanted)
+    return _by_speed(model, cluster, precision, devices, wanted)
 
 
 def round_batch(sequences: float, multiple: int) -> int:
@@ -55,7 +55,7 @@ def round_batch(sequences: float, multiple: int) -> int:
     return max(1, round(sequences / unit)) * unit
 
 
-def shared_batch(sequences: float, devices: int) -> int:
+def divisible_batch(sequences: float, devices: int) -> int:
     """Whole sequences near the wanted number that as many of the devices as possible can share evenly."""
     near = (round_batch(sequences, share) for share in (*_halvings(devices), 1))
     return next(
@@ -70,14 +70,16 @@ def _halvings(devices: int) -> Iterator[int]:
         yield devices
 
 
-def _laid(model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int) -> BatchAndLayout:
+def _with_batch(
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int
+) -> BatchAndLayout:
     fit = choose_layout(model, cluster, devices, batch, precision)
     if batch % fit.layout.dp:
         raise UndividedBatchError(f"no layout of {devices} devices divides {batch} sequences")
     return BatchAndLayout(batch, fit.layout, fit.memory_bytes, fit.step_s)
 
 
-def _laid_by_memory(
+def _by_memory(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
 ) -> BatchAndLayout:
     """Without seconds to compare: at most a device a sequence, and the batch rounded to the replicas."""
@@ -89,21 +91,25 @@ def _laid_by_memory(
     return BatchAndLayout(batch, divided, fit.memory_bytes, fit.step_s)
 
 
-def _laid_by_speed(
+def _by_speed(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
 ) -> BatchAndLayout:
     """The layout on as many devices as are worth having: those of the cluster, halved while that costs little time."""
     best: BatchAndLayout | None = None
     while devices:
         try:
-            half = _laid(model, cluster, precision, devices, shared_batch(wanted, devices))
+            half = _with_batch(model, cluster, precision, devices, divisible_batch(wanted, devices))
         except NoLayoutError:
             if best is None:
                 raise
             break
         except UndividedBatchError:
             half = None
-        if best is not None and half is not None and _sequence_s(half) > WORTH_DOUBLING * _sequence_s(best):
+        if (
+            best is not None
+            and half is not None
+            and _sequence_s(half) > MIN_DOUBLING_SPEEDUP * _sequence_s(best)
+        ):
             break
         best = half or best
         devices //= 2

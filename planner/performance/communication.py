@@ -13,7 +13,7 @@ from planner.performance.cost import Architecture
 from planner.performance.engine_features import Engine
 from specs.layout import Layout
 
-LOSS_NUMBERS = 3
+LOSS_FLOATS_PER_TOKEN = 3
 """fp32 numbers of a token that the ranks of a vocabulary compare: peak, sum and target (model/loss.py)."""
 NORM_BYTES = 8
 """A parameter's square in the gradient's norm, summed in fp64 (model/zero.py)."""
@@ -24,10 +24,10 @@ def stage_traffic(
 ) -> tuple[dict[str, float], ...]:
     """Bytes that a rank of each stage sends in a step, by '<collective> <axis>'; of 'receive pp', that it receives."""
     micro_batches = batch_sequences // (layout.dp * layout.micro_batch_sequences)
-    return tuple(_of_stage(a, engine, w, layout, micro_batches, stage) for stage in range(layout.pp))
+    return tuple(_one_stage(a, engine, w, layout, micro_batches, stage) for stage in range(layout.pp))
 
 
-def _of_stage(
+def _one_stage(
     a: Architecture, engine: Engine, w: int, layout: Layout, micro_batches: int, stage: int
 ) -> dict[str, float]:
     blocks = sum(len(cut) for cut in layout.blocks(a.layers)[stage :: layout.pp])
@@ -43,7 +43,7 @@ def _of_stage(
         found["all_gather dp"] += cost.gather_bytes(held * w, layout.dp)
     if layout.devices > 1:
         squares = NORM_BYTES * (cost.BLOCK_PARAMETERS * a.layers + 3)  # embedding, last norm and head too
-        found[f"all_reduce {_axis_of_all(layout)}"] += 2 * cost.gather_bytes(squares, layout.devices)
+        found[f"all_reduce {_world_axis(layout)}"] += 2 * cost.gather_bytes(squares, layout.devices)
     return {kind: float(found[kind]) for kind in sorted(found)}
 
 
@@ -56,7 +56,7 @@ def _tensor_parallel(
     rows, tp, replays = layout.micro_batch_sequences * a.context, layout.tp, layout.recompute == "full"
     one = cost.gather_bytes(rows * a.width * w, tp)
     halves = (2 + replays) * cost.BLOCK_GATHERS // 2  # a forward, a backward, and maybe a forward again
-    loss = last * cost.gather_bytes(tp * rows * 4 * LOSS_NUMBERS, tp)
+    loss = last * cost.gather_bytes(tp * rows * 4 * LOSS_FLOATS_PER_TOKEN, tp)
     scatters = blocks * halves + first + last
     if not layout.sequence_parallel:
         return {"all_reduce tp": 2 * scatters * one, "all_gather tp": loss}
@@ -91,6 +91,6 @@ def _padded(rows: int, dp: int) -> int:
     return math.ceil(rows / dp) * dp
 
 
-def _axis_of_all(layout: Layout) -> str:
+def _world_axis(layout: Layout) -> str:
     """What the group of all ranks is called: an axis, where that is all ranks."""
     return next((axis for axis in ("tp", "pp", "dp") if getattr(layout, axis) == layout.devices), "world")

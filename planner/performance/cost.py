@@ -136,7 +136,7 @@ def mfu_flop_per_token(a: Architecture) -> Any:
 # Bytes that a block keeps of one token of a micro-batch for its backward pass, on one rank.
 
 
-def kept_whole_bytes(a: Architecture, w: Any) -> Any:
+def saved_whole_bytes(a: Architecture, w: Any) -> Any:
     """What tensor parallelism leaves whole: inputs of both norms and of both sub-layers, and dropout's masks.
 
     10 d in GPT of 16 bit (Korthikanti et al., arXiv 2205.05198, section 4.2.1).
@@ -144,7 +144,7 @@ def kept_whole_bytes(a: Architecture, w: Any) -> Any:
     return 4 * w * a.width + (2 * a.width if a.dropout else 0)
 
 
-def kept_split_bytes(a: Architecture, w: Any, inner: Any = 2) -> Any:
+def saved_split_bytes(a: Architecture, w: Any, inner: Any = 2) -> Any:
     """What it splits: q, k, v, attention's result, and so many inner tensors of the feed-forward.
 
     24 d in GPT of 16 bit, which keeps GELU's input and result (Korthikanti et al., section 4.2.1). SwiGLU keeps gate
@@ -154,7 +154,7 @@ def kept_split_bytes(a: Architecture, w: Any, inner: Any = 2) -> Any:
     return w * (attention + inner * a.ffn)
 
 
-def kept_score_bytes(a: Architecture, w: Any) -> Any:
+def saved_score_bytes(a: Architecture, w: Any) -> Any:
     """Attention's probabilities, where they are stored: 5 h s with dropout in 16 bit (Korthikanti et al., Eq. 1).
 
     Flash attention (arXiv 2205.14135) stores none, and selective recomputation drops them.
@@ -162,18 +162,18 @@ def kept_score_bytes(a: Architecture, w: Any) -> Any:
     return a.heads * a.context * (2 * w + 1 if a.dropout else w)
 
 
-def kept_bytes(a: Architecture, t: Any, sp: Any, w: Any, scores: Any, inner: Any = 2) -> Any:
+def saved_activation_bytes(a: Architecture, t: Any, sp: Any, w: Any, scores: Any, inner: Any = 2) -> Any:
     """Activations of a block per token on one rank; `scores` is 1 where attention's probabilities are stored."""
-    split = (kept_split_bytes(a, w, inner) + scores * kept_score_bytes(a, w)) / t
-    return kept_whole_bytes(a, w) / (1 + sp * (t - 1)) + split
+    split = (saved_split_bytes(a, w, inner) + scores * saved_score_bytes(a, w)) / t
+    return saved_whole_bytes(a, w) / (1 + sp * (t - 1)) + split
 
 
-def kept_less_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
+def dropped_by_selective_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
     """What selective recomputation of norms and attention leaves out: both norms' results, and attention's."""
     return 2 * w * a.width / (1 + sp * (t - 1)) + w * a.width / t
 
 
-def checkpoint_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
+def block_input_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
     """A block's input, all that full recomputation keeps of a token."""
     return w * a.width / (1 + sp * (t - 1))
 
@@ -203,7 +203,7 @@ def moved_split_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
     return w * (forward * a.ffn + turned), w * (backward * a.ffn + turned)
 
 
-def replayed_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
+def recompute_moved_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
     """What selective recomputation moves once more: norms (whole); rotation and a copy of the projection (split)."""
     kv = a.kv_heads * a.head_dim
     return 4 * w * a.width, 2 * w * (2 * a.width + 3 * kv)

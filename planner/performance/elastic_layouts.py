@@ -12,19 +12,19 @@ from specs.plan import PlannedRun
 from specs.run import RunSpec
 
 
-def with_fewer(planned: PlannedRun, cluster: Cluster) -> PlannedRun:
+def with_fallback_layouts(planned: PlannedRun, cluster: Cluster) -> PlannedRun:
     """The run with its best layouts on half of its nodes, half of these and so on, as far as one fits."""
     nodes, found = -(-planned.execution.layout.devices // cluster.devices_per_node), list[Layout]()
     while nodes > 1:
         nodes //= 2
         try:
-            found += _best(planned.run, cluster, nodes)
+            found += _best_layout(planned.run, cluster, nodes)
         except NoLayoutError:  # nor would less memory do
             break
-    return planned.model_copy(update={"fewer": tuple(found)})
+    return planned.model_copy(update={"fallback_layouts": tuple(found)})
 
 
-def _best(run: RunSpec, cluster: Cluster, nodes: int) -> list[Layout]:
+def _best_layout(run: RunSpec, cluster: Cluster, nodes: int) -> list[Layout]:
     """The best layout on so many nodes; none where nothing divides the batch. NoLayoutError where nothing fits.
 
     Where nothing on all of them divides the batch, nodes are left out, as far as the next half; of one node, devices.

@@ -15,12 +15,12 @@ from planner.performance.cost import Architecture, architecture
 from planner.performance.engine_features import ON_CPU, OURS, Engine
 from planner.performance.layout_grid import RECOMPUTE, LayoutGrid, balanced_cut, divisors, grid_of, legal_grid
 from planner.performance.memory import memory_parts
-from planner.performance.pipeline_simulator import Simulator, Times
+from planner.performance.pipeline_simulator import PassTimes, Simulator
 from planner.performance.step_time import (
     ClusterRates,
     block_seconds,
+    cluster_rates,
     head_seconds,
-    machine,
     step_seconds,
     transfer_seconds,
 )
@@ -84,7 +84,7 @@ class LayoutProblem:
     @property
     def on(self) -> ClusterRates:
         """The cluster's rates."""
-        return machine(self.cluster, self.width_bytes)
+        return cluster_rates(self.cluster, self.width_bytes)
 
     @property
     def limit_bytes(self) -> float:
@@ -154,7 +154,7 @@ def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, 
     ranking = rank_layouts(problem)
     rows = ranking.order(ranking.fits)
     if not rows:
-        raise _nothing_fits(ranking)
+        raise _no_layout_error(ranking)
     return LayoutFit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
 
 
@@ -167,7 +167,7 @@ def compare_layouts(
     fits = ranking.fits
     rows = ranking.order(fits)[:SIMULATED]
     if not rows:
-        raise _nothing_fits(ranking)
+        raise _no_layout_error(ranking)
     simulator = Simulator()
     ranked = sorted((_estimate(ranking, row, simulator) for row in rows), key=lambda found: found.step_s)
     nearest = _nearest_miss(ranking, float(ranking.step_s[rows[0]]))
@@ -179,7 +179,7 @@ def compare_layouts(
         limit_bytes=problem.limit_bytes,
         nearest_miss_bytes=None if miss is None else miss.memory_bytes - problem.limit_bytes,
         nearest_miss=miss,
-        why=why_first(ranked),
+        reason=why_fastest(ranked),
         traffic=stage_traffic(
             problem.a, problem.engine, problem.width_bytes, ranked[0].layout, batch_sequences
         ),
@@ -205,7 +205,7 @@ def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimat
     once = seconds["data parallel"] + seconds["optimizer"]
     busy = sum(seconds.values()) - waiting - once
     whole = simulator.pipeline_s(
-        layout.pp, grid.micro_batches, layout.interleave, _times(problem, layout, grid)
+        layout.pp, grid.micro_batches, layout.interleave, _pass_times(problem, layout, grid)
     )
     seconds["pipeline transfers"] = min(seconds["pipeline transfers"], max(0.0, whole - busy))
     seconds["bubble"] = max(0.0, whole - busy - seconds["pipeline transfers"])
@@ -221,7 +221,7 @@ def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimat
     )
 
 
-def _times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> Times:
+def _pass_times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> PassTimes:
     """Seconds of a micro-batch's passes through every virtual stage."""
     a, engine, on, width = problem.a, problem.engine, problem.on, problem.width_bytes
     block, head = block_seconds(a, engine, on, width, grid), head_seconds(a, engine, on, width, grid)
@@ -234,19 +234,19 @@ def _times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> Times:
         for each, beside in ((block.forward, head[0]), (block.backward, head[1]))
     ]
     travel, busy = transfer_seconds(a, engine, on, width, grid)
-    return Times(tuple(passes[0]), tuple(passes[1]), float(travel), float(busy))
+    return PassTimes(tuple(passes[0]), tuple(passes[1]), float(travel), float(busy))
 
 
-COMPUTING = ("matmuls", "attention", "elementwise", "head and loss")
+COMPUTE_PARTS = ("matmuls", "attention", "elementwise", "head and loss")
 """Parts of a step that are work on the model: stages trade them, so that they are compared as one."""
 
 
-def why_first(ranked: list[LayoutEstimate]) -> str:
+def why_fastest(ranked: list[LayoutEstimate]) -> str:
     """Why the first layout beats the second: the parts in which they differ most, with numbers."""
     if len(ranked) == 1:
         return "it is the only one that fits"
     first, second = ranked[:2]
-    one, other = (_compared(estimate.seconds) for estimate in (first, second))
+    one, other = (_comparable_parts(estimate.seconds) for estimate in (first, second))
     saved = {name: other[name] - one[name] for name in one}
     won, lost = max(saved, key=lambda name: saved[name]), min(saved, key=lambda name: saved[name])
     said = (
@@ -256,17 +256,17 @@ def why_first(ranked: list[LayoutEstimate]) -> str:
     return said if saved[lost] > -0.0005 * first.step_s else f"{said}, {lost} {-saved[lost]:.3g} s more"
 
 
-def _compared(seconds: dict[str, float]) -> dict[str, float]:
-    computing = sum(seconds[name] for name in COMPUTING)
-    return {"computing": computing} | {name: s for name, s in seconds.items() if name not in COMPUTING}
+def _comparable_parts(seconds: dict[str, float]) -> dict[str, float]:
+    computing = sum(seconds[name] for name in COMPUTE_PARTS)
+    return {"computing": computing} | {name: s for name, s in seconds.items() if name not in COMPUTE_PARTS}
 
 
-def _nothing_fits(ranking: Ranking) -> NoLayoutError:
+def _no_layout_error(ranking: Ranking) -> NoLayoutError:
     row = int(ranking.memory.argmin())
-    return _miss(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
+    return _no_fit_error(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
 
 
-def _miss(problem: LayoutProblem, layout: Layout, memory_bytes: float) -> NoLayoutError:
+def _no_fit_error(problem: LayoutProblem, layout: Layout, memory_bytes: float) -> NoLayoutError:
     over = memory_bytes - problem.limit_bytes
     return NoLayoutError(
         f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
@@ -289,7 +289,7 @@ def _by_memory(problem: LayoutProblem) -> LayoutFit:
             f"a batch of {problem.batch_sequences} sequences is too small for {problem.devices} devices"
         )
     needed, layout = min(misses, key=lambda miss: miss[0])
-    raise _miss(problem, layout, needed)
+    raise _no_fit_error(problem, layout, needed)
 
 
 def _least_parallel(problem: LayoutProblem) -> list[Layout]:

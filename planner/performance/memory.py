@@ -34,12 +34,12 @@ BUCKET_BYTES = 25 * 2**20
 """Gradients that travel together are copied side by side up to this size (model/buckets.py, which has the source)."""
 PIECES, PIECE_BYTES = 4, 2**20
 """A gathered sequence is multiplied in so many pieces, each of so many bytes at least (model/tensor_parallel.py)."""
-SENT_AT_ONCE = 3
+MAX_SENDS_IN_FLIGHT = 3
 """Results on their way to neighbours while the next is made: model/pipeline_parallel.py lets two be, then starts one
 more."""
 NORM_ROWS = 4 * 132
 """Rows of fp32 partial sums of a norm's gradient (runtime/rehearse/triton_shapes.py, which has the source)."""
-_MANY_BLOCKS = 64
+_SAMPLE_BLOCKS = 64
 """So many show how buckets and blocks fall on each other."""
 Columns = dict[str, NDArray[np.float64]]
 
@@ -73,7 +73,7 @@ def _rank(
     vocab = vocab - np.where(alone, a.vocab * a.width if a.tied else 0, 0)
     params = (blocks * cost.layer_params(a) + vocab) / grid.tp
     shards = grid.dp if engine.shards_optimizer else 1
-    copies = _copied_bytes(a, grid, blocks, embedding, head)
+    copies = _bucket_copy_bytes(a, grid, blocks, embedding, head)
     state = (params * w, params * GRADIENT_BYTES, params * _state_bytes(w, grid.dp, engine) / shards)
     moments = (
         _block_moment(a, engine, w, grid, blocks, rank),
@@ -99,18 +99,18 @@ def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
     return np.where(dp == 1, alone, shared)
 
 
-def alive_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
+def in_flight_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
     """`specs.pipeline_schedule.most_alive` for columns."""
     warm = np.where(interleave == 1, pp - rank - 1, 2 * (pp - rank - 1) + (interleave - 1) * pp)
     return np.minimum(warm + 1, micro_batches * interleave)
 
 
-def results_under_way(pp: Any, rank: Any, interleave: Any) -> Any:
+def tensors_in_flight(pp: Any, rank: Any, interleave: Any) -> Any:
     """Results that leave, and those that come for passes after the one that runs: as the lists of
     specs/pipeline_schedule.py have them, but for one more or less."""
     between = np.where((rank > 0) & (rank < pp - 1), 1, 0)
     coming = np.where(interleave > 1, np.where(rank > 0, 2, 0), between)
-    return np.where(pp > 1, SENT_AT_ONCE + coming, 0)
+    return np.where(pp > 1, MAX_SENDS_IN_FLIGHT + coming, 0)
 
 
 # The three moments, each as bytes of activations that are kept, of logits, and of what is there for a while.
@@ -118,7 +118,11 @@ def results_under_way(pp: Any, rank: Any, interleave: Any) -> Any:
 
 def _block_moment(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any) -> Any:
     rows = grid.micro_batch * a.context
-    return rows * _held(a, engine, w, grid, blocks, rank), 0, _work(a, engine, w, grid, rank)
+    return (
+        rows * _saved_by_all_passes(a, engine, w, grid, blocks, rank),
+        0,
+        _backward_workspace(a, engine, w, grid, rank),
+    )
 
 
 def _head_moment(
@@ -129,12 +133,12 @@ def _head_moment(
     With sequence parallelism it has two gathered tensors, and logits are multiplied piece by piece of the sequence:
     the last two pieces lie beside the whole (model/tensor_parallel.py).
     """
-    rows, stream = grid.micro_batch * a.context, cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    rows, stream = grid.micro_batch * a.context, cost.block_input_bytes(a, grid.tp, grid.sp, w)
     logits = a.vocab / grid.tp * (w if engine.fused_loss else UNFUSED_LOGIT_BYTES)
     pieces = np.clip(rows * stream // PIECE_BYTES, 1, PIECES)
     beside = np.where((grid.sp == 1) & (pieces > 1), 2 / pieces, 0) * logits
     work = 2 * stream + np.maximum(beside, 2 * stream) + grid.sp * 2 * w * a.width
-    held, travelling = _held(a, engine, w, grid, blocks, rank), _travelling(a, w, grid, rank)
+    held, travelling = _saved_by_all_passes(a, engine, w, grid, blocks, rank), _in_flight(a, w, grid, rank)
     return tuple(np.where(head, rows * part, 0) for part in (held, logits, work + travelling))
 
 
@@ -146,66 +150,69 @@ def _buckets_moment(
     Copies are kept until all gradients are summed.
     """
     rows = grid.micro_batch * a.context
-    kept = rows * _kept(a, engine, w, grid, grid.recompute)
-    return kept, 0, np.maximum(_work(a, engine, w, grid, rank) + before, copies - kept)
+    kept = rows * _saved_by_block(a, engine, w, grid, grid.recompute)
+    return kept, 0, np.maximum(_backward_workspace(a, engine, w, grid, rank) + before, copies - kept)
 
 
-def _work(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any) -> Any:
+def _backward_workspace(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any) -> Any:
     """Bytes that are there for a while at the end of a block's backward."""
     rows = grid.micro_batch * a.context
-    tokens = _replayed(a, engine, w, grid) + _block_work(a, w, grid) + _travelling(a, w, grid, rank)
+    tokens = _recomputed(a, engine, w, grid) + _block_workspace(a, w, grid) + _in_flight(a, w, grid, rank)
     return rows * tokens + NORM_ROWS * 4 * a.width
 
 
-def _held(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any) -> Any:
+def _saved_by_all_passes(
+    a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any
+) -> Any:
     """Bytes per token of a micro-batch that are kept for backward while most passes are alive.
 
     A pass leaves nothing behind but what its blocks keep: its input is its first block's, and its result is let go as
     soon as it has been sent (model/pipeline_parallel.py).
     """
-    alive = alive_passes(grid.pp, rank, grid.micro_batches, grid.interleave) / grid.interleave * blocks
-    return alive * _kept(a, engine, w, grid, grid.recompute)
+    alive = in_flight_passes(grid.pp, rank, grid.micro_batches, grid.interleave) / grid.interleave * blocks
+    return alive * _saved_by_block(a, engine, w, grid, grid.recompute)
 
 
-def _kept(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, recompute: Any) -> Any:
+def _saved_by_block(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, recompute: Any) -> Any:
     """A block's kept bytes per token, for columns of levels of recomputation."""
     scores = int(not engine.flash)
     whole, plain = (
-        cost.kept_bytes(a, grid.tp, grid.sp, w, stored, engine.inner_kept) for stored in (scores, 0)
+        cost.saved_activation_bytes(a, grid.tp, grid.sp, w, stored, engine.inner_kept)
+        for stored in (scores, 0)
     )
-    less = cost.kept_less_bytes(a, grid.tp, grid.sp, w) if engine.replays_norms else 0
-    full = cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    less = cost.dropped_by_selective_bytes(a, grid.tp, grid.sp, w) if engine.replays_norms else 0
+    full = cost.block_input_bytes(a, grid.tp, grid.sp, w)
     return np.where(recompute == 0, whole, np.where(recompute == 1, plain - less, full))
 
 
-def _replayed(a: Architecture, engine: Engine, w: int, grid: LayoutGrid) -> Any:
+def _recomputed(a: Architecture, engine: Engine, w: int, grid: LayoutGrid) -> Any:
     """Bytes per token that recomputation makes again before the end of the feed-forward's backward.
 
     Of selective recomputation that is the norm's result. Attention is replayed later, when the feed-forward's tensors
     are gone, and needs less than these unless it stores its square.
     """
-    dropped = _kept(a, engine, w, grid, 0) - _kept(a, engine, w, grid, grid.recompute)
-    norm = cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    dropped = _saved_by_block(a, engine, w, grid, 0) - _saved_by_block(a, engine, w, grid, grid.recompute)
+    norm = cost.block_input_bytes(a, grid.tp, grid.sp, w)
     return np.where((grid.recompute == 1) & engine.flash, np.minimum(dropped, norm), dropped)
 
 
-def _block_work(a: Architecture, w: int, grid: LayoutGrid) -> Any:
+def _block_workspace(a: Architecture, w: int, grid: LayoutGrid) -> Any:
     """Bytes per token that the end of a block's backward has beside what was kept (model/layers.py, `SubLayer`).
 
     Three gradients of the residual stream: the result's, the norm's and the sum's. Of the feed-forward its result's
     gradient, that of what goes into its activation, and the activation's result. With sequence parallelism three
     gathered tensors: the result's gradient, the input, and the input's gradient before it is scattered.
     """
-    streams = 3 * cost.checkpoint_bytes(a, grid.tp, grid.sp, w) + grid.sp * 3 * w * a.width
+    streams = 3 * cost.block_input_bytes(a, grid.tp, grid.sp, w) + grid.sp * 3 * w * a.width
     return streams + w * (a.ffn_matrices + 1) * a.ffn / grid.tp
 
 
-def _travelling(a: Architecture, w: int, grid: LayoutGrid, rank: Any) -> Any:
+def _in_flight(a: Architecture, w: int, grid: LayoutGrid, rank: Any) -> Any:
     """Bytes per token that are on their way while a backward pass runs."""
-    return results_under_way(grid.pp, rank, grid.interleave) * cost.checkpoint_bytes(a, grid.tp, grid.sp, w)
+    return tensors_in_flight(grid.pp, rank, grid.interleave) * cost.block_input_bytes(a, grid.tp, grid.sp, w)
 
 
-def _copied_bytes(
+def _bucket_copy_bytes(
     a: Architecture, grid: LayoutGrid, blocks: Any, embedding: Any, head: Any
 ) -> tuple[Any, Any]:
     """Bytes of gradients that a step copies into buckets: all, and those that leave before the last block is done.
@@ -217,7 +224,7 @@ def _copied_bytes(
     sizes = ((d + 2 * kv) * d, d * d, (a.ffn_matrices - 1) * a.ffn * d, a.ffn * d)
     vocab, most = a.vocab * d, BUCKET_BYTES // GRADIENT_BYTES * grid.tp
     room, place = np.unique(most, return_inverse=True)
-    block = np.array([_copied_elements(sizes, int(one)) for one in room])[place].reshape(np.shape(most))
+    block = np.array([_bucket_copy_elements(sizes, int(one)) for one in room])[place].reshape(np.shape(most))
     at_head = np.where(head & (vocab + sizes[-1] <= most), vocab, 0)
     whole = blocks * block + at_head + np.where(embedding & (vocab + sizes[0] <= most), vocab, 0)
     waiting = 1 + (sizes[-1] + sizes[0] <= most)  # of backward's last block, the first in order of depth
@@ -227,15 +234,15 @@ def _copied_bytes(
 
 
 @lru_cache(1024)
-def _copied_elements(sizes: tuple[int, ...], most: int) -> float:
+def _bucket_copy_elements(sizes: tuple[int, ...], most: int) -> float:
     """Elements of a block that are copied, on average, if its matrices of these sizes go one by one into buckets.
 
     A bucket takes what follows as long as there is room; one alone travels from where it lies (model/buckets.py).
     """
     copied, held = 0, list[int]()
-    for size in sizes * _MANY_BLOCKS:
+    for size in sizes * _SAMPLE_BLOCKS:
         if held and sum(held) + size > most:
             copied += sum(held) if len(held) > 1 else 0
             held = []
         held.append(size)
-    return (copied + (sum(held) if len(held) > 1 else 0)) / _MANY_BLOCKS
+    return (copied + (sum(held) if len(held) > 1 else 0)) / _SAMPLE_BLOCKS

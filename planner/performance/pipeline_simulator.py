@@ -15,7 +15,7 @@ WARM_ROUNDS = 2
 
 
 @dataclass(frozen=True)
-class Times:
+class PassTimes:
     """Seconds of one micro-batch's passes."""
 
     forward: tuple[float, ...]
@@ -42,9 +42,9 @@ class Program:
     """The work whose result goes into it; -1 where none does."""
 
 
-def program(pp: int, micro_batches: int, chunks: int) -> Program:
+def timed_program(pp: int, micro_batches: int, chunks: int) -> Program:
     """The lists of all ranks, each work after those that it waits for; ValueError where they wait in a circle."""
-    listing = _Listing(pp, micro_batches, pp * chunks)
+    listing = _ProgramBuilder(pp, micro_batches, pp * chunks)
     orders = [deque(one_f_one_b(pp, rank, micro_batches, chunks)) for rank in range(pp)]
     while any(orders):
         known = len(listing.lines)
@@ -56,7 +56,7 @@ def program(pp: int, micro_batches: int, chunks: int) -> Program:
     return Program(stage, backward, previous, feeding)
 
 
-class _Listing:
+class _ProgramBuilder:
     """A program in the making."""
 
     def __init__(self, pp: int, micro_batches: int, stages: int) -> None:
@@ -82,7 +82,7 @@ class _Listing:
             self._last[rank] = len(self.lines) - 1
 
 
-def last_end(listed: Program, times: Times) -> float:
+def pipeline_end_s(listed: Program, times: PassTimes) -> float:
     """When the last work of a program ends."""
     durations = ([t + times.busy for t in times.forward], [t + times.busy for t in times.backward])
     ends: list[float] = []
@@ -97,12 +97,12 @@ def last_end(listed: Program, times: Times) -> float:
 
 
 class Simulator:
-    """Times pipelines, turning each list into indices once."""
+    """PassTimes pipelines, turning each list into indices once."""
 
     def __init__(self) -> None:
         self._programs: dict[tuple[int, int, int], Program] = {}
 
-    def pipeline_s(self, pp: int, micro_batches: int, chunks: int, times: Times) -> float:
+    def pipeline_s(self, pp: int, micro_batches: int, chunks: int, times: PassTimes) -> float:
         """Seconds from the first forward to the last backward pass of a step."""
         if pp == 1:
             return micro_batches * (sum(times.forward) + sum(times.backward))
@@ -113,8 +113,8 @@ class Simulator:
         first, second = (self._end(pp, count, chunks, times) for count in (short, long))
         return first + (micro_batches - short) / pp * (second - first)
 
-    def _end(self, pp: int, micro_batches: int, chunks: int, times: Times) -> float:
+    def _end(self, pp: int, micro_batches: int, chunks: int, times: PassTimes) -> float:
         key = (pp, micro_batches, chunks)
         if key not in self._programs:
-            self._programs[key] = program(*key)
-        return last_end(self._programs[key], times)
+            self._programs[key] = timed_program(*key)
+        return pipeline_end_s(self._programs[key], times)

@@ -84,7 +84,7 @@ class BlockSeconds:
         return self.matmul[1] + self.attention[1] + self.elementwise[1] + self.collectives[1] + self.replay
 
 
-def machine(cluster: Cluster, width_bytes: int) -> ClusterRates:
+def cluster_rates(cluster: Cluster, width_bytes: int) -> ClusterRates:
     """The rates of a cluster for 16-bit (2) or fp32 (4) training; ValueError where its efficiencies aren't known."""
     found, device = cluster.efficiency, cluster.device
     if found is None:
@@ -137,7 +137,7 @@ def block_seconds(
     hidden = engine.overlaps_tensor * on.efficiency.overlap
     shown = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
     whole = matmul[0] + attention[0] + elementwise[0] + shown[0]
-    part = core + _selective(a, engine, on, w, rows, grid, matmul[0], elementwise[0])
+    part = core + _selective_recompute(a, engine, on, w, rows, grid, matmul[0], elementwise[0])
     replay = np.where(grid.replays_all, whole, np.where(grid.replays_attention, part, 0.0))
     return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), replay)
 
@@ -187,7 +187,7 @@ def _elementwise(
     return moved[0] / rate + FORWARD_LAUNCHES * launch, moved[1] / rate + BACKWARD_LAUNCHES * launch
 
 
-def _selective(
+def _selective_recompute(
     a: Architecture,
     engine: Engine,
     on: ClusterRates,
@@ -202,7 +202,7 @@ def _selective(
         return engine.replays_matmuls * matmul + elementwise
     if not engine.replays_norms:
         return 0.0
-    whole, split = cost.replayed_bytes(a, w)
+    whole, split = cost.recompute_moved_bytes(a, w)
     moved = rows * (whole / (1 + grid.sp * (grid.tp - 1)) + split / grid.tp)
     return moved / on.memory_bytes_per_s
 
@@ -239,7 +239,7 @@ def transfer_seconds(
     return transfer, np.where(grid.pp == 1, 0.0, 2 * message)
 
 
-def once_seconds(
+def per_step_seconds(
     a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid, block: BlockSeconds
 ) -> tuple[Any, Any]:
     """What happens once a step: the replicas' collectives as far as nothing hides them, and the optimizer."""
@@ -249,14 +249,14 @@ def once_seconds(
     scatter = gather_s(on, params * engine.reduce_bytes, grid.dp, stride)
     gather = gather_s(on, params * (w if engine.shards_optimizer else engine.reduce_bytes), grid.dp, stride)
     if engine.overlaps_data:
-        scatter = _shown(scatter, grid, block.backward)
-        gather = _shown(gather, grid, block.forward)
+        scatter = _exposed(scatter, grid, block.backward)
+        gather = _exposed(gather, grid, block.forward)
     shards = grid.dp if engine.shards_optimizer else 1
     moved = params * (OPTIMIZER_BYTES / shards + 4)  # and all gradients are zeroed
     return scatter + gather, moved / on.memory_bytes_per_s
 
 
-def _shown(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
+def _exposed(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
     """What remains of a collective beside one micro-batch's pass through the first rank's blocks.
 
     A block's share comes free as the pass leaves it (or is needed as it enters). Interleaved, the other ranks' chunks
@@ -273,14 +273,14 @@ def step_seconds(a: Architecture, engine: Engine, on: ClusterRates, w: int, grid
     block = block_seconds(a, engine, on, w, grid)
     head = sum(head_seconds(a, engine, on, w, grid))
     travel, busy = transfer_seconds(a, engine, on, w, grid)
-    data, optimizer = once_seconds(a, engine, on, w, grid, block)
+    data, optimizer = per_step_seconds(a, engine, on, w, grid, block)
     each = block.forward + block.backward
     last_is_slowest = (grid.pp == 1) | (grid.last * each + head >= grid.most * each)
     blocks = np.where(last_is_slowest, grid.last, grid.most)
     heads = np.where(last_is_slowest, head, 0.0)
     work = a.layers * each + head
     slow = blocks * each + heads
-    shown = _shown_transfers(grid, travel, busy, slow, work)
+    shown = _exposed_transfers(grid, travel, busy, slow, work)
     m = grid.micro_batches
     parts = np.broadcast_arrays(
         m * blocks * sum(block.matmul),
@@ -297,7 +297,7 @@ def step_seconds(a: Architecture, engine: Engine, on: ClusterRates, w: int, grid
     return {name: np.asarray(part, float) for name, part in zip(PARTS, parts, strict=True)}
 
 
-def _shown_transfers(grid: LayoutGrid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
+def _exposed_transfers(grid: LayoutGrid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
     """Seconds of a step that ranks give to transfers after the first; `work` is a micro-batch's in all stages.
 
     Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.

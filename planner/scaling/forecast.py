@@ -78,7 +78,7 @@ def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
 
-def surface(points: Sequence[EvidencePoint]) -> fit.FormFit:
+def best_loss_fit(points: Sequence[EvidencePoint]) -> fit.FormFit:
     """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
     return model_averaging.chosen_fit(_runs(points))
 
@@ -92,7 +92,7 @@ def from_ledger(
     """
     runs, run = _runs(points), target.run
     try:
-        known = model_averaging.learn(runs)
+        known = model_averaging.fit_mixture(runs)
     except ValueError as error:
         return ForecastResult(
             NoForecast(reason=f"the ledger cannot carry a forecast: {error}"),
@@ -108,7 +108,7 @@ def from_ledger(
         median=told.median, low_50=told.low50, high_50=told.high50, low_95=told.low95, high_95=told.high95
     )
     forecast = Forecast(
-        loss=band, curve=_curve(records, band, told.floor.floor[0], target), basis=_basis(told)
+        loss=band, curve=_curve_band(records, band, told.floor.floor[0], target), basis=_basis(told)
     )
     return ForecastResult(
         forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target)
@@ -156,35 +156,37 @@ def _forms(known: model_averaging.Mixture, told: model_averaging.MixtureForecast
 
 def _constants(law: Posterior) -> dict[str, Interval]:
     """The constants of the draws that the forecast is made of."""
-    return {name: _written(fit.interval(law.constant(name))) for name in law.form.constants}
+    return {name: _interval(fit.interval(law.constant(name))) for name in law.form.constants}
 
 
 def _optimum(known: model_averaging.Mixture, target: PlannedRun) -> Optimum:
     """The best split of the target's compute, with N* by the share that blocks have in M of the target's shape."""
     split = {
-        name: _written(ends) for name, ends in model_averaging.best_split(known, target.budget_flop).items()
+        name: _interval(ends) for name, ends in model_averaging.best_split(known, target.budget_flop).items()
     }
     params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
     return Optimum(
         compute_flop=target.budget_flop,
         flop_per_token=split["size"],
-        block_params=_times(split["size"], params_per_flop),
+        block_params=_scaled_interval(split["size"], params_per_flop),
         tokens=split["tokens"],
-        tokens_per_block_param=_times(split["tokens_per_size"], 1 / params_per_flop),
+        tokens_per_block_param=_scaled_interval(split["tokens_per_size"], 1 / params_per_flop),
         loss=split["loss"],
     )
 
 
-def _written(ends: fit.DrawInterval) -> Interval:
+def _interval(ends: fit.DrawInterval) -> Interval:
     """An interval of draws as a document."""
     return Interval(value=ends.median, low=ends.low, high=ends.high)
 
 
-def _times(ends: Interval, factor: float) -> Interval:
+def _scaled_interval(ends: Interval, factor: float) -> Interval:
     return Interval(value=ends.value * factor, low=ends.low * factor, high=ends.high * factor)
 
 
-def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun) -> CurveBand | None:
+def _curve_band(
+    records: Sequence[LedgerRecord], band: Band, floor: float, target: PlannedRun
+) -> CurveBand | None:
     """The curve by collapse of the pilots' curves; None where too few pilots show a common shape."""
     run = target.run
     pilots = [_pilot(record) for record in records if len(record.curve_step) >= MIN_CURVE_POINTS]
@@ -215,14 +217,14 @@ def _curve(records: Sequence[LedgerRecord], band: Band, floor: float, target: Pl
 def _pilot(record: LedgerRecord) -> loss_curve.Pilot:
     optim = record.run.optim
     return loss_curve.Pilot(
-        curve=loss_curve.Curve(np.array(record.curve_step) / optim.steps, _curve_of(record)),
+        curve=loss_curve.Curve(np.array(record.curve_step) / optim.steps, _smoothed_losses(record)),
         size=float(record.run.model.flop_per_token),
         tokens=float(record.tokens),
         warmup=optim.warmup_steps / optim.steps,
     )
 
 
-def _curve_of(record: LedgerRecord) -> loss_curve.Array:
+def _smoothed_losses(record: LedgerRecord) -> loss_curve.Array:
     """The pilot's curve without the scatter of its evaluations: as the annealing law through its own points has it.
 
     Held-out tiny runs are then met more closely where the learning rate drops, by narrower bands (bench/curves.py). A

@@ -16,14 +16,14 @@ _SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
-class Cut:
+class HoldOut:
     """Runs of the smaller budgets and of the larger ones."""
 
     below: Points
     above: Points
 
 
-def cuts_of(runs: Points, needed: int) -> list[Cut]:
+def holdout_splits(runs: Points, needed: int) -> list[HoldOut]:
     """Cuts with at least two budgets and `needed` different runs below, one budget above; lowest first."""
     groups = budget_groups(runs.flop)
     cell, counts = runs.cell, np.cumsum([len(group) for group in groups])
@@ -33,7 +33,8 @@ def cuts_of(runs: Points, needed: int) -> list[Cut]:
         wanted = np.array(_SHARES) * counts[-1]
         possible = sorted({min(possible, key=lambda i: abs(counts[i - 1] - want)) for want in wanted})
     return [
-        Cut(runs.take(np.concatenate(groups[:i])), runs.take(np.concatenate(groups[i:]))) for i in possible
+        HoldOut(runs.take(np.concatenate(groups[:i])), runs.take(np.concatenate(groups[i:])))
+        for i in possible
     ]
 
 

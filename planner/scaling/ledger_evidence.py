@@ -134,11 +134,11 @@ def rate_check(evidence: LedgerEvidence) -> RateCheck | None:
         own = [r for r in evidence.pilots if r.run.model == shape and r.budget_flop == budget]
         if own:
             beside = [r for r in evidence.rates if r.run.model == shape and r.budget_flop == budget]
-            return _check(sorted([own[0], *beside], key=lambda r: r.rate_multiple), own[0])
+            return _fit_rate_check(sorted([own[0], *beside], key=lambda r: r.rate_multiple), own[0])
     return None
 
 
-def _check(tried: Sequence[LedgerRecord], own: LedgerRecord) -> RateCheck:
+def _fit_rate_check(tried: Sequence[LedgerRecord], own: LedgerRecord) -> RateCheck:
     multiples = [record.rate_multiple for record in tried]
     losses = [record.loss for record in tried]
     lowest = int(np.argmin(losses))

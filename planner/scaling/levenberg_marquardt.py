@@ -1,13 +1,11 @@
 """Many robust descents at once: Levenberg-Marquardt with Huber's weights on the logarithms of a law's
 constants.
 
-A batch holds one descent per row: a start, a bootstrap draw with its own weights on the same runs, or a
-posterior draw with its own targets and prior. All rows advance together, each with its own damping, and leave
-the batch when they have nothing more to gain.
+A batch holds one descent per row: a start, or a posterior draw with its own targets and prior. All rows advance
+together, each with its own damping, and leave the batch when they have nothing more to gain.
 Only arithmetic on float64 arrays, in a fixed order, so the same runs give the same constants to the byte.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +41,6 @@ class LeastSquaresProblem:
     log_variables: tuple[Array, ...]
     log_loss: Array
     centre: tuple[float, ...]
-    free: NDArray[np.bool_]
 
 
 def huber(residuals: Array, delta: ArrayLike = HUBER_DELTA) -> Array:
@@ -86,9 +83,7 @@ def without_prior(problem: LeastSquaresProblem, starts: Array, weights: Array) -
     )
 
 
-def scale(
-    form: Form, log_variables: tuple[Array, ...], log_loss: Array, held: Collection[str] = ()
-) -> LeastSquaresProblem:
+def scale(form: Form, log_variables: tuple[Array, ...], log_loss: Array) -> LeastSquaresProblem:
     """The fitting problem of runs given by the logarithms of the form's variables and of the loss."""
     centre = tuple(float(log.mean()) for log in log_variables)
     return LeastSquaresProblem(
@@ -96,26 +91,16 @@ def scale(
         log_variables=tuple(log - middle for log, middle in zip(log_variables, centre, strict=True)),
         log_loss=log_loss,
         centre=centre,
-        free=np.array([name not in held for name in form.constants]),
     )
 
 
-def scaled(problem: LeastSquaresProblem, log_params: Array) -> Array:
-    """Log-constants of the law in scaled variables: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
-    return _shifted(problem, log_params, -1.0)
-
-
 def unscaled(problem: LeastSquaresProblem, log_params: Array) -> Array:
-    """Log-constants of the law in the variables themselves: the inverse of `scaled`."""
-    return _shifted(problem, log_params, 1.0)
-
-
-def _shifted(problem: LeastSquaresProblem, log_params: Array, sign: float) -> Array:
+    """Log-constants of the law in the variables themselves: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
     form, logs = problem.form, log_params.copy()
     for coefficient, exponent, variable in form.powers:
         shift = problem.centre[form.variables.index(variable)]
         power = np.exp(log_params[:, form.index(exponent)]) if isinstance(exponent, str) else exponent
-        logs[:, form.index(coefficient)] += sign * power * shift
+        logs[:, form.index(coefficient)] += power * shift
     return logs
 
 
@@ -198,7 +183,7 @@ def _batch(problem: LeastSquaresProblem, goal: Descents) -> _Batch:
 
 def _advance(problem: LeastSquaresProblem, batch: _Batch, tolerance: float) -> None:
     """One damped step of every row, kept where it lowers that row's objective."""
-    trial = _bounded(problem.form, batch.state + _step(problem, batch))
+    trial = _bounded(problem.form, batch.state + _step(batch))
     residuals, jacobian, values = _evaluated(problem, batch.goal, trial)
     better = values < batch.values
     with np.errstate(invalid="ignore"):
@@ -210,8 +195,8 @@ def _advance(problem: LeastSquaresProblem, batch: _Batch, tolerance: float) -> N
     batch.damping = np.where(better, eased, tightened)
 
 
-def _step(problem: LeastSquaresProblem, batch: _Batch) -> Array:
-    """Levenberg-Marquardt's step on the Huber objective, (batch, constants); held constants do not move.
+def _step(batch: _Batch) -> Array:
+    """Levenberg-Marquardt's step on the Huber objective, (batch, constants).
 
     The gradient weighs a run beyond the bend by delta / |residual|. With that weight in the curvature too
     (iterated least squares) steps are safe but short; the true curvature has none of it, but steps then
@@ -219,7 +204,7 @@ def _step(problem: LeastSquaresProblem, batch: _Batch) -> Array:
     curvature, floored at 1e-10 of the largest, so that a constant the data say nothing about (a floor near
     zero, a coupling near infinity) stays where it is instead of making the system singular.
     """
-    goal, free = batch.goal, problem.free
+    goal = batch.goal
     size = np.abs(batch.residuals)
     inside = size <= goal.delta
     pull = goal.weights * np.where(inside, 1.0, goal.delta / np.maximum(size, 1e-300))
@@ -232,9 +217,7 @@ def _step(problem: LeastSquaresProblem, batch: _Batch) -> Array:
     curvature = normal[:, diagonal, diagonal]
     floor = 1e-10 * curvature.max(axis=1, keepdims=True) + 1e-30
     normal[:, diagonal, diagonal] += batch.damping[:, None] * np.maximum(curvature, floor) + floor
-    steps = np.zeros_like(batch.state)
-    steps[:, free] = np.linalg.solve(normal[:, free][:, :, free], gradient[:, free, None])[:, :, 0]
-    return steps
+    return np.asarray(np.linalg.solve(normal, gradient[:, :, None])[:, :, 0])
 
 
 def _bounded(form: Form, log_params: Array) -> Array:

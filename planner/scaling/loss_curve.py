@@ -35,7 +35,7 @@ _HUBER = 1.5
 """Residuals beyond 1.5 scales pull no harder than those at it (Huber 1981, section 4.5)."""
 _ROUNDS = 30
 """Reweighting rounds; the last ones change nothing that prints."""
-_SAME = 1e-9
+_TOLERANCE = 1e-9
 """Fractions closer than this are one."""
 
 
@@ -144,8 +144,8 @@ def forecast_curve(
         raise ValueError(f"the final loss may be {final.low_95:.4g}, not above the floor {shape.floor:.4g}")
     silent_before = max(SETTLED_WARMUPS * warmup_steps / total_steps, float(shape.fraction[0]))
     step = np.asarray(steps, np.int64)
-    step = step[step / total_steps >= silent_before - _SAME]
-    line = _at(
+    step = step[step / total_steps >= silent_before - _TOLERANCE]
+    line = _interpolated(
         _drift(shape, float(np.log(size * tokens)), float(np.log(tokens / size))), shape, step / total_steps
     )
     above = (final.median - shape.floor) * np.exp(line.centre)
@@ -175,7 +175,7 @@ def _check(pilot: Pilot, floor: float, i: int) -> None:
         raise ValueError(
             f"pilot {i}: fraction {fraction.shape} and loss {loss.shape} must be one list each, of one length"
         )
-    if not (fraction[0] > 0 and (np.diff(fraction) > 0).all() and abs(fraction[-1] - 1) < _SAME):
+    if not (fraction[0] > 0 and (np.diff(fraction) > 0).all() and abs(fraction[-1] - 1) < _TOLERANCE):
         raise ValueError(
             f"pilot {i}: fractions must increase from above 0 to 1, as those of a finished run do"
         )
@@ -194,10 +194,10 @@ def _log_excess(pilot: Pilot, floor: float, grid: Array) -> Array:
     curve = pilot.curve
     log_excess = np.log((curve.loss - floor) / (curve.loss[-1] - floor))
     start = max(SETTLED_WARMUPS * pilot.warmup, float(curve.fraction[0]))
-    return np.where(grid >= start - _SAME, np.interp(grid, curve.fraction, log_excess), np.nan)
+    return np.where(grid >= start - _TOLERANCE, np.interp(grid, curve.fraction, log_excess), np.nan)
 
 
-def _at(line: _Line, shape: CurveShape, fraction: Array) -> _Line:
+def _interpolated(line: _Line, shape: CurveShape, fraction: Array) -> _Line:
     return _Line(
         *(np.interp(fraction, shape.fraction, column) for column in (line.centre, line.half_50, line.half_95))
     )
@@ -228,7 +228,7 @@ def _drift(shape: CurveShape, log_compute: float, log_ratio: float) -> _Line:
         freedom = np.maximum(weights.sum(axis=1) - spent, 0) + PRESUMED_PILOTS
         scatter = np.sqrt(((weights * residual**2).sum(axis=1) + PRESUMED_PILOTS * SCATTER_SD**2) / freedom)
         held = np.minimum(
-            1.0, _HUBER * _scale(residual, there)[:, None] / np.maximum(np.abs(residual), _SAME)
+            1.0, _HUBER * _scale(residual, there)[:, None] / np.maximum(np.abs(residual), _TOLERANCE)
         )
     spread = scatter * np.sqrt(1 + covariance[:, 0, 0])
     spread[-1] = 0.0  # every normalised curve ends at 1 by its definition

@@ -21,12 +21,12 @@ from specs.record import LedgerRecord
 
 NEAR_OPTIMAL = 0.0025
 """Runs within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
-BOWL = 0.01
+BOWL_SHARE = 0.01
 """Runs within this share of their cell's best lie in the bowl; further out the loss is no parabola any more. On Step
 Law's grid a cell's rate and batch from the other cells cost .09 % at .01, .12 at .015, .16 at .02, .22 at .03."""
-_STILL = 0.05
+_NEGLIGIBLE_POWER = 0.05
 """Powers below this move a batch by an eighth over a decade at most."""
-_MOST_ALIKE = 0.98
+_MAX_CORRELATION = 0.98
 """With sizes and tokens correlated above this, only their product, compute, can be told."""
 
 
@@ -121,7 +121,7 @@ class RateLaw:
             moves = "" if self.bottom[:, 1:].any() else "; from so few sizes, it is the same for every size"
             return f"the batch is as in the runs, whose learning rates alone were varied{moves}"
         powers = dict(zip(("size", "tokens"), self.bottom[1, 1:].tolist(), strict=True))
-        moving = [f"{name}^{power:.2f}" for name, power in powers.items() if abs(power) >= _STILL]
+        moving = [f"{name}^{power:.2f}" for name, power in powers.items() if abs(power) >= _NEGLIGIBLE_POWER]
         return f"the batch grows as {' '.join(moving)}" if moving else "the batch is fixed"
 
     def hyper(self, fixed_batch: float) -> Hyper:
@@ -138,7 +138,7 @@ def fit_rates(grid: RateGrid) -> RateLaw:
     )  # a run alone in its cell tells nothing of its rate
     if len(several.loss) == 0:
         raise ValueError("no size was run at several learning rates; run more of them around the best")
-    inside = several.take(several.above_best() <= BOWL)
+    inside = several.take(several.above_best() <= BOWL_SHARE)
     log_lr, log_batch = np.log(inside.lr), np.log(inside.batch)
     batch_varied = _varies(log_batch, inside.cell)
     knobs = np.stack([log_lr, log_batch] if batch_varied else [log_lr])
@@ -160,8 +160,8 @@ def _bowl(knobs: Array, features: Array, inside: RateGrid) -> tuple[Array, Array
     design = np.stack([*np.eye(cells)[:, inside.cell], *squares, *moved], axis=1)
     if len(inside.loss) <= design.shape[1]:
         raise ValueError(
-            f"{len(inside.loss)} runs within {BOWL:.1%} of their cell's best cannot fix {design.shape[1]} constants; "
-            "run more learning rates around the best"
+            f"{len(inside.loss)} runs within {BOWL_SHARE:.1%} of the lowest loss of their size are too few to fit "
+            f"{design.shape[1]} constants; run more learning rates around the best"
         )
     solution = np.linalg.lstsq(design, np.log(inside.loss), rcond=None)[0]
     curvature = np.zeros((count, count))
@@ -185,7 +185,7 @@ def _directions(inside: RateGrid) -> tuple[Array, Array]:
     if len(first) >= 3 and still.any():
         rows = [row for row, same in zip(np.eye(2), still, strict=True) if not same]
     elif len(first) >= 3:
-        apart = len(first) >= 4 and abs(np.corrcoef(at)[0, 1]) < _MOST_ALIKE
+        apart = len(first) >= 4 and abs(np.corrcoef(at)[0, 1]) < _MAX_CORRELATION
         rows = list(np.eye(2)) if apart else [np.ones(2)]
     centre = at.mean(axis=1)
     directions = np.array([[1.0, 0.0, 0.0], *([-float(row @ centre), *row] for row in rows)])

@@ -43,7 +43,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class _View:
+class _ScheduleView:
     """What a law sees of a schedule at some points; eta in units of `peak_lr`, sums in thousands of steps."""
 
     progress: Array
@@ -67,7 +67,7 @@ class AnnealingLaw:
     """p."""
     kernel_constants: tuple[str, ...]
     """Constants of G, all positive, in thousands of steps."""
-    kernel: Callable[[Array, _View], Array]
+    kernel: Callable[[Array, _ScheduleView], Array]
     """kernel(constants, view) -> G, (points, drops)."""
     source: str
 
@@ -77,11 +77,11 @@ class AnnealingLaw:
         return ("L0", "A", "alpha", "B", *self.kernel_constants)
 
 
-def _exponential(constants: Array, view: _View) -> Array:
+def _exponential(constants: Array, view: _ScheduleView) -> Array:
     return np.asarray(1 - np.exp(-constants[0] * view.age))
 
 
-def _power(constants: Array, view: _View) -> Array:
+def _power(constants: Array, view: _ScheduleView) -> Array:
     c, beta, gamma = constants
     return np.asarray(1 - (1 + c * view.eta**-gamma * view.area) ** -beta)
 
@@ -195,11 +195,11 @@ def _check_steps(lr: Array, step: NDArray[np.int64], where: str) -> None:
         raise ValueError(f"{where}finished steps must lie in 1 to {len(lr)}, the length of the schedule")
 
 
-def _view(law: AnnealingLaw, lr: Array, step: NDArray[np.int64], peak_lr: float) -> _View:
+def _view(law: AnnealingLaw, lr: Array, step: NDArray[np.int64], peak_lr: float) -> _ScheduleView:
     eta = lr / peak_lr
     area = np.concatenate([[0.0], np.cumsum(eta)]) / 1000
     at, drop, after = _drops(eta)
-    return _View(
+    return _ScheduleView(
         progress=np.cumsum(eta**law.power)[step - 1] / 1000,
         drop=drop,
         eta=after,
@@ -224,7 +224,7 @@ def _drops(eta: Array) -> tuple[Array, Array, Array]:
     return at, np.add.reduceat(change[where], starts), after
 
 
-def _log_loss(law: AnnealingLaw, params: Array, view: _View) -> Array:
+def _log_loss(law: AnnealingLaw, params: Array, view: _ScheduleView) -> Array:
     floor, a, alpha, b = params[:4]
     gained = b * (law.kernel(params[4:], view) @ view.drop)
     return np.asarray(np.log(np.maximum(floor + a * view.progress**-alpha - gained, 1e-6)))
@@ -241,7 +241,11 @@ def _starts(law: AnnealingLaw, lowest: float, held: Mapping[str, float]) -> Arra
 
 
 def _descend(
-    law: AnnealingLaw, views: Sequence[_View], log_loss: Array, held: Mapping[str, float], starts: Array
+    law: AnnealingLaw,
+    views: Sequence[_ScheduleView],
+    log_loss: Array,
+    held: Mapping[str, float],
+    starts: Array,
 ) -> tuple[Array, float]:
     from scipy.optimize import least_squares
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.scaling.fit import DrawInterval, FormFit, fit, interval
-from planner.scaling.holdout import Cut, cuts_of, decades_beyond
+from planner.scaling.holdout import HoldOut, decades_beyond, holdout_splits
 from planner.scaling.isoflop import budget_groups, profiles
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
-from planner.scaling.noise_scale import Spread, spread
+from planner.scaling.noise_scale import NoiseScale, noise_scale
 from planner.scaling.posterior import Points, Posterior, posterior
 from specs.humanize import several
 
@@ -26,12 +26,12 @@ CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
 and tied laws are (posterior.py), so those two stay as a hedge."""
-_CUT_DRAWS = 200
+_HOLDOUT_DRAWS = 200
 DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
 """Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
 thirds of the belief within this factor: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting
 miss their larger ones by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
-_CUT_SHARE = 0.5
+_HOLDOUT_SHARE = 0.5
 """Cuts share most of their held-out runs, so together they count as half their number."""
 
 
@@ -50,7 +50,7 @@ class HeldOutScore:
 
 
 @dataclass(frozen=True)
-class Member:
+class MixtureMember:
     """One law's part in a forecast: its own median and 95 % interval of the loss, and its weight."""
 
     form: Form
@@ -79,7 +79,7 @@ class MixtureForecast:
     high50: float
     low95: float
     high95: float
-    members: tuple[Member, ...]
+    members: tuple[MixtureMember, ...]
     floor: FloorEffect
     noise_sd: float
     """Standard deviation of log L from run to run."""
@@ -102,7 +102,7 @@ class Mixture:
     weights: Array
     member: NDArray[np.int64]
     """(draws,) the law that each draw of the mixture comes from."""
-    discrepancy: Spread
+    discrepancy: NoiseScale
     """What laws miss per decade of compute beyond their runs, in log L."""
     heldout_error: float | None
     seed: int
@@ -113,7 +113,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class _Miss:
+class _HoldOutError:
     """How the weighted laws did on a cut's held-out runs, in log L."""
 
     mean: float
@@ -132,7 +132,7 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[Hel
     Plain fits without priors; a cut leaves more runs below than any law has constants. A law that runs away on the
     runs below, or beyond them, is left out.
     """
-    cuts = cuts_of(runs, max(len(form.constants) for form in forms) + 1)
+    cuts = holdout_splits(runs, max(len(form.constants) for form in forms) + 1)
     if not cuts:
         return ()
     tried = {form: np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms}
@@ -167,13 +167,13 @@ def chosen_form(scores: Sequence[HeldOutScore], forms: Sequence[Form] = CANDIDAT
     return min(close, key=lambda score: (len(score.form.constants), score.heldout_error)).form
 
 
-def chosen_fit(runs: Points, forms: Sequence[Form] = CANDIDATES) -> FormFit:
+def chosen_fit(runs: Points) -> FormFit:
     """The chosen law fitted on all runs: what to allocate a budget with."""
-    form = chosen_form(compare_forms(runs, forms), forms)
+    form = chosen_form(compare_forms(runs))
     return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
 
 
-def _errors(form: Form, cut: Cut) -> Array:
+def _errors(form: Form, cut: HoldOut) -> Array:
     below, above = cut.below, cut.above
     try:
         fitted = fit(
@@ -192,7 +192,7 @@ def _clustered_sd(parts: Array, cluster: Array) -> float:
     return float(np.sqrt(((sums - sums.mean()) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)))
 
 
-def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
+def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     """Every law's posterior with its weight; deterministic in its arguments.
 
     ValueError with one budget, or with no more different runs than the largest law has constants: there is
@@ -205,18 +205,11 @@ def learn(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
         raise ValueError(
             f"{different} different runs at {budgets} budgets; a forecast needs at least {needed} at two or more"
         )
-    weights, discrepancy, error = _held_out_evidence(runs, seed)
+    weights, discrepancy, error = _holdout_evidence(runs, seed)
     laws = tuple(posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES))
     generator = np.random.Generator(np.random.PCG64([seed, 0]))
     member = generator.choice(len(laws), size=draws, p=weights)
     return Mixture(runs, laws, weights, member, discrepancy, error, seed)
-
-
-def forecast_loss(
-    runs: Points, target_size: float, target_tokens: float, *, draws: int = 2000, seed: int = 0
-) -> MixtureForecast:
-    """Median, 50 % and 95 % interval of the loss of one run at (target_size, target_tokens)."""
-    return forecast(learn(runs, draws=draws, seed=seed), target_size, target_tokens)
 
 
 def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
@@ -230,7 +223,7 @@ def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
     total = centre + np.hypot(missed, noise) * generator.standard_normal(len(centre))
     low95, low50, median, high50, high95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
     members = tuple(
-        Member(law.form, float(weight), *_median_and_95(log_loss))
+        MixtureMember(law.form, float(weight), *_median_and_95(log_loss))
         for law, weight, log_loss in zip(evidence.laws, evidence.weights, log_losses, strict=True)
     )
     return MixtureForecast(
@@ -251,13 +244,13 @@ def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
     )
 
 
-def best_split(evidence: Mixture, flop: float, level: float = 0.95) -> dict[str, DrawInterval]:
-    """Intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over all
+def best_split(evidence: Mixture, flop: float) -> dict[str, DrawInterval]:
+    """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over all
     weighted laws."""
     splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]
     size, tokens, loss = (evidence.mixed(column) for column in zip(*splits, strict=True))
     quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}
-    return {name: interval(values, level) for name, values in quantities.items()}
+    return {name: interval(values) for name, values in quantities.items()}
 
 
 def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
@@ -265,27 +258,27 @@ def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
     return median, low, high
 
 
-def _held_out_evidence(runs: Points, seed: int) -> tuple[Array, Spread, float | None]:
+def _holdout_evidence(runs: Points, seed: int) -> tuple[Array, NoiseScale, float | None]:
     """The laws' weights, the discrepancy per decade and the mean error that the weighted laws show on
     held-out budgets.
 
     A law's score is the sum over cuts of the mean log density of the held-out runs (pseudo-Bayesian model
     averaging).
     """
-    cuts = cuts_of(runs, 5)
+    cuts = holdout_splits(runs, 5)
     weights = np.array(PRIOR_WEIGHTS)
     if not cuts:
         return weights, _discrepancy(()), None
-    laws = [[posterior(form, cut.below, _CUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
+    laws = [[posterior(form, cut.below, _HOLDOUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
     densities = [[_log_density(law, cut) for law in row] for row, cut in zip(laws, cuts, strict=True)]
     scores = np.sum(densities, axis=0)
     weights = weights * np.exp(scores - scores.max())
     weights = weights / weights.sum()
-    missed = [_missed(row, cut, weights) for row, cut in zip(laws, cuts, strict=True)]
+    missed = [_holdout_error(row, cut, weights) for row, cut in zip(laws, cuts, strict=True)]
     return weights, _discrepancy(missed), float(np.mean([miss.error for miss in missed]))
 
 
-def _discrepancy(missed: Sequence[_Miss]) -> Spread:
+def _discrepancy(missed: Sequence[_HoldOutError]) -> NoiseScale:
     """The belief in the discrepancy after the cuts.
 
     A cut's mean miss is Gaussian: the laws' own spread, the noise, and the discrepancy times the distance.
@@ -296,12 +289,12 @@ def _discrepancy(missed: Sequence[_Miss]) -> Spread:
 
     def log_likelihood(sd: Array) -> Array:
         variance = explained + (sd[:, None] * decades) ** 2
-        return np.asarray(-0.5 * _CUT_SHARE * (np.log(variance) + square / variance).sum(axis=1))
+        return np.asarray(-0.5 * _HOLDOUT_SHARE * (np.log(variance) + square / variance).sum(axis=1))
 
-    return spread(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
+    return noise_scale(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
-def _log_density(law: Posterior, cut: Cut) -> float:
+def _log_density(law: Posterior, cut: HoldOut) -> float:
     """Mean log density of the held-out runs under a Student t (5 degrees) around the law's draws."""
     log_loss = law.log_loss(cut.above.size, cut.above.tokens)
     distance = DISCREPANCY_PER_DECADE * decades_beyond(cut.below, cut.above.flop)
@@ -311,13 +304,13 @@ def _log_density(law: Posterior, cut: Cut) -> float:
     return float(np.average(density, weights=cut.above.precision))
 
 
-def _missed(laws: Sequence[Posterior], cut: Cut, weights: Array) -> _Miss:
+def _holdout_error(laws: Sequence[Posterior], cut: HoldOut, weights: Array) -> _HoldOutError:
     draws = [law.log_loss(cut.above.size, cut.above.tokens) for law in laws]
     residuals = np.log(cut.above.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
     levels = np.stack([draw.mean(axis=1) for draw in draws])
     within, between = levels.var(axis=1), (levels.mean(axis=1) - weights @ levels.mean(axis=1)) ** 2
     noise = np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
-    return _Miss(
+    return _HoldOutError(
         mean=float(residuals.mean()),
         explained=float(weights @ (within + between + noise)),
         decades=max(float(np.mean(decades_beyond(cut.below, cut.above.flop))), 0.1),

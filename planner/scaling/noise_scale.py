@@ -16,7 +16,7 @@ _SMALLEST, _LARGEST, _STEPS = 1e-6, 1.0, 600
 
 
 @dataclass(frozen=True)
-class Spread:
+class NoiseScale:
     """A distribution over a standard deviation."""
 
     sd: Array
@@ -38,16 +38,16 @@ class Spread:
         return float(self.quantile(np.array(0.5)))
 
 
-def spread(median: float, factor: float, log_likelihood: Callable[[Array], Array]) -> Spread:
+def noise_scale(median: float, factor: float, log_likelihood: Callable[[Array], Array]) -> NoiseScale:
     """What is believed after seeing: a log-normal around `median`, two thirds of it within `factor` either way, times
     a likelihood of spreads (any shape in, the same out)."""
     sd = np.geomspace(_SMALLEST, _LARGEST, _STEPS)
     log_density = log_likelihood(sd) - 0.5 * (np.log(sd / median) / np.log(factor)) ** 2
     density = np.exp(log_density - log_density.max())
     cumulative = np.cumsum(density) - density / 2
-    return Spread(sd, cumulative / density.sum())
+    return NoiseScale(sd, cumulative / density.sum())
 
 
-def from_squares(median: float, factor: float, square: float, freedom: float) -> Spread:
+def noise_scale_from_residuals(median: float, factor: float, square: float, freedom: float) -> NoiseScale:
     """After residuals whose squares sum to `square` with `freedom` degrees: sd**-freedom exp(-square / (2 sd**2))."""
-    return spread(median, factor, lambda sd: -freedom * np.log(sd) - square / (2 * sd**2))
+    return noise_scale(median, factor, lambda sd: -freedom * np.log(sd) - square / (2 * sd**2))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from planner.scaling.fit import LOG_LARGEST, checked_runs
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
 from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, descend, scale, unscaled
-from planner.scaling.noise_scale import Spread, from_squares
+from planner.scaling.noise_scale import NoiseScale, noise_scale_from_residuals
 
 SHORT_RUN_STEPS = 1000
 """Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled
@@ -24,7 +24,7 @@ SHORT_RUN_NOISE = 3.0
 NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
 """Run-to-run standard deviation of log L expected before looking, two thirds of the belief within this factor: seeds of
 byte-level pilots of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
-_ROBUST_SDS = 1.5
+_HUBER_BEND_SDS = 1.5
 """Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
 _FIRST_NOISE_SD, _ROUNDS = 0.02, 6
 """Constants and noise are settled in turn from here: from above, so that no residual is clipped that should count."""
@@ -193,7 +193,7 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
     targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
     anchors = prior.draw(generator, draws)
     starts = np.broadcast_to(best, anchors.shape).copy()
-    ends, _ = descend(problem, _goal(starts, targets, noise, anchors, prior), _DRAW_TOLERANCE)
+    ends, _ = descend(problem, _descents(starts, targets, noise, anchors, prior), _DRAW_TOLERANCE)
     return Posterior(form, unscaled(problem, ends), sds, runs.cost_per)
 
 
@@ -236,29 +236,29 @@ def prior_of(form: Form, loss: Array) -> Prior:
     return Prior(np.asarray(apart @ logs, float), np.asarray(apart @ widths, float))
 
 
-def _goal(starts: Array, targets: Array, noise: Array, anchors: Array, prior: Prior) -> Descents:
+def _descents(starts: Array, targets: Array, noise: Array, anchors: Array, prior: Prior) -> Descents:
     return Descents(
         starts=starts,
         targets=targets,
         weights=noise**-2,
-        delta=_ROBUST_SDS * noise,
+        delta=_HUBER_BEND_SDS * noise,
         anchors=anchors,
         precision=np.broadcast_to(prior.precision, (len(starts), *prior.root.shape)),
     )
 
 
-def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Array, Spread, Array]:
+def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Array, NoiseScale, Array]:
     """The most probable constants, one run's noise as residuals show it, and the cells' relative to it.
 
     The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
     matrix. Replicates say how much of the noise is the seeds'.
     """
     state, noise_sd, seed_share = prior.mean[None], _FIRST_NOISE_SD, 1.0
-    seeds = from_squares(NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
+    seeds = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
     for _ in range(_ROUNDS):
         relative = cells.relative(seed_share)
         noise = noise_sd * relative[None]
-        goal = _goal(state, problem.log_loss[None], noise, prior.mean[None], prior)
+        goal = _descents(state, problem.log_loss[None], noise, prior.mean[None], prior)
         state, _ = descend(problem, goal, _DRAW_TOLERANCE)
         log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
         scaled_jacobian = jacobian[0] / noise
@@ -268,7 +268,7 @@ def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Ar
         square, freedom = float((standard**2).sum()), max(len(relative) - used, 0.0)
         if seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
             square, freedom = square + cells.square, freedom + cells.freedom
-        believed = from_squares(NOISE_SD, _NOISE_FACTOR, square, freedom)
+        believed = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, square, freedom)
         noise_sd = believed.median
         seed_share = min((seeds.median / noise_sd) ** 2, 1.0) if cells.freedom else 1.0
     return state, believed, relative

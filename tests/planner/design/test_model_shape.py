@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.design.model_shape import (
+    family_shapes,
     heads_for,
     make_shape,
     practice_depth,
     shape_for,
-    sizes_of_family,
     stage_balance,
 )
 from specs.document.files import from_catalog
@@ -142,6 +142,6 @@ def test_heads_divide_the_width_evenly(width: int, heads: int) -> None:
 
 def test_shapes_grow_with_width() -> None:
     """The list covers the wanted M and ends just beyond it."""
-    found = sizes_of_family(TINY, 256, 1e6)
+    found = family_shapes(TINY, 256, 1e6)
     assert found[0].width == TINY.min_width
     assert found[-1].flop_per_token > 1e6 >= found[-2].flop_per_token

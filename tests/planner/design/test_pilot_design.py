@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from bench.ladder import Case, cases, pilots_of, study, walk
 from planner.design.pilot_design import (
     HALF_DECADE,
-    NO_RUN,
+    MAX_COMPUTE_RANGE,
+    MAX_TOP_SHARE,
     PAPER_BUDGETS,
     PAPER_SIZES,
-    TOP_OF_TARGET,
-    WIDEST,
+    UNKNOWN_SD,
     Ladder,
     PilotSetting,
-    afforded,
-    best_of,
-    candidates,
-    choose,
+    affordable_ladder,
+    best_ladder,
+    candidate_ladders,
+    choose_ladder,
+    constraint_violation,
     half_widths,
     log_loss_variances,
-    papers,
-    places,
-    shortfall,
+    paper_ladders,
+    run_positions,
 )
 from planner.scaling import laws
 from planner.scaling.laws import Array
@@ -50,7 +50,7 @@ def asking(one: Case, **stated: object) -> Pilots:
 def test_it_beats_the_paper_and_the_fixed_ladder_at_equal_cost(name: str) -> None:
     """The paper's budgets and sizes may be as far apart as suits them."""
     one = CASES[name]
-    choice = choose(one.pilots, one.place)
+    choice = choose_ladder(one.pilots, one.place)
     fixed, paper = (one.ladders[which] for which in ("fixed", "8 x 10"))
     assert choice.half_width < 0.99 * choice.paper_half_width
     assert choice.paper_half_width == pytest.approx(half_widths([paper], one.place)[0])
@@ -62,8 +62,12 @@ def test_it_beats_the_paper_and_the_fixed_ladder_at_equal_cost(name: str) -> Non
 def test_it_is_the_best_of_all_candidates() -> None:
     """No sound candidate should leave a narrower interval."""
     one = CASES["budget_1e21"]
-    sound = [ladder for ladder in candidates(one.pilots) if shortfall(ladder, one.place) == 0]
-    assert choose(one.pilots, one.place).half_width == pytest.approx(half_widths(sound, one.place).min())
+    sound = [
+        ladder for ladder in candidate_ladders(one.pilots) if constraint_violation(ladder, one.place) == 0
+    ]
+    assert choose_ladder(one.pilots, one.place).half_width == pytest.approx(
+        half_widths(sound, one.place).min()
+    )
     assert len(sound) > 100
 
 
@@ -71,9 +75,9 @@ def test_it_is_the_best_of_all_candidates() -> None:
 def test_a_ladder_costs_no_more_than_its_share(share: float, budgets: int, sizes: int, step: float) -> None:
     """All budgets times sizes, and the learning-rate check, stay within the share; no budget is over a tenth."""
     asked = Pilots(kind="pilots", prior="tiny", share=share)
-    rungs = afforded(asked, budgets, sizes, 2.0, step).rungs(1e20)
+    rungs = affordable_ladder(asked, budgets, sizes, 2.0, step).rungs(1e20)
     assert sizes * sum(rungs) + len(asked.rates) * rungs[-2] <= share * 1e20 * (1 + 1e-12)
-    assert rungs[-1] <= TOP_OF_TARGET * 1e20 * (1 + 1e-12)
+    assert rungs[-1] <= MAX_TOP_SHARE * 1e20 * (1 + 1e-12)
     assert np.allclose(np.diff(np.log(rungs)), math.log(step))
 
 
@@ -83,7 +87,7 @@ def test_more_share_never_leaves_a_wider_interval(name: str, share: float, more:
     """Also where only a little more is given, as long as there is a sound ladder."""
     one = CASES[name]
     asked = (asking(one, share=min(1.0, given)) for given in (share, more * share))
-    less, larger = (best_of(candidates(pilots), one.place)[1] for pilots in asked)
+    less, larger = (best_ladder(candidate_ladders(pilots), one.place)[1] for pilots in asked)
     assert larger <= less * (1 + 1e-9)
 
 
@@ -91,7 +95,7 @@ def test_the_variance_is_that_of_the_linearised_surface() -> None:
     """Constants, misses and noise are drawn, and the target is regressed on the runs: what is left is the variance."""
     place = replace(CASES["budget_1e21"].place, low_flop=1.5e17)
     ladder = Ladder(budgets=3, sizes=4, spread=2.0, step=10.0, top=0.02)
-    log_flop, log_size = (column[0] for column in places([ladder], place))
+    log_flop, log_size = (column[0] for column in run_positions([ladder], place))
     noise = place.noise(log_flop, log_size)
     assert len(set(noise.ravel())) > 1
     best = math.log(place.prior.flop_per_token.at(compute_flop=place.target_flop))
@@ -117,7 +121,7 @@ def test_the_variance_is_that_of_the_linearised_surface() -> None:
 
 def slopes(form: laws.Form, mean: Array, flop: Array, size: Array, place: PilotSetting) -> Array:
     """Derivatives of ln L in the log-constants by differences, (constants, runs), about a tenth of the target."""
-    known = TOP_OF_TARGET * place.target_flop
+    known = MAX_TOP_SHARE * place.target_flop
     x, c = np.exp(size) / place.prior.flop_per_token.at(compute_flop=known), np.exp(flop) / known
     columns, step = laws.columns(form, x, c / x), 1e-5
     moved = [mean + sign * step * row for row in np.eye(len(mean)) for sign in (1, -1)]
@@ -129,8 +133,8 @@ def test_runs_that_tell_less_count_for_less() -> None:
     """Under the family's steps a ninth; below the prior's range, or too short to be run, nothing."""
     one = CASES["budget_1e21"]
     flop, size = np.log([1e20, 1e20, 0.9e17]), np.log([5e9, 5e10, 1.4e8])
-    assert one.place.noise(flop, size).tolist() == [NOISE_SD, SHORT_RUN_NOISE * NOISE_SD, NO_RUN]
-    assert one.place.noise(np.log([1e18]), np.log([1e13])).tolist() == [NO_RUN]
+    assert one.place.noise(flop, size).tolist() == [NOISE_SD, SHORT_RUN_NOISE * NOISE_SD, UNKNOWN_SD]
+    assert one.place.noise(np.log([1e18]), np.log([1e13])).tolist() == [UNKNOWN_SD]
     ladder = Ladder(budgets=3, sizes=4, spread=2.0, step=10.0, top=0.02)
     narrow = [half_widths([ladder], replace(one.place, low_flop=low))[0] for low in (1e17, 1e18, 1e30)]
     assert narrow == sorted(narrow)
@@ -141,22 +145,22 @@ def test_what_the_budget_states_stands() -> None:
     """A stated number of budgets is half a decade apart, as it was before ladders were chosen."""
     one = CASES["afternoon"]
     stated = asking(one, budgets=6, sizes=5, spread=1.5)
-    choice = choose(stated, one.place)
-    assert choice.ladder == afforded(stated, 6, 5, 1.5, HALF_DECADE)
+    choice = choose_ladder(stated, one.place)
+    assert choice.ladder == affordable_ladder(stated, 6, 5, 1.5, HALF_DECADE)
     assert choice.considered == 1
-    assert choice.best_half_width == choose(one.pilots, one.place).half_width < choice.half_width
-    some = choose(asking(one, sizes=6), one.place).ladder
+    assert choice.best_half_width == choose_ladder(one.pilots, one.place).half_width < choice.half_width
+    some = choose_ladder(asking(one, sizes=6), one.place).ladder
     assert some.sizes == 6
     assert some.budgets >= 3
-    assert choose(asking(one, spread=1.7), one.place).ladder.spread == 1.7
-    assert choose(asking(one, budgets=4), one.place).ladder.step == HALF_DECADE
+    assert choose_ladder(asking(one, spread=1.7), one.place).ladder.spread == 1.7
+    assert choose_ladder(asking(one, budgets=4), one.place).ladder.step == HALF_DECADE
 
 
 def test_the_demos_ladder() -> None:
     """1e11, 3.16e11 and 1e12 for a target of 1e13: five sealed forecasts of the log rest on it."""
     asked = load(SPECS / "demo.yaml", Budget).evidence
     assert isinstance(asked, Pilots)
-    ladder = choose(asked, CASES["demo"].place).ladder
+    ladder = choose_ladder(asked, CASES["demo"].place).ladder
     assert ladder.rungs(1e13) == pytest.approx([1e11, 10**11.5, 1e12])
     assert (ladder.budgets, ladder.sizes, ladder.spread) == (3, 4, 1.3)
 
@@ -165,20 +169,20 @@ def test_the_demos_ladder() -> None:
 def test_chosen_ladders_are_sound_and_the_same_twice(name: str) -> None:
     """No size below the smallest shape, no more decades than the paper's, no budget that the prior does not know."""
     one = CASES[name]
-    ladder = choose(one.pilots, one.place).ladder
-    assert shortfall(ladder, one.place) == 0
-    assert ladder.step ** (ladder.budgets - 1) <= WIDEST * (1 + 1e-9)
+    ladder = choose_ladder(one.pilots, one.place).ladder
+    assert constraint_violation(ladder, one.place) == 0
+    assert ladder.step ** (ladder.budgets - 1) <= MAX_COMPUTE_RANGE * (1 + 1e-9)
     assert ladder.rungs(one.place.target_flop)[0] >= one.place.low_flop * (1 - 1e-9)
-    assert choose(one.pilots, one.place) == choose(one.pilots, one.place)
+    assert choose_ladder(one.pilots, one.place) == choose_ladder(one.pilots, one.place)
 
 
 def test_where_no_ladder_is_sound_the_one_that_oversteps_least_is_taken() -> None:
     """A target ten times the prior's smallest run."""
     one = CASES["demo"]
     place = replace(one.place, target_flop=3e11)
-    choice = choose(one.pilots, place)
-    least = min(shortfall(ladder, place) for ladder in candidates(one.pilots))
-    assert shortfall(choice.ladder, place) == pytest.approx(least)
+    choice = choose_ladder(one.pilots, place)
+    least = min(constraint_violation(ladder, place) for ladder in candidate_ladders(one.pilots))
+    assert constraint_violation(choice.ladder, place) == pytest.approx(least)
     assert least > 0
 
 
@@ -190,14 +194,14 @@ def test_the_papers_ladder_is_eight_times_ten() -> None:
     assert (len(rungs), paper.sizes) == (PAPER_BUDGETS, PAPER_SIZES) == (8, 10)
     assert rungs[0] == pytest.approx(1e17)
     assert rungs[-1] == pytest.approx(3.16e20, rel=1e-3)
-    assert all(ladder.step <= HALF_DECADE * (1 + 1e-9) for ladder in papers(one.pilots))
+    assert all(ladder.step <= HALF_DECADE * (1 + 1e-9) for ladder in paper_ladders(one.pilots))
 
 
 def test_a_band_is_as_narrow_as_predicted() -> None:
     """The forecast's own half-width on random surfaces, in the median within a fifth of what the choice was made by."""
     one = CASES["afternoon"]
     half, error, _ = np.array([study(one.ladders["chosen"], one.place, seed) for seed in range(6)]).T
-    assert np.median(half) == pytest.approx(choose(one.pilots, one.place).half_width, rel=0.2)
+    assert np.median(half) == pytest.approx(choose_ladder(one.pilots, one.place).half_width, rel=0.2)
     assert np.all(np.abs(error) < 2 * half)
 
 

@@ -3,7 +3,7 @@
 import math
 
 from planner.design.pilot_design import Ladder
-from planner.design.pilot_runs import pilot_requests, sizes
+from planner.design.pilot_runs import pilot_requests, pilot_shapes
 from specs.document.files import from_catalog
 from specs.law import Family, PublishedLaw
 
@@ -15,7 +15,7 @@ LADDER = Ladder(budgets=3, sizes=5, spread=2.0, step=math.sqrt(10.0), top=0.1)
 def test_sizes_are_different_and_surround_the_centre() -> None:
     """Even where the grid of legal widths is coarse."""
     for centre in (1.0e5, 4.4e5, 3e6):
-        found = [shape.flop_per_token for shape in sizes(TINY, 256, centre, LADDER)]
+        found = [shape.flop_per_token for shape in pilot_shapes(TINY, 256, centre, LADDER)]
         assert len(set(found)) == 5
         assert found == sorted(found)
         assert found[0] < centre < found[-1]
@@ -24,7 +24,7 @@ def test_sizes_are_different_and_surround_the_centre() -> None:
 def test_sizes_closer_than_legal_shapes_are_still_different() -> None:
     """Ten sizes a tenth apart at a budget whose optimum is below the smallest shape."""
     close = Ladder(budgets=3, sizes=10, spread=1.1, step=10.0, top=0.1)
-    found = sizes(TINY, 256, 2e4, close)
+    found = pilot_shapes(TINY, 256, 2e4, close)
     assert [shape.width for shape in found] == list(range(12, 52, 4))
 
 

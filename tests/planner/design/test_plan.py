@@ -13,7 +13,7 @@ import planner.cli
 from planner.cli import write_plan
 from planner.design.inputs import load_inputs
 from planner.design.model_shape import shape_for
-from planner.performance.batch_and_layout import choose_batch_and_layout, round_batch, shared_batch
+from planner.performance.batch_and_layout import choose_batch_and_layout, divisible_batch, round_batch
 from planner.performance.layout_search import NoLayoutError
 from planner.plan import make_plan
 from specs.cluster import Cluster
@@ -179,7 +179,7 @@ def test_devices_are_used_where_they_are_worth_having() -> None:
 )
 def test_batches_are_moved_so_that_devices_can_share_them(wanted: float, devices: int, batch: int) -> None:
     """By 5 % at most."""
-    assert shared_batch(wanted, devices) == batch
+    assert divisible_batch(wanted, devices) == batch
 
 
 def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(

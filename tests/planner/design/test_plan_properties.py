@@ -12,7 +12,7 @@ from planner.cli import write_plan
 from planner.design.allocation import Laws, published_surface
 from planner.design.inputs import PlanInputs, load_inputs
 from planner.design.target_run import find_target
-from planner.design.target_search import Search
+from planner.design.target_search import TargetSearch
 from specs.budget import Budget
 from specs.document.files import DocumentError, from_catalog, load
 from specs.law import PublishedLaw
@@ -60,7 +60,7 @@ def inputs(text: str, devices: int = 64) -> PlanInputs:
 def target(of: PlanInputs) -> PlannedRun | None:
     """The target run; None where it fits no layout, which is a refusal and not a plan."""
     try:
-        return find_target(Search(of, Laws(of.allocation, SURFACE))).planned
+        return find_target(TargetSearch(of, Laws(of.allocation, SURFACE))).planned
     except (DocumentError, FileNotFoundError):
         return None
 

@@ -128,7 +128,7 @@ def test_layouts_are_compared_by_the_best_of_them() -> None:
     ("ratio", "said"), [(None, ""), (1.5, "+50.00 %"), (0.3, "x 0.3"), (16.0, "x 16"), (0.9, "-10.00 %")]
 )
 def test_ratios_near_one_are_percentages(ratio: float | None, said: str) -> None:
-    assert cli.times(ratio) == said
+    assert cli.ratio_text(ratio) == said
 
 
 def test_the_command(

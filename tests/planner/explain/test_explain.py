@@ -9,8 +9,15 @@ import pytest
 
 from planner.design.inputs import load_inputs
 from planner.explain import cli
-from planner.explain.answer import Explanation, explain, why_of
-from planner.explain.fields import SHORT, NoFieldError, everything, find, root, say
+from planner.explain.answer import Explanation, explain, reason_of
+from planner.explain.fields import (
+    SHORT_NAMES,
+    NoFieldError,
+    descendants,
+    find_field,
+    format_value,
+    root_field,
+)
 from planner.plan import make_plan
 from planner.tables import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
@@ -50,7 +57,7 @@ def compared() -> LayoutChoice:
         limit_bytes=4 * 2.0**30,
         nearest_miss_bytes=2.0**20,
         nearest_miss=estimate(0.9, dp=2, micro_batch_sequences=8),
-        why="tp 1 saves the collectives of tp 2",
+        reason="tp 1 saves the collectives of tp 2",
     )
 
 
@@ -60,10 +67,10 @@ PLANS = {"frontier": FRONTIER, "fitted": FITTED, "pilots": PILOTS, "laid out": L
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
 def test_every_field_has_a_meaning_and_someone_who_settled_it(plan: Plan) -> None:
-    fields = [field for field in everything(root(plan)) if ".points." not in field.name]
+    fields = [field for field in descendants(root_field(plan)) if ".points." not in field.name]
     assert len(fields) > 100
     for field in fields:
-        why = why_of(plan, field)
+        why = reason_of(plan, field)
         assert field.text, field.name
         assert why.decided_by, field.name
     for field in fields[:: len(fields) // 20]:
@@ -257,8 +264,8 @@ def test_a_name_that_leads_nowhere_is_refused_with_near_ones(name: str, parts: S
 def test_the_labels_of_the_plans_own_table_lead_to_fields() -> None:
     """What `plan` prints can be asked for as it is printed there."""
     for label in [name for name, _ in rows(FRONTIER)]:
-        assert find(FRONTIER, label).name, label
-    assert find(FRONTIER, "learning rate").name == "runs.0.run.optim.peak_lr"
+        assert find_field(FRONTIER, label).name, label
+    assert find_field(FRONTIER, "learning rate").name == "runs.0.run.optim.peak_lr"
 
 
 @pytest.mark.parametrize(
@@ -266,8 +273,8 @@ def test_the_labels_of_the_plans_own_table_lead_to_fields() -> None:
     [
         ("guard", "the budget's field guard"),
         ("spike_deviations", "the budget's field guard"),
-        ("newest", "its keep"),
-        ("checkpoint_every_steps", "its checkpoint_every_steps"),
+        ("newest", "its retention"),
+        ("checkpoint_interval_steps", "its checkpoint_interval_steps"),
     ],
 )
 def test_what_keeps_a_run_safe_is_asked_for_like_anything_else(name: str, by: str) -> None:
@@ -281,18 +288,18 @@ def test_a_pipeline_of_chunks_is_counted_in_stages() -> None:
     )
 
 
-@pytest.mark.parametrize("short", [*SHORT, "loss", "allocation"])
+@pytest.mark.parametrize("short", [*SHORT_NAMES, "loss", "allocation"])
 def test_every_short_name_leads_to_a_field_of_every_plan(short: str) -> None:
     for plan in PLANS.values():
         if short != "allocation" or plan is not LAID_OUT:  # that sample's law has none
-            assert find(plan, short).name
+            assert find_field(plan, short).name
 
 
 def test_the_last_run_is_meant_where_no_other_is_named() -> None:
     last = len(PILOTS.runs) - 1
-    assert find(PILOTS, "lr").name == f"runs.{last}.run.optim.peak_lr"
-    assert find(PILOTS, "optim.peak_lr").name == f"runs.{last}.run.optim.peak_lr"
-    assert find(PILOTS, "cost.hours").name == f"runs.{last}.cost.hours"
+    assert find_field(PILOTS, "lr").name == f"runs.{last}.run.optim.peak_lr"
+    assert find_field(PILOTS, "optim.peak_lr").name == f"runs.{last}.run.optim.peak_lr"
+    assert find_field(PILOTS, "cost.hours").name == f"runs.{last}.cost.hours"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +309,7 @@ def test_the_last_run_is_meant_where_no_other_is_named() -> None:
         (1.5e12, ("run", "tokens"), "1.5T tokens"),
         (1e24, ("compute_flop",), "1e+24 FLOP"),
         (2.0**34, ("memory_bytes",), "16 GiB"),
-        (3600.0, ("checkpoint_every_s",), "1 h 0 min"),
+        (3600.0, ("checkpoint_interval_s",), "1 h 0 min"),
         (2.5, ("hours",), "2 h 30 min"),
         (1_360_054.0, ("dollars",), "$1,360,054"),
         (3.6e9, ("energy_j",), "1 MWh"),
@@ -314,7 +321,7 @@ def test_the_last_run_is_meant_where_no_other_is_named() -> None:
     ],
 )
 def test_values_are_said_with_their_unit(value: object, path: tuple[str, ...], said: str) -> None:
-    assert say(value, path) == said
+    assert format_value(value, path) == said
 
 
 def answered(

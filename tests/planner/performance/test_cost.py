@@ -140,7 +140,7 @@ def test_activations_of_gpt_are_korthikantis(t: int, sp: int, scores: int, expec
     """Table 2 of arXiv 2205.05198, in units of s b h."""
     a = gpt(96, 12288, 96)
     assert callable(expected)
-    assert cost.kept_bytes(a, t, sp, 2, scores) / a.width == pytest.approx(
+    assert cost.saved_activation_bytes(a, t, sp, 2, scores) / a.width == pytest.approx(
         expected(a.context, a.width, a.heads)
     )
 

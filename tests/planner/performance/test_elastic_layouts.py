@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from planner.design.inputs import load_inputs
 from planner.design.run_draft import DraftRequest, draft
-from planner.design.target_search import setting_of
-from planner.performance.elastic_layouts import with_fewer
+from planner.design.target_search import run_settings
+from planner.performance.elastic_layouts import with_fallback_layouts
 from planner.performance.layout_grid import grid_of
 from planner.performance.layout_search import LayoutProblem, NoLayoutError, UndividedBatchError, choose_layout
 from planner.performance.memory import memory_parts
@@ -34,7 +34,7 @@ TINY = ModelSpec(layers=2, width=32, heads=2, kv_heads=1, ffn=96, vocab=256, con
 def planned(model: ModelSpec, cluster: Cluster, batch: int | None = None) -> PlannedRun:
     """A run on all of the cluster, of a batch of so many sequences or the law's."""
     tokens = None if batch is None else batch * model.context
-    setting = replace(setting_of(FRONTIER), cluster=cluster)
+    setting = replace(run_settings(FRONTIER), cluster=cluster)
     return draft(setting, DraftRequest("target", "", 1e21, model, cluster.devices, batch_tokens=tokens))
 
 
@@ -69,11 +69,11 @@ def test_every_layout_is_legal_and_of_half_the_nodes(
         run = planned(model, cluster, batch)
     except (NoLayoutError, UndividedBatchError):
         return
-    found = with_fewer(run, cluster)
-    assert found == with_fewer(run, cluster)
-    assert found.model_copy(update={"fewer": ()}) == run
+    found = with_fallback_layouts(run, cluster)
+    assert found == with_fallback_layouts(run, cluster)
+    assert found.model_copy(update={"fallback_layouts": ()}) == run
     left = -(-run.execution.layout.devices // each)
-    for layout in found.fewer:
+    for layout in found.fallback_layouts:
         assert layout.problems(run.run.model, run.run.optim) == []
         needed, limit = memory_of(run, cluster, layout)
         assert needed <= limit
@@ -87,9 +87,9 @@ def test_the_frontier_run_is_halved_as_far_as_it_fits() -> None:
     """By the best layout of each half; the same plan again has the same bytes."""
     plan = make_plan(FRONTIER)
     (run,) = plan.runs
-    assert [layout.devices for layout in run.fewer] == [1024, 512, 256, 128, 64, 32]
+    assert [layout.devices for layout in run.fallback_layouts] == [1024, 512, 256, 128, 64, 32]
     spec = run.run
-    for layout in run.fewer:
+    for layout in run.fallback_layouts:
         batch = spec.optim.batch_sequences
         assert layout == choose_layout(spec.model, FRONTIER.cluster, layout.devices, batch, "bf16").layout
     with pytest.raises(NoLayoutError):
@@ -100,22 +100,22 @@ def test_the_frontier_run_is_halved_as_far_as_it_fits() -> None:
 def test_the_ranks_are_told_of_them() -> None:
     plan = make_plan(FRONTIER)
     (wanted,) = from_plan(plan, FRONTIER.out / "plan.target.yaml")
-    assert wanted.order.fewer == plan.runs[0].fewer != ()
+    assert wanted.order.fallback_layouts == plan.runs[0].fallback_layouts != ()
 
 
 @pytest.mark.parametrize("cluster", [nodes(H100, 1, 8), nodes(PLAIN, 1, 2), nodes(PLAIN, 1, 1)])
 def test_a_run_of_one_node_has_none(cluster: Cluster) -> None:
-    assert with_fewer(planned(SMALL, cluster), cluster).fewer == ()
+    assert with_fallback_layouts(planned(SMALL, cluster), cluster).fallback_layouts == ()
 
 
 def test_a_cluster_without_efficiencies_is_halved_too() -> None:
     cluster = nodes(PLAIN, 4, 2)
-    found = with_fewer(planned(TINY, cluster, 16), cluster).fewer
+    found = with_fallback_layouts(planned(TINY, cluster, 16), cluster).fallback_layouts
     assert [(layout.dp, layout.micro_batch_sequences) for layout in found] == [(4, 4), (2, 8)]
 
 
 def test_nodes_that_do_not_divide_the_batch_are_left_out() -> None:
     """14 sequences on seven nodes: three cannot share them, two can."""
     cluster = nodes(H100, 7, 2)
-    found = with_fewer(planned(TINY, cluster, 14), cluster).fewer
+    found = with_fallback_layouts(planned(TINY, cluster, 14), cluster).fallback_layouts
     assert [layout.devices for layout in found] == [4, 2]

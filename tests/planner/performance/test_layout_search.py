@@ -18,7 +18,7 @@ from planner.performance.layout_search import (
     compare_layouts,
     rank_layouts,
 )
-from planner.performance.pipeline_simulator import Simulator, Times, last_end, program
+from planner.performance.pipeline_simulator import PassTimes, Simulator, pipeline_end_s, timed_program
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.model import ModelSpec
@@ -79,7 +79,7 @@ def test_the_chosen_layout_fits_and_is_the_fastest() -> None:
     assert choice.nearest_miss_bytes == choice.nearest_miss.memory_bytes - choice.limit_bytes
     assert 0 < choice.nearest_miss_bytes < 40e9
     assert choice.nearest_miss.step_s < steps[0]
-    assert f"{steps[0]:.4g} s a step against {steps[1]:.4g} s" in choice.why
+    assert f"{steps[0]:.4g} s a step against {steps[1]:.4g} s" in choice.reason
     assert compare_layouts(SIXTY_SEVEN_B, H800, 512, 4608, "bf16") == choice
 
 
@@ -151,7 +151,7 @@ def test_simulation_is_the_timetable_of_the_lists(
     draw = random.Random(pp * 100 + chunks)
     forward = tuple(draw.uniform(0.5, 2) for _ in range(pp * chunks))
     backward = tuple(draw.uniform(1, 4) for _ in forward)
-    times = Times(forward, backward, transfer, 0.0)
+    times = PassTimes(forward, backward, transfer, 0.0)
     orders = [one_f_one_b(pp, rank, micro_batches, chunks) for rank in range(pp)]
     spans = timetable(
         orders,
@@ -159,7 +159,9 @@ def test_simulation_is_the_timetable_of_the_lists(
         lambda rank, work: (forward if work.kind == "forward" else backward)[work.chunk * pp + rank],
         transfer,
     )
-    assert last_end(program(pp, micro_batches, chunks), times) == max(span.end for span in spans.values())
+    assert pipeline_end_s(timed_program(pp, micro_batches, chunks), times) == max(
+        span.end for span in spans.values()
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,13 +177,13 @@ def test_long_steps_are_two_short_ones_and_their_difference(
 ) -> None:
     """Stages alike but for the last one's head: within a hundredth of the whole step."""
     forward = (*((1.0,) * (pp * chunks - 1)), 1 + head)
-    times = Times(forward, tuple(2 * t for t in forward), transfer, 0.0)
-    whole = last_end(program(pp, rounds * pp, chunks), times)
+    times = PassTimes(forward, tuple(2 * t for t in forward), transfer, 0.0)
+    whole = pipeline_end_s(timed_program(pp, rounds * pp, chunks), times)
     assert Simulator().pipeline_s(pp, rounds * pp, chunks, times) == pytest.approx(whole, rel=0.01)
 
 
 def test_a_blocking_engine_waits_for_its_transfers() -> None:
     """Megatron-LM's plain 1F1B sends and receives between works."""
-    quick, slow = (Times((1.0,) * 4, (2.0,) * 4, *transfer) for transfer in ((0.1, 0.0), (0.0, 0.1)))
+    quick, slow = (PassTimes((1.0,) * 4, (2.0,) * 4, *transfer) for transfer in ((0.1, 0.0), (0.0, 0.1)))
     assert Simulator().pipeline_s(4, 16, 1, slow) > Simulator().pipeline_s(4, 16, 1, quick)
-    assert Simulator().pipeline_s(1, 16, 1, Times((1.0,), (2.0,), 0.0, 0.0)) == 48
+    assert Simulator().pipeline_s(1, 16, 1, PassTimes((1.0,), (2.0,), 0.0, 0.0)) == 48

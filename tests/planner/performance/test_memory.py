@@ -82,7 +82,7 @@ def test_replicas_copy_small_gradients_into_buckets(changes: dict[str, Any], ran
 @pytest.mark.parametrize(("pp", "chunks"), [(2, 1), (4, 1), (8, 1), (2, 4), (3, 3), (4, 2), (8, 2)])
 def test_results_under_way_are_the_lists(pp: int, chunks: int) -> None:
     for rank in range(pp):
-        expected = memory.results_under_way(pp, rank, chunks)
+        expected = memory.tensors_in_flight(pp, rank, chunks)
         assert abs(under_way(pp, rank, chunks) - int(expected)) <= 1
 
 
@@ -93,7 +93,7 @@ def under_way(pp: int, rank: int, chunks: int) -> int:
     for step in script(orders, chunks, rank):
         if isinstance(step, list):
             sent = sum(transfer.kind == "send" for transfer in step)
-            leaving = min(leaving, memory.SENT_AT_ONCE - 1) + sent
+            leaving = min(leaving, memory.MAX_SENDS_IN_FLIGHT - 1) + sent
             coming |= {transfer.work for transfer in step if transfer.kind == "receive"}
             continue
         coming.discard(step)
@@ -113,14 +113,14 @@ def test_constants_are_the_engines() -> None:
     assert memory.BUCKET_BYTES == buckets.BUCKET_BYTES
     assert (memory.PIECES, memory.PIECE_BYTES) == (tensor_parallel.PIECES, tensor_parallel.PIECE_BYTES)
     assert memory.NORM_ROWS == triton_shapes._NORM_PROGRAMS
-    assert memory.SENT_AT_ONCE == pipeline_parallel._SENT_AT_ONCE + 1
+    assert memory.MAX_SENDS_IN_FLIGHT == pipeline_parallel._SENT_AT_ONCE + 1
 
 
 def same_bytes(model: ModelSpec, layout: Layout, rank: int) -> float:
     """State to a thousandth, as norms are left out; what passes hold at most, which is returned, within a twentieth."""
     batch = 2 * layout.pp * layout.dp * layout.micro_batch_sequences
     run = samples.run(model=model, optim=samples.optim(batch_sequences=batch), precision="bf16")
-    execution = Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
+    execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
     real = rehearse_rank(run, execution, rank * layout.tp, 2 * layout.pp).memory
     sizes = [len(blocks) for blocks in layout.blocks(model.layers)]
     grid, ends = grid_of(layout, model.layers, batch), (rank == 0, rank == layout.pp - 1)

@@ -20,7 +20,7 @@ from specs.pipeline_schedule import most_alive
 SEVEN_B = ModelSpec(layers=32, width=4096, heads=32, kv_heads=8, ffn=11008, vocab=102400, context=4096)
 H800 = from_catalog(Cluster, "h800-2048", None)
 A = architecture(SEVEN_B)
-ON = step_time.machine(H800, 2)
+ON = step_time.cluster_rates(H800, 2)
 
 
 def layout(**changes: object) -> Layout:
@@ -100,7 +100,7 @@ def test_what_costs_more() -> None:
     for worse in ({"overlaps_tensor": False}, {"overlaps_data": False}, {"fused": False}, {"flash": False}):
         slower = step_time.step_seconds(A, replace(OURS, **worse), ON, 2, grid)
         assert sum(slower.values()) > total(layout(tp=8, dp=2)), worse
-    h100 = step_time.machine(from_catalog(Cluster, "h100-64", None), 2)
+    h100 = step_time.cluster_rates(from_catalog(Cluster, "h100-64", None), 2)
     assert sum(step_time.step_seconds(A, OURS, h100, 2, grid).values()) < total(layout(tp=8, dp=2))
 
 
@@ -125,7 +125,7 @@ def test_alive_passes_are_the_pipelines(pp: int, interleave: int, turns: int, da
     interleave = interleave if pp > 1 else 1
     rank = data.draw(st.integers(0, pp - 1))
     expected = most_alive(pp, rank, turns * pp, interleave)
-    assert memory.alive_passes(pp, rank, turns * pp, interleave) == expected
+    assert memory.in_flight_passes(pp, rank, turns * pp, interleave) == expected
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
@@ -183,4 +183,4 @@ def test_the_papers_67b_is_cut_as_in_the_paper() -> None:
 
 def test_a_cluster_without_efficiencies_has_no_seconds() -> None:
     with pytest.raises(ValueError, match="laptop has no efficiency"):
-        step_time.machine(from_catalog(Cluster, "laptop", None), 4)
+        step_time.cluster_rates(from_catalog(Cluster, "laptop", None), 4)

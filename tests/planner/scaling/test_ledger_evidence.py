@@ -11,7 +11,7 @@ from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
 from planner.scaling.ledger_evidence import allocation, rate_check, read_evidence
-from planner.scaling.model_averaging import learn
+from planner.scaling.model_averaging import fit_mixture
 from planner.scaling.posterior import points
 from specs.budget import Budget
 from specs.data import Corpus, Split
@@ -152,7 +152,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
     train(workspace, planned(workspace), seed=0)
     fit = planned(workspace).fit
     assert fit is not None
-    known = learn(
+    known = fit_mixture(
         points(
             [p.flop_per_token for p in fit.points],
             [p.tokens for p in fit.points],

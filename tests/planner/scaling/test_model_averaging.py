@@ -13,9 +13,9 @@ from planner.scaling.model_averaging import (
     chosen_fit,
     chosen_form,
     compare_forms,
+    fit_mixture,
     forecast,
     forecast_loss,
-    learn,
 )
 from planner.scaling.posterior import Points, points, posterior
 from tests.support.paths import SHARED
@@ -190,7 +190,9 @@ def test_the_measured_sweep_lies_inside_up_to_ten_times_beyond(
     lowest: float, highest: float, target: float
 ) -> None:
     sweep = _sweep()
-    evidence = learn(sweep.take((sweep.flop > lowest * 0.99) & (sweep.flop < highest * 1.01)), draws=1000)
+    evidence = fit_mixture(
+        sweep.take((sweep.flop > lowest * 0.99) & (sweep.flop < highest * 1.01)), draws=1000
+    )
     there = np.flatnonzero(np.abs(sweep.flop / target - 1) < 0.01)
     planned = np.log(best_split(evidence, target)["size"].median)
     run = there[np.argmin(np.abs(np.log(sweep.size[there]) - planned))]
@@ -200,7 +202,7 @@ def test_the_measured_sweep_lies_inside_up_to_ten_times_beyond(
 
 def test_a_band_widens_with_distance_and_noise() -> None:
     form, params = _pilot_surface()
-    calm, noisy = (learn(_ladder(form, params, noise=noise), draws=1000) for noise in (0.003, 0.03))
+    calm, noisy = (fit_mixture(_ladder(form, params, noise=noise), draws=1000) for noise in (0.003, 0.03))
 
     def width(evidence: Mixture, flop: float) -> float:
         told = forecast(evidence, *_target(form, params, flop))
@@ -212,7 +214,7 @@ def test_a_band_widens_with_distance_and_noise() -> None:
 
 def test_more_budget_never_gives_a_worse_forecast() -> None:
     form, params = _pilot_surface()
-    evidence = learn(_ladder(form, params), draws=1000)
+    evidence = fit_mixture(_ladder(form, params), draws=1000)
     splits = [best_split(evidence, flop) for flop in np.geomspace(1e12, 1e15, 7)]
     medians = [forecast(evidence, split["size"].median, split["tokens"].median).median for split in splits]
     assert medians == sorted(medians, reverse=True)
@@ -249,9 +251,9 @@ def test_weak_evidence_is_flagged() -> None:
 def test_too_little_evidence_is_refused() -> None:
     form, params = _pilot_surface()
     with pytest.raises(ValueError, match="5 different runs at 1 budgets"):
-        learn(_ladder(form, params, (1e11,)))
+        fit_mixture(_ladder(form, params, (1e11,)))
     with pytest.raises(ValueError, match="6 different runs at 2 budgets; a forecast needs at least 7"):
-        learn(_ladder(form, params, BUDGETS[:2], sizes=3))
+        fit_mixture(_ladder(form, params, BUDGETS[:2], sizes=3))
 
 
 def test_same_runs_give_the_same_bytes() -> None:
