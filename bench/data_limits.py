@@ -6,21 +6,65 @@ from ../shared/data relative to the repository; skipped where absent.
 
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
+from planner.design.allocation import SERVING_SHARE
 from planner.scaling import laws
-from planner.scaling.data_constrained import Surface, effective_tokens, inference_optimum, overtrained
+from planner.scaling.data_constrained import effective_tokens
 from planner.scaling.fit import fit
+from planner.scaling.laws import Array, Form, optimum, value
 
 DATA = Path(__file__).parents[1].parent / "shared/data/datablations/c4_repeat_runs.csv"
 EPOCHS = ((1.01, 4.1), (4.1, 16.0), (16.0, 64.0))
-EPOCH = Surface(laws.STANDARD, (1.81722, 477.83, 2143.42, 0.34731, 0.36717), 6.0)
-"""The global optimum on Epoch's 240 rows (bench/laws.py)."""
 Row = tuple[str, str, str]
+_MOST_FLOP = 1e60
+"""Far beyond any budget: where a law's loss has come down to its floor."""
+_HALVINGS = 200
+"""A bisection in logarithms is at the last digit of a float long before."""
+
+
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law of size and tokens with its constants."""
+
+    form: Form
+    params: tuple[float, ...]
+    """In the order of form.constants."""
+    cost_per: float
+    """FLOP that a unit of size costs per trained token: 6 for parameters, 1 for FLOP per token."""
+
+    def loss(self, size: ArrayLike, tokens: ArrayLike) -> Array:
+        """Nats per token."""
+        return value(self.form, self.params, size, tokens)
+
+    def best(self, flop: float) -> tuple[float, float, float]:
+        """The compute-optimal size, tokens and loss."""
+        size, tokens, loss = optimum(self.form, self.params, flop, self.cost_per)
+        return float(size), float(tokens), float(loss)
+
+
+EPOCH = FittedLaw(laws.STANDARD, (1.81722, 477.83, 2143.42, 0.34731, 0.36717), 6.0)
+"""The global optimum on Epoch's 240 rows (bench/laws.py)."""
+
+
+@dataclass(frozen=True)
+class Overtrained:
+    """A run with more tokens per size than its compute would choose."""
+
+    size: float
+    tokens: float
+    loss: float
+    """Nats per token."""
+    penalty: float
+    """Nats per token above the compute-optimal run of the same compute."""
+    wasted: float
+    """Share of the compute that a compute-optimal run of the same loss would save."""
 
 
 def main() -> None:
@@ -54,6 +98,64 @@ def arithmetic_rows() -> Iterator[Row]:
         ".0044 nats, 16 %",
         f"{four.penalty:.4f} nats, {four.wasted:.1%}",
     )
+
+
+def flop_for_loss(law: FittedLaw, loss: float) -> float:
+    """The least compute that reaches a loss; ValueError where none does."""
+    lowest = law.best(_MOST_FLOP)[2]
+    if loss <= lowest:
+        raise ValueError(f"no compute reaches {loss:.4g} nats/token: this law ends at {lowest:.4g}")
+    low, high = 0.0, float(np.log(_MOST_FLOP))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if law.best(float(np.exp(middle)))[2] > loss else (low, middle)
+    return float(np.exp(high))
+
+
+def inference_optimum(law: FittedLaw, compute_flop: float, served_tokens: float) -> tuple[float, float]:
+    """Size and tokens that reach the compute-optimal loss of `compute_flop` at the lowest cost of training and serving.
+
+    Minimises cost_per X (D + S/3) at that loss. The training alone then costs more than `compute_flop`, and serving
+    less than it would have. For laws of two power terms.
+    """
+    if served_tokens < 0:
+        raise ValueError(f"served tokens {served_tokens} must not be negative")
+    _, fewest, loss = law.best(compute_flop)
+    if served_tokens == 0:
+        return law.best(compute_flop)[:2]
+    low, high = np.log(fewest), np.log(fewest) + 60.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        tokens = float(np.exp(middle))
+        above = float(law.loss(_served_size(law, tokens, served_tokens), tokens)) > loss
+        low, high = (middle, high) if above else (low, middle)
+    tokens = float(np.exp((low + high) / 2))
+    return _served_size(law, tokens, served_tokens), tokens
+
+
+def _served_size(law: FittedLaw, tokens: float, served: float) -> float:
+    """The size at which a per cent of cost gains the same spent on size as on tokens.
+
+    alpha A X**-alpha = beta B D**-beta (1 + S / 3D), whatever function of the two terms' sum the loss is.
+    """
+    known = dict(zip(law.form.constants, law.params, strict=True))
+    alpha, beta = known["alpha"], known.get("beta", known["alpha"])
+    slope = beta * known["B"] * tokens**-beta * (1 + SERVING_SHARE * served / tokens)
+    return float((alpha * known["A"] / slope) ** (1 / alpha))
+
+
+def overtrained(law: FittedLaw, compute_flop: float, factor: float) -> Overtrained:
+    """The run of the same compute with `factor` times the optimum's tokens per size (below 1: with fewer).
+
+    Four times costs .0044 nats at 1e24 FLOP on Epoch's constants, worth 16 % of the compute.
+    """
+    if factor <= 0:
+        raise ValueError(f"the factor on tokens per size is {factor}; it must be positive")
+    size, tokens, best = law.best(compute_flop)
+    size, tokens = size / factor**0.5, tokens * factor**0.5
+    loss = float(law.loss(size, tokens))
+    wasted = 1 - flop_for_loss(law, loss) / compute_flop
+    return Overtrained(size=size, tokens=tokens, loss=loss, penalty=loss - best, wasted=max(wasted, 0.0))
 
 
 def repeat_rows() -> Iterator[Row]:

@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from planner.scaling.fit import FormFit, resampled_counts
+from bench.bootstrap import resampled_counts
+from planner.scaling.fit import FormFit
 from planner.scaling.laws import Array
 
 CHINCHILLA_GRID = {

@@ -17,23 +17,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals, resampled_counts
 from bench.coverage import coverage_rows
 from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
 from bench.parquet import numeric_columns
 from planner.scaling import laws
-from planner.scaling.fit import (
-    FormFit,
-    bootstrap,
-    constant_intervals,
-    fit,
-    objective,
-    optimum_intervals,
-    resampled_counts,
-)
+from planner.scaling.fit import FormFit, fit
 from planner.scaling.isoflop import power_laws, profiles
 from planner.scaling.laws import Array
 from planner.scaling.levenberg_marquardt import HUBER_DELTA, huber
-from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, forecast, learn
+from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, fit_mixture, forecast
 from planner.scaling.posterior import Points, points
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
@@ -209,11 +202,11 @@ def held_out_rows(quick: bool) -> Iterator[Row]:
         form = chosen_form(compare_forms(runs))
         goal, chosen = f"<= 1.1x of {reference}", f"{singles[form.name]:.2f} ({form.name})"
         yield f"{name}: form chosen on the {len(below[2])} runs below", goal, chosen
-        evidence = learn(runs)
+        evidence = fit_mixture(runs)
         told = [forecast(evidence, size, tokens) for size, tokens in zip(above[0], above[1], strict=True)]
         errors = [100 * abs(np.log(t.median / loss)) for t, loss in zip(told, above[2], strict=True)]
-        inside = sum(t.low95 < loss < t.high95 for t, loss in zip(told, above[2], strict=True))
-        width = np.mean([50 * np.log(t.high95 / t.low95) for t in told])
+        inside = sum(t.low_95 < loss < t.high_95 for t, loss in zip(told, above[2], strict=True))
+        width = np.mean([50 * np.log(t.high_95 / t.low_95) for t in told])
         covered, total = covered + inside, total + len(told)
         yield f"{name}: weighted forecast", goal, f"{np.mean(errors):.2f}"
         yield f"{name}: held-out runs inside 95 %", "", f"{inside} of {len(told)}, +-{width:.2f} %"

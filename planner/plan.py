@@ -1,7 +1,8 @@
-"""Budget + evidence -> Plan. The whole planner on one screen; every step's arithmetic lives in the room it names.
+"""Budget + evidence -> Plan. The whole planner on one screen; each step's arithmetic is in the module that it calls.
 
-A published law answers at once. A budget that rests on pilots gets the pilots first; when all of them are audited in
-the ledger, the same call gives the target run with its forecast. The plan is sealed: its last field hashes the rest.
+A budget on a published law gets the target run at once. A budget on pilots gets the pilots first; once all of them are
+audited in the ledger, the same call gives the target run with its forecast. A plan is sealed: its last field hashes the
+rest.
 """
 
 import hashlib
@@ -23,8 +24,7 @@ from planner.design.run_draft import draft
 from planner.design.target_run import Target, find_target, target_compute
 from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
-from planner.scaling import data_constrained, forecast
-from planner.scaling import ledger_evidence as ledger_evidence
+from planner.scaling import forecast, ledger_evidence
 from specs.budget import Inference, Optimal, Pilots, Published
 from specs.document.base import canonical_json
 from specs.document.files import load
@@ -34,7 +34,7 @@ from specs.record import LedgerRecord
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
-    """The plan that the evidence supports now; DocumentError where there is none."""
+    """The plan that the evidence supports now; DocumentError where it supports none."""
     if isinstance(inputs.budget.evidence, Published):
         return _plan_from_published_law(inputs)
     return _plan_from_ledger(inputs, inputs.budget.evidence)
@@ -44,44 +44,44 @@ def _plan_from_published_law(inputs: PlanInputs) -> Plan:
     surface = None if inputs.loss_law is None else published_surface(inputs.loss_law)
     laws = Laws(inputs.law.allocation, surface)
     target = find_target(TargetSearch(inputs, laws))
-    told = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
-    return _target_plan(inputs, laws, target, told, None, ())
+    no_forecast = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
+    return _target_plan(inputs, laws, target, no_forecast, None, ())
 
 
 def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     prior = feasibility.prior_allocation(inputs)
-    bought = _pilots(inputs, evidence, prior)
-    assert inputs.corpus is not None  # a budget with pilots over declared text is refused when it is read
-    found = ledger_evidence.read_evidence(
-        inputs.ledger, inputs.corpus.digest, inputs.family.context, inputs.budget.precision, bought.below_flop
+    pilots = _pilots(inputs, evidence, prior)
+    assert inputs.corpus is not None  # loading refuses a budget with pilots on declared text
+    audited = ledger_evidence.read_evidence(
+        inputs.ledger, inputs.corpus.digest, inputs.family.context, inputs.budget.precision, pilots.below_flop
     )
-    missing = found.lacks([run.run.fingerprint() for run in bought.runs])
+    missing = audited.missing([run.run.fingerprint() for run in pilots.runs])
     if missing:
-        of = f"{len(missing)} of {len(bought.runs)}"
-        reason = f"{of} pilots are not audited yet: run this plan, audit it, and plan again"
-        return _pilot_plan(inputs, bought, NoForecast(reason=reason))
-    points = ledger_evidence.points(found, inputs.family.min_steps)
+        of = f"{len(missing)} of {len(pilots.runs)}"
+        reason = f"{of} pilots are not audited yet; run this plan, audit it, and plan the budget again"
+        return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
+    points = ledger_evidence.points(audited, inputs.family.min_steps)
     feasibility.check_points(inputs, points)
     minima = forecast.minima(points)
-    feasibility.check_minima(inputs, minima, bought.ladder)
+    feasibility.check_minima(inputs, minima, pilots.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
-    rate = ledger_evidence.rate_check(found)
+    rate = ledger_evidence.rate_check(audited)
     laws = Laws(allocation, _ledger_loss_surface(inputs, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(TargetSearch(inputs, laws, multiple))
-    told = forecast.from_ledger(points, found.pilots, target.planned, inputs.unique_tokens)
+    result = forecast.from_ledger(points, audited.pilots, target.planned, inputs.unique_tokens)
     fit = LawFit(
         points=points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
         allocation=allocation,
         allocation_basis=basis,
-        forms=told.forms,
-        held_out_error=told.held_out_error,
-        optimum=told.optimum,
+        forms=result.forms,
+        held_out_error=result.held_out_error,
+        optimum=result.optimum,
         rate_check=rate,
-        flags=told.flags,
+        flags=result.flags,
     )
-    return _target_plan(inputs, laws, target, told.forecast, fit, found.pilots + found.rates)
+    return _target_plan(inputs, laws, target, result.forecast, fit, audited.pilots + audited.rates)
 
 
 @dataclass(frozen=True)
@@ -89,63 +89,62 @@ class _Pilots:
     """The pilots of a budget."""
 
     below_flop: float
-    """The target's compute; infinite where only the ledger's law can tell it."""
+    """Compute of the target; infinite for a target loss, whose compute only the ledger's law gives."""
     runs: tuple[PlannedRun, ...]
     ladder: LadderChoice | None
     preview: PlannedRun | None
-    """The target as the prior has it; None where the pilots are sealed already."""
+    """The target run by the prior law; None where the pilots are sealed already."""
 
 
 def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
-    """The pilots of a target that must be possible, as the prior has it, before they are bought. None for a loss, whose
-    compute only the ledger's law can tell.
+    """The pilots of a budget: as sealed in plan.pilots.yaml, whatever code or catalog are now, or newly drafted.
 
-    The pilots are as they were sealed, whatever code or catalog say now, or drafted where there is no plan yet.
+    New pilots are drafted only if the prior law gives a feasible target. A budget in loss has no pilots of its own.
     """
     if inputs.budget.loss is not None:
         return _Pilots(math.inf, (), None, None)
-    optimal = TargetSearch(inputs, Laws(prior, None)).asking(objective=Optimal(kind="optimal"))
+    optimal = TargetSearch(inputs, Laws(prior, None)).with_budget(objective=Optimal(kind="optimal"))
     sealed = inputs.out / "plan.pilots.yaml"
     if sealed.exists():
-        there = load(sealed, Plan)
-        return _Pilots(target_compute(optimal), there.runs, there.ladder, None)
+        plan = load(sealed, Plan)
+        return _Pilots(target_compute(optimal), plan.runs, plan.ladder, None)
     preview = find_target(optimal).planned
     compute = preview.budget_flop
-    place = pilot_setting(
+    setting = pilot_setting(
         compute, prior, inputs.hyper, inputs.family, inputs.vocab, inputs.law.compute_low_flop, evidence.reach
     )
-    choice = choose_ladder(evidence, place)
-    feasibility.check_pilot_reach(inputs, evidence, choice.ladder)
-    wanted = pilot_runs.pilot_requests(
-        choice.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
+    design = choose_ladder(evidence, setting)
+    feasibility.check_pilot_reach(inputs, evidence, design.ladder)
+    requests = pilot_runs.pilot_requests(
+        design.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
     )
     runs = tuple(
-        with_fallback_layouts(draft(run_settings(inputs), request), inputs.cluster) for request in wanted
+        with_fallback_layouts(draft(run_settings(inputs), request), inputs.cluster) for request in requests
     )
-    return _Pilots(compute, runs, choice.document(compute), preview)
+    return _Pilots(compute, runs, design.to_document(compute), preview)
 
 
 def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
-    """The loss surface that the ledger's runs choose; fitted only where the budget needs one."""
+    """The best loss law of the ledger's runs, fitted on all of them; None where the budget needs none."""
     if inputs.budget.loss is None and not isinstance(inputs.budget.objective, Inference):
         return None
     fitted = forecast.best_loss_fit(points)
-    law = data_constrained.Surface(fitted.form, tuple(fitted.params.tolist()), fitted.cost_per)
-    return Surface(f"{fitted.form.name} (fitted on the ledger)", law, "flop_per_token")
+    name = f"{fitted.form.name} (fitted on the ledger)"
+    return Surface(name, "flop_per_token", fitted.form, tuple(fitted.params.tolist()))
 
 
-def _pilot_plan(inputs: PlanInputs, bought: _Pilots, told: NoForecast) -> Plan:
-    preview, ladder, runs = bought.preview, bought.ladder, bought.runs
-    said = [] if preview is None else [prior_target_note(preview, inputs.law)]
-    said += [] if ladder is None else [ladder_note(ladder)]
+def _pilot_plan(inputs: PlanInputs, pilots: _Pilots, no_forecast: NoForecast) -> Plan:
+    preview, ladder, runs = pilots.preview, pilots.ladder, pilots.runs
+    design_notes = [] if preview is None else [prior_target_note(preview, inputs.law)]
+    design_notes += [] if ladder is None else [ladder_note(ladder)]
     return _seal(
         inputs,
         phase="pilots",
         fit=None,
         runs=runs,
         ladder=ladder,
-        forecast=told,
-        notes=(*said, *notes(inputs, runs)),
+        forecast=no_forecast,
+        notes=(*design_notes, *notes(inputs, runs)),
     )
 
 
@@ -153,7 +152,7 @@ def _target_plan(
     inputs: PlanInputs,
     laws: Laws,
     target: Target,
-    told: Forecast | NoForecast,
+    loss_forecast: Forecast | NoForecast,
     fit: LawFit | None,
     records: Sequence[LedgerRecord],
 ) -> Plan:
@@ -165,13 +164,13 @@ def _target_plan(
         runs=(with_fallback_layouts(target.planned, inputs.cluster),),
         layouts=target.layouts,
         hypers=hypers,
-        forecast=told,
+        forecast=loss_forecast,
         notes=notes(inputs, (target.planned,), laws, hypers),
     )
 
 
-def _seal(inputs: PlanInputs, **found: Any) -> Plan:
-    """The plan of what was found, with what it rests on, under its seal."""
+def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
+    """The sealed plan: these fields, and what every plan of these inputs has in common."""
     unsealed = Plan.model_construct(
         kind="plan",
         budget=inputs.budget,
@@ -181,7 +180,7 @@ def _seal(inputs: PlanInputs, **found: Any) -> Plan:
         law=inputs.law,
         code=code(),
         seal="0" * 64,
-        **found,
+        **fields,
     )
     return Plan.model_validate_json(canonical_json(unsealed.plain() | {"seal": seal_of(unsealed)}))
 

@@ -20,14 +20,16 @@ from typing import Literal
 import numpy as np
 
 from planner.design.model_shape import shape_for
-from planner.scaling import data_constrained
-from planner.scaling.data_constrained import SERVING_SHARE
-from planner.scaling.laws import Array, columns, value
+from planner.scaling.laws import STANDARD, Array, Form, columns, value
 from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
 from specs.law import Allocation, Family, PublishedLaw
 from specs.model import ModelSpec
 
 SizeName = Literal["flop_per_token", "block_params", "params"]
+SERVING_SHARE = 1 / 3
+"""FLOP of reading or writing a token over those of training on it: 2 N against 6 N (Sardana et al. 2023,
+arXiv 2401.00448, section 2)."""
+_FLOP_PER_SIZE: dict[SizeName, float] = {"flop_per_token": 1.0, "block_params": 6.0, "params": 6.0}
 _HALVINGS = 60
 _STEP = 1e-4
 """Step in log size and log tokens for the surface's slopes: errors of 1e-8 and of rounding are both small."""
@@ -43,9 +45,16 @@ class Surface:
 
     name: str
     """What it is called, for messages."""
-    law: data_constrained.Surface
     size: SizeName
     """What its X is."""
+    form: Form
+    params: tuple[float, ...]
+    """In the order of form.constants."""
+
+    @property
+    def cost_per(self) -> float:
+        """FLOP that a unit of X costs per trained token."""
+        return _FLOP_PER_SIZE[self.size]
 
     def measure(self, shape: ModelSpec) -> float:
         """X of a shape."""
@@ -57,7 +66,7 @@ class Surface:
 
     def best_size(self, compute_flop: float, served_tokens: float = 0.0) -> float:
         """X of the run of this compute that is cheapest to train and to serve; NoOptimumError where there is none."""
-        product = compute_flop / self.law.cost_per
+        product = compute_flop / self.cost_per
 
         def too_small(log_size: float) -> bool:
             on_size, on_tokens = self._slopes(log_size, math.log(product) - log_size)
@@ -84,8 +93,7 @@ class Surface:
         return float(loss[0] - loss[1]), float(loss[2] - loss[3])
 
     def _losses(self, size: Array, tokens: Array) -> Array:
-        form = self.law.form
-        return value(form, self.law.params, *columns(form, size, tokens, self.law.cost_per))
+        return value(self.form, self.params, *columns(self.form, size, tokens, self.cost_per))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ def published_surface(law: PublishedLaw) -> Surface | None:
     """The loss surface that a law prints; None where it prints none."""
     if law.loss is None:
         return None
-    return Surface(law.name, data_constrained.surface(law.loss), law.loss.size)
+    loss = law.loss
+    return Surface(law.name, loss.size, STANDARD, (loss.E, loss.A, loss.B, loss.alpha, loss.beta))
 
 
 def shape_for_objective(

@@ -29,7 +29,7 @@ class Form:
 
     name: str
     variables: tuple[str, ...]
-    """("X", "D") for a law of size and tokens, ("C",) of compute, ("X", "C") of size and compute."""
+    """("X", "D") for a law of size and tokens, ("X", "C") of size and compute."""
     constants: tuple[str, ...]
     """Names, in the order of every parameter vector of this form."""
     powers: tuple[tuple[str, str | float, str], ...]
@@ -44,11 +44,6 @@ class Form:
         """Position of a constant in this form's parameter vectors."""
         return self.constants.index(constant)
 
-    @property
-    def has_floor(self) -> bool:
-        """Whether the law has an irreducible loss E."""
-        return "E" in self.constants
-
 
 def _standard(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any, beta: Any) -> Any:
     return E + A * X**-alpha + B * D**-beta
@@ -60,14 +55,6 @@ def _tied(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any) -> Any:
 
 def _coupled(X: Any, D: Any, E: Any, A: Any, B: Any, alpha: Any, beta: Any, k: Any) -> Any:
     return E + (A * X**-alpha + B * D**-beta) ** k
-
-
-def _frontier(C: Any, E: Any, K: Any, gamma: Any) -> Any:
-    return E + K * C**-gamma
-
-
-def _frontier_without_floor(C: Any, K: Any, gamma: Any) -> Any:
-    return K * C**-gamma
 
 
 def _valley(X: Any, C: Any, E: Any, K: Any, gamma: Any, Q: Any, a: Any, kappa: Any) -> Any:
@@ -116,22 +103,6 @@ COUPLED = Form(
     _coupled,
     "Kaplan et al. 2020 (arXiv 2001.08361), Eq. 1.5, with a floor",
 )
-FRONTIER = Form(
-    "frontier",
-    ("C",),
-    ("E", "K", "gamma"),
-    (("K", "gamma", "C"),),
-    _frontier,
-    "Henighan et al. 2020 (arXiv 2010.14701), Eq. 1.1, in compute",
-)
-FRONTIER_WITHOUT_FLOOR = Form(
-    "frontier without floor",
-    ("C",),
-    ("K", "gamma"),
-    (("K", "gamma", "C"),),
-    _frontier_without_floor,
-    "Kaplan et al. 2020 (arXiv 2001.08361), Eq. 1.3",
-)
 VALLEY = Form(
     "isoFLOP valley",
     ("X", "C"),
@@ -139,18 +110,8 @@ VALLEY = Form(
     (("K", "gamma", "C"), ("Q", "a", "C"), ("Q", -1.0, "X")),
     _valley,
     "the isoFLOP parabolas of all budgets at once: DeepSeek LLM (arXiv 2401.02954), section 3.2, with one "
-    "curvature kappa, minima X* = C**a / Q and the frontier above as their depth",
+    "curvature kappa, minima X* = C**a / Q and the frontier K * C**-gamma above E as their depth",
 )
-SURFACES = (STANDARD, TIED, COUPLED)
-FORMS = (*SURFACES, VALLEY, FRONTIER, FRONTIER_WITHOUT_FLOOR)
-
-
-def form_named(name: str) -> Form:
-    """The form of that name; ValueError with the known names otherwise."""
-    for form in FORMS:
-        if form.name == name:
-            return form
-    raise ValueError(f"no law is called {name!r}; known laws: {', '.join(form.name for form in FORMS)}")
 
 
 def columns(form: Form, size: ArrayLike, tokens: ArrayLike, cost_per: float = 1.0) -> tuple[Array, ...]:
@@ -225,8 +186,8 @@ def log_gradient(form: Form, log_params: Array, variables: tuple[Array, ...]) ->
 
 
 @cache
-def _optimal_log_size(form: Form) -> Any:
-    """log X* as sympy in (log T, log cost_per, constants), where T = X * D is what the budget buys.
+def _optimal_log_size(form: Form) -> Callable[..., Any]:
+    """log X* as a function of (log T, log cost_per, constants), where T = X * D is what the budget buys.
 
     At the optimum a per cent more size and a per cent fewer tokens change nothing. For a law of X and D that
     is X dL/dX = D dL/dD, in logarithms linear in log X whatever function of the two power terms' sum the loss
@@ -234,8 +195,7 @@ def _optimal_log_size(form: Form) -> Any:
     """
     import sympy
 
-    variables, _, loss = _symbols(form)
-    size, other = variables
+    (size, other), constants, loss = _symbols(form)
     log_size, log_product, log_cost = sympy.symbols("log_X log_T log_c", real=True)
     if form.variables == ("X", "C"):
         at = {size: sympy.exp(log_size), other: sympy.exp(log_product + log_cost)}
@@ -246,15 +206,8 @@ def _optimal_log_size(form: Form) -> Any:
         ratio = sympy.simplify(size * sympy.diff(loss, size) / (other * sympy.diff(loss, other)))
         balance = sympy.expand(sympy.expand_log(sympy.log(ratio.subs(at, simultaneous=True)), force=True))
     (solution,) = sympy.solve(balance, log_size)
-    return sympy.simplify(solution), log_product, log_cost
-
-
-@cache
-def _optimum_function(form: Form) -> Callable[..., Any]:
-    import sympy
-
-    solution, log_product, log_cost = _optimal_log_size(form)
-    return sympy.lambdify([log_product, log_cost, *_symbols(form)[1]], solution, modules="numpy")  # type: ignore[no-any-return]
+    arguments = [log_product, log_cost, *constants]
+    return sympy.lambdify(arguments, sympy.simplify(solution), modules="numpy")  # type: ignore[no-any-return]
 
 
 def optimum(
@@ -262,26 +215,16 @@ def optimum(
 ) -> tuple[Array, Array, Array]:
     """The size, tokens and loss of the best run with cost_per * X * D = flop.
 
-    `params` is (..., constants), `flop` any shape; each result is params.shape[:-1] + flop.shape. A law of
-    compute has no split to optimise: ValueError.
+    `params` is (..., constants), `flop` any shape; each result is params.shape[:-1] + flop.shape.
     """
-    if "X" not in form.variables:
-        raise ValueError(f"the {form.name} law knows compute only and cannot split it into size and tokens")
     stacked, budgets = np.asarray(params, float), np.asarray(flop, float)
     spread = stacked.reshape(stacked.shape[:-1] + (1,) * budgets.ndim + stacked.shape[-1:])
     constants = np.moveaxis(spread, -1, 0)
     product = budgets / cost_per
-    size = np.exp(_optimum_function(form)(np.log(product), np.log(cost_per), *constants))
+    size = np.exp(_optimal_log_size(form)(np.log(product), np.log(cost_per), *constants))
     tokens = product / size
     loss = form.expression(*columns(form, size, tokens, cost_per), *constants)
     return size, tokens, np.asarray(loss, float)
-
-
-def optimal_exponents(form: Form, params: ArrayLike) -> tuple[Array, Array]:
-    """(a, b) of X* ~ C**a, D* ~ C**b: a = beta / (alpha + beta) and b = 1 - a; 1/2 each when tied."""
-    (low, _, _), (high, _, _) = (optimum(form, params, flop) for flop in (1.0, np.e))
-    on_size = np.log(high) - np.log(low)
-    return on_size, 1 - on_size
 
 
 def latex(form: Form, size_symbol: str = "M") -> str:
@@ -291,13 +234,3 @@ def latex(form: Form, size_symbol: str = "M") -> str:
     _, _, loss = _symbols(form)
     named = loss.subs(sympy.Symbol("X", positive=True), sympy.Symbol(size_symbol, positive=True))
     return f"L = {sympy.latex(named)}"
-
-
-def optimum_latex(form: Form, size_symbol: str = "M") -> str:
-    """The compute-optimal size as LaTeX, in T = X * D (C for M, C/6 for N)."""
-    import sympy
-
-    solution, log_product, log_cost = _optimal_log_size(form)
-    amount = sympy.Symbol("T", positive=True)
-    size = sympy.exp(solution.subs({log_product: sympy.log(amount), log_cost: 0}))
-    return f"{size_symbol}^* = {sympy.latex(sympy.simplify(size))}"

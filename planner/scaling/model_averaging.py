@@ -40,7 +40,7 @@ class HeldOutScore:
     """How a law predicts budgets larger than those it was fitted on."""
 
     form: Form
-    heldout_error: float
+    held_out_error: float
     """Mean |log L measured - predicted| over the cuts' held-out runs, each cut counting the same."""
     behind_best: float
     """How much worse than the best law."""
@@ -56,8 +56,8 @@ class MixtureMember:
     form: Form
     weight: float
     median: float
-    low95: float
-    high95: float
+    low_95: float
+    high_95: float
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class MixtureForecast:
     size: float
     tokens: float
     median: float
-    low50: float
-    high50: float
-    low95: float
-    high95: float
+    low_50: float
+    high_50: float
+    low_95: float
+    high_95: float
     members: tuple[MixtureMember, ...]
     floor: FloorEffect
     noise_sd: float
@@ -87,7 +87,7 @@ class MixtureForecast:
     """Standard deviation of log L that the distance adds."""
     extrapolation: float
     """Target compute over the largest compute that was run; at least 1."""
-    heldout_error: float | None
+    held_out_error: float | None
     """Mean |log L measured - forecast| of the weighted laws on held-out larger budgets; None without any."""
     flags: tuple[str, ...]
     """What weakens the evidence: short runs, minima that are not bracketed, few budgets."""
@@ -104,7 +104,7 @@ class Mixture:
     """(draws,) the law that each draw of the mixture comes from."""
     discrepancy: NoiseScale
     """What laws miss per decade of compute beyond their runs, in log L."""
-    heldout_error: float | None
+    held_out_error: float | None
     seed: int
 
     def mixed(self, per_law: Sequence[Array]) -> Array:
@@ -145,26 +145,26 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[Hel
     scores = [
         HeldOutScore(
             form=form,
-            heldout_error=float(share @ error),
+            held_out_error=float(share @ error),
             behind_best=float(share @ (error - best)),
             behind_best_sd=_clustered_sd(share * (error - best), cluster),
             cuts=len(cuts),
         )
         for form, error in errors.items()
     ]
-    return tuple(sorted(scores, key=lambda score: score.heldout_error))
+    return tuple(sorted(scores, key=lambda score: score.held_out_error))
 
 
-def chosen_form(scores: Sequence[HeldOutScore], forms: Sequence[Form] = CANDIDATES) -> Form:
+def chosen_form(scores: Sequence[HeldOutScore]) -> Form:
     """The law with the fewest constants within one standard error of the best (Breiman et al. 1984); among
     equals the best.
 
     Without scores, the law with the fewest constants.
     """
     if not scores:
-        return forms[0]
+        return CANDIDATES[0]
     close = [score for score in scores if score.behind_best <= score.behind_best_sd]
-    return min(close, key=lambda score: (len(score.form.constants), score.heldout_error)).form
+    return min(close, key=lambda score: (len(score.form.constants), score.held_out_error)).form
 
 
 def chosen_fit(runs: Points) -> FormFit:
@@ -221,7 +221,7 @@ def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
     generator = np.random.Generator(np.random.PCG64([evidence.seed, 1]))
     missed = evidence.discrepancy.draw(generator, len(centre)) * decades
     total = centre + np.hypot(missed, noise) * generator.standard_normal(len(centre))
-    low95, low50, median, high50, high95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
+    low_95, low_50, median, high_50, high_95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
     members = tuple(
         MixtureMember(law.form, float(weight), *_median_and_95(log_loss))
         for law, weight, log_loss in zip(evidence.laws, evidence.weights, log_losses, strict=True)
@@ -230,23 +230,23 @@ def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
         size=size,
         tokens=tokens,
         median=median,
-        low50=low50,
-        high50=high50,
-        low95=low95,
-        high95=high95,
+        low_50=low_50,
+        high_50=high_50,
+        low_95=low_95,
+        high_95=high_95,
         members=members,
         floor=_floor_effect(evidence.mixed([law.constant("E") for law in evidence.laws]), centre),
         noise_sd=float(np.median(noise)),
         discrepancy_sd=evidence.discrepancy.median * decades,
         extrapolation=10**decades,
-        heldout_error=evidence.heldout_error,
+        held_out_error=evidence.held_out_error,
         flags=flags(evidence.runs),
     )
 
 
 def best_split(evidence: Mixture, flop: float) -> dict[str, DrawInterval]:
-    """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over all
-    weighted laws."""
+    """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over
+    all weighted laws."""
     splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]
     size, tokens, loss = (evidence.mixed(column) for column in zip(*splits, strict=True))
     quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}

@@ -7,6 +7,7 @@ that would work. What is proposed is tried: written into the budget it makes a p
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planner.cli
+from bench.data_limits import FittedLaw, inference_optimum
 from planner.cli import write_plan
 from planner.design.allocation import Surface, published_surface
-from planner.design.inputs import load_inputs
 from planner.plan import make_plan
-from planner.scaling.data_constrained import inference_optimum
 from specs.budget import Budget, Published
 from specs.data import Corpus, Split
 from specs.document.files import DocumentError, from_catalog, load
@@ -28,6 +28,7 @@ from specs.law import PublishedLaw
 from specs.plan import Plan, PlannedRun
 from specs.record import LedgerRecord
 from tests.support.paths import SPECS
+from tests.support.planning import inputs_of
 
 FRONTIER = (SPECS / "budget_1e24.yaml").read_text()
 SHIPPED = sorted(SPECS.glob("*.yaml"))
@@ -58,7 +59,7 @@ def planned(folder: Path, text: str) -> Plan:
     """The plan of a budget."""
     path = folder / "b.yaml"
     path.write_text(text)
-    return make_plan(load_inputs(path, folder / "out", folder / "data"))
+    return make_plan(inputs_of(path, folder / "out", folder / "data"))
 
 
 def target(folder: Path, text: str) -> PlannedRun:
@@ -120,6 +121,14 @@ def surface_of(name: str) -> Surface:
     return surface
 
 
+def test_a_printed_law_becomes_a_surface() -> None:
+    surface, law = surface_of("hoffmann"), from_catalog(PublishedLaw, "hoffmann", None)
+    assert law.loss is not None
+    assert surface.loss(7e10, 1.4e12) == pytest.approx(law.loss.at(7e10, 1.4e12))
+    assert surface.cost_per == 6
+    assert replace(surface, size="flop_per_token").cost_per == 1
+
+
 def test_a_law_without_an_allocation_allocates_by_its_optimum(tmp_path: Path) -> None:
     """Epoch's constants at 1e24 FLOP: 95 to 97 B parameters, 1.72 to 1.74 T tokens (facts of the law, computed)."""
     size = surface_of("epoch-chinchilla").best_size(1e24)
@@ -152,7 +161,8 @@ def test_a_model_that_serves_is_the_cheapest_with_its_loss(
 def test_both_ways_of_saying_the_inference_optimum_agree() -> None:
     """Sardana et al. start from the loss of a compute-optimal run, a budget from what training takes."""
     surface = surface_of("epoch-chinchilla")
-    size, tokens = inference_optimum(surface.law, 1e24, 1e13)
+    law = FittedLaw(surface.form, surface.params, surface.cost_per)
+    size, tokens = inference_optimum(law, 1e24, 1e13)
     assert surface.best_size(6 * size * tokens, 1e13) == pytest.approx(size, rel=1e-4)
 
 
@@ -238,11 +248,11 @@ def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
     (tmp_path / path.name).write_text(text)
     asked = load(path, Budget)
     build_corpus(tmp_path, asked)
-    plan = make_plan(load_inputs(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
+    plan = make_plan(inputs_of(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
     assert plan.phase == ("target" if isinstance(asked.evidence, Published) else "pilots")
     for one in plan.runs:
         assert one.execution.layout.problems(one.run.model, one.run.optim) == []
-        assert one.cost.memory_bytes <= load_inputs(path, tmp_path, tmp_path / "data").cluster.device.memory
+        assert one.cost.memory_bytes <= inputs_of(path, tmp_path, tmp_path / "data").cluster.device.memory
 
 
 # --- refusals, through the command ---
@@ -506,7 +516,7 @@ def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
 
 def ledger(folder: Path, loss: Callable[[float, float], float]) -> None:
     """What audits of a budget's pilots would leave, on a surface of M and D."""
-    plan = make_plan(load_inputs(folder / "b.yaml", folder / "out", folder / "data"))
+    plan = make_plan(inputs_of(folder / "b.yaml", folder / "out", folder / "data"))
     for one in plan.runs:
         steps = np.arange(1, 21) * one.run.evaluation.every_steps
         final = loss(float(one.run.model.flop_per_token), float(one.run.tokens))

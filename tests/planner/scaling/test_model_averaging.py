@@ -9,13 +9,13 @@ from planner.scaling.model_averaging import (
     CANDIDATES,
     HeldOutScore,
     Mixture,
+    MixtureForecast,
     best_split,
     chosen_fit,
     chosen_form,
     compare_forms,
     fit_mixture,
     forecast,
-    forecast_loss,
 )
 from planner.scaling.posterior import Points, points, posterior
 from tests.support.paths import SHARED
@@ -49,6 +49,10 @@ def _ladder(
     size = laws.optimum(form, params, flop)[0] * spread
     loss = laws.value(form, params, size, flop / size) * np.exp(noise * generator.standard_normal(len(size)))
     return points(size, flop / size, loss)
+
+
+def _forecast(runs: Points, size: float, tokens: float, draws: int = 2000, seed: int = 0) -> MixtureForecast:
+    return forecast(fit_mixture(runs, draws=draws, seed=seed), size, tokens)
 
 
 def _sweep() -> Points:
@@ -127,7 +131,7 @@ def test_scores_are_errors_of_fits_below_on_runs_above() -> None:
     fitted = fit(laws.TIED, below.size, below.tokens, below.loss)
     errors = np.abs(np.log(fitted.predict(above.size, above.tokens) / above.loss))
     assert score.cuts == 1
-    assert score.heldout_error == pytest.approx(errors.mean())
+    assert score.held_out_error == pytest.approx(errors.mean())
     assert score.behind_best == 0
 
 
@@ -137,8 +141,8 @@ def test_the_law_that_made_the_runs_is_chosen_and_others_are_behind() -> None:
     scores = compare_forms(runs)
     assert chosen_form(scores) is laws.COUPLED
     assert {score.form for score in scores} == set(CANDIDATES)
-    assert [s.heldout_error for s in scores] == sorted(s.heldout_error for s in scores)
-    assert scores[0].heldout_error < 0.005 < scores[-1].heldout_error
+    assert [s.held_out_error for s in scores] == sorted(s.held_out_error for s in scores)
+    assert scores[0].held_out_error < 0.005 < scores[-1].held_out_error
     assert chosen_fit(runs).form is laws.COUPLED
 
 
@@ -156,8 +160,8 @@ def test_two_budgets_leave_nothing_to_hold_out_but_still_give_a_forecast() -> No
     form, params = _pilot_surface()
     runs = _ladder(form, params, BUDGETS[:2])
     assert compare_forms(runs) == ()
-    told = forecast_loss(runs, *_target(form, params, 1e12))
-    assert told.heldout_error is None
+    told = _forecast(runs, *_target(form, params, 1e12))
+    assert told.held_out_error is None
     assert sum(member.weight for member in told.members) == pytest.approx(1)
 
 
@@ -171,12 +175,12 @@ def test_ladders_like_the_demo_s_are_covered_within_five_per_cent() -> None:
     size, tokens = _target(form, params, 1e13)
     inside, half_widths = [], []
     for seed in range(10):
-        told = forecast_loss(_ladder(form, params, noise=0.01, seed=seed), size, tokens, draws=1000)
+        told = _forecast(_ladder(form, params, noise=0.01, seed=seed), size, tokens, draws=1000)
         noise = np.exp(0.01 * np.random.default_rng([seed, 1]).standard_normal())
         true = float(laws.value(form, params, size, tokens)) * noise
-        inside.append(told.low95 < true < told.high95)
-        half_widths.append(np.log(told.high95 / told.low95) / 2)
-        assert told.low95 < told.low50 < told.median < told.high50 < told.high95
+        inside.append(told.low_95 < true < told.high_95)
+        half_widths.append(np.log(told.high_95 / told.low_95) / 2)
+        assert told.low_95 < told.low_50 < told.median < told.high_50 < told.high_95
         assert told.extrapolation == pytest.approx(10)
     assert sum(inside) >= 9
     assert np.median(half_widths) < 0.05
@@ -197,7 +201,7 @@ def test_the_measured_sweep_lies_inside_up_to_ten_times_beyond(
     planned = np.log(best_split(evidence, target)["size"].median)
     run = there[np.argmin(np.abs(np.log(sweep.size[there]) - planned))]
     told = forecast(evidence, sweep.size[run], sweep.tokens[run])
-    assert told.low95 < sweep.loss[run] < told.high95
+    assert told.low_95 < sweep.loss[run] < told.high_95
 
 
 def test_a_band_widens_with_distance_and_noise() -> None:
@@ -206,7 +210,7 @@ def test_a_band_widens_with_distance_and_noise() -> None:
 
     def width(evidence: Mixture, flop: float) -> float:
         told = forecast(evidence, *_target(form, params, flop))
-        return float(np.log(told.high95 / told.low95))
+        return float(np.log(told.high_95 / told.low_95))
 
     assert width(calm, 3e12) < width(calm, 1e13) < width(calm, 1e14)
     assert width(calm, 1e13) < width(noisy, 1e13)
@@ -223,7 +227,7 @@ def test_more_budget_never_gives_a_worse_forecast() -> None:
 
 def test_the_floor_s_effect_is_shown() -> None:
     form, params = _pilot_surface()
-    told = forecast_loss(_ladder(form, params), *_target(form, params, 1e14))
+    told = _forecast(_ladder(form, params), *_target(form, params, 1e14))
     assert told.floor.floor[0] < told.floor.floor[1] < told.floor.floor[2]
     assert told.floor.loss[0] < told.floor.loss[1] < told.floor.loss[2]
 
@@ -231,7 +235,7 @@ def test_the_floor_s_effect_is_shown() -> None:
 def test_a_law_refuted_by_held_out_budgets_loses_its_weight() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params, tuple(np.geomspace(1e10, 1e14, 9)), noise=0.002)
-    weights = {member.form.name: member.weight for member in forecast_loss(runs, 1e7, 1e8).members}
+    weights = {member.form.name: member.weight for member in _forecast(runs, 1e7, 1e8).members}
     assert weights["standard"] < 0.01
     assert weights["coupled"] > 0.3
 
@@ -239,13 +243,13 @@ def test_a_law_refuted_by_held_out_budgets_loses_its_weight() -> None:
 def test_weak_evidence_is_flagged() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params, noise=0.0, seed=0)
-    clean = forecast_loss(runs, 1e6, 1e7, draws=200).flags
+    clean = _forecast(runs, 1e6, 1e7, draws=200).flags
     assert clean == ("only 3 budgets: the floor rests on other people's laws",)
     one_sided = runs.take((runs.flop > 2e11) | (runs.size > np.median(runs.size[runs.flop < 2e11])))
-    flags = forecast_loss(one_sided, 1e6, 1e7, draws=200).flags
+    flags = _forecast(one_sided, 1e6, 1e7, draws=200).flags
     assert not any("1e+11" in flag for flag in flags)  # two sizes make no profile
     short = points(runs.size, runs.tokens, runs.loss, steps=np.where(runs.flop < 2e11, 500, 2000))
-    assert "5 of 15 runs are under 1000 steps and count for a ninth" in forecast_loss(short, 1e6, 1e7).flags
+    assert "5 of 15 runs are under 1000 steps and count for a ninth" in _forecast(short, 1e6, 1e7).flags
 
 
 def test_too_little_evidence_is_refused() -> None:
@@ -259,6 +263,6 @@ def test_too_little_evidence_is_refused() -> None:
 def test_same_runs_give_the_same_bytes() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params)
-    first, second = (forecast_loss(runs, 1e6, 1e7, draws=300) for _ in range(2))
+    first, second = (_forecast(runs, 1e6, 1e7, draws=300) for _ in range(2))
     assert repr(first) == repr(second)
-    assert repr(forecast_loss(runs, 1e6, 1e7, draws=300, seed=1)) != repr(first)
+    assert repr(_forecast(runs, 1e6, 1e7, draws=300, seed=1)) != repr(first)
