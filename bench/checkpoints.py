@@ -28,7 +28,7 @@ from bench.step import PEERS
 from model.parameters import Piece
 from model.zero import Box
 from runtime.checkpoint.format import CheckpointManifest, commit, stage
-from runtime.run_folder.folder import folder_name
+from runtime.run_folder.folder import checkpoint_name
 from runtime.train.async_checkpoint import AsyncCheckpointer
 from runtime.train.resume import ResumeState, manifest_of
 from runtime.train.worker import RankWorker, join_process_group
@@ -83,7 +83,7 @@ def trainer(worker: RankWorker) -> Callable[[], float]:
 
     def step() -> float:
         begin = time.perf_counter()
-        worker.accumulate(next(numbers), ())
+        worker.accumulate_gradients(next(numbers), ())
         worker.optimizer.apply(1e-4, worker.optimizer.reduce())
         return time.perf_counter() - begin
 
@@ -102,13 +102,13 @@ def measure(
         step_s = statistics.median(step() for _ in range(4))
     begin = time.perf_counter()
     with peak_rss() as peak:
-        checkpointer.begin(manifest())
+        checkpointer.start(manifest())
         blocked_s = time.perf_counter() - begin
         taken = 0
         while not checkpointer.idle:
             step()
             taken += 1
-            checkpointer.hear(*checkpointer.report())
+            checkpointer.advance(*checkpointer.progress())
     extra_s = time.perf_counter() - begin - taken * step_s
     told, large = manifest(), folder / "large"
     large.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def measure(
     stage(large, told.step, 0, boxes)
     commit(large, told, 1, Retention(newest=1))
     write_s = time.perf_counter() - begin
-    shutil.rmtree(large / folder_name(told.step))
+    shutil.rmtree(large / checkpoint_name(told.step))
     return Round(step_s, extra_s, blocked_s, write_s, dd_s(large, WRITTEN_BYTES), peak[0] - before[0])
 
 
@@ -171,7 +171,7 @@ def main() -> None:
     layout = Layout(
         dp=1, pp=1, tp=1, sequence_parallel=False, micro_batch_sequences=MICRO_BATCH, recompute="none"
     )
-    execution = Execution(device="cpu", layout=layout, checkpoint_every_s=EVERY_S[0])
+    execution = Execution(device="cpu", layout=layout, checkpoint_interval_s=EVERY_S[0])
     tokens = np.random.default_rng(0).integers(0, PEERS.vocab, 2**20, dtype=np.uint16)
     with (
         tempfile.TemporaryDirectory(dir=".") as where,
@@ -180,12 +180,12 @@ def main() -> None:
         folder = Path(where)
         worker.optimizer.start(0)
         checkpointer, step = AsyncCheckpointer(folder, worker, Retention()), trainer(worker)
-        begun, numbers = ResumeState(0, None, SpikeGuardState(), (), {}), iter(range(1, 10**6))
+        resumed, numbers = ResumeState(0, None, SpikeGuardState(), (), {}), iter(range(1, 10**6))
         step()
         state_bytes = 3 * worker.optimizer.state[0].nbytes
 
         def manifest() -> CheckpointManifest:
-            return manifest_of(worker, run, begun, next(numbers), None, SpikeGuardState())
+            return manifest_of(worker, run, resumed, next(numbers), None, SpikeGuardState())
 
         boxes = large_boxes()
         found = [measure(checkpointer, step, manifest, folder, boxes) for _ in range(rounds)]

@@ -181,9 +181,9 @@ class Budget(Spec):
         return next((name for name in _EXCLUSIVE if getattr(self, name) is not None), "deadline")
 
     @property
-    def asked(self) -> str:
+    def amount_text(self) -> str:
         """How much may be spent, in words."""
-        said = {
+        text = {
             "compute": lambda value: f"{value:.4g} FLOP",
             "device_hours": lambda value: f"{value:,.6g} device-hours",
             "money": lambda value: f"${value:,.0f}",
@@ -191,4 +191,4 @@ class Budget(Spec):
             "loss": lambda value: f"a loss of {value:g} nats/token",
             "deadline": duration,
         }
-        return said[self.currency](getattr(self, self.currency))
+        return text[self.currency](getattr(self, self.currency))

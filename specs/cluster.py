@@ -83,11 +83,11 @@ class Cluster(Spec):
     """Where that share comes from."""
     efficiency: Efficiency | None = None
     """What training reaches of the data sheet; null leaves the step's time to `model_flop_utilisation`."""
-    checkpoint_every: Seconds
+    checkpoint_interval: Seconds
     """Time between checkpoints."""
-    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    checkpoint_interval_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that are written besides; null writes none."""
-    keep: Retention = Retention()
+    retention: Retention = Retention()
     """Which checkpoints stay."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are, so a plan stays as it was sealed."""

@@ -53,7 +53,7 @@ def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
         ("N*", said(found.block_params, " parameters in blocks")),
         ("D*", said(found.tokens, " tokens")),
         ("D*/N*", said(found.tokens_per_block_param, "")),
-        ("L*", said(found.loss, f" {losses.unit}", losses.say)),
+        ("L*", said(found.loss, f" {losses.unit}", losses.text)),
     ]
 
 

@@ -69,8 +69,8 @@ class Losses:
         """A loss in the shown unit and in nats per token; dashes where there is none."""
         if nats is None:
             return ("–",) * len(self.heads)
-        return (f"{nats:.4f}",) if self.bytes_per_token is None else (self.say(nats), f"{nats:.4f}")
+        return (f"{nats:.4f}",) if self.bytes_per_token is None else (self.text(nats), f"{nats:.4f}")
 
-    def say(self, nats: float) -> str:
+    def text(self, nats: float) -> str:
         """A loss in the shown unit, as text without it."""
         return f"{self.of(nats):.3f}"

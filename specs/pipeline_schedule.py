@@ -81,11 +81,6 @@ def source(pp: int, chunks: int, rank: int, work: Work) -> tuple[int, Work] | No
     return stage % pp, work._replace(chunk=stage // pp)
 
 
-def most_alive(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> int:
-    """Forward passes, of one chunk each, whose activations a rank keeps at most at the same time under 1F1B."""
-    return min(_warm_up(pp, rank, chunks) + 1, micro_batches * chunks)
-
-
 def timetable(
     orders: Sequence[Sequence[Work]],
     chunks: int,

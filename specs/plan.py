@@ -112,7 +112,7 @@ class LayoutChoice(Spec):
     """Bytes by which the nearest layout that does not fit misses; null where all fit."""
     nearest_miss: LayoutEstimate | None
     """That layout: of those that would be faster than the plan's, if there are any, the one that lacks least."""
-    why: str
+    reason: str
     """Why the first beats the second, in words with numbers."""
     traffic: tuple[dict[str, float], ...] = ()
     """Bytes that a rank of each pipeline stage of the first sends in a step, by '<collective> <axis>'; of 'receive pp',
@@ -174,7 +174,7 @@ class PlannedRun(Spec):
     """What changes the numbers."""
     execution: Execution
     """How it is carried out."""
-    fewer: tuple[Layout, ...] = ()
+    fallback_layouts: tuple[Layout, ...] = ()
     """The best layouts on half of its nodes, a quarter and so on, for when it gets no more; empty for a run of one."""
     cost: Cost
     """What it will take."""

@@ -24,7 +24,7 @@ class Order(Spec):
     """Seal of the plan; null for a bare run spec."""
     execution: Execution
     """How to carry it out."""
-    fewer: tuple[Layout, ...] = ()
+    fallback_layouts: tuple[Layout, ...] = ()
     """Layouts for when there are fewer ranks than planned, most devices first."""
     peak_flop_per_s: float | None
     """Peak rate of one device in the run's precision, for MFU; null where no cluster is known."""
@@ -32,8 +32,8 @@ class Order(Spec):
     """Forecast of the held-out curve; leaving its 95 % band raises an alarm."""
 
     def layout_for(self, ranks: int) -> Layout | None:
-        """The planned layout, or the first of `fewer`, that needs no more than so many ranks; None where all do."""
-        layouts = (self.execution.layout, *self.fewer)
+        """The planned layout, or the first of `fallback_layouts`, that needs no more than so many ranks; None where all do."""
+        layouts = (self.execution.layout, *self.fallback_layouts)
         return next((layout for layout in layouts if layout.devices <= ranks), None)
 
 

@@ -105,9 +105,9 @@ class Execution(Spec):
     operation from the fastest that works here. What was taken is recorded."""
     threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of one rank."""
-    checkpoint_every_s: float = Field(gt=0)
+    checkpoint_interval_s: float = Field(gt=0)
     """Seconds between checkpoints."""
-    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    checkpoint_interval_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints that are written besides; null writes none."""
-    keep: Retention = Retention()
+    retention: Retention = Retention()
     """Which checkpoints stay."""

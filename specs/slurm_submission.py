@@ -57,7 +57,7 @@ class StudyState(Spec):
     """Selects this document."""
     state: Literal["waiting", "done", "stopped", "cancelled"]
     """Waiting for runs, done with a verdict, stopped by something that a person must look at, or by a person."""
-    said: str
+    message: str
     """For which runs, which verdict, or by what."""
     submission: Slug | None = None
     """The job that goes on; null when there is none any more."""

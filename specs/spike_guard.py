@@ -26,5 +26,5 @@ class SpikeGuardState(Spec):
 
     losses: tuple[float, ...] = ()
     """Losses of the newest applied steps, as many as the guard looks at; oldest first."""
-    in_a_row: int = Field(default=0, ge=0)
+    rejected_in_a_row: int = Field(default=0, ge=0)
     """Steps that were thrown away since the last applied one."""

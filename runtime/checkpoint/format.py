@@ -22,7 +22,7 @@ from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from model.zero import Box
-from runtime.run_folder.folder import differing_fields, folder_name, found, step_of
+from runtime.run_folder.folder import differing_fields, checkpoint_name, list_checkpoints, step_of
 from specs.checkpoint_retention import Retention
 from specs.document.base import Fingerprint, Spec
 from specs.document.files import DocumentError
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5}\.safetensors$")]
 
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_MISSING_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What a file of a damaged checkpoint may be. A disk that does not answer says nothing about the file: such an error
 ends the run, which would else begin anew and remove checkpoints that are whole."""
 
@@ -87,10 +87,10 @@ def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
         write_shards,  # half a second: when the first checkpoint is written, not before
     )
 
-    part = _aside(folder, step)
+    part = _staging_folder(folder, step)
     part.mkdir(parents=True, exist_ok=True)
-    digest = write_shards(part / _file(rank), _shards(boxes))
-    with open(part / _listing(rank), "w") as file:
+    digest = write_shards(part / _file_name(rank), _shards(boxes))
+    with open(part / _digest_name(rank), "w") as file:
         file.write(digest)
         file.flush()
         os.fsync(file.fileno())
@@ -98,57 +98,61 @@ def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
 
 
 def commit(
-    folder: Path, manifest: CheckpointManifest, ranks: int, keep: Retention, damaged: Collection[int] = ()
+    folder: Path,
+    manifest: CheckpointManifest,
+    ranks: int,
+    retention: Retention,
+    damaged: Collection[int] = (),
 ) -> None:
     """Make a checkpoint of what all ranks have staged, and remove those that need not stay.
 
     Those of `damaged` steps, which a resume has found, stay for nobody.
     """
-    part, final = _aside(folder, manifest.step), folder / folder_name(manifest.step)
-    files = {_file(rank): (part / _listing(rank)).read_text() for rank in range(ranks)}
+    part, final = _staging_folder(folder, manifest.step), folder / checkpoint_name(manifest.step)
+    files = {_file_name(rank): (part / _digest_name(rank)).read_text() for rank in range(ranks)}
     for rank in range(ranks):
-        (part / _listing(rank)).unlink()
+        (part / _digest_name(rank)).unlink()
     write_json(part / "manifest.json", manifest.model_copy(update={"files": files}))
     if final.exists():
         remove(final)  # damaged or rolled back, or it would have been resumed from
     os.rename(part, final)
     sync_folder(folder)
-    for path in superfluous(folder, manifest.step, keep, damaged):
+    for path in prunable(folder, manifest.step, retention, damaged):
         remove(path)
 
 
 def discard(folder: Path, step: int) -> None:
     """Remove what ranks have staged of a checkpoint that is not to be."""
-    shutil.rmtree(_aside(folder, step), ignore_errors=True)
+    shutil.rmtree(_staging_folder(folder, step), ignore_errors=True)
 
 
-def superfluous(folder: Path, step: int, keep: Retention, damaged: Collection[int]) -> list[Path]:
+def prunable(folder: Path, step: int, retention: Retention, damaged: Collection[int]) -> list[Path]:
     """Checkpoints that need not stay beside the whole one of this step; what is newer was given up."""
     losses: dict[int, float | None] = {}
-    for path in found(folder):
+    for path in list_checkpoints(folder):
         try:
             losses[step_of(path)] = read_manifest(path).loss
         except CheckpointError:
             continue
-    kept = keep.kept({one: loss for one, loss in losses.items() if one <= step and one not in damaged})
-    return [path for path in found(folder) if step_of(path) not in kept]
+    kept = retention.kept({one: loss for one, loss in losses.items() if one <= step and one not in damaged})
+    return [path for path in list_checkpoints(folder) if step_of(path) not in kept]
 
 
-def clear(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left: call it on one rank, before the others write."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover)
 
 
-def find_whole(folder: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
+def find_latest_intact(folder: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
 
     Only looks: readers of a run in progress may call it. DocumentError where one is of another run.
     """
     problems: list[str] = []
-    for path in found(folder):
+    for path in list_checkpoints(folder):
         try:
-            manifest = usable(path, run, skipped)
+            manifest = usable_manifest(path, run, skipped)
         except CheckpointError as error:
             problems.append(str(error))
             continue
@@ -164,11 +168,11 @@ def read_manifest(path: Path) -> CheckpointManifest:
     """The manifest of a checkpoint; CheckpointError where there is none that can be read."""
     try:
         return CheckpointManifest.model_validate_json((path / "manifest.json").read_bytes())
-    except (*_GONE, ValueError) as error:
+    except (*_MISSING_FILE, ValueError) as error:
         raise CheckpointError(f"{path} has no manifest that can be read ({first_line(error)})") from None
 
 
-def usable(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> CheckpointManifest | None:
+def usable_manifest(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> CheckpointManifest | None:
     """Its manifest, by which alone it can be used; None where it is of steps that the run has given up.
 
     CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
@@ -179,7 +183,7 @@ def usable(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> Checkpo
         fields = differing_fields(manifest.run.plain(), run.plain()) or ["its manifest alone"]
         what = f"this checkpoint is of another run, {manifest.run_fingerprint}, which differs in {', '.join(fields)}"
         raise DocumentError(path / "manifest.json", 1, 1, what, "move the checkpoint away, and run again")
-    if path.name != folder_name(manifest.step):
+    if path.name != checkpoint_name(manifest.step):
         raise CheckpointError(f"{path} is of step {manifest.step}")
     there = {one.name for one in path.glob("*.safetensors")}
     if strange := sorted(there - set(manifest.files)):
@@ -190,7 +194,7 @@ def usable(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> Checkpo
 
 def verify(path: Path, run: RunSpec) -> None:
     """CheckpointError unless every file is as it was written; DocumentError if it is of another run."""
-    manifest = usable(path, run, ())
+    manifest = usable_manifest(path, run, ())
     assert manifest is not None  # nothing was given up, as far as is asked here
     if problem := first_damage(path, manifest):
         raise CheckpointError(problem)
@@ -198,16 +202,16 @@ def verify(path: Path, run: RunSpec) -> None:
 
 def first_damage(path: Path, manifest: CheckpointManifest) -> str:
     """What is wrong with the first damaged file; empty where none is. Files are read whole, up to that one."""
-    return next((said for name in manifest.files if (said := damage(path, manifest, name))), "")
+    return next((said for name in manifest.files if (said := file_damage(path, manifest, name))), "")
 
 
-def damage(path: Path, manifest: CheckpointManifest, name: str) -> str | None:
+def file_damage(path: Path, manifest: CheckpointManifest, name: str) -> str | None:
     """What is wrong with a file; None where it has its digest. OSError where that cannot be told."""
     from runtime.checkpoint.shards import digest_of
 
     try:
         same = digest_of(path / name) == manifest.files[name]
-    except _GONE as error:
+    except _MISSING_FILE as error:
         return f"{path / name} is not there ({error.strerror})"
     return None if same else f"{path / name} is not what was written"
 
@@ -246,12 +250,12 @@ def weights_sha256(path: Path) -> str:
 def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
     """Digest of fp32 weights, which come whole and in the order of their names."""
     digest = hashlib.sha256()
-    for _ in hashed(named, digest):
+    for _ in hash_each(named, digest):
         pass
     return digest.hexdigest()
 
 
-def hashed(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[str, Tensor]]:
+def hash_each(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[str, Tensor]]:
     """The same weights, each added to the digest as it passes."""
     for name, whole in named:
         digest.update(json.dumps([name, list(whole.shape)]).encode())
@@ -277,13 +281,13 @@ def remove(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _aside(folder: Path, step: int) -> Path:
-    return folder / f".{folder_name(step)}.part"
+def _staging_folder(folder: Path, step: int) -> Path:
+    return folder / f".{checkpoint_name(step)}.part"
 
 
-def _file(rank: int) -> str:
+def _file_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def _listing(rank: int) -> str:
+def _digest_name(rank: int) -> str:
     return f"rank-{rank:05d}.digest"

@@ -17,11 +17,11 @@ from runtime.checkpoint.format import (
     first_damage,
     read_manifest,
     remove,
-    superfluous,
-    usable,
+    prunable,
+    usable_manifest,
 )
-from runtime.run_folder.folder import RunFolder, found, step_of
-from runtime.run_folder.lock import Claim, at_work
+from runtime.run_folder.folder import RunFolder, list_checkpoints, step_of
+from runtime.run_folder.lock import LockAttempt, busy_message
 from runtime.run_folder.workspace import RefusedError
 from specs.document.files import DocumentError
 from specs.document.write import append_line
@@ -67,18 +67,18 @@ class CheckpointStatus:
         }
 
 
-def read_all(folder: RunFolder, read: Callable[[str, int], None] | None) -> list[CheckpointStatus]:
+def checkpoint_statuses(folder: RunFolder, read: Callable[[str, int], None] | None) -> list[CheckpointStatus]:
     """Every checkpoint, newest first. With `read`, files are read whole; it is told each checkpoint and its bytes."""
-    return [_line(path, folder, read) for path in found(folder.checkpoints)]
+    return [_checkpoint_status(path, folder, read) for path in list_checkpoints(folder.checkpoints)]
 
 
-def _line(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None) -> CheckpointStatus:
+def _checkpoint_status(path: Path, folder: RunFolder, read: Callable[[str, int], None] | None) -> CheckpointStatus:
     run, skipped = folder.run(), folder.skipped()
     size_bytes = sum(file.stat().st_size for file in path.glob("*") if file.is_file())
     manifest, good, problem = None, False, ""
     try:
         manifest = read_manifest(path)
-        good = usable(path, run, skipped) is not None
+        good = usable_manifest(path, run, skipped) is not None
         problem = _problem(path, manifest, read is not None)
     except (CheckpointError, DocumentError) as error:
         problem = str(error)
@@ -103,16 +103,18 @@ def prune(folder: RunFolder, lines: list[CheckpointStatus]) -> list[Path]:
 
     RefusedError where somebody is at work in the folder, or where nothing whole would be left.
     """
-    claim = Claim(folder.path)
+    claim = LockAttempt(folder.path)
     lock = claim.take()
     if lock is None:
-        raise RefusedError(f"{at_work(folder.path)}; wait for it or stop it, then prune")
+        raise RefusedError(f"{busy_message(folder.path)}; wait for it or stop it, then prune")
     try:
         whole = [line for line in lines if line.state == "whole"]
         if not whole or whole[0].manifest is None:
             raise RefusedError(f"{folder.checkpoints} holds no whole checkpoint, so nothing is removed")
         useless = {step_of(line.path) for line in lines if line.state != "whole"}
-        gone = superfluous(folder.checkpoints, whole[0].manifest.step, folder.order().execution.keep, useless)
+        gone = prunable(
+            folder.checkpoints, whole[0].manifest.step, folder.order().execution.retention, useless
+        )
         _reopen(folder, whole[0].manifest.step, gone)
         for path in gone:
             remove(path)
@@ -159,11 +161,11 @@ def show(folder: RunFolder, lines: list[CheckpointStatus], console: Console) -> 
             highlight=False,
             soft_wrap=True,
         )
-    for said in restarts(folder, run):
+    for said in restart_lines(folder, run):
         console.print(escape(said), highlight=False, soft_wrap=True)
 
 
-def restarts(folder: RunFolder, run: RunSpec) -> list[str]:
+def restart_lines(folder: RunFolder, run: RunSpec) -> list[str]:
     """The seams of a run, one line each, and what they cost together."""
     starts = [line for line in folder.records() if isinstance(line, Start)]
     lines = [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.checkpoint.imported_weights import check_origin
+from runtime.checkpoint.imported_weights import check_imported_weights
 from runtime.launch.local import Job
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import open_folder
@@ -88,7 +88,7 @@ class RunRequest:
 
     def disk_bytes(self) -> int:
         """Bytes that its folder may grow to: checkpoints of all state, and lines per step."""
-        checkpoints = self.order.execution.keep.most(self.run.optim.steps)
+        checkpoints = self.order.execution.retention.most(self.run.optim.steps)
         return self.run.model.params * STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
 
@@ -104,7 +104,7 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Ru
         title=planned.title,
         seal=plan.seal,
         execution=planned.execution,
-        fewer=planned.fewer,
+        fallback_layouts=planned.fallback_layouts,
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )
@@ -116,12 +116,12 @@ def budget_folder(plan: Plan, path: Path) -> Path:
     return (path.parent / plan.ledger).parent
 
 
-def cluster_of(budget: Budget, folder: Path, asked_in: Path) -> tuple[Path, Cluster]:
-    """A budget's cluster, and the file that says so; `folder` is the budget's, `asked_in` the document to blame."""
+def cluster_of(budget: Budget, folder: Path, named_in: Path) -> tuple[Path, Cluster]:
+    """A budget's cluster, and the file that says so; `folder` is the budget's, `named_in` the document to blame."""
     if is_file(budget.cluster):
         path = folder / budget.cluster
         return path, load(path, Cluster)
-    return catalog_path(Cluster, budget.cluster), from_catalog(Cluster, budget.cluster, asked_in)
+    return catalog_path(Cluster, budget.cluster), from_catalog(Cluster, budget.cluster, named_in)
 
 
 def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | None:
@@ -150,7 +150,7 @@ def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
             recompute="none",
         ),
         threads_per_rank=1 if machine.gpus else machine.cores,
-        checkpoint_every_s=_CHECKPOINT_S,
+        checkpoint_interval_s=_CHECKPOINT_S,
     )
     title = f"run {run.fingerprint()}"
     order = Order(
@@ -179,10 +179,10 @@ def check_runs(
     """
     for one in wanted:
         _check_layout(one)
-        for lack in _lacks(one, workspace, machine, limit):
+        for lack in _missing(one, workspace, machine, limit):
             raise one.refuse(*lack)
-        check_origin(one.run, workspace.data)
-    space = _lacking_space(wanted, workspace)
+        check_imported_weights(one.run, workspace.data)
+    space = _missing_space(wanted, workspace)
     if space:
         raise RefusedError(f"{workspace.runs}: {space}; make room, or run in another folder")
 
@@ -197,9 +197,9 @@ def missing_resources(
     found: dict[str, None] = {}
     for one in wanted:
         _check_layout(one)
-        check_origin(one.run, workspace.data)
-        found |= dict.fromkeys(lack.what for lack in _lacks(one, workspace, machine, limit))
-    space = _lacking_space(wanted, workspace)
+        check_imported_weights(one.run, workspace.data)
+        found |= dict.fromkeys(lack.what for lack in _missing(one, workspace, machine, limit))
+    space = _missing_space(wanted, workspace)
     return (*found, space) if space else tuple(found)
 
 
@@ -210,15 +210,15 @@ def _check_layout(one: RunRequest) -> None:
         raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
 
 
-def _lacks(
+def _missing(
     one: RunRequest, workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> Iterator[MissingResource]:
     if machine is not None:
-        yield from _lacking_devices(one, machine, limit)
-    yield from _lacking_data(one, workspace)
+        yield from _missing_devices(one, machine, limit)
+    yield from _missing_data(one, workspace)
 
 
-def _lacking_devices(one: RunRequest, machine: Machine, limit: int | None) -> Iterator[MissingResource]:
+def _missing_devices(one: RunRequest, machine: Machine, limit: int | None) -> Iterator[MissingResource]:
     slots, kind = one.job(Path()).slots, "GPU" if one.on_gpu else "CPU core"
     all_there = len(machine.slots(on_gpu=one.on_gpu, limit=None))
     usable = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
@@ -238,7 +238,7 @@ def _lacking_devices(one: RunRequest, machine: Machine, limit: int | None) -> It
     )
 
 
-def _lacking_data(one: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
+def _missing_data(one: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
     data = one.run.data
     if data.digest is None:
         what = "its text is only declared, so there is nothing here to train on"
@@ -258,7 +258,7 @@ def _lacking_data(one: RunRequest, workspace: Workspace) -> Iterator[MissingReso
         yield MissingResource("run.data", what, "bring that text back, or plan again under another name")
 
 
-def _lacking_space(wanted: Sequence[RunRequest], workspace: Workspace) -> str:
+def _missing_space(wanted: Sequence[RunRequest], workspace: Workspace) -> str:
     """What is missing on disk, in words; empty where there is room."""
     needed = sum(one.disk_bytes() for one in wanted)
     there = workspace.runs if workspace.runs.exists() else workspace.path

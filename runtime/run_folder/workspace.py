@@ -1,4 +1,4 @@
-"""The workspace, which is the current folder: where runs, corpora, plans and studies are; and why it is refused."""
+"""The workspace: the current folder, which holds runs, corpora, plans and studies; and the error of a refused command."""
 
 import tempfile
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from specs.slurm_submission import StudyState
 
 
 class RefusedError(ValueError):
-    """Why this machine or workspace cannot do what was asked, and what to do about it, in one line."""
+    """Why this machine or workspace cannot carry out a command, and what to do about it, in one line."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that everything is in: the current one."""
+    """The folder with all runs, corpora and plans: the current one."""
 
     path: Path
 
@@ -33,22 +33,22 @@ class Workspace:
         return self.path / "plans" / name / f"plan.{phase}.yaml"
 
     def study(self, name: str) -> Path:
-        """Where it is noted how far the chain of jobs of a budget of this name is."""
+        """The file with the state of this budget's study."""
         return self.path / "plans" / name / "study.json"
 
-    def noted(self, name: str) -> StudyState | None:
-        """How far that chain is; None where there never was one."""
+    def study_state(self, name: str) -> StudyState | None:
+        """The state of this budget's study; None where none was started."""
         path = self.study(name)
         return load(path, StudyState) if path.exists() else None
 
     def check_writable(self) -> None:
-        """RefusedError where no run folder could be made."""
+        """RefusedError where no run folder can be created."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.runs):
                 pass
         except OSError as error:
             raise RefusedError(
-                f"{self.runs}: run folders cannot be made here ({error.strerror}); "
-                "change to a folder that you may write to"
+                f"{self.runs}: run folders cannot be created here ({error.strerror}); "
+                "change to a folder that you can write to"
             ) from None

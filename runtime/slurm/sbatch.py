@@ -1,12 +1,12 @@
 """From a run's layout and a cluster file to the parameters of its sbatch script, which submitit writes.
 
-    #SBATCH lines         the shape of the job and what the cluster file says, each value quoted
+    #SBATCH lines         the shape of the job and the cluster file's options, each value quoted
     modules, prologue     then the ranks, one srun task per device
-    afterwards            decides whether the job is queued again (runtime/slurm/requeue.py); SLURM is asked and told
-                          by the shell, since there may be none in the container
+    requeue               decides whether the job is requeued (runtime/slurm/requeue.py); the shell itself calls squeue
+                          and scontrol, since a container may not have them
 
-A rank that is told to leave saves and ends with status 0, so the shell goes on to `afterwards`, also when SLURM has
-sent a signal to all of the job: the trap keeps the shell from dying of it. It ends with srun's own status.
+A rank that gets a stop signal saves a checkpoint and exits with status 0, then the shell runs the requeue step. The
+trap keeps the shell alive when SLURM signals the whole job. The script exits with srun's own status.
 """
 
 import math
@@ -16,34 +16,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.slurm.requeue import AGAIN, LEAVE_IT, MARK
+from runtime.slurm.requeue import DO_NOT_REQUEUE, REQUEUE, START_MARK
 from specs.cluster import Cluster
 from specs.record import Order
 from specs.slurm import Slurm
 
-_JOB = "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}"
-"""One task of an array has the array's own number as SLURM_JOB_ID; asked by that, SLURM would speak of all of them."""
+_JOB_ID = "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}; job=${job:-$SLURM_JOB_ID}"
+"""One task of an array has the array's own number as SLURM_JOB_ID; with that, squeue would list the whole array."""
 _STATE = 'for _ in $(seq 60); do state=$(squeue -h -j "$job" -o "%T %L %r") && break; sleep 10; done'
 _REQUEUE = (
     '[ "${state%% *}" = RUNNING ] && only=Incomplete; '
     'for _ in $(seq 60); do scontrol requeue $only "$job" && break; sleep 10; done'
 )
-"""A controller that restarts is waited for: ten minutes are longer than any restart we have seen. `Incomplete` leaves a
-job alone that was cancelled meanwhile; one whose time is up counts as complete."""
-_UNSAID = "unset ${!SQUEUE_@}"
-"""A person's settings for squeue, which came along with the job: SQUEUE_STATES hides jobs."""
-PROBE_S = 360.0
-"""Longest time of the doctor's job: two minutes to report and to meet, and what it measures takes less than two."""
+"""Retries for ten minutes, which is longer than any restart of a controller we have seen. `Incomplete` skips a job that
+was cancelled meanwhile; one that reached its time limit counts as complete."""
+_UNSET_USER_SETTINGS = "unset ${!SQUEUE_@}"
+"""Drops the user's settings for squeue, which the job inherits: SQUEUE_STATES hides jobs."""
+PROBE_TIME_LIMIT_S = 360.0
+"""Time limit of the doctor's job: two minutes for reports and rendezvous, and less than two for the benchmarks."""
 
 
 @dataclass(frozen=True)
 class JobShape:
-    """What a job asks for: runs of one shape share an array."""
+    """The resources that a job requests; runs of one shape share an array."""
 
     nodes: int
     """Nodes."""
-    least_nodes: int
-    """Fewest nodes that it starts on."""
+    min_nodes: int
+    """Fewest nodes that it can start on."""
     tasks_per_node: int
     """Ranks on each node."""
     threads: int
@@ -52,18 +52,18 @@ class JobShape:
     """Whether each rank has a GPU of its own."""
 
 
-def shape_of(order: Order, cluster: Cluster) -> JobShape:
-    """The fewest nodes that a run's ranks fill evenly; and those it can start on, as far as it has layouts for them."""
+def job_shape(order: Order, cluster: Cluster) -> JobShape:
+    """The fewest nodes that a run's ranks fill evenly, and the fewest that it has a layout for."""
     execution = order.execution
     ranks, threads, on_gpu = execution.layout.devices, execution.threads_per_rank, execution.device == "cuda"
-    whole = whole_shape(ranks, threads, on_gpu, cluster)
-    fewest = min(layout.devices for layout in (execution.layout, *order.fewer))
-    wanted = max(cluster.slurm.min_nodes or whole.nodes, math.ceil(fewest / whole.tasks_per_node))
-    return replace(whole, least_nodes=min(whole.nodes, wanted))
+    whole = full_shape(ranks, threads, on_gpu, cluster)
+    fewest = min(layout.devices for layout in (execution.layout, *order.fallback_layouts))
+    min_nodes = max(cluster.slurm.min_nodes or whole.nodes, math.ceil(fewest / whole.tasks_per_node))
+    return replace(whole, min_nodes=min(whole.nodes, min_nodes))
 
 
-def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobShape:
-    """The fewest nodes that so many ranks fill evenly, all of them at once."""
+def full_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobShape:
+    """The fewest nodes that this many ranks fill evenly."""
     room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
     nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
     return JobShape(nodes, nodes, ranks // nodes, threads, on_gpu)
@@ -72,79 +72,82 @@ def whole_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> Job
 def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
     """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
     warning_s = math.ceil(slurm.warning)
-    decide = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
-    afterwards = f'{decide} "$status" "$state" {warning_s}'
-    nodes = str(shape.nodes) if shape.least_nodes == shape.nodes else f"{shape.least_nodes}-{shape.nodes}"
+    requeue = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
+    decide = f'{requeue} "$status" "$state" {warning_s}; next=$?; [[ $next = [{REQUEUE}{DO_NOT_REQUEUE}] ]] && break'
+    nodes = str(shape.nodes) if shape.min_nodes == shape.nodes else f"{shape.min_nodes}-{shape.nodes}"
     cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
-    asked: dict[str, Any] = _common(slurm, name) | {
+    options: dict[str, Any] = _common(slurm, name) | {
         "array_parallelism": slurm.pilots_at_once,
         "signal_delay_s": warning_s,
         "partition": slurm.partition,
-        "srun_args": ["--kill-on-bad-exit=1", *_srun(cpus)],
+        "srun_args": ["--kill-on-bad-exit=1", *_srun_arguments(cpus)],
         "setup": [
             "trap : TERM USR1 USR2",
-            f'echo "{MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
+            f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
             f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
-            *_before(slurm),
+            *_setup_lines(slurm),
             "set +eu",
         ],
         "teardown": [
             "status=$?",
-            _JOB,
-            _UNSAID,
+            _JOB_ID,
+            _UNSET_USER_SETTINGS,
             _STATE,
-            f"for _ in 1 2 3; do {afterwards}; next=$?; [[ $next = [{AGAIN}{LEAVE_IT}] ]] && break; sleep 10; done",
-            f'if [ "$next" = {AGAIN} ]; then {_REQUEUE}; fi',
+            f"for _ in 1 2 3; do {decide}; sleep 10; done",
+            f'if [ "$next" = {REQUEUE} ]; then {_REQUEUE}; fi',
             'exit "$status"',
         ],
     }
-    extra: dict[str, Any] = {"nodes": nodes, "requeue": True} | _extra(slurm)
-    if shape.least_nodes == shape.nodes:
-        asked |= {"ntasks_per_node": shape.tasks_per_node, "cpus_per_task": cpus}
-    else:  # SLURM would have as many tasks at the next start as at the first; so CPUs are asked for, and srun has tasks
+    extra: dict[str, Any] = {"nodes": nodes, "requeue": True} | _extra_options(slurm)
+    if shape.min_nodes == shape.nodes:
+        options |= {"ntasks_per_node": shape.tasks_per_node, "cpus_per_task": cpus}
+    else:  # SLURM would keep the first start's number of tasks; so the job requests CPUs, and srun sets the tasks
         extra["mincpus"] = shape.tasks_per_node * (cpus or 1)
-        asked["srun_args"] += [f"--ntasks-per-node={shape.tasks_per_node}"]
+        options["srun_args"] += [f"--ntasks-per-node={shape.tasks_per_node}"]
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
     if slurm.memory is not None:
         extra["mem"] = f"{math.ceil(slurm.memory / 2**20)}M"
     if slurm.exclusive:
-        asked["exclusive"] = True
-    return _said(asked) | {"additional_parameters": extra}
+        options["exclusive"] = True
+    return _given(options) | {"additional_parameters": extra}
 
 
 def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
-    """submitit's parameters for the doctor's job: as a run's, but short, never queued again, and nothing follows."""
-    short = slurm.model_copy(update={"time_limit": min(slurm.time_limit, PROBE_S)})
-    asked = parameters(short, shape, name, folder)
-    extra = asked["additional_parameters"] | {"no-requeue": True}
-    del asked["teardown"], extra["requeue"]
-    alone = {"signal_delay_s": 0, "srun_args": ["--kill-on-bad-exit=0", *_srun(asked.get("cpus_per_task"))]}
-    return asked | alone | {"additional_parameters": extra}
+    """submitit's parameters for the doctor's job: a run's, but short, never requeued, and with no requeue step."""
+    short = slurm.model_copy(update={"time_limit": min(slurm.time_limit, PROBE_TIME_LIMIT_S)})
+    options = parameters(short, shape, name, folder)
+    extra = options["additional_parameters"] | {"no-requeue": True}
+    del options["teardown"], extra["requeue"]
+    alone = {
+        "signal_delay_s": 0,
+        "srun_args": ["--kill-on-bad-exit=0", *_srun_arguments(options.get("cpus_per_task"))],
+    }
+    return options | alone | {"additional_parameters": extra}
 
 
-def _srun(cpus: int | None) -> list[str]:
-    """Ranks that end early keep the others, ranks lie in blocks of nodes, and each has its CPUs: from 22.05 on, srun
-    no longer takes those from its job (srun(1), --cpus-per-task)."""
+def _srun_arguments(cpus: int | None) -> list[str]:
+    """A rank that ends early does not end the others, ranks fill one node after the other, and each has its CPUs: from
+    22.05 on, srun no longer inherits those from its job (srun(1), --cpus-per-task)."""
     return ["--wait=0", "--distribution=block", *([] if cpus is None else [f"--cpus-per-task={cpus}"])]
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
-    """submitit's parameters for the job that goes on with a study once these jobs have ended."""
-    asked = _common(slurm, name) | {
+    """submitit's parameters for the job that continues a study once these jobs have ended."""
+    options = _common(slurm, name) | {
         "partition": slurm.planning_partition or slurm.partition,
         "cpus_per_task": 1,
         "dependency": "afterany:" + ":".join(map(str, after)) if after else None,
         "use_srun": False,
-        "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_before(slurm)],
+        "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_setup_lines(slurm)],
     }
-    return _said(asked) | {
-        "additional_parameters": {"nodes": 1, "ntasks": 1, "requeue": True} | _extra(slurm)
+    return _given(options) | {
+        "additional_parameters": {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
     }
 
 
 def python(slurm: Slurm) -> str:
-    """The interpreter as a shell reads it, inside the container where there is one."""
+    """The command of the Python interpreter, quoted for a shell, inside the container where there is one."""
     return shlex.join([*slurm.container, sys.executable])
 
 
@@ -158,20 +161,20 @@ def _common(slurm: Slurm, name: str) -> dict[str, Any]:
     }
 
 
-def _before(slurm: Slurm) -> list[str]:
-    """What the shell does before anything of ours."""
+def _setup_lines(slurm: Slurm) -> list[str]:
+    """What the shell does before it starts Python."""
     modules = [f"module load {shlex.join(slurm.modules)}"] if slurm.modules else []
     return [*modules, *slurm.prologue]
 
 
-def _extra(slurm: Slurm) -> dict[str, Any]:
-    return _said({"reservation": slurm.reservation}) | _said(dict(slurm.extra))
+def _extra_options(slurm: Slurm) -> dict[str, Any]:
+    return _given({"reservation": slurm.reservation}) | _given(dict(slurm.extra))
 
 
-def _said(asked: dict[str, Any]) -> dict[str, Any]:
-    """Without what nobody said; sbatch takes a backslash in quotes for an escape, a shell does not."""
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are set; sbatch takes a backslash in quotes for an escape, a shell does not."""
     return {
         name: value.replace("\\", "\\\\") if isinstance(value, str) else value
-        for name, value in asked.items()
+        for name, value in options.items()
         if value is not None
     }

@@ -1,8 +1,8 @@
-"""`run --slurm`: what is due of a plan or a budget is queued; with --until-done, so is the job that goes on from there.
+"""`run --slurm`: queues what is due of a plan or a budget; with --until-done also the job that continues from there.
 
-A budget's chain is the one of runtime/study.py. Where that would wait for runs, this queues them and ends; another job,
-which SLURM starts once all of them have ended, does the same again. So nobody waits, nothing is remembered between
-two jobs but files, and a study that was cut off anywhere goes on with the same command.
+A budget's steps are those of runtime/study.py. Where a step needs unfinished runs, this queues them and exits. Another
+job, which SLURM starts once all of them have ended, does the same again. So no process waits, all state is in files,
+and an interrupted study is continued by the same command.
 """
 
 import os
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime.data.text_sources import CorpusError
-from runtime.launch.failure import ended
+from runtime.launch.failure import why_not_running
 from runtime.launch.jobs import RunRequest, check_runs, cluster_of, prepare_jobs
 from runtime.launch.local import Job, Outcome
 from runtime.launch.machine import this_machine
@@ -41,188 +41,217 @@ if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 _COMPLETING_TIMEOUT_S, _POLL_S = 180.0, 1.0
-"""Longer than most sites let a job end (slurm.conf(5): KillWait 30 s, and UnkillableStepTimeout 60 s)."""
+"""Longer than a job completes at most sites (slurm.conf(5): KillWait 30 s, and UnkillableStepTimeout 60 s)."""
 _NO_ANSWER_TIMEOUT_S, _RETRY_S = 3600.0, 30.0
-"""Longer than an upgrade of SLURM's controller takes: a study that nobody watches waits so long for an answer."""
+"""Longer than an upgrade of SLURM's controller takes: an unattended study retries for so long."""
 _ACCOUNTING_DELAY_S = 30.0
-"""How far accounts may be behind; they are asked about jobs that have ended without their runs being finished."""
+"""How far SLURM accounting may lag. It is queried about jobs that ended before their runs were finished."""
 _SURVIVABLE_ENDS = ("TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
-"""How jobs end that a run may well survive, if SLURM did not queue them again by itself."""
+"""How jobs end that were not their run's fault; SLURM may not have requeued them."""
 
 
 def submit_runs(
-    driver: Driver, wanted: Sequence[RunRequest], asked: ClusterFile, name: str, *, again: bool
+    driver: Driver,
+    requests: Sequence[RunRequest],
+    cluster_file: ClusterFile,
+    name: str,
+    *,
+    retry_failed: bool,
 ) -> RunResults:
-    """Queue what is not finished and not in SLURM's hands; `again` also what was queued before and failed."""
-    todo = {one.run.fingerprint(): one for one in wanted if not one.finished(driver.workspace)}
+    """Queue the runs that are not finished and have no live job; with `retry_failed` also those whose job failed."""
+    todo = {one.run.fingerprint(): one for one in requests if not one.finished(driver.workspace)}
     if not todo:
-        return RunResults(tuple(wanted), ())
+        return RunResults(tuple(requests), ())
     check_runs(list(todo.values()), driver.workspace, None, None)
-    _check_devices(list(todo.values()), asked)
+    _check_devices(list(todo.values()), cluster_file)
     with submit.submission_lock(driver.workspace):
         live = _live_jobs(driver, list(todo))
         rest = {run: one for run, one in todo.items() if run not in live}
-        failed = {} if again else _failed_runs(driver, list(rest))
+        failed = {} if retry_failed else _failed_runs(driver, list(rest))
         due = [one for run, one in rest.items() if run not in failed]
         if due:
             prepare_jobs(due, driver.workspace)
-            done = submit.submit(
-                driver.workspace, asked, submit.prepare_submissions(driver.workspace, asked, due, name, Task)
-            )
-            for one in done:
+            prepared = submit.prepare_submissions(driver.workspace, cluster_file, due, name, Task)
+            for one in submit.submit(driver.workspace, cluster_file, prepared):
                 driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
     outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
-    return RunResults(tuple(wanted), tuple(outcomes))
+    return RunResults(tuple(requests), tuple(outcomes))
 
 
-def _check_devices(wanted: Sequence[RunRequest], asked: ClusterFile) -> None:
-    """DocumentError where the cluster file has changed so much since the plan that its runs find no place there."""
-    device = asked.cluster.device
-    for one in wanted:
+def _check_devices(requests: Sequence[RunRequest], cluster_file: ClusterFile) -> None:
+    """DocumentError where the cluster file has changed since the plan so that the runs no longer fit it."""
+    device = cluster_file.cluster.device
+    for one in requests:
         execution = one.order.execution
-        again = "bring the file back, or plan again under another name"
+        remedy = "restore the file, or plan again under another name"
         if execution.device != device.backend:
             kinds = {"cpu": "CPU cores", "cuda": "GPUs"}
             planned, has = kinds[execution.device], kinds[device.backend]
             what = f"{one.title} was planned for {planned}, and this cluster has {has}"
-            raise locate(asked.path, "device.backend", what, again)
-        if execution.layout.devices > asked.cluster.devices:
+            raise locate(cluster_file.path, "device.backend", what, remedy)
+        if execution.layout.devices > cluster_file.cluster.devices:
             what = f"{one.title} was planned for {several(execution.layout.devices, 'device')}"
-            raise locate(
-                asked.path, "devices", f"{what}, and this cluster has {asked.cluster.devices}", again
-            )
+            what += f", and this cluster has {cluster_file.cluster.devices}"
+            raise locate(cluster_file.path, "devices", what, remedy)
 
 
 def _live_jobs(driver: Driver, runs: Sequence[str]) -> dict[str, LiveJob]:
-    """Jobs of these runs in SLURM's hands. Those that are ending are waited for: only then is it known whether they
-    come back, or were cancelled."""
-    until_s, told = time.monotonic() + _COMPLETING_TIMEOUT_S, False
+    """Live jobs of these runs. Completing jobs are waited for: only then is it known whether they are requeued, or were
+    cancelled."""
+    until_s, printed = time.monotonic() + _COMPLETING_TIMEOUT_S, False
     while True:
         live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in runs])
-        ending = [one for one in live.values() if one.state == "COMPLETING"]
-        if not ending or time.monotonic() > until_s:
+        completing = [one for one in live.values() if one.state == "COMPLETING"]
+        if not completing or time.monotonic() > until_s:
             return live
-        if not told:
-            driver.say(f"waits for {several(len(ending), 'job')} to end")
-            told = True
+        if not printed:
+            driver.say(f"waiting for {several(len(completing), 'job')} to complete")
+            printed = True
         time.sleep(_POLL_S)
 
 
 def advance_study(
-    driver: Driver, path: Path, *, until_done: bool, again: bool, own: str | None = None
+    driver: Driver,
+    budget: Budget,
+    path: Path,
+    *,
+    until_done: bool,
+    retry_failed: bool,
+    own: str | None = None,
 ) -> StudyResult:
-    """What is due of a budget; with `until_done` also the job that goes on once that has ended.
+    """Do what is due of the budget at this path; with `until_done` also queue the job that continues the study.
 
-    `own` is the submission of the job that this is, if it is one.
+    `own` is the submission of the job that this process runs in, if it is one of the study's.
     """
-    budget = load(path, Budget)
-    asked = cluster_file_of(path, budget)
+    cluster_file = cluster_file_of(budget, path)
 
-    def queue(plan: Plan, wanted: Sequence[RunRequest]) -> RunResults:
-        return submit_runs(driver, wanted, asked, f"{plan.budget.name}-{plan.phase}", again=again)
+    def queue(plan: Plan, requests: Sequence[RunRequest]) -> RunResults:
+        name = f"{plan.budget.name}-{plan.phase}"
+        return submit_runs(driver, requests, cluster_file, name, retry_failed=retry_failed)
 
     study = run_budget(driver, budget, path, queue)
     if until_done:
-        _submit_next_job(driver, path, budget, asked, study, own)
+        _submit_next_job(driver, budget, path, cluster_file, study, own)
     return study
 
 
 def continue_study(path: Path, own: str) -> int:
-    """The job that goes on with a study: its exit status, 0 unless the study is stuck."""
+    """What the job of the submission `own` does for the budget at this path: its exit status, 0 unless the study stops.
+
+    Why a study stopped is printed and noted, where `isoplan status` finds it.
+    """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(width=120))
     try:
-        study = _advance_once_slurm_answers(driver, path, own)
+        budget = load(path, Budget)
+    except DocumentError as error:  # its name is then known only from what was noted about its study
+        print(error)
+        name = _study_continued_by(driver.workspace, own)
+        if name is not None:
+            _save_state(driver.workspace, name, StudyState(state="stopped", message=str(error)))
+        return BAD_INPUT
+    try:
+        study = _advance_once_slurm_answers(driver, budget, path, own)
     except NoAnswerError as error:
         print(error)
-        budget = load(path, Budget)
-        left = _noted_submission(driver.workspace, budget, own)  # SLURM may have heard of it
-        _save_state(
-            driver.workspace, budget, StudyState(state="stopped", message=str(error), submission=left)
-        )
+        queued = _noted_submission(
+            driver.workspace, budget.name, own
+        )  # sbatch may have queued it all the same
+        state = StudyState(state="stopped", message=str(error), submission=queued)
+        _save_state(driver.workspace, budget.name, state)
         return BAD_INPUT
     except (DocumentError, RefusedError, CorpusError) as error:
         print(error)
-        _save_state(driver.workspace, load(path, Budget), StudyState(state="stopped", message=str(error)))
+        _save_state(driver.workspace, budget.name, StudyState(state="stopped", message=str(error)))
         return BAD_INPUT
     except Exception as error:
-        said = f"{type(error).__name__}: {first_line(error)}"
-        _save_state(driver.workspace, load(path, Budget), StudyState(state="stopped", message=said))
+        message = f"{type(error).__name__}: {first_line(error)}"
+        _save_state(driver.workspace, budget.name, StudyState(state="stopped", message=message))
         raise
     return OK if study.audit is not None or _is_waiting(study) else study.exit_code
 
 
-def _advance_once_slurm_answers(driver: Driver, path: Path, own: str) -> StudyResult:
-    """What is due, as soon as SLURM answers; what it may have heard before is found by its name."""
+def _advance_once_slurm_answers(driver: Driver, budget: Budget, path: Path, own: str) -> StudyResult:
+    """Do what is due, retrying while SLURM does not answer; jobs that it queued meanwhile are found by name."""
     until_s = None
     while True:
         try:
-            return advance_study(driver, path, until_done=True, again=False, own=own)
+            return advance_study(driver, budget, path, until_done=True, retry_failed=False, own=own)
         except NoAnswerError as error:
             until_s = time.monotonic() + _NO_ANSWER_TIMEOUT_S if until_s is None else until_s
             if time.monotonic() >= until_s:
                 raise
-            driver.say(f"{escape(str(error))}; asks again in {_RETRY_S:.0f} s")
+            driver.say(f"{escape(str(error))}; retrying in {_RETRY_S:.0f} s")
         time.sleep(_RETRY_S)
 
 
 def _submit_next_job(
-    driver: Driver, path: Path, budget: Budget, asked: ClusterFile, study: StudyResult, own: str | None
+    driver: Driver,
+    budget: Budget,
+    path: Path,
+    cluster_file: ClusterFile,
+    study: StudyResult,
+    own: str | None,
 ) -> None:
-    workspace = driver.workspace
+    """Queue the job that continues a study, unless it is queued already or the study has ended; note which."""
+    workspace, name = driver.workspace, budget.name
     if not _is_waiting(study):
-        _save_state(workspace, budget, _final_state(study))
+        _save_state(workspace, name, _final_state(study))
         return
     with submit.submission_lock(workspace):
-        runs = [run_folder(driver, one.run.fingerprint()) for one in study.ran.wanted]
+        runs = [run_folder(driver, one.run.fingerprint()) for one in study.results.requests]
         after = sorted({int(one.job.partition("_")[0]) for one in submit.live_runs(workspace, runs).values()})
-        said = f"waits for {several(len(after), 'job')} of the {study.plan.phase}"
-        known = _noted_submission(workspace, budget, own)
-        waiting = submit.live_study_job(workspace, known) if known else None
-        if waiting is not None and waiting.state != "COMPLETING":
-            _save_state(workspace, budget, StudyState(state="waiting", message=said, submission=known))
-            driver.say(f"job {waiting.job} goes on from here by itself")
+        message = f"waiting for {several(len(after), 'job')} of the {study.plan.phase}"
+        noted = _noted_submission(workspace, name, own)
+        job = submit.live_study_job(workspace, noted) if noted else None
+        if job is not None and job.state != "COMPLETING":
+            _save_state(workspace, name, StudyState(state="waiting", message=message, submission=noted))
+            driver.say(f"job {job.job} continues the study automatically")
             return
-        script = submit.study_submission(workspace, asked, path, budget.name, ContinueStudy, after)
-        _save_state(
-            workspace, budget, StudyState(state="waiting", message=said, submission=script.submission.name)
-        )
-        [done] = submit.submit(workspace, asked, [script])
-    driver.say(
-        f"job {done.job} goes on from here by itself; see: isoplan status {escape(shlex.quote(str(path)))}"
-    )
+        prepared = submit.study_submission(workspace, cluster_file, path, name, ContinueStudy, after)
+        state = StudyState(state="waiting", message=message, submission=prepared.submission.name)
+        _save_state(workspace, name, state)
+        [submission] = submit.submit(workspace, cluster_file, [prepared])
+    see = f"see: isoplan status {escape(shlex.quote(str(path)))}"
+    driver.say(f"job {submission.job} continues the study automatically; {see}")
 
 
-def _noted_submission(workspace: Workspace, budget: Budget, own: str | None) -> str | None:
-    """The submission that is noted to go on with a study, unless that is our own; None where there is none."""
-    noted = workspace.noted(budget.name)
+def _study_continued_by(workspace: Workspace, submission: str) -> str | None:
+    """The name of the study whose next job is of this submission; None where none is noted."""
+    paths = workspace.path.glob("plans/*/study.json")
+    return next((path.parent.name for path in paths if load(path, StudyState).submission == submission), None)
+
+
+def _noted_submission(workspace: Workspace, name: str, own: str | None) -> str | None:
+    """The submission that is noted to continue a study, unless it is `own`; None where there is none."""
+    noted = workspace.noted(name)
     return None if noted is None or noted.submission == own else noted.submission
 
 
-def _save_state(workspace: Workspace, budget: Budget, state: StudyState) -> None:
-    write_json(workspace.study(budget.name), state)
+def _save_state(workspace: Workspace, name: str, state: StudyState) -> None:
+    write_json(workspace.study(name), state)
 
 
 def _final_state(study: StudyResult) -> StudyState:
     if study.audit is not None:
         return StudyState(state="done", message=f"{study.audit.verdict}: {study.audit.reason}")
-    failed = [one for one in study.ran.outcomes if one.state == "failed"]
+    failed = [one for one in study.results.outcomes if one.state == "failed"]
     if not failed:
         return StudyState(
-            state="stopped", message=f"{study.plan.phase}: the planner asks for the same runs again"
+            state="stopped", message=f"{study.plan.phase}: the planner requests the same runs again"
         )
-    runs = f"{study.plan.phase}: {len(failed)} of {several(len(study.ran.wanted), 'run')} failed"
+    runs = f"{study.plan.phase}: {len(failed)} of {several(len(study.results.requests), 'run')} failed"
     return StudyState(
         state="stopped", message="; ".join([runs, *(f"{o.job.title}: {o.message}" for o in failed)])
     )
 
 
 def _is_waiting(study: StudyResult) -> bool:
-    states = {one.state for one in study.ran.outcomes}
+    states = {one.state for one in study.results.outcomes}
     return study.audit is None and "queued" in states and "failed" not in states
 
 
-def cluster_file_of(path: Path, budget: Budget) -> ClusterFile:
-    """The cluster of the budget in this file."""
+def cluster_file_of(budget: Budget, path: Path) -> ClusterFile:
+    """The cluster file of the budget at this path."""
     return ClusterFile(*cluster_of(budget, path.parent, path))
 
 
@@ -232,11 +261,11 @@ def run_folder(driver: Driver, run: str) -> RunFolder:
 
 
 def _failed_runs(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
-    """Of these runs, which SLURM does not have in hand, those that were queued and failed, and why."""
+    """Of these runs without a live job, those whose last job failed, each with the reason."""
     known = {
-        run: said
+        run: found
         for run in runs
-        if (said := submit.latest_submission(driver.workspace, run_folder(driver, run)))
+        if (found := submit.latest_submission(driver.workspace, run_folder(driver, run)))
     }
     jobs = {run: job for run, (submission, _) in known.items() if (job := submission.job_of(run))}
     ends = _ended_jobs(set(jobs.values()))
@@ -246,19 +275,19 @@ def _failed_runs(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
         if end is not None and end.state in _SURVIVABLE_ENDS and folder.newest_step > known[run][1].from_step:
             continue
         cancelled = known[run][1].cancelled if end is None else end.state.startswith("CANCELLED")
-        failed[run] = ended(
+        failed[run] = why_not_running(
             folder, folder.records(), job, None if end is None else end.state, cancelled=cancelled
         )[1]
     return failed
 
 
 def _ended_jobs(jobs: set[str]) -> Mapping[str, EndedJob]:
-    """How these jobs ended, once SLURM's accounts have caught up with them, or as far as they know."""
+    """How these jobs ended, as far as SLURM accounting knows after some seconds of lag."""
     until_s = time.monotonic() + _ACCOUNTING_DELAY_S
     try:
         while (ended := client.ended_jobs(jobs)).keys() != jobs and time.monotonic() < until_s:
             time.sleep(_POLL_S)
-    except SlurmError:  # there are none
+    except SlurmError:  # no SLURM accounting
         return {}
     return ended
 
@@ -275,21 +304,21 @@ class ContinueStudy:
     """The next step of a study."""
 
     workspace: str
-    """The folder that everything is in, an absolute path."""
+    """The workspace, an absolute path."""
     budget: str
-    """The study's budget, from there."""
+    """The study's budget, relative to the workspace."""
     name: str
-    """The submission that this is the job of."""
+    """The name of the submission that this job belongs to."""
 
     def __call__(self) -> None:
-        """Do what is due; SystemExit with its status where the study is stuck."""
+        """Do what is due; SystemExit with its status where the study stops."""
         os.chdir(self.workspace)
         status = continue_study(Path(self.budget), self.name)
         if status:
             sys.exit(status)
 
     def checkpoint(self) -> "DelayedSubmission":
-        """The same again: a study's state is in its files."""
+        """The same task, since all state is in files."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import at_work
+from runtime.run_folder.lock import busy_message
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import LiveJob
@@ -35,13 +35,13 @@ def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study:
 
     An empty name is no study. Nothing is asked of SLURM where nothing of this was ever handed to it.
     """
-    noted = _going_on(workspace, study) if study else None
-    if noted is None and not _queued(runs()):
+    noted = _active_study(workspace, study) if study else None
+    if noted is None and not _queued_runs(runs()):
         return Cancelled({}, None)
-    with submit.one_at_a_time(workspace):  # nobody queues anything meanwhile
+    with submit.submission_lock(workspace):  # nobody queues anything meanwhile
         ended = _end_study(workspace, study) if study else None
-        queued = _queued(runs())
-        live = submit.live(workspace, queued)
+        queued = _queued_runs(runs())
+        live = submit.live_runs(workspace, queued)
         for run in queued:  # first: a job whose time is up asks here whether it is to be queued again
             if run.path.name in live:
                 noted_run = load(run.queued_json, Queued)
@@ -51,28 +51,28 @@ def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study:
 
 
 def _end_study(workspace: Workspace, name: str) -> LiveJob | None:
-    noted = _going_on(workspace, name)
+    noted = _active_study(workspace, name)
     if noted is None:
         return None
-    job = submit.live_study(workspace, str(noted.submission))
+    job = submit.live_study_job(workspace, str(noted.submission))
     if job is not None:
-        client.end(job)
+        client.cancel_and_wait(job)
     if noted.state == "waiting":
-        write_json(workspace.study(name), StudyState(state="cancelled", said=f"while it {noted.said}"))
+        write_json(workspace.study(name), StudyState(state="cancelled", message=f"while it {noted.message}"))
     return job
 
 
-def _going_on(workspace: Workspace, name: str) -> StudyState | None:
+def _active_study(workspace: Workspace, name: str) -> StudyState | None:
     """How far a study is that has a job to go on with, or may have one; None where none does."""
     noted = workspace.noted(name)
     return noted if noted is not None and noted.submission is not None else None
 
 
-def _queued(runs: Sequence[RunFolder]) -> list[RunFolder]:
+def _queued_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
     return [run for run in runs if run.queued_json.exists()]
 
 
-def cancel_asked(asked: StatusCollector, console: Console, json: bool) -> None:
+def cancel_and_report(asked: StatusCollector, console: Console, json: bool) -> None:
     """Cancel what was asked for and say which jobs that were, and what was left alone."""
 
     def runs() -> list[RunFolder]:
@@ -80,9 +80,9 @@ def cancel_asked(asked: StatusCollector, console: Console, json: bool) -> None:
 
     done = cancel(asked.workspace, runs, asked.budget)
     folders = {folder.path.name: folder for folder in runs()}
-    picture = asked.look()
-    titles = {run.run: run.title for run in picture.runs}
-    here = [run for run in picture.runs if run.state == "at work" and run.run not in done.runs]
+    snapshot = asked.collect()
+    titles = {run.run: run.title for run in snapshot.runs}
+    here = [run for run in snapshot.runs if run.state == "at work" and run.run not in done.runs]
     if json:
         jobs = [
             {"job": one.job, "run": run, "title": titles[run], "state": one.state}
@@ -101,19 +101,19 @@ def cancel_asked(asked: StatusCollector, console: Console, json: bool) -> None:
     for run, one in done.runs.items():
         say(f"cancelled job {one.job}, {one.state.lower()}: {titles[run]}")
     for left in here:
-        say(f"left alone: {at_work(folders[left.run].path)}; Ctrl-C where it was started saves and ends it")
+        say(f"left alone: {busy_message(folders[left.run].path)}; Ctrl-C where it was started saves and ends it")
     if not done.runs and done.study is None:
-        say(picture.elsewhere or "nothing to cancel: SLURM has nothing of this in hand")
+        say(snapshot.elsewhere or "nothing to cancel: SLURM has nothing of this in hand")
         return
-    if any(not one.waits for one in done.runs.values()):
+    if any(not one.pending for one in done.runs.values()):
         say(f"what is at work has {client.settings().get('KillWait', 'its time')} to save (KillWait)")
-    say(f"to go on from the newest checkpoints: {_again(asked, done)}")
-    for study in picture.studies:
-        if study.moves:
+    say(f"to go on from the newest checkpoints: {_resume_command(asked, done)}")
+    for study in snapshot.studies:
+        if study.in_progress:
             say(f"{study.name} {study.said}; isoplan cancel with its budget ends that as well")
 
 
-def _again(asked: StatusCollector, done: Cancelled) -> str:
+def _resume_command(asked: StatusCollector, done: Cancelled) -> str:
     """The command that queues the same again."""
     plan = next((group.plan for group in asked.groups() if group.plan is not None), None)
     named = asked.asked if asked.asked is not None and asked.asked.is_file() else plan

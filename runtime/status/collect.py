@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lookup import run_named, workspace_of
+from runtime.run_folder.lookup import find_run, workspace_of
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.job_states import JobStates, job_states
 from runtime.status.run_status import RunStatus, status_of
-from runtime.study import chain, runs_of
+from runtime.study import chain_steps, runs_of
 from specs.budget import Budget
 from specs.document.files import DocumentError, is_file, load, load_any
 from specs.humanize import Losses
@@ -24,9 +24,9 @@ from specs.record import Audit
 from specs.run import RunSpec
 from specs.slurm_submission import StudyState, Submission
 
-Locate = Callable[[Workspace, Sequence[str], Sequence[str]], JobStates]
+QueryJobs = Callable[[Workspace, Sequence[str], Sequence[str]], JobStates]
 """Asks SLURM where runs are, and jobs that go on with studies; as `job_states` does."""
-_NAME = 50
+_NAME_PREFIX = 50
 """Characters of a submission's name that are its budget's and its kind's (runtime/slurm/submit.py)."""
 
 
@@ -60,7 +60,7 @@ class StudyStatus:
     """How far it is, and what to do next, in one line."""
 
     @property
-    def moves(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether it will go on by itself."""
         return self.state == "waiting"
 
@@ -71,7 +71,7 @@ class StatusSnapshot:
 
     groups: tuple[tuple[RunGroup, tuple[RunStatus, ...]], ...]
     """Runs by plan."""
-    chain: tuple[tuple[str, str], ...]
+    chain_steps: tuple[tuple[str, str], ...]
     """The steps of the budget that was asked for, each with how far it is; empty where none was."""
     studies: tuple[StudyStatus, ...]
     """Studies that go on by themselves."""
@@ -88,19 +88,19 @@ class StatusSnapshot:
         return [run for _, runs in self.groups for run in runs]
 
     @property
-    def moves(self) -> bool:
+    def in_progress(self) -> bool:
         """Whether anything will go on by itself."""
-        waits = self.silent and any(run.state == "unknown" for run in self.runs)
+        pending = self.silent and any(run.state == "unknown" for run in self.runs)
         held = {group.name for group, runs in self.groups if any(run.held for run in runs)}
-        studies = any(study.moves and study.name not in held for study in self.studies)
-        return bool(waits or studies or any(run.moves for run in self.runs))
+        studies = any(study.in_progress and study.name not in held for study in self.studies)
+        return bool(pending or studies or any(run.in_progress for run in self.runs))
 
     def next_of(self, group: RunGroup, runs: Sequence[RunStatus]) -> str:
         """What to do next about runs, in one line; empty where there is nothing, or their study says it."""
         held = [run.job for run in runs if run.held]
         if held:
             return f"see why SLURM holds what is queued, then: scontrol release {','.join(held)}"
-        return "" if any(study.name == group.name for study in self.studies) else next_of(group, runs)
+        return "" if any(study.name == group.name for study in self.studies) else next_step(group, runs)
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
@@ -116,7 +116,7 @@ class StatusSnapshot:
                 }
                 for group, runs in self.groups
             ],
-            "chain": [{"step": name, "state": state} for name, state in self.chain],
+            "chain": [{"step": name, "state": state} for name, state in self.chain_steps],
             "studies": [study.__dict__ for study in self.studies],
             "slurm_is_silent": self.silent,
             "unread": list(self.unread),
@@ -132,14 +132,14 @@ class StatusCollector:
         self.workspace = workspace
         self.asked = asked
         self._known: dict[Path, tuple[int, RunGroup | str]] = {}
-        document = load_any(asked) if asked is not None and _means_file(asked) else None
+        document = load_any(asked) if asked is not None and _is_document(asked) else None
         self._budget = document if isinstance(document, Budget) else None
         self._plan = asked if isinstance(document, Plan) else None
         self._run: RunFolder | None = None
         if isinstance(document, RunSpec):
-            self._run = run_named(Path(document.fingerprint()), workspace)
+            self._run = find_run(Path(document.fingerprint()), workspace)
         elif asked is not None and document is None:
-            self._run = run_named(asked, workspace)
+            self._run = find_run(asked, workspace)
             self.workspace = workspace_of(self._run, workspace)
         elif asked is not None and not isinstance(document, Budget | Plan):
             raise DocumentError(
@@ -157,7 +157,7 @@ class StatusCollector:
             return [self._alone(self._run)]
         return [group for path in self._plans() if isinstance(group := self._group(path), RunGroup)]
 
-    def look(self, locate: Locate = job_states) -> StatusSnapshot:
+    def collect(self, locate: QueryJobs = job_states) -> StatusSnapshot:
         """How everything stands now."""
         groups = self.groups()
         folders = {folder.path.name: one for group in groups for one, folder in group.wanted}
@@ -169,7 +169,7 @@ class StatusCollector:
             (group, tuple(status_of(one, folder, where) for one, folder in group.wanted)) for group in groups
         )
         studies = tuple(
-            _study(name, state, where, self._again(name), _outcome(name, looked))
+            _study_status(name, state, where, self._again(name), _target_loss(name, looked))
             for name, state in noted.items()
         )
         unread = tuple(said for path in self._plans() if isinstance(said := self._group(path), str))
@@ -194,11 +194,11 @@ class StatusCollector:
     def _again(self, name: str) -> str:
         """The command that goes on with a study: with the file that was asked for, or its newest job was given."""
         if self.asked is not None and self.budget == name:
-            return _going_on(self.asked)
-        beginning = f"{name}-study"[:_NAME]
+            return _continue_command(self.asked)
+        beginning = f"{name}-study"[:_NAME_PREFIX]
         written = self.workspace.path.glob(f"slurm/{beginning}-??????/submission.json")
         known = {one.time: one.budget for path in written if (one := load(path, Submission)).budget}
-        return _going_on(Path(known[max(known)]) if known else None)
+        return _continue_command(Path(known[max(known)]) if known else None)
 
     def _plans(self) -> list[Path]:
         """The plans that were asked for and are there."""
@@ -244,7 +244,7 @@ class StatusCollector:
         if self._budget is None:
             return ()
         try:
-            return tuple(chain(self.workspace, self._budget, self._wanted))
+            return tuple(chain_steps(self.workspace, self._budget, self._wanted))
         except DocumentError as error:
             return (("plan", str(error)),)
 
@@ -253,7 +253,7 @@ class StatusCollector:
         return [one for one, _ in group.wanted] if isinstance(group, RunGroup) else list(runs_of(plan))
 
 
-def _means_file(asked: Path) -> bool:
+def _is_document(asked: Path) -> bool:
     return asked.is_file() or is_file(asked.name)
 
 
@@ -272,56 +272,58 @@ def _is_queued(plan: Plan, path: Path) -> bool:
     return "slurm" in cluster.model_fields_set
 
 
-def _going_on(budget: Path | None) -> str:
+def _continue_command(budget: Path | None) -> str:
     file = "its budget" if budget is None else shlex.quote(str(budget))
     return f"run {file} --slurm --until-done"
 
 
-def _outcome(name: str, looked: Sequence[tuple[RunGroup, Sequence[RunStatus]]]) -> str:
+def _target_loss(name: str, looked: Sequence[tuple[RunGroup, Sequence[RunStatus]]]) -> str:
     """The target's loss and its forecast as the table has them, where that is not in nats per token."""
     for group, runs in looked:
         if (group.name, group.phase) != (name, "target") or group.losses.bytes_per_token is None:
             continue
         for run in runs:
             if run.state == "finished" and run.loss is not None:
-                told = f", forecast {group.losses.say(run.forecast.median)}" if run.forecast else ""
-                return f"{group.losses.say(run.loss)} {group.losses.unit}{told}"
+                told = f", forecast {group.losses.text(run.forecast.median)}" if run.forecast else ""
+                return f"{group.losses.text(run.loss)} {group.losses.unit}{told}"
     return ""
 
 
-def _study(name: str, noted: StudyState, where: JobStates, again: str, outcome: str) -> StudyStatus:
+def _study_status(name: str, noted: StudyState, where: JobStates, again: str, outcome: str) -> StudyStatus:
     """How a study stands, and what to do next; `again` is the command that goes on with it."""
     if noted.state == "done":
-        said = f"{noted.said} ({outcome})" if outcome else noted.said
+        said = f"{noted.message} ({outcome})" if outcome else noted.message
         return StudyStatus(name, "done", f"done, {said}; see plans/{name}/audit.html")
     if noted.state == "stopped":
-        return StudyStatus(name, "stopped", f"stopped, {noted.said}; see to that, then to go on: {again}")
+        return StudyStatus(name, "stopped", f"stopped, {noted.message}; see to that, then to go on: {again}")
     if noted.state == "cancelled" or noted.submission in where.cancelled:
         return StudyStatus(name, "cancelled", f"cancelled; to go on: {again}")
     job = where.studies.get(noted.submission or "")
     if job is not None and job.held:
-        said = f"{noted.said}, and SLURM holds its job ({job.reason}): scontrol release {job.job}"
+        said = f"{noted.message}, and SLURM holds its job ({job.reason}): scontrol release {job.job}"
         return StudyStatus(name, "held", said)
     if job is not None:
-        why = f", {job.reason}" if job.reason else ""
+        end_reason = f", {job.reason}" if job.reason else ""
         return StudyStatus(
-            name, "waiting", f"goes on by itself, {noted.said} (job {job.job}, {job.state.lower()}{why})"
+            name,
+            "waiting",
+            f"goes on by itself, {noted.message} (job {job.job}, {job.state.lower()}{end_reason})",
         )
     if not where.reliable:
-        return StudyStatus(name, "waiting", f"went on by itself, {noted.said}, when SLURM was asked last")
+        return StudyStatus(name, "waiting", f"went on by itself, {noted.message}, when SLURM was asked last")
     return StudyStatus(
         name, "lost", f"was to go on by itself, but SLURM no longer has its job; to go on: {again}"
     )
 
 
-def next_of(group: RunGroup, runs: Sequence[RunStatus]) -> str:
+def next_step(group: RunGroup, runs: Sequence[RunStatus]) -> str:
     """What to do next about runs of which none will go on by itself, in one line; empty where there is nothing."""
-    if any(run.moves for run in runs) or group.plan is None:
+    if any(run.in_progress for run in runs) or group.plan is None:
         return ""
     plan = shlex.quote(str(group.plan))
     if all(run.state == "finished" for run in runs):
         verdict = group.plan.parent / f"audit.{group.phase}.json"
-        return "" if _audited(verdict) else f"every run is finished; next: audit {plan}"
+        return "" if _has_verdict(verdict) else f"every run is finished; next: audit {plan}"
     if any(run.state == "unknown" for run in runs):
         return ""
     rest = [run for run in runs if run.state != "finished"]
@@ -331,11 +333,11 @@ def next_of(group: RunGroup, runs: Sequence[RunStatus]) -> str:
     return f"run {plan}{slurm}" + (" goes on from the newest checkpoints" if begun else " starts the rest")
 
 
-def _audited(verdict: Path) -> bool:
+def _has_verdict(verdict: Path) -> bool:
     return verdict.exists() and load(verdict, Audit).verdict != "cannot tell"
 
 
-def states_of(runs: Sequence[RunStatus]) -> Mapping[str, int]:
+def count_states(runs: Sequence[RunStatus]) -> Mapping[str, int]:
     """How many runs are in each state, in the order in which states are shown."""
     order = (
         "finished", "at work", "requeued", "queued", "failed", "cancelled", "stopped", "unknown", "not started"

@@ -1,9 +1,9 @@
-"""Checkpoints that are written while training goes on: one at a time, from one copy of the state in host memory.
+"""Asynchronous checkpoints: written in the background while training continues, one at a time.
 
-A save begins with a copy of the state, after which training may change it. A thread writes the copy. With every step
-the ranks tell each other whether their threads are through; when all are, the first rank makes the checkpoint of what
-was written (runtime/checkpoint/format.py). Threads never communicate, so nothing can get into the way of the steps' own
-collectives, and a rank that cannot write spoils the checkpoint and not the run.
+Saving starts with a copy of the state in host memory, after which training may change it; a thread writes the copy.
+With every step the ranks share whether their threads are done (one all-reduce, with the loss). When all are, rank 0
+commits the checkpoint (runtime/checkpoint/format.py). The threads never communicate, so they cannot interfere with the
+steps' collectives, and a rank that cannot write costs the checkpoint but not the run.
 """
 
 import threading
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from model.zero import Box
 from runtime.checkpoint.format import CheckpointManifest, commit, discard, stage, weights_sha256
-from runtime.run_folder.folder import folder_name
+from runtime.run_folder.folder import checkpoint_name
 from runtime.train.worker import RankWorker
 from specs.checkpoint_retention import Retention
 from specs.humanize import first_line
 
 
 class BackgroundWrite:
-    """Something that a thread of its own does; what goes wrong is kept."""
+    """A function that runs in a thread of its own; its exception is kept in `error`."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self.error: Exception | None = None
@@ -31,110 +31,112 @@ class BackgroundWrite:
         self._thread.start()
 
     @property
-    def going_on(self) -> bool:
-        """Whether it is not through."""
+    def running(self) -> bool:
+        """Whether the function has not returned yet."""
         return self._thread.is_alive()
 
     def wait(self) -> None:
-        """Return when it is through."""
+        """Return when the function has."""
         self._thread.join()
 
     def _run(self) -> None:
         try:
             self._function()
-        except Exception as error:  # a full disk, say: the run tells, and goes on
+        except Exception as error:  # a full disk, say: the run reports it and continues
             self.error = error
 
 
 class AsyncCheckpointer:
     """One rank's part of saving a run."""
 
-    def __init__(self, folder: Path, worker: RankWorker, keep: Retention) -> None:
-        self._folder, self._replica, self._keep = folder, worker, keep
+    def __init__(self, folder: Path, worker: RankWorker, retention: Retention) -> None:
+        self._folder, self._worker, self._retention = folder, worker, retention
         self._copy: tuple[Tensor, Tensor, Tensor] | None = None
         self._staging: tuple[CheckpointManifest, BackgroundWrite] | None = None
         self._committing: BackgroundWrite | None = None
         self.damaged: set[int] = set()
-        """Steps of checkpoints that are not to be kept."""
+        """Steps of damaged checkpoints, which are removed whatever the retention."""
 
     @property
     def idle(self) -> bool:
-        """Whether a save may begin; when the first rank is idle, all are."""
-        return self._staging is None and not (self._committing and self._committing.going_on)
+        """Whether a checkpoint may be started; when rank 0 is idle, all ranks are."""
+        return self._staging is None and not (self._committing and self._committing.running)
 
-    def begin(self, manifest: CheckpointManifest) -> None:
-        """Copy the state and begin to write it; all ranks, when all are idle."""
-        boxes, rank = self._snapshot(), self._replica.world.rank
+    def start(self, manifest: CheckpointManifest) -> None:
+        """Copy the state and start writing it; on all ranks, when all are idle."""
+        boxes, rank = self._snapshot(), self._worker.world.rank
         self._staging = (manifest, BackgroundWrite(lambda: stage(self._folder, manifest.step, rank, boxes)))
 
-    def report(self) -> tuple[float, float]:
-        """What the other ranks must know at a step's end: whether this one still writes, whether it could not."""
+    def progress(self) -> tuple[float, float]:
+        """Whether this rank is still writing, and whether its write failed: 0 or 1, to be summed over all ranks."""
         if self._staging is None:
             return 0.0, 0.0
-        work = self._staging[1]
-        going_on = work.going_on
-        return float(going_on), float(not going_on and work.error is not None)
+        write = self._staging[1]
+        running = write.running
+        return float(running), float(not running and write.error is not None)
 
-    def hear(self, writing: float, failed: float) -> str:
-        """Go on with a save by what the ranks have reported together; why one came to nothing, else nothing.
+    def advance(self, writing: float, failed: float) -> str:
+        """Commit or discard once no rank is writing; why a checkpoint failed, else empty.
 
-        What goes wrong once all have written only the first rank hears.
+        The arguments are the sums of `progress` over all ranks. Only rank 0 learns of a failed commit.
         """
-        said = self._outcome()
+        problem = self._commit_problem()
         if self._staging is None or writing:
-            return said
-        manifest, work = self._staging
+            return problem
+        manifest, write = self._staging
         self._staging = None
         if failed:
-            why = "another rank could not write its part" if work.error is None else first_line(work.error)
-            said = f"step {manifest.step} was not saved: {why}"
-            if self._replica.leads:
+            reason = (
+                "another rank could not write its part" if write.error is None else first_line(write.error)
+            )
+            problem = f"the checkpoint of step {manifest.step} was not saved: {reason}"
+            if self._worker.is_rank_zero:
                 discard(self._folder, manifest.step)
-            elif work.error is not None:
-                print(said, flush=True)
-            return said
-        if self._replica.leads:
+            elif write.error is not None:
+                print(problem, flush=True)
+            return problem
+        if self._worker.is_rank_zero:
             self._committing = BackgroundWrite(lambda: self._commit(manifest))
-        return said
+        return problem
 
     def finish(self) -> str:
-        """Return when nothing is being saved any more; why the last save came to nothing, the same on all ranks."""
+        """Return when no rank is saving any more; why the last checkpoint failed, the same on all ranks, else empty."""
         self.wait()
-        said = self.hear(*self._replica.summed(self.report()))
+        problem = self.advance(*self._worker.all_reduce_sum(self.progress()))
         self.wait()
-        said = said or self._outcome()
-        failed = self._replica.summed([bool(said)])[0]
-        return said or ("the first rank could not make the checkpoint" if failed else "")
+        problem = problem or self._commit_problem()
+        failed = self._worker.all_reduce_sum([bool(problem)])[0]
+        return problem or ("rank 0 could not save the checkpoint" if failed else "")
 
     def wait(self) -> None:
-        """Return when this rank's own threads are through."""
+        """Return when this rank's own threads are done."""
         if self._staging is not None:
             self._staging[1].wait()
         if self._committing is not None:
             self._committing.wait()
 
     def weights_sha256(self, step: int) -> str:
-        """Digest of the weights that were saved after `step` steps; the first rank has it, the others nothing."""
-        return weights_sha256(self._folder / folder_name(step)) if self._replica.leads else ""
+        """Digest of the weights that were saved after `step` steps; on rank 0, empty on the others."""
+        return weights_sha256(self._folder / checkpoint_name(step)) if self._worker.is_rank_zero else ""
 
     def _commit(self, manifest: CheckpointManifest) -> None:
         try:
-            commit(self._folder, manifest, self._replica.world.size, self._keep, self.damaged)
+            commit(self._folder, manifest, self._worker.world.size, self._retention, self.damaged)
         except Exception:
             discard(self._folder, manifest.step)
             raise
 
-    def _outcome(self) -> str:
-        """Why the newest checkpoint could not be made of what was written, once that is known."""
-        work = self._committing
-        if work is None or work.going_on:
+    def _commit_problem(self) -> str:
+        """Why the newest checkpoint could not be committed, once that is known."""
+        write = self._committing
+        if write is None or write.running:
             return ""
         self._committing = None
-        return f"a checkpoint could not be made: {first_line(work.error)}" if work.error else ""
+        return f"a checkpoint could not be saved: {first_line(write.error)}" if write.error else ""
 
     def _snapshot(self) -> Sequence[Box]:
         """The state as it is now, in this rank's one copy of it in host memory."""
-        optimizer = self._replica.optimizer
+        optimizer = self._worker.optimizer
         state = optimizer.state
         on_gpu = state[0].device.type == "cuda"
         if self._copy is None:
@@ -144,5 +146,5 @@ class AsyncCheckpointer:
             to.copy_(of, non_blocking=on_gpu)
         if on_gpu:
             torch.cuda.synchronize()
-        vectors = self._replica.writes_vectors
+        vectors = self._worker.writes_vectors
         return [box for box in optimizer.boxes(self._copy) if vectors or len(box.piece.shape) == 2]

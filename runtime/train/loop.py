@@ -1,9 +1,9 @@
 """The training loop: `python -m runtime.train.loop RUN_FOLDER --data DATA_ROOT`, once per rank, read top to bottom.
 
-A fresh process, a killed one and a requeued one do the same: open the folder, take the newest whole checkpoint, go on.
-Fewer ranks than were planned take the layout that the plan has for so many; ranks that it does not need leave.
-Exit status: 0 the run is finished, 75 it was saved after a signal and wants to be started again, else it failed: 2 for
-bad input, 65 where another start would end the same way.
+New, killed and requeued processes all do the same: open the run folder and resume from the latest intact checkpoint.
+With fewer ranks than planned, the run takes the largest fallback layout that fits; ranks that it does not use exit.
+Exit status: 0 the run is finished; 75 it stopped on a signal and is saved, start it again to resume; otherwise it
+failed: 2 for bad input, 65 where another start would fail in the same way.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.checkpoint.imported_weights import check_origin
-from runtime.data.batches import DataError, check_enough
+from runtime.checkpoint.imported_weights import check_imported_weights
+from runtime.data.batches import DataError, check_corpus_size
 from runtime.data.corpus import load_corpus, tokens
 from runtime.data.text_sources import CorpusError
 from runtime.run_folder.folder import RunFolder
@@ -38,33 +38,33 @@ if TYPE_CHECKING:
     from runtime.train.resume import ResumeState
     from runtime.train.worker import RankWorker
 
-_TRIES = 3
-"""Times that a run goes back to the same checkpoint before it is taken for diverged: our choice."""
+_MAX_ROLLBACKS = 3
+"""Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
 
 
 class RunError(ValueError):
-    """A run that cannot start or go on: why, and what to do."""
+    """A run that cannot start or continue: why, and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one rank of a run folder; the exit status."""
-    leave = StopRequest()
-    leave.listen()  # before torch, whose import takes seconds in which a signal would just kill
+    stop = StopRequest()
+    stop.listen()  # before torch is imported: that takes seconds, in which a signal would just kill
     parser = argparse.ArgumentParser(prog="python -m runtime.train.loop", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="runs/<fingerprint>")
     parser.add_argument("--data", type=Path, required=True, help="folder of the corpora")
     arguments = parser.parse_args(argv)
-    return train_rank(RunFolder(arguments.folder), arguments.data, RankInfo.of(os.environ), leave)
+    return train_rank(RunFolder(arguments.folder), arguments.data, RankInfo.of(os.environ), stop)
 
 
-def train_rank(folder: RunFolder, data: Path, rank_info: RankInfo, leave: StopRequest) -> int:
-    """As `train`, and an error is a status too: what can be expected to go wrong, in one line."""
+def train_rank(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest) -> int:
+    """As `train`, with errors as exit statuses too; an expected error is printed as one line."""
     try:
-        return train(folder, data, rank_info, leave)
+        return train(folder, data, rank_info, stop)
     except RunError as error:
         print(f"RunError: {error}", file=sys.stderr, flush=True)
         return NO_RETRY
-    except OSError as error:  # a disk that is full or gone, say: what to do about it is plain
+    except OSError as error:  # a full or unreachable disk, say: the line says enough
         print(f"OSError: {error}", file=sys.stderr, flush=True)
         return FAILED
     except (DocumentError, CorpusError, DataError, RecordError) as error:
@@ -75,193 +75,208 @@ def train_rank(folder: RunFolder, data: Path, rank_info: RankInfo, leave: StopRe
         return FAILED
 
 
-def train(folder: RunFolder, data: Path, rank_info: RankInfo, leave: StopRequest) -> int:
-    """Train this rank's part of the run from where it stands; the exit status."""
+def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest) -> int:
+    """Train this rank's part of the run, resuming where it was; the exit status."""
     if folder.end() is not None:
         return OK
-    run, order = folder.run(), _laid_out(folder.order(), rank_info)
+    run, order = folder.run(), _choose_layout(folder.order(), rank_info)
     devices = order.execution.layout.devices
     if rank_info.rank >= devices:
-        print(f"rank {rank_info.rank} of {rank_info.ranks} leaves: the layout takes {devices}", flush=True)
+        print(
+            f"rank {rank_info.rank} of {rank_info.world_size} exits: the layout uses {several(devices, 'rank')}",
+            flush=True,
+        )
         return OK
     corpus = load_corpus(data, run.data.corpus)
-    _refuse(run, order, corpus)
-    check_origin(run, data)
+    _check_run(run, order, corpus)
+    check_imported_weights(run, data)
     train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
-    check_enough(train_tokens, held_out, run)
+    check_corpus_size(train_tokens, held_out, run)
 
+    # These import torch: after the signal handlers, and after all that can be refused without it.
     from runtime.train.async_checkpoint import AsyncCheckpointer
-    from runtime.train.worker import (  # torch: after the handlers, and after what can be refused at once
-        gpus,
-        join_process_group,
-    )
+    from runtime.train.worker import gpu_count, join_process_group
 
-    if order.execution.device == "cuda" and not gpus():
-        raise OSError(f"the run is for GPUs, and torch sees none on {socket.gethostname()}")
-    if devices > 1:  # whoever hangs before the first step is found by who has got this far
-        here = f"process {os.getpid()} on {socket.gethostname()}"
-        print(f"rank {rank_info.rank} of {devices}, {here}: meets the others", flush=True)
+    host = socket.gethostname()
+    if order.execution.device == "cuda" and not gpu_count():
+        raise OSError(
+            f"the run needs GPUs, but torch finds none on {host}; check the driver and the job's GPUs"
+        )
+    if devices > 1:  # a rank that hangs before the first step is the one whose log lacks this line
+        here = f"process {os.getpid()} on {host}"
+        print(f"rank {rank_info.rank} of {devices}, {here}: joins the process group", flush=True)
     with join_process_group(
         run, order.execution, rank_info.rank, rank_info.local_rank, train_tokens, held_out
     ) as worker:
-        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, order.execution.keep)
+        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, order.execution.retention)
         while True:
-            status = _segment(folder, run, order, worker, checkpointer, data, leave)
+            status = _train_segment(folder, run, order, worker, checkpointer, data, stop)
             if status is not None:
                 return status
 
 
-def _segment(
+def _train_segment(
     folder: RunFolder,
     run: RunSpec,
     order: Order,
     worker: "RankWorker",
     checkpointer: "AsyncCheckpointer",
     data: Path,
-    leave: StopRequest,
+    stop: StopRequest,
 ) -> int | None:
-    """From the newest checkpoint on; the exit status, or None where the run went back and is to be taken up anew."""
+    """Train from the latest checkpoint; the exit status, or None after a rollback, when training must resume again."""
     from runtime.train.resume import resume_from_latest
 
-    begun = resume_from_latest(worker, run, folder, data)
-    here = SegmentStart(0 if worker.leads else 1, begun.step, worker.kernels, worker.devices)
-    with open_run_logger(folder, run, order, here) as logger:
-        for problem in begun.damaged.values():
-            logger.incident("damaged_checkpoint", begun.step, problem)
-        checkpointer.damaged = set(begun.damaged)
+    resumed = resume_from_latest(worker, run, folder, data)
+    start = SegmentStart(0 if worker.is_rank_zero else 1, resumed.step, worker.kernels, worker.devices)
+    with open_run_logger(folder, run, order, start) as logger:
+        for problem in resumed.damaged.values():
+            logger.incident("damaged_checkpoint", resumed.step, problem)
+        checkpointer.damaged = set(resumed.damaged)
         try:
-            return _go_on(folder, run, order.execution, worker, checkpointer, logger, begun, leave)
+            return _train_steps(folder, run, order.execution, worker, checkpointer, logger, resumed, stop)
         finally:
             checkpointer.wait()
 
 
-def _go_on(
+def _train_steps(
     folder: RunFolder,
     run: RunSpec,
     execution: Execution,
     worker: "RankWorker",
     checkpointer: "AsyncCheckpointer",
     logger: RunLogger,
-    begun: "ResumeState",
-    leave: StopRequest,
+    resumed: "ResumeState",
+    stop: StopRequest,
 ) -> int | None:
-    """The steps after those finished, up to the last one or until this process is asked to leave."""
-    from runtime.train.resume import given_up, manifest_of
+    """The remaining steps, until the last one, a stop request or a rollback."""
+    from runtime.train.resume import manifest_of, skip_after_rollback
     from runtime.train.spike_guard import SpikeGuard
 
     steps, evaluation = run.optim.steps, run.evaluation
-    guard, held_out_loss = SpikeGuard(run.guard, begun.memory), begun.loss
+    guard, held_out_loss = SpikeGuard(run.guard, resumed.guard), resumed.loss
     saved_s = time.monotonic()
-    if begun.step < steps and any(worker.summed([leave.asked])):
+    if resumed.step < steps and any(worker.all_reduce_sum([stop.requested])):
         return RESUME
-    for step in range(begun.step + 1, steps + 1):
+    for step in range(resumed.step + 1, steps + 1):
+        # Gradient accumulation over the step's micro-batches.
         lr = run.optim.lr(step)
-        share = worker.accumulate(step, begun.skipped)
-        due = checkpointer.idle and time.monotonic() - saved_s >= execution.checkpoint_every_s
-        # In one sum, so that all ranks agree: the loss, whether to leave, whether to save, how far a save is.
-        loss, asked, saving, *reports = worker.summed(
-            [share, leave.asked, worker.leads and due, *checkpointer.report()]
+        loss_share = worker.accumulate_gradients(step, resumed.skipped)
+
+        # One all-reduce makes all ranks agree: on the loss, a stop request, a due checkpoint, a write's progress.
+        save_due = checkpointer.idle and time.monotonic() - saved_s >= execution.checkpoint_interval_s
+        loss, stop_requested, save_now, *progress = worker.all_reduce_sum(
+            [loss_share, stop.requested, worker.is_rank_zero and save_due, *checkpointer.progress()]
         )
-        if problem := checkpointer.hear(*reports):
+        if problem := checkpointer.advance(*progress):
             logger.incident("unsaved_checkpoint", step - 1, problem)
+
+        # Apply the step, or reject it at a loss spike; after too many rejected in a row, roll back.
         grad_norm = worker.optimizer.reduce()
-        objection = guard.objection(loss, grad_norm)
+        reject_reason = guard.reject_reason(loss, grad_norm)
         if run.guard is None:
-            _stop_where_diverged(
-                logger, step, {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
-            )
-        if objection:
+            values = {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
+            _fail_if_not_finite(logger, step, values)
+        if reject_reason:
             worker.optimizer.drop()
-            logger.incident("skipped_step", step, f"step {step} was not applied: {objection}")
+            logger.incident("skipped_step", step, f"step {step} was rejected, {reject_reason}")
         else:
             worker.optimizer.apply(lr, grad_norm)
-        logger.step(step, loss, grad_norm, lr, applied=not objection)
-        if guard.impatient:
+        logger.step(step, loss, grad_norm, lr, applied=not reject_reason)
+        if guard.should_roll_back:
             checkpointer.finish()
-            skipped = given_up(worker, run, folder, begun, step, guard.in_a_row)
-            _stop_where_stuck(logger, begun, skipped)
-            logger.rollback(skipped, f"{guard.in_a_row} steps in a row were not applied")
+            skipped = skip_after_rollback(worker, run, folder, resumed, step, guard.rejected_in_a_row)
+            _fail_if_stuck(logger, resumed, skipped)
+            logger.rollback(skipped, f"{guard.rejected_in_a_row} steps in a row were rejected")
             return None
 
+        # Evaluate the held-out loss.
         last = step == steps
         if step % evaluation.every_steps == 0 or last:
             sequences = evaluation.final_sequences if last else evaluation.sequences
             held_out_loss = worker.evaluate(sequences)
-            _stop_where_diverged(logger, step, {"held-out loss": held_out_loss, "learning rate": lr})
+            _fail_if_not_finite(logger, step, {"held-out loss": held_out_loss, "learning rate": lr})
             logger.evaluation(step, held_out_loss, sequences)
 
-        leaving = bool(asked) and not last
-        by_step = (
-            execution.checkpoint_every_steps is not None and step % execution.checkpoint_every_steps == 0
-        )
-        if ((saving or by_step) and guard.in_a_row == 0) or leaving or last:
+        # Save a checkpoint: at the interval in time or steps, at a stop request, and after the last step.
+        stopping = bool(stop_requested) and not last
+        interval_steps = execution.checkpoint_interval_steps
+        at_interval = save_now or (interval_steps is not None and step % interval_steps == 0)
+        if (at_interval and guard.rejected_in_a_row == 0) or stopping or last:
             if problem := checkpointer.finish():
                 logger.incident("unsaved_checkpoint", step, problem)
             logger.flush()  # a checkpoint promises that every line up to its step is on disk
-            checkpointer.begin(manifest_of(worker, run, begun, step, held_out_loss, guard.memory))
+            checkpointer.start(manifest_of(worker, run, resumed, step, held_out_loss, guard.state))
             saved_s = time.monotonic()
-        if leaving or last:
-            problem = checkpointer.finish()
-            if problem:
-                logger.incident("unsaved_checkpoint", step, problem)
-                raise OSError(
-                    f"{problem}; once it can be, run again: that goes on from the newest checkpoint"
-                )
-        if leaving:
-            who = signal.Signals(leave.asked).name if leave.asked else "to another rank"
-            said = f"saved at step {step} of {steps} after a signal to leave ({who})"
-            logger.incident("interrupted", step, said)
+        if (stopping or last) and (problem := checkpointer.finish()):
+            logger.incident("unsaved_checkpoint", step, problem)
+            raise OSError(f"{problem}; correct that and rerun; the run resumes from the latest checkpoint")
+
+        # Graceful shutdown.
+        if stopping:
+            origin = signal.Signals(stop.signal).name if stop.requested else "received by another rank"
+            logger.incident(
+                "interrupted", step, f"saved at step {step} of {steps} after a stop signal ({origin})"
+            )
             return RESUME
     logger.end(checkpointer.weights_sha256(steps))
     return OK
 
 
-def _laid_out(order: Order, rank_info: RankInfo) -> Order:
-    """The order with the layout for the ranks that are here; RunError where even the least one needs more."""
-    layout = order.layout_for(rank_info.ranks)
+def _choose_layout(order: Order, rank_info: RankInfo) -> Order:
+    """The order with the layout for this many ranks; RunError where even the smallest needs more."""
+    layout = order.layout_for(rank_info.world_size)
     if layout is None:
-        least = min(one.devices for one in (order.execution.layout, *order.fewer))
-        started = several(rank_info.ranks, "rank")
-        raise RunError(f"{started} started, and the least layout needs {least}; start at least as many")
+        smallest = min(one.devices for one in (order.execution.layout, *order.fallback_layouts))
+        started = several(rank_info.world_size, "rank")
+        raise RunError(
+            f"{started} started, but the smallest layout needs {smallest}; start at least {smallest}"
+        )
     return order.model_copy(update={"execution": order.execution.model_copy(update={"layout": layout})})
 
 
-def _refuse(run: RunSpec, order: Order, corpus: Corpus) -> None:
+def _check_run(run: RunSpec, order: Order, corpus: Corpus) -> None:
     """RunError for what cannot be trained, before anything is written."""
     layout = order.execution.layout
     problems = []
     if isinstance(run.parent, Parent):
-        problems.append("runs that branch off another cannot be trained yet; write parent: null")
+        problems.append("a run that branches off another run cannot be trained yet; write parent: null")
     problems += layout.problems(run.model, run.optim)
     if order.run != run.fingerprint():
-        problems.append(f"the order is for run {order.run}, not {run.fingerprint()}; launch the run again")
+        problems.append(f"order.json is for run {order.run}, not {run.fingerprint()}; launch the run again")
     if corpus.digest != run.data.digest:
         problems.append(
-            f"the corpus {run.data.corpus} has the digest {corpus.digest}, not {run.data.digest}; plan again"
+            f"the corpus {run.data.corpus} has digest {corpus.digest}, but the run was planned on {run.data.digest}; "
+            "plan again"
         )
     if corpus.spec.vocab > run.model.vocab:
-        problems.append(f"{corpus.spec.vocab} different tokens do not fit a vocabulary of {run.model.vocab}")
+        problems.append(
+            f"the corpus has {corpus.spec.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
+            "plan again with a larger vocabulary"
+        )
     if problems:
         raise RunError(problems[0])
 
 
-def _stop_where_stuck(logger: RunLogger, begun: "ResumeState", skipped: SkippedRange) -> None:
-    """RunError, and an incident in the record, where going back to this checkpoint has not helped before."""
-    tries = sum(one.to_step == skipped.to_step for one in begun.skipped)
-    if tries < _TRIES:
+def _fail_if_stuck(logger: RunLogger, resumed: "ResumeState", skipped: SkippedRange) -> None:
+    """RunError, and an incident in the record, after too many rollbacks to the same checkpoint."""
+    rollbacks = sum(one.to_step == skipped.to_step for one in resumed.skipped)
+    if rollbacks < _MAX_ROLLBACKS:
         return
-    said = f"went back to step {skipped.to_step} {tries} times, and came no further than step {skipped.step}"
-    logger.incident("non_finite", skipped.step, said)
-    raise RunError(f"{said}: training diverged; plan with a lower learning rate")
+    message = f"{rollbacks} rollbacks to step {skipped.to_step} did not get the run past step {skipped.step}"
+    logger.incident("non_finite", skipped.step, message)
+    raise RunError(f"{message}: training diverged; plan with a lower learning rate")
 
 
-def _stop_where_diverged(logger: RunLogger, step: int, values: Mapping[str, float]) -> None:
+def _fail_if_not_finite(logger: RunLogger, step: int, values: Mapping[str, float]) -> None:
     """RunError, and an incident in the record, where a value of this step is not finite."""
     if all(map(math.isfinite, values.values())):
         return
-    said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    logger.incident("non_finite", step - 1, f"step {step} gave {said}")
-    raise RunError(f"step {step} gave {said}: training diverged; plan with a lower learning rate")
+    message = f"not finite at step {step}: " + ", ".join(
+        f"{name} {value:.4g}" for name, value in values.items()
+    )
+    logger.incident("non_finite", step - 1, message)
+    raise RunError(f"{message}; training diverged; plan with a lower learning rate")
 
 
 if __name__ == "__main__":

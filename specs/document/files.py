@@ -95,17 +95,17 @@ def catalog_names(kind: type[Spec]) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def from_catalog(kind: type[S], name: str, asked_in: Path | None) -> S:
-    """A law, cluster or family by its name; `asked_in` is the document that names it, for the error's place."""
+def from_catalog(kind: type[S], name: str, named_in: Path | None) -> S:
+    """A law, cluster or family by its name; `named_in` is the document that names it, for the error's place."""
     kind_name = get_args(kind.model_fields["kind"].annotation)[0]
     folder = CATALOG / _FOLDERS[kind_name]
     known = catalog_names(kind)
     if name not in known:
-        place = _place_of_value(asked_in, name) if asked_in else (1, 1)
+        place = _place_of_value(named_in, name) if named_in else (1, 1)
         meant = nearest(name, known)
         write = f"write '{meant}'" if meant else f"write one of {', '.join(known)}"
         raise DocumentError(
-            asked_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
+            named_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
         )
     return load(folder / f"{name}.yaml", kind)
 

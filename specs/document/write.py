@@ -4,8 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from specs.document.base import Spec
 from specs.document.parse import DocumentError
@@ -82,3 +84,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def print_json(plain: Any) -> None:
+    """Print a plain value as JSON on standard output: the answer of a command with --json."""
+    sys.stdout.write(json.dumps(plain, indent=1) + "\n")

@@ -47,7 +47,7 @@ def _upper(case: Case, told: CurveBand, target: PlannedRun) -> Iterator[Trace]:
     shown = {name: [case.losses.of(loss) for loss in column] for name, column in _columns(told).items()}
     yield from _bands(told, target, shown, named=True)
     said = [
-        f"step {step:,}: forecast {case.losses.say(loss)} {case.losses.unit}"
+        f"step {step:,}: forecast {case.losses.text(loss)} {case.losses.unit}"
         for step, loss in zip(told.step, told.median, strict=True)
     ]
     cut = len(told.step) - stands_apart(told, target)
@@ -116,7 +116,7 @@ def _look(case: Case, steps: Sequence[int]) -> dict[str, Any]:
 
 
 def _said(case: Case, told: CurveBand, step: int, loss: float) -> str:
-    said = f"step {step:,}: {case.losses.say(loss)} {case.losses.unit} ({loss:.4f} nats per token)"
+    said = f"step {step:,}: {case.losses.text(loss)} {case.losses.unit} ({loss:.4f} nats per token)"
     if step not in told.step:
         return said
     return f"{said}, {signed(loss / told.median[told.step.index(step)] - 1)} off the forecast"

@@ -49,7 +49,7 @@ def _statement(case: Case) -> str:
         return "No verdict yet" if told is not None else "Audited, without a forecast"
     if told is None:
         return "A plan, without a forecast of the loss"
-    return f"Forecast: {case.losses.say(told.loss.median)} {case.losses.unit}"
+    return f"Forecast: {case.losses.text(told.loss.median)} {case.losses.unit}"
 
 
 def _sentences(case: Case) -> Iterator[str]:
@@ -58,11 +58,11 @@ def _sentences(case: Case) -> Iterator[str]:
     if told is not None:
         band = told.loss
         yield (
-            f"Sealed before the run: {losses.say(band.median)} {losses.unit}, "
-            f"with 95 % between {losses.say(band.low_95)} and {losses.say(band.high_95)}. "
+            f"Sealed before the run: {losses.text(band.median)} {losses.unit}, "
+            f"with 95 % between {losses.text(band.low_95)} and {losses.text(band.high_95)}. "
         )
         if actual is not None:
-            said = f"Measured: {losses.say(actual)} {losses.unit}, {signed(actual / band.median - 1)}."
+            said = f"Measured: {losses.text(actual)} {losses.unit}, {signed(actual / band.median - 1)}."
             yield tag("strong", said)
     elif isinstance(case.plan.forecast, NoForecast) and (case.audit is None or case.target is not None):
         yield f"No forecast of the loss: {case.plan.forecast.reason}."
@@ -79,7 +79,7 @@ def _question(case: Case) -> str:
 
 def _asked(case: Case) -> str:
     budget, text = case.plan.budget, _text(case)
-    given = budget.asked if budget.compute is None else flop(budget.compute)
+    given = budget.amount_text if budget.compute is None else flop(budget.compute)
     if budget.currency == "loss":
         return f"What does it take to reach {given} on {text}?"
     if budget.currency == "deadline":
@@ -128,13 +128,15 @@ def _gauge(case: Case, band: Band) -> Html:
         strip(band.low_95, band.high_95, "wide"),
         strip(band.low_50, band.high_50, "narrow"),
         tag("i", class_="median", style=f"left:{at(band.median)}"),
-        tag("span", losses.say(band.low_95), class_="low", style=f"left:{at(band.low_95)}"),
-        tag("span", losses.say(band.high_95), class_="high", style=f"left:{at(band.high_95)}"),
-        tag("span", f"forecast {losses.say(band.median)}", class_="middle", style=f"left:{at(band.median)}"),
+        tag("span", losses.text(band.low_95), class_="low", style=f"left:{at(band.low_95)}"),
+        tag("span", losses.text(band.high_95), class_="high", style=f"left:{at(band.high_95)}"),
+        tag("span", f"forecast {losses.text(band.median)}", class_="middle", style=f"left:{at(band.median)}"),
     ]
     if actual is not None:
         parts.append(tag("i", class_="actual", style=f"left:{at(actual)}"))
-        parts.append(tag("span", f"measured {losses.say(actual)}", class_="came", style=f"left:{at(actual)}"))
+        parts.append(
+            tag("span", f"measured {losses.text(actual)}", class_="came", style=f"left:{at(actual)}")
+        )
     return tag("div", tag("div", *parts, class_="gauge"), class_="gauge-box")
 
 
@@ -146,12 +148,12 @@ def _numbers(case: Case) -> Html:
 def _large(case: Case) -> Iterator[tuple[str, str]]:
     plan, told, target = case.plan, case.forecast, case.target
     if told is not None:
-        yield case.losses.say(told.loss.median), f"{case.losses.unit} forecast, {half_width(told.loss)}"
+        yield case.losses.text(told.loss.median), f"{case.losses.unit} forecast, {half_width(told.loss)}"
     if told is not None and case.actual is not None:
         off = case.actual / told.loss.median - 1
-        yield case.losses.say(case.actual), f"{case.losses.unit} measured, {signed(off)}"
+        yield case.losses.text(case.actual), f"{case.losses.unit} measured, {signed(off)}"
     elif told is None and case.actual is not None:
-        yield case.losses.say(case.actual), f"{case.losses.unit} measured"
+        yield case.losses.text(case.actual), f"{case.losses.unit} measured"
     done = case.target_audit
     if target is not None and done is not None and done.state == "unfinished":
         yield percent(done.steps / target.run.optim.steps, 0), "of the steps done"

@@ -74,7 +74,7 @@ def _layouts(case: Case) -> Iterator[Html]:
             "Layouts compared",
             layout_bars.steps(choice),
             "Seconds of a step by what they go to, this plan’s layout on top and the best of other splits below. "
-            f"Why the first of all: {choice.why}.",
+            f"Why the first of all: {choice.reason}.",
         ),
         _section(
             "Memory",

@@ -120,7 +120,7 @@ def frontier(case: Case) -> Figure | None:
     drawn += _straight(case, held, end)
     drawn += _minima(case, held)
     for form in fit.forms:
-        said = f"{form.form}: {case.losses.say(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
+        said = f"{form.form}: {case.losses.text(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
         mark = {"symbol": "line-ew", "size": 9, "line": {"color": FORECAST, "width": 1 + 3 * form.weight}}
         drawn.append(
             figure_parts.dots([end * 1.35], [case.losses.of(form.forecast)], FORECAST, None, [said], **mark)
@@ -187,9 +187,7 @@ def _profile(
         yield _parabola(case, profile, x, colour)
     yield figure_parts.dots(x, y, colour, None, said, color=fills, line={"color": colour, "width": 2}, size=8)
     if profile is not None and profile.bracketed:
-        lowest = (
-            f"lowest at M {count(profile.flop_per_token)}: {case.losses.say(profile.loss)} {case.losses.unit}"
-        )
+        lowest = f"lowest at M {count(profile.flop_per_token)}: {case.losses.text(profile.loss)} {case.losses.unit}"
         mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
         yield figure_parts.dots(
             [profile.flop_per_token], [case.losses.of(profile.loss)], figure_parts.INK, None, [lowest], **mark
@@ -215,7 +213,7 @@ def _pilots(case: Case) -> Trace:
 
 def _minima(case: Case, held: Sequence[IsoflopProfile]) -> Iterator[Trace]:
     x, y = [p.compute_flop for p in held], [case.losses.of(p.loss) for p in held]
-    said = [f"{flop(p.compute_flop)}: lowest {case.losses.say(p.loss)} {case.losses.unit}" for p in held]
+    said = [f"{flop(p.compute_flop)}: lowest {case.losses.text(p.loss)} {case.losses.unit}" for p in held]
     mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
     yield figure_parts.dots(x, y, figure_parts.INK, "isoFLOP minima", said, **mark)
 
@@ -255,11 +253,11 @@ def _target(case: Case, x: float | None, name: str | None = None) -> Iterator[Tr
         x, shown(band.low_95), shown(band.high_95), 2, name and f"{name}, 50 and 95 %", FORECAST
     )
     yield figure_parts.bar(x, shown(band.low_50), shown(band.high_50), 7, None, FORECAST)
-    said = f"forecast {case.losses.say(band.median)} {case.losses.unit}"
+    said = f"forecast {case.losses.text(band.median)} {case.losses.unit}"
     median = {"symbol": "line-ew-open", "size": 5, "line": {"width": 1.5}}
     yield figure_parts.dots([x], [shown(band.median)], "#fff", None, [said], **median)
     if case.actual is not None:
-        came = f"measured {case.losses.say(case.actual)} {case.losses.unit}"
+        came = f"measured {case.losses.text(case.actual)} {case.losses.unit}"
         look = {"size": 10, "line": {"color": "#fff", "width": 1.5}}
         yield figure_parts.dots([x], [shown(case.actual)], ACTUAL, name and "measured", [came], **look)
     if name is None:
@@ -279,7 +277,7 @@ def _heights(case: Case) -> list[float]:
 def _said(case: Case, point: EvidencePoint) -> str:
     short = ", a short run" if point.short else ""
     sizes = f"M {count(point.flop_per_token)}, {count(point.tokens)} tokens"
-    return f"{case.losses.say(point.loss)} {case.losses.unit} at {sizes}{short}"
+    return f"{case.losses.text(point.loss)} {case.losses.unit} at {sizes}{short}"
 
 
 def _by_budget(points: Sequence[EvidencePoint]) -> list[_Budget]:

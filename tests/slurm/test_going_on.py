@@ -21,14 +21,14 @@ pytestmark = pytest.mark.slurm
 
 def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """A study that nobody watches asks again; given up, it leaves behind what `isoplan cancel` finds its job by."""
-    asked, advance = [], study.advance
+    asked, advance = [], study.advance_study
 
     def counted(*told: Any, **more: Any) -> Any:
         asked.append(told)
         return advance(*told, **more)
 
-    monkeypatch.setattr(study, "advance", counted)
-    monkeypatch.setattr(study, "_ASK_AGAIN_S", 0.5)
+    monkeypatch.setattr(study, "advance_study", counted)
+    monkeypatch.setattr(study, "_RETRY_S", 0.5)
     desk.says(HELD)
     budget = Path("budget.yaml")
     assert desk.run(str(budget), "--slurm", "--until-done").code == 0
@@ -36,7 +36,7 @@ def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: py
     asked.clear()
     desk.cluster.stop_controller()
     with ThreadPoolExecutor() as pool:
-        job = pool.submit(study.go_on, budget, str(first.submission))
+        job = pool.submit(study.continue_study, budget, str(first.submission))
         desk.cluster.until(lambda: len(asked) >= 2 or job.done(), "it has asked in vain")
         desk.cluster.start_controller()
         assert job.result(timeout=60) == 0
@@ -46,8 +46,8 @@ def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: py
     assert len(desk.queued()) == 3
 
     desk.cluster.stop_controller()
-    monkeypatch.setattr(study, "_SILENT_S", 0.0)
-    assert study.go_on(budget, str(first.submission)) == 2
+    monkeypatch.setattr(study, "_NO_ANSWER_TIMEOUT_S", 0.0)
+    assert study.continue_study(budget, str(first.submission)) == 2
     desk.cluster.start_controller()
     assert noted(desk).state == "stopped"
     assert desk.run(str(budget), "--slurm", "--until-done").code == 0
@@ -61,8 +61,10 @@ def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(desk: 
     desk.says(HELD)
     run = tiny_run(corpus(home))
     assert desk.run(desk.plan(run), "--slurm").code == 0
-    waits = StudyState(state="waiting", said="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c")
-    write_json(desk.folder / "plans" / "mini" / "study.json", waits)
+    pending = StudyState(
+        state="waiting", message="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c"
+    )
+    write_json(desk.folder / "plans" / "mini" / "study.json", pending)
 
     def planned() -> list[RunFolder]:
         """Until it is ended, the study may plan more."""

@@ -12,10 +12,10 @@ from runtime.commands.tools import doctor_command
 from runtime.doctor import cluster
 from runtime.doctor.cluster import examine
 from runtime.doctor.local import Finding
-from runtime.doctor.slurm_limits import findings
+from runtime.doctor.slurm_limits import limit_findings
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.slurm.client import fields_of
-from runtime.slurm.sbatch import whole_shape
+from runtime.slurm.client import parse_fields
+from runtime.slurm.sbatch import full_shape
 from runtime.slurm.site import SlurmSite, seconds_of
 from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster
@@ -51,7 +51,7 @@ intra_node: 1 GB/s
 inter_node: 1 GB/s
 model_flop_utilisation: 0.4
 model_flop_utilisation_source: a test
-checkpoint_every: 10 s
+checkpoint_interval: 10 s
 slurm:
   memory: 2 GB
 """
@@ -59,7 +59,9 @@ slurm:
 
 def site(partition: str = PARTITION, *nodes: str, **settings: str) -> SlurmSite:
     lines = nodes or [NODE.replace("node1", f"node{place}") for place in range(1, 5)]
-    return SlurmSite.of(SETTINGS | settings, [fields_of(partition)], [fields_of(line) for line in lines])
+    return SlurmSite.of(
+        SETTINGS | settings, [parse_fields(partition)], [parse_fields(line) for line in lines]
+    )
 
 
 def asked(folder: Path, text: str) -> ClusterFile:
@@ -70,7 +72,7 @@ def asked(folder: Path, text: str) -> ClusterFile:
 
 def found(folder: Path, text: str, there: SlurmSite) -> list[Finding]:
     one = asked(folder, text)
-    return findings(one, whole_shape(one.cluster.devices, 1, False, one.cluster), there)
+    return limit_findings(one, full_shape(one.cluster.devices, 1, False, one.cluster), there)
 
 
 def wrong(folder: Path, text: str, there: SlurmSite) -> list[str]:
@@ -100,11 +102,11 @@ def test_nodes_are_read() -> None:
         ("a100", "ib"),
         ("short", "low"),
     )
-    assert not node.takes_jobs
+    assert not node.accepts_jobs
     asleep, lost = site(
         PARTITION, *(NODE.replace("IDLE", state) for state in ("IDLE+POWERED_DOWN", "DOWN*"))
     ).nodes
-    assert (asleep.takes_jobs, lost.takes_jobs) == (True, False)
+    assert (asleep.accepts_jobs, lost.accepts_jobs) == (True, False)
 
 
 def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
@@ -175,8 +177,8 @@ def test_how_much_memory_to_write(tmp_path: Path) -> None:
     [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site(PARTITION, *uneven))
     assert said.endswith("; write slurm.memory: 8 GB")
     on_gpus = asked(tmp_path, silent.replace("backend: cpu", "backend: cuda"))
-    shape = whole_shape(4, 1, True, on_gpus.cluster)
-    [one] = [one for one in findings(on_gpus, shape, site()) if not one.ok]
+    shape = full_shape(4, 1, True, on_gpus.cluster)
+    [one] = [one for one in limit_findings(on_gpus, shape, site()) if not one.ok]
     assert one.remedy == "write slurm.memory: what each node's ranks need beside their GPUs, 4.19 GB at most"
 
 
@@ -234,7 +236,7 @@ def test_nothing_is_queued_where_a_run_would_be_stopped(
         raise AssertionError("a job was queued")
 
     one, out = asked(tmp_path, CLUSTER.replace("memory: 2 GB", "partition: shrt")), tmp_path / "out.yaml"
-    monkeypatch.setattr(cluster, "from_here", lambda asked, _, shape: findings(asked, shape, site()))
+    monkeypatch.setattr(cluster, "from_here", lambda asked, _, shape: limit_findings(asked, shape, site()))
     monkeypatch.setattr(cluster.submit, "submit", submitted)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.Exit) as ended:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime.run_folder.folder import RunFolder, found, step_of
+from runtime.run_folder.folder import RunFolder, list_checkpoints, step_of
 from specs.document.files import load
 from specs.document.write import write_json, write_yaml
 from specs.optim import Milestone
@@ -46,7 +46,9 @@ def planned(home: Path, steps: int) -> Path:
     evaluation = Evaluation(every_steps=100, sequences=6, final_sequences=9)
     run = training.tiny_run(training.corpus(home), steps=steps, optim=optim, evaluation=evaluation)
     layout = samples.layout(dp=1, micro_batch_sequences=2)
-    execution = Execution(device="cpu", layout=layout, checkpoint_every_s=60.0, checkpoint_every_steps=50)
+    execution = Execution(
+        device="cpu", layout=layout, checkpoint_interval_s=60.0, checkpoint_interval_steps=50
+    )
     tiny_plan(home, run, execution=execution)
     return home
 
@@ -79,7 +81,7 @@ class Workplace:
 
     def begun(self) -> None:
         """Wait until the run has a checkpoint."""
-        self.cluster.until(lambda: found(self.folder.checkpoints), "there is a checkpoint", 120)
+        self.cluster.until(lambda: list_checkpoints(self.folder.checkpoints), "there is a checkpoint", 120)
 
     @contextlib.contextmanager
     def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
@@ -155,7 +157,7 @@ def test_cancelling_saves_what_is_at_work_and_leaves_nothing_queued(cluster: Clu
     stopped = place.status()  # at once, whether or not the accounts know
     assert stopped["state"] == "cancelled"
     assert stopped["why"].startswith(f"job {job} was cancelled: saved at step {stopped['step']} of ")
-    assert step_of(found(place.folder.checkpoints)[0]) == stopped["step"]
+    assert step_of(list_checkpoints(place.folder.checkpoints)[0]) == stopped["step"]
 
 
 def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
@@ -170,10 +172,12 @@ def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
     study = cluster.submit("--job-name=small-study-0a0b0c", f"--dependency=afterany:{job}", "--wrap", "true")
     reason = ("squeue", "--noheader", f"--jobs={study}", "--format=%r")
     cluster.until(lambda: cluster.run(*reason).strip() == "Dependency", "SLURM has looked why it waits")
-    waits = StudyState(state="waiting", said="waits for 1 job of the pilots", submission="small-study-0a0b0c")
-    write_json(place.home / "plans" / budget.name / "study.json", waits)
+    pending = StudyState(
+        state="waiting", message="waits for 1 job of the pilots", submission="small-study-0a0b0c"
+    )
+    write_json(place.home / "plans" / budget.name / "study.json", pending)
     submission = Submission(
-        name=str(waits.submission), time=1.0, runs=(), budget="small.yaml", job=int(study), retries=3
+        name=str(pending.submission), time=1.0, runs=(), budget="small.yaml", job=int(study), retries=3
     )
     write_json(place.home / "slurm" / submission.name / "submission.json", submission)
     plain = json.loads(place.isoplan("status", "small.yaml", "--json"))

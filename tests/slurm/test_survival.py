@@ -44,7 +44,7 @@ def run(home: Path) -> RunSpec:
 def how(run: RunSpec) -> Order:
     """Data parallel over the nodes, a pipeline within each; one node of two has a layout as well."""
     planned = order(run, dp=2, pp=2, micro_batch=1, every_s=1.0)
-    return planned.model_copy(update={"fewer": (FEWER,)})
+    return planned.model_copy(update={"fallback_layouts": (FEWER,)})
 
 
 @pytest.fixture(scope="module")

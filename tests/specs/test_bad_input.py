@@ -889,5 +889,5 @@ def test_a_sealed_plan_of_another_budget_is_not_taken_for_this_one(tmp_path: Pat
     assert command("plan", "b.yaml", cwd=tmp_path).returncode == 0
     sealed = (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes()
     (tmp_path / "b.yaml").write_text(PUBLISHED.replace("1e13", "2e13"))
-    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:2:7: ", "answers another budget of this name; ")
+    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:2:7: ", "is the plan of another budget with this name; ")
     assert (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes() == sealed

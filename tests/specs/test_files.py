@@ -326,12 +326,12 @@ def test_the_catalog_finds_what_is_there_by_its_name(kind: type[Spec], folder: s
 
 @pytest.mark.parametrize("name", ["deepsek", "../laws/deepseek", "/etc/passwd", "", "deepseek.yaml"])
 def test_what_is_not_in_the_catalog_is_refused_where_it_is_named(name: str, tmp_path: Path) -> None:
-    asked_in = tmp_path / "b.yaml"
-    asked_in.write_text(f"kind: budget\nevidence:\n  law: {json.dumps(name)}\n")
+    named_in = tmp_path / "b.yaml"
+    named_in.write_text(f"kind: budget\nevidence:\n  law: {json.dumps(name)}\n")
     with pytest.raises(
         DocumentError, match=r"b.yaml:3:8: there is no law .* in the catalog; write "
     ) as caught:
-        from_catalog(PublishedLaw, name, asked_in)
+        from_catalog(PublishedLaw, name, named_in)
     assert "deepseek" in caught.value.write
     with pytest.raises(DocumentError):
         from_catalog(PublishedLaw, name, None)

@@ -476,7 +476,7 @@ def test_a_step_is_drawn_by_what_its_seconds_go_to() -> None:
     assert "recompute" not in {name for name, _, _ in drawn[0]}, "what takes no time is not drawn"
     text = Page(page).text
     assert "12.4 s, MFU 46" in text
-    assert choice.why in text
+    assert choice.reason in text
 
 
 def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> None:
@@ -521,7 +521,7 @@ def test_layouts_that_are_shown_differ_in_their_splits_first() -> None:
 def test_a_part_without_a_colour_of_its_own_is_drawn_and_its_name_is_text() -> None:
     one = examples.make_layouts().ranked[0]
     strange = one.model_copy(update={"seconds": {EVIL: 6.2, "matmuls": 6.2}})
-    choice = examples.make_layouts().model_copy(update={"ranked": (strange,), "why": EVIL})
+    choice = examples.make_layouts().model_copy(update={"ranked": (strange,), "reason": EVIL})
     page = Page(render(examples.make_plan("published", layouts=choice), None))
     assert page.text.count(EVIL) == 2
     assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]

@@ -228,13 +228,13 @@ CANONICAL_RUN = (
 
 @pytest.mark.parametrize(("ranks", "dp"), [(9, 8), (8, 8), (7, 4), (4, 4), (3, 1), (1, 1), (0, None)])
 def test_an_order_has_the_largest_layout_for_so_many_ranks(ranks: int, dp: int | None) -> None:
-    planned, fewer = samples.layout(dp=8), tuple(samples.layout(dp=dp) for dp in (4, 1))
+    planned, fallbacks = samples.layout(dp=8), tuple(samples.layout(dp=dp) for dp in (4, 1))
     order = Order(
         run=samples.run().fingerprint(),
         title="a run",
         seal=None,
         execution=samples.execution().model_copy(update={"layout": planned}),
-        fewer=fewer,
+        fallback_layouts=fallbacks,
         peak_flop_per_s=None,
         curve=None,
     )
@@ -350,7 +350,7 @@ def test_every_currency_will_do(name: str) -> None:
     plain = {key: value for key, value in samples.budget().plain().items() if key not in CURRENCIES}
     budget = Budget.model_validate_json(json.dumps(plain | {name: CURRENCIES[name]}))
     assert [key for key in CURRENCIES if getattr(budget, key) is not None] == [name] == [budget.currency]
-    assert budget.asked
+    assert budget.amount_text
 
 
 def test_pilots_need_text_that_is_here() -> None:

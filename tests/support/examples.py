@@ -77,7 +77,7 @@ def make_plan(phase: Phase = "target", **changes: Any) -> Plan:
     """A sealed plan: the ladder, the target with its fit and forecast, or a target from a published law."""
     runs = pilots() if phase == "pilots" else (target(),)
     no_pilots = NoForecast(
-        reason="17 of 17 pilots are not audited yet: run this plan, audit it, and plan again"
+        reason="17 of 17 pilots are not audited yet; run this plan, audit it, and plan the budget again"
     )
     no_loss = NoForecast(
         reason="the law deepseek prints no loss coefficients; a forecast of the loss needs pilots on your own data "
@@ -158,7 +158,7 @@ def make_layouts(step_s: float = 12.4, limit_bytes: float = 72.0 * 2**30) -> Lay
         limit_bytes=limit_bytes,
         nearest_miss_bytes=missed.memory_bytes - limit_bytes,
         nearest_miss=missed,
-        why="the second has 4 % less communication between its tensor-parallel ranks but twice the stages to fill: "
+        reason="the second has 4 % less communication between its tensor-parallel ranks but twice the stages to fill: "
         "its bubble takes 1.3 s of a step where this one's takes 0.74 s",
     )
 
@@ -274,7 +274,7 @@ def _planned(
         budget_flop=flop,
         rate_multiple=rate_multiple,
         run=run,
-        execution=Execution(device="cpu", layout=_layout(devices), checkpoint_every_s=10.0),
+        execution=Execution(device="cpu", layout=_layout(devices), checkpoint_interval_s=10.0),
         cost=_cost(run, devices),
     )
 
@@ -295,13 +295,13 @@ def _cost(run: RunSpec, devices: int) -> Cost:
         energy_j=None,
         tokens_per_s=run.tokens / seconds,
         memory_bytes=16.0 * run.model.params,
-        basis=f"40% of 6.6e+10 FLOP/s per device ({laptop.source}); not simulated",
+        basis=f"40% of the peak 6.6e+10 FLOP/s per device ({laptop.source}); no step time was simulated",
     )
 
 
 def _notes(runs: Sequence[PlannedRun]) -> tuple[str, ...]:
     short = [planned.title for planned in runs if planned.run.optim.steps < MIN_STEPS]
-    return (f"under {MIN_STEPS} steps, so that their losses scatter: {'; '.join(short)}",) if short else ()
+    return (f"short runs with noisier losses (under {MIN_STEPS} steps): {'; '.join(short)}",) if short else ()
 
 
 def _final(planned: PlannedRun) -> float:

@@ -65,7 +65,7 @@ def run(**changes: Any) -> RunSpec:
 
 
 def execution() -> Execution:
-    return Execution(device="cpu", layout=layout(), checkpoint_every_s=10.0)
+    return Execution(device="cpu", layout=layout(), checkpoint_interval_s=10.0)
 
 
 def sealed(plan: Plan, **changes: Any) -> Plan:

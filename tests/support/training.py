@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from runtime.data.batches import first_sample
+from runtime.data.batches import first_sample_of_step
 from runtime.data.corpus import build
 from runtime.run_folder.folder import RunFolder, open_folder
 from runtime.train.loop import main, train
@@ -67,19 +67,19 @@ def order(
     every_s: float = 60.0,
     every_steps: int | None = None,
     curve: CurveBand | None = None,
-    fewer: tuple[Layout, ...] = (),
+    fallback_layouts: tuple[Layout, ...] = (),
     **cut: Any,
 ) -> Order:
-    """What the ranks are told; `cut` is of the layout."""
+    """The order for the ranks; `cut` are fields of the layout."""
     layout = samples.layout(dp=dp, micro_batch_sequences=micro_batch, **cut)
     return Order(
         run=run.fingerprint(),
         title="a tiny run",
         seal="5" * 64,
         execution=Execution(
-            device="cpu", layout=layout, checkpoint_every_s=every_s, checkpoint_every_steps=every_steps
+            device="cpu", layout=layout, checkpoint_interval_s=every_s, checkpoint_interval_steps=every_steps
         ),
-        fewer=fewer,
+        fallback_layouts=fallback_layouts,
         peak_flop_per_s=1e12,
         curve=curve,
     )
@@ -102,20 +102,20 @@ def outcome(folder: RunFolder) -> Outcome:
 
 def train_here(folder: RunFolder, data: Path) -> int:
     """Train in this process, alone; the exit status."""
-    return train(folder, data, RankInfo(rank=0, local_rank=0, ranks=1), StopRequest())
+    return train(folder, data, RankInfo(rank=0, local_rank=0, world_size=1), StopRequest())
 
 
 def poison(first: int, last: int) -> None:
     """From now on, the loss on batches number `first` to `last` of the data is not a number in this process."""
     from runtime.train.worker import RankWorker
 
-    accumulate = RankWorker.accumulate
+    accumulate = RankWorker.accumulate_gradients
 
     def poisoned(self: RankWorker, step: int, skipped: Sequence[SkippedRange]) -> Tensor:
         share = accumulate(self, step, skipped)
-        return share * math.nan if first <= first_sample(step, 1, skipped) + 1 <= last else share
+        return share * math.nan if first <= first_sample_of_step(step, 1, skipped) + 1 <= last else share
 
-    RankWorker.accumulate = poisoned  # type: ignore[method-assign]
+    RankWorker.accumulate_gradients = poisoned  # type: ignore[method-assign]
 
 
 class Ranks:

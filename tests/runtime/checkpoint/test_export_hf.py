@@ -13,10 +13,10 @@ from model.mesh import Axis, Mesh
 from model.parameters import Piece
 from model.transformer import Stage
 from model.zero import AdamW, Box
-from runtime.checkpoint.export_hf import Export, export, tokenizer_of
+from runtime.checkpoint.export_hf import Export, export, load_tokenizer
 from runtime.checkpoint.format import CheckpointError, commit, load_checkpoint, read_manifest, stage, weights
-from runtime.checkpoint.import_hf import import_folder, run_from
-from runtime.checkpoint.imported_weights import check_origin
+from runtime.checkpoint.import_hf import import_weights, run_from
+from runtime.checkpoint.imported_weights import check_imported_weights
 from runtime.data.corpus import build, tokens
 from runtime.run_folder.folder import RunFolder
 from specs.checkpoint_retention import Retention
@@ -89,7 +89,7 @@ def test_transformers_gives_the_ids_and_logits_of_the_run(
     assert type(model).__name__ == "LlamaForCausalLM"
     corpus = load(next((tmp_path / "data").glob("*/manifest.json")), Corpus)
     for text in [HARD, *TEXTS[:3]]:
-        ids = tokenizer_of(corpus, tmp_path / "data").encode(text, add_special_tokens=False).ids
+        ids = load_tokenizer(corpus, tmp_path / "data").encode(text, add_special_tokens=False).ids
         assert reader(text)["input_ids"] == (list(text.encode()) if isinstance(tokenizer, Bytes) else ids)
         assert reader.decode(ids) == text
     rows = torch.from_numpy(tokens(tmp_path / "data", corpus, "held_out")[:64].astype(np.int64)).view(2, 32)
@@ -102,7 +102,7 @@ def test_the_ids_of_training_are_those_of_the_exported_tokenizer(tmp_path: Path)
     """Text that spells the separator included."""
     corpus = corpus_of(tmp_path, Bbpe(kind="bbpe", vocab=300))
     stream = tokens(tmp_path / "data", corpus, "held_out").tolist()
-    reader = tokenizer_of(corpus, tmp_path / "data")
+    reader = load_tokenizer(corpus, tmp_path / "data")
     documents = [reader.decode(list(part)) for part in split_at(stream, 0)]
     assert sorted(documents) == sorted(set(documents) & set(TEXTS))
     assert [reader.encode(text).ids for text in documents] == split_at(stream, 0)
@@ -201,18 +201,18 @@ def exported(home: Path, run: RunFolder) -> Path:
 def test_imported_weights_bear_the_digest_that_the_run_ended_with(
     run: RunFolder, exported: Path, tmp_path: Path
 ) -> None:
-    stored = import_folder(exported, tmp_path / "data", QUIET)
+    stored = import_weights(exported, tmp_path / "data", QUIET)
     end = run.end()
     assert end is not None
     assert stored.manifest.sha256 == end.weights_sha256
     assert stored.folder == tmp_path / "data" / "weights" / end.weights_sha256[:16]
-    assert import_folder(exported, tmp_path / "data", QUIET) == stored
+    assert import_weights(exported, tmp_path / "data", QUIET) == stored
     assert [path.name for path in (tmp_path / "data" / "weights").iterdir()] == [stored.folder.name]
 
 
 def from_import(home: Path, exported: Path, **changes: Any) -> RunSpec:
     """A run that starts from the exported weights in this workspace."""
-    stored = import_folder(exported, home / "data", QUIET)
+    stored = import_weights(exported, home / "data", QUIET)
     corpus = load(next((home / "data").glob("*/manifest.json")), Corpus)
     plain = {
         "data": CorpusRef(corpus=corpus.spec.fingerprint(), digest=corpus.digest),
@@ -254,12 +254,12 @@ def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     rows = np.zeros(1000, np.uint8)
     execution = folder.order().execution
     with join_process_group(spec, execution, 0, 0, rows, rows) as worker:
-        begun = resume_from_latest(worker, spec, folder, tmp_path / "data")
-        assert (begun.step, begun.damaged) == (0, {})
-        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, execution.keep)
-        checkpointer.begin(manifest_of(worker, spec, begun, 1, None, begun.memory))
+        resumed = resume_from_latest(worker, spec, folder, tmp_path / "data")
+        assert (resumed.step, resumed.damaged) == (0, {})
+        checkpointer = AsyncCheckpointer(folder.checkpoints, worker, execution.retention)
+        checkpointer.start(manifest_of(worker, spec, resumed, 1, None, resumed.guard))
         assert checkpointer.finish() == ""
-    stored = import_folder(exported, tmp_path / "data", QUIET)
+    stored = import_weights(exported, tmp_path / "data", QUIET)
     assert weights_sha256(folder.checkpoints / "step-00000001") == stored.manifest.sha256
 
 
@@ -268,17 +268,17 @@ def test_weights_that_are_gone_or_cut_or_of_another_shape_are_refused(
 ) -> None:
     shutil.copytree(home / "data", tmp_path / "data")
     spec = from_import(tmp_path, exported)
-    check_origin(spec, tmp_path / "data")
+    check_imported_weights(spec, tmp_path / "data")
     wide = spec.model_copy(update={"model": samples.model(context=32)})
     with pytest.raises(DocumentError, match="another shape"):
-        check_origin(wide, tmp_path / "data")
+        check_imported_weights(wide, tmp_path / "data")
     file = next((tmp_path / "data" / "weights").glob("*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DocumentError, match="not the weights that the run starts from"):
-        check_origin(spec, tmp_path / "data")
+        check_imported_weights(spec, tmp_path / "data")
     shutil.rmtree(file.parent)
     with pytest.raises(DocumentError, match="bring them in with: isoplan import"):
-        check_origin(spec, tmp_path / "data")
+        check_imported_weights(spec, tmp_path / "data")
 
 
 def test_a_longer_context_and_another_tokenizer_are_refused_at_their_line(

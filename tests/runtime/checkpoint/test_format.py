@@ -22,14 +22,14 @@ from model.zero import Box
 from runtime.checkpoint.format import (
     CheckpointError,
     CheckpointManifest,
-    clear,
     commit,
     discard,
-    find_whole,
+    find_latest_intact,
     load_checkpoint,
     read_manifest,
+    remove_leftovers,
     stage,
-    usable,
+    usable_manifest,
     weights_sha256,
 )
 from runtime.checkpoint.shards import Shard, digest_of, write_shards
@@ -98,7 +98,7 @@ def save(
     folder: Path,
     step: int,
     cuts: Cuts = UNCUT,
-    keep: Retention | None = None,
+    retention: Retention | None = None,
     damaged: set[int] | None = None,
     **changes: Any,
 ) -> Path:
@@ -106,7 +106,7 @@ def save(
     by_rank = boxes_by_rank(state(step), cuts)
     for rank, boxes in enumerate(by_rank):
         stage(folder, step, rank, boxes)
-    commit(folder, manifest(step, **changes), len(by_rank), keep or Retention(), damaged or ())
+    commit(folder, manifest(step, **changes), len(by_rank), retention or Retention(), damaged or ())
     return folder / f"step-{step:08d}"
 
 
@@ -175,15 +175,15 @@ def test_the_digest_of_the_weights_does_not_depend_on_the_layout(tmp_path: Path)
 
 
 def test_the_newest_whole_one_is_used(tmp_path: Path) -> None:
-    assert find_whole(tmp_path / "absent", RUN, ()) == (None, [])
-    assert find_whole(tmp_path, RUN, ()) == (None, [])
+    assert find_latest_intact(tmp_path / "absent", RUN, ()) == (None, [])
+    assert find_latest_intact(tmp_path, RUN, ()) == (None, [])
     save(tmp_path, 5)
     newest = save(tmp_path, 10)
-    assert find_whole(tmp_path, RUN, ()) == (newest, [])
+    assert find_latest_intact(tmp_path, RUN, ()) == (newest, [])
 
 
 @pytest.mark.parametrize(
-    ("keep", "stay"),
+    ("retention", "stay"),
     [
         (Retention(), [90, 100]),
         (Retention(newest=1), [100]),
@@ -192,9 +192,11 @@ def test_the_newest_whole_one_is_used(tmp_path: Path) -> None:
         (Retention(newest=1, best=True, period_steps=50), [30, 50, 100]),
     ],
 )
-def test_what_is_to_be_kept_stays_and_nothing_else(tmp_path: Path, keep: Retention, stay: list[int]) -> None:
+def test_what_is_to_be_kept_stays_and_nothing_else(
+    tmp_path: Path, retention: Retention, stay: list[int]
+) -> None:
     for step in range(10, 101, 10):
-        save(tmp_path, step, keep=keep, loss=2.0 + abs(step - 30) / 100 if step > 10 else None)
+        save(tmp_path, step, retention=retention, loss=2.0 + abs(step - 30) / 100 if step > 10 else None)
     assert steps_in(tmp_path) == stay
 
 
@@ -246,7 +248,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(
 ) -> None:
     before, newest = save(tmp_path, 5, TWO), save(tmp_path, 10, TWO)
     damage(newest)
-    path, problems = find_whole(tmp_path, RUN, ())
+    path, problems = find_latest_intact(tmp_path, RUN, ())
     assert path == before
     assert len(problems) == 1
     assert "step-00000010" in problems[0]
@@ -268,7 +270,7 @@ def test_no_corruption_is_ever_resumed_from(
     changed = content[:first] + data.draw(st.binary(max_size=40)) + content[last:]
     (newest / name).write_bytes(changed)
     try:
-        path, problems = find_whole(folder, RUN, ())
+        path, problems = find_latest_intact(folder, RUN, ())
     except DocumentError:  # a manifest that now says that it is another run's: a person has to look
         assert name == "manifest.json"
         return
@@ -290,7 +292,7 @@ def test_a_damaged_one_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
     save(tmp_path, 7)
     assert steps_in(tmp_path) == [5, 7]
     newest = save(tmp_path, 10)
-    assert find_whole(tmp_path, RUN, ()) == (newest, [])
+    assert find_latest_intact(tmp_path, RUN, ()) == (newest, [])
 
 
 def test_one_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -300,14 +302,14 @@ def test_one_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None
     with pytest.raises(
         DocumentError, match=r"another run, .* differs in optim.peak_lr, seed; move"
     ) as refused:
-        find_whole(tmp_path, other, ())
+        find_latest_intact(tmp_path, other, ())
     assert str(path / "manifest.json") in str(refused.value)
     assert steps_in(tmp_path) == [5, 10]
 
 
 def test_one_under_another_name_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 5).rename(tmp_path / "step-00000009")
-    path, problems = find_whole(tmp_path, RUN, ())
+    path, problems = find_latest_intact(tmp_path, RUN, ())
     assert path is None
     assert problems == [f"{tmp_path / 'step-00000009'} is of step 5"]
 
@@ -321,7 +323,7 @@ def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text("mine")
     path = save(tmp_path, 5)
-    save(tmp_path, 10, keep=Retention(newest=1))
+    save(tmp_path, 10, retention=Retention(newest=1))
     assert not path.exists()
     assert len(list(tmp_path.iterdir())) == 5
 
@@ -330,12 +332,12 @@ def test_what_a_run_has_given_up_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 5)
     save(tmp_path, 10)
     given_up = SkippedRange(step=12, to_step=5, batches=12)
-    assert find_whole(tmp_path, RUN, (given_up,))[0] == tmp_path / "step-00000005"
+    assert find_latest_intact(tmp_path, RUN, (given_up,))[0] == tmp_path / "step-00000005"
     after = save(tmp_path, 8, skipped=(given_up,))
-    assert find_whole(tmp_path, RUN, (given_up,))[0] == after
+    assert find_latest_intact(tmp_path, RUN, (given_up,))[0] == after
     assert steps_in(tmp_path) == [5, 8]
     again = SkippedRange(step=9, to_step=5, batches=16)
-    assert not usable(after, RUN, (given_up, again))
+    assert not usable_manifest(after, RUN, (given_up, again))
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
@@ -343,10 +345,10 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     for name in (".step-00000010.part", ".step-00000003.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / ONE).write_bytes(b"half")
-    assert find_whole(tmp_path, RUN, ()) == (path, [])
-    clear(tmp_path)
+    assert find_latest_intact(tmp_path, RUN, ()) == (path, [])
+    remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
-    clear(tmp_path / "absent")
+    remove_leftovers(tmp_path / "absent")
 
 
 def test_what_is_not_to_be_leaves_nothing(tmp_path: Path) -> None:
@@ -388,7 +390,7 @@ def test_files_hold_tensors_and_json_alone_and_a_pickle_is_never_opened(tmp_path
 
     (path / ".metadata").write_bytes(pickle.dumps(Bomb()))
     assert_same(loaded(path), state(5))
-    assert find_whole(tmp_path, RUN, ())[0] == path
+    assert find_latest_intact(tmp_path, RUN, ())[0] == path
     (path / ONE).write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(CheckpointError):
         loaded(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import Claim
+from runtime.run_folder.lock import LockAttempt
 from specs.checkpoint_retention import Retention
 from specs.exit_codes import OK
 from tests.runtime.commands.test_run_cli import isoplan
@@ -24,7 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tiny_run(corpus(home), steps=80)
     kept = order(run, every_steps=8)
     kept = kept.model_copy(
-        update={"execution": kept.execution.model_copy(update={"keep": Retention(newest=3)})}
+        update={"execution": kept.execution.model_copy(update={"retention": Retention(newest=3)})}
     )
     folder = opened(home, run, kept)
     ranks = Ranks(folder, home / "data")
@@ -106,7 +106,7 @@ def test_the_last_whole_one_is_never_removed(home: Path) -> None:
 
 
 def test_a_run_in_progress_is_not_pruned(home: Path) -> None:
-    lock = Claim(folder_in(home).path).take()
+    lock = LockAttempt(folder_in(home).path).take()
     assert lock is not None
     done = isoplan(home, "checkpoints", folder_in(home).path, "--prune")
     lock.close()

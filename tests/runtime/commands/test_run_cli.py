@@ -92,7 +92,7 @@ def tiny_plan(home: Path, *runs: RunSpec, execution: Execution | None = None) ->
     """A sealed plan of these runs."""
     plan = samples.plan()
     layout = samples.layout(dp=1, micro_batch_sequences=1)
-    execution = execution or Execution(device="cpu", layout=layout, checkpoint_every_s=0.2)
+    execution = execution or Execution(device="cpu", layout=layout, checkpoint_interval_s=0.2)
     planned = tuple(
         plan.runs[0].model_copy(
             update={"title": f"pilot {index}", "role": "pilot", "run": run, "execution": execution}
@@ -150,7 +150,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(home: Path) -> None:
 
 def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     """A cluster's plan on a laptop: the table, then one line; a run is refused, with what may be done."""
-    execution = Execution(device="cuda", layout=samples.layout(dp=2), checkpoint_every_s=1.0)
+    execution = Execution(device="cuda", layout=samples.layout(dp=2), checkpoint_interval_s=1.0)
     run = tiny_run(home, data=CorpusRef(corpus="0" * 16, digest=None), optim=samples.optim(batch_sequences=8))
     path = tiny_plan(home, run, tiny_run(home, optim=samples.optim(batch_sequences=8)), execution=execution)
     before = sorted(home.rglob("*"))
@@ -231,7 +231,7 @@ def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
 ) -> None:
     layout = samples.layout(**({"dp": 1, "micro_batch_sequences": 1} | changes))
     path = tiny_plan(
-        home, tiny_run(home), execution=Execution(device="cpu", layout=layout, checkpoint_every_s=1.0)
+        home, tiny_run(home), execution=Execution(device="cpu", layout=layout, checkpoint_interval_s=1.0)
     )
     one_line(isoplan(home, "run", path, "--devices", "1"), "plan.pilots.yaml:", "pilot 0", *parts)
     assert not (home / "runs").exists()
@@ -239,7 +239,7 @@ def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
 
 def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     layout = samples.layout(dp=1, micro_batch_sequences=1)
-    execution = Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
+    execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
     one_line(done, "needs 1 GPU at once, and 0 may be used here")
@@ -376,7 +376,7 @@ def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> N
 def test_two_ranks_train_one_run(home: Path) -> None:
     run = tiny_run(home)
     layout = samples.layout(dp=2, micro_batch_sequences=1)
-    path = tiny_plan(home, run, execution=Execution(device="cpu", layout=layout, checkpoint_every_s=60.0))
+    path = tiny_plan(home, run, execution=Execution(device="cpu", layout=layout, checkpoint_interval_s=60.0))
     done = isoplan(home, "run", path)
     assert done.returncode == 0, done.stdout + done.stderr
     start = folder_of(home, run).records()[0]
@@ -429,7 +429,7 @@ def test_a_run_that_fails_is_named_and_only_that_one_is_repeated(
     bad, good = long_run(home), tiny_run(home)
     layout = samples.layout(dp=2, micro_batch_sequences=1)
     path = tiny_plan(
-        home, bad, good, execution=Execution(device="cpu", layout=layout, checkpoint_every_s=0.2)
+        home, bad, good, execution=Execution(device="cpu", layout=layout, checkpoint_interval_s=0.2)
     )
     folder = folder_of(home, bad)
     launcher = started("run", path)

@@ -18,17 +18,17 @@ from planner.performance.communication import stage_traffic
 from planner.performance.engine_features import OURS
 from planner.performance.layout_search import compare_layouts
 from runtime.commands.tools import rehearse_command
-from runtime.rehearse.message_matching import members_of, mismatch
+from runtime.rehearse.message_matching import ranks_on_axis, mismatch
 from runtime.rehearse.step import (
     Rehearsal,
     RehearsedRank,
-    different_ranks,
-    go_through,
+    representative_ranks,
+    trace_step,
     rehearse,
     rehearse_rank,
 )
-from runtime.rehearse.tracer import Message, Recorder
-from runtime.rehearse.triton_shapes import as_on_gpu
+from runtime.rehearse.tracer import Message, StepTracer
+from runtime.rehearse.triton_shapes import with_triton_shapes
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.document.write import write_yaml
@@ -51,7 +51,7 @@ def asked(layout: Layout, precision: str = "bf16", **model: Any) -> tuple[RunSpe
     batch = MICRO_BATCHES * layout.dp * layout.micro_batch_sequences
     shape = samples.model(**({"layers": 4, "heads": 4, "kv_heads": 2} | model))
     run = samples.run(model=shape, optim=samples.optim(batch_sequences=batch), precision=precision)
-    return run, Execution(device="cuda", layout=layout, checkpoint_every_s=1.0)
+    return run, Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
 
 
 LAYOUTS = [
@@ -71,7 +71,7 @@ def test_all_ranks_meet(layout: Layout) -> None:
     run, execution = asked(layout, vocab=301, layers=sum(layout.stage_layers or (4,)))
     found = {rank: rehearse_rank(run, execution, rank, MICRO_BATCHES) for rank in range(layout.devices)}
     assert mismatch(layout, {rank: (*one.passes, *one.update) for rank, one in found.items()}) is None
-    taken = [found[rank] for rank in different_ranks(layout)]
+    taken = [found[rank] for rank in representative_ranks(layout)]
     assert {said(one) for one in found.values()} == {said(one) for one in taken}
     assert max(one.memory_bytes for one in found.values()) == max(one.memory_bytes for one in taken)
 
@@ -86,7 +86,7 @@ def _real_steps(world: Mesh, cases: list[tuple[RunSpec, Execution]]) -> list[Reh
     for run, execution in cases:
         layout = execution.layout
         mesh = mesh_of(layout.dp, layout.pp, layout.tp)
-        found.append(go_through(run, execution, mesh, "cpu", MICRO_BATCHES))
+        found.append(trace_step(run, execution, mesh, "cpu", MICRO_BATCHES))
     return found
 
 
@@ -158,7 +158,7 @@ def test_our_triton_kernels_keep_what_the_rehearsal_says() -> None:
     if not knobs.runtime.interpret:
         pytest.skip("this process has Triton's compiler")
     ours = registry._assembled(registry._torch() | registry._triton("cpu", "bf16", True))
-    assert kept_by(ours, "cpu") == kept_by(as_on_gpu(registry.choose("torch", "cuda")), "meta")
+    assert kept_by(ours, "cpu") == kept_by(with_triton_shapes(registry.choose("torch", "cuda")), "meta")
 
 
 def kept_by(kernels: Kernels, device: str) -> list[int]:
@@ -171,7 +171,7 @@ def kept_by(kernels: Kernels, device: str) -> list[int]:
         gc.collect()  # the interpreter leaves circles behind
         return seen.live_bytes
 
-    with Recorder(Mesh()) as seen:
+    with StepTracer(Mesh()) as seen:
         x, delta, gain, gradient = drawn(6, 64), drawn(6, 64), drawn(64), drawn(64).float()
         alive = [now()]
         *_, kept = first = kernels.norm.forward(x, delta, gain, 1e-6)
@@ -233,10 +233,10 @@ def test_members_of_an_axis_are_the_meshs() -> None:
     layout = laid(dp=2, pp=3, tp=4)
     for dp, pp, tp in itertools.product(range(2), range(3), range(4)):
         rank = (dp * 3 + pp) * 4 + tp
-        assert members_of(layout, rank, "dp")[dp] == rank
-        assert members_of(layout, rank, "pp")[pp] == rank
-        assert members_of(layout, rank, "tp")[tp] == rank
-    assert members_of(layout, 5, "world") == list(range(24))
+        assert ranks_on_axis(layout, rank, "dp")[dp] == rank
+        assert ranks_on_axis(layout, rank, "pp")[pp] == rank
+        assert ranks_on_axis(layout, rank, "tp")[tp] == rank
+    assert ranks_on_axis(layout, 5, "world") == list(range(24))
 
 
 # --- the whole, and the verb ---
@@ -275,7 +275,7 @@ def planned_on_gpus(devices: int) -> Plan:
     shape = samples.model(layers=8, width=1024, heads=8, kv_heads=8, ffn=2816, vocab=32768, context=2048)
     run = samples.run(model=shape, optim=samples.optim(batch_sequences=32), precision="bf16")
     layouts = compare_layouts(shape, cluster, devices, 32, "bf16")
-    execution = Execution(device="cuda", layout=layouts.ranked[0].layout, checkpoint_every_s=1.0)
+    execution = Execution(device="cuda", layout=layouts.ranked[0].layout, checkpoint_interval_s=1.0)
     target = samples.plan().runs[0].model_copy(update={"run": run, "execution": execution})
     return samples.sealed(samples.plan(), runs=(target,), layouts=layouts)
 

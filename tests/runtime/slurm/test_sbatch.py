@@ -14,7 +14,7 @@ from runtime.launch.jobs import RunRequest
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import JobShape, shape_of
+from runtime.slurm.sbatch import JobShape, job_shape
 from runtime.slurm.sbatch_errors import refusal
 from runtime.slurm.study import ContinueStudy
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
@@ -34,15 +34,15 @@ def asked(per_node: int = 2, **slurm: Any) -> ClusterFile:
     return ClusterFile(Path("lab.yaml"), LAPTOP.model_copy(update=changes))
 
 
-def order(ranks: int, threads: int = 1, device: str = "cpu", fewer: tuple[int, ...] = ()) -> Order:
-    layouts = {number: samples.layout(dp=number) for number in (ranks, *fewer)}
+def order(ranks: int, threads: int = 1, device: str = "cpu", fallback_layouts: tuple[int, ...] = ()) -> Order:
+    layouts = {number: samples.layout(dp=number) for number in (ranks, *fallback_layouts)}
     changes = {"device": device, "layout": layouts[ranks], "threads_per_rank": threads}
     return Order(
         run="0" * 16,
         title="a run",
         seal=None,
         execution=samples.execution().model_copy(update=changes),
-        fewer=tuple(layouts[number] for number in fewer),
+        fallback_layouts=tuple(layouts[number] for number in fallback_layouts),
         peak_flop_per_s=None,
         curve=None,
     )
@@ -62,7 +62,7 @@ def wanted(seed: int = 0, planned_s: float = 1.0) -> RunRequest:
 
 
 def drafted(folder: Path, how: ClusterFile, *runs: RunRequest, most: int = 8) -> list[PreparedSubmission]:
-    return submit.drafts(Workspace(folder), how, runs or (wanted(),), "mini-pilots", Task, most)
+    return submit.submissions_for(Workspace(folder), how, runs or (wanted(),), "mini-pilots", Task, most)
 
 
 def options(script: PreparedSubmission) -> list[str]:
@@ -83,8 +83,8 @@ def options(script: PreparedSubmission) -> list[str]:
         (order(4, threads=2), 4, None, JobShape(2, 2, 2, 2, False)),
         (order(2, threads=9), 4, None, JobShape(2, 2, 1, 9, False)),
         (order(16, threads=3, device="cuda"), 8, None, JobShape(2, 2, 8, 3, True)),
-        (order(16, fewer=(8, 4, 2)), 2, 3, JobShape(8, 3, 2, 1, False)),
-        (order(16, fewer=(8,)), 2, 3, JobShape(8, 4, 2, 1, False)),
+        (order(16, fallback_layouts=(8, 4, 2)), 2, 3, JobShape(8, 3, 2, 1, False)),
+        (order(16, fallback_layouts=(8,)), 2, 3, JobShape(8, 4, 2, 1, False)),
         (order(16), 2, 3, JobShape(8, 8, 2, 1, False)),
         (order(2), 2, 3, JobShape(1, 1, 2, 1, False)),
     ],
@@ -92,7 +92,7 @@ def options(script: PreparedSubmission) -> list[str]:
 def test_ranks_fill_the_fewest_nodes_evenly(
     of: Order, per_node: int, least: int | None, shape: JobShape
 ) -> None:
-    assert shape_of(of, asked(per_node, min_nodes=least).cluster) == shape
+    assert job_shape(of, asked(per_node, min_nodes=least).cluster) == shape
 
 
 def test_an_array_is_as_long_as_the_site_allows_and_the_longest_run_begins(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
 
 def test_a_study_goes_on_in_a_job_of_one_core(tmp_path: Path) -> None:
     how = asked(partition="gpu", planning_partition="cpu", gres="gpu", memory="1 GB")
-    script = submit.study_script(Workspace(tmp_path), how, Path("b.yaml"), "mini", ContinueStudy, (3, 12))
+    script = submit.study_submission(Workspace(tmp_path), how, Path("b.yaml"), "mini", ContinueStudy, (3, 12))
     said = options(script)
     for option in ("partition=cpu", "cpus-per-task=1", "ntasks=1", "nodes=1", "dependency=afterany:3:12"):
         assert f"#SBATCH --{option}" in said
@@ -262,7 +262,7 @@ def test_a_job_that_may_start_on_fewer_nodes_asks_for_cpus_and_leaves_the_tasks_
 ) -> None:
     """SLURM else keeps the number of tasks that a job's first start had."""
     run = wanted()
-    elastic = replace(run, order=order(4, fewer=(2,)))
+    elastic = replace(run, order=order(4, fallback_layouts=(2,)))
     [script] = drafted(tmp_path, asked(2, min_nodes=1), elastic)
     said = options(script)
     assert {"#SBATCH --nodes=1-2", "#SBATCH --mincpus=2"} <= set(said)

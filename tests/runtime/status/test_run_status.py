@@ -14,15 +14,15 @@ import pytest
 from rich.console import Console
 
 from runtime.run_folder.folder import RunFolder, open_folder
-from runtime.run_folder.lock import Claim, keeper
-from runtime.run_folder.lookup import run_named, workspace_of
+from runtime.run_folder.lock import LockAttempt, current_owner
+from runtime.run_folder.lookup import find_run, workspace_of
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import EndedJob, LiveJob
 from runtime.slurm.job_states import JobStates, job_states
 from runtime.status import display
-from runtime.status.collect import Locate, StatusCollector
-from runtime.status.logs import Printed, last_lines, run_asked
+from runtime.status.collect import QueryJobs, StatusCollector
+from runtime.status.logs import RunOutput, last_lines, run_to_show
 from runtime.status.run_status import RunStatus, StepForecast
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load
@@ -54,11 +54,11 @@ def target(home: Path) -> RunFolder:
 
 def looked(home: Path, where: JobStates | None = None, asked: Path | None = None) -> RunStatus:
     """How the only run stands."""
-    [run] = StatusCollector(Workspace(home), asked).look(answer(where or JobStates())).runs
+    [run] = StatusCollector(Workspace(home), asked).collect(answer(where or JobStates())).runs
     return run
 
 
-def answer(where: JobStates) -> Locate:
+def answer(where: JobStates) -> QueryJobs:
     def locate(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
         return where
 
@@ -112,7 +112,7 @@ def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
     assert looked(home).state == "not started"
     folder = target(home)
     assert looked(home).state == "not started"
-    held = Claim(folder.path).take()
+    held = LockAttempt(folder.path).take()
     assert held is not None
     started(folder)
     for step in (10, 20, 30, 40, 50):
@@ -121,7 +121,7 @@ def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
     run = looked(home)
     assert (run.state, run.step, run.steps, run.nodes) == ("at work", 50, 100, socket.gethostname())
     assert run.tokens_per_s == pytest.approx(5 * TOKENS)
-    assert run.left_s == pytest.approx(10.0)
+    assert run.remaining_s == pytest.approx(10.0)
     assert run.mfu == pytest.approx(0.25)
     assert run.forecast is not None
     assert (run.loss, run.forecast.median, run.forecast.judge(3.1)) == (3.1, 3.0, "inside")
@@ -129,7 +129,7 @@ def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
     held.close()
     said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
     run = looked(home)
-    assert (run.state, run.why, run.left_s) == (
+    assert (run.state, run.end_reason, run.remaining_s) == (
         "stopped",
         "saved at step 50 of 100 after a signal to leave",
         None,
@@ -161,7 +161,7 @@ def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Pa
     busy = live("RUNNING", nodes="node1")
     run = looked(home, with_slurm(folder, busy))
     assert (run.step, run.restarts, run.loss) == (30, 0, 3.1)
-    assert run.left_s == pytest.approx(14.0)
+    assert run.remaining_s == pytest.approx(14.0)
     (folder.checkpoints / "step-00000020").mkdir(parents=True)
     for again in (
         live("RUNNING", restarts=1),
@@ -170,14 +170,14 @@ def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Pa
         run = looked(
             home, with_slurm(folder, again)
         )  # before its Start line, under the same job or a new one
-        assert (run.state, run.step, run.restarts, run.loss, run.left_s) == ("at work", 20, 1, None, None)
+        assert (run.state, run.step, run.restarts, run.loss, run.remaining_s) == ("at work", 20, 1, None, None)
     for path, until in ((folder.metrics_jsonl, 2), (folder.evals_jsonl, 0)):  # as a start cuts them
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:until]))
     started(folder, 20, job="12, restart 1, on node1")
     run = looked(home, with_slurm(folder, live("RUNNING", restarts=1)))
-    assert (run.step, run.restarts, run.tokens_per_s, run.left_s) == (20, 1, None, None)
+    assert (run.step, run.restarts, run.tokens_per_s, run.remaining_s) == (20, 1, None, None)
     stepped(folder, 30, seconds=1.0)
-    assert looked(home, with_slurm(folder, live("RUNNING", restarts=1))).left_s == pytest.approx(7.0)
+    assert looked(home, with_slurm(folder, live("RUNNING", restarts=1))).remaining_s == pytest.approx(7.0)
 
 
 def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> None:
@@ -189,10 +189,10 @@ def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> 
     )
     run = looked(home)
     assert run.state == "failed"
-    assert run.why.startswith("OSError: [Errno 28] No space left on device: 'a' (rank 0; its log: ")
+    assert run.end_reason.startswith("OSError: [Errno 28] No space left on device: 'a' (rank 0; its log: ")
     with log.open("a") as file:
         file.write("a tiny run: from step 0 of 100\n")
-    assert looked(home).why == "cut off at step 0 without a word"
+    assert looked(home).end_reason == "cut off at step 0 without a word"
     assert looked(home).state == "stopped"
 
 
@@ -212,35 +212,35 @@ def test_a_run_in_the_queue(home: Path) -> None:
     said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
     run = looked(home, with_slurm(folder, live("PENDING", "BeginTime", restarts=1)))
     assert (run.state, run.reason, run.restarts) == ("requeued", "BeginTime", 1)
-    assert "retry 1 of 3" in run.why
-    assert run.moves
+    assert "retry 1 of 3" in run.end_reason
+    assert run.in_progress
     for held in ("JobHeldUser", "launch failed requeued held", "JobHoldMaxRequeue"):
         run = looked(home, with_slurm(folder, live("PENDING", held, restarts=1)))
-        assert (run.state, run.reason, run.moves) == ("requeued", held, False)
-        picture = StatusCollector(Workspace(home), None).look(
+        assert (run.state, run.reason, run.in_progress) == ("requeued", held, False)
+        snapshot = StatusCollector(Workspace(home), None).collect(
             answer(with_slurm(folder, live("PENDING", held)))
         )
-        assert not picture.moves
-        [(group, runs)] = picture.groups
-        assert picture.next_of(group, runs).endswith("scontrol release 12")
+        assert not snapshot.in_progress
+        [(group, runs)] = snapshot.groups
+        assert snapshot.next_of(group, runs).endswith("scontrol release 12")
 
 
 def test_a_job_that_ended_before_its_run(home: Path) -> None:
     folder = target(home)
     run = looked(home, with_slurm(folder, ended=EndedJob("TIMEOUT", "0:0", "")))
-    assert (run.state, run.why) == ("stopped", "job 12 ended as TIMEOUT")
+    assert (run.state, run.end_reason) == ("stopped", "job 12 ended as TIMEOUT")
     started(folder, job="12, restart 0, on node1")
     run = looked(home, with_slurm(folder, ended=EndedJob("FAILED", "1:0", "node1")))
-    assert (run.state, run.why) == ("failed", "job 12 ended as FAILED")
+    assert (run.state, run.end_reason) == ("failed", "job 12 ended as FAILED")
     said(folder, "crashed", "given up")
-    assert looked(home, with_slurm(folder)).why == "job 12 ended: given up"
+    assert looked(home, with_slurm(folder)).end_reason == "job 12 ended: given up"
     # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
     (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
     assert looked(home, with_slurm(folder)).state == "failed"
     assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "at work"
     (folder.path / "lock").unlink()
     run = looked(home, JobStates({folder.path.name: "12"}, problem="no answer"))
-    assert (run.state, run.why) == ("unknown", "SLURM has or had it as job 12")
+    assert (run.state, run.end_reason) == ("unknown", "SLURM has or had it as job 12")
 
 
 def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
     run = folder.path.name
     where = JobStates({run: "12"}, cancelled={run})
     told = looked(home, where)
-    assert (told.state, told.why, told.moves) == (
+    assert (told.state, told.end_reason, told.in_progress) == (
         "cancelled",
         "job 12 was cancelled; goes on when run again",
         False,
@@ -257,13 +257,13 @@ def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
     started(folder, job="12, restart 0, on node1")
     said(folder, "crashed", "Killed (rank 0 on node1): retry 1 of 3, from step 0")
     told = looked(home, where)
-    assert (told.state, told.why) == ("cancelled", "job 12 was cancelled; goes on when run again")
+    assert (told.state, told.end_reason) == ("cancelled", "job 12 was cancelled; goes on when run again")
     said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
-    assert looked(home, where).why == (
+    assert looked(home, where).end_reason == (
         "job 12 was cancelled: saved at step 50 of 100 after a signal to leave; goes on when run again"
     )
     started(folder, 50)  # taken up by this machine since
-    assert looked(home, where).why == "cut off at step 0 without a word"
+    assert looked(home, where).end_reason == "cut off at step 0 without a word"
 
 
 def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
@@ -275,8 +275,8 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
         submission = Submission(name=name, time=1.0, runs=runs, job=job, retries=3)
         write_json(home / "slurm" / name / "submission.json", submission)
     told: dict[str, EndedJob] = {}
-    monkeypatch.setattr(client, "live", lambda names: {})
-    monkeypatch.setattr(client, "ended", lambda jobs: {job: told[job] for job in jobs if job in told})
+    monkeypatch.setattr(client, "live_jobs", lambda names: {})
+    monkeypatch.setattr(client, "ended_jobs", lambda jobs: {job: told[job] for job in jobs if job in told})
 
     def cancelled(by_us: bool) -> set[str]:
         write_json(folder.queued_json, Queued(submission=ours, from_step=0, cancelled=by_us))
@@ -291,22 +291,22 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
 
 
 def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
-    assert keeper(tmp_path) is None
-    held = Claim(tmp_path).take()
+    assert current_owner(tmp_path) is None
+    held = LockAttempt(tmp_path).take()
     assert held is not None
-    assert keeper(tmp_path) is not None
+    assert current_owner(tmp_path) is not None
     held.close()
-    assert keeper(tmp_path) is None
+    assert current_owner(tmp_path) is None
     lock = tmp_path / "lock"
     lock.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
-    assert keeper(tmp_path) is None  # it was killed
+    assert current_owner(tmp_path) is None  # it was killed
     lock.write_text(json.dumps({"host": "elsewhere", "process": 1}))
-    assert keeper(tmp_path) is not None
+    assert current_owner(tmp_path) is not None
     os.utime(lock, (time.time() - 100, time.time() - 100))
-    assert keeper(tmp_path) is None
+    assert current_owner(tmp_path) is None
 
 
-STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submission="small-study-0a0b0c")
+STUDY = StudyState(state="waiting", message="waits for 1 job of the target", submission="small-study-0a0b0c")
 
 
 @pytest.mark.parametrize(
@@ -319,34 +319,34 @@ STUDY = StudyState(state="waiting", said="waits for 1 job of the target", submis
         (STUDY, JobStates(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
         (STUDY, JobStates(cancelled={"small-study-0a0b0c"}), "cancelled",
          ("cancelled; to go on: run its budget --slurm --until-done",)),
-        (StudyState(state="cancelled", said="while it waits"), JobStates(), "cancelled",
+        (StudyState(state="cancelled", message="while it waits"), JobStates(), "cancelled",
          ("cancelled; to go on: run its budget --slurm --until-done",)),
         (STUDY, JobStates(problem="no answer"), "waiting", ("when SLURM was asked last",)),
-        (StudyState(state="stopped", said="target: 1 run failed"), JobStates(), "stopped",
+        (StudyState(state="stopped", message="target: 1 run failed"), JobStates(), "stopped",
          ("target: 1 run failed", "run its budget --slurm --until-done")),
-        (StudyState(state="done", said="inside: 1.2"), JobStates(), "done", ("plans/small/audit.html",)),
+        (StudyState(state="done", message="inside: 1.2"), JobStates(), "done", ("plans/small/audit.html",)),
     ],
 )  # fmt: skip
 def test_a_study_says_what_to_do_next(
     home: Path, noted: StudyState, where: JobStates, state: str, parts: tuple[str, ...]
 ) -> None:
     write_json(home / "plans" / "small" / "study.json", noted)
-    picture = StatusCollector(Workspace(home), None).look(answer(where))
-    [study] = picture.studies
+    snapshot = StatusCollector(Workspace(home), None).collect(answer(where))
+    [study] = snapshot.studies
     assert study.state == state
     for part in parts:
         assert part in study.said
-    assert [plan["next"] for plan in picture.plain()["plans"]] == [""]  # only the study says what comes next
+    assert [plan["next"] for plan in snapshot.plain()["plans"]] == [""]  # only the study says what comes next
 
 
 def test_a_study_names_its_budgets_file(home: Path) -> None:
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "our study.yaml", plan.budget)
-    write_json(home / "plans" / "small" / "study.json", StudyState(state="stopped", said="1 run failed"))
+    write_json(home / "plans" / "small" / "study.json", StudyState(state="stopped", message="1 run failed"))
     again = "to go on: run {} --slurm --until-done"
 
     def said_of(asked: Path | None) -> str:
-        [study] = StatusCollector(Workspace(home), asked).look(answer(JobStates())).studies
+        [study] = StatusCollector(Workspace(home), asked).collect(answer(JobStates())).studies
         return study.said
 
     assert said_of(None).endswith(again.format("its budget"))
@@ -361,7 +361,7 @@ def test_what_was_never_queued_goes_where_its_cluster_says(home: Path) -> None:
     path = home / "plans" / "small" / "plan.target.yaml"
 
     def then() -> str:
-        [plan] = StatusCollector(Workspace(home), None).look(answer(JobStates())).plain()["plans"]
+        [plan] = StatusCollector(Workspace(home), None).collect(answer(JobStates())).plain()["plans"]
         return str(plan["next"])
 
     assert then() == f"run {path} starts the rest"
@@ -389,11 +389,11 @@ def test_a_study_of_another_folder_is_not_looked_for_here(
 
 def test_accounts_may_be_behind_when_nothing_seems_to_go_on(home: Path) -> None:
     folder = target(home)
-    stopped = StatusCollector(Workspace(home), None).look(answer(with_slurm(folder)))
-    assert [display.is_over(stopped, still) for still in (0, 2, 4, 5)] == [False, False, False, True]
+    stopped = StatusCollector(Workspace(home), None).collect(answer(with_slurm(folder)))
+    assert [display.is_settled(stopped, still) for still in (0, 2, 4, 5)] == [False, False, False, True]
     cancelled = JobStates({folder.path.name: "12"}, cancelled={folder.path.name})
-    known = StatusCollector(Workspace(home), None).look(answer(cancelled))
-    assert [display.is_over(known, still) for still in (0, 1, 2)] == [False, False, True]
+    known = StatusCollector(Workspace(home), None).collect(answer(cancelled))
+    assert [display.is_settled(known, still) for still in (0, 1, 2)] == [False, False, True]
 
 
 def test_the_table_fits_a_hundred_columns(home: Path) -> None:
@@ -404,32 +404,32 @@ def test_the_table_fits_a_hundred_columns(home: Path) -> None:
     said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
     where = with_slurm(folder, live("PENDING", "Resources", 1, "2030-01-02T03:04:05"))
     printed = io.StringIO()
-    display.show(StatusCollector(Workspace(home), None).look(answer(where)), Console(file=printed, width=100))
-    _, *table, why = printed.getvalue().splitlines()
+    display.show(StatusCollector(Workspace(home), None).collect(answer(where)), Console(file=printed, width=100))
+    _, *table, end_reason = printed.getvalue().splitlines()
     assert all(len(line) <= 100 for line in table)
     text = printed.getvalue()
     for part in ("requeued", "50/100", "above", "bits/byte", "MFU", "Resources,", "2030-01-02"):
         assert part in text
-    assert why == "requeued target: Killed (rank 1 on node2): retry 1 of 3, from step 8"
+    assert end_reason == "requeued target: Killed (rank 1 on node2): retry 1 of 3, from step 8"
 
 
 def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
     title = "3.2e+10 FLOP, width 20"
-    picture = StatusCollector(Workspace(home), None).look(answer(JobStates()))
-    [(group, [run])] = picture.groups
+    snapshot = StatusCollector(Workspace(home), None).collect(answer(JobStates()))
+    [(group, [run])] = snapshot.groups
     busy = replace(
         run, title=title, state="at work", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
-        left_s=200.0, nodes="node[1-12,14-20]", forecast=StepForecast(3.0, 2.5, 3.5),
+        remaining_s=200.0, nodes="node[1-12,14-20]", forecast=StepForecast(3.0, 2.5, 3.5),
     )  # fmt: skip
-    waits = replace(busy, state="requeued", left_s=None, reason="Priority", starts="2030-01-02T03:04:05")
+    pending = replace(busy, state="requeued", remaining_s=None, reason="Priority", starts="2030-01-02T03:04:05")
     printed = io.StringIO()
-    display.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=100))
+    display.show(replace(snapshot, groups=((group, (busy, pending)),)), Console(file=printed, width=100))
     assert printed.getvalue().count(title) == 2
     for part in ("3m20s", "node[1-12,14-", "0]", "Priority,", "2030-01-02"):
         assert part in printed.getvalue()
     assert all(len(line) <= 100 for line in printed.getvalue().splitlines()[1:])
     printed = io.StringIO()
-    display.show(replace(picture, groups=((group, (busy, waits)),)), Console(file=printed, width=80))
+    display.show(replace(snapshot, groups=((group, (busy, pending)),)), Console(file=printed, width=80))
     assert all(len(line) <= 80 for line in printed.getvalue().splitlines()[1:])
     assert "3m20s" in printed.getvalue()  # on what is narrower the titles give way as well
 
@@ -440,9 +440,9 @@ def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
     evaluated(folder, 100, 3.0)
     append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=3.0, weights_sha256="0" * 64))
     write_json(
-        home / "plans" / "small" / "study.json", StudyState(state="done", said="inside: 3.0 nats/token")
+        home / "plans" / "small" / "study.json", StudyState(state="done", message="inside: 3.0 nats/token")
     )
-    [study] = StatusCollector(Workspace(home), None).look(answer(JobStates())).studies
+    [study] = StatusCollector(Workspace(home), None).collect(answer(JobStates())).studies
     assert study.said.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
 
 
@@ -450,7 +450,7 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
     folder = target(home)
     started(folder)
     stepped(folder, 10)
-    monkeypatch.setattr(display, "LOOK_S", 0.01)
+    monkeypatch.setattr(display, "REFRESH_S", 0.01)
     for terminal in (True, False):
         printed = io.StringIO()
         console = Console(file=printed, width=100, force_terminal=terminal)
@@ -463,9 +463,9 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
 
 
 def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
-    picture = StatusCollector(Workspace(home), None).look(answer(JobStates()))
-    assert any(not isinstance(part, str) for part in display.rendered(picture, 20, 100))
-    folded = display.rendered(picture, 5, 100)
+    snapshot = StatusCollector(Workspace(home), None).collect(answer(JobStates()))
+    assert any(not isinstance(part, str) for part in display.rendered(snapshot, 20, 100))
+    folded = display.rendered(snapshot, 5, 100)
     assert all(isinstance(part, str) for part in folded)
     assert "1 not started" in str(folded[0])
 
@@ -491,14 +491,14 @@ def test_what_may_be_asked_for(home: Path) -> None:
     with pytest.raises(DocumentError, match="neither a budget, nor a plan, nor a run spec"):
         StatusCollector(Workspace(home), folder.order_json)
     printed = io.StringIO()
-    display.show(StatusCollector(Workspace(home / "empty"), None).look(), Console(file=printed))
+    display.show(StatusCollector(Workspace(home / "empty"), None).collect(), Console(file=printed))
     assert "next: plan BUDGET" in printed.getvalue()
 
 
 def test_of_a_budget_the_chain(home: Path) -> None:
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "small.yaml", plan.budget)
-    plain = StatusCollector(Workspace(home), home / "small.yaml").look().plain()
+    plain = StatusCollector(Workspace(home), home / "small.yaml").collect().plain()
     assert [step["step"] for step in plain["chain"]] == [
         "data",
         "plan",
@@ -515,9 +515,9 @@ def test_a_plan_that_cannot_be_read_hides_no_other(home: Path) -> None:
     broken = home / "plans" / "broken" / "plan.target.yaml"
     broken.parent.mkdir()
     broken.write_text("kind: plan\n")
-    picture = StatusCollector(Workspace(home), None).look()
-    assert [run.state for run in picture.runs] == ["not started"]
-    assert f"{broken}:1:1: " in picture.unread[0]
+    snapshot = StatusCollector(Workspace(home), None).collect()
+    assert [run.state for run in snapshot.runs] == ["not started"]
+    assert f"{broken}:1:1: " in snapshot.unread[0]
 
 
 def test_without_slurms_programs_the_files_speak(home: Path) -> None:
@@ -538,12 +538,12 @@ def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
         (home / "runs" / name / "run.json").write_text("{}")
     here = Workspace(home)
     with pytest.raises(DocumentError, match="2 runs begin so: ab01, ab02; write more of the name"):
-        run_named(Path("ab"), here)
+        find_run(Path("ab"), here)
     for nothing in ("abc", "runs/ab", "ab01/log"):
         with pytest.raises(DocumentError, match="this is no run folder"):
-            run_named(Path(nothing), here)
+            find_run(Path(nothing), here)
     for named in (Path("ab02"), home / "runs" / "ab02"):
-        assert run_named(named, here).path == home / "runs" / "ab02"
+        assert find_run(named, here).path == home / "runs" / "ab02"
     assert workspace_of(RunFolder(home / "runs" / "ab02"), Workspace(Path())) == here
 
 
@@ -553,7 +553,7 @@ def test_nothing_to_cancel(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "nothing to cancel: SLURM has nothing of this in hand\n"
     assert not (home / "slurm").exists()
-    held = Claim(folder.path).take()
+    held = LockAttempt(folder.path).take()
     assert held is not None
     started(folder)
     done = isoplan(home, "cancel", folder.path.name)
@@ -565,9 +565,9 @@ def test_nothing_to_cancel(home: Path) -> None:
 def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
     path = home / "plans" / "small" / "plan.target.yaml"
     with pytest.raises(RefusedError, match="none of its runs has a folder yet; see: isoplan status "):
-        run_asked(path, Workspace(home))
+        run_to_show(path, Workspace(home))
     folder = target(home)
-    assert run_asked(path, Workspace(home)).path == folder.path
+    assert run_to_show(path, Workspace(home)).path == folder.path
     plan = load(path, Plan)
     other = plan.runs[0].run.model_copy(update={"seed": 7})
     runs = (*plan.runs, plan.runs[0].model_copy(update={"title": "twin", "run": other}))
@@ -577,11 +577,11 @@ def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
     (twin / "run.json").write_text("{}")
     expected = f"a run has logs; name one of {folder.path.name[:8]} (target), {twin.name[:8]} (twin)"
     with pytest.raises(RefusedError, match=re.escape(expected)):
-        run_asked(path, Workspace(home))
+        run_to_show(path, Workspace(home))
 
 
 def test_a_heading_has_something_under_it(home: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
-    printed = Printed(target(home), Workspace(home), 0)
+    printed = RunOutput(target(home), Workspace(home), 0)
     printed._write(home / "12_0_log.err", b"\n")
     printed._write(home / "12_0_log.out", b"")
     printed._write(home / "12_0_log.err", b"srun: no\n")

@@ -141,7 +141,7 @@ def test_fewer_ranks_take_the_layout_that_is_planned_for_them(
 ) -> None:
     """Three instead of four: two train, and the one that is not needed leaves at once."""
     half = samples.layout(dp=2, micro_batch_sequences=2)
-    planned = order(run, dp=4, micro_batch=1, every_steps=20, fewer=(half, samples.layout(dp=1)))
+    planned = order(run, dp=4, micro_batch=1, every_steps=20, fallback_layouts=(half, samples.layout(dp=1)))
     folder = opened(tmp_path, run, planned)
     four = Ranks(folder, home / "data", 4)
     while not list(folder.checkpoints.glob("step-*")):
@@ -152,12 +152,15 @@ def test_fewer_ranks_take_the_layout_that_is_planned_for_them(
     assert first.execution == planned.execution
     assert second.execution == planned.execution.model_copy(update={"layout": half})
     assert second.from_step > 0
+    events = [path.name for path in sorted(folder.tensorboard.iterdir())]
+    assert set(events) <= {"events.out.tfevents.000001", "events.out.tfevents.000002"}
+    assert events[-1].endswith("2")  # the first start may have been killed before its first lines
     last = folder.timing()[-1]
     assert planned.peak_flop_per_s is not None
     assert last.mfu == pytest.approx(
         last.tokens_per_s * run.model.mfu_flop_per_token / (2 * planned.peak_flop_per_s)
     )
-    assert (folder.log / "rank-2.txt").read_text().endswith("rank 2 of 3 leaves: the layout takes 2\n")
+    assert (folder.log / "rank-2.txt").read_text().endswith("rank 2 of 3 exits: the layout uses 2 ranks\n")
     reference = opened(home / "whole-1", run)
     # As for any other layout above.
     assert [line.loss for line in folder.metrics()] == pytest.approx(

@@ -23,7 +23,7 @@ from runtime.data.corpus import CorpusError, load_corpus, tokens
 from runtime.run_folder.folder import RunFolder
 from runtime.train.loop import RunError, main, train
 from runtime.train.process import RankInfo, StopRequest
-from runtime.train.run_logger import band_left
+from runtime.train.run_logger import outside_band
 from specs.data import CorpusRef
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
 from specs.plan import CurveBand
@@ -153,8 +153,8 @@ def test_starting_imports_nothing_that_costs_seconds(home: Path, data: CorpusRef
         "costly = {'sympy', 'scipy', 'tensorboard.compat.tensorflow_stub', 'torch._dynamo', 'torch._inductor',\n"
         "          'torch.utils.tensorboard', 'torch.distributed.checkpoint', 'tokenizers'}\n"
         "seen = []\n"
-        "step = run_logger.Journal.step\n"
-        "run_logger.Journal.step = lambda *a, **k: (seen.append(costly & set(sys.modules)), step(*a, **k))[1]\n"
+        "step = run_logger.RunLogger.step\n"
+        "run_logger.RunLogger.step = lambda *a, **k: (seen.append(costly & set(sys.modules)), step(*a, **k))[1]\n"
         f"assert main([{str(folder.path)!r}, '--data', {str(home / 'data')!r}]) == 0\n"
         "print(seen[0], len(seen))"
     )
@@ -175,15 +175,17 @@ def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: Any) -> str:
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path, data: CorpusRef) -> None:
     run = tiny_run(data, seed=2)
     assert "not a multiple of dp x micro-batch = 1 x 3" in refusal(home, run, micro_batch=3)
-    assert "has the digest" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest="0" * 64)))
-    assert "not None; plan again" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest=None)))
+    assert "has digest" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest="0" * 64)))
+    assert "planned on None; plan again" in refusal(
+        home, tiny_run(CorpusRef(corpus=data.corpus, digest=None))
+    )
     assert "isoplan data" in refusal(home, tiny_run(CorpusRef(corpus="0" * 16, digest=data.digest)))
     narrow = samples.model(width=16, ffn=32, context=32, vocab=200)
-    assert "256 different tokens do not fit a vocabulary of 200" in refusal(
+    assert "256 token ids, more than the model's vocabulary of 200" in refusal(
         home, tiny_run(data, model=narrow)
     )
     branch = Parent(run="0" * 16, step=3)
-    assert "branch off another cannot be trained yet; write parent: null" in refusal(
+    assert "branches off another run cannot be trained yet; write parent: null" in refusal(
         home, tiny_run(data, parent=branch)
     )
     large = Evaluation(every_steps=5, sequences=6, final_sequences=10**6)
@@ -205,16 +207,18 @@ def test_layouts_that_cannot_be_are_refused(
 
 
 def test_too_few_ranks_for_any_layout_are_refused(home: Path, data: CorpusRef) -> None:
-    """With how many there are, and how many the least layout needs."""
+    """With how many there are, and how many the smallest layout needs."""
     run, half = tiny_run(data, seed=3), samples.layout(dp=2)
-    assert "1 rank started, and the least layout needs 4" in refusal(home, run, dp=4)
-    assert "1 rank started, and the least layout needs 2" in refusal(home, run, dp=4, fewer=(half,))
+    assert "1 rank started, but the smallest layout needs 4" in refusal(home, run, dp=4)
+    assert "1 rank started, but the smallest layout needs 2" in refusal(
+        home, run, dp=4, fallback_layouts=(half,)
+    )
 
 
 def test_an_order_for_another_run_is_refused(home: Path, data: CorpusRef) -> None:
     run = tiny_run(data, seed=4)
     folder = opened(home, run, order(tiny_run(data, seed=5)))
-    with pytest.raises(RunError, match=r"the order is for run .*; launch the run again"):
+    with pytest.raises(RunError, match=r"order\.json is for run .*; launch the run again"):
         train_here(folder, home / "data")
 
 
@@ -235,7 +239,7 @@ def test_bad_input_is_one_line_and_status_2(
             signal.signal(number, handler)
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(f"DocumentError: {folder.order_json}:1:1: ")
-    assert second.startswith("RunError: the order is for run")
+    assert second.startswith("RunError: order.json is for run")
 
 
 def test_a_run_that_diverges_fails_and_says_where(home: Path, data: CorpusRef) -> None:
@@ -244,7 +248,7 @@ def test_a_run_that_diverges_fails_and_says_where(home: Path, data: CorpusRef) -
     folder = opened(home, run)
     for attempt in (1, 2):
         with pytest.raises(
-            RunError, match=r"step \d+ gave .*: training diverged; plan with a lower learning rate"
+            RunError, match=r"not finite at step \d+: .*; training diverged; plan with a lower learning rate"
         ):
             train_here(folder, home / "data")
         incidents = [line for line in folder.records() if isinstance(line, Incident)]
@@ -277,8 +281,8 @@ def test_leaving_the_band_raises_one_alarm_an_excursion(
 def test_the_band_includes_its_ends() -> None:
     curve = band({5: (2.0, 3.0)})
     lines = {loss: EvalLine(step=5, tokens=1, loss=loss, sequences=1) for loss in (1.9, 2.0, 3.0, 3.1)}
-    assert [loss for loss, line in lines.items() if band_left(curve, line)] == [1.9, 3.1]
-    assert band_left(None, lines[1.9]) is None
+    assert [loss for loss, line in lines.items() if outside_band(curve, line)] == [1.9, 3.1]
+    assert outside_band(None, lines[1.9]) is None
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
@@ -307,7 +311,7 @@ def test_a_signal_saves_and_asks_to_be_resumed(
     assert isinstance(last, Incident)
     assert last.what == "interrupted"
     assert last.step == folder.metrics()[-1].step
-    assert last.message.endswith(f"of 5000 after a signal to leave ({number.name})")
+    assert last.message.endswith(f"of 5000 after a stop signal ({number.name})")
     assert (folder.checkpoints / f"step-{last.step:08d}").is_dir()
 
 
@@ -322,9 +326,9 @@ def test_one_rank_that_is_signalled_takes_the_others_along(
     assert ranks.join() == [RESUME, RESUME]
     [*_, last] = folder.records()
     assert isinstance(last, Incident)
-    assert last.message.endswith("(to another rank)")
+    assert last.message.endswith("(received by another rank)")
     here = f"process {ranks.processes[1].pid} on {socket.gethostname()}"
-    assert (folder.log / "rank-1.txt").read_text() == f"rank 1 of 2, {here}: meets the others\n"
+    assert (folder.log / "rank-1.txt").read_text() == f"rank 1 of 2, {here}: joins the process group\n"
     assert (
         len(
             json.loads((sorted(folder.checkpoints.glob("step-*"))[-1] / "manifest.json").read_text())["files"]
@@ -345,7 +349,7 @@ def test_what_could_not_be_saved_is_not_said_to_be(home: Path, data: CorpusRef, 
     assert ranks.join() == [FAILED]
     [last] = [line for line in folder.records() if isinstance(line, Incident)]
     assert last.what == "unsaved_checkpoint"
-    assert "run again: that goes on from the newest checkpoint" in (folder.log / "rank-0.txt").read_text()
+    assert "rerun; the run resumes from the latest checkpoint" in (folder.log / "rank-0.txt").read_text()
 
 
 def test_what_cannot_be_read_just_now_may_be_later(home: Path, data: CorpusRef, tmp_path: Path) -> None:
@@ -358,9 +362,9 @@ def test_what_cannot_be_read_just_now_may_be_later(home: Path, data: CorpusRef, 
 
 def test_a_signal_before_the_first_step_is_not_lost(home: Path, data: CorpusRef, tmp_path: Path) -> None:
     folder = opened(tmp_path, tiny_run(data, steps=5000, seed=10))
-    leave = StopRequest()
-    leave.asked = signal.SIGTERM
-    assert train(folder, home / "data", RankInfo(0, 0, 1), leave) == RESUME
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    assert train(folder, home / "data", RankInfo(0, 0, 1), stop) == RESUME
     assert folder.metrics() == []
     assert not folder.checkpoints.exists()
 

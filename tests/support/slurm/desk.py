@@ -33,7 +33,7 @@ intra_node: 5 GB/s
 inter_node: 1 GB/s
 model_flop_utilisation: 0.4
 model_flop_utilisation_source: a guess
-checkpoint_every: 10 s
+checkpoint_interval: 10 s
 """
 
 BUDGET = """\
@@ -166,5 +166,5 @@ def execution(device: str = "cpu", threads: int = 1, **layout: Any) -> Execution
     """How a run is carried out: one rank, unless the layout's parts say otherwise."""
     cut = samples.layout(**({"dp": 1, "micro_batch_sequences": 1} | layout))
     return Execution.model_validate(
-        {"device": device, "layout": cut, "threads_per_rank": threads, "checkpoint_every_s": 60.0}
+        {"device": device, "layout": cut, "threads_per_rank": threads, "checkpoint_interval_s": 60.0}
     )
