@@ -100,8 +100,8 @@ def study(ladder: Ladder, seed: int) -> tuple[float, float, float, float]:
     told = forecast(evidence, target_size, target_flop / target_size)
     true = float(laws.value(form, params, target_size, target_flop / target_size))
     true *= np.exp(ladder.noise * generator.standard_normal())
-    inside95, inside50 = told.low95 < true < told.high95, told.low50 < true < told.high50
-    return inside95, inside50, 50 * np.log(told.high95 / told.low95), 100 * np.log(told.median / true)
+    inside95, inside50 = told.low_95 < true < told.high_95, told.low_50 < true < told.high_50
+    return inside95, inside50, 50 * np.log(told.high_95 / told.low_95), 100 * np.log(told.median / true)
 
 
 def random_surface(generator: np.random.Generator) -> tuple[laws.Form, list[float]]:

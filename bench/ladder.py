@@ -57,23 +57,23 @@ class Case:
 
     name: str
     pilots: Pilots
-    place: PilotSetting
+    setting: PilotSetting
 
     @property
     def ladders(self) -> dict[str, Ladder]:
         """The chosen one, the paper's as suits it best, and the one that was fixed."""
         paper = paper_ladders(self.pilots)
         return {
-            "chosen": best_ladder(candidate_ladders(self.pilots), self.place)[0],
-            PAPER: paper[int(np.argmin(half_widths(paper, self.place)))],
+            "chosen": best_ladder(candidate_ladders(self.pilots), self.setting)[0],
+            PAPER: paper[int(np.argmin(half_widths(paper, self.setting)))],
             "fixed": affordable_ladder(self.pilots, *FIXED),
         }
 
 
 def cases() -> list[Case]:
     """The paper's own ladder below its 67B, and the shipped budgets that rest on pilots, their ladders left open."""
-    rungs = [PAPER_LOW_FLOP * HALF_DECADE**i for i in range(PAPER_BUDGETS)]
-    share = PAPER_SIZES * sum(rungs) / PAPER_TARGET_FLOP
+    budgets_flop = [PAPER_LOW_FLOP * HALF_DECADE**i for i in range(PAPER_BUDGETS)]
+    share = PAPER_SIZES * sum(budgets_flop) / PAPER_TARGET_FLOP
     own = Pilots(kind="pilots", prior="deepseek", share=share, rates=(), reach=1e4)
     found = [case("the paper's", own, PAPER_TARGET_FLOP, "deepseek", PAPER_VOCAB)]
     for name in SHIPPED:
@@ -91,10 +91,10 @@ def case(name: str, pilots: Pilots, target_flop: float, family: str, vocab: int)
     assert law.allocation is not None
     assert law.hyper is not None
     shapes = from_catalog(Family, family, None)
-    place = pilot_setting(
+    setting = pilot_setting(
         target_flop, law.allocation, law.hyper, shapes, vocab, law.compute_low_flop, pilots.reach
     )
-    return Case(name, pilots, place)
+    return Case(name, pilots, setting)
 
 
 def main() -> None:
@@ -117,13 +117,13 @@ def main() -> None:
 def predicted_rows(one: Case) -> Iterator[Row]:
     """Every ladder as it is judged beforehand."""
     for name, ladder in one.ladders.items():
-        width = float(half_widths([ladder], one.place)[0])
-        rungs = ladder.rungs(one.place.target_flop)
+        width = float(half_widths([ladder], one.setting)[0])
+        budgets_flop = ladder.budgets_flop(one.setting.target_flop)
         yield (
             f"{one.name}, {one.pilots.share:.2g}",
-            f"{name}: {ladder.budgets} x {ladder.sizes}, step {ladder.step:.3g}, spread {ladder.spread:.3g}",
+            f"{name}: {ladder.budgets} x {ladder.sizes}, step {ladder.budget_ratio:.3g}, spread {ladder.spread:.3g}",
             str(ladder.budgets * ladder.sizes),
-            f"{rungs[0]:.1e} to {rungs[-1]:.1e}",
+            f"{budgets_flop[0]:.1e} to {budgets_flop[-1]:.1e}",
             f"+-{100 * width:.2f} %",
             "" if name == PAPER else f"{dearer(one, width):.3g} x its compute",
         )
@@ -133,8 +133,11 @@ def dearer(one: Case, width: float) -> float:
     """Times the compute at which the paper's ladder should leave this half-width, its top then anywhere up to the
     target; infinite where not even that does."""
     paper = one.ladders[PAPER]
-    times = np.geomspace(0.1, 1 / paper.top, 400)
-    enough = half_widths([replace(paper, top=paper.top * more) for more in times], one.place) <= width
+    times = np.geomspace(0.1, 1 / paper.top_share, 400)
+    enough = (
+        half_widths([replace(paper, top_share=paper.top_share * more) for more in times], one.setting)
+        <= width
+    )
     return float(times[np.argmax(enough)]) if enough.any() else np.inf
 
 
@@ -143,11 +146,12 @@ def simulated_rows(one: Case, surfaces: int) -> Iterator[Row]:
 
     Budgets below the prior's range are left out of the others: nobody knows sizes and rates there, but a surface does.
     """
-    below = replace(one.place, low_flop=sys.float_info.min)
-    tried = [(name, ladder, one.place) for name, ladder in one.ladders.items()]
+    below = replace(one.setting, low_flop=sys.float_info.min)
+    tried = [(name, ladder, one.setting) for name, ladder in one.ladders.items()]
     tried.append((f"{PAPER}, below the prior's range too", one.ladders[PAPER], below))
     told = {
-        name: np.array([study(ladder, place, i) for i in range(surfaces)]) for name, ladder, place in tried
+        name: np.array([study(ladder, setting, i) for i in range(surfaces)])
+        for name, ladder, setting in tried
     }
     for name, found in told.items():
         half, error, inside = found.T
@@ -161,19 +165,19 @@ def simulated_rows(one: Case, surfaces: int) -> Iterator[Row]:
         )
 
 
-def study(ladder: Ladder, place: PilotSetting, seed: int) -> tuple[float, float, bool]:
+def study(ladder: Ladder, setting: PilotSetting, seed: int) -> tuple[float, float, bool]:
     """(half-width, error of the median, inside 95 %) of one forecast in ln L on one random surface."""
     generator = np.random.default_rng([seed, 4])
     form, params = random_surface(generator)
     size = float(laws.optimum(form, params, SCALE_FLOP)[0])
     true = float(np.log(laws.value(form, params, size, SCALE_FLOP / size)))
     true += NOISE_SD * generator.standard_normal()
-    decades = np.log10(place.target_flop / np.array(ladder.rungs(place.target_flop)))
+    decades = np.log10(setting.target_flop / np.array(ladder.budgets_flop(setting.target_flop)))
     miss = seed % 2 * walk(decades, np.random.default_rng([seed, 5]))
-    runs = pilots_of(ladder, place, miss, form, params, generator)
+    runs = pilots_of(ladder, setting, miss, form, params, generator)
     told = forecast(fit_mixture(runs, draws=1000), size, SCALE_FLOP / size)
-    half = float(np.log(told.high95 / told.low95)) / 2
-    return half, float(np.log(told.median)) - true, bool(told.low95 < np.exp(true) < told.high95)
+    half = float(np.log(told.high_95 / told.low_95)) / 2
+    return half, float(np.log(told.median)) - true, bool(told.low_95 < np.exp(true) < told.high_95)
 
 
 def walk(decades: Array, generator: np.random.Generator) -> Array:
@@ -184,7 +188,7 @@ def walk(decades: Array, generator: np.random.Generator) -> Array:
 
 def pilots_of(
     ladder: Ladder,
-    place: PilotSetting,
+    setting: PilotSetting,
     miss: Array,
     form: laws.Form,
     params: list[float],
@@ -192,12 +196,12 @@ def pilots_of(
 ) -> Points:
     """The ladder's runs on a surface: legal shapes, as far from the surface's optimum as from the prior's, and each
     budget's together off by up to .4, since no prior is right. Runs that tell nothing are left out."""
-    log_flop = np.log(ladder.rungs(place.target_flop))[:, None] * np.ones(ladder.sizes)
-    centre = np.log(place.prior.flop_per_token.coefficient) + place.exponent * log_flop
-    shapes = [pilot_shapes(place.family, place.vocab, float(np.exp(one)), ladder) for one in centre[:, 0]]
+    log_flop = np.log(ladder.budgets_flop(setting.target_flop))[:, None] * np.ones(ladder.sizes)
+    centre = np.log(setting.prior.flop_per_token.coefficient) + setting.exponent * log_flop
+    shapes = [pilot_shapes(setting.family, setting.vocab, float(np.exp(one)), ladder) for one in centre[:, 0]]
     log_size = np.log([[shape.flop_per_token for shape in row] for row in shapes])
-    noise = place.noise(log_flop, log_size)
-    flop = np.exp(log_flop) / place.target_flop * SCALE_FLOP
+    noise = setting.noise(log_flop, log_size)
+    flop = np.exp(log_flop) / setting.target_flop * SCALE_FLOP
     off = log_size - centre + generator.uniform(-0.4, 0.4, (ladder.budgets, 1))
     size: Array = laws.optimum(form, params, flop)[0] * np.exp(off)
     seen = np.exp(np.where(noise < UNKNOWN_SD, noise, 0.0) * generator.standard_normal(noise.shape))

@@ -39,6 +39,7 @@ from planner.performance.step_time import cluster_rates, step_seconds
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.layout import Layout
+from specs.model import flop_per_token
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def step_s(a: Architecture, engine: Engine, cluster: Cluster, grid: LayoutGrid) 
     return float(sum(step_seconds(a, engine, cluster_rates(cluster, 2), 2, grid).values()))
 
 
-def narayanan(on: Clusters) -> Iterator[Case]:
+def narayanan(rates: Clusters) -> Iterator[Case]:
     """Table 1 of arXiv 2104.04473; the published rate counts the recomputed forward pass (its Eq. 3)."""
     for index, row in enumerate(read("narayanan2021_table1")):
         a, batch = gpt(row, dropout=True), int(row["global_batch_seqs"])
@@ -95,32 +96,32 @@ def narayanan(on: Clusters) -> Iterator[Case]:
         found = row["extra"].partition("interleaved: ")[2].partition(" layer")[0]
         interleave = per_stage // int(found) if found else 1
         cut = layout(row, recompute="full", sp=False, interleave=interleave)
-        ours = step_s(a, MEGATRON_2021, on.a100, grid_of(cut, a.layers, batch))
+        ours = step_s(a, MEGATRON_2021, rates.a100, grid_of(cut, a.layers, batch))
         square = 1 + a.context / (6 * a.width) + a.vocab / (16 * a.layers * a.width)
         flop = 96 * batch * a.context * a.layers * a.width**2 * square
         yield Case(row["model"], flop / (float(row["value"]) * 1e12 * cut.devices), ours, index % 2 == 1)
 
 
-def korthikanti(on: Clusters) -> Iterator[Case]:
+def korthikanti(rates: Clusters) -> Iterator[Case]:
     """Table 5 of arXiv 2205.05198: seconds of an iteration, one replica."""
     rows = [row for row in read("korthikanti2022") if "Table 5" in row["source"]]
     for index, row in enumerate(rows):
         a, split = gpt(row, dropout=True), "SP" in row["recompute"]
         interleave = int(row["extra"].partition("interleave=")[2].partition(";")[0])
         cut = layout(row, recompute="selective" if split else "full", sp=split, interleave=interleave)
-        ours = step_s(a, MEGATRON_2022, on.a100, grid_of(cut, a.layers, int(row["global_batch_seqs"])))
+        ours = step_s(a, MEGATRON_2022, rates.a100, grid_of(cut, a.layers, int(row["global_batch_seqs"])))
         yield Case(f"{row['model']} {row['recompute']}", float(row["value"]), ours, index % 2 == 1)
 
 
-def megatron_core(on: Clusters) -> Iterator[Case]:
+def megatron_core(rates: Clusters) -> Iterator[Case]:
     """Megatron-core on H100. Micro-batch and interleaving are not printed: the fastest that fit are taken."""
     rows = [row for row in read("megatron_core_h100") if row["tp"]]
     for index, row in enumerate(rows):
         a, batch = gpt(row, dropout=False), int(row["global_batch_seqs"])
         grids = [grid_of(cut, a.layers, batch) for cut in _unprinted(row, batch)]
-        fitting = [g for g in grids if _bytes(a, MEGATRON_CORE, g) <= 0.9 * on.h100.device.memory]
-        ours = min(step_s(a, MEGATRON_CORE, on.h100, grid) for grid in fitting)
-        flop = batch * a.context * (cost.flop_per_token(a) + 6 * a.vocab * a.width)
+        fitting = [g for g in grids if _bytes(a, MEGATRON_CORE, g) <= 0.9 * rates.h100.device.memory]
+        ours = min(step_s(a, MEGATRON_CORE, rates.h100, grid) for grid in fitting)
+        flop = batch * a.context * (_flop_per_token(a) + 6 * a.vocab * a.width)
         devices = int(row["tp"]) * int(row["pp"]) * int(row["dp"])
         yield Case(row["model"], flop / (float(row["value"]) * 1e12 * devices), ours, index % 2 == 1)
 
@@ -139,7 +140,7 @@ def _bytes(a: Architecture, engine: Engine, grid: LayoutGrid) -> float:
     return float(sum(memory_parts(a, engine, 2, grid).values()))
 
 
-def torchtitan(on: Clusters) -> Iterator[Case]:
+def torchtitan(rates: Clusters) -> Iterator[Case]:
     """Rows in bf16 without context parallelism: FSDP, and FSDP with (asynchronous) tensor parallelism."""
     rows = [row for row in read("torchtitan") if row["precision"] == "bf16" and row["cp"] == "1"]
     for index, row in enumerate(rows):
@@ -147,13 +148,13 @@ def torchtitan(on: Clusters) -> Iterator[Case]:
         eager, asynchronous = "eager" in row["extra"], "async" in row["extra"]
         engine = replace(TORCHTITAN, fused=not eager, overlaps_tensor=asynchronous)
         cut = layout(row, recompute=row["recompute"].split()[0], sp=int(row["tp"]) > 1)
-        ours = step_s(a, engine, on.h100_500w, grid_of(cut, a.layers, batch))
+        ours = step_s(a, engine, rates.h100_500w, grid_of(cut, a.layers, batch))
         name = f"{row['model']} {row['gpus']} GPUs {row['extra'].rpartition(';')[2].strip()}"
         published = batch * a.context / (float(row["value"]) * int(row["gpus"]))
         yield Case(name, published, ours, index % 2 == 1)
 
 
-def nanotron(on: Clusters) -> Iterator[Case]:
+def nanotron(rates: Clusters) -> Iterator[Case]:
     """LLaMA-like models on up to 64 H100s and its tensor parallel scaling. Nothing is fitted on them.
 
     (Half depths from 256 to 1250 fit the H100's other tables equally well; 800 was kept with these rows in view.)
@@ -167,14 +168,14 @@ def nanotron(on: Clusters) -> Iterator[Case]:
         cut = layout(row, recompute="none", sp=int(row["tp"]) > 1)
         cut = cut.model_copy(update={"stage_layers": balanced_cut(a, cut.pp, 1)})
         engine = replace(NANOTRON, shards_optimizer="ZeRO-0" not in row["extra"])
-        flop = cost.flop_per_token(a) + 6 * a.vocab * a.width
-        unit = 1.0 if scaling else flop / on.h100.device.peak_bf16 * 100
+        flop = _flop_per_token(a) + 6 * a.vocab * a.width
+        unit = 1.0 if scaling else flop / rates.h100.device.peak_bf16 * 100
         published = batch * a.context * unit / (float(row["value"]) * cut.devices)
-        ours = step_s(a, engine, on.h100, grid_of(cut, a.layers, batch))
+        ours = step_s(a, engine, rates.h100, grid_of(cut, a.layers, batch))
         yield Case(f"{row['model']} tp {cut.tp} pp {cut.pp} dp {cut.dp}", published, ours, False)
 
 
-def long_runs(on: Clusters) -> Iterator[Case]:
+def long_runs(rates: Clusters) -> Iterator[Case]:
     """Runs at scale: seconds of a step from published MFU, and DeepSeek 67B's device-hours per trillion tokens.
 
     Llama 3 405B (arXiv 2407.21783, Table 4: 43 and 41 %, first and last stage one block short), MegaScale 175B (arXiv
@@ -182,17 +183,17 @@ def long_runs(on: Clusters) -> Iterator[Case]:
     layout (arXiv 2405.04434: 300.6K H800-hours per trillion tokens).
     """
     runs = (
-        ("Llama 3 405B", LLAMA_405B, on.h100, 8192, (16, 8, 8), 2048, 0.43),
-        ("Llama 3 405B", LLAMA_405B, on.h100, 16384, (16, 8, 8), 2048, 0.41),
-        ("MegaScale 175B", MEGASCALE_175B, on.a100, 256, (8, 8, 6), 768, 0.653),
-        ("MegaScale 175B", MEGASCALE_175B, on.a100, 12288, (8, 8, 6), 6144, 0.552),
+        ("Llama 3 405B", LLAMA_405B, rates.h100, 8192, (16, 8, 8), 2048, 0.43),
+        ("Llama 3 405B", LLAMA_405B, rates.h100, 16384, (16, 8, 8), 2048, 0.41),
+        ("MegaScale 175B", MEGASCALE_175B, rates.a100, 256, (8, 8, 6), 768, 0.653),
+        ("MegaScale 175B", MEGASCALE_175B, rates.a100, 12288, (8, 8, 6), 6144, 0.552),
     )
     for name, a, cluster, devices, (pp, tp, interleave), batch, mfu in runs:
         dp, ends = devices // (pp * tp), -(-a.layers // pp) - (a.layers % pp > 0)
         grid = LayoutGrid(
             dp, pp, interleave, tp, 1, 1, batch // dp, 0, ends, -(-a.layers // pp), min(1, pp - 1), ends
         )
-        flop = batch * a.context * (cost.flop_per_token(a) + 6 * a.vocab * a.width)
+        flop = batch * a.context * (_flop_per_token(a) + 6 * a.vocab * a.width)
         published = flop / (mfu * cluster.device.peak_bf16 * devices)
         yield Case(f"{name}, {devices} GPUs, s", published, step_s(a, MEGATRON_CORE, cluster, grid), False)
     h800, model, devices, batch = from_catalog(Cluster, "h800-2048", None), DEEPSEEK_67B, 512, 4608
@@ -203,7 +204,7 @@ def long_runs(on: Clusters) -> Iterator[Case]:
     yield Case("DeepSeek 67B, H800-hours per 1T tokens", 300.6e3, hours, False)
 
 
-def activation_memory(on: Clusters) -> Iterator[Case]:
+def activation_memory(rates: Clusters) -> Iterator[Case]:
     """Figures 1 and 7 of arXiv 2205.05198: activations of the first stage, blocks only; nothing is fitted."""
     baselines: dict[str, float] = {}
     for row in read("korthikanti2022"):
@@ -294,7 +295,7 @@ def _table(comparison: Comparison, cases: list[Case]) -> Table:
     return table
 
 
-def fit(on: Clusters) -> Iterator[str]:
+def fit(rates: Clusters) -> Iterator[str]:
     """The fitted constants again, from the fitted rows: least squares of log errors."""
     from scipy.optimize import least_squares
 
@@ -303,12 +304,12 @@ def fit(on: Clusters) -> Iterator[str]:
         return [float(np.log(case.ours / case.published)) for case in found]
 
     def a100(values: Any) -> Clusters:
-        return replace(on, a100=_with(on.a100, matmul=values[0], matmul_half_depth=1000 * values[1]))
+        return replace(rates, a100=_with(rates.a100, matmul=values[0], matmul_half_depth=1000 * values[1]))
 
     def h100(values: Any) -> Clusters:
-        changed = _with(on.h100, matmul=values[0], overlap=values[1])
-        capped = _with(on.h100_500w, matmul=values[2], overlap=values[1])
-        return replace(on, h100=changed, h100_500w=capped)
+        changed = _with(rates.h100, matmul=values[0], overlap=values[1])
+        capped = _with(rates.h100_500w, matmul=values[2], overlap=values[1])
+        return replace(rates, h100=changed, h100_500w=capped)
 
     for change, tables, start in (
         (a100, (narayanan, korthikanti), (0.8, 0.4)),
@@ -316,6 +317,11 @@ def fit(on: Clusters) -> Iterator[str]:
     ):
         found = least_squares(residuals, start, diff_step=1e-3, args=(change, tables))
         yield f"{change.__name__}: {np.round(found.x, 3).tolist()} from {len(found.fun)} rows"
+
+
+def _flop_per_token(a: Architecture) -> float:
+    """Model FLOP of a token without the head's."""
+    return float(flop_per_token(cost.block_params(a), a.layers, a.width, a.context))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`plan BUDGET`: the command. Reads a budget, writes the sealed plan and its report, and shows it.
+"""`plan BUDGET`: reads a budget, writes the sealed plan and its report, and prints the plan.
 
-A sealed plan is never rewritten. Asked again, the command shows what is there; a changed budget is refused, because
+A sealed plan is never rewritten. Run again, the command prints the existing plan; a changed budget is refused, because
 runs may already carry the old plan's seal.
 """
 
@@ -21,11 +21,12 @@ from specs.exit_codes import run_command_line
 from specs.plan import Plan
 from specs.report import render
 from specs.report.context import earlier_plans
+from specs.version import Version
 
 CORPORA = Path("data")
 """Folder of built corpora in the workspace, which is the current directory."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -33,11 +34,12 @@ def plan(
     budget: Annotated[Path, typer.Argument(help="The budget: a YAML file, e.g. specs/budget_1e24.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the plan; plans/<name> if not given.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON instead of tables.")] = False,
+    version: Version = False,
 ) -> None:
-    """Turn a budget into runs with nothing left to derive, and seal the forecast before any of them starts.
+    """Turn a budget into fully specified runs, and seal their forecast before any of them starts.
 
-    A budget that rests on a published law gives the target run at once. One that rests on pilots gives
-    plan.pilots.yaml first; when those runs are audited, the same command gives plan.target.yaml.
+    A budget on a published law gives plan.target.yaml at once. A budget on pilots gives plan.pilots.yaml first; once
+    those runs are audited, the same command gives plan.target.yaml.
     """
     path, sealed = write_plan(budget, out)
     if json:
@@ -46,40 +48,40 @@ def plan(
         show(sealed, path, Console())
 
 
-def write_plan(budget: Path, out: Path | None) -> tuple[Path, Plan]:
-    """Plan a budget; returns the sealed file and its content. What is sealed already is read, not written again."""
-    asked = load(budget, Budget)
-    folder = Path("plans") / asked.name if out is None else out
+def write_plan(budget_path: Path, out: Path | None) -> tuple[Path, Plan]:
+    """Plan a budget; returns the sealed file and its content. An existing sealed plan is read, not written again."""
+    budget = load(budget_path, Budget)
+    folder = Path("plans") / budget.name if out is None else out
     target = folder / "plan.target.yaml"
     if target.exists():
-        return target, _load_sealed(target, asked, budget, folder)
-    made = make_plan(load_inputs(budget, folder, CORPORA))
-    path = folder / f"plan.{made.phase}.yaml"
+        return target, _load_sealed(target, budget, budget_path, folder)
+    plan = make_plan(load_inputs(budget, budget_path, folder, CORPORA))
+    path = folder / f"plan.{plan.phase}.yaml"
     if path.exists():
-        return path, _load_sealed(path, asked, budget, folder)
+        return path, _load_sealed(path, budget, budget_path, folder)
     write_yaml(
         path,
-        made,
-        comment="Sealed: any change is noticed. Change the budget and plan again under another name.",
+        plan,
+        comment="Sealed: editing this file breaks its seal. To change the plan, plan the budget under another name.",
     )
-    write_text(folder / "report.html", render(made, None, earlier_plans(folder, made)))
-    return path, made
+    write_text(folder / "report.html", render(plan, None, earlier_plans(folder, plan)))
+    return path, plan
 
 
-def _load_sealed(path: Path, asked: Budget, budget: Path, folder: Path) -> Plan:
-    """The plan that is there, refused where it answers another budget; what is wrong with this one is said before."""
-    there = load(path, Plan)
-    if there.budget != asked:
-        make_plan(load_inputs(budget, folder, CORPORA))
-        what = f"{path} is sealed and answers another budget of this name"
-        raise locate(budget, "name", what, "give this budget another name")
-    return there
+def _load_sealed(plan_path: Path, budget: Budget, budget_path: Path, folder: Path) -> Plan:
+    """The existing plan of this budget; DocumentError if it is of another budget, or if this one has no plan at all."""
+    sealed = load(plan_path, Plan)
+    if sealed.budget != budget:
+        make_plan(load_inputs(budget, budget_path, folder, CORPORA))
+        what = f"{plan_path} is sealed, and is the plan of another budget with this name"
+        raise locate(budget_path, "name", what, "give this budget another name")
+    return sealed
 
 
-def main() -> None:
-    """Entry point of the console script `plan`."""
-    run_command_line(app, "isoplan plan", (DocumentError,))
+def main(name: str = "plan") -> None:
+    """Entry point of the console script `plan`; the shell's completion goes by the name."""
+    run_command_line(app, name, (DocumentError,))
 
 
 if __name__ == "__main__":
-    main()
+    main("isoplan plan")

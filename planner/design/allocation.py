@@ -36,17 +36,17 @@ _STEP = 1e-4
 
 
 class NoOptimumError(ValueError):
-    """The loss surface has no best split inside; the message says where it runs to."""
+    """The loss law has no interior optimum; the message says towards which size it falls."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A loss law that knows what its size is a count of."""
+    """A loss law L(X, D) with its constants, and what its size X counts."""
 
     name: str
-    """What it is called, for messages."""
+    """Name of the law, for messages."""
     size: SizeName
-    """What its X is."""
+    """What X counts."""
     form: Form
     params: tuple[float, ...]
     """In the order of form.constants."""
@@ -98,14 +98,14 @@ class Surface:
 
 @dataclass(frozen=True)
 class Laws:
-    """What is known of size and loss: an allocation, a loss surface, or both."""
+    """The laws of size and loss that a plan uses: an allocation, a loss surface, or both."""
 
     allocation: Allocation | None
     surface: Surface | None
 
 
 def published_surface(law: PublishedLaw) -> Surface | None:
-    """The loss surface that a law prints; None where it prints none."""
+    """The loss surface that a law's source prints; None where it prints none."""
     if law.loss is None:
         return None
     loss = law.loss
@@ -115,26 +115,26 @@ def published_surface(law: PublishedLaw) -> Surface | None:
 def shape_for_objective(
     compute_flop: float, objective: Objective, laws: Laws, family: Family, vocab: int, stages: int = 1
 ) -> ModelSpec:
-    """The shape of a run of this compute. The laws must hold what the objective needs (see `missing_law`)."""
+    """The shape of a run of this compute under an objective. The laws must hold what it needs (see `missing_law`)."""
 
-    def near(wanted: float, measure: Callable[[ModelSpec], float]) -> ModelSpec:
-        return shape_for(family, vocab, wanted, measure, stages)
+    def nearest(target_size: float, measure: Callable[[ModelSpec], float]) -> ModelSpec:
+        return shape_for(family, vocab, target_size, measure, stages)
 
     if isinstance(objective, FixedSize):
-        return near(objective.params, lambda shape: shape.params)
+        return nearest(objective.params, lambda shape: shape.params)
     if isinstance(objective, FixedRatio):
-        wanted = compute_flop / objective.tokens_per_param
-        return near(wanted, lambda shape: float(shape.flop_per_token) * shape.params)
+        product = compute_flop / objective.tokens_per_param
+        return nearest(product, lambda shape: float(shape.flop_per_token) * shape.params)
     if isinstance(objective, Optimal) and laws.allocation is not None:
         best = laws.allocation.flop_per_token.at(compute_flop=compute_flop)
-        return near(best, lambda shape: shape.flop_per_token)
-    assert laws.surface is not None  # `missing_law` has been asked
+        return nearest(best, lambda shape: shape.flop_per_token)
+    assert laws.surface is not None  # the caller checks `missing_law`
     served = objective.served if isinstance(objective, Inference) else 0
-    return near(laws.surface.best_size(compute_flop, served), laws.surface.measure)
+    return nearest(laws.surface.best_size(compute_flop, served), laws.surface.measure)
 
 
 def missing_law(objective: Objective, laws: Laws) -> str:
-    """What the objective needs and the laws do not have; empty where nothing lacks."""
+    """What the objective needs and the laws do not have; empty if nothing is missing."""
     if isinstance(objective, Inference) and laws.surface is None:
         return "a loss law"
     if isinstance(objective, Optimal) and laws.allocation is None and laws.surface is None:
@@ -143,20 +143,20 @@ def missing_law(objective: Objective, laws: Laws) -> str:
 
 
 def least_compute_for_loss(
-    loss: float, surface: Surface, shape: Callable[[float], ModelSpec], most_flop: float
+    loss: float, surface: Surface, shape: Callable[[float], ModelSpec], max_flop: float
 ) -> float:
-    """The least compute whose run reaches the loss, within a thousandth; inf where `most_flop` does not reach it."""
+    """The least compute whose run reaches the loss, within a thousandth; inf where `max_flop` does not reach it."""
 
-    def reached(compute_flop: float) -> bool:
+    def reaches_loss(compute_flop: float) -> bool:
         model = shape(compute_flop)
         return surface.loss(surface.measure(model), compute_flop / model.flop_per_token) <= loss
 
-    if not reached(most_flop):
+    if not reaches_loss(max_flop):
         return math.inf
-    low, high = 0.0, math.log(most_flop)
+    low, high = 0.0, math.log(max_flop)
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(math.exp(middle)) else (middle, high)
+        low, high = (low, middle) if reaches_loss(math.exp(middle)) else (middle, high)
     return math.exp(high)
 
 

@@ -1,6 +1,6 @@
-"""A budget's currency: what an amount of it buys, what a run costs in it, and bounds on compute said in it.
+"""A budget's currency: what an amount of it buys, what a run costs in it, and how to write bounds on compute in it.
 
-A person who gave energy is told of energy: what a refusal proposes can be written into the budget as it stands there.
+Error messages propose amounts in the budget's own currency, so that they can be copied into the budget.
 """
 
 import math
@@ -12,20 +12,20 @@ from specs.humanize import count, energy
 from specs.plan import Cost
 
 MAX_FLOP = 1e30
-"""Larger budgets are slips of the pen: a thousand H100s at their peak need some thirty thousand years for it."""
+"""Larger budgets are typing errors: a thousand H100s at their peak would need some thirty thousand years."""
 _MARGIN = 0.99
-"""Amounts that are proposed stay this far inside of their bound: shapes come in whole layers, steps in twenties."""
+"""Proposed amounts keep this margin to their bound, since shapes come in whole layers and steps in twenties."""
 
 
 def cost_in_currency(inputs: PlanInputs, cost: Cost) -> float:
-    """What a run costs in the budget's currency."""
+    """A run's cost in the budget's currency."""
     amount = {
         "device_hours": cost.device_hours,
         "money": cost.dollars,
         "energy": cost.energy_j,
         "deadline": cost.hours * 3600,
     }[inputs.budget.currency]
-    assert amount is not None  # `device_hours` has refused clusters without a price or power
+    assert amount is not None  # `device_hours` refuses clusters without a price or power
     return amount
 
 
@@ -35,25 +35,29 @@ def device_hours(inputs: PlanInputs, amount: float) -> float:
     if currency == "money":
         if cluster.price is None:
             raise inputs.refuse(
-                "money", f"the cluster {cluster.name} has no price", "give compute or device_hours"
+                "money",
+                f"the cluster {cluster.name} has no price",
+                "give the budget in compute or device_hours",
             )
         return amount / cluster.price
     if currency == "energy":
         if cluster.device.power is None:
             raise inputs.refuse(
-                "energy", f"the power of {cluster.device.name} is not known", "give compute or device_hours"
+                "energy",
+                f"the power of {cluster.device.name} is not known",
+                "give the budget in compute or device_hours",
             )
         return amount / 3600 / cluster.device.power
     return amount if currency == "device_hours" else cluster.devices * amount / 3600
 
 
 def spend_at_most(search: TargetSearch, compute_flop: float) -> str:
-    """What to write for a run of at most this compute."""
+    """The amount to write for a run of at most this compute."""
     return _bound_text(search, compute_flop, most=True)
 
 
 def spend_at_least(search: TargetSearch, compute_flop: float) -> str:
-    """What to write for a run of at least this compute."""
+    """The amount to write for a run of at least this compute."""
     return _bound_text(search, compute_flop, most=False)
 
 
@@ -63,21 +67,21 @@ def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str
         return f"spend {bound} {compute_flop:.2g} FLOP"
     if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
-        return f"ask for a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
+        return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
     except (NoLayoutError, UndividedBatchError):
-        return f"spend {bound} what {compute_flop:.2g} FLOP cost"
+        return f"spend {bound} the cost of {compute_flop:.2g} FLOP"
     costs = [cost_in_currency(inputs, planned.cost) for planned in (drafted, balanced)]
     return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"
 
 
 def amount_text(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
-    """An amount in the budget's currency as it is written there, with two digits, a little inside of the bound."""
+    """An amount in the budget's currency as a budget writes it, to two digits, a little inside of the bound."""
     unit = 3600.0 if inputs.budget.currency in ("energy", "deadline") else 1.0
-    asked = amount / unit
-    rounded = rounded_down(_MARGIN * asked) if most else rounded_up(asked / _MARGIN)
+    in_unit = amount / unit
+    rounded = rounded_down(_MARGIN * in_unit) if most else rounded_up(in_unit / _MARGIN)
     match inputs.budget.currency:
         case "money":
             return f"${count(rounded)}"
@@ -89,9 +93,9 @@ def amount_text(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
 
 
 def reachable_loss(search: TargetSearch, compute_flop: float, *, most: bool = True) -> float:
-    """The loss that this compute reaches by the loss law, to a thousandth inside of it."""
+    """The loss that this compute reaches by the loss law, rounded to a thousandth on the safe side."""
     surface, model = search.laws.surface, search.shape(compute_flop)
-    assert surface is not None  # check_laws has refused a loss without a loss law
+    assert surface is not None  # check_laws refuses a target loss without a loss law
     loss = surface.loss(surface.measure(model), compute_flop / model.flop_per_token)
     return (math.ceil(1e3 * loss + 0.2) if most else math.floor(1e3 * loss - 0.2)) / 1e3
 
@@ -103,6 +107,6 @@ def rounded_up(value: float) -> float:
 
 
 def rounded_down(value: float) -> float:
-    """Two significant digits, towards zero, so that what is proposed is still enough."""
+    """Two significant digits, towards zero."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")

@@ -1,4 +1,4 @@
-"""What a reader of a plan must know besides its numbers: extrapolation, repeats, short runs, what serving trades."""
+"""Notes that a reader of a plan needs beside its numbers: extrapolation, repeated data, short runs, serving cost."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +13,7 @@ from specs.law import PublishedLaw
 from specs.plan import Cost, HyperAdvice, LadderChoice, PlannedRun
 
 _MAX_NAMED = 4
-"""Runs that a note names one by one."""
+"""Runs that a note names one by one; of more it gives the number."""
 
 
 def notes(
@@ -22,7 +22,7 @@ def notes(
     laws: Laws | None = None,
     hypers: tuple[HyperAdvice, ...] = (),
 ) -> tuple[str, ...]:
-    """Every note on a plan of these runs; `laws` and `hypers` are the target's, without them in a plan of pilots."""
+    """All notes on a plan of these runs. `laws` and `hypers` are the target's; a plan of pilots has none."""
     found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short_runs(inputs, runs)]
     if laws is not None:
         found += [*_objective(inputs, laws, runs[-1]), *_overrides(inputs, runs[-1], hypers)]
@@ -30,38 +30,42 @@ def notes(
 
 
 def prior_target_note(planned: PlannedRun, prior: PublishedLaw) -> str:
-    """What the target will be and cost if the prior is right, for a plan that has its pilots only."""
+    """Shape and cost of the target by the prior law, for a plan that has only its pilots."""
     run, cost = planned.run, planned.cost
     return (
-        f"the target as the prior {prior.name} has it: {several(run.model.layers, 'layer')} x {run.model.width}, "
+        f"target run by the prior law {prior.name}: {several(run.model.layers, 'layer')} x {run.model.width}, "
         f"{count(run.tokens)} tokens; {cost.compute_flop:.3g} FLOP, {duration(cost.hours * 3600)}, {cost_text(cost)}"
     )
 
 
 def ladder_note(ladder: LadderChoice) -> str:
-    """How sure of the target's loss the ladder should make, beside what the same compute could have bought."""
-    said = f"this ladder should leave ±{ladder.half_width:.1%} at the target, 95 %; the paper's 8 x 10 at equal cost "
-    said += f"±{ladder.paper_half_width:.1%}"
+    """The expected interval of the target's loss with this ladder, and with others of equal cost."""
+    text = (
+        f"expected 95 % interval of the target's loss: ±{ladder.half_width:.1%} with this ladder of pilots, "
+    )
+    text += f"±{ladder.paper_half_width:.1%} with the paper's 8 x 10 ladder at equal cost"
     if round(ladder.best_half_width, 3) < round(ladder.half_width, 3):
-        said += f", one chosen freely ±{ladder.best_half_width:.1%} (leave out evidence.budgets, sizes and spread)"
-    return said.replace("%", " %").replace("  %", " %")
+        text += (
+            f", ±{ladder.best_half_width:.1%} with the best ladder (omit evidence.budgets, sizes and spread)"
+        )
+    return text.replace("%", " %").replace("  %", " %")
 
 
 def cost_text(cost: Cost) -> str:
-    """What a run costs besides its FLOP."""
+    """A run's device-hours, money and energy."""
     hours = f"{cost.device_hours:,.0f}" if cost.device_hours >= 1000 else f"{cost.device_hours:.3g}"
-    price = "no price known" if cost.dollars is None else f"${cost.dollars:,.0f}"
-    power = "no power known" if cost.energy_j is None else f"{energy(cost.energy_j)} of the devices"
-    return f"{hours} device-hours, {price}, {power}"
+    price = "price unknown" if cost.dollars is None else f"${cost.dollars:,.0f}"
+    used = "energy unknown" if cost.energy_j is None else f"{energy(cost.energy_j)} used by the devices"
+    return f"{hours} device-hours, {price}, {used}"
 
 
 def _extrapolation(inputs: PlanInputs, planned: PlannedRun) -> Iterator[str]:
-    top, low, high = planned.budget_flop, inputs.law.compute_low_flop, inputs.law.compute_high_flop
-    if not low <= top <= high and isinstance(inputs.budget.evidence, Published):
-        beyond = top / high if top > high else low / top
+    flop, low, high = planned.budget_flop, inputs.law.compute_low_flop, inputs.law.compute_high_flop
+    if not low <= flop <= high and isinstance(inputs.budget.evidence, Published):
+        factor, side = (flop / high, "above") if flop > high else (low / flop, "below")
         yield (
-            f"the law {inputs.law.name} was fitted on {low:.1e} to {high:.1e} FLOP; {top:.1e} is an extrapolation, "
-            f"{beyond:,.4g} times"
+            f"extrapolation: {flop:.1e} FLOP is {factor:,.4g} times {side} the range that the law {inputs.law.name} "
+            f"was fitted on, {low:.1e} to {high:.1e} FLOP"
         )
 
 
@@ -71,8 +75,8 @@ def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
         if epochs > 1:
             worth = effective_tokens(planned.run.tokens, inputs.unique_tokens) / planned.run.tokens
             yield (
-                f"{planned.title}: {epochs:.2f} epochs over the unique tokens, worth {worth:.1%} of as many fresh ones "
-                "(Muennighoff et al., arXiv 2305.16264)"
+                f"{planned.title}: {epochs:.2f} epochs over the unique tokens; these tokens are worth {worth:.1%} of "
+                "as many unique ones (Muennighoff et al., arXiv 2305.16264)"
             )
 
 
@@ -80,47 +84,51 @@ def _short_runs(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]
     short = [planned.title for planned in runs if planned.run.optim.steps < inputs.family.min_steps]
     if short:
         which = "; ".join(short) if len(short) <= _MAX_NAMED else f"{len(short)} of {len(runs)} runs"
-        yield f"under {inputs.family.min_steps} steps, so that their losses scatter: {which}"
+        yield f"short runs with noisier losses (under {inputs.family.min_steps} steps): {which}"
 
 
 def _objective(inputs: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[str]:
-    """How far the run is from the best split of its compute, where that is not what was asked for."""
+    """How far the run is from the compute-optimal split, where the budget has another objective."""
     objective = inputs.budget.objective
     if isinstance(objective, Inference):
         yield _serving(inputs, laws, planned, objective)
     elif isinstance(objective, FixedSize | FixedRatio) and (laws.allocation or laws.surface):
-        best = TargetSearch(inputs, laws).asking(objective=Optimal(kind="optimal")).shape(planned.budget_flop)
+        best = (
+            TargetSearch(inputs, laws)
+            .with_budget(objective=Optimal(kind="optimal"))
+            .shape(planned.budget_flop)
+        )
         share = best.flop_per_token / planned.run.model.flop_per_token
-        said = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
-        yield f"the size is the budget's, not the law's: the run has {said} of the best split of its compute"
+        excess = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
+        yield f"the budget fixes the size: the run has {excess} of the compute-optimal run"
 
 
 def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
-    """What the smaller model saves in training and serving together, against the best split with the same loss."""
+    """FLOP of training and serving, against those of the compute-optimal model with the same loss."""
     surface, model, served = laws.surface, planned.run.model, objective.served
-    assert surface is not None  # check_laws has refused the objective without one
+    assert surface is not None  # check_laws refuses this objective without a loss law
     loss = surface.loss(surface.measure(model), planned.run.tokens)
-    best = TargetSearch(inputs, Laws(None, surface)).asking(objective=Optimal(kind="optimal"))
+    best = TargetSearch(inputs, Laws(None, surface)).with_budget(objective=Optimal(kind="optimal"))
     plain = least_compute_for_loss(loss, surface, best.shape, planned.run.compute_flop)
     other = best.shape(plain)
     ours = planned.run.compute_flop + serving_flop(model, served)
     theirs = plain + serving_flop(other, served)
     return (
-        f"for {count(served)} served tokens, training and serving take {ours:.3g} FLOP; the best split of training "
-        f"compute with the same loss by {surface.name} has {count(other.params)} parameters and takes {theirs:.3g}"
+        f"with {count(served)} served tokens, training and serving take {ours:.3g} FLOP; the compute-optimal model "
+        f"with the same loss by {surface.name} has {count(other.params)} parameters and takes {theirs:.3g} FLOP"
     )
 
 
 def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
-    """Where laws disagree on learning rate and batch, and where the budget overrode them."""
-    yield from (said for said in (disagreement_note(hypers), ledger_rate_note(hypers, planned)) if said)
+    """Where laws disagree on learning rate and batch, and where the budget or the batch overrides them."""
+    yield from (note for note in (disagreement_note(hypers), ledger_rate_note(hypers, planned)) if note)
     if inputs.budget.batch is not None:
         yield (
-            f"the batch is the budget's; the learning rate of {inputs.hyper_law.name} supposes that "
+            f"the budget fixes the batch, but the learning rate of the law {inputs.hyper_law.name} assumes that "
             f"{inputs.hyper.regime}"
         )
     if planned.execution.layout.devices < inputs.cluster.devices:
         yield (
-            f"the run uses {planned.execution.layout.devices} of {inputs.cluster.devices} devices: "
-            "its batch has no more to give them"
+            f"the run uses {planned.execution.layout.devices} of the cluster's {inputs.cluster.devices} devices: with "
+            "more, each would get too small a share of the batch"
         )

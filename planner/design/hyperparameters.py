@@ -1,9 +1,8 @@
-"""Learning rate and batch size by every published law that reaches the target, side by side.
+"""Learning rate and batch size by every published law near the target's compute, side by side.
 
-Published laws disagree by factors, and each holds only for what its authors let the batch do while they fitted it: it
-grows with compute (DeepSeek LLM, Eq. 1) or with data (Step Law, Eq. 1). Where the batch is held fixed instead, rates
-fall with the tokens (Bjorck et al., arXiv 2409.19913), the opposite sign of Step Law's. So a plan names its law and its
-regime.
+Published laws disagree by factors, and each holds only for the kind of batch that it was fitted with: one that grows
+with compute (DeepSeek LLM, Eq. 1) or with data (Step Law, Eq. 1). At a fixed batch the learning rate falls with the
+tokens (Bjorck et al., arXiv 2409.19913), the opposite of Step Law. So a plan names its law and the law's regime.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,19 +18,19 @@ from specs.plan import HyperAdvice, PlannedRun
 from specs.record import LedgerRecord
 
 MAX_EXTRAPOLATION = 1e4
-"""A law is asked for its opinion up to this many times outside the compute that it was fitted on."""
+"""A law is shown up to this many times outside the compute that it was fitted on."""
 DISAGREEMENT_RATIO = 1.25
-"""Ratio of two laws' answers from which a reader is told."""
+"""Ratio of two laws' answers from which a note reports the disagreement."""
 LEDGER_LAW = "ledger"
-"""What the fit of one's own runs is called among the laws."""
+"""Name, among the laws, of the fit of the ledger's own runs."""
 
 
 def advice(
     inputs: PlanInputs, planned: PlannedRun, records: Sequence[LedgerRecord] = ()
 ) -> tuple[HyperAdvice, ...]:
-    """What each law says of a run, the one that the plan follows first and the ledger's own last.
+    """Each law's learning rate and batch for a run: the law that the plan follows first, the ledger's own fit last.
 
-    The ledger has one where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).
+    The ledger has a fit where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).
     """
     others = (name for name in catalog_names(PublishedLaw) if name != inputs.hyper_law.name)
     laws = [inputs.hyper_law, *(from_catalog(PublishedLaw, name, inputs.path) for name in others)]
@@ -51,15 +50,15 @@ def advice(
 
 
 def _ledger_advice(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
-    """What the ledger's runs say, where they are enough to say it."""
+    """The ledger's own fit, where its runs allow one."""
     try:
         law = fit_rates(grid_of(records))
     except ValueError:
         return
     at = law_variables(planned.run.model, planned.budget_flop)
     band = law.band(at["flop_per_token"], at["tokens"])
-    told = _advice(LEDGER_LAW, law.hyper(planned.run.batch_tokens), planned, False)
-    yield told.model_copy(update={"near_optimal_lr": band})
+    ledger = _advice(LEDGER_LAW, law.hyper(planned.run.batch_tokens), planned, False)
+    yield ledger.model_copy(update={"near_optimal_lr": band})
 
 
 def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
@@ -74,24 +73,27 @@ def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdv
 
 
 def ledger_rate_note(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
-    """Whether the run's rate is as good as the best by the ledger's own runs; empty where they do not say."""
+    """Whether the run's learning rate is near-optimal by the ledger's own runs; empty where they have no fit."""
     for own in hypers:
         if own.near_optimal_lr is not None:
             low, high = own.near_optimal_lr
             best, rate = f"{own.peak_lr:.3g}{near_optimal(own)}", planned.run.optim.peak_lr
-            where = "among them" if low <= rate <= high else "not among them"
-            return f"by the runs of the ledger the best learning rate is {best}; the plan's {rate:.3g} is {where}"
+            where = "inside" if low <= rate <= high else "outside"
+            return (
+                f"the ledger's runs have their best learning rate at {best}; the plan's learning rate {rate:.3g} is "
+                f"{where} that range"
+            )
     return ""
 
 
 def disagreement_note(hypers: tuple[HyperAdvice, ...]) -> str:
-    """That the laws disagree, in a sentence; empty where they do not."""
+    """A sentence on how the laws disagree; empty where they agree."""
     rates, batches = [one.peak_lr for one in hypers], [one.batch_tokens for one in hypers]
     if max(rates) / min(rates) < DISAGREEMENT_RATIO and max(batches) / min(batches) < DISAGREEMENT_RATIO:
         return ""
-    said = "; ".join(
+    laws = "; ".join(
         f"{one.law} {one.peak_lr:.3g}{near_optimal(one)} with {count(one.batch_tokens)} tokens a batch "
         f"({one.hyper.regime})"
         for one in hypers
     )
-    return f"laws of learning rate and batch disagree: {said}; the plan follows {hypers[0].law}"
+    return f"published laws disagree on learning rate and batch: {laws}; the plan follows {hypers[0].law}"

@@ -1,4 +1,4 @@
-"""What lies on the planner's desk: the budget with where it came from, and every document that it names."""
+"""The planner's inputs: the budget with the path of its file, and every document that it names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class PlanInputs:
     law: PublishedLaw
     """The law of the plan, or the prior of its pilots."""
     loss_law: PublishedLaw | None
-    """Law for the loss; None where the budget names none and `law` has none."""
+    """Law for the loss; None where neither the budget nor `law` gives one."""
     hyper_law: PublishedLaw
     """Law for learning rate and batch size."""
     family: Family
@@ -51,7 +51,7 @@ class PlanInputs:
 
     @property
     def text(self) -> str:
-        """What the text is, to compare with the text of a law."""
+        """Description of the text, to compare with the text that a law was fitted on."""
         declared = self.budget.data.text
         return declared.describe if isinstance(declared, DeclaredText) else "your own files"
 
@@ -59,8 +59,8 @@ class PlanInputs:
     def hyper(self) -> Hyper:
         """Learning rate and batch size against size, data and compute."""
         if self.hyper_law.hyper is None:
-            what = f"the law {self.hyper_law.name} has no learning rate and batch size"
-            raise self.refuse("evidence", what, "name one that has as hyper, like deepseek or step-law")
+            what = f"the law {self.hyper_law.name} gives no learning rate and batch size"
+            raise self.refuse("evidence", what, "name a law that does as hyper, like deepseek or step-law")
         return self.hyper_law.hyper
 
     @property
@@ -69,20 +69,22 @@ class PlanInputs:
         return self.law.allocation
 
     def refuse(self, field: str, what: str, write: str) -> DocumentError:
-        """A refusal that points at a field of the budget."""
+        """An error that points at a field of the budget: what is wrong, and what to write."""
         return locate(self.path, field, what, write)
 
 
-def load_inputs(path: Path, out: Path, corpora: Path) -> PlanInputs:
-    """Load a budget and all that it names; DocumentError where something is missing."""
-    budget = load(path, Budget)
+def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInputs:
+    """Load all that a budget names; DocumentError where something is missing.
+
+    `path` is the budget's file, `out` the plan's folder, `corpora` the folder of built corpora.
+    """
     evidence = budget.evidence
     published = isinstance(evidence, Published)
     law = from_catalog(
         PublishedLaw, evidence.law if isinstance(evidence, Published) else evidence.prior, path
     )
-    named = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
-    loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in named)
+    names = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
+    loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in names)
     return PlanInputs(
         budget=budget,
         path=path,
@@ -97,7 +99,7 @@ def load_inputs(path: Path, out: Path, corpora: Path) -> PlanInputs:
 
 
 def _family(budget: Budget, path: Path) -> Family:
-    """The family from the catalog; an aspect ratio of the budget's own is a line through its depths."""
+    """The family from the catalog; the budget's aspect ratio, where it gives one, replaces the family's depths."""
     family, aspect = from_catalog(Family, budget.family, path), budget.aspect
     if aspect is None:
         return family
@@ -108,11 +110,13 @@ def _cluster(budget: Budget, path: Path) -> Cluster:
     """The cluster from the catalog, or from a file beside the budget."""
     if not is_file(budget.cluster):
         return from_catalog(Cluster, budget.cluster, path)
-    beside = path.parent / budget.cluster
-    if not beside.exists():
-        write = "give its path from this budget's folder, or the name of a cluster in the catalog"
-        raise locate(path, "cluster", f"there is no file {beside}", write)
-    return load(beside, Cluster)
+    cluster = path.parent / budget.cluster
+    if not cluster.exists():
+        write = (
+            "give the file's path relative to this budget's folder, or the name of a cluster in the catalog"
+        )
+        raise locate(path, "cluster", f"the file {cluster} does not exist", write)
+    return load(cluster, Cluster)
 
 
 def _corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
@@ -120,6 +124,6 @@ def _corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
         return None
     manifest = corpora / budget.data.fingerprint() / "manifest.json"
     if not manifest.exists():
-        what = f"the corpus is not built ({manifest} is missing)"
+        what = f"the corpus is not built yet ({manifest} does not exist)"
         raise locate(path, "data", what, f"run: isoplan data {path}")
     return load(manifest, Corpus)

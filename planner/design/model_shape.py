@@ -1,9 +1,9 @@
-"""From a wanted size to a legal LLaMA shape of a family.
+"""From a target size to a legal LLaMA shape of a family.
 
-The size is usually M (non-embedding FLOP per token), but any count that grows with the shape will do. The width and the
-depth are searched together: the depth stays near the family's practice, and where the model will be cut into pipeline
-stages it is such that the stages balance. The head is work of the last stage, worth V / (12 d) blocks or so: 1.8 of the
-paper's 7B and 1.1 of its 67B, so that 30 and 95 layers make nearly 32 and 96 equal pieces (DeepSeek LLM, section 2.2).
+The size is usually M (non-embedding FLOP per token), but any count that grows with the shape will do. Width and depth
+are searched together: the depth stays near the family's practice, and if the model is split into pipeline stages, the
+depth balances them. The head is work of the last stage, worth about V / (12 d) blocks: 1.8 of the paper's 7B and 1.1 of
+its 67B, so that 30 and 95 layers make nearly 32 and 96 equal pieces (DeepSeek LLM, section 2.2).
 """
 
 import math
@@ -15,22 +15,22 @@ from specs.model import ModelSpec
 MAX_WIDTH_MULTIPLES = 512
 """Widths beyond this many multiples are not searched: 65536 for a multiple of 128, far past any model built."""
 NEAREST_WIDTHS = 12
-"""Widths whose depths are searched: those that come nearest at the depth of practice."""
+"""Widths whose depths are searched: those nearest to the target size at the depth of practice."""
 DEPTH_FREEDOM = 0.18
 """Depths within this share of the family's practice are tried: enough to bridge the step from one legal width to the
 next in M (a step of 1024 at a width of 9216 is 43 %, as M grows with the 3.6th power of the width), within 5 %."""
 DEPTH_PENALTY = 0.25
-"""Cost of a relative departure in depth against one in size: size decides, depth breaks near-ties."""
+"""Cost of a relative deviation in depth against one in size: size decides, depth breaks near-ties."""
 CUT_PENALTY = 0.05
-"""Cost of each halving of tensor parallelism that the number of heads forbids, against practice."""
+"""Cost of each halving of tensor parallelism below practice that the number of heads enforces."""
 _TENSOR_PARALLEL = ((4096, 2), (6144, 4), (7168, 8))
 """From a width on, the tensor-parallel size in use: Megatron-core's table of model sizes on H100s (README, r0.8.0)."""
 SIZE_FREEDOM = 0.05
-"""How much further from the wanted size balanced stages may lead: 5 % cost 0.02 % of compute (a factor 4 costs 16 % by
-the epoch-chinchilla law, and it goes by the square)."""
+"""How much further from the target size balanced stages may lead: 5 % cost 0.02 % of compute (a factor 4 costs 16 % by
+the epoch-chinchilla law, quadratically)."""
 IDLE_PENALTY = 2.0
-"""Cost of a share of the pipeline's time that stages wait for the fullest one, against a departure in size. That share
-is lost whole."""
+"""Cost of the share of time that pipeline stages wait for the fullest one, against a relative deviation in size. All of
+that time is lost."""
 
 
 def practice_depth(family: Family, width: int) -> float:
@@ -68,43 +68,43 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
 
 def family_shapes(family: Family, vocab: int, below_flop_per_token: float) -> list[ModelSpec]:
     """The family's shapes at practice depth, one a width, smallest first, up to one beyond the given M."""
-    found: list[ModelSpec] = []
+    shapes: list[ModelSpec] = []
     for shape in _practice_shapes(family, vocab):
-        found.append(shape)
+        shapes.append(shape)
         if shape.flop_per_token > below_flop_per_token:
             break
-    return found
+    return shapes
 
 
 def shape_for(
     family: Family,
     vocab: int,
-    wanted: float,
+    target_size: float,
     measure: Callable[[ModelSpec], float] = lambda shape: shape.flop_per_token,
     stages: int = 1,
 ) -> ModelSpec:
-    """The shape whose size is nearest to the wanted one, near practice in depth and balanced over pipeline stages.
+    """The shape whose size is nearest to the target, near practice in depth and balanced over pipeline stages.
 
-    `measure` gives the size of a shape, M if not said otherwise; it must grow with width and depth.
+    `measure` gives the size of a shape, by default M; it must grow with width and depth.
     """
-    practice = _nearest_practice_shapes(family, vocab, wanted, measure)
-    tried = [
+    candidates = [
         shape.model_copy(update={"layers": depth})
-        for shape in practice
+        for shape in _nearest_practice_shapes(family, vocab, target_size, measure)
         for depth in _depths_to_try(family, shape)
     ]
 
-    def off(shape: ModelSpec) -> float:
-        return abs(math.log(measure(shape) / wanted))
+    def size_error(shape: ModelSpec) -> float:
+        return abs(math.log(measure(shape) / target_size))
 
     def distance(shape: ModelSpec) -> tuple[float, int]:
         depth = abs(math.log(shape.layers / practice_depth(family, shape.width)))
-        return off(shape) + DEPTH_PENALTY * depth + CUT_PENALTY * _forbidden_halvings(shape), shape.width
+        cut = CUT_PENALTY * _forbidden_halvings(shape)
+        return size_error(shape) + DEPTH_PENALTY * depth + cut, shape.width
 
-    nearest = min(tried, key=distance)
-    as_good = [shape for shape in tried if off(shape) <= off(nearest) + SIZE_FREEDOM]
+    nearest = min(candidates, key=distance)
+    close = [shape for shape in candidates if size_error(shape) <= size_error(nearest) + SIZE_FREEDOM]
     return min(
-        as_good, key=lambda shape: distance(shape)[0] + IDLE_PENALTY * (1 - stage_balance(shape, stages))
+        close, key=lambda shape: distance(shape)[0] + IDLE_PENALTY * (1 - stage_balance(shape, stages))
     )
 
 
@@ -123,21 +123,21 @@ def stage_balance(shape: ModelSpec, stages: int) -> float:
 
 
 def _forbidden_halvings(shape: ModelSpec) -> int:
-    """By how many halvings the heads of a shape fall short of the tensor parallelism of its width."""
-    wanted = max((size for width, size in _TENSOR_PARALLEL if width <= shape.width), default=1)
-    return (wanted // math.gcd(wanted, shape.heads)).bit_length() - 1
+    """How many halvings of its width's usual tensor parallelism the heads of a shape need."""
+    usual = max((size for width, size in _TENSOR_PARALLEL if width <= shape.width), default=1)
+    return (usual // math.gcd(usual, shape.heads)).bit_length() - 1
 
 
 def _nearest_practice_shapes(
-    family: Family, vocab: int, wanted: float, measure: Callable[[ModelSpec], float]
+    family: Family, vocab: int, target_size: float, measure: Callable[[ModelSpec], float]
 ) -> list[ModelSpec]:
-    """The shapes at practice depth that come nearest to the wanted size."""
-    found: list[ModelSpec] = []
+    """The shapes at practice depth that are nearest to the target size."""
+    shapes: list[ModelSpec] = []
     for shape in _practice_shapes(family, vocab):
-        found.append(shape)
-        if measure(shape) * (1 - DEPTH_FREEDOM) > wanted:
+        shapes.append(shape)
+        if measure(shape) * (1 - DEPTH_FREEDOM) > target_size:
             break
-    return sorted(found, key=lambda shape: abs(math.log(measure(shape) / wanted)))[:NEAREST_WIDTHS]
+    return sorted(shapes, key=lambda shape: abs(math.log(measure(shape) / target_size)))[:NEAREST_WIDTHS]
 
 
 def _depths_to_try(family: Family, shape: ModelSpec) -> range:
@@ -154,11 +154,11 @@ def _practice_shapes(family: Family, vocab: int) -> Iterator[ModelSpec]:
 
 def _widths(family: Family) -> list[int]:
     """Legal widths; where queries are grouped, the heads must divide into the groups."""
-    every = range(
+    widths = range(
         family.width_multiple, MAX_WIDTH_MULTIPLES * family.width_multiple + 1, family.width_multiple
     )
     grouped = family.head_dim * family.gqa_kv_heads
-    return [w for w in every if w >= family.min_width and (not _is_grouped(family, w) or w % grouped == 0)]
+    return [w for w in widths if w >= family.min_width and (not _is_grouped(family, w) or w % grouped == 0)]
 
 
 def _is_grouped(family: Family, width: int) -> bool:

@@ -1,6 +1,6 @@
-"""The runs of a ladder of isoFLOP budgets, and a learning-rate check beside it (which: planner/design/pilot_design.py).
+"""The pilot runs: a ladder of isoFLOP budgets (chosen by planner/design/pilot_design.py) and a learning-rate check.
 
-Sizes are spread around the prior's optimum, each a different legal shape.
+Sizes are spaced around the prior's optimum, each a different legal shape.
 """
 
 import math
@@ -13,16 +13,16 @@ from specs.model import ModelSpec
 
 
 def pilot_shapes(family: Family, vocab: int, centre_flop_per_token: float, ladder: Ladder) -> list[ModelSpec]:
-    """Different shapes spread evenly in ln M around the centre, smallest first."""
+    """Different shapes spaced evenly in ln M around the centre, smallest first."""
     steps = [i - (ladder.sizes - 1) / 2 for i in range(ladder.sizes)]
-    wanted = [centre_flop_per_token * ladder.spread**step for step in steps]
-    largest = wanted[-1] * ladder.spread**ladder.sizes
+    targets = [centre_flop_per_token * ladder.spread**step for step in steps]
+    largest = targets[-1] * ladder.spread**ladder.sizes
     pool = family_shapes(family, vocab, largest)
-    while len(pool) < ladder.sizes:  # a small budget's sizes lie closer than legal shapes do
+    while len(pool) < ladder.sizes:  # at a small budget the targets are closer together than legal shapes are
         largest *= 2
         pool = family_shapes(family, vocab, largest)
     chosen: list[ModelSpec] = []
-    for flop_per_token in wanted:
+    for flop_per_token in targets:
         free = [shape for shape in pool if shape not in chosen]
         chosen.append(min(free, key=lambda s: (abs(math.log(s.flop_per_token / flop_per_token)), s.width)))
     return sorted(chosen, key=lambda shape: shape.flop_per_token)
@@ -38,18 +38,18 @@ def pilot_requests(
     devices: int,
 ) -> list[DraftRequest]:
     """Every pilot and learning-rate run, smallest budgets first."""
-    budgets = ladder.rungs(target_flop)
+    budgets = ladder.budgets_flop(target_flop)
     share = _devices_per_run(devices, ladder.budgets * ladder.sizes + len(rates))
-    found: list[DraftRequest] = []
+    requests: list[DraftRequest] = []
     for budget in budgets:
         centre = prior.flop_per_token.at(compute_flop=budget)
         for shape in pilot_shapes(family, vocab, centre, ladder):
             title = f"{budget:.1e} FLOP, width {shape.width}"
-            found.append(DraftRequest("pilot", title, budget, shape, share))
+            requests.append(DraftRequest("pilot", title, budget, shape, share))
     checked = budgets[-1 - rate_check_offset(ladder.budgets)]
-    around = pilot_shapes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
-    middle = around[len(around) // 2]
-    return found + [
+    shapes = pilot_shapes(family, vocab, prior.flop_per_token.at(compute_flop=checked), ladder)
+    middle = shapes[len(shapes) // 2]
+    return requests + [
         DraftRequest(
             "rate",
             f"{checked:.1e} FLOP, width {middle.width}, lr x{multiple:g}",

@@ -1,4 +1,4 @@
-"""One run with nothing left to derive: batch, learning rate, schedule, evaluations, layout and cost of a shape."""
+"""One fully specified run of a shape: batch, learning rate, schedule, evaluations, layout and cost."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +14,12 @@ from specs.plan import Cost, PlannedRun
 from specs.run import Evaluation, Execution, RunSpec
 
 EVALUATIONS = 20
-"""Points of the held-out curve; the milestones at 80 % and 90 % fall on two of them."""
+"""Evaluations during a run; the learning-rate milestones at 80 % and 90 % coincide with two of them."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What all runs of a plan share."""
+    """Settings that all runs of a plan share."""
 
     budget: Budget
     family: Family
@@ -31,7 +31,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """One run as the planner wants it, before rounding to steps and sequences."""
+    """A requested run, before rounding to whole steps and sequences."""
 
     role: Literal["pilot", "rate", "target"]
     title: str
@@ -40,17 +40,20 @@ class DraftRequest:
     devices: int
     rate_multiple: float = 1.0
     batch_tokens: int | None = None
-    """Tokens per step that the budget asks for; None is what the law says."""
+    """Tokens per step that the budget fixes; None for the law's batch."""
 
 
 def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | None = None) -> PlannedRun:
-    """The complete run for a wish, laid out as given or as is best; errors as in `choose_batch_and_layout`."""
+    """The complete run for a request, in the given batch and layout or the best ones.
+
+    Errors as in `choose_batch_and_layout`.
+    """
     shape, cluster = request.shape, setting.cluster
     known = law_variables(shape, request.compute_flop)
-    wanted = setting.hyper.batch_tokens.at(**known) / shape.context
-    asked = None if request.batch_tokens is None else request.batch_tokens // shape.context
+    law_sequences = setting.hyper.batch_tokens.at(**known) / shape.context
+    fixed_sequences = None if request.batch_tokens is None else request.batch_tokens // shape.context
     chosen = chosen or choose_batch_and_layout(
-        shape, cluster, setting.budget.precision, request.devices, wanted, asked
+        shape, cluster, setting.budget.precision, request.devices, law_sequences, fixed_sequences
     )
     peak_lr = setting.hyper.peak_lr.at(**known)
     optim = _optim(setting.family, request, chosen.batch_sequences, request.rate_multiple * peak_lr)
@@ -81,7 +84,7 @@ def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | 
 
 
 def law_variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
-    """What the laws of learning rate and batch size are functions of, for a shape that is trained with this compute."""
+    """The variables of the laws of learning rate and batch size, for a shape trained with this compute."""
     return {
         "compute_flop": compute_flop,
         "flop_per_token": shape.flop_per_token,
@@ -92,7 +95,7 @@ def law_variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
 
 
 def cost_of(run: RunSpec, cluster: Cluster, chosen: BatchAndLayout) -> Cost:
-    """Time, money and energy of a run: by the seconds of its layout, or at the cluster's expected utilisation."""
+    """Time, money and energy of a run, from its layout's seconds a step or the cluster's expected utilisation."""
     devices, peak = chosen.layout.devices, peak_flop_per_s(cluster, run.precision)
     full = devices * peak / run.model.mfu_flop_per_token
     if chosen.step_s is None or cluster.efficiency is None:
@@ -116,11 +119,11 @@ def cost_of(run: RunSpec, cluster: Cluster, chosen: BatchAndLayout) -> Cost:
 def _basis(cluster: Cluster, chosen: BatchAndLayout, utilisation: float, peak: float) -> str:
     if chosen.step_s is None or cluster.efficiency is None:
         source = cluster.model_flop_utilisation_source
-        return f"{utilisation:.0%} of {peak:.3g} FLOP/s per device ({source}); not simulated"
+        return f"{utilisation:.0%} of the peak {peak:.3g} FLOP/s per device ({source}); no step time was simulated"
     uptime = cluster.efficiency.uptime
     return (
-        f"a step of {chosen.step_s:.3g} s, {utilisation / uptime:.1%} of {peak:.3g} FLOP/s per device, by the layout's "
-        f"model, in {uptime:.0%} of the hours"
+        f"a predicted step time of {chosen.step_s:.3g} s, which is {utilisation / uptime:.1%} of the peak {peak:.3g} "
+        f"FLOP/s per device, and {uptime:.0%} uptime"
     )
 
 

@@ -1,4 +1,4 @@
-"""One search for a target run: the desk, the laws, and the drafts that they give at a compute."""
+"""The search for a target run: inputs and laws, and the runs that they give at a compute."""
 
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from specs.plan import PlannedRun
 
 @dataclass(frozen=True)
 class TargetSearch:
-    """What a target run is looked for with."""
+    """Inputs and laws with which a target run is searched."""
 
     inputs: PlanInputs
     laws: Laws
@@ -27,25 +27,25 @@ class TargetSearch:
             compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.vocab, stages
         )
 
-    def on(self, devices: int) -> "TargetSearch":
+    def with_devices(self, devices: int) -> "TargetSearch":
         """The same search on another number of the cluster's devices."""
         cluster = self.inputs.cluster.model_copy(update={"devices": devices})
         return replace(self, inputs=replace(self.inputs, cluster=cluster))
 
-    def asking(self, **changes: object) -> "TargetSearch":
+    def with_budget(self, **changes: object) -> "TargetSearch":
         """The same search with other fields in the budget."""
         return replace(
             self, inputs=replace(self.inputs, budget=self.inputs.budget.model_copy(update=changes))
         )
 
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
-        """The run of this compute; NoLayoutError or UndividedBatchError where no layout takes it."""
-        return self.train(self.shape(compute_flop, stages), compute_flop)
+        """The run of this compute; NoLayoutError or UndividedBatchError where no layout fits it."""
+        return self.draft_shape(self.shape(compute_flop, stages), compute_flop)
 
-    def train(
+    def draft_shape(
         self, shape: ModelSpec, compute_flop: float, chosen: BatchAndLayout | None = None
     ) -> PlannedRun:
-        """The run that gives a shape this compute, laid out as given or as is best; errors as in `draft`."""
+        """The run of a shape with this compute, in the given batch and layout or the best; errors as in `draft`."""
         inputs = self.inputs
         title = f"{compute_flop:.1e} FLOP, width {shape.width}, {several(shape.layers, 'layer')}"
         devices, batch = inputs.cluster.devices, inputs.budget.batch
@@ -54,7 +54,7 @@ class TargetSearch:
 
 
 def run_settings(inputs: PlanInputs) -> RunSettings:
-    """What all runs of the plan share."""
+    """Settings that all runs of the plan share."""
     digest = None if inputs.corpus is None else inputs.corpus.digest
     return RunSettings(
         budget=inputs.budget,

@@ -1,8 +1,7 @@
 """What a model costs: parameters, FLOP, bytes and traffic, each declared once as plain arithmetic.
 
-A declaration takes an `Architecture` of ints and gives a count, of NumPy arrays and gives counts, or of sympy symbols
-and gives a formula. Value, gradient, optimum and LaTeX all come from that one declaration; sympy is imported only
-where a formula is asked for. The counts that runs need too are in specs/model.py; here they are used, not repeated.
+A declaration takes an `Architecture` of ints and gives a count, or of NumPy arrays and gives counts. The counts that
+runs need too are in specs/model.py; here they are used, not repeated.
 
     L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary    s context
     R rows = tokens of a micro-batch    t tensor-parallel ranks    w bytes of a weight or activation
@@ -10,8 +9,7 @@ where a formula is asked for. The counts that runs need too are in specs/model.p
 Tensor parallelism divides by t what is split; sequence parallelism (`sp`, 0 or 1) divides the rest too.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from specs import model as counts
@@ -74,13 +72,6 @@ def embedding_params(a: Architecture) -> Any:
     return a.vocab * a.width + (a.context * a.width if a.learned_positions else 0)
 
 
-def params(a: Architecture) -> Any:
-    """All parameters: blocks, embedding, head, norms."""
-    head = 0 if a.tied else a.vocab * a.width
-    norms = (2 * a.layers + 1) * a.norm_vectors * a.width
-    return block_params(a) + embedding_params(a) + head + norms
-
-
 # FLOP of one token. A multiplication and an addition are two.
 
 
@@ -101,36 +92,6 @@ def head_flop(a: Architecture) -> Any:
 def forward_flop(a: Architecture, causal: bool = False) -> Any:
     """Forward FLOP: matrices of the blocks, attention, head."""
     return 2 * block_params(a) + attention_flop(a, causal) + head_flop(a)
-
-
-def backward_flop(a: Architecture, causal: bool = False) -> Any:
-    """Backward FLOP: every product has two gradients of its own size."""
-    return 2 * forward_flop(a, causal)
-
-
-def flop_per_token(a: Architecture) -> Any:
-    """M, exact: 6 N + 12 L d s (DeepSeek LLM, Eq. 2, with the shape's own N)."""
-    return counts.flop_per_token(block_params(a), a.layers, a.width, a.context)
-
-
-def paper_flop_per_token(a: Architecture) -> Any:
-    """M as the paper writes it: 72 L d^2 + 12 L d s (DeepSeek LLM, Eq. 2)."""
-    return counts.paper_flop_per_token(a.layers, a.width, a.context)
-
-
-def paper_6n1(a: Architecture) -> Any:
-    """6 N1: non-embedding parameters as the paper counts them, without attention's FLOP (DeepSeek LLM, Eq. 2)."""
-    return 72 * a.layers * a.width * a.width
-
-
-def paper_6n2(a: Architecture) -> Any:
-    """6 N2: the same with the vocabulary (DeepSeek LLM, Eq. 2)."""
-    return paper_6n1(a) + 6 * a.vocab * a.width
-
-
-def mfu_flop_per_token(a: Architecture) -> Any:
-    """What utilisation counts: 6 N + 6 L d s + 6 V d, causal attention once, the head, no recomputation."""
-    return counts.mfu_flop_per_token(block_params(a), a.layers, a.width, a.context, a.vocab)
 
 
 # Bytes that a block keeps of one token of a micro-batch for its backward pass, on one rank.
@@ -237,97 +198,3 @@ BLOCK_PARAMETERS = 6
 def stage_boundary_bytes(a: Architecture, rows: Any, t: Any, sp: Any, w: Any) -> Any:
     """What a stage hands on of a micro-batch, forward or backward."""
     return rows * a.width * w / (1 + sp * (t - 1))
-
-
-# Pipelines.
-
-
-def pipeline_overhead_s(pp: Any, interleave: Any, micro_batches: Any, work_s: Any, transfer_s: Any) -> Any:
-    """Seconds that a pipeline adds to its micro-batches' work.
-
-    The bubble is (p - 1) / v times a rank's forward and backward of a micro-batch, `work_s` (Narayanan et al., arXiv
-    2104.04473, section 2.2); every micro-batch crosses v boundaries both ways, each an exposed `transfer_s`.
-    """
-    return (pp - 1) * work_s / interleave + 2 * interleave * micro_batches * transfer_s
-
-
-# The declarations as formulas.
-
-SYMBOLS = {
-    "layers": "L",
-    "width": "d",
-    "heads": "h",
-    "kv_heads": "k",
-    "head_dim": "e",
-    "ffn": "f",
-    "vocab": "V",
-    "context": "s",
-}
-"""How formulas write the sizes of an architecture."""
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A declaration with what it counts; everything else is derived from it."""
-
-    name: str
-    unit: str
-    source: str
-    of: Callable[[Architecture], Any]
-
-    def expression(self) -> Any:
-        """The sympy expression, in the letters of SYMBOLS."""
-        import sympy
-
-        return sympy.expand(self.of(_symbolic()))
-
-    def gradient(self, by: str) -> Any:
-        """Its derivative by a size, like `width`, as an expression."""
-        return self.expression().diff(symbol(by))
-
-    def slope(self, a: Architecture, by: str) -> float:
-        """That derivative's value at an architecture."""
-        sizes = {symbol(name): getattr(a, name) for name in SYMBOLS}
-        return float(self.gradient(by).subs(sizes))
-
-    def latex(self) -> str:
-        """The formula as LaTeX, without a left side."""
-        import sympy
-
-        return str(sympy.latex(self.expression()))
-
-
-def symbol(name: str) -> Any:
-    """The sympy symbol of a size, or of any other positive quantity by its own name."""
-    import sympy
-
-    return sympy.Symbol(SYMBOLS.get(name, name), positive=True)
-
-
-def optimum(expression: Any, by: str) -> Any:
-    """Where the derivative by a positive quantity vanishes, in closed form; ValueError if not at just one place."""
-    import sympy
-
-    places = sympy.solve(expression.diff(symbol(by)), symbol(by))
-    if len(places) != 1:
-        raise ValueError(f"the derivative by {by} vanishes at {len(places)} places: {places}")
-    return places[0]
-
-
-def _symbolic() -> Architecture:
-    return Architecture(**{f.name: symbol(f.name) for f in fields(Architecture) if f.name in SYMBOLS})
-
-
-PAPER = "DeepSeek LLM, arXiv 2401.02954, Eq. 2"
-FORMULAS = (
-    Formula("block_params", "parameters", "counted: matrices of the blocks", block_params),
-    Formula("params", "parameters", "counted: blocks, embedding, head, norms", params),
-    Formula("flop_per_token", "FLOP/token", f"{PAPER}, with the shape's own parameters", flop_per_token),
-    Formula("paper_flop_per_token", "FLOP/token", PAPER, paper_flop_per_token),
-    Formula("paper_6n1", "FLOP/token", PAPER, paper_6n1),
-    Formula("paper_6n2", "FLOP/token", PAPER, paper_6n2),
-    Formula("forward_flop", "FLOP/token", "counted: full attention, head", forward_flop),
-    Formula("backward_flop", "FLOP/token", "counted: twice the forward pass", backward_flop),
-    Formula("mfu_flop_per_token", "FLOP/token", "PaLM, arXiv 2204.02311, appendix B", mfu_flop_per_token),
-)
-"""Counts of a whole model, for tables and explanations."""

@@ -27,11 +27,11 @@ class Engine:
     """Bytes of a gradient on the wire."""
     stages_adjacent: bool
     """Ranks of neighbouring stages are neighbours, replicas lie apart; Megatron-LM has it the other way round."""
-    inner_kept: int
+    saved_inner_tensors: int
     """Inner tensors of the feed-forward that a block keeps."""
-    replays_norms: bool
+    recomputes_norms: bool
     """Selective recomputation replays norms too, not attention alone."""
-    replays_matmuls: float = 0.0
+    recomputed_matmul_share: float = 0.0
     """Share of the blocks' matrix multiplications that selective recomputation replays, with all elementwise work."""
 
 
@@ -46,9 +46,9 @@ OURS = Engine(
     shards_optimizer=True,
     reduce_bytes=4,
     stages_adjacent=True,
-    inner_kept=2,
-    replays_norms=True,
+    saved_inner_tensors=2,
+    recomputes_norms=True,
 )
 """The engine in model/ and runtime/ on GPUs."""
-ON_CPU = replace(OURS, flash=False, fused=False, inner_kept=4)
+ON_CPU = replace(OURS, flash=False, fused=False, saved_inner_tensors=4)
 """The same on a CPU, where attention keeps its square (model/kernels/torch_cpu.py, up to a context of 1024)."""

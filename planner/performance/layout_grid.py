@@ -46,12 +46,12 @@ class LayoutGrid:
     """Blocks of its last rank."""
 
     @property
-    def replays_attention(self) -> Any:
+    def recomputes_attention(self) -> Any:
         """1 where attention is computed again."""
         return self.recompute >= 1
 
     @property
-    def replays_all(self) -> Any:
+    def recomputes_block(self) -> Any:
         """1 where the whole block is computed again."""
         return self.recompute == 2
 

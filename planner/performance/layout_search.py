@@ -82,7 +82,7 @@ class LayoutProblem:
         return OURS if self.cluster.device.backend == "cuda" else ON_CPU
 
     @property
-    def on(self) -> ClusterRates:
+    def rates(self) -> ClusterRates:
         """The cluster's rates."""
         return cluster_rates(self.cluster, self.width_bytes)
 
@@ -139,7 +139,7 @@ def rank_layouts(problem: LayoutProblem) -> Ranking:
         )
     width = problem.width_bytes
     memory = sum(memory_parts(problem.a, problem.engine, width, grid).values())
-    seconds = sum(step_seconds(problem.a, problem.engine, problem.on, width, grid).values())
+    seconds = sum(step_seconds(problem.a, problem.engine, problem.rates, width, grid).values())
     return Ranking(problem, grid, np.asarray(memory), np.asarray(seconds))
 
 
@@ -197,10 +197,12 @@ def _nearest_miss(ranking: Ranking, best_s: float) -> int | None:
 def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimate:
     """A row with its simulated seconds: the simulation says what the pipeline's ranks wait in all."""
     problem, layout = ranking.problem, ranking.layout(row)
-    a, on, width = problem.a, problem.on, problem.width_bytes
+    a, rates, width = problem.a, problem.rates, problem.width_bytes
     grid = grid_of(layout, a.layers, problem.batch_sequences)
     memory = {name: float(part) for name, part in memory_parts(a, problem.engine, width, grid).items()}
-    seconds = {name: float(part) for name, part in step_seconds(a, problem.engine, on, width, grid).items()}
+    seconds = {
+        name: float(part) for name, part in step_seconds(a, problem.engine, rates, width, grid).items()
+    }
     waiting = seconds["bubble"] + seconds["pipeline transfers"]
     once = seconds["data parallel"] + seconds["optimizer"]
     busy = sum(seconds.values()) - waiting - once
@@ -217,14 +219,14 @@ def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimat
         seconds=seconds,
         memory_bytes=sum(memory.values()),
         memory=memory,
-        model_flop_utilisation=flop / step_s / (problem.devices * on.peak_flop_per_s),
+        model_flop_utilisation=flop / step_s / (problem.devices * rates.peak_flop_per_s),
     )
 
 
 def _pass_times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> PassTimes:
     """Seconds of a micro-batch's passes through every virtual stage."""
-    a, engine, on, width = problem.a, problem.engine, problem.on, problem.width_bytes
-    block, head = block_seconds(a, engine, on, width, grid), head_seconds(a, engine, on, width, grid)
+    a, engine, rates, width = problem.a, problem.engine, problem.rates, problem.width_bytes
+    block, head = block_seconds(a, engine, rates, width, grid), head_seconds(a, engine, rates, width, grid)
     sizes = [len(blocks) for blocks in layout.blocks(a.layers)]
     passes = [
         [
@@ -233,7 +235,7 @@ def _pass_times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> Pas
         ]
         for each, beside in ((block.forward, head[0]), (block.backward, head[1]))
     ]
-    travel, busy = transfer_seconds(a, engine, on, width, grid)
+    travel, busy = transfer_seconds(a, engine, rates, width, grid)
     return PassTimes(tuple(passes[0]), tuple(passes[1]), float(travel), float(busy))
 
 

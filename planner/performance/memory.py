@@ -8,7 +8,7 @@ fullest at one of three moments, and its bytes are those of that moment:
     buckets    the last block's backward of a step, when copies of all small gradients are on their way (replicas)
 
 Under 1F1B a rank keeps the activations of as many micro-batches as there are ranks from it to the end; interleaved, of
-the passes that `specs.pipeline_schedule.most_alive` counts. The fullest rank is the first one, the first of those with
+the passes of its warm-up and one more. The fullest rank is the first one, the first of those with
 the most blocks, or the last one: all three are counted, for all layouts of a grid at once."""
 
 from functools import lru_cache
@@ -100,7 +100,7 @@ def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
 
 
 def in_flight_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
-    """`specs.pipeline_schedule.most_alive` for columns."""
+    """Forward passes, of one chunk each, whose activations a rank keeps at most at the same time under 1F1B."""
     warm = np.where(interleave == 1, pp - rank - 1, 2 * (pp - rank - 1) + (interleave - 1) * pp)
     return np.minimum(warm + 1, micro_batches * interleave)
 
@@ -177,10 +177,10 @@ def _saved_by_block(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, r
     """A block's kept bytes per token, for columns of levels of recomputation."""
     scores = int(not engine.flash)
     whole, plain = (
-        cost.saved_activation_bytes(a, grid.tp, grid.sp, w, stored, engine.inner_kept)
+        cost.saved_activation_bytes(a, grid.tp, grid.sp, w, stored, engine.saved_inner_tensors)
         for stored in (scores, 0)
     )
-    less = cost.dropped_by_selective_bytes(a, grid.tp, grid.sp, w) if engine.replays_norms else 0
+    less = cost.dropped_by_selective_bytes(a, grid.tp, grid.sp, w) if engine.recomputes_norms else 0
     full = cost.block_input_bytes(a, grid.tp, grid.sp, w)
     return np.where(recompute == 0, whole, np.where(recompute == 1, plain - less, full))
 

@@ -71,7 +71,7 @@ class BlockSeconds:
     attention: tuple[Any, Any]
     elementwise: tuple[Any, Any]
     collectives: tuple[Any, Any]
-    replay: Any
+    recompute: Any
 
     @property
     def forward(self) -> Any:
@@ -81,7 +81,7 @@ class BlockSeconds:
     @property
     def backward(self) -> Any:
         """Seconds of the backward pass."""
-        return self.matmul[1] + self.attention[1] + self.elementwise[1] + self.collectives[1] + self.replay
+        return self.matmul[1] + self.attention[1] + self.elementwise[1] + self.collectives[1] + self.recompute
 
 
 def cluster_rates(cluster: Cluster, width_bytes: int) -> ClusterRates:
@@ -102,47 +102,47 @@ def cluster_rates(cluster: Cluster, width_bytes: int) -> ClusterRates:
     )
 
 
-def matmul_s(on: ClusterRates, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any:
+def matmul_s(rates: ClusterRates, w: int, m: Any, n: Any, k: Any, count: Any = 1) -> Any:
     """`count` products of (m, k) and (k, n) matrices."""
-    at = on.efficiency
+    at = rates.efficiency
     waves = count * m * n / TILE / at.multiprocessors
     shape = (1 + at.matmul_half_depth / k) * (1 + 0.5 / waves)  # on average the last wave is half full
-    compute = 2 * count * m * n * k / on.flop_per_s * shape
-    traffic = w * count * (m * n + m * k + n * k) / on.memory_bytes_per_s
+    compute = 2 * count * m * n * k / rates.flop_per_s * shape
+    traffic = w * count * (m * n + m * k + n * k) / rates.memory_bytes_per_s
     return np.maximum(compute, traffic) + at.launch
 
 
-def gather_s(on: ClusterRates, size: Any, ranks: Any, stride: Any) -> Any:
+def gather_s(rates: ClusterRates, size: Any, ranks: Any, stride: Any) -> Any:
     """All-gather or reduce-scatter of `size` bytes over ranks that lie `stride` apart, in a ring through all nodes.
 
     A ring enters a node through as many network ports as the node has ranks in it.
     """
-    local = np.clip(on.node // stride, 1, ranks)
+    local = np.clip(rates.node // stride, 1, ranks)
     nodes = np.ceil(ranks / local)
-    through = np.minimum(on.intra_bytes_per_s, local * on.inter_bytes_per_s)
-    rate = np.where(nodes == 1, on.intra_bytes_per_s, through)
-    return np.where(ranks == 1, 0.0, cost.gather_bytes(size, ranks) / rate + nodes * on.efficiency.message)
+    through = np.minimum(rates.intra_bytes_per_s, local * rates.inter_bytes_per_s)
+    rate = np.where(nodes == 1, rates.intra_bytes_per_s, through)
+    return np.where(ranks == 1, 0.0, cost.gather_bytes(size, ranks) / rate + nodes * rates.efficiency.message)
 
 
 def block_seconds(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid
 ) -> BlockSeconds:
     """A micro-batch through one block."""
     rows = grid.micro_batch * a.context
-    matmul = _matmuls(a, on, w, rows, grid.tp)
-    attention, core = _attention(a, engine, on, w, rows, grid.tp)
-    elementwise = _elementwise(a, engine, on, w, rows, grid)
-    one = gather_s(on, rows * a.width * w, grid.tp, 1)
+    matmul = _matmuls(a, rates, w, rows, grid.tp)
+    attention, core = _attention(a, engine, rates, w, rows, grid.tp)
+    elementwise = _elementwise(a, engine, rates, w, rows, grid)
+    one = gather_s(rates, rows * a.width * w, grid.tp, 1)
     collectives = cost.BLOCK_GATHERS * one
-    hidden = engine.overlaps_tensor * on.efficiency.overlap
+    hidden = engine.overlaps_tensor * rates.efficiency.overlap
     shown = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
     whole = matmul[0] + attention[0] + elementwise[0] + shown[0]
-    part = core + _selective_recompute(a, engine, on, w, rows, grid, matmul[0], elementwise[0])
-    replay = np.where(grid.replays_all, whole, np.where(grid.replays_attention, part, 0.0))
-    return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), replay)
+    part = core + _selective_recompute(a, engine, rates, w, rows, grid, matmul[0], elementwise[0])
+    recompute = np.where(grid.recomputes_block, whole, np.where(grid.recomputes_attention, part, 0.0))
+    return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), recompute)
 
 
-def _matmuls(a: Architecture, on: ClusterRates, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
+def _matmuls(a: Architecture, rates: ClusterRates, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
     """The four products of a block; each has two gradients."""
     d, kv = a.width, a.kv_heads * a.head_dim
     products = (
@@ -151,28 +151,28 @@ def _matmuls(a: Architecture, on: ClusterRates, w: int, rows: Any, tp: Any) -> t
         ((a.ffn_matrices - 1) * a.ffn / tp, d),
         (d, a.ffn / tp),
     )
-    forward = sum(matmul_s(on, w, rows, n, k) for n, k in products)
-    backward = sum(matmul_s(on, w, rows, k, n) + matmul_s(on, w, n, k, rows) for n, k in products)
+    forward = sum(matmul_s(rates, w, rows, n, k) for n, k in products)
+    backward = sum(matmul_s(rates, w, rows, k, n) + matmul_s(rates, w, n, k, rows) for n, k in products)
     return forward, backward
 
 
 def _attention(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, rows: Any, tp: Any
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, rows: Any, tp: Any
 ) -> tuple[tuple[Any, Any], Any]:
     """Forward and backward seconds of attention's core, and those of replaying it."""
     if engine.flash:
         flop = rows * cost.attention_flop(a, causal=True) / a.layers / tp
-        forward = flop / on.attention_flop_per_s
+        forward = flop / rates.attention_flop_per_s
         return (forward, BACKWARD_ATTENTION * forward), forward
     heads, s, e = a.heads / tp * rows / a.context, a.context, a.head_dim
-    products = matmul_s(on, w, s, s, e, heads) + matmul_s(on, w, s, e, s, heads)
-    passes = [rows * moved / tp / on.memory_bytes_per_s for moved in cost.moved_score_bytes(a, w)]
+    products = matmul_s(rates, w, s, s, e, heads) + matmul_s(rates, w, s, e, s, heads)
+    passes = [rows * moved / tp / rates.memory_bytes_per_s for moved in cost.moved_score_bytes(a, w)]
     forward = products + passes[0]
     return (forward, 2 * products + passes[1]), forward
 
 
 def _elementwise(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, rows: Any, grid: LayoutGrid
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, rows: Any, grid: LayoutGrid
 ) -> tuple[Any, Any]:
     """Forward and backward seconds of everything that is bound by memory."""
     whole, split = cost.moved_whole_bytes(a, w), cost.moved_split_bytes(a, w)
@@ -183,14 +183,14 @@ def _elementwise(
     ]
     if not engine.fused_gradients:
         moved[1] = moved[1] + GRADIENT_PASS_BYTES * cost.layer_params(a) / grid.tp
-    rate, launch = on.memory_bytes_per_s, on.efficiency.launch
+    rate, launch = rates.memory_bytes_per_s, rates.efficiency.launch
     return moved[0] / rate + FORWARD_LAUNCHES * launch, moved[1] / rate + BACKWARD_LAUNCHES * launch
 
 
 def _selective_recompute(
     a: Architecture,
     engine: Engine,
-    on: ClusterRates,
+    rates: ClusterRates,
     w: int,
     rows: Any,
     grid: LayoutGrid,
@@ -198,28 +198,28 @@ def _selective_recompute(
     elementwise: Any,
 ) -> Any:
     """Seconds of what selective recomputation replays beside attention's core; forward seconds are given."""
-    if engine.replays_matmuls:
-        return engine.replays_matmuls * matmul + elementwise
-    if not engine.replays_norms:
+    if engine.recomputed_matmul_share:
+        return engine.recomputed_matmul_share * matmul + elementwise
+    if not engine.recomputes_norms:
         return 0.0
     whole, split = cost.recompute_moved_bytes(a, w)
     moved = rows * (whole / (1 + grid.sp * (grid.tp - 1)) + split / grid.tp)
-    return moved / on.memory_bytes_per_s
+    return moved / rates.memory_bytes_per_s
 
 
 def head_seconds(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid
 ) -> tuple[Any, Any]:
     """A micro-batch through the head and the loss, forward and backward."""
     rows, columns = grid.micro_batch * a.context, a.vocab / grid.tp
-    forward = matmul_s(on, w, rows, columns, a.width)
-    backward = matmul_s(on, w, rows, a.width, columns) + matmul_s(on, w, columns, a.width, rows)
+    forward = matmul_s(rates, w, rows, columns, a.width)
+    backward = matmul_s(rates, w, rows, a.width, columns) + matmul_s(rates, w, columns, a.width, rows)
     moved = LOSS_BYTES * w / 2 if engine.fused_loss else UNFUSED_LOSS_BYTES
-    return forward + rows * columns * moved / on.memory_bytes_per_s, backward
+    return forward + rows * columns * moved / rates.memory_bytes_per_s, backward
 
 
 def transfer_seconds(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid
 ) -> tuple[Any, Any]:
     """A micro-batch from one stage to the next: seconds that it travels, and seconds of a rank for a pass's transfers.
 
@@ -227,12 +227,12 @@ def transfer_seconds(
     one to come and one to go with each pass.
     """
     stride = grid.tp if engine.stages_adjacent else grid.tp * grid.dp
-    near = stride * grid.pp <= on.node
+    near = stride * grid.pp <= rates.node
     rows = grid.micro_batch * a.context
     size = cost.stage_boundary_bytes(a, rows, grid.tp, 1, w)
-    rate = np.where(near, on.intra_bytes_per_s, on.inter_bytes_per_s)
-    gathered = np.where(grid.sp == 1, 0.0, gather_s(on, rows * a.width * w, grid.tp, 1))
-    message = on.efficiency.message
+    rate = np.where(near, rates.intra_bytes_per_s, rates.inter_bytes_per_s)
+    gathered = np.where(grid.sp == 1, 0.0, gather_s(rates, rows * a.width * w, grid.tp, 1))
+    message = rates.efficiency.message
     transfer = np.where(grid.pp == 1, 0.0, size / rate + message + gathered)
     if not engine.overlaps_pipeline:
         return np.zeros_like(transfer), transfer
@@ -240,20 +240,22 @@ def transfer_seconds(
 
 
 def per_step_seconds(
-    a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid, block: BlockSeconds
+    a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid, block: BlockSeconds
 ) -> tuple[Any, Any]:
     """What happens once a step: the replicas' collectives as far as nothing hides them, and the optimizer."""
     ends = np.where(grid.pp == 1, a.vocab * a.width * (1 if a.tied else 2), a.vocab * a.width)
     params = (np.maximum(grid.first, grid.last) * cost.layer_params(a) + ends) / grid.tp
     stride = grid.tp * grid.pp if engine.stages_adjacent else grid.tp
-    scatter = gather_s(on, params * engine.reduce_bytes, grid.dp, stride)
-    gather = gather_s(on, params * (w if engine.shards_optimizer else engine.reduce_bytes), grid.dp, stride)
+    scatter = gather_s(rates, params * engine.reduce_bytes, grid.dp, stride)
+    gather = gather_s(
+        rates, params * (w if engine.shards_optimizer else engine.reduce_bytes), grid.dp, stride
+    )
     if engine.overlaps_data:
         scatter = _exposed(scatter, grid, block.backward)
         gather = _exposed(gather, grid, block.forward)
     shards = grid.dp if engine.shards_optimizer else 1
     moved = params * (OPTIMIZER_BYTES / shards + 4)  # and all gradients are zeroed
-    return scatter + gather, moved / on.memory_bytes_per_s
+    return scatter + gather, moved / rates.memory_bytes_per_s
 
 
 def _exposed(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
@@ -268,12 +270,12 @@ def _exposed(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
     return np.maximum(at_least, np.maximum(collective / grid.interleave - chunk, collective - window))
 
 
-def step_seconds(a: Architecture, engine: Engine, on: ClusterRates, w: int, grid: LayoutGrid) -> Columns:
+def step_seconds(a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid) -> Columns:
     """Seconds of a step by part, as the slowest stage spends them; the parts add up."""
-    block = block_seconds(a, engine, on, w, grid)
-    head = sum(head_seconds(a, engine, on, w, grid))
-    travel, busy = transfer_seconds(a, engine, on, w, grid)
-    data, optimizer = per_step_seconds(a, engine, on, w, grid, block)
+    block = block_seconds(a, engine, rates, w, grid)
+    head = sum(head_seconds(a, engine, rates, w, grid))
+    travel, busy = transfer_seconds(a, engine, rates, w, grid)
+    data, optimizer = per_step_seconds(a, engine, rates, w, grid, block)
     each = block.forward + block.backward
     last_is_slowest = (grid.pp == 1) | (grid.last * each + head >= grid.most * each)
     blocks = np.where(last_is_slowest, grid.last, grid.most)
@@ -286,7 +288,7 @@ def step_seconds(a: Architecture, engine: Engine, on: ClusterRates, w: int, grid
         m * blocks * sum(block.matmul),
         m * blocks * sum(block.attention),
         m * blocks * sum(block.elementwise),
-        m * blocks * block.replay,
+        m * blocks * block.recompute,
         m * blocks * sum(block.collectives),
         m * heads,
         (work - slow) / grid.interleave,

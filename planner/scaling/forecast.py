@@ -105,13 +105,13 @@ def from_ledger(
         known, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
     )
     band = Band(
-        median=told.median, low_50=told.low50, high_50=told.high50, low_95=told.low95, high_95=told.high95
+        median=told.median, low_50=told.low_50, high_50=told.high_50, low_95=told.low_95, high_95=told.high_95
     )
     forecast = Forecast(
         loss=band, curve=_curve_band(records, band, told.floor.floor[0], target), basis=_basis(told)
     )
     return ForecastResult(
-        forecast, _forms(known, told), told.flags, told.heldout_error, _optimum(known, target)
+        forecast, _forms(known, told), told.flags, told.held_out_error, _optimum(known, target)
     )
 
 
@@ -127,7 +127,7 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
 def _basis(told: model_averaging.MixtureForecast) -> str:
     floors, losses = told.floor.floor, told.floor.loss
     by = "the prior's, as no budget could be held out"
-    if told.heldout_error is not None:
+    if told.held_out_error is not None:
         by = "as held-out budgets showed"
     return (
         f"{told.extrapolation:.3g}x beyond the largest pilot; the interval joins the spread of the forms and their "
@@ -139,7 +139,7 @@ def _basis(told: model_averaging.MixtureForecast) -> str:
 
 def _forms(known: model_averaging.Mixture, told: model_averaging.MixtureForecast) -> tuple[FormScore, ...]:
     """Every form with its held-out error, weight, constants and forecast; heaviest first."""
-    errors = {score.form.name: score.heldout_error for score in model_averaging.compare_forms(known.runs)}
+    errors = {score.form.name: score.held_out_error for score in model_averaging.compare_forms(known.runs)}
     constants = {law.form.name: _constants(law) for law in known.laws}
     return tuple(
         FormScore(

@@ -46,25 +46,16 @@ class Minimum:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """quantity = coefficient * C**exponent, with the covariance of (log coefficient, exponent)."""
+    """quantity = coefficient * C**exponent."""
 
     coefficient: float
     exponent: float
-    covariance: tuple[tuple[float, float], tuple[float, float]]
+    exponent_sd: float
+    """Standard error of the exponent."""
 
     def at(self, flop: ArrayLike) -> Array:
         """The quantity at a budget."""
         return np.asarray(self.coefficient * np.asarray(flop, float) ** self.exponent)
-
-    def log_sd(self, flop: float) -> float:
-        """Standard error of the quantity's logarithm at a budget."""
-        direction = np.array([1.0, np.log(flop)])
-        return float(np.sqrt(max(direction @ np.array(self.covariance) @ direction, 0.0)))
-
-    @property
-    def exponent_sd(self) -> float:
-        """Standard error of the exponent."""
-        return float(np.sqrt(self.covariance[1][1]))
 
 
 def budget_groups(flop: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> list[list[int]]:
@@ -187,8 +178,7 @@ def power_laws(minima: Sequence[Minimum]) -> tuple[PowerLaw, PowerLaw]:
 
 
 def _line(log_flop: Array, log_quantity: Array, sds: Array, sds_known: bool) -> PowerLaw:
-    """Weighted least squares; the covariance grows with the residuals where they exceed the minima's own
-    uncertainty."""
+    """Weighted least squares; its error grows with the residuals where they exceed the minima's own uncertainty."""
     centre = float(log_flop.mean())
     design = np.stack([np.ones_like(log_flop), log_flop - centre], axis=1)
     inverse = np.linalg.inv((design / sds[:, None]).T @ (design / sds[:, None]))
@@ -200,7 +190,8 @@ def _line(log_flop: Array, log_quantity: Array, sds: Array, sds_known: bool) -> 
         else np.nan
     )
     inflation = max(1.0, excess) if sds_known and freedom else 1.0 if sds_known else excess
-    shift = np.array([[1.0, -centre], [0.0, 1.0]])
-    covariance = shift @ (inverse * inflation) @ shift.T
-    (c00, c01), (c10, c11) = covariance.tolist()
-    return PowerLaw(float(np.exp(level - exponent * centre)), float(exponent), ((c00, c01), (c10, c11)))
+    return PowerLaw(
+        coefficient=float(np.exp(level - exponent * centre)),
+        exponent=float(exponent),
+        exponent_sd=float(np.sqrt(inverse[1, 1] * inflation)),
+    )

@@ -31,10 +31,10 @@ class LedgerEvidence:
     rates: tuple[LedgerRecord, ...]
     """Runs of learning-rate checks."""
 
-    def lacks(self, fingerprints: Sequence[str]) -> list[str]:
-        """Those of the given runs that are not there."""
-        there = {record.run.fingerprint() for record in self.pilots + self.rates}
-        return [fingerprint for fingerprint in fingerprints if fingerprint not in there]
+    def missing(self, fingerprints: Sequence[str]) -> list[str]:
+        """Those of the given runs that the ledger does not have."""
+        audited = {record.run.fingerprint() for record in self.pilots + self.rates}
+        return [fingerprint for fingerprint in fingerprints if fingerprint not in audited]
 
 
 def read_evidence(

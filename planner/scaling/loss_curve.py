@@ -83,13 +83,13 @@ class CurveForecast:
     """A curve before its run: median, 50 % and 95 % bands of each point by itself, nats per token."""
 
     step: NDArray[np.int64]
-    """Finished steps; those before `silent_before` are left out."""
+    """Finished steps; those before `first_fraction` are left out."""
     median: Array
     low_50: Array
     high_50: Array
     low_95: Array
     high_95: Array
-    silent_before: float
+    first_fraction: float
     """Finished fraction before which nothing is forecast: warm-up and as long again, or no pilot's evaluation."""
 
 
@@ -142,9 +142,9 @@ def forecast_curve(
     """
     if final.low_95 <= shape.floor:
         raise ValueError(f"the final loss may be {final.low_95:.4g}, not above the floor {shape.floor:.4g}")
-    silent_before = max(SETTLED_WARMUPS * warmup_steps / total_steps, float(shape.fraction[0]))
+    first_fraction = max(SETTLED_WARMUPS * warmup_steps / total_steps, float(shape.fraction[0]))
     step = np.asarray(steps, np.int64)
-    step = step[step / total_steps >= silent_before - _TOLERANCE]
+    step = step[step / total_steps >= first_fraction - _TOLERANCE]
     line = _interpolated(
         _drift(shape, float(np.log(size * tokens)), float(np.log(tokens / size))), shape, step / total_steps
     )
@@ -165,7 +165,7 @@ def forecast_curve(
         high_50=edge(1, final.high_50, line.half_50),
         low_95=edge(-1, final.low_95, line.half_95),
         high_95=edge(1, final.high_95, line.half_95),
-        silent_before=silent_before,
+        first_fraction=first_fraction,
     )
 
 

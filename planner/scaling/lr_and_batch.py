@@ -94,25 +94,11 @@ class RateLaw:
         bottom = np.exp(self.bottom @ _features(size, tokens))
         return float(bottom[0]), float(bottom[1]) if self.batch_varied else None
 
-    def best_lr_at(self, size: float, tokens: float, batch: float) -> float:
-        """The best learning rate where the batch is fixed at `batch` tokens."""
-        bottom = self.bottom @ _features(size, tokens)
-        if not self.batch_varied:
-            return float(np.exp(bottom[0]))
-        lean = self.curvature[0, 1] / self.curvature[0, 0]
-        return float(np.exp(bottom[0] - lean * (np.log(batch) - bottom[1])))
-
     def band(self, size: float, tokens: float) -> tuple[float, float]:
         """The lowest and highest learning rate that are near-optimal at the best batch."""
         half = float(np.sqrt(2 * np.log1p(NEAR_OPTIMAL) / self.curvature[0, 0]))
         middle = self.best(size, tokens)[0]
         return middle * float(np.exp(-half)), middle * float(np.exp(half))
-
-    def cost(self, size: float, tokens: float, lr: float, batch: float | None = None) -> float:
-        """Share by which these settings raise the loss above the best ones."""
-        at = [np.log(lr)] + ([np.log(batch)] if self.batch_varied and batch is not None else [])
-        off = np.array(at) - (self.bottom @ _features(size, tokens))[: len(at)]
-        return float(np.expm1(off @ self.curvature[: len(at), : len(at)] @ off / 2))
 
     @property
     def regime(self) -> str:

@@ -9,7 +9,7 @@ from specs.law import Family, PublishedLaw
 
 TINY = from_catalog(Family, "tiny", None)
 PRIOR = from_catalog(PublishedLaw, "tiny", None)
-LADDER = Ladder(budgets=3, sizes=5, spread=2.0, step=math.sqrt(10.0), top=0.1)
+LADDER = Ladder(budgets=3, sizes=5, spread=2.0, budget_ratio=math.sqrt(10.0), top_share=0.1)
 
 
 def test_sizes_are_different_and_surround_the_centre() -> None:
@@ -23,7 +23,7 @@ def test_sizes_are_different_and_surround_the_centre() -> None:
 
 def test_sizes_closer_than_legal_shapes_are_still_different() -> None:
     """Ten sizes a tenth apart at a budget whose optimum is below the smallest shape."""
-    close = Ladder(budgets=3, sizes=10, spread=1.1, step=10.0, top=0.1)
+    close = Ladder(budgets=3, sizes=10, spread=1.1, budget_ratio=10.0, top_share=0.1)
     found = pilot_shapes(TINY, 256, 2e4, close)
     assert [shape.width for shape in found] == list(range(12, 52, 4))
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from planner.cli import write_plan
 from planner.design.allocation import Laws, published_surface
-from planner.design.inputs import PlanInputs, load_inputs
+from planner.design.inputs import PlanInputs
 from planner.design.target_run import find_target
 from planner.design.target_search import TargetSearch
 from specs.budget import Budget
 from specs.document.files import DocumentError, from_catalog, load
 from specs.law import PublishedLaw
 from specs.plan import Plan, PlannedRun
+from tests.support.planning import inputs_of
 
 BUDGET = """\
 kind: budget
@@ -53,7 +54,7 @@ def inputs(text: str, devices: int = 64) -> PlanInputs:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "b.yaml"
         path.write_text(text)
-        found = load_inputs(path, Path(folder), Path(folder))
+        found = inputs_of(path, Path(folder), Path(folder))
     return replace(found, cluster=found.cluster.model_copy(update={"devices": devices}))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from planner.design.inputs import load_inputs
 from planner.explain import cli
 from planner.explain.answer import Explanation, explain, reason_of
 from planner.explain.fields import (
@@ -26,8 +25,9 @@ from specs.law import RateCheck
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
 from tests.support import examples, samples
 from tests.support.paths import SPECS
+from tests.support.planning import inputs_of
 
-FRONTIER = make_plan(load_inputs(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
+FRONTIER = make_plan(inputs_of(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data")))
 FITTED = examples.make_plan("target")
 PILOTS = examples.make_plan("pilots")
 

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import sympy
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +11,8 @@ from model.kernels import choose
 from model.mesh import Mesh
 from model.transformer import Stage
 from planner.performance import cost
-from planner.performance.cost import FORMULAS, Architecture, architecture
+from planner.performance.cost import Architecture, architecture
+from specs import model as counts
 from specs.model import ModelSpec
 
 MHA = ModelSpec(layers=3, width=64, heads=4, kv_heads=4, ffn=176, vocab=320, context=32)
@@ -43,7 +43,8 @@ def test_the_papers_table_3(
 ) -> None:
     """N1, N2, M as printed, and their ratios to a unit of the last digit (6/7 is printed as .85, cut, not rounded)."""
     a = Architecture(layers, width, width // 64, width // 64, 64, 8 * width // 3, 102400, 4096)
-    six_n1, six_n2, m = cost.paper_6n1(a), cost.paper_6n2(a), cost.paper_flop_per_token(a)
+    six_n1, m = 6 * cost.block_params(a), counts.paper_flop_per_token(layers, width, 4096)
+    six_n2 = six_n1 + 6 * a.vocab * width
     assert (six_n1 / 6, six_n2 / 6, m) == (
         pytest.approx(n1, rel=5e-3),
         pytest.approx(n2, rel=5e-3),
@@ -55,18 +56,16 @@ def test_the_papers_table_3(
 
 def test_the_exact_count_stands_beside_the_papers() -> None:
     """With grouped queries the paper's formula overstates the 67B by 15 %."""
-    a = architecture(
-        ModelSpec(layers=95, width=8192, heads=64, kv_heads=8, ffn=22016, vocab=102400, context=4096)
-    )
-    assert cost.flop_per_token(a) == pytest.approx(4.33e11, rel=2e-3)
-    assert cost.paper_flop_per_token(a) == pytest.approx(4.97e11, rel=2e-3)
+    spec = ModelSpec(layers=95, width=8192, heads=64, kv_heads=8, ffn=22016, vocab=102400, context=4096)
+    assert spec.flop_per_token == pytest.approx(4.33e11, rel=2e-3)
+    assert spec.paper_flop_per_token == pytest.approx(4.97e11, rel=2e-3)
 
 
 @pytest.mark.parametrize("spec", [MHA, GQA], ids=["mha", "gqa"])
 def test_parameters_equal_the_real_models(spec: ModelSpec) -> None:
     """On the meta device, matrix by matrix and in all."""
     stage = Stage(spec, precision="bf16", mesh=Mesh(), kernels=choose("torch", "cpu"), device="meta")
-    assert sum(p.numel() for p in stage.parameters()) == cost.params(architecture(spec)) == spec.params
+    assert sum(p.numel() for p in stage.parameters()) == spec.params
     matrices = [p for name, p in stage.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     assert sum(p.numel() for p in matrices) == cost.block_params(architecture(spec)) == spec.block_params
 
@@ -116,7 +115,7 @@ def test_flop_equal_torchs_counter(spec: ModelSpec) -> None:
     with FlopCounterMode(display=False) as backward:
         y.sum().backward()
     assert forward.get_total_flops() == tokens * cost.forward_flop(a)
-    assert backward.get_total_flops() == tokens * cost.backward_flop(a)
+    assert backward.get_total_flops() == 2 * tokens * cost.forward_flop(a)
 
 
 def test_causal_attention_counts_the_columns_that_are_seen() -> None:
@@ -149,33 +148,3 @@ def test_traffic_is_the_rings() -> None:
     """A gather over one rank sends nothing."""
     assert cost.gather_bytes(800, 1) == 0
     assert cost.gather_bytes(800, 8) == 700
-
-
-@pytest.mark.parametrize("formula", FORMULAS, ids=lambda f: f.name)
-def test_formulas_are_the_counts(formula: cost.Formula) -> None:
-    """Expression, value and slope agree, the slope with a difference quotient; LaTeX has the letters."""
-    a = architecture(GQA)
-    letters = {cost.symbol(name): getattr(a, name) for name in cost.SYMBOLS}
-    assert int(formula.expression().subs(letters)) == formula.of(a)
-    wider, narrower = (
-        Architecture(a.layers, a.width + step, 6, 2, 16, 256, 512, 48) for step in (1, -1)
-    )  # quadratic at most in the width, so that the central difference is exact
-    assert formula.slope(a, "width") == pytest.approx((formula.of(wider) - formula.of(narrower)) / 2)
-    assert "d" in formula.latex()
-
-
-def test_the_interleaving_that_costs_least() -> None:
-    """The optimum of the pipeline's overhead in closed form is where its values are smallest."""
-    named = {
-        name: cost.symbol(name) for name in ("pp", "interleave", "micro_batches", "work_s", "transfer_s")
-    }
-    best = cost.optimum(cost.pipeline_overhead_s(**named), "interleave")
-    at = {"pp": 9, "micro_batches": 32, "work_s": 1.0, "transfer_s": 1 / 128}
-    found = float(best.subs({named[name]: value for name, value in at.items()}))
-    values = {v: cost.pipeline_overhead_s(interleave=v, **at) for v in range(1, 20)}
-    assert min(values, key=lambda v: values[v]) == round(found) == 4
-    assert sympy.simplify(best**2 * 2 * named["micro_batches"] * named["transfer_s"]) == sympy.simplify(
-        (named["pp"] - 1) * named["work_s"]
-    )
-    with pytest.raises(ValueError, match="vanishes at 0 places"):
-        cost.optimum(named["pp"] * named["interleave"], "interleave")

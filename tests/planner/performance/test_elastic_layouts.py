@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.design.inputs import load_inputs
 from planner.design.run_draft import DraftRequest, draft
 from planner.design.target_search import run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
@@ -22,8 +21,9 @@ from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.plan import PlannedRun
 from tests.support.paths import SPECS
+from tests.support.planning import inputs_of
 
-FRONTIER = load_inputs(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data"))
+FRONTIER = inputs_of(SPECS / "budget_1e24.yaml", Path("plans/budget_1e24"), Path("data"))
 H100 = from_catalog(Cluster, "h100-64", None)
 PLAIN = from_catalog(Cluster, "laptop", None)
 SEVEN_B = ModelSpec(layers=30, width=4096, heads=32, kv_heads=32, ffn=11008, vocab=102400, context=4096)

@@ -15,7 +15,8 @@ from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.layout import Layout
 from specs.model import ModelSpec
-from specs.pipeline_schedule import most_alive
+from specs.pipeline_schedule import one_f_one_b
+from tests.support.pipelines import most_alive
 
 SEVEN_B = ModelSpec(layers=32, width=4096, heads=32, kv_heads=8, ffn=11008, vocab=102400, context=4096)
 H800 = from_catalog(Cluster, "h800-2048", None)
@@ -124,7 +125,7 @@ def test_alive_passes_are_the_pipelines(pp: int, interleave: int, turns: int, da
     """The columns' count is that of the lists of work."""
     interleave = interleave if pp > 1 else 1
     rank = data.draw(st.integers(0, pp - 1))
-    expected = most_alive(pp, rank, turns * pp, interleave)
+    expected = most_alive(one_f_one_b(pp, rank, turns * pp, interleave))
     assert memory.in_flight_passes(pp, rank, turns * pp, interleave) == expected
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.design.inputs import load_inputs
 from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
@@ -22,6 +21,7 @@ from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
 from specs.report import render
 from tests.support.paths import SPECS
+from tests.support.planning import inputs_of
 
 PRIOR = from_catalog(PublishedLaw, "tiny", None).allocation
 assert PRIOR is not None
@@ -52,7 +52,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def planned(workspace: Path) -> Plan:
     """What `plan demo.yaml` gives now."""
-    return make_plan(load_inputs(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data"))
+    return make_plan(inputs_of(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data"))
 
 
 def train(workspace: Path, plan: Plan, seed: int) -> None:
@@ -107,8 +107,8 @@ def test_a_plan_of_pilots_says_how_sure_its_ladder_should_make(workspace: Path) 
     plan = planned(workspace)
     assert plan.ladder is not None
     assert (plan.ladder.budgets, plan.ladder.sizes, plan.ladder.considered) == (3, 4, 1)
-    (note,) = [one for one in plan.notes if one.startswith("this ladder should leave ±")]
-    assert f"8 x 10 at equal cost ±{100 * plan.ladder.paper_half_width:.1f} %" in note
+    (note,) = [one for one in plan.notes if one.startswith("expected 95 % interval of the target's loss: ±")]
+    assert f"±{100 * plan.ladder.paper_half_width:.1f} % with the paper's 8 x 10 ladder" in note
     budget = workspace / "demo.yaml"
     budget.write_text(budget.read_text().replace("budgets: 3, sizes: 4, spread: 1.3", "rates: []"))
     chosen = planned(workspace)
@@ -164,7 +164,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
         for name, ends in form.constants.items():
             low, middle, high = np.percentile(law.constant(name), [2.5, 50, 97.5])
             assert (ends.low, ends.value, ends.high) == pytest.approx((low, middle, high))
-    assert fit.held_out_error == pytest.approx(known.heldout_error)
+    assert fit.held_out_error == pytest.approx(known.held_out_error)
 
 
 def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path) -> None:
@@ -274,9 +274,10 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
         (own.peak_lr * math.exp(-half), own.peak_lr * math.exp(half)), rel=1e-3
     )
     said = f"({own.near_optimal_lr[0]:.3g} to {own.near_optimal_lr[1]:.3g} within 0.25 % of its loss)"
-    assert any(note.startswith("by the runs of the ledger") and said in note for note in plan.notes)
+    assert any(note.startswith("the ledger's runs have their best") and said in note for note in plan.notes)
     assert any(
-        "laws of learning rate and batch disagree" in note and "; ledger " in note for note in plan.notes
+        "published laws disagree on learning rate and batch" in note and "; ledger " in note
+        for note in plan.notes
     )
     assert any(one.startswith("ledger would take") and said in one for one in explain(plan, "lr").evidence)
     assert said in render(plan, None)
