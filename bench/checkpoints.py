@@ -84,7 +84,7 @@ def trainer(worker: RankWorker) -> Callable[[], float]:
     def step() -> float:
         begin = time.perf_counter()
         worker.accumulate_gradients(next(numbers), ())
-        worker.optimizer.apply(1e-4, worker.optimizer.reduce())
+        worker.optimizer.apply(1e-4, worker.optimizer.reduce_gradients())
         return time.perf_counter() - begin
 
     return step
@@ -178,7 +178,7 @@ def main() -> None:
         join_process_group(run, execution, 0, 0, tokens, tokens) as worker,
     ):
         folder = Path(where)
-        worker.optimizer.start(0)
+        worker.optimizer.initialize(0)
         checkpointer, step = AsyncCheckpointer(folder, worker, Retention()), trainer(worker)
         resumed, numbers = ResumeState(0, None, SpikeGuardState(), (), {}), iter(range(1, 10**6))
         step()

@@ -1,14 +1,14 @@
-"""A run is its folder: where each file of a run lies, and how it reads back as types.
+"""A run is its folder: the file names, and reading the files back as types.
 
     runs/<fingerprint>/run.json          RunSpec: what is trained; the folder's name is its fingerprint
-                       order.json        Order: how to carry it out, written anew by every launch
-                       queued.json       Queued: which submission to SLURM it is of, if any
+                       order.json        Order: how to train it, rewritten by every launch
+                       queued.json       Queued: its SLURM submission, if any
                        record.jsonl      starts, incidents and the end, with times
                        metrics.jsonl     a StepLine per step     \\ the same bytes whether or not
                        evals.jsonl       an EvalLine per point   / the run was ever interrupted
                        timing.jsonl      seconds and rates
                        checkpoints/      step-00001000/ ...
-                       tensorboard/      the same figures for TensorBoard
+                       tensorboard/      the same values for TensorBoard
                        log/              rank-0.txt ...: what the ranks printed
 
 The trainer writes these files; the launcher and the audit read them through this type, also while a run is in progress.
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def queued_json(self) -> Path:
-        """The newest submission to SLURM that it is of."""
+        """Its latest SLURM submission."""
         return self.path / "queued.json"
 
     @property
@@ -76,8 +76,8 @@ class RunFolder:
 
     @property
     def newest_step(self) -> int:
-        """Finished steps of the newest checkpoint, whole or not; 0 where there is none."""
-        return max(map(step_of, found(self.checkpoints)), default=0)
+        """Finished steps of the latest checkpoint, intact or damaged; 0 where there is none."""
+        return max(map(step_of, list_checkpoints(self.checkpoints)), default=0)
 
     @property
     def tensorboard(self) -> Path:
@@ -94,7 +94,7 @@ class RunFolder:
         return load(self.run_json, RunSpec)
 
     def order(self) -> Order:
-        """How it is carried out, as of the last launch."""
+        """How it is trained, as of the last launch."""
         return load(self.order_json, Order)
 
     def records(self) -> list[RecordLine]:
@@ -114,7 +114,7 @@ class RunFolder:
         return _whole_lines(self.timing_jsonl, TimingLine)
 
     def skipped(self) -> tuple[SkippedRange, ...]:
-        """What was given up and whose data are left out, in order."""
+        """The data ranges that rollbacks skipped, in order."""
         return tuple(line.skipped for line in self.records() if isinstance(line, Rollback))
 
     def end(self) -> End | None:
@@ -124,7 +124,7 @@ class RunFolder:
 
 
 def open_folder(runs: Path, run: RunSpec, order: Order) -> RunFolder:
-    """The run's folder under `runs`, made where it is absent, with this order.
+    """The run's folder under `runs`, created where it is absent, with this order.
 
     DocumentError where the folder holds another run: its run.json was edited or copied.
     """
@@ -139,7 +139,7 @@ def open_folder(runs: Path, run: RunSpec, order: Order) -> RunFolder:
 
 
 def _whole_lines(path: Path, line_type: Any) -> list[Any]:
-    """The complete lines of a file; its last one may be cut while a run is in progress or after it was killed."""
+    """The complete lines of a file; the last one may be incomplete while a run writes it or after it was killed."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -179,8 +179,8 @@ def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
     return found
 
 
-def found(folder: Path) -> list[Path]:
-    """What has a checkpoint's name, newest first."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Folders with a checkpoint's name, latest first."""
     named = [path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)]
     return sorted(named, key=step_of, reverse=True)
 
@@ -190,6 +190,6 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def folder_name(step: int) -> str:
-    """Name of the folder of a checkpoint."""
+def checkpoint_name(step: int) -> str:
+    """Name of a checkpoint's folder."""
     return f"step-{step:08d}"

@@ -1,4 +1,4 @@
-"""Where a run is executed: host, interpreter, versions, commit, processor and accelerators, for its Start record."""
+"""The environment of a run, for its Start record: host, Python, package versions, commit, processor, accelerators."""
 
 import os
 import platform
@@ -11,14 +11,14 @@ from pathlib import Path
 from specs.record import Environment
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers")
-"""Those whose versions change numbers, or the files that numbers are kept in."""
+"""Packages whose version can change the numbers, or the files that hold them."""
 
 _GIT_TIMEOUT_S = 10.0
-"""A repository on a file system that hangs must not stop a run; git needs about 0.01 s."""
+"""A hanging file system must not keep a run from starting; git needs about 0.01 s."""
 
 
 def environment(devices: Sequence[str]) -> Environment:
-    """What this process runs on; `devices` names its accelerators."""
+    """The environment of this process; `devices` are the names of its accelerators."""
     return Environment(
         host=socket.gethostname(),
         python=platform.python_version(),
@@ -30,18 +30,18 @@ def environment(devices: Sequence[str]) -> Environment:
 
 
 def slurm_job() -> str | None:
-    """SLURM's job around this process, how often it was started before, and its nodes; None outside of one."""
-    told = os.environ
-    if "SLURM_JOB_ID" not in told:
+    """The SLURM job of this process, its restart count and its nodes; None outside of SLURM."""
+    env = os.environ
+    if "SLURM_JOB_ID" not in env:
         return None
-    name = told["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in told:
-        name = f"{told['SLURM_ARRAY_JOB_ID']}_{told['SLURM_ARRAY_TASK_ID']}"
-    return f"{name}, restart {told.get('SLURM_RESTART_COUNT', '0')}, on {told.get('SLURM_JOB_NODELIST', '?')}"
+    name = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in env:
+        name = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return f"{name}, restart {env.get('SLURM_RESTART_COUNT', '0')}, on {env.get('SLURM_JOB_NODELIST', '?')}"
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that change numbers or files."""
+    """Versions of these packages."""
     return {name: version(name) for name in _PACKAGES}
 
 
@@ -55,7 +55,7 @@ def commit(source: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says, without its last line end; None where it fails or is not installed."""
+    """Git's output without the final newline; None where git fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", *arguments],

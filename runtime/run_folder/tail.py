@@ -1,4 +1,4 @@
-"""The ends of a run's files: read cheaply, and cut to whole lines after a crash."""
+"""The ends of a run's files: reading the last lines, and truncating to complete lines after a crash."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Any
 from specs.document.write import write_text
 
 
-def cut(path: Path, last: int | None) -> None:
-    """Drop the lines past step `last` (None: no step) and what a crash left at the end; an absent file is made."""
+def truncate_after_step(path: Path, last: int | None) -> None:
+    """Drop the lines after step `last`, if it is given, and an incomplete line at the end; create an absent file."""
     text = path.read_bytes() if path.exists() else None
     kept = []
     for line in (text or b"").split(b"\n")[:-1]:
@@ -21,23 +21,23 @@ def cut(path: Path, last: int | None) -> None:
         write_text(path, b"".join(kept).decode())
 
 
-def cut_line(path: Path) -> None:
-    """Drop half a line at the end of a file, where there is one."""
+def truncate_partial_line(path: Path) -> None:
+    """Drop an incomplete line at the end of a file."""
     text = path.read_bytes() if path.exists() else b""
     if not text.endswith(b"\n") and text:
         write_text(path, text[: text.rfind(b"\n") + 1].decode())
 
 
 def _step(line: bytes) -> int | None:
-    """The step of a line; None for what is not a line of ours."""
+    """The step of a line; None where it is not a JSON object with a step."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def reached(path: Path) -> int:
-    """The last step that a file has a line of, whatever a crash has left behind it; 0 where there is none."""
+def last_step(path: Path) -> int:
+    """Step of the file's last complete line; 0 where there is none."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     return next((step for line in reversed(lines) if (step := _step(line)) is not None), 0)
 
@@ -47,12 +47,12 @@ _TAIL_BYTES = 4096
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole JSON line of a file, or None where there is none yet."""
+    """The last complete JSON line of a file; None where there is none yet."""
     return next(iter(last_lines(path)), None)
 
 
 def last_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The last whole JSON lines of a file, the last one first, as far as a few kilobytes from its end reach."""
+    """The complete JSON lines among a file's last few kilobytes, the last one first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""The workspace: the current folder, which holds runs, corpora, plans and studies; and the error of a refused command."""
+"""The workspace: the folder with runs, corpora, plans and studies; and the error of a refused command."""
 
 import tempfile
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training a run: the loop, gradient accumulation, the loss-spike guard, resuming, asynchronous checkpoints, metrics.
+"""Training a run: the loop, gradient accumulation, the loss-spike guard, resume, asynchronous checkpoints, metrics.
 
 One process per rank. Front door: `runtime.train.loop.train`.
 """

@@ -172,13 +172,13 @@ def _train_steps(
             logger.incident("unsaved_checkpoint", step - 1, problem)
 
         # Apply the step, or reject it at a loss spike; after too many rejected in a row, roll back.
-        grad_norm = worker.optimizer.reduce()
+        grad_norm = worker.optimizer.reduce_gradients()
         reject_reason = guard.reject_reason(loss, grad_norm)
         if run.guard is None:
             values = {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
             _fail_if_not_finite(logger, step, values)
         if reject_reason:
-            worker.optimizer.drop()
+            worker.optimizer.skip()
             logger.incident("skipped_step", step, f"step {step} was rejected, {reject_reason}")
         else:
             worker.optimizer.apply(lr, grad_norm)

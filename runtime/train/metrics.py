@@ -1,8 +1,8 @@
-"""What a run measures, as lines: metrics.jsonl and evals.jsonl for everybody, timing.jsonl, TensorBoard beside them.
+"""The metrics of a run: metrics.jsonl, evals.jsonl and timing.jsonl, and the same values for TensorBoard.
 
 The first two hold nothing that depends on time, so that an interrupted run ends with the same bytes as any other. Lines
-are kept back for up to a second and written together. A checkpoint promises that all lines up to its step are on disk;
-a resume therefore cuts both files at its step, and what a killed process wrote beyond it is gone.
+are buffered for up to a second and written together. A checkpoint promises that all lines up to its step are on disk; a
+resume therefore truncates both files at its step, which removes what a killed process wrote after it.
 """
 
 import os
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import IO
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.tail import cut, reached
+from runtime.run_folder.tail import last_step, truncate_after_step
 from runtime.train.tensorboard_events import Events
 from specs.document.base import Spec
 from specs.record import EvalLine, StepLine, TimingLine
 
 _FLUSH_S = 1.0
-"""Longest time that a line is kept back, and the shortest over which a rate is measured: a person watches."""
+"""Longest time that a line is buffered, and shortest over which a rate is measured: a user watches the files."""
 
 
 class RecordError(ValueError):
@@ -26,12 +26,12 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class StepRates:
-    """What turns steps and seconds into rates."""
+    """Turns steps and seconds into rates."""
 
     step_tokens: int
     """Tokens of a step."""
     mfu_flop_per_token: int
-    """Model FLOP of a token."""
+    """Model FLOP per token."""
     peak_flop_per_s: float | None
     """Peak of all devices together; None where it is not known."""
 
@@ -46,15 +46,15 @@ class StepRates:
 class Metrics:
     """The open files of a run, on the one rank that writes them."""
 
-    def __init__(self, folder: RunFolder, from_step: int, rates: StepRates) -> None:
-        cut(folder.metrics_jsonl, from_step)
-        cut(folder.evals_jsonl, from_step)
-        cut(folder.timing_jsonl, None)
-        found = reached(folder.metrics_jsonl)
-        if found != from_step:
+    def __init__(self, folder: RunFolder, start_number: int, from_step: int, rates: StepRates) -> None:
+        truncate_after_step(folder.metrics_jsonl, from_step)
+        truncate_after_step(folder.evals_jsonl, from_step)
+        truncate_after_step(folder.timing_jsonl, None)
+        last = last_step(folder.metrics_jsonl)
+        if last != from_step:
             raise RecordError(
-                f"{folder.metrics_jsonl} has lines up to step {found}, but the checkpoint is of step {from_step}; "
-                f"put the file back, or delete {folder.checkpoints} to train from the start"
+                f"{folder.metrics_jsonl} ends at step {last}, but the checkpoint is of step {from_step}; "
+                f"restore the file, or delete {folder.checkpoints} to train from the start"
             )
         self._rates = rates
         self._files: dict[type[Spec], IO[bytes]] = {
@@ -62,20 +62,20 @@ class Metrics:
             EvalLine: open(folder.evals_jsonl, "ab"),  # noqa: SIM115
             TimingLine: open(folder.timing_jsonl, "ab"),  # noqa: SIM115
         }
-        self._events = Events(folder.tensorboard, from_step)
+        self._events = Events(folder.tensorboard, start_number, from_step)
         self._lines: list[StepLine | EvalLine | TimingLine] = []
         self._timed_step = self._step = from_step
         self._timed_s = time.monotonic()
 
     def add(self, line: StepLine | EvalLine) -> None:
-        """Take a line; it is in its file within about a second of further calls."""
+        """Buffer a line; further calls write it within about a second."""
         self._lines.append(line)
         self._step = line.step
         if time.monotonic() - self._timed_s >= _FLUSH_S:
             self.flush()
 
     def flush(self, *, to_disk: bool = False) -> None:
-        """Write all lines, and how fast the steps since the last time were; `to_disk` waits for the disk."""
+        """Write all lines and the rates since the last flush; with `to_disk`, return when they are on disk (fsync)."""
         seconds = time.monotonic() - self._timed_s
         if self._step > self._timed_step:
             self._lines.append(self._rates.line(self._step, self._step - self._timed_step, seconds))
@@ -90,7 +90,7 @@ class Metrics:
         self._lines.clear()
 
     def close(self) -> None:
-        """Write what is left and close the files."""
+        """Write the buffered lines and close the files."""
         self.flush(to_disk=True)
         self._events.close()
         for file in self._files.values():
@@ -98,7 +98,7 @@ class Metrics:
 
 
 def _scalars(line: StepLine | EvalLine | TimingLine) -> dict[str, float]:
-    """What TensorBoard shows of a line."""
+    """A line's values by their TensorBoard tags."""
     match line:
         case StepLine():
             values = {"train/loss": line.loss, "train/grad_norm": line.grad_norm, "train/lr": line.lr}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""One training process: its rank, its stop requests, its exit."""
 
 import os
 import signal
@@ -6,50 +6,56 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    pass
+from typing import NoReturn
 
 
 class StopRequest:
-    """Whether this process was asked to leave: the handlers only note it, the loop acts at the next step's end."""
+    """Whether this process was asked to stop. The handler only notes the signal; the loop acts at the end of a step."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.signal = 0
+        """Number of the latest signal; 0 while no stop is requested."""
 
     def listen(self) -> None:
-        """Take over the signals that mean it: SIGTERM (kill, SLURM), SIGUSR1 and SIGUSR2 (time is nearly up)."""
+        """Handle SIGTERM (kill, SLURM's preemption), SIGUSR1 and SIGUSR2 (the time limit is near) as stop requests."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._note)
 
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.signal != 0
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
+        self.signal = number
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which of how many ranks this process is."""
+    """This process's rank."""
 
     rank: int
+    """Among all processes of the run."""
     local_rank: int
-    ranks: int
+    """Among those of this node."""
+    world_size: int
+    """Processes of the run."""
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> "RankInfo":
-        """The seat that the launcher's variables name; alone where there are none."""
+        """From RANK, LOCAL_RANK and WORLD_SIZE; without them the run has one process."""
         return RankInfo(
             rank=int(environment.get("RANK", "0")),
             local_rank=int(environment.get("LOCAL_RANK", "0")),
-            ranks=int(environment.get("WORLD_SIZE", "1")),
+            world_size=int(environment.get("WORLD_SIZE", "1")),
         )
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process with this status, now that a rank has nothing more to do.
+    """Exit at once with this status, after the output is flushed.
 
-    While an interpreter ends, which takes torch a second, signals kill again, whose handlers are put back; and gloo's
-    threads may abort the process (pytorch/pytorch issue 190489). Either would make a failure of a finished run.
+    Interpreter shutdown takes torch a second, in which signals have their default handlers again and would kill the
+    process, and in which gloo's threads may abort it (pytorch/pytorch issue 190489). A finished run would look failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What one rank computes: its part of the model on its rows of each step, and the update of its weights.
+"""One rank's model, optimizer and data: gradient accumulation over its rows of a step, evaluation, collectives.
 
 B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one being only a target
 """
@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.collectives import sum_over
+from model.collectives import all_reduce
 from model.kernels import choose
 from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
-from runtime.data.batches import first_sample, held_out_rows, training_rows
+from runtime.data.batches import first_sample_of_step, held_out_rows, training_rows
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
@@ -54,8 +54,8 @@ class RankWorker:
         self.optimizer = AdamW(self._stage, mesh.dp, run.optim)
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one rank that decides where the others follow."""
+    def is_rank_zero(self) -> bool:
+        """Whether this is rank 0, which decides for all ranks and writes the records."""
         return self._mesh.world.rank == 0
 
     @property
@@ -65,45 +65,48 @@ class RankWorker:
 
     @property
     def writes_vectors(self) -> bool:
-        """Whether this is the one of the tensor-parallel ranks, all of which have the norms' gains, that saves them."""
+        """Whether this rank saves the norms' gains, of which all tensor-parallel ranks hold the same copy."""
         return self._mesh.tp.rank == 0
 
     @property
     def devices(self) -> list[str]:
-        """Names of the accelerators of all ranks; they are of one kind."""
+        """Names of all ranks' accelerators, which are of one kind; empty on CPUs."""
         if self._device.type != "cuda":
             return []
         return [torch.cuda.get_device_name()] * self._mesh.world.size
 
-    def accumulate(self, step: int, skipped: Sequence[SkippedRange]) -> Tensor:
-        """Add up the gradients of a step; this rank's share of the step's mean loss (fp64, nats)."""
+    def accumulate_gradients(self, step: int, skipped: Sequence[SkippedRange]) -> Tensor:
+        """Gradient accumulation: forward and backward over the step's micro-batches, whose gradients are summed.
+
+        Returns this rank's share of the step's mean loss (fp64, nats per token): the sum over all ranks is the loss.
+        """
         batch, context = self._run.optim.batch_sequences, self._run.model.context
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
-        first = first_sample(step, batch, skipped) + self._mesh.dp.rank * rows
+        first = first_sample_of_step(step, batch, skipped) + self._mesh.dp.rank * rows
 
         def read(micro_batch: int) -> Tensor:
             at = first + micro_batch * at_once
             return self._on_device(training_rows(self._train, context, self._run.seed, at, at_once))
 
         sizes = [at_once] * (rows // at_once)
-        self.optimizer.expect(len(sizes))
+        self.optimizer.start_accumulation(len(sizes))
         return self._once(self._pipeline.train(sizes, read, batch * context))
 
-    def summed(self, values: Sequence[float | Tensor]) -> list[float]:
-        """A few scalars, each summed over the ranks in one collective."""
+    def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
+        """A few scalars, each summed over all ranks, in one all-reduce."""
         scalars = [float(value) for value in values]
         if self._mesh.world.size == 1:
             return scalars
-        together = torch.tensor(scalars, dtype=torch.float64, device=self._device)
-        return [float(value) for value in sum_over(together, self._mesh.world).tolist()]
+        vector = torch.tensor(scalars, dtype=torch.float64, device=self._device)
+        return [float(value) for value in all_reduce(vector, self._mesh.world).tolist()]
 
-    def told(self, numbers: Sequence[float]) -> list[float]:
-        """The first rank's numbers, on every rank; the others' own are not looked at."""
-        size = int(self.summed([len(numbers) if self.leads else 0])[0])
-        return self.summed(list(numbers) if self.leads else [0.0] * size)
+    def broadcast(self, numbers: Sequence[float]) -> list[float]:
+        """Rank 0's numbers, on every rank; what the other ranks pass is ignored."""
+        size = int(self.all_reduce_sum([len(numbers) if self.is_rank_zero else 0])[0])
+        return self.all_reduce_sum(list(numbers) if self.is_rank_zero else [0.0] * size)
 
     def evaluate(self, sequences: int) -> float:
-        """Mean loss over this many held-out sequences, nats per token; each replica takes a stretch of them."""
+        """Mean loss over this many held-out sequences, nats per token; each data-parallel rank takes some of them."""
         context, dp = self._run.model.context, self._mesh.dp
         at_once = max(1, _EVALUATION_TOKENS // context)
         start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
@@ -114,13 +117,13 @@ class RankWorker:
             first, count = firsts[micro_batch], sizes[micro_batch]
             return self._on_device(held_out_rows(self._held_out, context, first, count))
 
-        return self.summed([self._once(self._pipeline.evaluate(sizes, read, sequences * context))])[0]
+        return self.all_reduce_sum([self._once(self._pipeline.evaluate(sizes, read, sequences * context))])[0]
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows_BT).to(self._device)
 
     def _once(self, loss: Tensor) -> Tensor:
-        """A share of a loss that all tensor-parallel ranks have, for a sum over all ranks: the first one's counts."""
+        """The loss share on the first tensor-parallel rank, zero on the others, which have the same one."""
         return loss if self._mesh.tp.rank == 0 else torch.zeros_like(loss)
 
 
@@ -133,7 +136,7 @@ def join_process_group(
     train: NDArray[Any],
     held_out: NDArray[Any],
 ) -> Iterator[RankWorker]:
-    """This rank's replica, connected to the others while the block is open."""
+    """Join the process group, by rendezvous at MASTER_ADDR and MASTER_PORT, while the block is open."""
     _make_deterministic(execution, local_rank)
     layout = execution.layout
     with connect(
@@ -142,13 +145,13 @@ def join_process_group(
         yield RankWorker(run, execution, mesh, train, held_out)
 
 
-def gpus() -> int:
-    """GPUs that torch sees here."""
+def gpu_count() -> int:
+    """GPUs that torch finds on this node."""
     return torch.cuda.device_count()
 
 
 def _make_deterministic(execution: Execution, local_rank: int) -> None:
-    """Sums in one order: a fixed number of threads, and of several algorithms the one that repeats itself."""
+    """Deterministic sums: a fixed number of threads, and only algorithms that give the same bits every time."""
     if execution.device == "cuda":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
             ":4096:8"  # else cuBLAS may choose by what is free (its manual, 2.1.4)

@@ -11,24 +11,24 @@ from pathlib import Path
 import pytest
 
 from runtime.run_folder import lock
-from runtime.run_folder.lock import Claim, Owner, owner_of
+from runtime.run_folder.lock import LockAttempt, Owner, recorded_owner
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path: Path) -> None:
-    held = Claim(tmp_path).take()
+    held = LockAttempt(tmp_path).acquire()
     assert held is not None
-    second = Claim(tmp_path, patience_s=0.05)
-    assert second.take() is None
-    assert not second.hopeless
+    second = LockAttempt(tmp_path, patience_s=0.05)
+    assert second.acquire() is None
+    assert not second.owner_is_alive
     time.sleep(0.06)
-    assert second.hopeless
-    assert owner_of(tmp_path) == Owner.me()
-    assert str(owner_of(tmp_path)).startswith(f"process {os.getpid()} on ")
-    held.close()
-    assert owner_of(tmp_path) is None
-    again = second.take()
+    assert second.owner_is_alive
+    assert recorded_owner(tmp_path) == Owner.this_process()
+    assert str(recorded_owner(tmp_path)).startswith(f"process {os.getpid()} on ")
+    held.release()
+    assert recorded_owner(tmp_path) is None
+    again = second.acquire()
     assert again is not None
-    again.close()
+    again.release()
 
 
 def left_by_another_host(folder: Path) -> None:
@@ -59,45 +59,45 @@ def renewed(folder: Path) -> Iterator[None]:
 
 def test_a_dead_owner_on_another_host_is_taken_over_after_a_while(tmp_path: Path) -> None:
     left_by_another_host(tmp_path)
-    claim = Claim(tmp_path, dead_s=0.2)
-    assert claim.take() is None
-    assert not claim.hopeless
-    assert str(owner_of(tmp_path)) == "process 7 on another-host"
+    claim = LockAttempt(tmp_path, dead_s=0.2)
+    assert claim.acquire() is None
+    assert not claim.owner_is_alive
+    assert str(recorded_owner(tmp_path)) == "process 7 on another-host"
     time.sleep(0.21)
-    held = claim.take()
+    held = claim.acquire()
     assert held is not None
-    assert owner_of(tmp_path) == Owner.me()
-    held.close()
+    assert recorded_owner(tmp_path) == Owner.this_process()
+    held.release()
 
 
 def test_a_living_owner_on_another_host_keeps_the_folder(tmp_path: Path) -> None:
     left_by_another_host(tmp_path)
-    claim = Claim(tmp_path, dead_s=0.3)
+    claim = LockAttempt(tmp_path, dead_s=0.3)
     with renewed(tmp_path):
         until_s = time.monotonic() + 1.0
         while time.monotonic() < until_s:
-            assert claim.take() is None
+            assert claim.acquire() is None
             time.sleep(0.01)
-    assert claim.hopeless
-    assert str(owner_of(tmp_path)) == "process 7 on another-host"
+    assert claim.owner_is_alive
+    assert str(recorded_owner(tmp_path)) == "process 7 on another-host"
 
 
 def test_an_owner_renews_its_lock_until_it_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "RENEW_S", 0.02)
-    held = Claim(tmp_path).take()
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
+    held = LockAttempt(tmp_path).acquire()
     assert held is not None
     os.utime(tmp_path / "lock", (0, 0))
     until_s = time.monotonic() + 5
     while (tmp_path / "lock").stat().st_mtime == 0:
         assert time.monotonic() < until_s
         time.sleep(0.01)
-    held.close()
+    held.release()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b'{"host": "h"}', b"process 7 on a-host"])
 def test_a_lock_file_that_says_nothing_holds_nobody_up(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "lock").write_bytes(content)
-    assert owner_of(tmp_path) is None
-    held = Claim(tmp_path).take()
+    assert recorded_owner(tmp_path) is None
+    held = LockAttempt(tmp_path).acquire()
     assert held is not None
-    held.close()
+    held.release()

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.tail import cut, cut_line
+from runtime.run_folder.tail import truncate_after_step, truncate_partial_line
 from runtime.train.metrics import Metrics, RecordError, StepRates
 from runtime.train.tensorboard_events import Events
 from specs.record import EvalLine, StepLine
@@ -23,7 +23,7 @@ def eval_line(step: int) -> EvalLine:
 
 def write(folder: RunFolder, first: int, last: int) -> Metrics:
     """A segment's lines: a step each, an evaluation every fourth."""
-    metrics = Metrics(folder, first - 1, RATES)
+    metrics = Metrics(folder, first, first - 1, RATES)
     for step in range(first, last + 1):
         metrics.add(step_line(step))
         if step % 4 == 0:
@@ -74,16 +74,16 @@ def test_lines_that_a_checkpoint_promised_and_that_are_gone_are_missed(tmp_path:
     folder = RunFolder(tmp_path)
     write(folder, 1, 5).close()
     with pytest.raises(
-        RecordError, match=r"lines up to step 5, but the checkpoint is of step 7; put the file back"
+        RecordError, match=r"ends at step 5, but the checkpoint is of step 7; restore the file"
     ):
-        Metrics(folder, 7, RATES)
+        Metrics(folder, 2, 7, RATES)
 
 
 def test_lines_wait_for_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now_s[0])
     folder = RunFolder(tmp_path)
-    metrics = Metrics(folder, 0, RATES)
+    metrics = Metrics(folder, 1, 0, RATES)
     for step in range(1, 5):
         now_s[0] += 0.3
         metrics.add(step_line(step))
@@ -100,8 +100,8 @@ def test_cutting_leaves_a_whole_file_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write(folder, 1, 5).close()
     before = folder.metrics_jsonl.stat().st_mtime_ns
-    cut(folder.metrics_jsonl, 5)
-    cut_line(folder.metrics_jsonl)
+    truncate_after_step(folder.metrics_jsonl, 5)
+    truncate_partial_line(folder.metrics_jsonl)
     assert folder.metrics_jsonl.stat().st_mtime_ns == before
 
 
@@ -109,7 +109,7 @@ def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     for text, whole in (("one\nhal", "one\n"), ("hal", ""), ("one\n", "one\n"), ("", "")):
         path.write_text(text)
-        cut_line(path)
+        truncate_partial_line(path)
         assert path.read_text() == whole
 
 
@@ -125,10 +125,10 @@ def test_tensorboard_reads_the_scalars(tmp_path: Path) -> None:
 
 
 def test_tensorboard_hides_steps_that_were_done_again(tmp_path: Path) -> None:
-    first = Events(tmp_path, from_step=0)
+    first = Events(tmp_path, start_number=9, from_step=0)
     first.add((step, {"train/loss": 1.0}) for step in range(1, 9))
     first.close()
-    second = Events(tmp_path, from_step=5)
+    second = Events(tmp_path, start_number=10, from_step=5)
     second.add((step, {"train/loss": 2.0}) for step in range(6, 8))
     second.close()
     board = EventAccumulator(str(tmp_path)).Reload()

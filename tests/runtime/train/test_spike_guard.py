@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from runtime.checkpoint.format import find_whole, read_manifest
-from runtime.data.batches import first_sample
+from runtime.checkpoint.format import find_latest_intact, read_manifest
+from runtime.data.batches import first_sample_of_step
 from runtime.run_folder.folder import RunFolder
 from runtime.train.spike_guard import SpikeGuard, deviations
 from specs.data import CorpusRef
@@ -25,7 +25,7 @@ SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
 
 
 def fed(guard: SpikeGuard, losses: list[float]) -> list[str]:
-    return [guard.objection(loss, 1.0) for loss in losses]
+    return [guard.reject_reason(loss, 1.0) for loss in losses]
 
 
 def noisy(count: int, level: float = 3.0, seed: int = 0) -> list[float]:
@@ -47,11 +47,11 @@ def test_a_few_wild_losses_do_not_hide_a_spike() -> None:
 def test_only_what_rises_is_a_spike() -> None:
     guard = SpikeGuard(SPEC, SpikeGuardState())
     assert fed(guard, noisy(16)) == [""] * 16
-    assert guard.objection(0.5, 1.0) == ""
-    assert "deviations above the last 16 steps' median" in guard.objection(4.0, 1.0)
-    assert guard.in_a_row == 1
-    assert guard.objection(3.0, 1.0) == ""
-    assert guard.in_a_row == 0
+    assert guard.reject_reason(0.5, 1.0) == ""
+    assert "deviations above the median of the last 16 steps" in guard.reject_reason(4.0, 1.0)
+    assert guard.rejected_in_a_row == 1
+    assert guard.reject_reason(3.0, 1.0) == ""
+    assert guard.rejected_in_a_row == 0
 
 
 def test_nothing_is_a_spike_before_there_is_something_to_compare() -> None:
@@ -62,8 +62,8 @@ def test_what_was_thrown_away_is_not_compared_with() -> None:
     guard = SpikeGuard(SPEC, SpikeGuardState())
     fed(guard, noisy(16))
     assert all(fed(guard, [6.0] * 40))
-    assert guard.memory.in_a_row == 40
-    assert max(guard.memory.losses) < 3.2
+    assert guard.state.rejected_in_a_row == 40
+    assert max(guard.state.losses) < 3.2
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,17 @@ def test_what_was_thrown_away_is_not_compared_with() -> None:
 )
 def test_what_is_not_finite_is_never_applied(loss: float, norm: float) -> None:
     guard = SpikeGuard(SPEC, SpikeGuardState())
-    assert guard.objection(loss, norm).startswith("loss ")
+    assert guard.reject_reason(loss, norm).startswith("not finite: loss ")
     for _ in range(2):
-        assert not guard.impatient
-        guard.objection(loss, norm)
-    assert guard.impatient
+        assert not guard.should_roll_back
+        guard.reject_reason(loss, norm)
+    assert guard.should_roll_back
 
 
 def test_without_a_guard_everything_is_applied() -> None:
     guard = SpikeGuard(None, SpikeGuardState())
     assert fed(guard, [3.0] * 200 + [math.nan, 1e9]) == [""] * 202
-    assert not guard.impatient
+    assert not guard.should_roll_back
 
 
 def test_a_guard_that_was_put_down_goes_on_as_if_it_never_was() -> None:
@@ -90,15 +90,15 @@ def test_a_guard_that_was_put_down_goes_on_as_if_it_never_was() -> None:
     whole, resumed = SpikeGuard(SPEC, SpikeGuardState()), SpikeGuard(SPEC, SpikeGuardState())
     said = []
     for loss in losses:
-        said.append(resumed.objection(loss, 1.0))
-        resumed = SpikeGuard(SPEC, SpikeGuardState.model_validate_json(resumed.memory.canonical_json()))
+        said.append(resumed.reject_reason(loss, 1.0))
+        resumed = SpikeGuard(SPEC, SpikeGuardState.model_validate_json(resumed.state.canonical_json()))
     assert said == fed(whole, losses)
-    assert resumed.memory == whole.memory
+    assert resumed.state == whole.state
 
 
 def test_batches_go_on_past_what_was_left_out() -> None:
     def batches(steps: int, *skipped: SkippedRange) -> list[int]:
-        return [first_sample(step, 10, skipped) // 10 + 1 for step in range(1, steps + 1)]
+        return [first_sample_of_step(step, 10, skipped) // 10 + 1 for step in range(1, steps + 1)]
 
     assert batches(4) == [1, 2, 3, 4]
     first = SkippedRange(step=6, to_step=2, batches=6)
@@ -131,7 +131,7 @@ def test_a_few_bad_steps_are_left_out_and_the_run_goes_on(home: Path, tmp_path: 
     assert [line.loss for line in metrics if not line.applied] == [None] * 3
     incidents = [line for line in folder.records() if isinstance(line, Incident)]
     assert [(line.what, line.step) for line in incidents] == [("skipped_step", step) for step in (30, 31, 32)]
-    path, problems = find_whole(folder.checkpoints, folder.run(), ())
+    path, problems = find_latest_intact(folder.checkpoints, folder.run(), ())
     assert path is not None
     assert problems == []
     assert read_manifest(path).updates == STEPS - 3
@@ -148,13 +148,13 @@ def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
     folder = trained(home, tmp_path, run_of(home), 30, 35, dp)
     (rollback,) = (line for line in folder.records() if isinstance(line, Rollback))
     assert rollback.skipped == SkippedRange(step=33, to_step=24, batches=33)
-    assert "steps 25 to 33 are given up and their data left out" in rollback.message
+    assert "rolled back to step 24: steps 25 to 33 are discarded and their data skipped" in rollback.message
     assert [line.from_step for line in folder.records() if isinstance(line, Start)] == [0, 24]
     assert [line.lost_steps for line in folder.records() if isinstance(line, Start)] == [0, 9]
     metrics = folder.metrics()
     assert [line.step for line in metrics] == list(range(1, STEPS + 1))
     assert [line.step for line in metrics if not line.applied] == [25, 26]  # batches 34 and 35
-    path, _ = find_whole(folder.checkpoints, folder.run(), folder.skipped())
+    path, _ = find_latest_intact(folder.checkpoints, folder.run(), folder.skipped())
     assert path is not None
     assert read_manifest(path).skipped == (rollback.skipped,)
 
@@ -188,8 +188,8 @@ def test_a_run_that_comes_back_to_the_same_place_stops(home: Path, tmp_path: Pat
     assert len(folder.skipped()) == 3
     last = folder.records()[-1]
     assert isinstance(last, Incident)
-    assert "went back to step 24 3 times" in last.message
+    assert "3 rollbacks to step 24 did not get the run past step 28" in last.message
     (line,) = (folder.log / "rank-0.txt").read_text().splitlines()[-1:]
-    assert line.startswith("RunError: went back to step 24 3 times")
+    assert line.startswith("RunError: 3 rollbacks to step 24 did not get the run past step 28")
     assert line.endswith("training diverged; plan with a lower learning rate")
     assert json.loads((folder.metrics_jsonl).read_text().splitlines()[-1])["step"] == 28

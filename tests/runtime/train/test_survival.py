@@ -286,7 +286,7 @@ def test_a_rank_that_can_never_write_fails_the_run_at_its_end(
     folder = opened(tmp_path, run, order(run, dp=2))
     assert set(trained(home, folder, 2, prepare=partial(failing, 99))) == {FAILED}
     assert last_line(folder) == (
-        f"OSError: step {STEPS} was not saved: another rank could not write its part; "
-        "once it can be, run again: that goes on from the newest checkpoint"
+        f"OSError: the checkpoint of step {STEPS} was not saved: another rank could not write its part; "
+        "correct that and rerun; the run resumes from the latest checkpoint"
     )
     assert folder.end() is None

@@ -82,7 +82,7 @@ def test_a_run_leaves_a_complete_record(finished: RunFolder) -> None:
 def test_the_loss_of_a_step_is_the_mean_over_its_batch(home: Path, finished: RunFolder) -> None:
     run = finished.run()
     stage, optimizer = model_of(run)
-    optimizer.start(run.seed)
+    optimizer.initialize(run.seed)
     text = tokens(home / "data", load_corpus(home / "data", run.data.corpus), "train")
     rows = torch.from_numpy(training_rows(text, run.model.context, run.seed, 0, run.optim.batch_sequences))
     assert finished.metrics()[0].loss == pytest.approx(textbook_loss(stage, rows), rel=1e-6)
@@ -94,7 +94,7 @@ def test_the_final_loss_is_that_of_the_weights_in_the_last_checkpoint(
     run = finished.run()
     stage, optimizer = model_of(run)
     load_checkpoint(finished.checkpoints / "step-00000020", optimizer.boxes())
-    optimizer.publish()
+    optimizer.sync_parameters()
     text = tokens(home / "data", load_corpus(home / "data", run.data.corpus), "held_out")
     rows = torch.from_numpy(held_out_rows(text, run.model.context, 0, run.evaluation.final_sequences))
     end = finished.end()
