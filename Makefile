@@ -4,12 +4,14 @@ BIN := .venv/bin
 BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)
 QUICK := not slow and not slurm and not gpu
 
-.PHONY: demo test check lint help
+.PHONY: demo test check lint docs generate help
 
 help:
 	@echo "make demo    plan, train, audit on this machine: minutes on two cores (SMOKE=1: a shorter one, for tests)"
 	@echo "make test    format, lint, types, every test"
 	@echo "make check   format, lint, types, the quick tests"
+	@echo "make docs    the documentation, into site/; python3 -m http.server -d site shows it, search included"
+	@echo "make generate  JSON Schemas, reference pages and the page of commands, from the types and the help texts"
 
 # A forecast that is missed (status 1) is a result of the demo; whatever else goes wrong is a failure.
 demo: .venv/.set-up
@@ -26,6 +28,18 @@ lint: .venv/.set-up
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+docs: .venv/.docs
+	$(BIN)/zensical build --strict --clean
+
+generate: .venv/.set-up
+	$(BIN)/python -m specs.document.schemas
+	$(BIN)/python -m specs.document.reference
+	$(BIN)/python -m tests.support.commands_page
+
+.venv/.docs: .venv/.set-up
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 # A .venv that is whole is kept and brought up to date; one that is absent, cut off or of a vanished Python is made anew.
 .venv/.set-up: pyproject.toml constraints.txt

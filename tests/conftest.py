@@ -1,7 +1,7 @@
-"""What every test can rely on: one thread, no network, quick tests first, and a clear word for what cannot run here.
+"""What every test can rely on: one thread, no network, and a clear word for what cannot run here (support/needs.py).
 
-Two marks need more than Python: `slurm` a real SLURM, `gpu` a CUDA device. Their tests are skipped where it is absent;
-with REQUIRE_SLURM=1, as on a machine that is meant to have it, an absent SLURM is a failure.
+Tests run in several processes. Those of one `xdist_group` run one after the other in one of them: `slurm-...` share a
+cluster, `ranks` are those that would disturb each other, since they start processes and kill them at chosen moments.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.needs import absent
 from tests.support.slurm.needs import lacking
 
 # Before NumPy and torch are imported, since both read it once: sums are taken in one order on every machine.
@@ -28,9 +29,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
-ORDER = ("slow", "slurm", "gpu")
-"""Marks from the quickest to the slowest; a test without any of them comes before all of these."""
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,30 +40,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests first, then slow, slurm, gpu; otherwise as they were collected."""
+    """Groups first, since their tests wait for each other; then what takes long, so that none is left at the end."""
     items.sort(key=_place)
 
 
-def _place(item: pytest.Item) -> int:
-    return max((1 + ORDER.index(mark.name) for mark in item.iter_markers() if mark.name in ORDER), default=0)
+def _place(item: pytest.Item) -> tuple[int, str]:
+    group = item.get_closest_marker("xdist_group")
+    if group is not None:
+        return (0 if item.get_closest_marker("slurm") else 1), group.args[0]
+    return (2 if item.get_closest_marker("slow") or item.get_closest_marker("soak") else 3), ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test that this machine cannot run, and say why."""
-    if item.get_closest_marker("slurm"):
-        _need_slurm()
+    if item.get_closest_marker("slurm") and (reason := lacking()) is not None:
+        absent("slurm", reason)
     if item.get_closest_marker("gpu"):
         import torch  # late: most tests never need it
 
         if not torch.cuda.is_available():
-            pytest.skip("no CUDA device")
-
-
-def _need_slurm() -> None:
-    reason = lacking()
-    if reason is None:
-        return
-    if os.environ.get("REQUIRE_SLURM") == "1":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+            absent("gpu", "there is no CUDA device")

@@ -1,8 +1,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from specs.plan import Plan
 from specs.record import LedgerRecord, RecordLine
 from specs.run import RunSpec
 from tests.support import samples
+from tests.support.commands import Done, call, script
 from tests.support.paths import ROOT
 
 
@@ -814,13 +813,7 @@ COMMANDS: dict[str, tuple[str, str, bytes | None, str, str]] = {
 }
 
 
-def command(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The console script of this name, as a person calls it."""
-    script = Path(sys.executable).parent / name
-    return subprocess.run([script, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
-
-
-def refused(done: subprocess.CompletedProcess[str], begins: str, says: str) -> None:
+def refused(done: Done, begins: str, says: str) -> None:
     """Exit code 2, and one line on standard error only."""
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -839,7 +832,18 @@ def test_a_command_refuses_in_one_line_and_writes_nothing(
     if content is not None:
         (tmp_path / document).write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
-    refused(command(name, document, cwd=tmp_path), begins, says)
+    refused(call(name, document, folder=tmp_path), begins, says)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["plan", "run", "audit"])
+@pytest.mark.parametrize("case", ["missing file", "not UTF-8", "brackets in red"])
+def test_so_does_its_console_script(name: str, case: str, tmp_path: Path) -> None:
+    _, document, content, begins, says = COMMANDS[case]
+    if content is not None:
+        (tmp_path / document).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    refused(script(name, document, folder=tmp_path), begins, says)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -849,7 +853,7 @@ def test_a_plan_edited_after_sealing_is_neither_run_nor_audited(tmp_path: Path) 
     (tmp_path / "plan.yaml").write_text(text.replace("unique_tokens: 100000000", "unique_tokens: 100000001"))
     for name in ("run", "audit"):
         refused(
-            command(name, "plan.yaml", cwd=tmp_path),
+            call(name, "plan.yaml", folder=tmp_path),
             "plan.yaml:1:1: ",
             "the plan was changed after it was sealed",
         )
@@ -860,12 +864,12 @@ def test_a_plan_is_not_written_where_nothing_can_be_written(tmp_path: Path) -> N
     (tmp_path / "b.yaml").write_text(PUBLISHED)
     (tmp_path / "plans").write_text("a file")
     refused(
-        command("plan", "b.yaml", cwd=tmp_path),
+        call("plan", "b.yaml", folder=tmp_path),
         "plans/small/plan.target.yaml:1:1: ",
         "this cannot be written (",
     )
     refused(
-        command("plan", "b.yaml", "--out", "/proc/x", cwd=tmp_path),
+        call("plan", "b.yaml", "--out", "/proc/x", folder=tmp_path),
         "/proc/x/plan.target.yaml:1:1: ",
         "written (",
     )
@@ -879,15 +883,19 @@ def test_a_plan_does_not_rest_on_a_ledger_that_was_cut(tmp_path: Path) -> None:
     corpus = Corpus(spec=spec, digest="0" * 64, train=split, held_out=split, tokenizer_sha256=None)
     write_json(tmp_path / "data" / spec.fingerprint() / "manifest.json", corpus)
     (tmp_path / "ledger.jsonl").write_text('{"kind": "ledger", "ru')
-    refused(command("plan", "b.yaml", cwd=tmp_path), "ledger.jsonl:1:1: ", "the last line is cut off; ")
+    refused(call("plan", "b.yaml", folder=tmp_path), "ledger.jsonl:1:1: ", "the last line is cut off; ")
     assert (tmp_path / "ledger.jsonl").read_text() == '{"kind": "ledger", "ru'
     assert not (tmp_path / "plans").exists()
 
 
 def test_a_sealed_plan_of_another_budget_is_not_taken_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(PUBLISHED)
-    assert command("plan", "b.yaml", cwd=tmp_path).returncode == 0
+    assert call("plan", "b.yaml", folder=tmp_path).returncode == 0
     sealed = (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes()
     (tmp_path / "b.yaml").write_text(PUBLISHED.replace("1e13", "2e13"))
-    refused(command("plan", "b.yaml", cwd=tmp_path), "b.yaml:2:7: ", "is the plan of another budget with this name; ")
+    refused(
+        call("plan", "b.yaml", folder=tmp_path),
+        "b.yaml:2:7: ",
+        "is the plan of another budget with this name; ",
+    )
     assert (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes() == sealed

@@ -5,7 +5,6 @@
 Starting processes costs more than most cases, so a test file puts several cases in one function.
 """
 
-import multiprocessing
 import pickle
 import tempfile
 import time
@@ -19,9 +18,7 @@ from typing import Any
 import torch
 
 from model.mesh import Mesh, connect
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["model.zero"])
+from tests.support.forkserver import PROCESSES
 
 
 class RankError(AssertionError):
@@ -45,8 +42,8 @@ def spawn(ranks: int, function: Callable[..., Any], *args: Any, timeout_s: float
 
 
 def _start(rank: int, ranks: int, rendezvous: str, timeout_s: float, *work: Any) -> tuple[Any, Connection]:
-    ours, theirs = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_run, args=(theirs, rank, ranks, rendezvous, timeout_s, *work))
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_run, args=(theirs, rank, ranks, rendezvous, timeout_s, *work))
     process.start()
     theirs.close()  # so that a process that dies closes the pipe
     return process, ours

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +23,9 @@ from specs.plan import CurveBand
 from specs.record import Order, SkippedRange
 from specs.run import Evaluation, Execution, RunSpec
 from tests.support import samples
+from tests.support.forkserver import PROCESSES
 
 TEXTS = [f"Document {i} says: " + f"{i * 7919 % 1009} things about {i}. " * 20 for i in range(40)]
-
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["runtime.train.worker"])
 
 
 def corpus(home: Path) -> CorpusRef:
@@ -126,7 +123,7 @@ class Ranks:
     ) -> None:
         port = _free_port()
         self.processes = [
-            _PROCESSES.Process(
+            PROCESSES.Process(
                 target=_rank, args=(folder.path, data, _environment(rank, ranks, port), prepare)
             )
             for rank in range(ranks)

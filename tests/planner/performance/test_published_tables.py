@@ -7,12 +7,13 @@ from bench.tables import COMPARISONS, Comparison, clusters, mean_error, step_s
 from planner.performance.cost import Architecture
 from planner.performance.layout_grid import grid_of
 from specs.layout import Layout
+from tests.support.needs import shared
 
 
-@pytest.mark.skipif(not TABLES.is_dir(), reason="the published tables are not at hand")
 @pytest.mark.parametrize("comparison", COMPARISONS, ids=lambda c: c.title)
 def test_mean_errors(comparison: Comparison) -> None:
     """At most what is asked, in all and on the rows held out; no more than half of the rows are fitted."""
+    shared(TABLES)
     cases = list(comparison.cases(clusters()))
     held_out = [case for case in cases if not case.fitted]
     assert mean_error(cases) <= comparison.at_most

@@ -10,6 +10,7 @@ import pytest
 from planner.scaling import laws
 from planner.scaling.fit import fit, interval
 from planner.scaling.model_averaging import CANDIDATES
+from tests.support.needs import shared
 from tests.support.paths import SHARED
 
 EPOCH = SHARED / "data/epoch_chinchilla/svg_extracted_data.csv"
@@ -27,9 +28,7 @@ def _grid(cells: int = 8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _epoch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not EPOCH.exists():
-        pytest.skip("Epoch's rows are not beside the repository")
-    with EPOCH.open() as file:
+    with shared(EPOCH).open() as file:
         rows = [[float(r[c]) for c in ("Model Size", "Training FLOP", "loss")] for r in csv.DictReader(file)]
     size, flop, loss = np.array(sorted(rows, key=lambda row: row[2])[:-5]).T
     return size, flop / (6 * size), loss

@@ -22,6 +22,7 @@ from planner.scaling.lr_annealing import (
     fit_annealing,
     smoothed,
 )
+from tests.support.needs import shared
 
 STEPS = np.arange(400, 8001, 100)
 TRUTH = {
@@ -29,7 +30,11 @@ TRUTH = {
     "root": [2.6, 1.2, 0.5, 0.12, 4.0],
     "multi-power": [2.5, 1.1, 0.45, 0.2, 20.0, 0.4, 0.7],
 }
-needs_data = pytest.mark.skipif(not MULTI_POWER_DATA.exists(), reason=f"{MULTI_POWER_DATA} is absent")
+
+
+@pytest.fixture
+def _published_curves() -> None:
+    shared(MULTI_POWER_DATA)
 
 
 def _schedule(*drops: tuple[int, float], peak: float = 1e-3) -> np.ndarray:
@@ -129,19 +134,19 @@ def test_what_is_wrong_is_named() -> None:
         _true(ROOT).predict(lr, [0])
 
 
-@needs_data
+@pytest.mark.usefixtures("_published_curves")
 @pytest.mark.parametrize("size", SIZES)
 def test_three_published_curves_forecast_six_others(size: int) -> None:
     assert mean_errors(size, ROOT) <= GOALS[size]
 
 
-@needs_data
+@pytest.mark.usefixtures("_published_curves")
 @pytest.mark.parametrize("size", SIZES)
 def test_the_end_of_a_curve_from_before_its_drop_and_the_drop_of_another(size: int) -> None:
     assert same_size_errors(size, ROOT).mean() <= 0.3
 
 
-@needs_data
+@pytest.mark.usefixtures("_published_curves")
 def test_published_laws_are_fitted_at_least_as_well_as_published() -> None:
     """Luo et al. print .13 and .16 % for the momentum law on 25M and 100M; their own law's optimum is ours too."""
     assert mean_errors(25, MOMENTUM) <= 0.135

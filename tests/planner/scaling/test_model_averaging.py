@@ -18,6 +18,7 @@ from planner.scaling.model_averaging import (
     forecast,
 )
 from planner.scaling.posterior import Points, points, posterior
+from tests.support.needs import shared
 from tests.support.paths import SHARED
 
 SWEEP = SHARED / "facts/corpora.md"
@@ -58,11 +59,9 @@ def _forecast(runs: Points, size: float, tokens: float, draws: int = 2000, seed:
 def _sweep() -> Points:
     """The measured sweep: rows '| C | d | tokens (M) | batch | lr | steps | bits/byte | ...' of two-layer
     models."""
-    if not SWEEP.exists():
-        pytest.skip("the measured sweep is not beside the repository")
     rows = [
         [float(cell) for cell in line.strip("| \n").split("|")]
-        for line in SWEEP.read_text().splitlines()
+        for line in shared(SWEEP).read_text().splitlines()
         if line.startswith(("| 1e+", "| 3e+"))
     ]
     flop, width, _, _, _, steps, loss, *_ = np.array(rows).T

@@ -25,8 +25,8 @@ from specs.document.files import DocumentError, load
 from specs.document.write import write_yaml
 from specs.exit_codes import OK
 from specs.run import Imported, RunSpec
-from tests.runtime.commands.test_run_cli import isoplan
 from tests.support import samples
+from tests.support.commands import isoplan
 from tests.support.training import opened, tiny_run, train_here
 
 QUIET = Console(quiet=True)
@@ -69,7 +69,7 @@ def our_logits(folder: RunFolder, step: int, rows: torch.Tensor) -> torch.Tensor
     stage = Stage(spec.model, precision=spec.precision, mesh=Mesh(), kernels=kernels, device="cpu")
     optimizer = AdamW(stage, Axis(), spec.optim)
     load_checkpoint(folder.checkpoints / f"step-{step:08d}", optimizer.boxes())
-    optimizer.publish()
+    optimizer.sync_parameters()
     return stage.logits(rows).detach().double()
 
 

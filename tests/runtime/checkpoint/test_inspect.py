@@ -11,7 +11,7 @@ from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import LockAttempt
 from specs.checkpoint_retention import Retention
 from specs.exit_codes import OK
-from tests.runtime.commands.test_run_cli import isoplan
+from tests.support.commands import isoplan
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
 
 FILE = "rank-00000.safetensors"
@@ -106,14 +106,14 @@ def test_the_last_whole_one_is_never_removed(home: Path) -> None:
 
 
 def test_a_run_in_progress_is_not_pruned(home: Path) -> None:
-    lock = LockAttempt(folder_in(home).path).take()
+    lock = LockAttempt(folder_in(home).path).acquire()
     assert lock is not None
     done = isoplan(home, "checkpoints", folder_in(home).path, "--prune")
-    lock.close()
+    lock.release()
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert f"process {os.getpid()} on " in line
-    assert "is at work in" in line
+    assert "is using" in line
 
 
 def test_a_run_without_any_says_so(home: Path) -> None:

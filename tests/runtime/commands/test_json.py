@@ -2,19 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 from specs.document.write import write_yaml
 from tests.support import examples
-
-
-def isoplan(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-P", "-W", "error", "-m", "runtime.cli", *map(str, words)]
-    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+from tests.support.commands import isoplan
 
 
 def answered(folder: Path, *words: object) -> object:
@@ -23,7 +15,6 @@ def answered(folder: Path, *words: object) -> object:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
 def test_every_verb_offers_json(tmp_path: Path) -> None:
     verbs = re.findall(r"^│ ([a-z]+) ", isoplan(tmp_path, "--help").stdout, re.MULTILINE)
     assert set(verbs) >= {"plan", "run", "audit", "explain", "diff", "data", "init", "export", "import"}

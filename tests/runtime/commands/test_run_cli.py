@@ -22,6 +22,7 @@ from specs.plan import Plan
 from specs.record import Audit, Start
 from specs.run import Evaluation, Execution, RunSpec
 from tests.support import samples
+from tests.support.commands import Done, isoplan, isoplan_process
 
 BUDGET = """\
 kind: budget
@@ -38,20 +39,6 @@ precision: fp32
 """
 
 DECOY = "raise RuntimeError('a module of the current folder was imported')\n"
-
-
-def isoplan(folder: Path, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The `isoplan` command in a folder, as a user calls it."""
-    argv = [sys.executable, "-P", "-W", "error", "-m", "runtime.cli", *map(str, words)]
-    return subprocess.run(
-        argv,
-        cwd=folder,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,  # a whole study, on a machine that does other things too
-    )
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +91,7 @@ def tiny_plan(home: Path, *runs: RunSpec, execution: Execution | None = None) ->
     return path
 
 
-def one_line(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+def one_line(done: Done, *parts: str) -> None:
     """It was refused as bad input, in one line with these parts, and no traceback."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -191,16 +178,16 @@ def test_an_audit_that_was_asked_too_early_is_to_be_done_again(home: Path) -> No
 
 
 def test_starter_budgets_are_written_and_never_overwritten(tmp_path: Path) -> None:
-    first = isoplan(tmp_path, "init", "mine")
+    first = isoplan_process(tmp_path, "init", "mine")
     assert first.returncode == 0, first.stderr
     demo = tmp_path / "mine" / "demo.yaml"
     assert "kind: budget" in demo.read_text()
     demo.write_text("mine\n")
-    second = isoplan(tmp_path, "init", "mine")
+    second = isoplan_process(tmp_path, "init", "mine")
     assert "kept   mine/demo.yaml" in second.stdout
     assert demo.read_text() == "mine\n"
     (tmp_path / "file").touch()
-    one_line(isoplan(tmp_path, "init", "file"), "file", "name a folder")
+    one_line(isoplan_process(tmp_path, "init", "file"), "file", "name a folder")
 
 
 def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -> None:
@@ -358,7 +345,7 @@ def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> N
         (home / f"{module}.py").write_text(DECOY)
     runs = [tiny_run(home), tiny_run(home, seed=1), tiny_run(home, seed=2)]
     path = tiny_plan(home, *runs)
-    done = isoplan(home, "run", path)
+    done = isoplan_process(home, "run", path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished pilot") == 3
     assert f"next: audit {shlex.quote(str(path))}\n" in done.stdout
@@ -366,7 +353,7 @@ def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> N
     assert all(end is not None and end.step == 30 for end in ends)
 
     records = [folder_of(home, run).record_jsonl.read_bytes() for run in runs]
-    again = isoplan(home, "run", path, "--json")
+    again = isoplan_process(home, "run", path, "--json")
     assert again.returncode == 0, again.stderr
     assert [run["state"] for run in json.loads(again.stdout)["runs"]] == ["finished"] * 3
     assert "3 of 3 runs are finished already" in again.stderr

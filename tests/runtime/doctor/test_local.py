@@ -11,14 +11,21 @@ import typer
 from runtime.commands.tools import doctor_command
 from runtime.doctor import local
 from runtime.doctor.benchmark import DeviceRates, LinkRates, device_rates, half_depth, link_rates
-from runtime.doctor.local import Examined, base_cluster, check_place, examine, measured
+from runtime.doctor.local import (
+    DoctorReport,
+    MeasuredRates,
+    base_cluster,
+    check_output,
+    examine,
+    measured_cluster,
+)
 from runtime.launch.machine import Machine
 from runtime.run_folder.workspace import RefusedError
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, from_catalog, load
 from specs.document.write import write_yaml
-from tests.runtime.commands.test_run_cli import isoplan
 from tests.support import samples
+from tests.support.commands import isoplan, isoplan_process
 
 H100 = from_catalog(Cluster, "h100-64", None)
 RATES = DeviceRates("a GPU", 5e13, 7.5e14, 640.0, 3e12, 4.2e14, 2e-6, {"attention": "flash-attn"})
@@ -47,7 +54,7 @@ def test_a_link_is_measured_between_two_processes() -> None:
 
 
 def test_a_gpu_keeps_its_data_sheet_and_gets_its_shares() -> None:
-    found = measured(H100, 8, RATES, LinkRates(3.6e11, 2e-5))
+    found = measured_cluster(H100, 8, RATES, LinkRates(3.6e11, 2e-5))
     assert found.device == H100.device
     share, before = found.efficiency, H100.efficiency
     assert share is not None
@@ -60,34 +67,34 @@ def test_a_gpu_keeps_its_data_sheet_and_gets_its_shares() -> None:
         before.multiprocessors,
     )
     assert share.source.startswith("measured by isoplan doctor on ")
-    alone = measured(H100, 1, RATES, None).efficiency
+    alone = measured_cluster(H100, 1, RATES, None).efficiency
     assert alone is not None
     assert (alone.links, alone.message) == (before.links, before.message)
 
 
 def test_only_what_the_doctor_wrote_gives_way(tmp_path: Path) -> None:
     path, laptop = tmp_path / "mine.yaml", from_catalog(Cluster, "laptop", None)
-    check_place(path)
+    check_output(path)
     for base in (H100, H100.model_copy(update={"efficiency": None}), laptop):
-        write_yaml(path, measured(base, 8, RATES, LinkRates(3.6e11, 2e-5)))
-        check_place(path)
+        write_yaml(path, measured_cluster(base, 8, RATES, LinkRates(3.6e11, 2e-5)))
+        check_output(path)
         write_yaml(path, base)
-        with pytest.raises(DocumentError, match="did not write what is there; give another name as --out"):
-            check_place(path)
+        with pytest.raises(DocumentError, match="did not write this file and does not overwrite it; choose another name with --out"):
+            check_output(path)
     for text in ("kind: cluster\nsource: measured by isoplan doctor on me\n", "notes: [", ""):
         path.write_text(text)
-        with pytest.raises(DocumentError, match="did not write what is there"):
-            check_place(path)
-    with pytest.raises(DocumentError, match="did not write what is there"):
-        check_place(tmp_path)
+        with pytest.raises(DocumentError, match="did not write this file"):
+            check_output(path)
+    with pytest.raises(DocumentError, match="did not write this file"):
+        check_output(tmp_path)
 
 
 def test_a_second_measurement_names_its_sources_once() -> None:
     for base in (H100, H100.model_copy(update={"efficiency": None})):
-        once = measured(base, 8, RATES, LinkRates(3.6e11, 2e-5))
+        once = measured_cluster(base, 8, RATES, LinkRates(3.6e11, 2e-5))
         assert once != base
-        assert measured(once, 8, RATES, LinkRates(3.6e11, 2e-5)).efficiency == once.efficiency
-        assert measured(once, 8, RATES, LinkRates(3.6e11, 2e-5)).source == once.source
+        assert measured_cluster(once, 8, RATES, LinkRates(3.6e11, 2e-5)).efficiency == once.efficiency
+        assert measured_cluster(once, 8, RATES, LinkRates(3.6e11, 2e-5)).source == once.source
 
 
 def test_the_doctor_may_be_called_again_and_refuses_before_it_measures(
@@ -95,10 +102,11 @@ def test_the_doctor_may_be_called_again_and_refuses_before_it_measures(
 ) -> None:
     calls = []
 
-    def measure(base: Cluster, machine: Machine, folder: Path) -> Examined:
+    def measure(base: Cluster, machine: Machine, folder: Path) -> DoctorReport:
         calls.append(base)
         rates = replace(RATES, fp32_flop_per_s=1e11 * len(calls))
-        return Examined((), rates, None, measured(base, 2, rates, None), 0.0)
+        measured = MeasuredRates(rates, None, None, None, ("here",))
+        return DoctorReport((), measured, measured_cluster(base, 2, rates, None), 0.0)
 
     monkeypatch.setattr(local, "examine", measure)
     path = tmp_path / "out.yaml"
@@ -108,28 +116,28 @@ def test_the_doctor_may_be_called_again_and_refuses_before_it_measures(
         assert ended.value.exit_code == 0
         assert load(path, Cluster).device.peak_fp32 == peak
     write_yaml(path, H100)
-    with pytest.raises(DocumentError, match="did not write what is there"):
+    with pytest.raises(DocumentError, match="did not write this file"):
         doctor_command(cluster="laptop", out=path)
     assert load(path, Cluster) == H100
     assert len(calls) == 2
 
 
 def test_what_is_not_here_is_not_measured(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="has GPUs and this machine shows none"):
+    with pytest.raises(RefusedError, match="has GPUs and this machine has none"):
         examine(H100, Machine(2, ()), tmp_path)
-    with pytest.raises(RefusedError, match="say whose data sheet"):
+    with pytest.raises(RefusedError, match="whose data sheet is not known"):
         base_cluster(None, Machine(2, ("0",)))
 
 
 @pytest.mark.slow
 def test_the_file_that_is_written_can_be_planned_with(tmp_path: Path) -> None:
-    done = isoplan(tmp_path, "doctor", "--json", RANK="", SLURM_JOB_ID="7")
+    done = isoplan_process(tmp_path, "doctor", "--json", RANK="", SLURM_JOB_ID="7")
     assert done.returncode == 1, done.stderr  # for the variables
     told = json.loads(done.stdout)
     (wrong,) = (one for one in told["findings"] if not one["ok"])
-    assert wrong["what"] == "variables of a job are set: RANK, SLURM_JOB_ID"
+    assert wrong["message"] == "variables of a job are set: RANK, SLURM_JOB_ID"
     cluster = load(tmp_path / told["file"], Cluster)
-    assert cluster.device.peak_fp32 == pytest.approx(told["device"]["fp32_flop_per_s"], rel=0.01)
+    assert cluster.device.peak_fp32 == pytest.approx(told["rates"]["device"]["fp32_flop_per_s"], rel=0.01)
     assert cluster.devices == len(os.sched_getaffinity(0))
     text = samples.BUDGET.replace("cluster: laptop", f"cluster: {told['file']}")
     text = text.replace("{kind: pilots, prior: tiny, share: 0.5}", "{kind: published, law: tiny}")

@@ -30,8 +30,9 @@ from specs.document.write import append_line, write_json, write_yaml
 from specs.plan import Plan
 from specs.record import End, Environment, EvalLine, Incident, Start, StepLine, TimingLine, What
 from specs.slurm_submission import Queued, StudyState, Submission
-from tests.runtime.commands.test_run_cli import isoplan, one_line
+from tests.runtime.commands.test_run_cli import one_line
 from tests.support import samples
+from tests.support.commands import isoplan
 from tests.support.slurm.desk import CLUSTER
 
 TOKENS = samples.run().batch_tokens
@@ -48,7 +49,7 @@ def home(tmp_path: Path) -> Path:
 def target(home: Path) -> RunFolder:
     """The target's folder, made as a launch makes it."""
     [group] = StatusCollector(Workspace(home), None).groups()
-    [(wanted, _)] = group.wanted
+    [(wanted, _)] = group.requests
     return open_folder(home / "runs", wanted.run, wanted.order)
 
 
@@ -112,21 +113,21 @@ def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:
     assert looked(home).state == "not started"
     folder = target(home)
     assert looked(home).state == "not started"
-    held = LockAttempt(folder.path).take()
+    held = LockAttempt(folder.path).acquire()
     assert held is not None
     started(folder)
     for step in (10, 20, 30, 40, 50):
         stepped(folder, step)
     evaluated(folder, 50, 3.1)
     run = looked(home)
-    assert (run.state, run.step, run.steps, run.nodes) == ("at work", 50, 100, socket.gethostname())
+    assert (run.state, run.step, run.steps, run.nodes) == ("running", 50, 100, socket.gethostname())
     assert run.tokens_per_s == pytest.approx(5 * TOKENS)
     assert run.remaining_s == pytest.approx(10.0)
     assert run.mfu == pytest.approx(0.25)
     assert run.forecast is not None
-    assert (run.loss, run.forecast.median, run.forecast.judge(3.1)) == (3.1, 3.0, "inside")
-    assert (run.forecast.judge(3.6), run.forecast.judge(2.4)) == ("above", "below")
-    held.close()
+    assert (run.loss, run.forecast.median, run.forecast.compare(3.1)) == (3.1, 3.0, "inside")
+    assert (run.forecast.compare(3.6), run.forecast.compare(2.4)) == ("above", "below")
+    held.release()
     said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
     run = looked(home)
     assert (run.state, run.end_reason, run.remaining_s) == (
@@ -170,7 +171,7 @@ def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Pa
         run = looked(
             home, with_slurm(folder, again)
         )  # before its Start line, under the same job or a new one
-        assert (run.state, run.step, run.restarts, run.loss, run.remaining_s) == ("at work", 20, 1, None, None)
+        assert (run.state, run.step, run.restarts, run.loss, run.remaining_s) == ("running", 20, 1, None, None)
     for path, until in ((folder.metrics_jsonl, 2), (folder.evals_jsonl, 0)):  # as a start cuts them
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:until]))
     started(folder, 20, job="12, restart 1, on node1")
@@ -199,24 +200,24 @@ def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> 
 def test_a_run_in_the_queue(home: Path) -> None:
     folder = target(home)
     run = looked(home, with_slurm(folder, live("PENDING", "Resources", starts="2030-01-02T03:04:05")))
-    assert (run.state, run.reason, run.job, run.starts) == (
+    assert (run.state, run.pending_reason, run.job, run.expected_start) == (
         "queued",
         "Resources",
         "12",
         "2030-01-02T03:04:05",
     )
     run = looked(home, with_slurm(folder, live("RUNNING", nodes="node[1-2]")))
-    assert (run.state, run.nodes, run.reason, run.starts) == ("at work", "node[1-2]", "", "")
+    assert (run.state, run.nodes, run.pending_reason, run.expected_start) == ("running", "node[1-2]", "", "")
     started(folder, job="12, restart 0, on node[1-2]")
     stepped(folder, 10)
     said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
     run = looked(home, with_slurm(folder, live("PENDING", "BeginTime", restarts=1)))
-    assert (run.state, run.reason, run.restarts) == ("requeued", "BeginTime", 1)
+    assert (run.state, run.pending_reason, run.restarts) == ("requeued", "BeginTime", 1)
     assert "retry 1 of 3" in run.end_reason
     assert run.in_progress
     for held in ("JobHeldUser", "launch failed requeued held", "JobHoldMaxRequeue"):
         run = looked(home, with_slurm(folder, live("PENDING", held, restarts=1)))
-        assert (run.state, run.reason, run.in_progress) == ("requeued", held, False)
+        assert (run.state, run.pending_reason, run.in_progress) == ("held", held, False)
         snapshot = StatusCollector(Workspace(home), None).collect(
             answer(with_slurm(folder, live("PENDING", held)))
         )
@@ -237,7 +238,7 @@ def test_a_job_that_ended_before_its_run(home: Path) -> None:
     # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
     (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
     assert looked(home, with_slurm(folder)).state == "failed"
-    assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "at work"
+    assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "running"
     (folder.path / "lock").unlink()
     run = looked(home, JobStates({folder.path.name: "12"}, problem="no answer"))
     assert (run.state, run.end_reason) == ("unknown", "SLURM has or had it as job 12")
@@ -292,10 +293,10 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
 
 def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
     assert current_owner(tmp_path) is None
-    held = LockAttempt(tmp_path).take()
+    held = LockAttempt(tmp_path).acquire()
     assert held is not None
     assert current_owner(tmp_path) is not None
-    held.close()
+    held.release()
     assert current_owner(tmp_path) is None
     lock = tmp_path / "lock"
     lock.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
@@ -335,7 +336,7 @@ def test_a_study_says_what_to_do_next(
     [study] = snapshot.studies
     assert study.state == state
     for part in parts:
-        assert part in study.said
+        assert part in study.message
     assert [plan["next"] for plan in snapshot.plain()["plans"]] == [""]  # only the study says what comes next
 
 
@@ -347,7 +348,7 @@ def test_a_study_names_its_budgets_file(home: Path) -> None:
 
     def said_of(asked: Path | None) -> str:
         [study] = StatusCollector(Workspace(home), asked).collect(answer(JobStates())).studies
-        return study.said
+        return study.message
 
     assert said_of(None).endswith(again.format("its budget"))
     assert said_of(home / "our study.yaml").endswith(again.format(f"'{home}/our study.yaml'"))
@@ -383,7 +384,7 @@ def test_a_study_of_another_folder_is_not_looked_for_here(
     for asked in ("small.yaml", "plans/small/plan.target.yaml"):
         shown = isoplan(other, "status", home / asked)
         assert line in shown.stdout.splitlines()
-        assert json.loads(isoplan(home, "status", asked, "--json").stdout)["elsewhere"] == ""
+        assert json.loads(isoplan(home, "status", asked, "--json").stdout)["other_workspace"] == ""
     assert isoplan(other, "cancel", home / "small.yaml", PATH="/nowhere").stdout.splitlines() == [line]
 
 
@@ -404,7 +405,9 @@ def test_the_table_fits_a_hundred_columns(home: Path) -> None:
     said(folder, "crashed", "Killed (rank 1 on node2): retry 1 of 3, from step 8")
     where = with_slurm(folder, live("PENDING", "Resources", 1, "2030-01-02T03:04:05"))
     printed = io.StringIO()
-    display.show(StatusCollector(Workspace(home), None).collect(answer(where)), Console(file=printed, width=100))
+    display.show(
+        StatusCollector(Workspace(home), None).collect(answer(where)), Console(file=printed, width=100)
+    )
     _, *table, end_reason = printed.getvalue().splitlines()
     assert all(len(line) <= 100 for line in table)
     text = printed.getvalue()
@@ -418,10 +421,10 @@ def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
     snapshot = StatusCollector(Workspace(home), None).collect(answer(JobStates()))
     [(group, [run])] = snapshot.groups
     busy = replace(
-        run, title=title, state="at work", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
+        run, title=title, state="running", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
         remaining_s=200.0, nodes="node[1-12,14-20]", forecast=StepForecast(3.0, 2.5, 3.5),
     )  # fmt: skip
-    pending = replace(busy, state="requeued", remaining_s=None, reason="Priority", starts="2030-01-02T03:04:05")
+    pending = replace(busy, state="requeued", remaining_s=None, pending_reason="Priority", expected_start="2030-01-02T03:04:05")
     printed = io.StringIO()
     display.show(replace(snapshot, groups=((group, (busy, pending)),)), Console(file=printed, width=100))
     assert printed.getvalue().count(title) == 2
@@ -443,7 +446,7 @@ def test_a_finished_studys_loss_is_said_as_the_table_has_it(home: Path) -> None:
         home / "plans" / "small" / "study.json", StudyState(state="done", message="inside: 3.0 nats/token")
     )
     [study] = StatusCollector(Workspace(home), None).collect(answer(JobStates())).studies
-    assert study.said.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
+    assert study.message.startswith("done, inside: 3.0 nats/token (4.328 bits per byte, forecast ")
 
 
 def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +481,7 @@ def test_the_command(home: Path) -> None:
     assert "run plans/small/plan.target.yaml starts the rest" in shown.stdout
     plain = json.loads(isoplan(home, "status", folder.path.name[:6], "--json").stdout)
     assert [run["run"] for run in plain["plans"][0]["runs"]] == [folder.path.name]
-    one_line(isoplan(home, "status", "nonsense"), "this is no run folder")
+    one_line(isoplan(home, "status", "nonsense"), "no run has this path or fingerprint")
 
 
 def test_what_may_be_asked_for(home: Path) -> None:
@@ -517,7 +520,7 @@ def test_a_plan_that_cannot_be_read_hides_no_other(home: Path) -> None:
     broken.write_text("kind: plan\n")
     snapshot = StatusCollector(Workspace(home), None).collect()
     assert [run.state for run in snapshot.runs] == ["not started"]
-    assert f"{broken}:1:1: " in snapshot.unread[0]
+    assert f"{broken}:1:1: " in snapshot.unreadable[0]
 
 
 def test_without_slurms_programs_the_files_speak(home: Path) -> None:
@@ -537,10 +540,10 @@ def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
         (home / "runs" / name).mkdir(parents=True)
         (home / "runs" / name / "run.json").write_text("{}")
     here = Workspace(home)
-    with pytest.raises(DocumentError, match="2 runs begin so: ab01, ab02; write more of the name"):
+    with pytest.raises(DocumentError, match="2 fingerprints start with this: ab01, ab02; write more characters"):
         find_run(Path("ab"), here)
     for nothing in ("abc", "runs/ab", "ab01/log"):
-        with pytest.raises(DocumentError, match="this is no run folder"):
+        with pytest.raises(DocumentError, match="no run has this path or fingerprint"):
             find_run(Path(nothing), here)
     for named in (Path("ab02"), home / "runs" / "ab02"):
         assert find_run(named, here).path == home / "runs" / "ab02"
@@ -553,12 +556,12 @@ def test_nothing_to_cancel(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "nothing to cancel: SLURM has nothing of this in hand\n"
     assert not (home / "slurm").exists()
-    held = LockAttempt(folder.path).take()
+    held = LockAttempt(folder.path).acquire()
     assert held is not None
     started(folder)
     done = isoplan(home, "cancel", folder.path.name)
-    held.close()
-    assert f"left alone: process {os.getpid()} on {socket.gethostname()} is at work in " in done.stdout
+    held.release()
+    assert f"left alone: process {os.getpid()} on {socket.gethostname()} is using " in done.stdout
     assert "Ctrl-C where it was started saves and ends it" in done.stdout
 
 

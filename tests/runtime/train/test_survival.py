@@ -18,6 +18,7 @@ from specs.exit_codes import BAD_INPUT, FAILED, OK
 from specs.record import Incident, Start
 from specs.run import Evaluation, RunSpec
 from tests.support import samples
+from tests.support.needs import absent
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
 STEPS = 120
@@ -126,7 +127,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        absent("mount", mounted.stderr.strip())
     try:
         yield folder
     finally:
