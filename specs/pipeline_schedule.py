@@ -1,7 +1,7 @@
-"""The order of work in a pipeline, as plain lists: the planner times them, the engine executes them, tests prove them.
+"""The order of action in a pipeline, as plain lists: the planner times them, the engine executes them, tests prove them.
 
 A model is cut into pp x chunks virtual stages: chunk c of rank r is virtual stage c * pp + r, in order of depth. A rank
-goes through its list of work one by one, and results travel between the works of neighbouring virtual stages. What is
+goes through its list of action one by one, and results travel between the actions of neighbouring virtual stages. What is
 sent and received, and when, follows from the lists alone: all transfers of a step stand in one order of time, which
 every rank keeps to, and that is why none can wait for another in a circle.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 
-class Work(NamedTuple):
+class Action(NamedTuple):
     """One pass of one micro-batch through one chunk of a rank."""
 
     kind: Literal["forward", "backward"]
@@ -26,19 +26,19 @@ class Transfer(NamedTuple):
     kind: Literal["send", "receive"]
     peer: int
     """The other rank."""
-    work: Work
-    """This rank's work that the result comes from, or that it goes into."""
+    action: Action
+    """This rank's action that the result comes from, or that it goes into."""
 
 
 class Span(NamedTuple):
-    """When a work runs."""
+    """When a action runs."""
 
     start: float
     end: float
 
 
-def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tuple[Work, ...]:
-    """The works of a rank in a training step: 1F1B, interleaved where there are several chunks (arXiv 2104.04473, 2.2).
+def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tuple[Action, ...]:
+    """The actions of a rank in a training step: 1F1B, interleaved where there are several chunks (arXiv 2104.04473, 2.2).
 
     After its warm-up of forwards a rank alternates one forward and one backward, then drains the backwards. ValueError
     for what has no such order: a rank outside the pipeline, or interleaved micro-batches that are no multiple of pp.
@@ -52,47 +52,47 @@ def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tupl
             f"interleaving needs micro-batches in multiples of pp > 1, not {micro_batches} of pp {pp}"
         )
     forwards = forward_only(pp, micro_batches, chunks)
-    backwards = [Work("backward", work.micro_batch, chunks - 1 - work.chunk) for work in forwards]
+    backwards = [Action("backward", action.micro_batch, chunks - 1 - action.chunk) for action in forwards]
     warm = min(_warm_up(pp, rank, chunks), len(forwards))
     steady = zip(forwards[warm:], backwards, strict=False)
-    pairs = [work for pair in steady for work in pair]
+    pairs = [action for pair in steady for action in pair]
     return (*forwards[:warm], *pairs, *backwards[len(forwards) - warm :])
 
 
-def forward_only(pp: int, micro_batches: int, chunks: int = 1) -> tuple[Work, ...]:
-    """The works of every rank in an evaluation: pp micro-batches go through a chunk before the next chunk's turn."""
+def forward_only(pp: int, micro_batches: int, chunks: int = 1) -> tuple[Action, ...]:
+    """The actions of every rank in an evaluation: pp micro-batches go through a chunk before the next chunk's turn."""
     return tuple(
-        Work("forward", micro_batch, chunk)
+        Action("forward", micro_batch, chunk)
         for first in range(0, micro_batches, pp)
         for chunk in range(chunks)
         for micro_batch in range(first, min(first + pp, micro_batches))
     )
 
 
-def source(pp: int, chunks: int, rank: int, work: Work) -> tuple[int, Work] | None:
-    """The rank and its work whose result goes into this one.
+def source(pp: int, chunks: int, rank: int, action: Action) -> tuple[int, Action] | None:
+    """The rank and its action whose result goes into this one.
 
     None for the forward that takes tokens and the backward that starts from the loss. (A backward also takes what its
     own forward kept, on the same rank.)
     """
-    stage = work.chunk * pp + rank + (-1 if work.kind == "forward" else 1)
+    stage = action.chunk * pp + rank + (-1 if action.kind == "forward" else 1)
     if not 0 <= stage < pp * chunks:
         return None
-    return stage % pp, work._replace(chunk=stage // pp)
+    return stage % pp, action._replace(chunk=stage // pp)
 
 
 def timetable(
-    orders: Sequence[Sequence[Work]],
+    orders: Sequence[Sequence[Action]],
     chunks: int,
-    duration: Callable[[int, Work], float],
+    duration: Callable[[int, Action], float],
     transfer: float = 0.0,
-) -> dict[tuple[int, Work], Span]:
-    """When every (rank, work) runs, if it takes `duration(rank, work)` and its result arrives `transfer` after its end.
+) -> dict[tuple[int, Action], Span]:
+    """When every (rank, action) runs, if it takes `duration(rank, action)` and its result arrives `transfer` after its end.
 
-    `orders` has the works of every rank. Sending costs a rank no time of its own. ValueError where orders wait for each
+    `orders` has the actions of every rank. Sending costs a rank no time of its own. ValueError where orders wait for each
     other in a circle.
     """
-    spans: dict[tuple[int, Work], Span] = {}
+    spans: dict[tuple[int, Action], Span] = {}
     left = [deque(order) for order in orders]
     free = [0.0] * len(orders)
     waiting = set(range(len(orders)))
@@ -103,36 +103,38 @@ def timetable(
                 feeding = source(len(orders), chunks, rank, left[rank][0])
                 if feeding is not None and feeding not in spans:
                     break
-                work = left[rank].popleft()
+                action = left[rank].popleft()
                 start = max(free[rank], spans[feeding].end + transfer) if feeding else free[rank]
-                free[rank] = start + duration(rank, work)
-                spans[rank, work] = Span(start, free[rank])
+                free[rank] = start + duration(rank, action)
+                spans[rank, action] = Span(start, free[rank])
             else:
                 waiting.remove(rank)
         if waiting and len(spans) == before:
-            raise ValueError("these orders of work wait for each other in a circle")
+            raise ValueError("these orders of action wait for each other in a circle")
     return spans
 
 
-def script(orders: Sequence[Sequence[Work]], chunks: int, rank: int) -> list[Work | list[Transfer]]:
-    """A rank's works, and between them its transfers: each list of them is to be issued at once, as one batch.
+def rank_schedule(
+    orders: Sequence[Sequence[Action]], chunks: int, rank: int
+) -> list[Action | list[Transfer]]:
+    """A rank's actions, and between them its transfers: each list of them is to be issued at once, as one batch.
 
-    Transfers stand in the order of the ends of the works they come from, if forwards take 1 and backwards 2 (which
-    their FLOP do). A work waits for the batch that brings what it needs, and for no other; what comes while a work
+    Transfers stand in the order of the ends of the actions they come from, if forwards take 1 and backwards 2 (which
+    their FLOP do). A action waits for the batch that brings what it needs, and for no other; what comes while a action
     runs is asked for before it starts, in a batch of its own, so that it travels beneath it.
     """
-    spans = timetable(orders, chunks, lambda _, work: 1.0 if work.kind == "forward" else 2.0)
+    spans = timetable(orders, chunks, lambda _, action: 1.0 if action.kind == "forward" else 2.0)
     transfers = _transfers(orders, chunks, rank, spans)
     ends = [end for end, _ in transfers]
-    steps: list[Work | list[Transfer]] = []
+    steps: list[Action | list[Transfer]] = []
     issued = 0
-    for work in orders[rank]:
-        span = spans[rank, work]
+    for action in orders[rank]:
+        span = spans[rank, action]
         for until in (bisect_right(ends, span.start), bisect_left(ends, span.end)):
             if until > issued:
                 steps.append([transfer for _, transfer in transfers[issued:until]])
                 issued = until
-        steps.append(work)
+        steps.append(action)
     if issued < len(transfers):
         steps.append([transfer for _, transfer in transfers[issued:]])
     return steps
@@ -146,16 +148,16 @@ def _warm_up(pp: int, rank: int, chunks: int) -> int:
 
 
 def _transfers(
-    orders: Sequence[Sequence[Work]], chunks: int, rank: int, spans: Mapping[tuple[int, Work], Span]
+    orders: Sequence[Sequence[Action]], chunks: int, rank: int, spans: Mapping[tuple[int, Action], Span]
 ) -> list[tuple[float, Transfer]]:
-    """A rank's transfers by the end of the work they come from; ties stand in one order for all ranks."""
+    """A rank's transfers by the end of the action they come from; ties stand in one order for all ranks."""
     found = []
     for receiver, order in enumerate(orders):
-        for work in order:
-            feeding = source(len(orders), chunks, receiver, work)
+        for action in order:
+            feeding = source(len(orders), chunks, receiver, action)
             if feeding is None or rank not in (receiver, feeding[0]):
                 continue
             sender, sent = feeding
-            mine = Transfer("send", receiver, sent) if rank == sender else Transfer("receive", sender, work)
+            mine = Transfer("send", receiver, sent) if rank == sender else Transfer("receive", sender, action)
             found.append((spans[feeding].end, sender, sent, mine))
     return [(end, transfer) for end, _, _, transfer in sorted(found)]

@@ -6,8 +6,10 @@ import pytest
 from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals
 from bench.data_limits import EPOCH, FittedLaw, flop_for_loss, inference_optimum, overtrained
 from bench.laws import DATA, epoch
+from bench.rates import best_lr_at
 from planner.scaling import laws
 from planner.scaling.fit import fit
+from planner.scaling.lr_and_batch import RateLaw
 
 COUPLED = FittedLaw(laws.COUPLED, (1.5, 4e3, 9e3, 0.5, 0.55, 0.6), 1.0)
 TRUTH = [1.7, 400.0, 1200.0, 0.33, 0.36]
@@ -111,3 +113,20 @@ def test_questions_without_an_answer_are_refused() -> None:
         inference_optimum(EPOCH, 1e24, -1)
     with pytest.raises(ValueError, match="it must be positive"):
         overtrained(EPOCH, 1e24, 0)
+
+
+def test_at_a_fixed_batch_the_best_rate_is_another() -> None:
+    bottom = np.array([(2.0, -0.6, 0.2), (-0.5, 0.0, 0.57)])
+    bowl = np.array([[0.02, -0.008], [-0.008, 0.012]])
+    law = RateLaw(bottom, bowl, batch_varied=True, cells=6, runs=30)
+    lr, batch = law.best(1e9, 1e10)
+    assert batch is not None
+    assert best_lr_at(law, 1e9, 1e10, batch) == pytest.approx(lr)
+    smaller = best_lr_at(law, 1e9, 1e10, batch / 2)
+    assert smaller < lr
+
+    def cost(rate: float) -> float:
+        off = np.log([rate / lr, 0.5])
+        return float(off @ bowl @ off)
+
+    assert cost(smaller) < min(cost(0.9 * smaller), cost(1.1 * smaller))

@@ -11,14 +11,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from model import pipeline_parallel
 from model.mesh import Axis, Mesh, mesh_of
-from model.pipeline_parallel import Pipeline, _Links, _Passes
+from model.pipeline_parallel import Pipeline, _Passes, _PointToPoint
 from model.transformer import WHOLE
 from model.zero import AdamW
 from specs.layout import Layout
-from specs.pipeline_schedule import Work, most_alive
+from specs.pipeline_schedule import Action, one_f_one_b
 from tests.model.test_kernels import relative
 from tests.model.test_transformer import batch, stage_of
 from tests.support import samples
+from tests.support.pipelines import most_alive
 from tests.support.spawn import RankError, spawn
 
 SEED, SEQUENCES, STEPS = 11, 16, 5
@@ -49,7 +50,7 @@ def train(mesh: Mesh, layout: Layout, precision: str, rows_BT: Tensor) -> Traine
     """Evaluate, then train, on these of a batch's rows."""
     stage = stage_of(SPEC, precision, mesh, layout=layout)
     optimizer, stages = AdamW(stage, mesh.dp, OPTIM), Pipeline(stage)
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     held_out = go(stages.evaluate, rows_BT, 3)
     norms: list[float] = []
     for step in range(STEPS):
@@ -117,22 +118,22 @@ def test_a_pipeline_computes_what_one_process_does(size: int, layouts: list[Layo
 def watch_memory(mesh: Mesh, layout: Layout, micro_batches: int) -> tuple[int, int, int]:
     """At most at a time: forwards that are kept, results that are still there; and what is left of both in the end."""
     stage = stage_of(SPEC, "fp32", mesh_of(1, mesh.world.size, 1), layout=layout)
-    AdamW(stage, Axis(), OPTIM).start(SEED)
+    AdamW(stage, Axis(), OPTIM).initialize(SEED)
     kept, alive = [0], [0]
     results: list[StorageWeakRef] = []
 
     class Watched(_Passes):
-        def forward(self, work: Work) -> None:
-            super().forward(work)
-            kept.append(len(self._kept))
+        def forward(self, action: Action) -> None:
+            super().forward(action)
+            kept.append(len(self._saved))
 
-    class Links(_Links):
-        def offer(self, work: Work, result: Tensor) -> None:
-            super().offer(work, result)
+    class Links(_PointToPoint):
+        def put(self, action: Action, result: Tensor) -> None:
+            super().put(action, result)
             results.append(StorageWeakRef(result.untyped_storage()))
             alive.append(sum(not one.expired() for one in results))
 
-    pipeline_parallel._Passes, pipeline_parallel._Links = Watched, Links  # type: ignore[misc]  # in a process of its own
+    pipeline_parallel._Passes, pipeline_parallel._PointToPoint = Watched, Links  # type: ignore[misc]  # in a process of its own
     rows_BT = batch(SPEC, micro_batches)
     Pipeline(stage).train([1] * micro_batches, lambda i: rows_BT[i : i + 1], 100)
     return max(kept), max(alive), sum(not one.expired() for one in results)
@@ -142,7 +143,7 @@ def watch_memory(mesh: Mesh, layout: Layout, micro_batches: int) -> tuple[int, i
 def test_activations_go_when_they_are_spent_and_results_when_they_are_sent(pp: int, chunks: int) -> None:
     layout = cut(pp=pp, interleave=chunks)
     for rank, (kept, alive, left) in enumerate(spawn(pp, watch_memory, layout, 16)):
-        assert kept == most_alive(pp, rank, 16, chunks)
+        assert kept == most_alive(one_f_one_b(pp, rank, 16, chunks))
         assert alive <= 5  # two under way, and what is being computed, there and back
         assert left == 0
 
@@ -150,16 +151,16 @@ def test_activations_go_when_they_are_spent_and_results_when_they_are_sent(pp: i
 def fail(mesh: Mesh, how: str) -> None:
     """Rank 1 has an error in its second backward, while the others wait for what it would have sent."""
     stage = stage_of(SPEC, "fp32", mesh_of(1, 4, 1), layout=cut(pp=4))
-    AdamW(stage, Axis(), OPTIM).start(SEED)
+    AdamW(stage, Axis(), OPTIM).initialize(SEED)
     backward, seen = _Passes.backward, []
 
-    def failing(self: _Passes, work: Work) -> None:
-        seen.append(work)
+    def failing(self: _Passes, action: Action) -> None:
+        seen.append(action)
         if mesh.world.rank == 1 and len(seen) == 2:
             if how == "die":
                 os._exit(3)
             raise ArithmeticError("rank 1 had enough")
-        backward(self, work)
+        backward(self, action)
 
     _Passes.backward = failing  # type: ignore[method-assign]  # in a process of its own
     rows_BT = batch(SPEC, 8)
@@ -176,7 +177,7 @@ def test_a_rank_that_fails_in_the_middle_ends_the_others(how: str, said: str) ->
 
 def evaluate(mesh: Mesh, layout: Layout, sizes: Sequence[Sequence[int]]) -> list[float]:
     stage = stage_of(SPEC, "fp32", mesh_of(1, layout.pp, 1) if layout.pp > 1 else mesh, layout=layout)
-    AdamW(stage, Axis(), OPTIM).start(SEED)
+    AdamW(stage, Axis(), OPTIM).initialize(SEED)
     stages, rows_BT = Pipeline(stage), batch(SPEC, 8)
     return [
         float(stages.evaluate(each, rows_BT[: sum(each)].split(list(each)).__getitem__, 100))

@@ -5,16 +5,16 @@ from itertools import product
 import pytest
 
 from specs.pipeline_schedule import (
+    Action,
     Transfer,
-    Work,
     forward_only,
     one_f_one_b,
-    script,
+    rank_schedule,
     source,
     timetable,
 )
 
-Orders = list[tuple[Work, ...]]
+Orders = list[tuple[Action, ...]]
 
 STAGES, MICRO_BATCHES, CHUNKS = range(1, 17), range(1, 65), range(1, 5)
 SOME = [(1, 1, 1), (1, 5, 1), (2, 1, 1), (2, 8, 1), (2, 2, 2), (2, 6, 4), (3, 2, 1), (4, 8, 1), (4, 4, 2)]
@@ -35,7 +35,7 @@ def legal(pp: int, micro_batches: int, chunks: int) -> bool:
 )
 def test_1f1b_of_four_micro_batches_as_it_is_drawn_in_the_paper(pp: int, rank: int, expected: str) -> None:
     order = one_f_one_b(pp, rank, 4)
-    assert " ".join(f"{work.kind[0]}{work.micro_batch}" for work in order) == expected
+    assert " ".join(f"{action.kind[0]}{action.micro_batch}" for action in order) == expected
 
 
 def test_interleaved_1f1b_of_two_ranks() -> None:
@@ -48,7 +48,7 @@ def test_every_micro_batch_goes_once_each_way_through_every_chunk(
     pp: int, micro_batches: int, chunks: int
 ) -> None:
     expected = sorted(
-        Work(k, m, c)
+        Action(k, m, c)
         for k in ("backward", "forward")
         for m, c in product(range(micro_batches), range(chunks))
     )  # type: ignore[arg-type]
@@ -60,12 +60,12 @@ def test_every_micro_batch_goes_once_each_way_through_every_chunk(
 def test_no_rank_keeps_more_activations_than_theory_says(pp: int, micro_batches: int, chunks: int) -> None:
     for rank, order in enumerate(orders(pp, micro_batches, chunks)):
         alive = most = 0
-        done: set[Work] = set()
-        for work in order:
-            alive += 1 if work.kind == "forward" else -1
+        done: set[Action] = set()
+        for action in order:
+            alive += 1 if action.kind == "forward" else -1
             most = max(most, alive)
-            assert work.kind == "forward" or work._replace(kind="forward") in done
-            done.add(work)
+            assert action.kind == "forward" or action._replace(kind="forward") in done
+            done.add(action)
         assert alive == 0
         if chunks == 1:
             assert most == min(pp - rank, micro_batches)
@@ -77,21 +77,21 @@ def test_no_rank_keeps_more_activations_than_theory_says(pp: int, micro_batches:
 def test_the_bubble_is_the_papers(pp: int, micro_batches: int, chunks: int) -> None:
     """Idle over ideal time is (p - 1) / (m v) (arXiv 2104.04473, 2.2.1 and 2.2.2)."""
     spans = timetable(
-        orders(pp, micro_batches, chunks), chunks, lambda _, work: 1 if work.kind == "forward" else 2
+        orders(pp, micro_batches, chunks), chunks, lambda _, action: 1 if action.kind == "forward" else 2
     )
     ideal = 3 * micro_batches * chunks
     assert max(span.end for span in spans.values()) - ideal == 3 * (pp - 1)
 
 
 def test_a_result_that_travels_arrives_later() -> None:
-    spans = timetable(orders(2, 1, 1), 1, lambda _, work: 1.0, transfer=0.25)
-    assert spans[0, Work("backward", 0, 0)] == (3.5, 4.5)
+    spans = timetable(orders(2, 1, 1), 1, lambda _, action: 1.0, transfer=0.25)
+    assert spans[0, Action("backward", 0, 0)] == (3.5, 4.5)
 
 
 def test_orders_that_wait_for_each_other_are_refused() -> None:
-    crossed = [(Work("backward", 0, 0), Work("forward", 0, 0)), one_f_one_b(2, 1, 1)]
+    crossed = [(Action("backward", 0, 0), Action("forward", 0, 0)), one_f_one_b(2, 1, 1)]
     with pytest.raises(ValueError, match="in a circle"):
-        timetable(crossed, 1, lambda _, work: 1.0)
+        timetable(crossed, 1, lambda _, action: 1.0)
 
 
 @pytest.mark.parametrize(
@@ -123,22 +123,22 @@ def test_nobody_waits_for_ever_in_any_pipeline(pp: int) -> None:
             check(orders(pp, micro_batches, chunks), chunks)
 
 
-def check(works: Orders, chunks: int) -> None:
-    """Carry out the ranks' scripts with blocking sends and receives, and look at what each work is given."""
-    scripts = [script(works, chunks, rank) for rank in range(len(works))]
+def check(actions: Orders, chunks: int) -> None:
+    """Carry out the ranks' scripts with blocking sends and receives, and look at what each action is given."""
+    scripts = [rank_schedule(actions, chunks, rank) for rank in range(len(actions))]
     for rank, steps in enumerate(scripts):
-        assert [step for step in steps if isinstance(step, Work)] == list(works[rank])
+        assert [step for step in steps if isinstance(step, Action)] == list(actions[rank])
     got = rendezvous(scripts)
-    for rank, order in enumerate(works):
-        for work in order:
-            feeding = source(len(works), chunks, rank, work)
-            assert got.pop((rank, work), None) == feeding, "each result reaches the work it is for"
+    for rank, order in enumerate(actions):
+        for action in order:
+            feeding = source(len(actions), chunks, rank, action)
+            assert got.pop((rank, action), None) == feeding, "each result reaches the action it is for"
     assert not got
 
 
 def rendezvous(
-    scripts: Sequence[Sequence[Work | list[Transfer]]],
-) -> dict[tuple[int, Work], tuple[int, Work]]:
+    scripts: Sequence[Sequence[Action | list[Transfer]]],
+) -> dict[tuple[int, Action], tuple[int, Action]]:
     """Who got what, if a rank does one thing at a time and a send and its receive both last until they have met.
 
     Nothing is named on the way: between two ranks the first send meets the first receive. This is stricter than any
@@ -148,25 +148,25 @@ def rendezvous(
         deque(one for step in steps for one in (step if isinstance(step, list) else [step]))
         for steps in scripts
     ]
-    done: set[tuple[int, Work]] = set()
-    got: dict[tuple[int, Work], tuple[int, Work]] = {}
+    done: set[tuple[int, Action]] = set()
+    got: dict[tuple[int, Action], tuple[int, Action]] = {}
     ready = set(range(len(left)))
     while ready:
         rank = ready.pop()
         while left[rank]:
             mine = left[rank][0]
-            if isinstance(mine, Work):
+            if isinstance(mine, Action):
                 done.add((rank, mine))
                 left[rank].popleft()
                 continue
             theirs = left[mine.peer][0] if left[mine.peer] else None
             if not isinstance(theirs, Transfer) or theirs.peer != rank or theirs.kind == mine.kind:
                 break  # the peer comes back to it
-            sender, receiver = ((rank, mine.work), (mine.peer, theirs.work))
+            sender, receiver = ((rank, mine.action), (mine.peer, theirs.action))
             if mine.kind == "receive":
                 sender, receiver = receiver, sender
             assert sender in done, "what is sent was computed"
-            assert receiver not in done, "what is received comes before its work"
+            assert receiver not in done, "what is received comes before its action"
             got[receiver] = sender
             left[rank].popleft()
             left[mine.peer].popleft()
