@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +21,6 @@ from rich.table import Table
 from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals, resampled_counts
 from bench.coverage import coverage_rows
 from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
-from bench.parquet import numeric_columns
 from planner.scaling import laws
 from planner.scaling.fit import FormFit, fit
 from planner.scaling.isoflop import power_laws, profiles
@@ -142,8 +142,12 @@ def split(runs: Runs, above: Mask) -> tuple[Runs, Runs]:
 def farseer() -> tuple[Runs, Runs]:
     """404 runs, and 7 larger ones up to 25B."""
     folder = DATA / "scalebench/farseer_scaling_law"
-    tables = [numeric_columns(folder / f"{part}-00000-of-00001.parquet") for part in ("train", "test")]
-    below, above = ((table["N"], table["D"], table["loss"]) for table in tables)
+    tables = [
+        pyarrow.parquet.read_table(folder / f"{part}-00000-of-00001.parquet") for part in ("train", "test")
+    ]
+    below, above = (
+        tuple(table[name].to_numpy().astype(float) for name in ("N", "D", "loss")) for table in tables
+    )
     return below, above
 
 
