@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)
-QUICK := not slow and not slurm and not gpu
+QUICK := not slow and not slurm and not gpu and not soak
+# Tests of one xdist_group follow each other in one process; the order is that of tests/conftest.py.
+PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test check lint docs generate help
+.PHONY: demo test check soak lint docs generate help
 
 help:
 	@echo "make demo    plan, train, audit on this machine: minutes on two cores (SMOKE=1: a shorter one, for tests)"
-	@echo "make test    format, lint, types, every test"
 	@echo "make check   format, lint, types, the quick tests"
+	@echo "make test    format, lint, types, every test but the soak"
+	@echo "make soak    what is random, exhaustive or long"
 	@echo "make docs    the documentation, into site/; python3 -m http.server -d site shows it, search included"
 	@echo "make generate  JSON Schemas, reference pages and the page of commands, from the types and the help texts"
 
@@ -18,11 +21,15 @@ demo: .venv/.set-up
 	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; \
 	ls -1 $(CURDIR)/plans/$(BUDGET)/*.html 2>/dev/null | sed 's/^/report: /'; [ $$status -eq 1 ] || exit $$status
 
+# Six processes on two cores, since those whose tests are SLURM's mostly wait.
 test: lint
-	$(BIN)/pytest
+	$(PYTEST) -n 6 -m "not soak"
 
 check: lint
-	$(BIN)/pytest -m "$(QUICK)"
+	$(PYTEST) -n 2 -m "$(QUICK)"
+
+soak: .venv/.set-up
+	$(PYTEST) -n 2 -m soak
 
 lint: .venv/.set-up
 	$(BIN)/ruff format --check
