@@ -61,19 +61,19 @@ class Found:
 def _train(mesh: Mesh, layout: Layout, spec: ModelSpec, precision: str, steps: int) -> Found:
     stage = stage_of(spec, precision, mesh, layout=layout)
     optimizer = AdamW(stage, mesh.dp, OPTIM if steps == 1 else CLIPPED)
-    optimizer.start(11)
+    optimizer.initialize(11)
     pipeline, rows = Pipeline(stage), batch(spec, SEQUENCES).chunk(mesh.dp.size)[mesh.dp.rank]
     parts, losses, norms = rows.split(layout.micro_batch_sequences), [], []
     for _ in range(steps):
-        optimizer.expect(len(parts))
+        optimizer.start_accumulation(len(parts))
         share = pipeline.train([len(part) for part in parts], parts.__getitem__, SEQUENCES * spec.context)
         losses.append(float(share) if mesh.tp.rank == 0 else 0.0)
         norms.append(optimizer.step(0.01))
-    optimizer.settle()
+    optimizer.wait_for_parameters()
     counted = [box for box in optimizer.boxes() if len(box.piece.shape) == 2 or mesh.tp.rank == 0]
     published = [
         (piece, part.clone())
-        for local in stage.locals.values()
+        for local in stage.local_parameters.values()
         for piece, part in zip(
             local.pieces, local.of(stage.weights).split([one.rows for one in local.pieces]), strict=True
         )
@@ -240,6 +240,7 @@ def _check(ranks: int, cases: list[Case], timeout_s: float) -> None:
     _compare_recomputed(cases, results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_pair_of_choices_equals_one_process(ranks: int) -> None:
     cases = _pairs(_every_case(ranks))
@@ -247,7 +248,7 @@ def test_every_pair_of_choices_equals_one_process(ranks: int) -> None:
     _check(ranks, cases, timeout_s=300)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_every_layout_equals_one_process(ranks: int) -> None:
     """Every cut, way to recompute and precision; models and sizes of buckets take turns."""

@@ -14,6 +14,8 @@ from specs.exit_codes import OK
 from tests.support.commands import isoplan
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 FILE = "rank-00000.safetensors"
 
 
@@ -47,14 +49,14 @@ def folder_in(home: Path) -> RunFolder:
 def test_they_are_listed_with_the_seams(home: Path) -> None:
     done = isoplan(home, "checkpoints", folder_in(home).path.name)
     assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines() if "there" in line]
+    rows = [line.split() for line in done.stdout.splitlines() if "not verified" in line]
     assert [row[0] for row in rows] == ["80", "72", "64"]
     assert "one process" in done.stdout
-    assert "taken up at step " in done.stdout
-    assert "of 80 under one process" in done.stdout
+    assert "resumed at step " in done.stdout
+    assert "of 80 with layout one process" in done.stdout
     verified = isoplan(home, "checkpoints", folder_in(home).path, "--verify")
     assert verified.returncode == 0
-    assert verified.stdout.count(" whole") == 3
+    assert verified.stdout.count(" intact") == 3
 
 
 def test_what_is_damaged_is_found_and_pruned(home: Path) -> None:
@@ -65,19 +67,23 @@ def test_what_is_damaged_is_found_and_pruned(home: Path) -> None:
     (folder.checkpoints / "step-00000072" / FILE).unlink()
     looked = isoplan(home, "checkpoints", folder.path, "--json")
     assert looked.returncode == 1
-    assert [one["state"] for one in json.loads(looked.stdout)["checkpoints"]] == ["there", "damaged", "there"]
+    assert [one["state"] for one in json.loads(looked.stdout)["checkpoints"]] == [
+        "not verified",
+        "damaged",
+        "not verified",
+    ]
     read = isoplan(home, "checkpoints", folder.path, "--verify", "--json")
     assert read.returncode == 1
     told = json.loads(read.stdout)["checkpoints"]
-    assert [one["state"] for one in told] == ["damaged", "damaged", "whole"]
-    assert told[0]["problem"].endswith(f"{FILE} is not what was written")
+    assert [one["state"] for one in told] == ["damaged", "damaged", "intact"]
+    assert told[0]["problem"].endswith(f"{FILE} is damaged: its digest differs from the manifest's")
     assert (told[2]["step"], told[2]["tokens"]) == (64, 64 * folder.run().batch_tokens)
     said = isoplan(home, "checkpoints", folder.path, "--verify").stdout
-    assert "these are the run's final weights" in said
-    assert "the loss of step 80 is on 9 sequences, earlier ones on 6" in said
+    assert "these are the final weights" in said
+    assert "the loss of step 80 is over 9 sequences, earlier ones over 6" in said
     refused = isoplan(home, "export", folder.path)
     assert refused.returncode == 2
-    assert "the run's final weights are not whole" in refused.stderr
+    assert "the checkpoint of the final weights is damaged" in refused.stderr
     before = folder.end()
     assert before is not None
     pruned = isoplan(home, "checkpoints", folder.path, "--prune")
@@ -101,7 +107,7 @@ def test_the_last_whole_one_is_never_removed(home: Path) -> None:
     done = isoplan(home, "checkpoints", folder.path, "--prune")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.endswith("holds no whole checkpoint, so nothing is removed")
+    assert line.endswith("has no intact checkpoint; nothing was removed")
     assert len(list(folder.checkpoints.iterdir())) == 3
 
 
@@ -120,4 +126,4 @@ def test_a_run_without_any_says_so(home: Path) -> None:
     shutil.rmtree(folder_in(home).checkpoints)
     done = isoplan(home, "checkpoints", folder_in(home).path)
     assert done.returncode == 0
-    assert "holds no checkpoint" in done.stdout
+    assert "has no checkpoints" in done.stdout

@@ -93,6 +93,8 @@ from pathlib import Path
 from model.pipeline_parallel import Pipeline
 from runtime.train.loop import main
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 take = Pipeline.train
 steps = iter(range(10**6))
 

@@ -12,6 +12,8 @@ from specs.run import Evaluation, RunSpec
 from tests.support import samples
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 STEPS = 120
 
 
@@ -52,8 +54,15 @@ def train_through_kills(folder: RunFolder, data: Path, dp: int, kills: int, seed
     assert sum(isinstance(line, Start) for line in folder.records()) > 1, "it was never killed in the middle"
 
 
-@pytest.mark.parametrize("every_s", [1e-9, 0.05])
-@pytest.mark.parametrize("dp", [1, 2])
+@pytest.mark.parametrize(
+    ("dp", "every_s"),
+    [
+        (1, 0.05),
+        (2, 1e-9),
+        pytest.param(1, 1e-9, marks=pytest.mark.soak),
+        pytest.param(2, 0.05, marks=pytest.mark.soak),
+    ],
+)
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome], dp: int, every_s: float
 ) -> None:
@@ -62,7 +71,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert outcome(folder) == uninterrupted[dp]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
 def test_two_ranks_killed_many_times_end_as_if_nothing_had_happened(
     home: Path, tmp_path: Path, run: RunSpec, uninterrupted: dict[int, Outcome], seed: int

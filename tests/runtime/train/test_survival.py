@@ -21,6 +21,8 @@ from tests.support import samples
 from tests.support.needs import absent
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 STEPS = 120
 
 
@@ -63,7 +65,7 @@ def killed_at(folder: RunFolder, data: Path, moment: Callable[[RunFolder], objec
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_twenty_runs_killed_at_all_moments_end_to_the_bit_as_one_that_was_not(
     home: Path, tmp_path: Path, run: RunSpec, undisturbed: Outcome
 ) -> None:
@@ -244,7 +246,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_left_alone(
     other = opened(tmp_path, run.model_copy(update={"seed": 1}), order(run.model_copy(update={"seed": 1})))
     shutil.copytree(folder.checkpoints, other.checkpoints)
     assert trained(home, other) == [BAD_INPUT]
-    assert "this checkpoint is of another run" in last_line(other)
+    assert "this checkpoint belongs to another run" in last_line(other)
     assert "which differs in seed; move the checkpoint away" in last_line(other)
     assert not other.metrics_jsonl.exists()
     assert len(list(other.checkpoints.glob("step-*"))) > 0
