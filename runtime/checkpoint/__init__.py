@@ -1,5 +1,5 @@
 """Checkpoints: written atomically, verified by digest, read under any parallel layout; Hugging Face import and export.
 
-Front door: `runtime.checkpoint.format` names and commits them, `runtime.checkpoint.shards` reads and writes a rank's
+Front door: `runtime.checkpoint.format` stages and commits them, `runtime.checkpoint.shards` reads and writes a rank's
 part; a run is resumed from one in `runtime.train.resume`.
 """

@@ -1,12 +1,12 @@
-"""A run's checkpoint as a folder that `transformers` loads: `AutoModelForCausalLM` and `AutoTokenizer`.
+"""Export a run's checkpoint to a folder that `transformers` loads: `AutoModelForCausalLM` and `AutoTokenizer`.
 
     exports/<fingerprint>/step-00001000/
       config.json, model*.safetensors      the weights in the run's precision (model/hf.py)
-      tokenizer.json, tokenizer_config.json  the corpus' tokenizer: the same ids as in training
-      isoplan.json                         which run and step this is, and the digest of its fp32 weights
+      tokenizer.json, tokenizer_config.json  the corpus' tokenizer: the token ids of training
+      isoplan.json                         run, step, and the digest of the fp32 weights
 
-The folder is written aside and renamed: whole or absent. What it holds depends on the run and the step alone, so it is
-written once.
+The folder is written under another name and renamed, so it is complete or absent. Its content depends on the run and
+the step alone, so an existing export is not written again.
 """
 
 import hashlib
@@ -24,63 +24,63 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from model import hf
-from runtime.checkpoint.format import CheckpointError, find_whole, hashed, verify, weights
+from runtime.checkpoint.format import CheckpointError, find_latest_intact, hash_each, verify, weights
 from runtime.data.corpus import SEPARATOR, load_corpus
-from runtime.run_folder.folder import RunFolder, folder_name, found, step_of
+from runtime.run_folder.folder import RunFolder, checkpoint_name, list_checkpoints, step_of
 from specs.data import Bbpe, Corpus
 from specs.document.base import Sha256, Spec
 from specs.document.files import DocumentError
-from specs.document.write import sync_folder, write_json, write_text
+from specs.document.write import fsync_path, write_json, write_text
 from specs.run import RunSpec
 
-_BYTES_OF = {"bf16": 2, "fp32": 4}
-"""Of one exported weight."""
+_WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
+"""Bytes of one exported weight."""
 
 
 class Export(Spec):
-    """`isoplan.json` of an exported folder."""
+    """`isoplan.json` of an export."""
 
     kind: Literal["export"] = "export"
     """Selects this document."""
     run: RunSpec
-    """The run it is of."""
+    """The exported run."""
     step: int = Field(ge=1)
     """Finished steps of that run."""
     weights_sha256: Sha256
-    """Digest of the fp32 weights, as at the end of the run's record; those of a bf16 run are rounded here."""
+    """Digest of the fp32 weights, as in the run's End record; a bf16 run's weights are exported in bf16."""
 
 
 def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, console: Console) -> Path:
-    """Write the run's weights after `step` steps, the newest whole checkpoint's where it is None; the folder.
+    """Export the checkpoint of this step, or the latest intact one where it is None; the folder.
 
-    DocumentError, CheckpointError or CorpusError where something is missing, damaged or in the way.
+    DocumentError, CheckpointError or CorpusError where a file is missing, damaged, or already there.
     """
     run = folder.run()
     corpus = load_corpus(data, run.data.corpus)
     checkpoint = _checkpoint(folder, run, step)
-    done = step_of(checkpoint)
+    exported_step = step_of(checkpoint)
     final = out or Path("exports") / run.fingerprint() / checkpoint.name
     if final.exists():
-        _refuse_another(final, run, done)
+        _check_existing(final, run, exported_step)
         return final
-    _check_room(final, run)
+    _check_disk_space(final, run)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
         separator = _write_tokenizer(part, data, corpus, run.model.context)
         _write_weights(part, folder, run, checkpoint, separator, console)
         os.rename(part, final)
-        sync_folder(final.parent)
+        fsync_path(final.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return final
 
 
-def tokenizer_of(corpus: Corpus, data: Path) -> Tokenizer:
-    """The corpus' tokenizer; for bytes, one whose ids are the bytes of the text in UTF-8."""
+def load_tokenizer(corpus: Corpus, data: Path) -> Tokenizer:
+    """The corpus' tokenizer; for bytes, one whose token ids are the UTF-8 bytes of the text."""
     if isinstance(corpus.spec.tokenizer, Bbpe):
         trained = Tokenizer.from_file(str(data / corpus.spec.fingerprint() / "tokenizer.json"))
-        trained.encode_special_tokens = True  # which its file does not say
+        trained.encode_special_tokens = True  # its file does not store this setting
         return trained
     characters = _byte_characters()
     tokenizer = Tokenizer(models.BPE(vocab={characters[byte]: byte for byte in range(256)}, merges=[]))
@@ -89,16 +89,16 @@ def tokenizer_of(corpus: Corpus, data: Path) -> Tokenizer:
     return tokenizer
 
 
-def bar(console: Console) -> Progress:
-    """A progress bar that goes away when it is done."""
+def progress_bar(console: Console) -> Progress:
+    """A progress bar that disappears when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
 
 
-def counted(
+def track_elements(
     named: Iterable[tuple[str, Tensor]], progress: Progress, what: str, params: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, their elements counted by a bar."""
+    """Yield the same weights, and show their elements in a progress bar."""
     task = progress.add_task(what, total=params)
     for name, whole in named:
         yield name, whole
@@ -106,9 +106,9 @@ def counted(
 
 
 def _byte_characters() -> dict[int, str]:
-    """How byte-level tokenizers write a byte: GPT-2's table (openai/gpt-2, src/encoder.py, bytes_to_unicode).
+    """The character of each byte in byte-level BPE: GPT-2's table (openai/gpt-2, src/encoder.py, bytes_to_unicode).
 
-    What prints in Latin-1 stands for itself; the others follow from U+0100 on.
+    Printable Latin-1 bytes stand for themselves; the others are numbered from U+0100 on.
     """
     printing = [
         *range(ord("!"), ord("~") + 1),
@@ -120,60 +120,60 @@ def _byte_characters() -> dict[int, str]:
 
 
 def _checkpoint(folder: RunFolder, run: RunSpec, step: int | None) -> Path:
-    """The checkpoint to export, its digests verified."""
+    """The checkpoint to export, verified by its digests."""
     if step is not None:
-        path = folder.checkpoints / folder_name(step)
+        path = folder.checkpoints / checkpoint_name(step)
         if not path.is_dir():
-            there = ", ".join(str(step_of(one)) for one in reversed(found(folder.checkpoints)))
-            what = f"there is no checkpoint of step {step} (there are: {there or 'none'})"
+            steps = ", ".join(str(step_of(one)) for one in reversed(list_checkpoints(folder.checkpoints)))
+            what = f"there is no checkpoint of step {step}; its checkpoints: {steps or 'none'}"
             raise DocumentError(folder.checkpoints, 1, 1, what, "give one of these as --step")
         verify(path, run)
         return path
-    newest, problems = find_whole(folder.checkpoints, run, folder.skipped())
+    latest, problems = find_latest_intact(folder.checkpoints, run, folder.skipped())
     end = folder.end()
-    if end is not None and (newest is None or step_of(newest) != end.step):
-        what = f"the run's final weights are not whole: {problems[0] if problems else 'their checkpoint is gone'}"
-        write = f"isoplan checkpoints {folder.path} --prune, then run again, or give an earlier --step"
+    if end is not None and (latest is None or step_of(latest) != end.step):
+        reason = problems[0] if problems else "it is missing"
+        what = f"the checkpoint of the final weights is damaged: {reason}"
+        write = f"run isoplan checkpoints {folder.path} --prune and then the run, or give an earlier --step"
         raise DocumentError(folder.checkpoints, 1, 1, what, write)
-    if newest is None:
+    if latest is None:
         what = problems[0] if problems else "this run has no checkpoint yet"
-        raise DocumentError(folder.checkpoints, 1, 1, what, "train it further, then export again")
-    return newest
+        raise DocumentError(folder.checkpoints, 1, 1, what, "train the run further, then export again")
+    return latest
 
 
-def _refuse_another(final: Path, run: RunSpec, step: int) -> None:
-    """DocumentError unless the folder is this very export."""
-    there = final / "isoplan.json"
+def _check_existing(final: Path, run: RunSpec, step: int) -> None:
+    """DocumentError unless the folder is the export of this run and step."""
     try:
-        found = Export.model_validate_json(there.read_bytes())
+        existing = Export.model_validate_json((final / "isoplan.json").read_bytes())
     except (OSError, ValidationError):
-        found = None
-    if found is None or found.run != run or found.step != step:
-        what = "something else than this run and step is there"
+        existing = None
+    if existing is None or existing.run != run or existing.step != step:
+        what = "this folder exists and is not the export of this run and step"
         raise DocumentError(final, 1, 1, what, "give another folder as --out")
 
 
-def _check_room(final: Path, run: RunSpec) -> None:
-    there = next(parent for parent in final.absolute().parents if parent.exists())
-    needed, free = run.model.params * _BYTES_OF[run.precision], shutil.disk_usage(there).free
+def _check_disk_space(final: Path, run: RunSpec) -> None:
+    folder = next(parent for parent in final.absolute().parents if parent.exists())
+    needed, free = run.model.params * _WEIGHT_BYTES[run.precision], shutil.disk_usage(folder).free
     if needed > free:
-        what = f"the weights need {needed / 2**30:.3g} GiB and {free / 2**30:.3g} GiB are free"
-        raise DocumentError(there, 1, 1, what, "make room, or give a folder elsewhere as --out")
+        what = f"the weights need {needed / 2**30:.3g} GiB, but only {free / 2**30:.3g} GiB are free"
+        raise DocumentError(folder, 1, 1, what, "free disk space, or give a folder on another disk as --out")
 
 
 def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> int:
-    """tokenizer.json and what transformers wants to know besides; the id of the token between documents."""
-    tokenizer = tokenizer_of(corpus, data)
-    words: dict[str, object] = {
+    """Write tokenizer.json and tokenizer_config.json; the id of the separator between documents."""
+    tokenizer = load_tokenizer(corpus, data)
+    config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
     if isinstance(corpus.spec.tokenizer, Bbpe):
         # Text that spells the separator is only text, as it was in training.
-        words |= {"bos_token": SEPARATOR, "eos_token": SEPARATOR, "split_special_tokens": True}
+        config |= {"bos_token": SEPARATOR, "eos_token": SEPARATOR, "split_special_tokens": True}
     write_text(part / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
-    write_text(part / "tokenizer_config.json", json.dumps(words, indent=2) + "\n")
+    write_text(part / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
     return tokenizer.token_to_id(SEPARATOR) or 0
 
 
@@ -181,10 +181,12 @@ def _write_weights(
     part: Path, folder: RunFolder, run: RunSpec, checkpoint: Path, separator: int, console: Console
 ) -> None:
     digest, step = hashlib.sha256(), step_of(checkpoint)
-    with bar(console) as progress:
-        named = counted(weights(checkpoint), progress, "writing weights", run.model.params)
-        hf.write(part, run.model, run.precision, separator, hashed(named, digest))
+    with progress_bar(console) as progress:
+        named = track_elements(weights(checkpoint), progress, "writing weights", run.model.params)
+        hf.write(part, run.model, run.precision, separator, hash_each(named, digest))
     end = folder.end()
     if end is not None and end.step == step and end.weights_sha256 != digest.hexdigest():
-        raise CheckpointError(f"{checkpoint} is not what the run ended with, by the end of its record")
+        raise CheckpointError(
+            f"{checkpoint} does not hold the final weights: its digest differs from the run's End record"
+        )
     write_json(part / "isoplan.json", Export(run=run, step=step, weights_sha256=digest.hexdigest()))

@@ -1,13 +1,13 @@
-"""The state of a run at a step, whole or absent, readable under any layout, and without executing anything from it.
+"""Checkpoint format: the state of a run at a step, atomic, readable under any layout, safe to read.
 
-    checkpoints/step-00001000/manifest.json              what it is, and the digest of every other file
+    checkpoints/step-00001000/manifest.json              run, step, and the digest of every other file
                               rank-00000.safetensors     the boxes that rank 0 owns
                               rank-00001.safetensors     ...
 
 A box is a rectangle of a globally named tensor: `master.<name>` is the fp32 weight, `exp_avg.<name>` and
 `exp_avg_sq.<name>` are AdamW's moments (see runtime/checkpoint/shards.py). Every rank writes its own file into a
-folder aside (`stage`); when all have, one of them adds the manifest and renames the folder (`commit`). The newest one
-whose files have their digests is used."""
+staging folder (`stage`); when all have, rank 0 adds the manifest and renames the folder (`commit`). A run resumes from
+the latest intact checkpoint: the newest one whose files have their digests."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ from pydantic import Field, StringConstraints
 from torch import Tensor
 
 from model.zero import Box
-from runtime.run_folder.folder import differing_fields, checkpoint_name, list_checkpoints, step_of
+from runtime.run_folder.folder import checkpoint_name, differing_fields, list_checkpoints, step_of
 from specs.checkpoint_retention import Retention
 from specs.document.base import Fingerprint, Spec
 from specs.document.files import DocumentError
-from specs.document.write import sync_folder, write_json
+from specs.document.write import fsync_path, write_json
 from specs.humanize import first_line
 from specs.layout import Layout
 from specs.record import SkippedRange
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5}\.safetensors$")]
 
 _MISSING_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-"""What a file of a damaged checkpoint may be. A disk that does not answer says nothing about the file: such an error
-ends the run, which would else begin anew and remove checkpoints that are whole."""
+"""Errors that mean a damaged checkpoint. Others, as of a disk that does not answer, end the run: taken for damage, they
+would make it start from scratch and remove intact checkpoints."""
 
 _PARTS = ("master", "exp_avg", "exp_avg_sq")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not what it should be: which, and why."""
+    """A damaged checkpoint: which, and how."""
 
 
 class CheckpointManifest(Spec):
@@ -58,23 +58,23 @@ class CheckpointManifest(Spec):
     kind: Literal["checkpoint"] = "checkpoint"
     """Selects this document."""
     run_fingerprint: Fingerprint
-    """The run it belongs to."""
+    """Fingerprint of its run."""
     run: RunSpec
-    """The same run in full, so that another one can be told what differs."""
+    """That run in full, so that an error about another run can say what differs."""
     step: int = Field(ge=1)
     """Finished steps."""
     updates: int = Field(ge=0)
-    """Steps that were applied to the weights."""
+    """Steps that were applied to the weights: all but the rejected ones."""
     tokens: int = Field(ge=1)
     """Tokens trained on."""
     loss: float | None
-    """The newest held-out loss, nats per token; null before the first."""
+    """The latest held-out loss, nats per token; null before the first."""
     guard: SpikeGuardState
-    """What the guard remembers."""
+    """State of the loss-spike guard."""
     skipped: tuple[SkippedRange, ...]
-    """What was given up so far, and whose data were left out."""
+    """Data skipped by the rollbacks so far."""
     layout: Layout
-    """Under which it was written."""
+    """The layout that wrote it."""
     versions: dict[str, str]
     """Versions of the packages that wrote it."""
     files: dict[FileName, Digest] = Field(default_factory=dict)
@@ -82,9 +82,9 @@ class CheckpointManifest(Spec):
 
 
 def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
-    """Write this rank's boxes, in host memory, aside; on disk on return, with the file's digest beside it."""
+    """Write this rank's boxes, in host memory, to the staging folder; on disk on return, with the file's digest."""
     from runtime.checkpoint.shards import (
-        write_shards,  # half a second: when the first checkpoint is written, not before
+        write_shards,  # half a second: imported with the first checkpoint, not before
     )
 
     part = _staging_folder(folder, step)
@@ -94,40 +94,40 @@ def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
         file.write(digest)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(part)
+    fsync_path(part)
 
 
 def commit(
     folder: Path,
     manifest: CheckpointManifest,
-    ranks: int,
+    world_size: int,
     retention: Retention,
     damaged: Collection[int] = (),
 ) -> None:
-    """Make a checkpoint of what all ranks have staged, and remove those that need not stay.
+    """Make a checkpoint of what all ranks have staged, and remove those that the retention does not keep.
 
-    Those of `damaged` steps, which a resume has found, stay for nobody.
+    Checkpoints of `damaged` steps are always removed.
     """
     part, final = _staging_folder(folder, manifest.step), folder / checkpoint_name(manifest.step)
-    files = {_file_name(rank): (part / _digest_name(rank)).read_text() for rank in range(ranks)}
-    for rank in range(ranks):
+    files = {_file_name(rank): (part / _digest_name(rank)).read_text() for rank in range(world_size)}
+    for rank in range(world_size):
         (part / _digest_name(rank)).unlink()
     write_json(part / "manifest.json", manifest.model_copy(update={"files": files}))
     if final.exists():
         remove(final)  # damaged or rolled back, or it would have been resumed from
     os.rename(part, final)
-    sync_folder(folder)
+    fsync_path(folder)
     for path in prunable(folder, manifest.step, retention, damaged):
         remove(path)
 
 
 def discard(folder: Path, step: int) -> None:
-    """Remove what ranks have staged of a checkpoint that is not to be."""
+    """Remove what ranks have staged of a failed checkpoint."""
     shutil.rmtree(_staging_folder(folder, step), ignore_errors=True)
 
 
 def prunable(folder: Path, step: int, retention: Retention, damaged: Collection[int]) -> list[Path]:
-    """Checkpoints that need not stay beside the whole one of this step; what is newer was given up."""
+    """Checkpoints that the retention does not keep, given an intact one of this step; newer ones were rolled back."""
     losses: dict[int, float | None] = {}
     for path in list_checkpoints(folder):
         try:
@@ -139,15 +139,17 @@ def prunable(folder: Path, step: int, retention: Retention, damaged: Collection[
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left: call it on one rank, before the others write."""
+    """Remove the staging folders of killed processes: call it on one rank, before the others write."""
     for leftover in folder.glob(".step-*"):
         shutil.rmtree(leftover)
 
 
-def find_latest_intact(folder: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that can be used and whose files are as they were written, and why no newer one is.
+def find_latest_intact(
+    folder: Path, run: RunSpec, skipped: Sequence[SkippedRange]
+) -> tuple[Path | None, list[str]]:
+    """The latest intact checkpoint, and how newer ones are damaged.
 
-    Only looks: readers of a run in progress may call it. DocumentError where one is of another run.
+    Read-only, so it may be called while the run is in progress. DocumentError where a checkpoint is of another run.
     """
     problems: list[str] = []
     for path in list_checkpoints(folder):
@@ -165,59 +167,60 @@ def find_latest_intact(folder: Path, run: RunSpec, skipped: Sequence[SkippedRang
 
 
 def read_manifest(path: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint; CheckpointError where there is none that can be read."""
+    """The manifest of a checkpoint; CheckpointError where it cannot be read."""
     try:
         return CheckpointManifest.model_validate_json((path / "manifest.json").read_bytes())
     except (*_MISSING_FILE, ValueError) as error:
-        raise CheckpointError(f"{path} has no manifest that can be read ({first_line(error)})") from None
+        raise CheckpointError(f"{path} has no readable manifest ({first_line(error)})") from None
 
 
 def usable_manifest(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> CheckpointManifest | None:
-    """Its manifest, by which alone it can be used; None where it is of steps that the run has given up.
+    """The manifest, if the checkpoint may be used; None where it is of steps that the run has rolled back.
 
-    CheckpointError unless it is under its own name and has the files that it lists. DocumentError if it is of another
-    run: such a one must not be passed over, since what follows would remove it.
+    CheckpointError where the name or the list of files does not match. DocumentError where it is of another run: such a
+    checkpoint must not be ignored, since training on would remove it.
     """
     manifest = read_manifest(path)
     if manifest.run_fingerprint != run.fingerprint():
-        fields = differing_fields(manifest.run.plain(), run.plain()) or ["its manifest alone"]
-        what = f"this checkpoint is of another run, {manifest.run_fingerprint}, which differs in {', '.join(fields)}"
-        raise DocumentError(path / "manifest.json", 1, 1, what, "move the checkpoint away, and run again")
+        fields = differing_fields(manifest.run.plain(), run.plain()) or ["nothing but the fingerprint"]
+        other = f"another run, {manifest.run_fingerprint}, which differs in {', '.join(fields)}"
+        what, write = f"this checkpoint belongs to {other}", "move the checkpoint away and rerun"
+        raise DocumentError(path / "manifest.json", 1, 1, what, write)
     if path.name != checkpoint_name(manifest.step):
-        raise CheckpointError(f"{path} is of step {manifest.step}")
-    there = {one.name for one in path.glob("*.safetensors")}
-    if strange := sorted(there - set(manifest.files)):
-        raise CheckpointError(f"{path / strange[0]} is not in its manifest")
+        raise CheckpointError(f"{path} holds the checkpoint of step {manifest.step}")
+    present = {one.name for one in path.glob("*.safetensors")}
+    if unlisted := sorted(present - set(manifest.files)):
+        raise CheckpointError(f"{path / unlisted[0]} is not listed in the manifest")
     kept = all(one in manifest.skipped or manifest.step <= one.to_step for one in skipped)
     return manifest if kept else None
 
 
 def verify(path: Path, run: RunSpec) -> None:
-    """CheckpointError unless every file is as it was written; DocumentError if it is of another run."""
+    """CheckpointError where a file is damaged; DocumentError where the checkpoint is of another run."""
     manifest = usable_manifest(path, run, ())
-    assert manifest is not None  # nothing was given up, as far as is asked here
+    assert manifest is not None  # no skipped ranges were given
     if problem := first_damage(path, manifest):
         raise CheckpointError(problem)
 
 
 def first_damage(path: Path, manifest: CheckpointManifest) -> str:
-    """What is wrong with the first damaged file; empty where none is. Files are read whole, up to that one."""
-    return next((said for name in manifest.files if (said := file_damage(path, manifest, name))), "")
+    """What is wrong with the first damaged file; empty where all are intact. Reads the files up to that one in full."""
+    return next((problem for name in manifest.files if (problem := file_damage(path, manifest, name))), "")
 
 
 def file_damage(path: Path, manifest: CheckpointManifest, name: str) -> str | None:
-    """What is wrong with a file; None where it has its digest. OSError where that cannot be told."""
+    """What is wrong with a file; None where it has its digest. OSError where it cannot be read."""
     from runtime.checkpoint.shards import digest_of
 
     try:
         same = digest_of(path / name) == manifest.files[name]
     except _MISSING_FILE as error:
-        return f"{path / name} is not there ({error.strerror})"
-    return None if same else f"{path / name} is not what was written"
+        return f"{path / name} is missing ({error.strerror})"
+    return None if same else f"{path / name} is damaged: its digest differs from the manifest's"
 
 
 def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
-    """Fill the boxes from a whole checkpoint that any layout has written."""
+    """Fill the boxes from an intact checkpoint, whatever layout wrote it."""
     from runtime.checkpoint.shards import StoredShards
 
     try:
@@ -227,7 +230,7 @@ def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
 
 
 def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The fp32 weights, whole, in the order of their names, whatever layout has written them."""
+    """The fp32 weights as full tensors, sorted by name, whatever layout wrote them."""
     from runtime.checkpoint.shards import StoredShards
 
     try:
@@ -243,12 +246,12 @@ def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_sha256(path: Path) -> str:
-    """Digest of the weights: equal for every layout."""
+    """Digest of the weights, the same for every layout."""
     return values_sha256(weights(path))
 
 
 def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of fp32 weights, which come whole and in the order of their names."""
+    """Digest of fp32 weights, given as full tensors sorted by name."""
     digest = hashlib.sha256()
     for _ in hash_each(named, digest):
         pass
@@ -256,7 +259,7 @@ def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def hash_each(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[str, Tensor]]:
-    """The same weights, each added to the digest as it passes."""
+    """Yield the same weights, and add each to the digest."""
     for name, whole in named:
         digest.update(json.dumps([name, list(whole.shape)]).encode())
         digest.update(whole.numpy())
@@ -264,7 +267,7 @@ def hash_each(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tupl
 
 
 def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
-    """The boxes' tensors by the names under which they are stored."""
+    """The boxes' tensors by their stored names."""
     from runtime.checkpoint.shards import Shard
 
     return {
@@ -275,7 +278,7 @@ def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint; from the first moment on it is none."""
+    """Remove a checkpoint; renamed first, so that it is never seen half removed."""
     gone = path.with_name(f".{path.name}.old")
     os.rename(path, gone)
     shutil.rmtree(gone)

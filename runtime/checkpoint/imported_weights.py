@@ -1,10 +1,10 @@
-"""Where a run's first weights lie when they come from outside, and what is known of them.
+"""Imported weights in the workspace, from which a run may start.
 
     data/weights/<first 16 digits of the digest>/
       manifest.json                        shape, digest, files
-      config.json, model*.safetensors      as they were found; tokenizer files too
+      config.json, model*.safetensors      as imported; tokenizer files too
 
-Torch is not needed to tell whether a run can start from them, only to do so.
+Checking them does not import torch; loading them does.
 """
 
 from collections.abc import Iterable
@@ -31,11 +31,11 @@ class ImportedWeightsManifest(Spec):
     kind: Literal["weights"] = "weights"
     """Selects this document."""
     sha256: Sha256
-    """Digest of the values in fp32, tensor by tensor in the order of names."""
+    """Digest of the values in fp32, tensor by tensor, sorted by name."""
     model: ModelSpec
-    """The shape; its context is the most positions that the model was made for."""
+    """The shape; its context is the most positions that the model supports."""
     files: dict[str, int] = Field(min_length=1)
-    """Bytes of every file of weights."""
+    """Size in bytes of every file of weights."""
 
 
 @dataclass(frozen=True)
@@ -43,60 +43,60 @@ class ImportedWeights:
     """Imported weights in the workspace."""
 
     folder: Path
-    """Where they lie."""
+    """Their folder."""
     manifest: ImportedWeightsManifest
-    """What they are."""
+    """Their manifest."""
 
 
-def check_origin(run: RunSpec, data: Path) -> None:
-    """DocumentError unless the imported weights that the run starts from, if it does, are there and of its shape."""
+def check_imported_weights(run: RunSpec, data: Path) -> None:
+    """DocumentError where the run starts from imported weights that are missing or of a different shape."""
     if not isinstance(run.parent, Imported):
         return
-    there = stored(data, run.parent.sha256)
-    folder, found = there.folder, there.manifest
+    imported = find_imported_weights(data, run.parent.sha256)
+    folder, found = imported.folder, imported.manifest
     sizes = {name: _bytes(folder / name) for name in found.files}
     if found.sha256 != run.parent.sha256 or sizes != found.files:
-        raise _not_here(folder, "these are not the weights that the run starts from")
+        raise _import_error(folder, "these are not the weights that the run starts from")
     if not _fits(found.model, run.model):
-        raise _not_here(folder, "these weights are of another shape than the run's model")
+        raise _import_error(folder, "these weights have a different shape than the run's model")
 
 
-def start_from(run: RunSpec, data: Path, boxes: Iterable["Box"]) -> None:
-    """Fill the boxes' master weights with the imported ones that the run starts from, of which this reads its part."""
-    from model import hf  # torch: not needed for the rest
+def load_imported_weights(run: RunSpec, data: Path, boxes: Iterable["Box"]) -> None:
+    """Fill the boxes' master weights from the imported weights that the run starts from; reads only those boxes."""
+    from model import hf  # imports torch, which the rest does not need
 
     assert isinstance(run.parent, Imported)
-    opened = hf.open_weights(place(data, run.parent.sha256), run.model)
+    opened = hf.open_weights(weights_folder(data, run.parent.sha256), run.model)
     for box in boxes:
         opened.fill(box.piece, box.master)
 
 
-def stored(data: Path, digest: str) -> ImportedWeights:
-    """The weights of this digest; DocumentError where there are none."""
-    folder = place(data, digest)
+def find_imported_weights(data: Path, digest: str) -> ImportedWeights:
+    """The imported weights with this digest; DocumentError where there are none."""
+    folder = weights_folder(data, digest)
     try:
         return ImportedWeights(
             folder, ImportedWeightsManifest.model_validate_json((folder / MANIFEST).read_bytes())
         )
     except (OSError, ValidationError):
-        raise _not_here(folder, "there are no imported weights here") from None
+        raise _import_error(folder, "there are no imported weights here") from None
 
 
-def place(data: Path, digest: str) -> Path:
-    """The folder of the weights of this digest."""
+def weights_folder(data: Path, digest: str) -> Path:
+    """Folder of the imported weights with this digest."""
     return data / "weights" / digest[:16]
 
 
 def _fits(weights: ModelSpec, model: ModelSpec) -> bool:
-    """Whether a model of this shape can start from weights of that one: equal but for a shorter context."""
+    """Whether the model can start from these weights: the same shape, but for a shorter context."""
     free = {"context": weights.context, "init_std": weights.init_std}
     return model.model_copy(update=free) == weights and model.context <= weights.context
 
 
 def _bytes(path: Path) -> int:
-    """Size of a file, 0 where there is none. The digest of what it holds was taken when it was imported."""
+    """Size of a file, 0 where there is none. Its content was hashed when it was imported."""
     return path.stat().st_size if path.is_file() else 0
 
 
-def _not_here(folder: Path, what: str) -> DocumentError:
-    return DocumentError(folder, 1, 1, what, "bring them in with: isoplan import DIR")
+def _import_error(folder: Path, what: str) -> DocumentError:
+    return DocumentError(folder, 1, 1, what, "import them with: isoplan import DIR")

@@ -1,8 +1,8 @@
-"""A rank's boxes of global tensors as torch.distributed.checkpoint sees them, in safetensors files.
+"""A rank's boxes of global tensors in safetensors files that torch.distributed.checkpoint reads.
 
-torch.distributed.checkpoint cuts boxes against boxes, so what one layout has written any other reads. The files are
-those of its Hugging Face storage, which keeps tensors and their offsets in safetensors and nothing else: unlike its
-default storage it has no pickle, and reading never executes anything.
+torch.distributed.checkpoint reshards on loading, so any layout reads what another wrote. The file format is that of its
+Hugging Face storage: tensors and their offsets in safetensors. Unlike the default storage it has no pickle, so reading
+never executes anything.
 """
 
 import json
@@ -32,11 +32,11 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from specs.humanize import first_line
 
 PIECE_BYTES = 4 * 2**20
-"""Bytes written, digested and read at a time: they stay in the processor's cache between the two."""
+"""Bytes written and hashed at a time: they stay in the processor's cache between the two."""
 
 
 class Shard(Tensor):
-    """A box of a global tensor, whose shape it has: torch.distributed.checkpoint's `_Checkpointable`, as it loads."""
+    """A box of a global tensor, with the shape of that tensor: a `_Checkpointable` of torch.distributed.checkpoint."""
 
     box: Tensor
     offsets: torch.Size
@@ -52,8 +52,8 @@ class Shard(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Nothing is computed with it."""
-        raise TypeError(f"{func} of a box of a tensor, most of which is elsewhere")
+        """TypeError: a shard is for saving and loading only."""
+        raise TypeError(f"{func} was called on a shard, which holds only a box of its tensor")
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [self._chunk()]
@@ -68,7 +68,7 @@ class Shard(Tensor):
 def write_shards(path: Path, shards: Mapping[str, Shard]) -> str:
     """Write boxes in host memory to a file that is on disk on return; its digest.
 
-    Written in pieces as they lie, without a copy: torch's own writer of these files takes three times their size.
+    Written in pieces without a copy: torch's own writer of these files needs memory for three times their size.
     """
     digest, start = xxhash.xxh3_128(), 0
     header: dict[str, Any] = {"__metadata__": _metadata(shards)}
@@ -88,7 +88,7 @@ def write_shards(path: Path, shards: Mapping[str, Shard]) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """The digest of a file: XXH3 of 128 bits, which finds accidents, at the speed of memory (not forgeries)."""
+    """The digest of a file: XXH3 of 128 bits, which detects accidental damage (not forgery) at the speed of memory."""
     digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(PIECE_BYTES):
@@ -97,17 +97,17 @@ def digest_of(path: Path) -> str:
 
 
 def _metadata(shards: Mapping[str, Shard]) -> dict[str, str]:
-    """What HuggingFaceStorageReader looks for: where the boxes lie in their tensors."""
-    places = {name: {SAVED_OFFSETS_KEY: list(shard.offsets)} for name, shard in shards.items()}
+    """The metadata that HuggingFaceStorageReader reads: the boxes' offsets in their tensors."""
+    offsets = {name: {SAVED_OFFSETS_KEY: list(shard.offsets)} for name, shard in shards.items()}
     return {
-        CUSTOM_METADATA_KEY: json.dumps(places),
+        CUSTOM_METADATA_KEY: json.dumps(offsets),
         DCP_VERSION_KEY: str(HF_DCP_VERSION),
         FORMAT_KEY: FORMAT_VALUE,
     }
 
 
 def _pieces(shards: Mapping[str, Shard]) -> Iterator[bytes | memoryview]:
-    """The values, in order."""
+    """The values as bytes, in order."""
     for shard in shards.values():
         values = memoryview(shard.box.contiguous().view(-1).numpy().data).cast("B")
         for first in range(0, len(values), PIECE_BYTES):
@@ -115,47 +115,47 @@ def _pieces(shards: Mapping[str, Shard]) -> Iterator[bytes | memoryview]:
 
 
 def _write(file: IO[bytes], piece: bytes | memoryview) -> None:
-    """All of it: a disk that fills up writes a part first."""
+    """Write the whole piece; a write to a nearly full disk may be partial."""
     left = memoryview(piece)
     while left:
         left = left[file.write(left) :]
 
 
 class StoredShards:
-    """What a checkpoint's files hold, read as far as it is asked for."""
+    """Reads tensors, or parts of them, from a checkpoint's files."""
 
     def __init__(self, folder: Path) -> None:
         self._reader = HuggingFaceStorageReader(str(folder))
         try:
             self._metadata = self._reader.read_metadata()
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder} does not say which boxes it holds ({first_line(error)})") from None
+            raise ValueError(f"{folder} has no readable list of its tensors ({first_line(error)})") from None
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every tensor's name and shape, in the order of names."""
+        """Every tensor's name and shape, sorted by name."""
         for name, held in sorted(self._metadata.state_dict_metadata.items()):
             if isinstance(held, TensorStorageMetadata):
                 yield name, tuple(held.size)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the values into these tensors and boxes; ValueError where some are not there."""
-        for name, wanted in tensors.items():
-            self._check(name, wanted)
+        """Copy the values into these tensors and boxes; ValueError where some are missing."""
+        for name, tensor in tensors.items():
+            self._check(name, tensor)
         planner = DefaultLoadPlanner()
         planner.set_up_planner(dict(tensors), self._metadata, is_coordinator=True)
         self._reader.read_data(planner.create_local_plan(), planner).wait()
 
-    def _check(self, name: str, wanted: Tensor) -> None:
+    def _check(self, name: str, tensor: Tensor) -> None:
         held = self._metadata.state_dict_metadata.get(name)
         if not isinstance(held, TensorStorageMetadata):
-            raise ValueError(f"{self._reader.path} holds no {name}")
-        if held.size != wanted.size():
+            raise ValueError(f"{self._reader.path} has no tensor {name}")
+        if held.size != tensor.size():
             raise ValueError(
-                f"{self._reader.path} has {name} in the shape {tuple(held.size)}, not {tuple(wanted.size())}"
+                f"{self._reader.path} has {name} with shape {tuple(held.size)}, not {tuple(tensor.size())}"
             )
         values = sum(chunk.sizes.numel() for chunk in held.chunks)
         if values != held.size.numel():
             raise ValueError(
-                f"{self._reader.path} holds {values} of the {held.size.numel()} values of {name}"
+                f"{self._reader.path} has only {values} of the {held.size.numel()} values of {name}"
             )

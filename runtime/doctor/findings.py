@@ -1,4 +1,4 @@
-"""What the doctor's tasks reported, put together: findings, and the figures of a device and of each kind of link."""
+"""The reports of the doctor's tasks, combined: findings, and the rates of a device and of each kind of link."""
 
 import math
 import statistics
@@ -8,62 +8,67 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.doctor.benchmark import DeviceRates, LinkRates
-from runtime.doctor.local import LEAST_FREE_BYTES, Finding, short, with_rates
-from runtime.doctor.node_benchmark import MEET_S, NodeRates, ProbeOrder
-from runtime.doctor.node_probe import Facts, Names, Software, log_of, read
+from runtime.doctor.local import MIN_FREE_BYTES, Finding, MeasuredRates, three_digits, with_rates
+from runtime.doctor.node_benchmark import RENDEZVOUS_TIMEOUT_S, NodeRates, ProbeOrder
+from runtime.doctor.node_probe import NameCheck, NodeFacts, Software, read_report, task_log
 from runtime.launch.failure import Log
 from runtime.launch.jobs import STATE_BYTES
-from runtime.slurm.requeue import fate
+from runtime.slurm.requeue import srun_error_of
 from specs.cluster import Cluster
-from specs.humanize import count, duration
+from specs.humanize import count, duration, several
 
 R = TypeVar("R", DeviceRates, LinkRates)
 
-CLOCKS_S = 1.0
-"""Clocks that differ by more put a run's records, which are of several nodes, in the wrong order."""
-_LEAST_SHM_BYTES = 2**28
-"""What containers leave of /dev/shm by default is 64 MB, too little for NCCL's buffers (its manual, Shared memory)."""
-_BUSY = 0.5
-"""Cores' worth of other work that makes figures too low."""
-_SLOW = 0.8
-"""Share of the others' rate below which a device holds all back; beyond what measurements differ by."""
+MAX_CLOCK_DIFFERENCE_S = 1.0
+"""With a larger difference, the records of a run on several nodes are in the wrong order."""
+_MIN_SHM_BYTES = 2**28
+"""Containers have 64 MB of /dev/shm by default, too little for NCCL's buffers (its manual, Shared memory)."""
+_MAX_OTHER_LOAD = 0.5
+"""Load of other processes, in cores, above which measured rates are too low."""
+_STRAGGLER_RATE = 0.8
+"""A device below this share of the median rate is a straggler; repeated measurements differ by less."""
 
 
 @dataclass(frozen=True)
 class Reports:
-    """Everything that the tasks wrote down, by rank."""
+    """The tasks' reports, by rank."""
 
     order: ProbeOrder
-    """What they were told."""
+    """Their instructions."""
     nodes: Sequence[str]
     """Names of the job's nodes, in the order of its ranks."""
-    facts: Mapping[int, Facts]
-    names: Mapping[int, Names]
+    facts: Mapping[int, NodeFacts]
+    names: Mapping[int, NameCheck]
     rates: Mapping[int, NodeRates]
-    printed: Mapping[int, str]
-    """The line that tells most, of those who came to no rates; who fell silent first comes first."""
+    failures: Mapping[int, str]
+    """How the tasks without rates failed, in one line each; the first to fail comes first."""
 
     @staticmethod
     def read(folder: Path, job: str, order: ProbeOrder, nodes: Sequence[str]) -> "Reports":
-        """What is there now."""
+        """Read all reports that exist now."""
         ranks = range(order.nodes * order.tasks_per_node)
         facts, names, rates = (
-            {rank: found for rank in ranks if (found := read(folder, f"{name}-{rank}", kind)) is not None}
-            for name, kind in (("facts", Facts), ("names", Names), ("rates", NodeRates))
+            {
+                rank: found
+                for rank in ranks
+                if (found := read_report(folder, f"{name}-{rank}", kind)) is not None
+            }
+            for name, kind in (("facts", NodeFacts), ("names", NameCheck), ("rates", NodeRates))
         )
-        fallen = sorted((rank for rank in ranks if rank not in rates), key=lambda r: _silence(folder, job, r))
-        printed = {rank: _printed(folder, job, rank) for rank in fallen}
-        return Reports(order, nodes, facts, names, rates, printed)  # type: ignore[arg-type]
+        failed = [rank for rank in ranks if rank not in rates]
+        failed.sort(key=lambda rank: _failure_order(folder, job, rank))
+        failures = {rank: _failure_text(folder, job, rank) for rank in failed}
+        return Reports(order, nodes, facts, names, rates, failures)  # type: ignore[arg-type]
 
     def node(self, rank: int) -> str:
-        """Where a task was, or should have been."""
+        """The node that a task ran on, or should have run on."""
         if rank in self.facts:
             return self.facts[rank].node
         place = rank // self.order.tasks_per_node
-        return self.nodes[place] if place < len(self.nodes) else "a node that SLURM does not name"
+        return self.nodes[place] if place < len(self.nodes) else "an unknown node"
 
     def first_of(self, ranks: Sequence[int]) -> dict[str, int]:
-        """The nodes of these tasks, and the first task of each."""
+        """The first of these tasks on each node, by the node's name."""
         first: dict[str, int] = {}
         for rank in ranks:
             first.setdefault(self.node(rank), rank)
@@ -71,113 +76,121 @@ class Reports:
 
 
 def _log(folder: Path, job: str, rank: int) -> Log | None:
-    """What a task printed: its own log, or submitit's of it."""
-    logs = (Log(path, 0) for path in (log_of(folder, rank), folder / f"{job}_{rank}_log.err"))
+    """A task's output: its own log, or submitit's."""
+    logs = (Log(path, 0) for path in (task_log(folder, rank), folder / f"{job}_{rank}_log.err"))
     return next((log for log in logs if log.path.exists() and log.lines), None)
 
 
-def _silence(folder: Path, job: str, rank: int) -> tuple[bool, float]:
-    """Whether a task could say what happened, and when it fell silent: as runtime/launch/failure.py orders who is to
-    blame."""
+def _failure_order(folder: Path, job: str, rank: int) -> tuple[bool, float]:
+    """Sort key: tasks without an error in their log first, then by their last output (as runtime/launch/failure.py)."""
     log = _log(folder, job, rank)
     return (False, math.inf) if log is None else (log.error is not None, log.path.stat().st_mtime)
 
 
-def _printed(folder: Path, job: str, rank: int) -> str:
-    """How a task ended: its own error, or what srun says of it, or its last words."""
+def _failure_text(folder: Path, job: str, rank: int) -> str:
+    """How a task failed: its own error, srun's message, or its last line."""
     log, script = _log(folder, job, rank), folder / f"{job}_0_log.err"
     if log is not None and log.error is not None:
-        return f"it printed: {log.error} (its log: {log.path})"
-    said = fate(script, rank)
-    if said is not None:
-        return f"srun says: {said}" + ("" if log is None else f" (its log: {log.path})")
-    return "it printed nothing" if log is None else f"it printed: {log.last_words} (its log: {log.path})"
+        return f"{log.error} (its log: {log.path})"
+    message = srun_error_of(script, rank)
+    if message is not None:
+        return f"srun: {message}" + ("" if log is None else f" (its log: {log.path})")
+    return "it printed nothing" if log is None else f"its last line: {log.final_line} (its log: {log.path})"
 
 
 def findings(reports: Reports, here: Software, begun: float, ended: float) -> Iterator[Finding]:
-    """What the tasks saw; `begun` and `ended` are the caller's clock before and after."""
-    silent = reports.first_of([rank for rank in reports.printed if rank not in reports.facts])
-    for node, rank in silent.items():
-        said = f"rank {rank} on {node} did not report; {reports.printed[rank]}"
-        yield Finding(False, said, "see whether the node has this folder and this Python")
+    """What the tasks found; `begun` and `ended` are the caller's clock before and after the job."""
+    missing = reports.first_of([rank for rank in reports.failures if rank not in reports.facts])
+    for node, rank in missing.items():
+        message = f"rank {rank} on {node} did not report: {reports.failures[rank]}"
+        yield Finding(False, message, "check that the node has this folder and this Python")
     if reports.facts:
         yield from _software(reports, here)
         yield from _nodes(reports, begun, ended)
         yield from _names(reports)
-    alone = reports.first_of([rank for rank in reports.printed if rank in reports.facts])
-    for node, rank in alone.items():
-        said = f"rank {rank} on {node} did not find its peers within {MEET_S:.0f} s, or not measure with them"
+    unconnected = reports.first_of([rank for rank in reports.failures if rank in reports.facts])
+    for node, rank in unconnected.items():
+        message = f"rank {rank} on {node} failed in the rendezvous ({RENDEZVOUS_TIMEOUT_S:.0f} s) or in the measurement"
         remedy = (
-            "see what it says; nodes with several networks may need GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
+            "on nodes with several networks, set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME in slurm.prologue"
         )
-        yield Finding(False, f"{said}; {reports.printed[rank]}", f"{remedy} in slurm.prologue")
-    if len(reports.rates) > 1 and not reports.printed:
-        yield Finding(True, f"{len(reports.rates)} tasks found each other and talked")
+        yield Finding(False, f"{message}: {reports.failures[rank]}", remedy)
+    if len(reports.rates) > 1 and not reports.failures:
+        yield Finding(
+            True, f"{len(reports.rates)} tasks on {several(len(reports.nodes), 'node')} can communicate"
+        )
         yield from _clocks(reports)
-        yield from _slow(reports)
+        yield from _stragglers(reports)
 
 
-def _by_node(reports: Reports) -> dict[str, Facts]:
+def _facts_by_node(reports: Reports) -> dict[str, NodeFacts]:
     return {one.node: one for one in reports.facts.values()}
 
 
-def _busy(reports: Reports) -> list[str]:
-    """Nodes whose cores had other work to do when theirs were to be measured."""
+def _busy_nodes(reports: Reports) -> list[str]:
+    """Nodes whose CPUs other processes used during the measurement."""
     on_cpu = reports.order.device == "cpu"
-    return [node for node, facts in _by_node(reports).items() if on_cpu and facts.load > _BUSY]
+    return [
+        node for node, facts in _facts_by_node(reports).items() if on_cpu and facts.load > _MAX_OTHER_LOAD
+    ]
 
 
 def _software(reports: Reports, here: Software) -> Iterator[Finding]:
     other = False
-    for node, facts in _by_node(reports).items():
+    for node, facts in _facts_by_node(reports).items():
         there = facts.software
         differ = [f"Python {there.python}, here {here.python}"] if there.python != here.python else []
         differ += [
-            f"{name} {there.packages.get(name, 'is absent')}, here {wanted}"
-            for name, wanted in here.packages.items()
-            if there.packages.get(name) != wanted
+            f"{name} {there.packages.get(name, 'is not installed')}, here {version}"
+            for name, version in here.packages.items()
+            if there.packages.get(name) != version
         ]
         if there.commit is not None and here.commit is not None and there.commit != here.commit:
-            differ.append(f"sources of {there.commit[:12]}, here {here.commit[:12]}")
+            differ.append(f"commit {there.commit[:12]}, here {here.commit[:12]}")
         if differ:
             other = True
-            yield Finding(False, f"{node} runs {'; '.join(differ)}", "install the same on all nodes")
+            yield Finding(False, f"{node} has {'; '.join(differ)}", "install the same versions on all nodes")
     if not other:
-        yield Finding(True, f"the nodes run the same: Python {here.python}, torch {here.packages['torch']}")
+        yield Finding(
+            True, f"the nodes have the same Python {here.python} and torch {here.packages['torch']}"
+        )
 
 
 def _nodes(reports: Reports, begun: float, ended: float) -> Iterator[Finding]:
-    nodes = _by_node(reports)
+    nodes = _facts_by_node(reports)
     for node, facts in nodes.items():
         if facts.token != reports.order.token:
             yield Finding(
-                False, f"{node} reads another folder at this path", "work in a folder that all share"
+                False, f"{node} has another folder at this path", "work in a folder that all nodes share"
             )
         if not facts.data:
-            yield Finding(False, f"{node} cannot read {reports.order.data}", "make it readable there")
-        if facts.shm_bytes < _LEAST_SHM_BYTES:
-            said = f"/dev/shm of {node} has {facts.shm_bytes / 2**20:.0f} MiB"
-            yield Finding(False, said, "give the container more", stops=reports.order.device == "cuda")
+            yield Finding(False, f"{node} cannot read {reports.order.data}", "make it readable on this node")
+        if facts.shm_bytes < _MIN_SHM_BYTES:
+            message = f"/dev/shm of {node} has {facts.shm_bytes / 2**20:.0f} MiB"
+            remedy = f"give the container at least {_MIN_SHM_BYTES / 2**20:.0f} MiB"
+            yield Finding(False, message, remedy, blocking=reports.order.device == "cuda")
         late = max(begun - facts.time, facts.time - ended)
-        if late > CLOCKS_S:
-            said = f"the clock of {node} is at least {duration(late)} from the one here"
-            yield Finding(False, said, "have the site's people set it", stops=False)
+        if late > MAX_CLOCK_DIFFERENCE_S:
+            message = f"the clock of {node} differs by at least {duration(late)} from the one here"
+            yield Finding(False, message, "ask the cluster's administrators to set it", blocking=False)
     without = [node for node, facts in nodes.items() if not facts.sbatch]
     if without:
-        said = f"there is no sbatch on {', '.join(without)}, so no study goes on by itself (--until-done)"
-        yield Finding(False, said, "have it there, or in the container", stops=False)
-    busy = _busy(reports)
+        message = f"there is no sbatch on {', '.join(without)}, so studies cannot continue automatically (--until-done)"
+        yield Finding(False, message, "install it on the nodes, or in the container", blocking=False)
+    busy = _busy_nodes(reports)
     if busy:
         cores = max(nodes[node].load for node in busy)
-        said = f"other work was at {cores:.1f} cores of {', '.join(busy)}: the figures may be too low"
-        yield Finding(False, said, "measure again with exclusive: true in slurm", stops=False)
+        message = (
+            f"other processes used {cores:.1f} cores of {', '.join(busy)}: the measured rates may be too low"
+        )
+        yield Finding(False, message, "measure again with slurm.exclusive: true", blocking=False)
     free = min(facts.free_bytes for facts in nodes.values())
     shm = min(facts.shm_bytes for facts in nodes.values())
-    said = f"{', '.join(nodes)}: the folder is shared, {free / 2**30:.1f} GiB are free, /dev/shm has "
-    data = "" if reports.order.data is None else f", {reports.order.data} can be read"
+    message = f"{', '.join(nodes)}: the folder is shared, {free / 2**30:.1f} GiB of disk space are free, /dev/shm has "
+    data = "" if reports.order.data is None else f", {reports.order.data} is readable"
     if all(facts.token == reports.order.token and facts.data for facts in nodes.values()):
-        enough = free > LEAST_FREE_BYTES
-        yield Finding(enough, f"{said}{shm / 2**30:.1f} GiB{data}", "make room for checkpoints")
+        enough = free > MIN_FREE_BYTES
+        yield Finding(enough, f"{message}{shm / 2**30:.1f} GiB{data}", "free disk space for checkpoints")
 
 
 def _names(reports: Reports) -> Iterator[Finding]:
@@ -185,99 +198,87 @@ def _names(reports: Reports) -> Iterator[Finding]:
     for one in reports.names.values():
         for name, why in one.wrong.items():
             wrong.setdefault(f"the name {name} {why}", []).append(one.node)
-    for said, where in wrong.items():
-        remedy = "have the site's people put the name into its DNS, or /etc/hosts of every node"
-        yield Finding(False, f"on {', '.join(where)} {said}", remedy)
+    for message, where in wrong.items():
+        remedy = "ask the cluster's administrators to add the name to the DNS, or to /etc/hosts of every node"
+        yield Finding(False, f"on {', '.join(where)} {message}", remedy)
     if reports.names and not wrong:
-        yield Finding(True, f"the names of {', '.join(reports.nodes)} lead to nodes that answer")
+        yield Finding(True, f"the names {', '.join(reports.nodes)} resolve to nodes that answer")
 
 
 def _clocks(reports: Reports) -> Iterator[Finding]:
     clocks = [one.clock_s for one in reports.rates.values()]
     apart = max(clocks) - min(clocks)
-    said = f"the tasks' clocks are {apart * 1e3:.1f} ms apart at a barrier"
-    yield Finding(apart < CLOCKS_S, said, "have the site's people set them", stops=False)
+    message = f"the nodes' clocks differ by {apart * 1e3:.1f} ms at a barrier"
+    remedy = "ask the cluster's administrators to set them"
+    yield Finding(apart < MAX_CLOCK_DIFFERENCE_S, message, remedy, blocking=False)
 
 
-def _slow(reports: Reports) -> Iterator[Finding]:
-    if _busy(reports):
+def _stragglers(reports: Reports) -> Iterator[Finding]:
+    if _busy_nodes(reports):
         return
     rates = {rank: one.device.bf16_flop_per_s for rank, one in reports.rates.items()}
-    usual = statistics.median(rates.values())
+    median = statistics.median(rates.values())
     for rank, rate in rates.items():
-        if rate < _SLOW * usual:
-            said = (
-                f"the device of rank {rank} on {reports.node(rank)} reaches {rate / usual:.0%} of the others'"
-            )
-            yield Finding(False, said, "every step waits for it: leave that node out", stops=False)
+        if rate < _STRAGGLER_RATE * median:
+            message = f"straggler: rank {rank} on {reports.node(rank)} reaches {rate / median:.0%} of the median rate"
+            yield Finding(False, message, "exclude that node, since every step waits for it", blocking=False)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a cluster file promises, as the tasks measured it all at once: medians over them."""
+def measured_rates(reports: Reports) -> MeasuredRates | None:
+    """Medians over the tasks, which measured at the same time; None where a task failed."""
+    if reports.failures:
+        return None
+    rates = list(reports.rates.values())
+    return MeasuredRates(
+        device=_median([one.device for one in rates]),
+        intra_node=_median_link([one.intra_node for one in rates]),
+        inter_node=_median_link([one.inter_node for one in rates]),
+        write_bytes_per_s=min(one.write_bytes_per_s for one in rates) * len(rates),
+        nodes=tuple(_facts_by_node(reports)),
+    )
 
-    device: DeviceRates
-    within: LinkRates | None
-    """To a node's others; None where nodes have one device."""
-    between: LinkRates | None
-    """To other nodes; None where one was measured."""
-    write_bytes_per_s: float
-    """Of all tasks together, into the workspace."""
-    nodes: tuple[str, ...]
-    """Where."""
 
-    @staticmethod
-    def of(reports: Reports) -> "Figures | None":
-        """The figures; None where not every task measured."""
-        if reports.printed:
-            return None
-        rates = list(reports.rates.values())
-        return Figures(
-            device=_median([one.device for one in rates]),
-            within=_median_link([one.within for one in rates]),
-            between=_median_link([one.between for one in rates]),
-            write_bytes_per_s=min(one.write_bytes_per_s for one in rates) * len(rates),
-            nodes=tuple(_by_node(reports)),
+def measured_cluster(base: Cluster, rates: MeasuredRates) -> Cluster:
+    """The base cluster with these rates; its numbers of devices and nodes stay as they are."""
+    found = with_rates(base, rates.device, ", ".join(rates.nodes))
+    share = 1.0 if base.efficiency is None else base.efficiency.links
+    links = {
+        name: three_digits(promised * share if link is None else link.gather_bytes_per_s)
+        for name, promised, link in (
+            ("intra_node", base.intra_node, rates.intra_node),
+            ("inter_node", base.inter_node, rates.inter_node),
         )
-
-    def cluster(self, base: Cluster) -> Cluster:
-        """The base cluster with these; its devices and nodes stay as many as they are."""
-        found = with_rates(base, self.device, ", ".join(self.nodes))
-        share = 1.0 if base.efficiency is None else base.efficiency.links
-        links = {
-            name: short(promised * share if link is None else link.gather_bytes_per_s)
-            for name, promised, link in (
-                ("intra_node", base.intra_node, self.within),
-                ("inter_node", base.inter_node, self.between),
-            )
-        }
-        found = found.model_copy(update=links)
-        slowest = self.between or self.within
-        if found.efficiency is None or slowest is None:
-            return found
-        reached = {"links": 1.0, "message": short(slowest.message_s)}
-        return found.model_copy(update={"efficiency": found.efficiency.model_copy(update=reached)})
-
-    def saving(self, kill_wait_s: float, warning_s: float) -> Finding:
-        """How large a run may be to be saved in the time that it has."""
-        most, warned = (count(self.write_bytes_per_s * s / STATE_BYTES) for s in (kill_wait_s, warning_s))
-        rate = f"{self.write_bytes_per_s / 1e9:.2f} GB/s are written from {', '.join(self.nodes)}"
-        said = f"{rate}: a cancelled run of up to {most}"
-        rest = f"parameters is saved in {kill_wait_s:g} s (KillWait), a warned one of up to {warned} in {warning_s:g} s"
-        return Finding(True, f"{said} {rest}")
+    }
+    found = found.model_copy(update=links)
+    slowest = rates.inter_node or rates.intra_node
+    if found.efficiency is None or slowest is None:
+        return found
+    reached = {"links": 1.0, "message": three_digits(slowest.message_s)}
+    return found.model_copy(update={"efficiency": found.efficiency.model_copy(update=reached)})
 
 
-def _median(several: Sequence[R]) -> R:
-    """Every figure's median, and of what is no figure the first."""
-    first = several[0]
+def time_to_save(rates: MeasuredRates, kill_wait_s: float, warning_s: float) -> Finding:
+    """How large a model can be to be saved in the time between a signal and the kill."""
+    assert rates.write_bytes_per_s is not None  # every task has measured it
+    cancelled, warned = (
+        count(rates.write_bytes_per_s * seconds / STATE_BYTES) for seconds in (kill_wait_s, warning_s)
+    )
+    rate = f"{', '.join(rates.nodes)} write {rates.write_bytes_per_s / 1e9:.2f} GB/s"
+    limits = f"{cancelled} parameters after a cancel ({kill_wait_s:g} s, KillWait), and {warned} before the time limit"
+    return Finding(True, f"{rate}, enough to save models of up to {limits} ({warning_s:g} s)")
+
+
+def _median(rates: Sequence[R]) -> R:
+    """The median of every float field, and the first one's other fields."""
+    first = rates[0]
     found: dict[str, Any] = {
-        field.name: statistics.median(getattr(one, field.name) for one in several)
+        field.name: statistics.median(getattr(one, field.name) for one in rates)
         for field in fields(first)
         if isinstance(getattr(first, field.name), float)
     }
     return replace(first, **found)
 
 
-def _median_link(several: Sequence[LinkRates | None]) -> LinkRates | None:
-    measured = [one for one in several if one is not None]
+def _median_link(rates: Sequence[LinkRates | None]) -> LinkRates | None:
+    measured = [one for one in rates if one is not None]
     return _median(measured) if measured else None

@@ -1,7 +1,7 @@
-"""Why a run failed, from its exit statuses and what its ranks printed: one line for a person.
+"""Why a run failed, in one line, from its exit statuses and the logs of its ranks.
 
-When one rank fails the others follow, and what they say is about the first ("connection closed by peer"). So the
-rank to believe is the one that fell silent first; a rank that was killed says nothing at all.
+When one rank crashes, the others fail after it, with errors that are consequences ("connection closed by peer"). So the
+rank to report is the one whose log ended first; a rank that was killed logs no error.
 """
 
 import re
@@ -16,107 +16,115 @@ from runtime.run_folder.tail import last_line
 from specs.record import Incident, RecordLine
 
 _ERROR_LINE = re.compile(r"(?:\[rank\d+\]: )?([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*)")
-"""The line of a Python traceback that says what happened, with the mark that torch.distributed puts before it."""
+"""The last line of a Python traceback, with the prefix that torch.distributed adds."""
 State = Literal[
-    "finished", "at work", "queued", "requeued", "failed", "cancelled", "stopped", "not started", "unknown"
+    "finished",
+    "running",
+    "pending",
+    "requeued",
+    "held",
+    "failed",
+    "cancelled",
+    "stopped",
+    "not started",
+    "unknown",
 ]
-"""`requeued` has begun and waits; `cancelled` and `stopped` go on when they are run again; `failed` may fail again."""
+"""`requeued` has begun and is pending again; `held` stays pending until it is released; `cancelled` and `stopped`
+resume when they are run again; `failed` may fail again."""
 _TAIL_BYTES = 4096
-"""More than the last words of a rank."""
+"""More than the last lines of a rank's log."""
 _FAILED = ("FAILED", "OUT_OF_MEMORY", "BOOT_FAIL")
-"""How SLURM says that a job did not survive what it ran."""
+"""SLURM's states of jobs that failed because of what they ran."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What a rank printed in this segment: a file, from a byte on."""
+    """What a rank printed in this segment: a log file from a byte on."""
 
     path: Path
     start: int
 
     @staticmethod
     def to_append(path: Path) -> "Log":
-        """What will be printed from now on."""
+        """What is printed from now on."""
         return Log(path, path.stat().st_size if path.exists() else 0)
 
     @property
     def lines(self) -> list[str]:
-        """Its lines that are not blank."""
+        """Its non-blank lines."""
         text = self.path.read_bytes()[self.start :].decode(errors="replace")
         return [line.rstrip() for line in text.splitlines() if line.strip()]
 
     @property
-    def last_words(self) -> str:
-        """Its last line."""
-        return (self.lines or ["it ended without a word"])[-1]
+    def final_line(self) -> str:
+        """Its last line, or a message that there is none."""
+        return (self.lines or ["it exited without printing anything"])[-1]
 
     @property
     def error(self) -> str | None:
-        """What its last traceback ends with; None where there is none."""
+        """The error of its last traceback; None where there is none."""
         found = [match.group(1) for match in map(_ERROR_LINE.match, self.lines) if match]
         return found[-1] if found else None
 
 
 def first_to_fail(failed: Mapping[int, Log]) -> int:
-    """Of the failed ranks one whose log names no error (it was killed), else the one that fell silent first."""
+    """The failed rank to report: one whose log has no error (it was killed), else the one whose log ended first."""
     return min(
         failed, key=lambda rank: (failed[rank].error is not None, failed[rank].path.stat().st_mtime_ns)
     )
 
 
-def why(log: Log, code: int) -> str:
-    """What ended a rank with this exit status; a negative one is a signal."""
+def failure_reason(log: Log, code: int) -> str:
+    """Why a rank ended with this exit status; a negative one is a signal."""
     if log.error is not None or code >= 0:
-        return log.error or log.last_words
+        return log.error or log.final_line
     if code == -signal.SIGKILL:
-        return "killed (signal 9), perhaps for want of memory"
-    return f"{signal.strsignal(-code)} (signal {-code}); before it: {log.last_words}"
+        return "killed (signal 9), possibly out of memory"
+    return f"{signal.strsignal(-code)} (signal {-code}); last line of its log: {log.final_line}"
 
 
 def _why_cancelled(job: str, records: Sequence[RecordLine]) -> str:
-    """That it was, and what was saved; a crash before, after which it was queued again, is none of its end."""
+    """That the job was cancelled, and what was saved. An earlier crash that requeued it is not the reason."""
     last = records[-1] if records else None
     saved = isinstance(last, Incident) and last.what == "interrupted"
-    return (
-        f"job {job} was cancelled"
-        + (f": {recorded_end(records)}" if saved else "")
-        + "; goes on when run again"
-    )
+    return f"job {job} was cancelled" + (f": {recorded_end(records)}" if saved else "") + "; rerun to resume"
 
 
-def ended(
+def why_not_running(
     folder: RunFolder, records: Sequence[RecordLine], job: str, end: str | None, *, cancelled: bool = False
 ) -> tuple[State, str]:
-    """Why no process trains an unfinished run; `end` is SLURM's state of its job, and without a job it was a local
-    one."""
+    """The state of an unfinished run that no process trains, and why it ended.
+
+    `job` is its SLURM job, empty for a local run, and `end` SLURM's final state of that job.
+    """
     if cancelled:
         return "cancelled", _why_cancelled(job, records)
-    said = f"job {job} ended as {end}" if end else f"job {job} ended" if job else ""
+    job_end = f"job {job} ended as {end}" if end else f"job {job} ended" if job else ""
     last = recorded_end(records)
     if last:
         crashed = isinstance(records[-1], Incident) and records[-1].what == "crashed"
-        return ("failed" if crashed else "stopped"), ": ".join(part for part in (said, last) if part)
-    error = _last_words(folder.log, records[-1].time if records else 0.0)
+        return ("failed" if crashed else "stopped"), ": ".join(part for part in (job_end, last) if part)
+    error = _logged_error(folder.log, records[-1].time if records else 0.0)
     if error or (end is not None and end.startswith(_FAILED)):
-        return "failed", ": ".join(part for part in (said, error) if part)
+        return "failed", ": ".join(part for part in (job_end, error) if part)
     if not records and not job:
         return "not started", ""
     step = (last_line(folder.metrics_jsonl) or {}).get("step", 0)
-    return "stopped", said or f"cut off at step {step} without a word"
+    return "stopped", job_end or f"ended at step {step} without an error message"
 
 
 def recorded_end(records: Sequence[RecordLine]) -> str:
-    """What ended the last segment, if the record says so."""
+    """The message of the crash or stop that ended the last segment, if the record has one."""
     last = records[-1] if records else None
     return last.message if isinstance(last, Incident) and last.what in ("crashed", "interrupted") else ""
 
 
-def _last_words(logs: Path, since_s: float) -> str:
-    """The error that a rank ended with after this time; empty where none did."""
+def _logged_error(logs: Path, since_s: float) -> str:
+    """The error that a rank's log ends with, written after this time; empty where none does."""
     failed = {}
     for path in logs.glob("rank-*.txt"):
         log = Log(path, max(0, path.stat().st_size - _TAIL_BYTES))
-        if path.stat().st_mtime >= since_s and log.error and log.last_words.endswith(log.error):
+        if path.stat().st_mtime >= since_s and log.error and log.final_line.endswith(log.error):
             failed[int(path.stem.removeprefix("rank-"))] = log
     if not failed:
         return ""

@@ -1,7 +1,6 @@
-"""From a plan or a run spec to jobs; what can be refused is refused here, before anything is made or started.
+"""From a plan or a run spec to jobs, with all checks that are possible before anything is created or started.
 
-A refusal about a document points at its line. One about this machine (a folder, cores, disk space) is a
-`RefusedError`.
+An error in a document points at its line. One of this machine (a folder, cores, disk space) is a `RefusedError`.
 """
 
 import shutil
@@ -27,18 +26,18 @@ from specs.record import Order
 from specs.run import Execution, RunSpec
 
 _PASS_TOKENS = 4096
-"""Tokens of a forward pass of a bare run spec: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
+"""Tokens of a bare run spec's micro-batch: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
 _CHECKPOINT_S = 60.0
-"""Seconds between checkpoints of a bare run spec: our choice, a minute at most is trained twice after a crash."""
+"""Checkpoint interval of a bare run spec in seconds: our choice; a crash costs at most a minute of training."""
 STATE_BYTES = 4 + 4 + 4
-"""A parameter in a checkpoint: its fp32 master weight and two moments."""
+"""Bytes of a parameter in a checkpoint: its fp32 master weight and two moments."""
 _STEP_BYTES = 400
 """A step's lines in metrics.jsonl, timing.jsonl and TensorBoard's events (about 120 bytes each), rounded up."""
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """A run that was asked for, and where."""
+    """A requested run, and the document that requests it."""
 
     document: Path
     """The plan or run spec."""
@@ -49,9 +48,9 @@ class RunRequest:
     run: RunSpec
     """What changes the numbers."""
     order: Order
-    """What its ranks are told besides."""
+    """How its ranks carry it out."""
     planned_s: float
-    """Seconds it should take; for a bare run spec its FLOP, which orders a queue of one as well."""
+    """Planned seconds; for a bare run spec, which is alone in its queue, its FLOP."""
 
     @property
     def on_gpu(self) -> bool:
@@ -73,21 +72,21 @@ class RunRequest:
         )
 
     def refuse(self, field: str, what: str, write: str) -> DocumentError:
-        """A refusal that points at a field of this run, named as in a plan."""
+        """An error that points at a field of this run, named as in a plan."""
         at = f"{self.field}.{field}" if self.field else field.removeprefix("run.")
         return locate(self.document, at, f"{self.title}: {what}", write)
 
     def folder(self, workspace: Workspace) -> Path:
-        """Its run folder, which may not exist."""
+        """Its run folder, which may not exist yet."""
         return workspace.runs / self.run.fingerprint()
 
     def finished(self, workspace: Workspace) -> bool:
-        """Whether its record has an end."""
+        """Whether its record ends with an End line."""
         line = last_line(self.folder(workspace) / "record.jsonl")
         return line is not None and line.get("event") == "end"
 
     def disk_bytes(self) -> int:
-        """Bytes that its folder may grow to: checkpoints of all state, and lines per step."""
+        """The most bytes that its folder may take: checkpoints, and the lines of all steps."""
         checkpoints = self.order.execution.retention.most(self.run.optim.steps)
         return self.run.model.params * STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
@@ -112,12 +111,12 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Ru
 
 
 def budget_folder(plan: Plan, path: Path) -> Path:
-    """Where the plan's budget was: the ledger lies beside it. Paths in the budget are relative to it."""
+    """Folder of the plan's budget, which holds the ledger; paths in the budget are relative to it."""
     return (path.parent / plan.ledger).parent
 
 
 def cluster_of(budget: Budget, folder: Path, named_in: Path) -> tuple[Path, Cluster]:
-    """A budget's cluster, and the file that says so; `folder` is the budget's, `named_in` the document to blame."""
+    """A budget's cluster, and its file. `folder` is the budget's; an error points at the document `named_in`."""
     if is_file(budget.cluster):
         path = folder / budget.cluster
         return path, load(path, Cluster)
@@ -125,7 +124,7 @@ def cluster_of(budget: Budget, folder: Path, named_in: Path) -> tuple[Path, Clus
 
 
 def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | None:
-    """A device's peak for MFU; None where the cluster's file is no longer there to say."""
+    """A device's peak for MFU; None where the cluster file is missing or unreadable."""
     try:
         _, cluster = cluster_of(plan.budget, budget_folder(plan, path), path)
     except DocumentError:
@@ -134,9 +133,9 @@ def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | Non
 
 
 def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
-    """A bare run spec, on one device: a GPU where there is one, else one process with every core."""
+    """A bare run spec on one device: a GPU where there is one, else one process with all cores."""
     batch = run.optim.batch_sequences
-    fitting = [
+    micro_batches = [
         size for size in range(1, batch + 1) if batch % size == 0 and size * run.model.context <= _PASS_TOKENS
     ]
     execution = Execution(
@@ -146,7 +145,7 @@ def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
             pp=1,
             tp=1,
             sequence_parallel=False,
-            micro_batch_sequences=max(fitting, default=1),
+            micro_batch_sequences=max(micro_batches, default=1),
             recompute="none",
         ),
         threads_per_rank=1 if machine.gpus else machine.cores,
@@ -160,123 +159,126 @@ def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
 
 
 class MissingResource(NamedTuple):
-    """What this machine or workspace lacks for a run."""
+    """A resource that a run needs and that this machine or workspace does not have."""
 
     field: str
-    """Of the run as a plan names it, that asks for it."""
+    """The field that requires it, named as in a plan."""
     what: str
-    """In words, with the numbers."""
+    """What is missing, with the numbers."""
     write: str
     """What to do about it."""
 
 
 def check_runs(
-    wanted: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
+    requests: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> None:
-    """Refuse runs that cannot be carried out, the first problem first: DocumentError or RefusedError.
+    """DocumentError or RefusedError for the first problem of runs that cannot be carried out.
 
-    Without a machine its devices are no question: they are another's.
+    Without a machine (on SLURM) its devices are not checked.
     """
-    for one in wanted:
-        _check_layout(one)
-        for lack in _missing(one, workspace, machine, limit):
-            raise one.refuse(*lack)
-        check_imported_weights(one.run, workspace.data)
-    space = _missing_space(wanted, workspace)
+    for request in requests:
+        _check_layout(request)
+        for missing in _missing(request, workspace, machine, limit):
+            raise request.refuse(*missing)
+        check_imported_weights(request.run, workspace.data)
+    space = _missing_space(requests, workspace)
     if space:
-        raise RefusedError(f"{workspace.runs}: {space}; make room, or run in another folder")
+        raise RefusedError(f"{workspace.runs}: {space}; free disk space, or run in another folder")
 
 
 def missing_resources(
-    wanted: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
+    requests: Sequence[RunRequest], workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> tuple[str, ...]:
-    """What `check_runs` would refuse runs for that another machine or workspace may have, each once, for a preview.
+    """The resources that are missing here and make `check_runs` refuse the runs, each once, for a preview.
 
-    DocumentError for a layout that no machine can carry out, and for weights to start from that are not here.
+    DocumentError for a layout that is impossible anywhere, and for missing weights to start from.
     """
     found: dict[str, None] = {}
-    for one in wanted:
-        _check_layout(one)
-        check_imported_weights(one.run, workspace.data)
-        found |= dict.fromkeys(lack.what for lack in _missing(one, workspace, machine, limit))
-    space = _missing_space(wanted, workspace)
+    for request in requests:
+        _check_layout(request)
+        check_imported_weights(request.run, workspace.data)
+        found |= dict.fromkeys(missing.what for missing in _missing(request, workspace, machine, limit))
+    space = _missing_space(requests, workspace)
     return (*found, space) if space else tuple(found)
 
 
-def _check_layout(one: RunRequest) -> None:
-    layout = one.order.execution.layout
-    problems = layout.problems(one.run.model, one.run.optim)
+def _check_layout(request: RunRequest) -> None:
+    layout = request.order.execution.layout
+    problems = layout.problems(request.run.model, request.run.optim)
     if problems:
-        raise one.refuse("execution.layout", problems[0], "plan again for a cluster of another size")
+        raise request.refuse("execution.layout", problems[0], "plan again for another number of devices")
 
 
 def _missing(
-    one: RunRequest, workspace: Workspace, machine: Machine | None, limit: int | None
+    request: RunRequest, workspace: Workspace, machine: Machine | None, limit: int | None
 ) -> Iterator[MissingResource]:
     if machine is not None:
-        yield from _missing_devices(one, machine, limit)
-    yield from _missing_data(one, workspace)
+        yield from _missing_devices(request, machine, limit)
+    yield from _missing_data(request, workspace)
 
 
-def _missing_devices(one: RunRequest, machine: Machine, limit: int | None) -> Iterator[MissingResource]:
-    slots, kind = one.job(Path()).slots, "GPU" if one.on_gpu else "CPU core"
-    all_there = len(machine.slots(on_gpu=one.on_gpu, limit=None))
-    usable = len(machine.slots(on_gpu=one.on_gpu, limit=limit))
+def _missing_devices(request: RunRequest, machine: Machine, limit: int | None) -> Iterator[MissingResource]:
+    slots, kind = request.job(Path()).slots, "GPU" if request.on_gpu else "CPU core"
+    present = len(machine.slots(on_gpu=request.on_gpu, limit=None))
+    usable = len(machine.slots(on_gpu=request.on_gpu, limit=limit))
     if slots <= usable:
         return
-    if slots <= all_there:
-        write = f"leave out --devices, or give {slots:,}"
+    if slots <= present:
+        write = f"omit --devices, or give at least {slots:,}"
     elif usable:
         most = several(usable, kind)
-        write = (
-            f"name a cluster of at most {most} in the budget and plan it, or run where there are {slots:,}"
-        )
+        write = f"plan again for a cluster of at most {most}, or run on a machine with {slots:,}"
     else:
-        write = f"run where there are {slots:,}, or name a cluster without GPUs in the budget and plan it"
+        write = f"run on a machine with {slots:,}, or plan again for a cluster without GPUs"
     yield MissingResource(
-        "execution", f"it needs {several(slots, kind)} at once, and {usable} may be used here", write
+        "execution", f"it needs {several(slots, kind)}, but only {usable} can be used here", write
     )
 
 
-def _missing_data(one: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
-    data = one.run.data
+def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
+    data = request.run.data
     if data.digest is None:
-        what = "its text is only declared, so there is nothing here to train on"
+        what = "its text is only declared, so there is no corpus to train on"
         write = "write 'source: files' with paths in the budget, run 'isoplan data BUDGET', and plan again"
         yield MissingResource("run.data", what, write)
         return
     manifest = workspace.data / data.corpus / "manifest.json"
-    source = one.document if one.field else "BUDGET"
+    source = request.document if request.field else "BUDGET"
     if not manifest.exists():
         yield MissingResource(
-            "run.data", f"its corpus {manifest.parent} is not here", f"run: isoplan data {source}"
+            "run.data", f"its corpus {manifest.parent} is missing", f"run: isoplan data {source}"
         )
         return
-    there = load(manifest, Corpus)
-    if there.digest != data.digest:
-        what = f"its corpus was {data.digest[:16]} when it was planned, and {manifest.parent} holds {there.digest[:16]}"
-        yield MissingResource("run.data", what, "bring that text back, or plan again under another name")
+    corpus = load(manifest, Corpus)
+    if corpus.digest != data.digest:
+        what = (
+            f"it was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {corpus.digest[:16]}"
+        )
+        yield MissingResource("run.data", what, "restore that text, or plan again under another name")
 
 
-def _missing_space(wanted: Sequence[RunRequest], workspace: Workspace) -> str:
-    """What is missing on disk, in words; empty where there is room."""
-    needed = sum(one.disk_bytes() for one in wanted)
-    there = workspace.runs if workspace.runs.exists() else workspace.path
-    free = shutil.disk_usage(there).free
+def _missing_space(requests: Sequence[RunRequest], workspace: Workspace) -> str:
+    """Why the disk space is not enough; empty where it is."""
+    needed = sum(request.disk_bytes() for request in requests)
+    folder = workspace.runs if workspace.runs.exists() else workspace.path
+    free = shutil.disk_usage(folder).free
     if needed <= free:
         return ""
-    return f"these runs may write {needed / 2**30:,.1f} GiB and {free / 2**30:,.1f} GiB are free"
+    return f"these runs may write {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are free"
 
 
-def prepare_jobs(wanted: Sequence[RunRequest], workspace: Workspace) -> list[Job]:
-    """Jobs for the runs, one per run folder; the folders are made and given their orders."""
+def prepare_jobs(requests: Sequence[RunRequest], workspace: Workspace) -> list[Job]:
+    """Jobs for the runs, one per run folder; creates the folders and writes their orders."""
     workspace.check_writable()
-    distinct = {one.run.fingerprint(): one for one in wanted}
-    return [one.job(open_folder(workspace.runs, one.run, one.order).path) for one in distinct.values()]
+    distinct = {request.run.fingerprint(): request for request in requests}
+    return [
+        request.job(open_folder(workspace.runs, request.run, request.order).path)
+        for request in distinct.values()
+    ]
 
 
 def data_of(document: Budget | Plan, path: Path) -> tuple[DataSpec, Path]:
-    """The text that a budget or plan is about, and the folder that its paths are relative to."""
+    """The data of a budget or plan, and the folder that its paths are relative to."""
     if isinstance(document, Plan):
         return document.budget.data, budget_folder(document, path)
     return document.data, path.parent

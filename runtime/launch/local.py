@@ -1,11 +1,12 @@
-"""Runs as processes of this machine: what fits the free devices is started, watched, and ended together.
+"""Launch runs as processes of this machine: start what fits the free devices, watch it, stop it.
 
-A run takes as many slots as it has ranks (on a CPU: ranks x threads). The longest run starts first, the next ones
-fill what is left. Nothing here knows what a rank computes: its exit status says how it ended (0 finished, 75 saved and
-to be resumed, anything else failed), and its output lies in the run's `log/rank-N.txt`.
+A run takes as many slots as it has ranks (on a CPU: ranks x threads). The longest run starts first, the next ones fill
+the remaining slots. A rank's exit status says how it ended (0 finished, 75 saved and to be resumed, else failed); its
+output is in the run's `log/rank-N.txt`.
 
-Two things keep a run folder to one owner. The launcher holds the folder's lock and every rank inherits it (see
-lock.py). And every rank's standard input is a pipe whose other end only the launcher has (see rank.py).
+Two things give a run folder one owner. The launcher holds the folder's lock and every rank inherits it
+(runtime/run_folder/lock.py). And every rank's standard input is a pipe whose other end only the launcher holds
+(runtime/train/rank.py).
 """
 
 import os
@@ -20,22 +21,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from runtime.launch.failure import Log, first_to_fail, why
-from runtime.run_folder.lock import Claim, Hold, at_work
+from runtime.launch.failure import Log, failure_reason, first_to_fail
+from runtime.run_folder.lock import FolderLock, LockAttempt, busy_message
 from specs.exit_codes import RESUME
 
 _TICK_S = 0.1
-"""Time between looks at the processes: far below the second in which a failure should show."""
+"""Seconds between polls of the processes: far below the second in which a failure should show."""
 
 _GRACE_S = 1.0
-"""Time that ranks have to follow one that failed: long enough to tell who was first, and to say in a log why."""
+"""Seconds that the other ranks may run after one fails: enough to log their errors and to tell which failed first."""
 
 State = Literal["finished", "interrupted", "failed", "busy", "not started", "queued"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be started."""
+    """A run to start."""
 
     folder: Path
     """Its run folder, which exists."""
@@ -54,7 +55,7 @@ class Job:
     compute_flop: float
     """C = M D."""
     planned_s: float
-    """Seconds it should take, which orders the queue."""
+    """Planned seconds, which order the queue."""
 
     @property
     def slots(self) -> int:
@@ -62,7 +63,7 @@ class Job:
         return self.ranks if self.on_gpu else self.ranks * self.threads_per_rank
 
     def log(self, rank: int) -> Path:
-        """What a rank prints."""
+        """The log file of a rank."""
         return self.folder / "log" / f"rank-{rank}.txt"
 
 
@@ -72,56 +73,56 @@ class Outcome:
 
     job: Job
     state: State
-    """`busy` is somebody else's run; `not started` had to wait until the launcher was stopped; `queued` is SLURM's."""
+    """`busy`: another process holds the run folder; `not started`: the launcher stopped before; `queued`: on SLURM."""
     message: str = ""
-    """What happened, in one line; empty for a finished run."""
+    """Why, in one line; empty for a finished run."""
     rank_code: int = 0
-    """Exit status of the rank that is to blame for a failure."""
+    """Exit status of the rank that failed first."""
     seconds: float = 0.0
     """Wall time of this segment."""
 
 
 @dataclass
-class Active:
-    """A run in progress: its processes, and what they hold."""
+class RunningJob:
+    """A run in progress: its processes, devices, lock and logs."""
 
     job: Job
     ranks: list[subprocess.Popen[bytes]]
     slots: tuple[str, ...]
-    lock: Hold
+    lock: FolderLock
     logs: list[Log]
     started_s: float = field(default_factory=time.monotonic)
     failed_s: float | None = None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to every rank that lives, and to what it has started."""
+        """Send a signal to the process group of every rank that is running."""
         for rank in self.ranks:
             if rank.poll() is None:
                 os.killpg(rank.pid, number)
 
     def end(self) -> None:
-        """Kill what still lives, wait for it, and release the folder."""
+        """Kill the ranks that are still running, wait for them, and release the folder."""
         self.send(signal.SIGKILL)
         for rank in self.ranks:
             rank.wait()
-        self.lock.close()
+        self.lock.release()
 
 
-class Stop:
-    """How often the launcher was asked to stop: once is a request to save, twice is an order to end."""
+class StopCount:
+    """Stop signals that the launcher received: the first asks the runs to save and exit, the second kills them."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.received = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
-        self.asked += 1
+        self.received += 1
 
 
 @contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Count SIGINT, SIGTERM and SIGHUP instead of dying of them, until the block ends; what nohup ignores stays so."""
-    stop = Stop()
+def stop_signals() -> Iterator[StopCount]:
+    """Count SIGINT, SIGTERM and SIGHUP instead of exiting, until the block ends; what nohup ignores stays ignored."""
+    stop = StopCount()
     numbers = [
         n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
     ]
@@ -134,8 +135,8 @@ def stop_signals() -> Iterator[Stop]:
 
 
 @contextmanager
-def lifeline() -> Iterator[int]:
-    """The read end of a pipe that nobody writes to: it ends when this process does."""
+def launcher_pipe() -> Iterator[int]:
+    """The read end of a pipe that carries no data and closes when this process ends."""
     read, write = os.pipe()
     try:
         yield read
@@ -144,8 +145,8 @@ def lifeline() -> Iterator[int]:
         os.close(write)
 
 
-Watch = Callable[[Sequence[Active], Sequence[Outcome]], None]
-"""Called at every look at the processes with the runs in progress and the outcomes so far."""
+Watch = Callable[[Sequence[RunningJob], Sequence[Outcome]], None]
+"""Called at every poll with the runs in progress and the outcomes so far."""
 
 
 def launch(
@@ -156,32 +157,34 @@ def launch(
     *,
     busy_patience_s: float = 10.0,
 ) -> list[Outcome]:
-    """Run the jobs, each in its own processes, as many at a time as there are slots; one outcome per job.
+    """Run the jobs, each in its own processes, as many at a time as the slots allow; one outcome per job.
 
-    `slots` names the devices (for GPUs: as CUDA_VISIBLE_DEVICES does), `command` gives the program of a job's
-    ranks. A failed run does not stop the others. SIGINT, SIGTERM or SIGHUP are passed on as SIGTERM, upon which
-    ranks save and end; a second signal kills them. A folder that somebody else holds is tried again for
-    `busy_patience_s`: ranks of a launcher that was just killed need a moment to notice. One whose owner was on another
-    host and did not let go is waited for until that owner shows that it lives, or has not for a while.
+    `slots` names the devices (GPUs as in CUDA_VISIBLE_DEVICES), `command` gives the program of a job's ranks. A failed
+    run does not stop the others. SIGINT, SIGTERM or SIGHUP is a graceful shutdown: the ranks get SIGTERM, save and
+    exit; a second signal kills them. A folder that another process holds is retried for `busy_patience_s`, since the
+    ranks of a launcher that was just killed take a moment to exit. An owner on another host that crashed is waited for
+    until its heartbeat proves that it is alive, or has been missing for long enough.
     """
-    with stop_signals() as stop, lifeline() as life:
-        floor = _Floor(list(jobs), list(slots), command, life, busy_patience_s)
+    with stop_signals() as stop, launcher_pipe() as pipe:
+        launcher = _Launcher(list(jobs), list(slots), command, pipe, busy_patience_s)
         try:
-            while floor.active or (floor.queue and not stop.asked):
-                if stop.asked:
-                    floor.stop(signal.SIGTERM if stop.asked == 1 else signal.SIGKILL)
+            while launcher.active or (launcher.queue and not stop.received):
+                if stop.received:
+                    launcher.stop(signal.SIGTERM if stop.received == 1 else signal.SIGKILL)
                 else:
-                    floor.start_what_fits()
-                floor.reap()
-                watch(floor.active, floor.outcomes)
+                    launcher.start_what_fits()
+                launcher.reap()
+                watch(launcher.active, launcher.outcomes)
                 time.sleep(_TICK_S)
         finally:
-            for run in floor.active:
+            for run in launcher.active:
                 run.end()
-    return floor.outcomes + [Outcome(job, "not started", "stopped before it began") for job in floor.queue]
+    return launcher.outcomes + [
+        Outcome(job, "not started", "the launcher stopped before this run started") for job in launcher.queue
+    ]
 
 
-class _Floor:
+class _Launcher:
     """The queue, the free slots, the runs in progress and the outcomes of one launch."""
 
     def __init__(
@@ -189,43 +192,45 @@ class _Floor:
         jobs: list[Job],
         slots: list[str],
         command: Callable[[Job], list[str]],
-        life: int,
+        pipe: int,
         patience_s: float,
     ) -> None:
         self.queue = sorted(jobs, key=lambda job: -job.planned_s)
         self.free = slots
         self.command = command
-        self.life = life
+        self.pipe = pipe
         self.patience_s = patience_s
-        self.active: list[Active] = []
+        self.active: list[RunningJob] = []
         self.outcomes: list[Outcome] = []
-        self.told: signal.Signals | None = None
-        self.claims: dict[Path, Claim] = {}
+        self.stop_signal: signal.Signals | None = None
+        self.lock_attempts: dict[Path, LockAttempt] = {}
 
     def start_what_fits(self) -> None:
         """Start queued jobs, longest first, while there are slots for them."""
         for job in list(self.queue):
             if job.slots > len(self.free):
                 continue
-            claim = self.claims.setdefault(job.folder, Claim(job.folder, patience_s=self.patience_s))
-            lock = claim.take()
+            attempt = self.lock_attempts.setdefault(
+                job.folder, LockAttempt(job.folder, patience_s=self.patience_s)
+            )
+            lock = attempt.acquire()
             if lock is None:
-                if claim.hopeless:
-                    self._busy(job)
+                if attempt.owner_is_alive:
+                    self._give_up_busy(job)
                 continue
             self.queue.remove(job)
             taken, self.free = tuple(self.free[: job.slots]), self.free[job.slots :]
-            self.active.append(_start(job, self.command(job), taken, lock, self.life))
+            self.active.append(_start(job, self.command(job), taken, lock, self.pipe))
 
-    def _busy(self, job: Job) -> None:
+    def _give_up_busy(self, job: Job) -> None:
         self.queue.remove(job)
-        message = f"{at_work(job.folder)}; wait for it or stop it, then run again"
+        message = f"{busy_message(job.folder)}; wait for it or stop it, then rerun"
         self.outcomes.append(Outcome(job, "busy", message))
 
     def reap(self) -> None:
-        """Move the runs that ended from `active` to `outcomes`; a dead rank ends its run's others."""
+        """Move ended runs from `active` to `outcomes`; when a rank has failed, kill its run's other ranks."""
         for run in list(self.active):
-            outcome = _outcome(run, stopped=self.told is not None)
+            outcome = _outcome(run, stopped=self.stop_signal is not None)
             if outcome is None:
                 continue
             run.end()
@@ -234,17 +239,17 @@ class _Floor:
             self.outcomes.append(outcome)
 
     def stop(self, number: signal.Signals) -> None:
-        """Tell every rank to end, once per signal."""
-        if self.told != number:
-            self.told = number
+        """Send every rank this signal, once."""
+        if self.stop_signal != number:
+            self.stop_signal = number
             for run in self.active:
                 run.send(number)
 
 
-def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: Hold, life: int) -> Active:
-    """Start a job's ranks, which write to its log and inherit its lock."""
+def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: FolderLock, pipe: int) -> RunningJob:
+    """Start a job's ranks, which write to its logs and inherit its lock."""
     (job.folder / "log").mkdir(exist_ok=True)
-    run = Active(job, [], slots, lock, [Log.to_append(job.log(rank)) for rank in range(job.ranks)])
+    run = RunningJob(job, [], slots, lock, [Log.to_append(job.log(rank)) for rank in range(job.ranks)])
     port = free_port()
     try:
         for rank, log in enumerate(run.logs):
@@ -252,7 +257,7 @@ def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: Hold, life: 
                 run.ranks.append(
                     subprocess.Popen(
                         argv,
-                        stdin=life,
+                        stdin=pipe,
                         stdout=output,
                         stderr=subprocess.STDOUT,
                         env=_environment(job, rank, port, slots),
@@ -267,7 +272,7 @@ def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: Hold, life: 
 
 
 def _environment(job: Job, rank: int, port: int, slots: tuple[str, ...]) -> dict[str, str]:
-    """The environment of a rank: its peers, threads and GPUs, and no modules from the current folder."""
+    """The environment of a rank: rendezvous, threads, GPUs, and no imports from the current folder."""
     own = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -282,13 +287,13 @@ def _environment(job: Job, rank: int, port: int, slots: tuple[str, ...]) -> dict
         own["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
     if Path("/sys/class/net/lo").exists():
         own["GLOO_SOCKET_IFNAME"] = (
-            "lo"  # gloo else resolves the host's own name, which laptops and containers may lack
+            "lo"  # otherwise gloo resolves the host's name, which fails on some laptops and in containers
         )
     return os.environ | own
 
 
-def _outcome(run: Active, *, stopped: bool) -> Outcome | None:
-    """How a run ended, or None while it goes on."""
+def _outcome(run: RunningJob, *, stopped: bool) -> Outcome | None:
+    """How a run ended; None while it is running."""
     now_s = time.monotonic()
     seconds = now_s - run.started_s
     codes = [rank.poll() for rank in run.ranks]
@@ -299,17 +304,17 @@ def _outcome(run: Active, *, stopped: bool) -> Outcome | None:
             return None
         first = first_to_fail({rank: run.logs[rank] for rank in bad})
         code, log = codes[first] or 0, run.logs[first]
-        message = f"{why(log, code)} (rank {first} of {run.job.ranks}; its log: {log.path})"
+        message = f"{failure_reason(log, code)} (rank {first} of {run.job.ranks}; its log: {log.path})"
         return Outcome(run.job, "failed", message, code, seconds)
     if None in codes:
         return None
     if not any(codes):
         return Outcome(run.job, "finished", seconds=seconds)
-    return Outcome(run.job, "interrupted", "stopped; run the same command again to go on", seconds=seconds)
+    return Outcome(run.job, "interrupted", "stopped; rerun the same command to resume", seconds=seconds)
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is free now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

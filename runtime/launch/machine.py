@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine has for runs."""
+    """The devices of a machine."""
 
     cores: int
     gpus: tuple[str, ...]
@@ -20,7 +20,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Cores that this process may use, and GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
+    """The CPU cores that this process may use, and the GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

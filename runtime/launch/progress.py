@@ -1,10 +1,10 @@
-"""What a person sees while runs are in progress: a live table on a terminal, plain lines anywhere else.
+"""Progress of a launch: a live table on a terminal, plain lines elsewhere.
 
-Everything is read from the runs' own files, a few kilobytes from their ends, so that looking costs nothing.
+Everything is read from the runs' own files, a few kilobytes from their ends, so that reading costs next to nothing.
 
-The time that is left: a run that has a pace needs its remaining steps at that pace; one that has none yet needs its
-FLOP at the rate per slot that this launch has reached so far. All slots together can't be faster than the sum over
-the slots, nor than the slowest run in progress.
+Remaining time: a run with a measured speed needs its remaining steps at that speed; one without needs its FLOP at the
+average rate per slot of this launch. The whole takes at least the sum over the runs divided by the slots, and at least
+as long as the slowest run.
 """
 
 import json
@@ -19,16 +19,16 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from runtime.launch.local import Active, Job, Outcome
+from runtime.launch.local import Job, Outcome, RunningJob
 from runtime.run_folder.tail import last_line
 from specs.humanize import duration
 
-_LOOK_S, _PLAIN_S = 0.5, 10.0
-"""Seconds between two looks, each a new picture on a terminal; and between two plain lines."""
+_UPDATE_S, _PLAIN_S = 0.5, 10.0
+"""Seconds between updates of the live table, and between plain lines."""
 
 
-class Pace:
-    """How far one run is and how fast it goes, from what its metrics say now and then."""
+class RunProgress:
+    """Progress and speed of one run, from its metrics."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -39,8 +39,8 @@ class Pace:
         self._latest_s = 0.0
         self._read_bytes = _size(job.folder / "record.jsonl")
 
-    def look(self, now_s: float) -> None:
-        """Read the newest step. A segment's pace counts from the first step that this segment made."""
+    def update(self, now_s: float) -> None:
+        """Read the newest step. Speed counts from the first step of the current segment."""
         line = last_line(self.job.folder / "metrics.jsonl")
         if line is None:
             return
@@ -54,31 +54,31 @@ class Pace:
 
     @property
     def steps_per_s(self) -> float | None:
-        """Steps per second of this segment; None before its second step."""
+        """Steps per second in this segment; None before its second step."""
         if self._since is None or self.step == self._since[0]:
             return None
         return (self.step - self._since[0]) / (self._latest_s - self._since[1])
 
     @property
-    def left_s(self) -> float | None:
-        """Seconds to the end at this pace."""
+    def remaining_s(self) -> float | None:
+        """Seconds to the end at this speed; None while it is unknown."""
         return (self.job.steps - self.step) / self.steps_per_s if self.steps_per_s else None
 
     @property
     def new_flop(self) -> float:
-        """FLOP of the steps that were made while this launch looked."""
+        """FLOP of the steps made during this launch."""
         return self.job.compute_flop * (self.step - (self.first_step or 0)) / self.job.steps
 
     def incidents(self) -> list[str]:
-        """Incidents that were recorded since the last call."""
+        """Messages of the incidents recorded since the last call."""
         record = self.job.folder / "record.jsonl"
         if _size(record) <= self._read_bytes:
             return []
         with record.open("rb") as file:
             file.seek(self._read_bytes)
-            whole = file.read().rpartition(b"\n")[0] + b"\n"
-        self._read_bytes += len(whole) if whole.strip() else 0
-        lines = [json.loads(line) for line in whole.splitlines() if line.strip()]
+            complete = file.read().rpartition(b"\n")[0] + b"\n"
+        self._read_bytes += len(complete) if complete.strip() else 0
+        lines = [json.loads(line) for line in complete.splitlines() if line.strip()]
         return [
             line["message"]
             for line in lines
@@ -90,11 +90,11 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def time_left_s(
-    paces: Sequence[Pace], waiting: Sequence[Job], flop_per_slot_s: float | None, slots: int
+def remaining_s(
+    running: Sequence[RunProgress], waiting: Sequence[Job], flop_per_slot_s: float | None, slots: int
 ) -> float | None:
-    """Seconds until everything is done, or None before there is a pace (see above)."""
-    needs = [(pace.job, pace.left_s, pace.step) for pace in paces] + [(job, None, 0) for job in waiting]
+    """Seconds until all runs are finished (see above); None while that is unknown."""
+    needs = [(run.job, run.remaining_s, run.step) for run in running] + [(job, None, 0) for job in waiting]
     each: list[tuple[int, float]] = []
     for job, left_s, step in needs:
         if left_s is None:
@@ -106,20 +106,20 @@ def time_left_s(
     return max(longest_s, sum(held * left_s for held, left_s in each) / slots)
 
 
-class Board:
-    """Shows a launch while it goes on; give it to `launch` as `watch`, inside a `with` block."""
+class ProgressDisplay:
+    """Shows the progress of a launch; pass it to `launch` as `watch`, inside a `with` block."""
 
     def __init__(self, console: Console, jobs: Sequence[Job], slots: int) -> None:
         self.console = console
         self.jobs = list(jobs)
         self.slots = slots
-        self.paces: dict[Path, Pace] = {}
-        self.told = 0
+        self.progress: dict[Path, RunProgress] = {}
+        self.shown_outcomes = 0
         self.slot_s = 0.0
-        self.looked_s = self.shown_s = time.monotonic()
+        self.updated_s = self.shown_s = time.monotonic()
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "ProgressDisplay":
         if self.live:
             self.live.start()
         return self
@@ -130,80 +130,83 @@ class Board:
         if self.live:
             self.live.stop()
 
-    def __call__(self, active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
-        """Take note of what happened, and show it when it is time to."""
+    def __call__(self, active: Sequence[RunningJob], outcomes: Sequence[Outcome]) -> None:
+        """Print new outcomes, and update the display when it is due."""
         now_s = time.monotonic()
         for run in active:
-            self._pace(run.job)  # from its start on, so that no incident is missed
-        for outcome in outcomes[self.told :]:
-            self._look(outcome.job, now_s)
-            self.console.print(_ended(outcome), highlight=False, soft_wrap=True)
-        self.told = len(outcomes)
-        if now_s - self.looked_s >= _LOOK_S:
-            self.slot_s += (now_s - self.looked_s) * sum(run.job.slots for run in active)
-            self.looked_s = now_s
-            self._show([self._look(run.job, now_s) for run in active], outcomes)
+            self._progress_of(run.job)  # from its start on, so that no incident is missed
+        for outcome in outcomes[self.shown_outcomes :]:
+            self._update(outcome.job, now_s)
+            self.console.print(_outcome_line(outcome), highlight=False, soft_wrap=True)
+        self.shown_outcomes = len(outcomes)
+        if now_s - self.updated_s >= _UPDATE_S:
+            self.slot_s += (now_s - self.updated_s) * sum(run.job.slots for run in active)
+            self.updated_s = now_s
+            self._show([self._update(run.job, now_s) for run in active], outcomes)
 
-    def _pace(self, job: Job) -> Pace:
-        if job.folder not in self.paces:
-            self.paces[job.folder] = Pace(job)
-        return self.paces[job.folder]
+    def _progress_of(self, job: Job) -> RunProgress:
+        if job.folder not in self.progress:
+            self.progress[job.folder] = RunProgress(job)
+        return self.progress[job.folder]
 
-    def _look(self, job: Job, now_s: float) -> Pace:
-        pace = self._pace(job)
-        pace.look(now_s)
-        for incident in pace.incidents():
+    def _update(self, job: Job, now_s: float) -> RunProgress:
+        progress = self._progress_of(job)
+        progress.update(now_s)
+        for incident in progress.incidents():
             line = f"[bold red]alarm[/] {escape(job.title)}: {escape(incident)}"
             self.console.print(line, highlight=False, soft_wrap=True)
-        return pace
+        return progress
 
-    def _show(self, paces: Sequence[Pace], outcomes: Sequence[Outcome]) -> None:
-        begun = {pace.job.folder for pace in paces} | {outcome.job.folder for outcome in outcomes}
-        waiting = [job for job in self.jobs if job.folder not in begun]
+    def _show(self, running: Sequence[RunProgress], outcomes: Sequence[Outcome]) -> None:
+        started = {run.job.folder for run in running} | {outcome.job.folder for outcome in outcomes}
+        waiting = [job for job in self.jobs if job.folder not in started]
         flop_per_slot_s = (
-            sum(pace.new_flop for pace in self.paces.values()) / self.slot_s if self.slot_s else None
+            sum(run.new_flop for run in self.progress.values()) / self.slot_s if self.slot_s else None
         )
-        left_s = time_left_s(paces, waiting, flop_per_slot_s, self.slots)
-        done_flop = sum(p.job.compute_flop * p.step / p.job.steps for p in self.paces.values())
-        whole_flop = sum(job.compute_flop for job in self.jobs)
+        left_s = remaining_s(running, waiting, flop_per_slot_s, self.slots)
+        done_flop = sum(p.job.compute_flop * p.step / p.job.steps for p in self.progress.values())
+        total_flop = sum(job.compute_flop for job in self.jobs)
         summary = (
-            f"{len(outcomes)} of {len(self.jobs)} runs, {done_flop:.2e} of {whole_flop:.2e} FLOP, "
+            f"{len(outcomes)} of {len(self.jobs)} runs, {done_flop:.2e} of {total_flop:.2e} FLOP, "
             f"{duration(left_s)} left"
         )
         if self.live:
             overall = Table.grid(padding=(0, 1))
-            overall.add_row(ProgressBar(total=whole_flop, completed=done_flop, width=30), summary)
-            self.live.update(Group(_table(paces), overall), refresh=True)
-        elif self.looked_s - self.shown_s >= _PLAIN_S:
-            self.shown_s = self.looked_s
+            overall.add_row(ProgressBar(total=total_flop, completed=done_flop, width=30), summary)
+            self.live.update(Group(_table(running), overall), refresh=True)
+        elif self.updated_s - self.shown_s >= _PLAIN_S:
+            self.shown_s = self.updated_s
             self.console.print(
-                "; ".join([summary, *map(_brief, paces)]), highlight=False, markup=False, soft_wrap=True
+                "; ".join([summary, *map(_progress_text, running)]),
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
             )
 
 
-def _table(paces: Sequence[Pace]) -> Table:
+def _table(running: Sequence[RunProgress]) -> Table:
     """The runs in progress, a row each."""
     table = Table("run", box=None, pad_edge=False)
     for heading in ("step", "loss", "tokens/s", "left"):
         table.add_column(heading, justify="right")
-    for pace in paces:
-        rate = pace.steps_per_s
+    for run in running:
+        rate = run.steps_per_s
         table.add_row(
-            escape(pace.job.title),
-            f"{pace.step}/{pace.job.steps}",
-            "-" if pace.loss is None else f"{pace.loss:.4f}",
-            "-" if rate is None else f"{rate * pace.job.step_tokens:,.0f}",
-            duration(pace.left_s),
+            escape(run.job.title),
+            f"{run.step}/{run.job.steps}",
+            "-" if run.loss is None else f"{run.loss:.4f}",
+            "-" if rate is None else f"{rate * run.job.step_tokens:,.0f}",
+            duration(run.remaining_s),
         )
     return table
 
 
-def _brief(pace: Pace) -> str:
-    loss = "" if pace.loss is None else f" loss {pace.loss:.4f}"
-    return f"{pace.job.title}: step {pace.step}/{pace.job.steps}{loss}"
+def _progress_text(run: RunProgress) -> str:
+    loss = "" if run.loss is None else f" loss {run.loss:.4f}"
+    return f"{run.job.title}: step {run.step}/{run.job.steps}{loss}"
 
 
-def _ended(outcome: Outcome) -> str:
+def _outcome_line(outcome: Outcome) -> str:
     """One line for a run that ended."""
     title = escape(outcome.job.title)
     if outcome.state != "finished":

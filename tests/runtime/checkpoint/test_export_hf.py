@@ -169,7 +169,7 @@ def cut(name: str, tensor: torch.Tensor) -> list[Box]:
 def test_what_is_in_the_way_stays(home: Path, run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("mine")
-    with pytest.raises(DocumentError, match="something else than this run and step"):
+    with pytest.raises(DocumentError, match="not the export of this run and step"):
         export(run, home / "data", None, tmp_path / "out", QUIET)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious.txt"]
 
@@ -177,15 +177,15 @@ def test_what_is_in_the_way_stays(home: Path, run: RunFolder, tmp_path: Path) ->
 def test_a_damaged_or_absent_checkpoint_is_not_exported(home: Path, run: RunFolder, tmp_path: Path) -> None:
     copy = RunFolder(tmp_path / run.path.name)
     shutil.copytree(run.path, copy.path)
-    with pytest.raises(DocumentError, match=r"no checkpoint of step 7 \(there are: 20\)"):
+    with pytest.raises(DocumentError, match=r"no checkpoint of step 7; its checkpoints: 20"):
         export(copy, home / "data", 7, tmp_path / "out", QUIET)
     file = copy.checkpoints / "step-00000020" / "rank-00000.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not what was written"):
+    with pytest.raises(CheckpointError, match="is damaged: its digest differs"):
         export(copy, home / "data", 20, tmp_path / "out", QUIET)
-    with pytest.raises(DocumentError, match="not what was written"):
+    with pytest.raises(DocumentError, match="is damaged: its digest differs"):
         export(copy, home / "data", None, tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
 
@@ -270,14 +270,14 @@ def test_weights_that_are_gone_or_cut_or_of_another_shape_are_refused(
     spec = from_import(tmp_path, exported)
     check_imported_weights(spec, tmp_path / "data")
     wide = spec.model_copy(update={"model": samples.model(context=32)})
-    with pytest.raises(DocumentError, match="another shape"):
+    with pytest.raises(DocumentError, match="a different shape"):
         check_imported_weights(wide, tmp_path / "data")
     file = next((tmp_path / "data" / "weights").glob("*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DocumentError, match="not the weights that the run starts from"):
         check_imported_weights(spec, tmp_path / "data")
     shutil.rmtree(file.parent)
-    with pytest.raises(DocumentError, match="bring them in with: isoplan import"):
+    with pytest.raises(DocumentError, match="import them with: isoplan import"):
         check_imported_weights(spec, tmp_path / "data")
 
 
@@ -289,7 +289,7 @@ def test_a_longer_context_and_another_tokenizer_are_refused_at_their_line(
         from_import(tmp_path, exported, model=samples.model(context=64))
     other = corpus_of(tmp_path, Bbpe(kind="bbpe", vocab=300))
     data = CorpusRef(corpus=other.spec.fingerprint(), digest=other.digest)
-    with pytest.raises(DocumentError, match=r"run\.yaml:.*not made with the tokenizer"):
+    with pytest.raises(DocumentError, match=r"run\.yaml:.*has another tokenizer"):
         from_import(tmp_path, exported, data=data)
 
 

@@ -311,7 +311,7 @@ def test_one_under_another_name_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 5).rename(tmp_path / "step-00000009")
     path, problems = find_latest_intact(tmp_path, RUN, ())
     assert path is None
-    assert problems == [f"{tmp_path / 'step-00000009'} is of step 5"]
+    assert problems == [f"{tmp_path / 'step-00000009'} holds the checkpoint of step 5"]
 
 
 def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
     plain = json.loads(path.read_text())
     plain["files"]["../../secret"] = "0" * 64
     path.write_text(json.dumps(plain))
-    with pytest.raises(CheckpointError, match="has no manifest that can be read"):
+    with pytest.raises(CheckpointError, match="has no readable manifest"):
         read_manifest(path.parent)
 
 
@@ -371,12 +371,15 @@ def test_values_that_no_file_holds_are_missed(tmp_path: Path) -> None:
     path = save(tmp_path, 5, TWO)
     wide = Piece("norm", (9,), 0, 0, 9, 1)
     missing = Piece("bias", (2,), 0, 0, 2, 1)
-    for piece, message in ((wide, r"has master.norm in the shape \(5,\)"), (missing, "holds no master.bias")):
+    for piece, message in (
+        (wide, r"has master.norm with shape \(5,\)"),
+        (missing, "has no tensor master.bias"),
+    ):
         box = Box(piece, *(torch.zeros(piece.rows) for _ in range(3)))
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(path, [box])
     (path / ONE).unlink()
-    with pytest.raises(CheckpointError, match=r"holds 12 of the 21 values of master.embedding"):
+    with pytest.raises(CheckpointError, match=r"has only 12 of the 21 values of master.embedding"):
         loaded(path)
 
 

@@ -147,18 +147,18 @@ def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     assert head.split()[:3] == ["run", "state", "devices"]
     assert len(rows) == 2
     assert last == (
-        "Not to be run here: it needs 2 GPUs at once, and 0 may be used here; "
-        "its text is only declared, so there is nothing here to train on. Nothing was started."
+        "Not to be run here: it needs 2 GPUs, but only 0 can be used here; "
+        "its text is only declared, so there is no corpus to train on. Nothing was started."
     )
     listed = isoplan(home, "run", path, "--dry-run", "--json", CUDA_VISIBLE_DEVICES="")
     assert len(json.loads(listed.stdout)["lacking"]) == 2
     refused = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(refused, "needs 2 GPUs", "run where there are 2, or name a cluster without GPUs in the budget")
+    one_line(refused, "needs 2 GPUs", "run on a machine with 2, or plan again for a cluster without GPUs")
     one_line(
-        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "name a cluster of at most 1 GPU in the budget"
+        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "plan again for a cluster of at most 1 GPU"
     )
     asked = isoplan(home, "run", path, "--devices", "1", CUDA_VISIBLE_DEVICES="0,1")
-    one_line(asked, "leave out --devices, or give 2")
+    one_line(asked, "omit --devices, or give at least 2")
     assert sorted(home.rglob("*")) == before
 
 
@@ -210,7 +210,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -
         ({"pp": 9}, ["9 pipeline stages for"]),
         ({"tp": 3}, ["heads", "not a multiple of tp 3"]),
         ({"micro_batch_sequences": 3}, ["2 sequences is not a multiple"]),
-        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores at once, and 1 may be used here"]),
+        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores, but only 1 can be used here"]),
     ],
 )
 def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
@@ -229,7 +229,7 @@ def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(done, "needs 1 GPU at once, and 0 may be used here")
+    one_line(done, "needs 1 GPU, but only 0 can be used here")
 
 
 def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
@@ -238,14 +238,14 @@ def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
     one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "only declared", "isoplan data BUDGET")
     path = tiny_plan(home, tiny_run(home))
     shutil.rmtree(home / "data")
-    one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "is not here", f"isoplan data {path}")
+    one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "is missing", f"isoplan data {path}")
 
 
 def test_data_that_changed_since_it_was_planned_is_refused(home: Path) -> None:
     data = tiny_run(home).data
     changed = data.model_copy(update={"digest": "1" * 64})
     path = tiny_plan(home, tiny_run(home, data=changed))
-    one_line(isoplan(home, "run", path), "when it was planned", "1" * 16, str(data.digest)[:16])
+    one_line(isoplan(home, "run", path), "it was planned on corpus", "1" * 16, str(data.digest)[:16])
 
 
 def test_a_declared_text_can_be_planned_for_not_run(home: Path) -> None:
@@ -400,7 +400,7 @@ def test_an_interrupted_plan_goes_on_and_ends_as_if_it_never_was(
     assert folder.end() is None
     if number == signal.SIGINT:
         assert launcher.returncode == 75
-        assert "run the same command again" in said
+        assert "rerun the same command to resume" in said
     done = isoplan(home, "run", path)
     assert done.returncode == 0, done.stdout + done.stderr
     starts = [line for line in folder.records() if isinstance(line, Start)]
@@ -425,7 +425,7 @@ def test_a_run_that_fails_is_named_and_only_that_one_is_repeated(
     os.kill(victim, signal.SIGKILL)
     said, _ = launcher.communicate()
     assert launcher.returncode == 70, said
-    assert "failed pilot 0: killed (signal 9), perhaps for want of memory (rank 1 of 2" in said
+    assert "failed pilot 0: killed (signal 9), possibly out of memory (rank 1 of 2" in said
     assert "1 of 2 runs are not finished" in said
     assert folder_of(home, good).end() is not None
     done = isoplan(home, "run", path)

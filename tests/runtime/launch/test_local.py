@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from runtime.launch.failure import Log
-from runtime.launch.local import Active, Job, Outcome, free_port, launch
-from runtime.launch.progress import Board, Pace, time_left_s
-from runtime.run_folder.lock import Claim, owner_of
+from runtime.launch.local import Job, Outcome, RunningJob, free_port, launch
+from runtime.launch.progress import ProgressDisplay, RunProgress, remaining_s
+from runtime.run_folder.lock import LockAttempt, recorded_owner
 from runtime.run_folder.tail import last_line
 from tests.support.paths import ROOT
 
@@ -42,7 +42,7 @@ def python(code: str) -> Callable[[Job], list[str]]:
     return lambda job: [sys.executable, "-P", "-c", head + code, str(job.folder)]
 
 
-def ignore(active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
+def ignore(active: Sequence[RunningJob], outcomes: Sequence[Outcome]) -> None:
     pass
 
 
@@ -53,7 +53,7 @@ class Gauge:
         self.most_slots = 0
         self.begun: list[str] = []
 
-    def __call__(self, active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
+    def __call__(self, active: Sequence[RunningJob], outcomes: Sequence[Outcome]) -> None:
         self.most_slots = max(self.most_slots, sum(run.job.slots for run in active))
         self.begun += [run.job.title for run in active if run.job.title not in self.begun]
 
@@ -113,12 +113,12 @@ def test_two_runs_on_gpus_get_different_ones(tmp_path: Path) -> None:
         ("sys.exit('RuntimeError: no such luck')", 1, "RuntimeError: no such luck"),
         ("raise ValueError('of what')", 1, "ValueError: of what"),
         ("print('a line'); sys.exit(2)", 2, "a line"),
-        ("os._exit(9)", 9, "without a word"),
-        ("os.kill(os.getpid(), 9)", -9, "killed (signal 9), perhaps for want of memory"),
+        ("os._exit(9)", 9, "it exited without printing anything"),
+        ("os.kill(os.getpid(), 9)", -9, "killed (signal 9), possibly out of memory"),
         (
             "print('at the edge', flush=True); os.kill(os.getpid(), 11)",
             -11,
-            "Segmentation fault (signal 11); before it: at the edge",
+            "Segmentation fault (signal 11); last line of its log: at the edge",
         ),
         ("print('[rank1]: ValueError: of what', flush=True); os.abort()", -6, "ValueError: of what (rank"),
     ],
@@ -178,12 +178,12 @@ def test_the_last_error_of_this_segment_is_found(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("ValueError: of the last segment\n")
     log = Log.to_append(path)
-    assert (log.error, log.last_words) == (None, "it ended without a word")
+    assert (log.error, log.final_line) == (None, "it exited without printing anything")
     with path.open("a") as file:
         file.write(
             "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: 3 GiB\n[W] a late warning\n"
         )
-    assert (log.error, log.last_words) == ("torch.OutOfMemoryError: 3 GiB", "[W] a late warning")
+    assert (log.error, log.final_line) == ("torch.OutOfMemoryError: 3 GiB", "[W] a late warning")
 
 
 SAVES = """
@@ -238,15 +238,15 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
 def test_an_error_in_the_launcher_leaves_no_process_behind(tmp_path: Path) -> None:
     job = make_job(tmp_path, "run")
 
-    def fail(active: Sequence[Active], outcomes: Sequence[Outcome]) -> None:
+    def fail(active: Sequence[RunningJob], outcomes: Sequence[Outcome]) -> None:
         if (job.folder / "pid").exists():
             raise OSError("the terminal is gone")
 
     with pytest.raises(OSError, match="the terminal is gone"):
         launch([job], ["0"], python("pathlib.Path(sys.argv[1], 'pid').write_text('x'); time.sleep(60)"), fail)
-    lock = Claim(job.folder).take()
+    lock = LockAttempt(job.folder).acquire()
     assert lock is not None
-    lock.close()
+    lock.release()
 
 
 LAUNCHER = """
@@ -284,15 +284,15 @@ def test_ranks_die_with_a_launcher_that_was_killed(killed_launcher: Path) -> Non
     size = writes.stat().st_size
     time.sleep(0.3)
     assert writes.stat().st_size == size
-    lock = Claim(killed_launcher / "run").take()
+    lock = LockAttempt(killed_launcher / "run").acquire()
     assert lock is not None
-    lock.close()
+    lock.release()
 
 
 @pytest.mark.parametrize("killed_launcher", [False], indirect=True)
 def test_ranks_that_outlive_their_launcher_keep_the_folder(killed_launcher: Path) -> None:
     job = make_job(killed_launcher, "run")
-    owner = str(owner_of(job.folder))
+    owner = str(recorded_owner(job.folder))
     outcomes = launch([job], ["0"], python(""), ignore, busy_patience_s=0.5)
     assert [o.state for o in outcomes] == ["busy"]
     assert owner.startswith("process ")
@@ -341,19 +341,19 @@ def test_a_pace_counts_from_the_first_new_step_of_a_segment(tmp_path: Path) -> N
     job = make_job(tmp_path, "run", steps=100)
     metrics = job.folder / "metrics.jsonl"
 
-    def at(step: int, now_s: float) -> Pace:
+    def at(step: int, now_s: float) -> RunProgress:
         metrics.write_text(f'{{"step": {step}, "loss": 2.5}}\n')
-        pace.look(now_s)
+        pace.update(now_s)
         return pace
 
-    pace = Pace(job)
-    pace.look(0.0)
-    assert (pace.step, pace.loss, pace.steps_per_s, pace.left_s) == (0, None, None, None)
+    pace = RunProgress(job)
+    pace.update(0.0)
+    assert (pace.step, pace.loss, pace.steps_per_s, pace.remaining_s) == (0, None, None, None)
     assert at(40, 1.0).steps_per_s is None  # where the last segment ended
     assert at(30, 5.0).steps_per_s is None  # cut back to its checkpoint
     assert at(31, 8.0).steps_per_s is None  # the first step, after all the imports
     assert at(51, 18.0).steps_per_s == pytest.approx(2.0)
-    assert pace.left_s == pytest.approx(24.5)
+    assert pace.remaining_s == pytest.approx(24.5)
     assert pace.new_flop == pytest.approx(1e9 * 21 / 100)
 
 
@@ -377,15 +377,15 @@ with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl'
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_launch_is_told_as_it_goes(tmp_path: Path, terminal: bool) -> None:
     jobs = [make_job(tmp_path, name, planned_s=s) for name, s in (("good", 3.0), ("bad", 2.0), ("held", 1.0))]
-    lock = Claim(jobs[2].folder).take()
+    lock = LockAttempt(jobs[2].folder).acquire()
     assert lock is not None
     old = '{"event": "incident", "what": "outside_band", "message": "of an earlier segment"}\n'
     (jobs[0].folder / "record.jsonl").write_text(old)
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, color_system=None)
-    with Board(console, jobs, 1) as board:
+    with ProgressDisplay(console, jobs, 1) as board:
         launch(jobs, ["0"], python(RECORDS), board, busy_patience_s=0.2)
     assert lock is not None
-    lock.close()
+    lock.release()
     assert isinstance(console.file, io.StringIO)
     said = console.file.getvalue()
     assert said.count("alarm good: loss 3 is above [2, 2.5]") == 1
@@ -400,11 +400,11 @@ def test_a_launch_is_told_as_it_goes(tmp_path: Path, terminal: bool) -> None:
 
 def test_the_time_left_is_bound_by_the_slots_and_by_the_slowest(tmp_path: Path) -> None:
     job = make_job(tmp_path, "run", steps=100)
-    pace = Pace(job)
+    pace = RunProgress(job)
     for step, now_s in ((1, 0.0), (2, 1.0), (3, 2.0)):
         (job.folder / "metrics.jsonl").write_text(f'{{"step": {step}, "loss": 1.0}}\n')
-        pace.look(now_s)
-    assert time_left_s([pace], [], None, 2) == pytest.approx(97.0)
-    assert time_left_s([pace], [make_job(tmp_path, "next")], None, 2) is None
+        pace.update(now_s)
+    assert remaining_s([pace], [], None, 2) == pytest.approx(97.0)
+    assert remaining_s([pace], [make_job(tmp_path, "next")], None, 2) is None
     wide = make_job(tmp_path, "wide", ranks=2)
-    assert time_left_s([pace], [wide] * 3, 1e7, 2) == pytest.approx((97 + 3 * 2 * 50) / 2)
+    assert remaining_s([pace], [wide] * 3, 1e7, 2) == pytest.approx((97 + 3 * 2 * 50) / 2)

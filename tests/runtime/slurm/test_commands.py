@@ -10,7 +10,7 @@ from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.desk import Desk, at_desk, execution
 from tests.support.training import corpus, tiny_run
 
-NOWHERE = "SLURM's programs are on the cluster's login nodes"
+NOT_INSTALLED = "scontrol is not installed here; run this on one of the cluster's login nodes\n"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_without_slurm_a_budget_is_refused_before_anything_is_built(desk: Desk, 
     before = sorted(desk.folder.rglob("*"))
     done = desk.run("budget.yaml", *words)
     assert (done.code, done.out) == (2, "")
-    assert done.err == f"there is no scontrol here; {NOWHERE}\n"
+    assert done.err == NOT_INSTALLED
     assert sorted(desk.folder.rglob("*")) == before
 
 
@@ -42,7 +42,7 @@ def test_without_slurm_a_plan_is_refused_and_nothing_is_written(desk: Desk, data
     path = desk.plan(tiny_run(data))
     before = sorted(desk.folder.rglob("*"))
     done = desk.run(path, "--slurm")
-    assert (done.code, done.out, done.err) == (2, "", f"there is no scontrol here; {NOWHERE}\n")
+    assert (done.code, done.out, done.err) == (2, "", NOT_INSTALLED)
     assert sorted(desk.folder.rglob("*")) == before
 
 
@@ -59,12 +59,12 @@ def test_without_slurm_a_dry_run_shows_the_scripts(desk: Desk, data: CorpusRef) 
     run = desk.run_folder(tiny_run(data, seed=2)).path
     assert f"  pilot 2: Task(folder='{run}')\n" in shown.out
     assert shown.out.endswith(
-        "There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, 1001 jobs.\n"
-        "3 runs to queue, 0 with SLURM already, 0 finished.\nNothing was queued.\n"
+        "SLURM is not installed here: jobs that are already queued are unknown, and arrays have at most 1001 jobs, "
+        "SLURM's default.\n3 runs to queue, 0 already queued or running, 0 finished.\nNothing was queued.\n"
     )
     plain = desk.run(path, "--slurm", "--dry-run", "--json")
     scripts = json.loads(plain.out)["scripts"]
-    assert [[job["what"] for job in script["jobs"]] for script in scripts] == [
+    assert [[job["title"] for job in script["jobs"]] for script in scripts] == [
         ["pilot 0"],
         ["pilot 1", "pilot 2"],
     ]
@@ -75,11 +75,11 @@ def test_a_dry_run_of_a_budget_says_how_far_it_is(desk: Desk) -> None:
     before = sorted(desk.folder.rglob("*"))
     shown = desk.run("budget.yaml", "--slurm", "--dry-run")
     assert shown.code == 0, shown.err
-    assert "2. plan    plans/mini/plan.target.yaml is to be made\n" in shown.out
-    assert shown.out.endswith("\nWhat is to be run next is known once it is planned.\nNothing was queued.\n")
+    assert "2. plan    plans/mini/plan.target.yaml does not exist yet\n" in shown.out
+    assert shown.out.endswith("\nThe next runs are known once the budget is planned.\nNothing was queued.\n")
     on = desk.run("budget.yaml", "--slurm", "--dry-run", "--until-done", "--json")
     [study] = json.loads(on.out)["scripts"]
-    assert [job["what"] for job in study["jobs"]] == ["the study's next step"]
+    assert [job["title"] for job in study["jobs"]] == ["the study's next step"]
     assert [step["step"] for step in json.loads(on.out)["steps"]] == ["data", "plan", "target", "audit"]
     assert sorted(desk.folder.rglob("*")) == before
 
@@ -89,7 +89,7 @@ def test_a_dry_run_says_what_would_be_refused(desk: Desk, data: CorpusRef) -> No
     (desk.folder / "data").unlink()
     shown = desk.run(path, "--slurm", "--dry-run")
     assert shown.code == 0, shown.err
-    assert f"This would be refused: its corpus data/{data.corpus} is not here.\n" in shown.out
+    assert f"This would be refused: its corpus data/{data.corpus} is missing.\n" in shown.out
 
 
 @pytest.mark.parametrize("words", [["--slurm"], ["--slurm", "--dry-run"]])
@@ -103,20 +103,23 @@ def test_a_folder_that_slurm_would_misread(
     for document in (path, "budget.yaml"):
         done = desk.run(document, *words)
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-        assert r"100%\n: SLURM takes % in a path for something else; work in a folder without it" in done.err
+        assert r"100%\n: SLURM misreads % in a path; move to a folder without this character" in done.err
     assert not (odd / "slurm").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["budget.yaml", "--slurm", "--local"], "say one of them"),
-        (["budget.yaml", "--slurm", "--devices", "2"], "--devices: on SLURM the plan's layout says how many"),
-        (["budget.yaml", "--until-done"], "always run until it is done; leave it out"),
-        (["PLAN", "--slurm", "--until-done"], "only a budget goes on by itself"),
+        (["budget.yaml", "--slurm", "--local"], "drop one of them"),
+        (
+            ["budget.yaml", "--slurm", "--devices", "2"],
+            "--devices: with --slurm the plan's layout sets the number",
+        ),
+        (["budget.yaml", "--until-done"], "always run until it is done; drop it"),
+        (["PLAN", "--slurm", "--until-done"], "--until-done continues the study of a budget"),
         (
             ["lab.yaml", "--slurm"],
-            "lab.yaml:1:1: SLURM needs to know the cluster, which a plan or a budget names",
+            "lab.yaml:1:1: --slurm needs a cluster, which only a plan or a budget names",
         ),
     ],
 )

@@ -171,7 +171,13 @@ def test_a_run_that_starts_again_shows_nothing_of_the_attempt_that_died(home: Pa
         run = looked(
             home, with_slurm(folder, again)
         )  # before its Start line, under the same job or a new one
-        assert (run.state, run.step, run.restarts, run.loss, run.remaining_s) == ("running", 20, 1, None, None)
+        assert (run.state, run.step, run.restarts, run.loss, run.remaining_s) == (
+            "running",
+            20,
+            1,
+            None,
+            None,
+        )
     for path, until in ((folder.metrics_jsonl, 2), (folder.evals_jsonl, 0)):  # as a start cuts them
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:until]))
     started(folder, 20, job="12, restart 1, on node1")
@@ -193,7 +199,7 @@ def test_what_a_rank_ended_with_is_told_but_not_what_it_survived(home: Path) -> 
     assert run.end_reason.startswith("OSError: [Errno 28] No space left on device: 'a' (rank 0; its log: ")
     with log.open("a") as file:
         file.write("a tiny run: from step 0 of 100\n")
-    assert looked(home).end_reason == "cut off at step 0 without a word"
+    assert looked(home).end_reason == "ended at step 0 without an error message"
     assert looked(home).state == "stopped"
 
 
@@ -201,7 +207,7 @@ def test_a_run_in_the_queue(home: Path) -> None:
     folder = target(home)
     run = looked(home, with_slurm(folder, live("PENDING", "Resources", starts="2030-01-02T03:04:05")))
     assert (run.state, run.pending_reason, run.job, run.expected_start) == (
-        "queued",
+        "pending",
         "Resources",
         "12",
         "2030-01-02T03:04:05",
@@ -241,7 +247,10 @@ def test_a_job_that_ended_before_its_run(home: Path) -> None:
     assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "running"
     (folder.path / "lock").unlink()
     run = looked(home, JobStates({folder.path.name: "12"}, problem="no answer"))
-    assert (run.state, run.end_reason) == ("unknown", "SLURM has or had it as job 12")
+    assert (run.state, run.end_reason) == (
+        "unknown",
+        "its last job was 12, whose state is unknown while SLURM does not answer",
+    )
 
 
 def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
@@ -252,19 +261,19 @@ def test_a_cancelled_run_is_no_failed_one(home: Path) -> None:
     told = looked(home, where)
     assert (told.state, told.end_reason, told.in_progress) == (
         "cancelled",
-        "job 12 was cancelled; goes on when run again",
+        "job 12 was cancelled; rerun to resume",
         False,
     )
     started(folder, job="12, restart 0, on node1")
     said(folder, "crashed", "Killed (rank 0 on node1): retry 1 of 3, from step 0")
     told = looked(home, where)
-    assert (told.state, told.end_reason) == ("cancelled", "job 12 was cancelled; goes on when run again")
+    assert (told.state, told.end_reason) == ("cancelled", "job 12 was cancelled; rerun to resume")
     said(folder, "interrupted", "saved at step 50 of 100 after a signal to leave")
     assert looked(home, where).end_reason == (
-        "job 12 was cancelled: saved at step 50 of 100 after a signal to leave; goes on when run again"
+        "job 12 was cancelled: saved at step 50 of 100 after a signal to leave; rerun to resume"
     )
     started(folder, 50)  # taken up by this machine since
-    assert looked(home, where).end_reason == "cut off at step 0 without a word"
+    assert looked(home, where).end_reason == "ended at step 0 without an error message"
 
 
 def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
@@ -307,22 +316,24 @@ def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
     assert current_owner(tmp_path) is None
 
 
-STUDY = StudyState(state="waiting", message="waits for 1 job of the target", submission="small-study-0a0b0c")
+STUDY = StudyState(
+    state="waiting", message="waiting for 1 job of the target", submission="small-study-0a0b0c"
+)
 
 
 @pytest.mark.parametrize(
     ("noted", "where", "state", "parts"),
     [
         (STUDY, JobStates(studies={"small-study-0a0b0c": live("PENDING", "Dependency")}), "waiting",
-         ("goes on by itself, waits for 1 job", "job 12, pending, Dependency")),
+         ("continues automatically, waiting for 1 job", "job 12, pending, Dependency")),
         (STUDY, JobStates(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
-         ("SLURM holds its job (JobHeldUser)", "scontrol release 12")),
+         ("its job is held (JobHeldUser)", "scontrol release 12")),
         (STUDY, JobStates(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
         (STUDY, JobStates(cancelled={"small-study-0a0b0c"}), "cancelled",
-         ("cancelled; to go on: run its budget --slurm --until-done",)),
-        (StudyState(state="cancelled", message="while it waits"), JobStates(), "cancelled",
-         ("cancelled; to go on: run its budget --slurm --until-done",)),
-        (STUDY, JobStates(problem="no answer"), "waiting", ("when SLURM was asked last",)),
+         ("cancelled; continue with: run its budget --slurm --until-done",)),
+        (StudyState(state="cancelled", message="cancelled while waiting"), JobStates(), "cancelled",
+         ("cancelled; continue with: run its budget --slurm --until-done",)),
+        (STUDY, JobStates(problem="no answer"), "waiting", ("as of the last answer from SLURM",)),
         (StudyState(state="stopped", message="target: 1 run failed"), JobStates(), "stopped",
          ("target: 1 run failed", "run its budget --slurm --until-done")),
         (StudyState(state="done", message="inside: 1.2"), JobStates(), "done", ("plans/small/audit.html",)),
@@ -344,7 +355,7 @@ def test_a_study_names_its_budgets_file(home: Path) -> None:
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "our study.yaml", plan.budget)
     write_json(home / "plans" / "small" / "study.json", StudyState(state="stopped", message="1 run failed"))
-    again = "to go on: run {} --slurm --until-done"
+    again = "continue with: run {} --slurm --until-done"
 
     def said_of(asked: Path | None) -> str:
         [study] = StatusCollector(Workspace(home), asked).collect(answer(JobStates())).studies
@@ -365,13 +376,13 @@ def test_what_was_never_queued_goes_where_its_cluster_says(home: Path) -> None:
         [plan] = StatusCollector(Workspace(home), None).collect(answer(JobStates())).plain()["plans"]
         return str(plan["next"])
 
-    assert then() == f"run {path} starts the rest"
+    assert then() == f"next: run {path}"
     (home / "lab.yaml").write_text(CLUSTER + "slurm: {partition: main}\n")
     budget = load(path, Plan).budget.model_copy(update={"cluster": "lab.yaml"})
     write_yaml(path, samples.sealed(load(path, Plan), budget=budget))
-    assert then() == f"run {path} --slurm starts the rest"
+    assert then() == f"next: run {path} --slurm"
     started(target(home))  # on this machine, although it may have SLURM
-    assert then() == f"run {path} starts the rest"
+    assert then() == f"next: run {path}"
 
 
 def test_a_study_of_another_folder_is_not_looked_for_here(
@@ -380,7 +391,7 @@ def test_a_study_of_another_folder_is_not_looked_for_here(
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "small.yaml", plan.budget)
     other = tmp_path_factory.mktemp("other")
-    line = f"looked in {other}, which has nothing of small; {home} has: cd {home}"
+    line = f"{other} has no runs of small, {home} has; change to it: cd {home}"
     for asked in ("small.yaml", "plans/small/plan.target.yaml"):
         shown = isoplan(other, "status", home / asked)
         assert line in shown.stdout.splitlines()
@@ -424,7 +435,13 @@ def test_no_title_is_wrapped_at_a_hundred_columns(home: Path) -> None:
         run, title=title, state="running", step=1234, steps=12345, loss=3.1, mfu=0.25, tokens_per_s=123456.0,
         remaining_s=200.0, nodes="node[1-12,14-20]", forecast=StepForecast(3.0, 2.5, 3.5),
     )  # fmt: skip
-    pending = replace(busy, state="requeued", remaining_s=None, pending_reason="Priority", expected_start="2030-01-02T03:04:05")
+    pending = replace(
+        busy,
+        state="requeued",
+        remaining_s=None,
+        pending_reason="Priority",
+        expected_start="2030-01-02T03:04:05",
+    )
     printed = io.StringIO()
     display.show(replace(snapshot, groups=((group, (busy, pending)),)), Console(file=printed, width=100))
     assert printed.getvalue().count(title) == 2
@@ -458,9 +475,9 @@ def test_following_ends_when_nothing_goes_on(home: Path, monkeypatch: pytest.Mon
         printed = io.StringIO()
         console = Console(file=printed, width=100, force_terminal=terminal)
         display.follow(StatusCollector(Workspace(home), None), console, json=False)
-        assert "cut off at step 10 without a word" in printed.getvalue()
+        assert "ended at step 10 without an error message" in printed.getvalue()
         assert (
-            f"run {home}/plans/small/plan.target.yaml goes on from the newest checkpoints"
+            f"next: run {home}/plans/small/plan.target.yaml, which resumes from the latest checkpoints"
             in printed.getvalue()
         )
 
@@ -478,7 +495,7 @@ def test_the_command(home: Path) -> None:
     shown = isoplan(home, "status")
     assert shown.returncode == 0, shown.stderr
     assert "not started" in shown.stdout
-    assert "run plans/small/plan.target.yaml starts the rest" in shown.stdout
+    assert "next: run plans/small/plan.target.yaml\n" in shown.stdout
     plain = json.loads(isoplan(home, "status", folder.path.name[:6], "--json").stdout)
     assert [run["run"] for run in plain["plans"][0]["runs"]] == [folder.path.name]
     one_line(isoplan(home, "status", "nonsense"), "no run has this path or fingerprint")
@@ -491,7 +508,7 @@ def test_what_may_be_asked_for(home: Path) -> None:
         assert looked(home, asked=asked).run == folder.path.name
     with pytest.raises(DocumentError, match="there is no such file"):
         StatusCollector(Workspace(home), Path("nonsense.yaml"))
-    with pytest.raises(DocumentError, match="neither a budget, nor a plan, nor a run spec"):
+    with pytest.raises(DocumentError, match="this is not a budget, a plan or a run spec"):
         StatusCollector(Workspace(home), folder.order_json)
     printed = io.StringIO()
     display.show(StatusCollector(Workspace(home / "empty"), None).collect(), Console(file=printed))
@@ -530,9 +547,9 @@ def test_without_slurms_programs_the_files_speak(home: Path) -> None:
     write_json(home / "slurm" / submission.name / "submission.json", submission)
     shown = isoplan(home, "status", PATH="/nowhere")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("there is no squeue here; ")
-    assert "SLURM has or had it as job 12" in shown.stdout
-    one_line(isoplan(home, "cancel", folder.path.name, PATH="/nowhere"), "there is no squeue here")
+    assert shown.stdout.startswith("squeue is not installed here; ")
+    assert "its last job was 12, whose state is unknown" in shown.stdout
+    one_line(isoplan(home, "cancel", folder.path.name, PATH="/nowhere"), "squeue is not installed here")
 
 
 def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
@@ -540,7 +557,9 @@ def test_a_run_is_named_by_how_it_begins_if_only_one_does(home: Path) -> None:
         (home / "runs" / name).mkdir(parents=True)
         (home / "runs" / name / "run.json").write_text("{}")
     here = Workspace(home)
-    with pytest.raises(DocumentError, match="2 fingerprints start with this: ab01, ab02; write more characters"):
+    with pytest.raises(
+        DocumentError, match="2 fingerprints start with this: ab01, ab02; write more characters"
+    ):
         find_run(Path("ab"), here)
     for nothing in ("abc", "runs/ab", "ab01/log"):
         with pytest.raises(DocumentError, match="no run has this path or fingerprint"):
@@ -554,14 +573,14 @@ def test_nothing_to_cancel(home: Path) -> None:
     folder = target(home)
     done = isoplan(home, "cancel", "plans/small/plan.target.yaml", PATH="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "nothing to cancel: SLURM has nothing of this in hand\n"
+    assert done.stdout == "nothing to cancel: none of these runs has a SLURM job\n"
     assert not (home / "slurm").exists()
     held = LockAttempt(folder.path).acquire()
     assert held is not None
     started(folder)
     done = isoplan(home, "cancel", folder.path.name)
     held.release()
-    assert f"left alone: process {os.getpid()} on {socket.gethostname()} is using " in done.stdout
+    assert f"not cancelled: process {os.getpid()} on {socket.gethostname()} is using " in done.stdout
     assert "Ctrl-C where it was started saves and ends it" in done.stdout
 
 
@@ -578,7 +597,7 @@ def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
     twin = home / "runs" / other.fingerprint()
     twin.mkdir()
     (twin / "run.json").write_text("{}")
-    expected = f"a run has logs; name one of {folder.path.name[:8]} (target), {twin.name[:8]} (twin)"
+    expected = f"this has several runs; name one of {folder.path.name[:8]} (target), {twin.name[:8]} (twin)"
     with pytest.raises(RefusedError, match=re.escape(expected)):
         run_to_show(path, Workspace(home))
 
@@ -604,7 +623,7 @@ def test_logs_of_a_rank(home: Path) -> None:
     assert last_lines(folder.log / "rank-0.txt", 2)[0] == b"line 58\nline 59\n"
     [told] = json.loads(isoplan(home, "logs", run, "--lines", "1", "--json").stdout)
     assert told == {"file": f"runs/{run}/log/rank-0.txt", "lines": ["line 59"]}
-    one_line(isoplan(home, "logs", run, "--json", "-f"), "leave one out")
+    one_line(isoplan(home, "logs", run, "--json", "-f"), "drop one of them")
     one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
     assert isoplan(home, "logs", "plans/small/plan.target.yaml", "--lines", "1").stdout == "line 59\n"
     said(folder, "crashed", "Killed (rank 1 on node2): given up")
