@@ -1,8 +1,8 @@
-"""Where a number of a plan comes from: the law, its equation, the evidence, the interval, and who had the last word.
+"""Where a number of a plan comes from: the law, its equation, the evidence, the interval, and what decided it.
 
 Everything is read from the plan itself, so that a sealed plan explains itself years later; only the family of shapes is
-looked up in the catalog. The rules are a table from paths to functions, first match first; a rule recomputes what it
-explains and says by how much the plan differs, so that it cannot tell a story that the numbers do not bear out.
+looked up in the catalog. The rules are a table from paths to functions, first match first. A rule recomputes what it
+explains and reports by how much the plan differs, so that no explanation contradicts the numbers.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,14 +17,14 @@ from specs.plan import Plan
 
 @dataclass(frozen=True)
 class Explanation:
-    """One field of a plan with all that is known of it."""
+    """One field of a plan and where it comes from."""
 
     field: str
     """Its whole path."""
     value: Any
     """Its value as JSON types."""
-    said: str
-    """The value in words with its unit."""
+    value_text: str
+    """The value as text with its unit."""
     meaning: str
     """What the field is."""
     law: str | None
@@ -36,9 +36,9 @@ class Explanation:
     interval: tuple[float, float] | None
     """Ends of its interval; None where it has none."""
     interval_text: str | None
-    """The interval in words: 95 % of the probability, or what is as good as the best."""
+    """The interval as text: 95 % of the probability, or the values that are near-optimal."""
     decided_by: str
-    """Who had the last word: the law, a field of the budget, the learning-rate check, rounding to something legal."""
+    """What decided the value: the law, a field of the budget, the learning-rate check, rounding to a legal value."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON types."""
@@ -46,38 +46,38 @@ class Explanation:
 
 
 _EXACT_FROM = 10_000
-"""Whole numbers from here on are said with three digits, and exactly beside it."""
+"""Integers from here on are printed with three digits and then exactly."""
 
 RULES: tuple[tuple[str, Rule], ...] = (*rules_training.RULES, *rules_cost.RULES, *rules_forecast.RULES)
 
 
 def explain(plan: Plan, name: str) -> Explanation:
-    """The field of this name with its reasons; NoFieldError where there is none."""
+    """The field of this name and its reason; NoFieldError where there is none."""
     field = find_field(plan, name)
-    why = reason_of(plan, field)
+    reason = reason_of(plan, field)
     return Explanation(
         field=field.name,
         value=field.plain(),
-        said=_value_text(field),
-        meaning=field.text,
-        law=why.law,
-        equation=why.equation,
-        evidence=why.evidence,
-        interval=why.interval,
-        interval_text=why.interval and _interval_text(field, why.interval, why.interval_of),
-        decided_by=why.decided_by,
+        value_text=_value_text(field),
+        meaning=field.description,
+        law=reason.law,
+        equation=reason.equation,
+        evidence=reason.evidence,
+        interval=reason.interval,
+        interval_text=reason.interval and _interval_text(field, reason.interval, reason.interval_of),
+        decided_by=reason.decided_by,
     )
 
 
 def reason_of(plan: Plan, field: Field) -> Reason:
-    """The reasons of a field, by the first rule that knows its path; the last rule knows every path."""
+    """The reason of a field, by the first rule that matches its path; the last rule matches every path."""
     return next(rule for pattern, rule in RULES if fnmatchcase(field.pattern, pattern))(field, plan)
 
 
 def _value_text(field: Field) -> str:
-    """The value in words, and large whole numbers to the last digit."""
+    """The value as text, large integers also to the last digit."""
     exact = isinstance(field.value, int) and field.value >= _EXACT_FROM
-    return f"{field.say()} ({field.value:,})" if exact else field.say()
+    return f"{field.value_text()} ({field.value:,})" if exact else field.value_text()
 
 
 def _interval_text(field: Field, ends: tuple[float, float], kind: str) -> str:

@@ -1,4 +1,4 @@
-"""`isoplan explain` and `isoplan diff`: questions to sealed plans. Nothing is decided or written here."""
+"""`isoplan explain` and `isoplan diff`: they read sealed plans and print; nothing is decided or written here."""
 
 import json as jsonlib
 import re
@@ -39,12 +39,12 @@ def explain(
     field: Annotated[str, typer.Argument(metavar="FIELD", help=_FIELD, show_default=False)],
     json: AsJson = False,
 ) -> None:
-    """Say where a number of a plan comes from: law, equation, evidence, interval, and who had the last word."""
-    found = explained(load(plan, Plan), field)
+    """Explain where a number of a plan comes from: law, equation, evidence, interval, and what decided it."""
+    explanation = explained(load(plan, Plan), field)
     if json:
-        _print_json(found.plain())
+        _print_json(explanation.plain())
     else:
-        _show_explanation(found, Console())
+        _show_explanation(explanation, Console())
 
 
 @app.command()
@@ -60,27 +60,28 @@ def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
         _show_differences(found, (before, after), Console())
 
 
-def _show_explanation(found: Explanation, console: Console) -> None:
+def _show_explanation(explanation: Explanation, console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, said in _rows(found):
-        table.add_row(name, escape(said))
-    console.print(f"[bold]{escape(found.field)}[/]  {escape(found.said)}", highlight=False, soft_wrap=True)
+    for name, text in _rows(explanation):
+        table.add_row(name, escape(text))
+    heading = f"[bold]{escape(explanation.field)}[/]  {escape(explanation.value_text)}"
+    console.print(heading, highlight=False, soft_wrap=True)
     console.print(table, highlight=False)
 
 
-def _rows(found: Explanation) -> Iterator[tuple[str, str]]:
-    yield "what it is", found.meaning
-    yield "settled by", found.decided_by
-    if found.law is not None:
-        yield "law", found.law
-    if found.equation is not None:
-        yield "equation", found.equation
-    if found.interval_text is not None:
-        yield "interval", found.interval_text
-    for number, one in enumerate(found.evidence):
-        yield "" if number else "evidence", one
+def _rows(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    yield "meaning", explanation.meaning
+    yield "decided by", explanation.decided_by
+    if explanation.law is not None:
+        yield "law", explanation.law
+    if explanation.equation is not None:
+        yield "equation", explanation.equation
+    if explanation.interval_text is not None:
+        yield "interval", explanation.interval_text
+    for number, text in enumerate(explanation.evidence):
+        yield "" if number else "evidence", text
 
 
 def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], console: Console) -> None:
@@ -97,18 +98,18 @@ def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], c
         table.add_section()
         for number, one in enumerate(some):
             name = _short_path(one.field) if one.run is None else f"{one.run}: {_short_path(one.field)}"
-            said = (escape(part) for part in (name, one.text_before, one.text_after))
-            table.add_row(f"[bold]{group}[/]" if number == 0 else "", *said, ratio_text(one.ratio))
+            cells = (escape(part) for part in (name, one.text_before, one.text_after))
+            table.add_row(f"[bold]{group}[/]" if number == 0 else "", *cells, ratio_text(one.ratio))
     console.print(table, highlight=False)
 
 
 def _short_path(path: str) -> str:
-    """A path without what its group says already."""
+    """A path without the parts that its group's heading implies."""
     return re.sub(r"^(run\.(model|optim)|run|execution(\.layout)?|cost|budget|forecast)\.", "", path)
 
 
 def ratio_text(ratio: float | None) -> str:
-    """A ratio in words: a percentage when it is near 1, a factor beyond a half and a double."""
+    """A ratio as text: a percentage between a half and a double, else a factor."""
     if ratio is None:
         return ""
     if 0.5 < ratio < 2:

@@ -1,7 +1,7 @@
-"""What differs between two plans, field by field, in the groups that a person thinks in.
+"""What differs between two plans, field by field, grouped by topic.
 
-Stored fields and those that follow from them (tokens, M, parameters) are compared. Targets are compared with each
-other, pilots with the pilot of the same title; lists of numbers are one field.
+Stored fields and those derived from them (tokens, M, parameters) are compared. Targets are compared with each other,
+pilots with the pilot of the same title; a list of numbers is one field.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     ("forecast", ("forecast",)),
     ("document", ("",)),
 )
-"""The groups in order, each with the paths (inside a run: from the run on) that begin so; the longest one decides."""
+"""The groups in order, each with the path prefixes that belong to it (of a run: below the run). The longest wins."""
 
 _COMPARED_WHOLE = (Band, Interval, Monomial, LayoutEstimate)
-"""Specs that are said as a whole."""
+"""Specs that are compared and printed as a whole."""
 _SKIPPED = ("title", "seal", "sha256")
-"""Names that change whenever anything else does."""
+"""Fields that change whenever anything else does."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Difference:
     group: Group
     """What it is about."""
     field: str
-    """Its path; inside of a run from the run on."""
+    """Its path; for a field of a run, the path below the run."""
     run: str | None
     """Title of the pilot that it belongs to; None outside of runs and for the target."""
     before: Any
@@ -49,7 +49,7 @@ class Difference:
     after: Any
     """The second plan's."""
     text_before: str
-    """The first plan's value in words."""
+    """The first plan's value as text."""
     text_after: str
     """The second plan's."""
     ratio: float | None
@@ -77,9 +77,9 @@ def _runs(before: Plan, after: Plan) -> list[Difference]:
     one, other = ({_key(run): run for run in plan.runs} for plan in (before, after))
     found = []
     if [*one] != [*other]:
-        said = [_runs_text(mine, theirs) for mine, theirs in ((one, other), (other, one))]
+        texts = [_runs_text(mine, theirs) for mine, theirs in ((one, other), (other, one))]
         titles = [[run.title for run in side.values()] for side in (one, other)]
-        found.append(Difference("runs", "runs", None, titles[0], titles[1], said[0], said[1], None))
+        found.append(Difference("runs", "runs", None, titles[0], titles[1], texts[0], texts[1], None))
     for key in one:
         if key in other:
             pair = (Field((), run, None, "") for run in (one[key], other[key]))
@@ -96,7 +96,7 @@ def _runs_text(mine: dict[str, PlannedRun], theirs: dict[str, PlannedRun]) -> st
     alone = [run.title for key, run in mine.items() if key not in theirs]
     if not alone:
         return several(len(mine), "run")
-    return f"{several(len(mine), 'run')}, only here: {'; '.join(alone)}"
+    return f"{several(len(mine), 'run')}, only in this plan: {'; '.join(alone)}"
 
 
 def _differing_fields(one: Field, other: Field) -> Iterator[tuple[Field, Field]]:
@@ -124,7 +124,7 @@ def _parts(field: Field) -> Iterator[Field]:
     for child in children(field):
         if isinstance(child.value, FormScore | HyperAdvice):
             name = child.value.form if isinstance(child.value, FormScore) else child.value.law
-            yield Field((*field.path, name), child.value, child.info, child.text)
+            yield Field((*field.path, name), child.value, child.info, child.description)
         elif child.info is not None or field.path[:1] != ("budget",):
             yield child
 
@@ -149,10 +149,10 @@ def _group(name: str) -> Group:
 
 
 def _summary(field: Field) -> str:
-    """A value in words, whole documents in short."""
+    """A value as text, whole documents in short."""
     match field.value:
         case Forecast():
-            return Field(field.path, field.value.loss, None, "").say()
+            return Field(field.path, field.value.loss, None, "").value_text()
         case NoForecast():
             return f"none: {field.value.reason}"
         case LawFit():
@@ -162,10 +162,10 @@ def _summary(field: Field) -> str:
         case (HyperAdvice(), *_):
             return ", ".join(one.law for one in field.value)
         case (LayoutEstimate() as best, *_):
-            return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').say()}"
+            return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').value_text()}"
         case tuple() if field.value and isinstance(field.value[0], Spec) and len(field.value) > 2:
-            return f"{len(field.value)} of them"
-    return field.say()
+            return f"{len(field.value)} entries"
+    return field.value_text()
 
 
 def _number(value: Any) -> float | None:

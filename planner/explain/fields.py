@@ -1,8 +1,8 @@
-"""The fields of a plan by name: where a name leads, what the field means, and its value in words with its unit.
+"""The fields of a plan by name: finding a field, its description, and its value as text with its unit.
 
-A field is a stored one or one that follows from the stored ones (a property of its Spec, like `tokens`). It can be
-named by its whole path (`runs.0.run.optim.peak_lr`), by its path inside the last run (`run.optim.peak_lr`), by the end
-of a path where only one ends so (`peak_lr`), or by a short name (`lr`).
+A field is stored, or derived from stored ones (a property of its Spec, like `tokens`). Its name is its whole path
+(`runs.0.run.optim.peak_lr`), its path in the last run (`run.optim.peak_lr`), the end of a path if only one path ends so
+(`peak_lr`), or a short name (`lr`).
 """
 
 import difflib
@@ -62,7 +62,7 @@ BEST_SPLIT = {
     "D/N": "tokens_per_block_param",
     "L*": "loss",
 }
-"""Names of the parts of the best split, as a plan on a ledger prints them."""
+"""Names of the parts of the compute-optimal split, as a plan on a ledger prints them."""
 
 _NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
 _UNITS = {
@@ -80,9 +80,9 @@ _UNITS = {
     "bytes_per_token": "bytes per token",
 }
 _MAX_SUGGESTIONS = 4
-"""Near matches that a refusal names."""
+"""Near matches that an error message names."""
 _MAX_INLINE = 6
-"""Parts of a value that are said in one line."""
+"""Parts of a value that are printed in one line."""
 
 
 class NoFieldError(ValueError):
@@ -98,9 +98,9 @@ class Field:
     value: Any
     """Its value: a number, text, a Spec, or several of these."""
     info: FieldInfo | None
-    """How its Spec declares it; None for what follows from other fields, and inside of tuples and dicts."""
-    text: str
-    """What its docstring says."""
+    """How its Spec declares it; None for derived fields, and inside of tuples and dicts."""
+    description: str
+    """Its docstring."""
 
     @property
     def name(self) -> str:
@@ -116,25 +116,25 @@ class Field:
         """The value as JSON types."""
         return _plain(self.value)
 
-    def say(self) -> str:
-        """The value in words with its unit."""
+    def value_text(self) -> str:
+        """The value as text with its unit."""
         return format_value(self.value, self.path, self.info)
 
 
 def children(field: Field) -> Iterator[Field]:
-    """The fields right below a field, stored ones before those that follow from them."""
+    """The fields directly below a field, stored ones before derived ones."""
     value, path = field.value, field.path
     if isinstance(value, Spec):
         for name, info in type(value).model_fields.items():
             yield Field((*path, name), getattr(value, name), info, info.description or "")
-        for name, made in _properties(type(value)):
-            yield Field((*path, name), getattr(value, name), None, made)
+        for name, description in _properties(type(value)):
+            yield Field((*path, name), getattr(value, name), None, description)
     elif isinstance(value, tuple):
         for index, one in enumerate(value):
-            yield Field((*path, str(index)), one, field.info, field.text)
+            yield Field((*path, str(index)), one, field.info, field.description)
     elif isinstance(value, dict):
         for key, one in value.items():
-            yield Field((*path, str(key)), one, None, field.text)
+            yield Field((*path, str(key)), one, None, field.description)
 
 
 def descendants(field: Field) -> Iterator[Field]:
@@ -164,9 +164,9 @@ def find_field(plan: Plan, name: str) -> Field:
         if len(nearest) == 1:
             return known[nearest[0]]
     if inside or outside:
-        raise NoFieldError(f"several fields are called '{name}': write {_joined([*inside, *outside], 'or')}")
+        raise NoFieldError(f"several fields are called '{name}'; write {_joined([*inside, *outside], 'or')}")
     raise NoFieldError(
-        f"this plan has no field '{name}': write {_joined(_near_matches(name, known, last), 'or')}"
+        f"this plan has no field '{name}'; write {_joined(_near_matches(name, known, last), 'or')}"
     )
 
 
@@ -182,46 +182,45 @@ def _resolve_short_name(plan: Plan, name: str, last: str) -> str:
 
 
 def _depth(path: str) -> tuple[int, int]:
-    """In how many rows of others a field lies, then below how many names."""
+    """Number of list indices in a path, then of its parts."""
     parts = path.split(".")
     return sum(part.isdigit() for part in parts), len(parts)
 
 
 def _near_matches(name: str, known: dict[str, Field], last: str) -> list[str]:
-    """Names near one that is not there: those below the part of it that is there, else those that end nearly so."""
+    """Names near an unknown one: those below the part of its path that exists, else paths with a similar last part."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         above = known.get(".".join(parts[:cut]))
         below = [] if above is None else [child.name for child in children(above)] or [above.name]
         if below:
-            wanted = ".".join(parts[: cut + 1])
-            return difflib.get_close_matches(wanted, below, _MAX_SUGGESTIONS, 0.7) or below
+            start = ".".join(parts[: cut + 1])
+            return difflib.get_close_matches(start, below, _MAX_SUGGESTIONS, 0.7) or below
     ends: dict[str, str] = {one: one for one in (*SHORT_NAMES, "loss", "allocation")}
     for path in known:
         if not path.startswith("runs.") or path.startswith(f"{last}."):
             ends.setdefault(path.rpartition(".")[2], path)
-    wanted = parts[-1]
-    found = difflib.get_close_matches(wanted, [*ends], _MAX_SUGGESTIONS, 0.6)
-    return [ends[end] for end in found] or [*SHORT_NAMES]
+    similar = difflib.get_close_matches(parts[-1], [*ends], _MAX_SUGGESTIONS, 0.6)
+    return [ends[end] for end in similar] or [*SHORT_NAMES]
 
 
 def _joined(names: list[str], last: str) -> str:
-    """Names in a row, the first few of them."""
-    shown = [
+    """The first few names, joined by commas."""
+    first = [
         *names[:_MAX_SUGGESTIONS],
         *([f"one of {len(names) - _MAX_SUGGESTIONS} more"] if len(names) > _MAX_SUGGESTIONS else []),
     ]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} {last} {shown[-1]}"
+    return first[0] if len(first) == 1 else f"{', '.join(first[:-1])} {last} {first[-1]}"
 
 
 def _properties(kind: type) -> Iterator[tuple[str, str]]:
-    """Public properties that our own Specs declare, with what they say of themselves."""
+    """Public properties of our own Specs, with their docstrings."""
     for owner in kind.__mro__:
         if not (issubclass(owner, Spec) and owner is not Spec):
             continue
-        for name, made in vars(owner).items():
-            if isinstance(made, property) and not name.startswith("_"):
-                yield name, " ".join((made.__doc__ or "").split())
+        for name, member in vars(owner).items():
+            if isinstance(member, property) and not name.startswith("_"):
+                yield name, " ".join((member.__doc__ or "").split())
 
 
 def _plain(value: Any) -> Any:
@@ -237,7 +236,7 @@ def _plain(value: Any) -> Any:
 
 
 def format_value(value: Any, path: tuple[str, ...], info: FieldInfo | None = None) -> str:
-    """A value in words: numbers with the unit that the field's name or type tells, compounds in short."""
+    """A value as text: numbers with the unit of the field's name or type, compounds in short."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -312,9 +311,9 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
             middle, low, high = (format_value(end, path) for end in (value.value, value.low, value.high))
             return f"{middle}, 95 % from {low} to {high}"
         case LayoutEstimate():
-            used = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
-            chosen = layout_text(value.layout)
-            return f"{chosen}: {value.step_s:.4g} s a step, MFU {used}, {memory(value.memory_bytes)}"
+            mfu = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
+            layout = layout_text(value.layout)
+            return f"{layout}: {value.step_s:.4g} s a step, MFU {mfu}, {memory(value.memory_bytes)}"
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():
@@ -324,15 +323,15 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
     ]
     if len(below) <= _MAX_INLINE and all(isinstance(b.value, int | float | str | None) for b in below):
         named = (("" if child.path[-1] == "kind" else f"{child.path[-1]} ", child) for child in below)
-        return ", ".join(f"{name}{child.say()}" for name, child in named)
-    return f"ask for one of its fields: {', '.join(child.path[-1] for child in below)}"
+        return ", ".join(f"{name}{child.value_text()}" for name, child in named)
+    return f"a group of fields; name one of them: {', '.join(child.path[-1] for child in below)}"
 
 
 def _format_tuple(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
     if isinstance(values[0], Spec) and not isinstance(values[0], Milestone | Layout):
-        return f"{len(values)} of them; ask for one, like {'.'.join(path)}.0"
+        return f"{len(values)} entries; name one of them, like {'.'.join(path)}.0"
     if len(values) > _MAX_INLINE:
-        return f"{len(values)} of them, {format_value(values[0], path)} to {format_value(values[-1], path)}"
+        return f"{len(values)} values, {format_value(values[0], path)} to {format_value(values[-1], path)}"
     return "; ".join(format_value(one, path) for one in values)

@@ -1,4 +1,4 @@
-"""What a reason consists of, and the few sentences that several rules share."""
+"""What a reason consists of, and the sentences that several rules share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from specs.law import Family, Hyper, Monomial, PublishedLaw
 from specs.plan import Plan, PlannedRun
 
 PAPER = "DeepSeek LLM, arXiv 2401.02954"
-"""Where the laws, the schedule and the counts come from unless a catalog entry says otherwise."""
+"""Source of the laws, the schedule and the counts unless a catalog entry names another."""
 
 
 @dataclass(frozen=True)
 class Reason:
-    """The reasons of one field."""
+    """The reason of one field's value."""
 
     decided_by: str
-    """Who had the last word."""
+    """What decided the value."""
     law: str | None = None
     """The law or practice with its source."""
     equation: str | None = None
@@ -41,14 +41,14 @@ def run_of(field: Field, plan: Plan) -> PlannedRun:
 
 
 def law_value(law: Monomial, planned: PlannedRun) -> tuple[float, str]:
-    """A power law's value for a run as it was before rounding, and the variables that went into it in words."""
+    """A power law's value for a run before rounding, and its variables as text."""
     values = law_variables(planned.run.model, planned.budget_flop)
-    said = ", ".join(f"{SYMBOLS[name]} = {values[name]:.4g}" for name in law.exponents)
-    return law.at(**values), said
+    text = ", ".join(f"{SYMBOLS[name]} = {values[name]:.4g}" for name in law.exponents)
+    return law.at(**values), text
 
 
 def hyper_of(plan: Plan) -> tuple[Hyper, str] | None:
-    """The formulas of learning rate and batch that the plan follows, and whose they are; None where it names none."""
+    """The formulas of learning rate and batch that the plan follows, and their source; None where it names none."""
     followed = next((one for one in plan.hypers if one.used), None)
     name = plan.law.name if followed is None else followed.law
     named = getattr(plan.budget.evidence, "hyper", None)
@@ -64,7 +64,7 @@ def family_of(plan: Plan) -> Family:
     return from_catalog(Family, plan.budget.family, None)
 
 
-def deviation_text(asked: float, came: float) -> str:
-    """How far what came is from what was asked: `+1.36 %`, `as asked` where it rounds to nothing."""
-    said = f"{came / asked - 1:+.2%}".replace("%", " %")
-    return "as asked" if said[1:] == "0.00 %" else said
+def deviation_text(target: float, actual: float) -> str:
+    """How far the actual value is from its target: `+1.36 %`, or `unchanged` where that rounds to 0."""
+    text = f"{actual / target - 1:+.2%}".replace("%", " %")
+    return "unchanged" if text[1:] == "0.00 %" else text

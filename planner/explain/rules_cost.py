@@ -1,4 +1,4 @@
-"""Why a run is carried out as it is, and what it costs: layout, memory, hours, money."""
+"""Where a run's execution and cost come from: layout, memory, hours, money."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from specs.humanize import several
 from specs.plan import LayoutEstimate, Plan
 
 _MAX_ALTERNATIVES = 3
-"""Other layouts that an answer names."""
+"""Other layouts that an explanation names."""
 
 
 def layout(field: Field, plan: Plan) -> Reason:
@@ -17,23 +17,23 @@ def layout(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     chosen, compared = planned.execution.layout, plan.layouts
     if compared is None or planned.role != "target":
-        kept = "; how it compares is kept for the target only" if planned.role != "target" else ""
+        target_only = "; only the target's plan keeps the comparison" if planned.role != "target" else ""
         where = f"{several(chosen.devices, 'device')} of {plan.budget.cluster}"
         return Reason(
-            f"the planner, on {where}: the fastest layout that fits, or the one with the least model parallelism where "
-            f"the cluster has no efficiencies{kept}"
+            f"the planner, on {where}: the fastest layout that fits, or the one with the least model parallelism if "
+            f"the cluster file gives no efficiency{target_only}"
         )
     best = compared.ranked[0]
     return Reason(
         decided_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
-        law="step time by closed forms, the best ones by simulation (planner/performance/layout_search.py)",
+        law="step times by closed forms, of the best layouts by simulation (planner/performance/layout_search.py)",
         equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
         evidence=(compared.reason, *_other_layouts(field, compared.ranked)),
     )
 
 
 def _other_layouts(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator[str]:
-    """The fastest layouts that differ in this field, with what they cost more."""
+    """The fastest layouts with another value of this field, and how much slower they are."""
     best, name = ranked[0], field.path[-1]
     own = getattr(best.layout, name, best.layout)
     seen = [own]
@@ -41,45 +41,45 @@ def _other_layouts(field: Field, ranked: tuple[LayoutEstimate, ...]) -> Iterator
         value = getattr(one.layout, name, one.layout)
         if value not in seen and len(seen) <= _MAX_ALTERNATIVES:
             seen.append(value)
-            said = f"{name} {value}: " if hasattr(best.layout, name) else ""
+            text = f"{name} {value}: " if hasattr(best.layout, name) else ""
             slower = f"{one.step_s / best.step_s - 1:+.1%}".replace("%", " %")
-            yield f"{said}{layout_text(one.layout)} takes {one.step_s:.4g} s a step, {slower}"
+            yield f"{text}{layout_text(one.layout)} takes {one.step_s:.4g} s a step ({slower})"
 
 
 def execution(field: Field, plan: Plan) -> Reason:
     """Device, kernels, threads, checkpoints."""
     cluster = plan.budget.cluster
-    said = {
-        "device": f"the cluster {cluster}: the device that it has",
+    text = {
+        "device": f"the cluster {cluster}: its device",
         "checkpoint_interval_s": f"the cluster {cluster}: its checkpoint_interval",
         "checkpoint_interval_steps": f"the cluster {cluster}: its checkpoint_interval_steps",
-        "kernels": "the engine: the fastest that works there, recorded when the run starts",
-        "threads_per_rank": "the engine: one for each rank",
+        "kernels": "the engine: the fastest kernels available on the device, chosen and recorded when the run starts",
+        "threads_per_rank": "the engine: one thread per rank",
     }
     if "retention" in field.path:
         return Reason(f"the cluster {cluster}: its retention")
-    return Reason(said.get(field.path[-1], f"the plan for the cluster {cluster}"))
+    return Reason(text.get(field.path[-1], f"the planner, for the cluster {cluster}"))
 
 
 def fallback_layouts(field: Field, plan: Plan) -> Reason:
     """The layouts for fewer nodes."""
     return Reason(
-        decided_by="the planner: on half of the run's nodes, half of these and so on, the fastest layout that fits, or "
-        f"the one with the least model parallelism where {plan.budget.cluster} has no efficiencies; the batch stays",
+        decided_by="the planner: for repeatedly halved numbers of nodes the fastest layout that fits, or the one with "
+        f"the least model parallelism if the cluster file of {plan.budget.cluster} gives no efficiency; same batch",
         law="step time by closed forms (planner/performance/layout_search.py), not simulated",
     )
 
 
 def memory_bytes(field: Field, plan: Plan) -> Reason:
-    """What the fullest device holds."""
+    """Memory of the fullest device."""
     planned = run_of(field, plan)
     compared = plan.layouts if planned.role == "target" else None
     parts = {} if compared is None else compared.ranked[0].memory
-    said = [f"{name} {memory(size)}" for name, size in largest_first(parts) if size > 0]
+    text = [f"{name} {memory(size)}" for name, size in largest_first(parts) if size > 0]
     return Reason(
         decided_by=f"the layout {layout_text(planned.execution.layout)}",
-        equation=" + ".join(said) or None,
-        evidence=() if compared is None else (f"{memory(compared.limit_bytes)} of a device may be filled",),
+        equation=" + ".join(text) or None,
+        evidence=() if compared is None else (f"a plan may fill {memory(compared.limit_bytes)} of a device",),
     )
 
 
@@ -109,7 +109,7 @@ def cost(field: Field, plan: Plan) -> Reason:
 
 
 def planned_run(field: Field, plan: Plan) -> Reason:
-    """The run's place in the plan."""
+    """A run of the plan."""
     planned = run_of(field, plan)
     return Reason(f"the plan: a {planned.role} run, {shape_text(planned.run.model)}")
 
@@ -117,7 +117,7 @@ def planned_run(field: Field, plan: Plan) -> Reason:
 def comparison(field: Field, plan: Plan) -> Reason:
     """The layouts side by side."""
     return Reason(
-        decided_by="the planner: closed forms for every legal layout, the best ones simulated",
+        decided_by="the planner: step times by closed forms for every legal layout, the best ones simulated",
         evidence=() if plan.layouts is None else (plan.layouts.reason,),
     )
 

@@ -1,4 +1,4 @@
-"""What a forecast rests on: the forms and their weights, the fit and its runs, the law, the data, the budget."""
+"""Where a forecast comes from: the forms and their weights, the fit and its runs, the law, the data, the budget."""
 
 from collections.abc import Iterator
 
@@ -11,22 +11,22 @@ from specs.law import FormScore, Interval, LawFit
 from specs.plan import Forecast, Plan
 
 COLLAPSE = (
-    "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3), each as the "
-    "annealing law through its points has it (planner/scaling/lr_annealing.py, after Tissue et al., arXiv 2408.11029)"
+    "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3), each smoothed by the "
+    "annealing law fitted to it (planner/scaling/lr_annealing.py, after Tissue et al., arXiv 2408.11029)"
 )
 
 
 def loss(field: Field, plan: Plan) -> Reason:
     """The final loss: forms weighted by how they predicted larger budgets."""
-    told, fit = plan.forecast, plan.fit
-    if not isinstance(told, Forecast):
+    forecast, fit = plan.forecast, plan.fit
+    if not isinstance(forecast, Forecast):
         return no_forecast(field, plan)
-    band = told.loss
+    band = forecast.loss
     return Reason(
-        decided_by=f"the forms of the loss law, each with {_weights(fit)}",
+        decided_by=f"the forms of the loss law, {_weights(fit)}",
         law=None if fit is None else "; ".join(_form(form) for form in fit.forms if form.weight >= 0.01),
         equation=None if fit is None else _mixture(fit),
-        evidence=(*(() if fit is None else _runs(fit)), told.basis),
+        evidence=(*(() if fit is None else _runs(fit)), forecast.basis),
         interval=(band.low_95, band.high_95),
     )
 
@@ -34,13 +34,15 @@ def loss(field: Field, plan: Plan) -> Reason:
 def _weights(fit: LawFit | None) -> str:
     """Where the forms' weights come from."""
     if fit is None or fit.held_out_error is None:
-        return "the prior's weight, as no budget could be held out"
-    together = f"{fit.held_out_error:.2%}".replace("%", " %")
-    return f"the weight that it earned on budgets it had not seen, which they miss by {together} together"
+        return "weighted by the prior, as no budget could be held out"
+    error = f"{fit.held_out_error:.2%}".replace("%", " %")
+    return f"weighted by how well each predicts held-out budgets; the mean error of their mixture there is {error}"
 
 
 def _form(form: FormScore) -> str:
-    error = "not tested" if form.held_out_error is None else f"{form.held_out_error:.2%} on larger budgets"
+    error = (
+        "no held-out error" if form.held_out_error is None else f"held-out error {form.held_out_error:.2%}"
+    )
     return f"{form.form} {text_of(form.latex)} ({error})".replace("%", " %")
 
 
@@ -51,30 +53,30 @@ def _mixture(fit: LawFit) -> str:
         for form in fit.forms
         if form.weight >= 0.01
     ]
-    return f"median of draws with their noise, by weight: {', '.join(parts)}"
+    return f"median of draws, with noise, from the mixture {', '.join(parts)}"
 
 
 def _runs(fit: LawFit) -> tuple[str, ...]:
     flops = [point.budget_flop for point in fit.points]
     short = sum(point.short for point in fit.points)
-    said = f"{len(fit.points)} runs of {min(flops):.3g} to {max(flops):.3g} FLOP" if flops else "no runs"
+    text = f"{len(fit.points)} runs of {min(flops):.3g} to {max(flops):.3g} FLOP" if flops else "no runs"
     listed = ", ".join(point.run for point in fit.points)
-    return (f"{said}, {short} of them short: {listed}", *fit.flags)
+    return (f"{text}, {short} of them short: {listed}", *fit.flags)
 
 
 def curve(field: Field, plan: Plan) -> Reason:
     """The curve, scaled to the final loss."""
-    told = plan.forecast
+    forecast = plan.forecast
     ends = None
-    if isinstance(told, Forecast) and told.curve is not None and field.path[-1].isdigit():
+    if isinstance(forecast, Forecast) and forecast.curve is not None and field.path[-1].isdigit():
         at = int(field.path[-1])
-        ends = (told.curve.low_95[at], told.curve.high_95[at])
-        step = told.curve.step[at]
+        ends = (forecast.curve.low_95[at], forecast.curve.high_95[at])
+        step = forecast.curve.step[at]
     return Reason(
-        decided_by="the final loss and the pilots' common shape"
+        decided_by="the forecast of the final loss and the common shape of the pilots' loss curves"
         + ("" if ends is None else f", at step {step:,}"),
         law=COLLAPSE,
-        equation="L(x) = E + (L(1) - E) f(x), x the finished share of the steps",
+        equation="L(x) = E + (L(1) - E) f(x), x the finished fraction of the steps",
         evidence=() if plan.fit is None else _runs(plan.fit),
         interval=None if field.path[-2:-1] == ("step",) else ends,
     )
@@ -82,13 +84,13 @@ def curve(field: Field, plan: Plan) -> Reason:
 
 def no_forecast(field: Field, plan: Plan) -> Reason:
     """Reason there is no forecast."""
-    told = plan.forecast
-    reason = told.basis if isinstance(told, Forecast) else told.reason
+    forecast = plan.forecast
+    reason = forecast.basis if isinstance(forecast, Forecast) else forecast.reason
     return Reason(f"the planner: {reason}", law=f"{plan.law.name}: {plan.law.source}")
 
 
 def points(field: Field, plan: Plan) -> Reason:
-    """A run of the ledger."""
+    """A run of the ledger as evidence."""
     fit = _fit(plan)
     if len(field.path) < 3:
         return Reason(
@@ -96,7 +98,7 @@ def points(field: Field, plan: Plan) -> Reason:
         )
     point = fit.points[int(field.path[2])]
     return Reason(
-        decided_by="the audit of the run, recounted from its records",
+        decided_by="the audit of the run, from its records",
         evidence=(f"run {point.run}, runs/{point.run} and its line in {plan.ledger}",),
     )
 
@@ -110,14 +112,16 @@ def profiles(field: Field, plan: Plan) -> Reason:
         )
     profile = fit.profiles[int(field.path[2])]
     inside = (
-        "the minimum lies inside" if profile.bracketed else "no minimum inside: the best run stands for it"
+        "the minimum lies between"
+        if profile.bracketed
+        else "no interior minimum, so the best run is taken, of"
     )
     equation = None
     if profile.coefficients is not None:
         c0, c1, c2 = profile.coefficients
         equation = f"ln L = {c0:.4g} {c1:+.4g} x {c2:+.4g} x^2, x = ln M"
     return Reason(
-        decided_by=f"the fit: {inside} of the sizes that were tried",
+        decided_by=f"the fit: {inside} the sizes that were run",
         law="isoFLOP profiles, as in DeepSeek LLM, Fig. 4",
         equation=equation,
         evidence=tuple(
@@ -132,16 +136,14 @@ def forms(field: Field, plan: Plan) -> Reason:
     """One form of the loss law, or one of its constants."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Reason("the fit: the forms side by side, heaviest first", evidence=_runs(fit))
+        return Reason("the fit: all forms, largest weight first", evidence=_runs(fit))
     form = fit.forms[int(field.path[2])]
     constant = form.constants.get(field.path[4]) if len(field.path) > 4 else None
-    said = (
-        "median and 95 % of the constants' draws that the forecast is made of (planner/scaling/posterior.py)"
-    )
+    text = "median and 95 % interval of the draws that the forecast uses (planner/scaling/posterior.py)"
     if field.path[-1] == "weight":
-        said = _weights(fit)
+        text = _weights(fit)
     return Reason(
-        decided_by=f"the fit: {said}",
+        decided_by=f"the fit: {text}",
         law=_form(form),
         equation=text_of(form.latex),
         evidence=_runs(fit),
@@ -160,7 +162,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
         evidence=(
             *_best_split(plan),
             *(
-                f"{one.compute_flop:.3g} FLOP: lowest at M {one.flop_per_token:.4g}, loss {one.loss:.4f}"
+                f"{one.compute_flop:.3g} FLOP: minimum at M {one.flop_per_token:.4g}, loss {one.loss:.4f}"
                 for one in fit.profiles
                 if one.bracketed
             ),
@@ -171,7 +173,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
 
 
 def _best_at(field: Field, fit: LawFit) -> tuple[float, float] | None:
-    """Ends of what one of the allocation's two laws gives for the target, by the forms; None for its parts."""
+    """Interval, by the forms, of M_opt or D_opt at the target's compute; None for other fields of the allocation."""
     if fit.optimum is None or field.path[-1] not in ("flop_per_token", "tokens"):
         return None
     ends = fit.optimum.flop_per_token if field.path[-1] == "flop_per_token" else fit.optimum.tokens
@@ -179,21 +181,21 @@ def _best_at(field: Field, fit: LawFit) -> tuple[float, float] | None:
 
 
 def _best_split(plan: Plan) -> Iterator[str]:
-    """The best split of the target's compute by the forms, and what the allocation makes of it."""
+    """The compute-optimal split at the target's compute, by the allocation and by the forms."""
     fit = _fit(plan)
     if fit.optimum is None:
         return
     flop = fit.optimum.compute_flop
-    said = ", ".join(f"{name} {value}" for name, value in best_split(fit.optimum, plan.losses))
+    text = ", ".join(f"{name} {value}" for name, value in best_split(fit.optimum, plan.losses))
     here = fit.allocation.flop_per_token.at(compute_flop=flop)
-    yield f"at {flop:.3g} FLOP {here:.4g} FLOP per token; by the forms of the loss law, 95 % in brackets: {said}"
+    yield f"at {flop:.3g} FLOP: M_opt {here:.4g} FLOP per token; by the forms of the loss law (95 % interval): {text}"
 
 
 def optimum(field: Field, plan: Plan) -> Reason:
-    """The best split of the target's compute by the forms."""
+    """The compute-optimal split of the target's compute by the forms."""
     named = field.value if isinstance(field.value, Interval) else None
     return Reason(
-        decided_by="the fit: draws of every form of the loss law, each with its weight",
+        decided_by="the fit: draws of all forms of the loss law, by weight",
         law="M dL/dM = D dL/dD at C = M D; a check on the allocation, which follows the isoFLOP minima",
         evidence=(*_best_split(plan), *_runs(_fit(plan))),
         interval=None if named is None else (named.low, named.high),
@@ -211,9 +213,9 @@ def rate_check(field: Field, plan: Plan) -> Reason:
 
 
 def fit_of(field: Field, plan: Plan) -> Reason:
-    """The fit as a whole, and what a reader must know of it."""
+    """The fit as a whole, and its flags."""
     if plan.fit is None:
-        return Reason("the plan: there is no ledger evidence yet")
+        return Reason("the planner: the plan uses no ledger evidence")
     return Reason("the fit", evidence=_runs(plan.fit))
 
 
@@ -229,7 +231,7 @@ def law_of(field: Field, plan: Plan) -> Reason:
 
 
 def budget(field: Field, plan: Plan) -> Reason:
-    """What the person asked."""
+    """A field of the budget."""
     return Reason(f"the budget: its field {'.'.join(field.path[1:]) or 'file'}, or that field's default")
 
 
@@ -237,13 +239,13 @@ def data_text(field: Field, plan: Plan) -> Reason:
     """What is known of the data."""
     built = plan.runs[-1].run.data.digest
     if built is None:
-        return Reason("the budget's field data: the text is only declared")
-    return Reason("the corpus: counted when it was built", evidence=(f"digest {built}",))
+        return Reason("the budget's field data: the text is declared, not built")
+    return Reason("the corpus: counted when it was built", evidence=(f"corpus digest {built}",))
 
 
 def document(field: Field, plan: Plan) -> Reason:
-    """What belongs to the file itself."""
-    return Reason(f"the planner, isoplan {plan.code.version}: {field.text}")
+    """A field of the document itself."""
+    return Reason(f"the planner, isoplan {plan.code.version}: {field.description}")
 
 
 def _fit(plan: Plan) -> LawFit:
@@ -268,4 +270,4 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("bytes_per_token", data_text),
     ("*", document),
 )
-"""Rules of everything else; the last one knows every path."""
+"""Rules of everything else; the last one matches every path."""

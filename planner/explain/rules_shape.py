@@ -1,4 +1,4 @@
-"""Why a run has its size: the split of its compute into model and data, the objective of the budget, and rounding."""
+"""Where a run's size comes from: the split of its compute into model and data, the budget's objective, and rounding."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,76 +12,76 @@ from specs.humanize import several
 from specs.law import Allocation, Family, Monomial
 from specs.plan import Plan, PlannedRun
 
-BEST_SPLIT_INTERVAL = "best by the ledger's forms at the target's compute, 95 %"
+BEST_SPLIT_INTERVAL = "95 % interval of the compute-optimal value by the ledger's forms:"
 """What the interval of a size or of tokens holds."""
 
 
 @dataclass(frozen=True)
 class TargetSize:
-    """The size that a run was to have before it was rounded to a legal shape."""
+    """The size of a run before rounding to a legal shape."""
 
     equation: str
-    """What gives it."""
+    """The equation that gives it."""
     law: str
     """The law behind it with its source."""
-    asked: float | None = None
+    size: float | None = None
     """The size; None where it cannot be read from the plan."""
-    came: float = 1.0
-    """The same measure of the run's shape."""
+    actual: float = 1.0
+    """The same measure of the run's own shape."""
 
 
 def shape(field: Field, plan: Plan) -> Reason:
-    """The size that was wanted, and the family's legal shape nearest to it."""
+    """The target size, and the family's legal shape nearest to it."""
     planned, family = run_of(field, plan), family_of(plan)
-    wanted = _target_size(plan, planned)
-    off = "" if wanted.asked is None else f", the size {deviation_text(wanted.asked, wanted.came)}"
+    target = _target_size(plan, planned)
+    off = "" if target.size is None else f" (size {deviation_text(target.size, target.actual)})"
     return Reason(
         decided_by=f"rounding to a legal shape of the family {family.name}{off}",
-        law=wanted.law,
-        equation=wanted.equation,
+        law=target.law,
+        equation=target.equation,
         evidence=(*_practice(plan, family, planned), *_size_evidence(plan, planned)),
     )
 
 
 def _target_size(plan: Plan, planned: PlannedRun) -> TargetSize:
-    """The size by the budget's objective; pilots are spread around the prior's best."""
+    """The size by the budget's objective; pilots are spread around the prior's optimum."""
     objective, model, flop = plan.budget.objective, planned.run.model, planned.budget_flop
     if planned.role == "target":
         match objective:
             case FixedSize():
-                said = f"the budget's objective: {objective.params:,} parameters; this shape has {model.params:,}"
-                return TargetSize(said, "the budget's field objective", objective.params, model.params)
+                text = f"the budget's objective: {objective.params:,} parameters; this shape has {model.params:,}"
+                return TargetSize(text, "the budget's field objective", objective.params, model.params)
             case FixedRatio():
                 ratio, product = objective.tokens_per_param, float(model.flop_per_token) * model.params
-                said = f"D = {ratio:g} N_all, so M N_all = C / {ratio:g} = {flop / ratio:.4g}, here {product:.4g}"
-                return TargetSize(said, "the budget's field objective", flop / ratio, product)
+                text = f"D = {ratio:g} N_all, so M N_all = C / {ratio:g} = {flop / ratio:.4g}; here {product:.4g}"
+                return TargetSize(text, "the budget's field objective", flop / ratio, product)
             case Inference():
-                said = "dL/dln X = (1 + D_served / (3 D)) dL/dln D on the line of the budget's compute"
+                text = "dL/dln X = (1 + D_served / (3 D)) dL/dln D at the budget's compute"
                 served = f"D_served = {objective.served:.4g}"
                 return TargetSize(
-                    f"{said}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_loss_law_text(plan)}"
+                    f"{text}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_loss_law_text(plan)}"
                 )
     return _size_from_allocation(plan, planned)
 
 
 def _size_from_allocation(plan: Plan, planned: PlannedRun) -> TargetSize:
     """M as the allocation has it, or the loss law's best split where there is no allocation."""
-    law, came = allocation_of(plan, planned), float(planned.run.model.flop_per_token)
+    law, actual = allocation_of(plan, planned), float(planned.run.model.flop_per_token)
     if law is None:
-        return TargetSize("dL/dln X = dL/dln D on the line of the budget's compute", _loss_law_text(plan))
+        return TargetSize("dL/dln X = dL/dln D at the budget's compute", _loss_law_text(plan))
     best = law.flop_per_token.at(compute_flop=planned.budget_flop)
-    said = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
+    text = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
     source = allocation_source(plan, planned)
     if planned.role == "target":
-        return TargetSize(f"{said}; this shape has {came:.4g}", source, best, came)
+        return TargetSize(f"{text}; this shape has {actual:.4g}", source, best, actual)
     return TargetSize(
-        f"{said}; this pilot has {came:.4g}, {came / best:.2g} times that, as one of a spread of sizes",
+        f"{text}; this pilot has {actual:.4g}, {actual / best:.2g} times that, as pilots cover a range of sizes",
         source,
     )
 
 
 def _loss_law_text(plan: Plan) -> str:
-    """The loss law that a split without an allocation rests on."""
+    """The loss law that gives the split where there is no allocation."""
     named = getattr(plan.budget.evidence, "loss", None) or plan.law.name
     return (
         f"loss law {named}"
@@ -95,16 +95,17 @@ def _practice(plan: Plan, family: Family, planned: PlannedRun) -> Iterator[str]:
     aspect, width = plan.budget.aspect, model.width
     if aspect is not None:
         depth = width / aspect
-        yield f"the budget's field aspect {aspect}: {depth:.1f} layers at width {width:,}, taken {model.layers}"
+        yield f"the budget's field aspect, {aspect}: {depth:.1f} layers at width {width:,}, rounded to {model.layers}"
     else:
         depth = practice_depth(family, width)
-        yield f"family {family.name} ({family.source}): {depth:.1f} layers at width {width:,}, taken {model.layers}"
+        usual = f"{depth:.1f} layers at width {width:,}"
+        yield f"family {family.name} ({family.source}): usually {usual}; here {model.layers}"
     layout = planned.execution.layout
     if layout.pp > 1:
         sizes = sorted({len(blocks) for blocks in layout.blocks(model.layers)})
         each = several(sizes[0], "layer") if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} layers"
         chunks = "" if layout.interleave == 1 else f"{layout.interleave} chunks with "
-        yield f"{layout.pp} pipeline stages of {chunks}{each} each, and the head in the last one"
+        yield f"{layout.pp} pipeline stages of {chunks}{each} each; the last stage also has the head"
 
 
 def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
@@ -114,7 +115,7 @@ def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
 
 
 def best_split_interval(field: Field, plan: Plan) -> tuple[float, float] | None:
-    """Ends of the best size or tokens at the target's compute by the ledger's forms; None for other runs."""
+    """Interval, by the ledger's forms, of the optimal size or tokens at the target's compute; None for other runs."""
     optimum = None if plan.fit is None else plan.fit.optimum
     if optimum is None or run_of(field, plan).role != "target":
         return None
@@ -128,26 +129,26 @@ def best_split_interval(field: Field, plan: Plan) -> tuple[float, float] | None:
 
 
 def tokens(field: Field, plan: Plan) -> Reason:
-    """D = C / M, what the allocation says of it, and how often the text is read."""
+    """D = C / M, the allocation's D_opt, and the number of epochs."""
     planned = run_of(field, plan)
-    wanted, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
+    target, run = planned.budget_flop / planned.run.model.flop_per_token, planned.run
     law = allocation_of(plan, planned)
     optimal = "" if law is None else f"; D_opt = {_law_text(law.tokens, planned.budget_flop)}"
     return Reason(
         decided_by=f"rounding to whole steps: {run.optim.steps:,} x {run.batch_tokens:,} tokens "
-        f"({deviation_text(wanted, run.tokens)})",
+        f"({deviation_text(target, run.tokens)})",
         law=allocation_source(plan, planned),
-        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {wanted:.4g}{optimal}",
-        evidence=(f"{run.tokens / plan.unique_tokens:.3g} passes over {plan.unique_tokens:,} unique tokens",),
+        equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {target:.4g}{optimal}",
+        evidence=(f"{run.tokens / plan.unique_tokens:.3g} epochs over {plan.unique_tokens:,} unique tokens",),
         interval=best_split_interval(field, plan),
         interval_of=BEST_SPLIT_INTERVAL,
     )
 
 
 def counted(field: Field, plan: Plan) -> Reason:
-    """What is counted from the shape: parameters and FLOP."""
+    """Counts of the shape: parameters and FLOP."""
     model = run_of(field, plan).run.model
-    said = {
+    text = {
         "block_params": "N = L (2 d^2 + 2 d k e + 3 d f)",
         "params": "N + 2 V d + (2 L + 1) d",
         "flop_per_token": "M = 6 N + 12 L d s",
@@ -168,7 +169,7 @@ def counted(field: Field, plan: Plan) -> Reason:
     return Reason(
         decided_by="the shape: counted exactly",
         law=source.get(name, "counted from the matrices of the shape"),
-        equation=f"{said[name]} with {letters}",
+        equation=f"{text[name]} with {letters}",
         interval=best_split_interval(field, plan),
         interval_of=BEST_SPLIT_INTERVAL,
     )
@@ -178,7 +179,7 @@ def compute(field: Field, plan: Plan) -> Reason:
     """C = M D."""
     planned = run_of(field, plan)
     return Reason(
-        decided_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP asked "
+        decided_by=f"rounding to a legal shape and whole steps: {planned.budget_flop:.4g} FLOP requested "
         f"({deviation_text(planned.budget_flop, planned.run.compute_flop)})",
         law=f"{PAPER}, section 3.2: C = M D",
         equation=f"C = M D = {planned.run.model.flop_per_token:.4g} x {planned.run.tokens:.4g}",
@@ -196,7 +197,7 @@ def allocation_of(plan: Plan, planned: PlannedRun) -> Allocation | None:
 
 
 def allocation_source(plan: Plan, planned: PlannedRun) -> str:
-    """Where that split comes from."""
+    """Source of that split."""
     if plan.fit is not None and planned.role == "target":
         return f"own fit: {plan.fit.allocation_basis}; form of {PAPER}, Eq. 4"
     return f"{plan.law.name}: {plan.law.source}"

@@ -1,10 +1,11 @@
-"""Why a run is trained as it is: batch, learning rate, schedule, evaluations. Its size: planner/explain/rules_shape.py.
+"""Where a run's training settings come from: batch, learning rate, schedule, evaluations. Its size: rules_shape.py.
 
-Each rule recomputes what the law asks for and says how rounding, the budget or the learning-rate check moved it.
+Each rule recomputes the law's value and reports how rounding, the budget or the learning-rate check changed it.
 """
 
 import math
 
+from planner.design.hyperparameters import LEDGER_LAW
 from planner.design.pilot_design import HALF_DECADE
 from planner.design.run_draft import EVALUATIONS
 from planner.explain.fields import Field
@@ -19,38 +20,39 @@ from specs.plan import HyperAdvice, Plan, PlannedRun
 NEAR_OPTIMAL = 0.0025
 """Rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
 _BATCH_TOLERANCE = 0.05
-"""Batches this close to the law's, or to within a replica's worth of sequences, were rounded; others were chosen."""
+"""Batches this close to the law's, or within one sequence per replica, differ from it by rounding only."""
 _RELATIVE_TOLERANCE = 1e-9
 """Relative difference under which two numbers are the same but for the order of their sums."""
 
 
 def peak_lr(field: Field, plan: Plan) -> Reason:
-    """The law's rate, and what the learning-rate check made of it."""
+    """The law's learning rate, and how the learning-rate check changed it."""
     planned, followed = run_of(field, plan), hyper_of(plan)
     if followed is None:
-        return Reason("the plan; its law has no learning rate")
+        return Reason("the planner; the plan's law has no learning rate")
     hyper, source = followed
     own, where = law_value(hyper.peak_lr, planned)
     multiple = "" if planned.rate_multiple == 1 else f", x {planned.rate_multiple:.4g}"
-    asked, came = own * planned.rate_multiple, planned.run.optim.peak_lr
+    target, actual = own * planned.rate_multiple, planned.run.optim.peak_lr
     check = None if plan.fit is None else plan.fit.rate_check
-    settled = _rate_decided_by(planned, check)
-    if not math.isclose(asked, came, rel_tol=_RELATIVE_TOLERANCE):
-        settled = f"not the law alone: it gives {asked:.4g}, the plan has {came:.4g} ({deviation_text(asked, came)})"
+    decided_by = _rate_decided_by(planned, check)
+    if not math.isclose(target, actual, rel_tol=_RELATIVE_TOLERANCE):
+        deviation = deviation_text(target, actual)
+        decided_by = f"not the law alone: the law gives {target:.4g}, the plan has {actual:.4g} ({deviation})"
     return Reason(
-        decided_by=settled,
+        decided_by=decided_by,
         law=source,
         equation=f"peak_lr = {monomial_text(hyper.peak_lr)} at {where}: {own:.4g}{multiple}",
         evidence=(
             *(() if check is None else (rate_evidence(check),)),
             *(
-                f"{other.law} would take {other.peak_lr:.4g}{near_optimal(other)} = "
+                f"{_law_name(other)} gives {other.peak_lr:.4g}{near_optimal(other)} = "
                 f"{monomial_text(other.hyper.peak_lr)}"
                 for other in _other_laws(plan, planned)
             ),
         ),
         interval=_near_optimal_rates(plan, planned, own),
-        interval_of="within 0.25 % of the lowest loss",
+        interval_of="loss within 0.25 % of the lowest:",
     )
 
 
@@ -65,9 +67,9 @@ def _near_optimal_rates(plan: Plan, planned: PlannedRun, own: float) -> tuple[fl
 
 
 def _rates_from_check(check: RateCheck, own: float) -> tuple[float, float]:
-    """By the parabola through the best rate, which is not at an edge of what was tried, and its neighbours.
+    """By the parabola through the best rate and its neighbours; the best must not be the lowest or highest rate tried.
 
-    That the multiples hold for a larger run is the law's claim.
+    Applying the check's multiples to a larger run relies on the law.
     """
     best = min(range(len(check.losses)), key=lambda i: check.losses[i])
     x0, x1, x2 = (math.log(m) for m in check.multiples[best - 1 : best + 2])
@@ -79,21 +81,24 @@ def _rates_from_check(check: RateCheck, own: float) -> tuple[float, float]:
 
 def _rate_decided_by(planned: PlannedRun, check: RateCheck | None) -> str:
     if planned.role == "rate":
-        return f"the learning-rate check: this run tries the law's rate x {planned.rate_multiple:g}"
+        return f"the learning-rate check: this run tries the law's learning rate x {planned.rate_multiple:g}"
     if planned.rate_multiple != 1:
-        return "the learning-rate check: the law's own rate was more than 0.25 % worse in loss than the best"
+        return (
+            "the learning-rate check: the law's learning rate gave a loss more than 0.25 % above the lowest"
+        )
     if check is not None and planned.role == "target":
-        return "the law; the learning-rate check found its rate within 0.25 % of the lowest loss"
-    return "the law; it was not checked on this data"
+        return "the law; in the learning-rate check its loss was within 0.25 % of the lowest"
+    return "the law; no learning-rate check was run on this data"
 
 
 def rate_evidence(check: RateCheck) -> str:
-    """The learning-rate check in a sentence."""
+    """A sentence on the learning-rate check."""
     tried = ", ".join(
         f"x {multiple:g}: {loss:.4f}" for multiple, loss in zip(check.multiples, check.losses, strict=True)
     )
-    edge = "" if check.bracketed else ", at the edge of what was tried"
-    return f"learning-rate check beside run {check.run}: {tried} nats/token; best at x {check.best_multiple:.3g}{edge}"
+    edge = "" if check.bracketed else ", the lowest or highest rate tried"
+    best = f"best at x {check.best_multiple:.3g}{edge}"
+    return f"learning-rate check on the shape of run {check.run}: {tried} nats/token; {best}"
 
 
 def batch(field: Field, plan: Plan) -> Reason:
@@ -101,47 +106,53 @@ def batch(field: Field, plan: Plan) -> Reason:
     planned, followed = run_of(field, plan), hyper_of(plan)
     model = planned.run.model
     if followed is None:
-        return Reason("the plan; its law has no batch size")
+        return Reason("the planner; the plan's law has no batch size")
     hyper, source = followed
     own, where = law_value(hyper.batch_tokens, planned)
-    wanted = own / model.context
+    target = own / model.context
     return Reason(
-        decided_by=_batch_decided_by(plan, planned, wanted),
+        decided_by=_batch_decided_by(plan, planned, target),
         law=source,
         equation=f"batch_tokens = {monomial_text(hyper.batch_tokens)} at {where}: {own:,.0f} tokens, "
-        f"/ context {model.context:,} = {wanted:,.1f} sequences",
+        f"/ context {model.context:,} = {target:,.1f} sequences",
         evidence=tuple(
-            f"{other.law} would take {other.batch_tokens:,.0f} tokens = {monomial_text(other.hyper.batch_tokens)}"
+            f"{_law_name(other)} gives {other.batch_tokens:,.0f} tokens = {monomial_text(other.hyper.batch_tokens)}"
             for other in _other_laws(plan, planned)
         ),
     )
 
 
 def _other_laws(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
-    """What the laws that the target does not follow say, where that is something else."""
+    """The laws that the target does not follow, where they differ from the one that it follows."""
     used = next((one.hyper for one in plan.hypers if one.used), None)
     return [one for one in plan.hypers if one.hyper != used and planned.role == "target"]
 
 
-def _batch_decided_by(plan: Plan, planned: PlannedRun, wanted: float) -> str:
-    came, dp = planned.run.optim.batch_sequences, planned.execution.layout.dp
+def _law_name(advice: HyperAdvice) -> str:
+    return "the ledger's fit" if advice.law == LEDGER_LAW else f"the law {advice.law}"
+
+
+def _batch_decided_by(plan: Plan, planned: PlannedRun, target: float) -> str:
+    actual, dp = planned.run.optim.batch_sequences, planned.execution.layout.dp
     if plan.budget.batch is not None and planned.role == "target":
-        return f"the budget's field batch: {plan.budget.batch:,} tokens, in whole sequences"
-    said = f"{wanted:,.1f} sequences asked, {came:,} taken ({deviation_text(wanted, came)})"
-    if abs(came - wanted) <= max(dp, _BATCH_TOLERANCE * wanted):
-        return f"rounding: {said}, in equal parts for dp {dp}"
-    return f"not the law alone: {said}"
+        return f"the budget's field batch, {plan.budget.batch:,} tokens"
+    text = (
+        f"the law gives {target:,.1f} sequences, the plan has {actual:,} ({deviation_text(target, actual)})"
+    )
+    if abs(actual - target) <= max(dp, _BATCH_TOLERANCE * target):
+        return f"rounding to equal shares for dp {dp}: {text}"
+    return f"not the law alone: {text}"
 
 
 def steps(field: Field, plan: Plan) -> Reason:
     """C / M tokens in whole steps."""
     planned = run_of(field, plan)
-    wanted = _target_tokens(planned) / planned.run.batch_tokens
+    target = _target_tokens(planned) / planned.run.batch_tokens
     return Reason(
-        decided_by=f"rounding: a multiple of {EVALUATIONS}, so that evaluations and milestones fall on whole steps "
-        f"({deviation_text(wanted, planned.run.optim.steps)})",
+        decided_by=f"rounding to a multiple of {EVALUATIONS}, so that evaluations and milestones are at whole steps "
+        f"({deviation_text(target, planned.run.optim.steps)})",
         equation=f"C / M / batch_tokens = {planned.budget_flop:.4g} / {planned.run.model.flop_per_token:.4g} / "
-        f"{planned.run.batch_tokens:,} = {wanted:,.1f}",
+        f"{planned.run.batch_tokens:,} = {target:,.1f}",
     )
 
 
@@ -150,60 +161,66 @@ def milestones(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     optim = planned.run.optim
     _, drops = multi_step(optim.steps, 1)
-    said = "; ".join(f"x {one.factor:g} after {one.step / optim.steps:.0%} of the steps" for one in drops)
+    text = "; ".join(f"x {one.factor:g} after {one.step / optim.steps:.0%} of the steps" for one in drops)
     same = optim.milestones == drops
     return Reason(
-        decided_by="the schedule, rounded to whole steps" if same else f"not the paper's schedule, {said}",
+        decided_by="the multi-step schedule, rounded to whole steps"
+        if same
+        else f"not the paper's schedule, {text}",
         law=f"{PAPER}, section 2.3",
-        equation=f"{said}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
+        equation=f"{text}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
     )
 
 
 def warmup(field: Field, plan: Plan) -> Reason:
-    """The family's warm-up, cut for short runs."""
+    """The family's warm-up, shortened for short runs."""
     planned, family = run_of(field, plan), family_of(plan)
-    total, came = planned.run.optim.steps, planned.run.optim.warmup_steps
-    cut = f"cut to a twentieth of the run's {total:,} steps" if came < family.warmup_steps else "not cut"
+    total, actual = planned.run.optim.steps, planned.run.optim.warmup_steps
+    cut = (
+        f"shortened to a twentieth of the run's {total:,} steps"
+        if actual < family.warmup_steps
+        else "not shortened"
+    )
     return Reason(
         decided_by=f"the family {family.name}: {family.warmup_steps:,} steps, {cut}",
         law=f"{family.name}: {family.source}; 2000 steps in {PAPER}, section 2.3",
-        equation=f"min({family.warmup_steps:,}, {total:,} / 20) = {came:,}",
+        equation=f"min({family.warmup_steps:,}, {total:,} / 20) = {actual:,}",
     )
 
 
 def optimizer(field: Field, plan: Plan) -> Reason:
     """Constants of AdamW."""
-    return Reason(f"practice: {field.text}", law=f"AdamW as in {PAPER}, section 2.3")
+    return Reason(f"usual practice: {field.description}", law=f"AdamW as in {PAPER}, section 2.3")
 
 
 def evaluation(field: Field, plan: Plan) -> Reason:
     """How often and on how much the held-out loss is measured."""
     planned, family = run_of(field, plan), family_of(plan)
     optim, context = planned.run.optim, planned.run.model.context
-    said = {
-        "every_steps": f"{optim.steps:,} steps / {EVALUATIONS} points of the curve",
+    text = {
+        "every_steps": f"{optim.steps:,} steps / {EVALUATIONS} evaluations",
         "sequences": f"curve_tokens {family.curve_tokens:,} / context {context:,}",
         "final_sequences": f"final_tokens {family.final_tokens:,} / context {context:,}",
     }
     return Reason(
-        decided_by=f"the family {family.name}: the same held-out text for every size, so that runs compare",
+        decided_by=f"the family {family.name}: the same held-out text for every size, so that losses are comparable",
         law=f"{family.name}: {family.source}",
-        equation=said.get(field.path[-1]),
+        equation=text.get(field.path[-1]),
     )
 
 
 def from_budget(field: Field, plan: Plan) -> Reason:
-    """What the budget says and nothing moves."""
+    """A setting taken from the budget as it is."""
     return Reason(f"the budget's field {field.path[-1]}")
 
 
 def guard(field: Field, plan: Plan) -> Reason:
-    """What keeps the run from diverging."""
+    """The guard against loss spikes."""
     return Reason("the budget's field guard")
 
 
 def from_family(field: Field, plan: Plan) -> Reason:
-    """What the family says and nothing moves."""
+    """A setting taken from the family as it is."""
     family = family_of(plan)
     return Reason(f"the family {family.name}", law=f"{family.name}: {family.source}")
 
@@ -225,42 +242,46 @@ def data(field: Field, plan: Plan) -> Reason:
 
 
 def plain_choice(field: Field, plan: Plan) -> Reason:
-    """What no budget changes yet."""
-    return Reason(f"the engine: {field.text}")
+    """A setting that no budget changes."""
+    return Reason(f"the engine: {field.description}")
 
 
 def budget_flop(field: Field, plan: Plan) -> Reason:
-    """Compute that was asked for."""
+    """The requested compute."""
     planned = run_of(field, plan)
     if planned.role == "target":
         currency = plan.budget.currency
-        bought = None if currency in ("compute", "loss") else f"bought at {planned.cost.basis}"
-        return Reason(f"the budget's field {currency}: {plan.budget.amount_text}", equation=bought)
+        price = None if currency in ("compute", "loss") else f"converted with {planned.cost.basis}"
+        return Reason(f"the budget's field {currency}: {plan.budget.amount_text}", equation=price)
     return Reason(
-        "the ladder: one of its budgets; all pilots together cost at most evidence.share of the target"
+        "the ladder: one of its isoFLOP budgets; all pilots together cost at most evidence.share of the target"
     )
 
 
 def ladder(field: Field, plan: Plan) -> Reason:
-    """What the budget states of the ladder, and what was chosen for the narrowest interval at the target."""
+    """What the budget fixes of the ladder, and what was chosen for the narrowest interval of the target's loss."""
     choice, evidence = plan.ladder, plan.budget.evidence
     if choice is None or not isinstance(evidence, Pilots):
-        return Reason("the plan: it buys no pilots")
-    stated = {"budgets": evidence.budgets, "sizes": evidence.sizes, "spread": evidence.spread}
-    stated["budget_ratio"] = None if evidence.budgets is None else HALF_DECADE
-    settled = (
-        f"the narrowest interval of the target among {choice.considered:,} ladders that cost evidence.share"
+        return Reason("the planner: the plan has no pilots")
+    fixed = {"budgets": evidence.budgets, "sizes": evidence.sizes, "spread": evidence.spread}
+    fixed["budget_ratio"] = None if evidence.budgets is None else HALF_DECADE
+    decided_by = (
+        f"the narrowest expected interval of the target's loss among {choice.considered:,} affordable ladders"
     )
-    if stated.get(field.path[-1]) is not None:
-        settled = f"the budget's evidence, which states it: {stated[field.path[-1]]:.4g}"
+    if fixed.get(field.path[-1]) is not None:
+        decided_by = f"the budget's field evidence: {fixed[field.path[-1]]:.4g}"
+    own, best, paper = (
+        f"±{half:.2%}".replace("%", " %")
+        for half in (choice.half_width, choice.best_half_width, choice.paper_half_width)
+    )
     return Reason(
-        decided_by=settled,
-        law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linear about their priors, "
-        "with the noise of a run and what laws miss per decade (planner/design/pilot_design.py)",
+        decided_by=decided_by,
+        law="Bayesian linear design (Chaloner & Verdinelli 1995): forms of the loss law, linearised at their priors, "
+        "with run-to-run noise and the laws' discrepancy per decade (planner/design/pilot_design.py)",
         equation="half width = 1.96 sqrt(sum over forms of weight J' (prior precision + information)^-1 J + noise^2)",
         evidence=(
-            f"this ladder: ±{choice.half_width:.2%}; chosen freely: ±{choice.best_half_width:.2%}; the paper's 8 x 10 "
-            f"at equal cost: ±{choice.paper_half_width:.2%}".replace("%", " %"),
+            f"expected 95 % interval of the target's loss: {own} with this ladder, {best} with the best one, {paper} "
+            "with the paper's 8 x 10 at equal cost",
         ),
     )
 

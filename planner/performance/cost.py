@@ -30,8 +30,6 @@ class Architecture:
     context: Any
     ffn_matrices: int = 3
     """Gate, up and down of SwiGLU; 2 with GELU."""
-    norm_vectors: int = 1
-    """Gain; 2 with LayerNorm's bias."""
     learned_positions: bool = False
     """A row of the embedding for each position, instead of rotation."""
     tied: bool = False

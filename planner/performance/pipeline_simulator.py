@@ -8,7 +8,7 @@ one sweep. Past its first micro-batches a pipeline repeats itself: a long step i
 from collections import deque
 from dataclasses import dataclass
 
-from specs.pipeline_schedule import Work, one_f_one_b
+from specs.pipeline_schedule import Action, one_f_one_b
 
 WARM_ROUNDS = 2
 """Rounds of pp micro-batches after which a pipeline repeats itself: the first is all warm-up when it is interleaved."""
@@ -65,7 +65,7 @@ class _ProgramBuilder:
         self._places = [[-1] * (stages * micro_batches) for _ in range(2)]
         self._last = [-1] * pp
 
-    def extend(self, rank: int, order: deque[Work]) -> None:
+    def extend(self, rank: int, order: deque[Action]) -> None:
         """Take the works of a rank that wait for nothing which is still to come. What feeds a work is the same pass of
         the stage before it, or behind it (specs.pipeline_schedule.source)."""
         while order:

@@ -83,14 +83,12 @@ class CurveForecast:
     """A curve before its run: median, 50 % and 95 % bands of each point by itself, nats per token."""
 
     step: NDArray[np.int64]
-    """Finished steps; those before `first_fraction` are left out."""
+    """Finished steps; none during warm-up and as long again, nor before any pilot's first evaluation."""
     median: Array
     low_50: Array
     high_50: Array
     low_95: Array
     high_95: Array
-    first_fraction: float
-    """Finished fraction before which nothing is forecast: warm-up and as long again, or no pilot's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,6 @@ def forecast_curve(
         high_50=edge(1, final.high_50, line.half_50),
         low_95=edge(-1, final.low_95, line.half_95),
         high_95=edge(1, final.high_95, line.half_95),
-        first_fraction=first_fraction,
     )
 
 

@@ -46,7 +46,6 @@ class HeldOutScore:
     """How much worse than the best law."""
     behind_best_sd: float
     """Standard error of that difference, runs of one size counted as one piece of evidence."""
-    cuts: int
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,6 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[Hel
             held_out_error=float(share @ error),
             behind_best=float(share @ (error - best)),
             behind_best_sd=_clustered_sd(share * (error - best), cluster),
-            cuts=len(cuts),
         )
         for form, error in errors.items()
     ]

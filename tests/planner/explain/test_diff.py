@@ -75,7 +75,7 @@ def test_there_and_back_is_the_same_with_ratios_turned_over() -> None:
 def test_pilots_are_compared_by_title() -> None:
     fewer = samples.sealed(PILOTS, runs=PILOTS.runs[1:])
     (only,) = diff(PILOTS, fewer)
-    assert (only.group, only.text_before) == ("runs", f"17 runs, only here: {PILOTS.runs[0].title}")
+    assert (only.group, only.text_before) == ("runs", f"17 runs, only in this plan: {PILOTS.runs[0].title}")
     assert only.text_after == "16 runs"
     found = diff(PILOTS, changed(PILOTS, lr=2.0))
     assert [(one.field, one.run) for one in found] == [("run.optim.peak_lr", PILOTS.runs[-1].title)]

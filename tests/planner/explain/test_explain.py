@@ -71,7 +71,7 @@ def test_every_field_has_a_meaning_and_someone_who_settled_it(plan: Plan) -> Non
     assert len(fields) > 100
     for field in fields:
         why = reason_of(plan, field)
-        assert field.text, field.name
+        assert field.description, field.name
         assert why.decided_by, field.name
     for field in fields[:: len(fields) // 20]:
         assert explain(plan, field.name).field == field.name
@@ -84,29 +84,29 @@ def test_the_papers_learning_rate_and_batch() -> None:
     assert rate.equation == "peak_lr = 0.3118 C^-0.125 at C = 1e+24: 0.0003118"
     assert rate.law is not None
     assert "arXiv 2401.02954, Eq. 1" in rate.law
-    assert rate.decided_by == "the law; it was not checked on this data"
+    assert rate.decided_by == "the law; no learning-rate check was run on this data"
     batch = explain(FRONTIER, "batch")
     assert "0.292 C^0.3271" in str(batch.equation)
-    assert "rounding: 5,051.5 sequences asked, 5,120 taken (+1.36 %)" in batch.decided_by
+    assert "the law gives 5,051.5 sequences, the plan has 5,120 (+1.36 %)" in batch.decided_by
 
 
 def test_shape_and_tokens_name_the_allocation_and_the_rounding() -> None:
     layers = explain(FRONTIER, "layers")
     assert layers.equation is not None
     assert layers.equation.startswith("M_opt = 0.1715 C^0.5243 at C = 1e+24: 6.568e+11")
-    assert layers.decided_by == "rounding to a legal shape of the family deepseek, the size as asked"
-    assert any("115.6 layers at width 9,216, taken 116" in one for one in layers.evidence)
+    assert layers.decided_by == "rounding to a legal shape of the family deepseek (size unchanged)"
+    assert any("115.6 layers at width 9,216; here 116" in one for one in layers.evidence)
     tokens = explain(FRONTIER, "tokens")
     assert tokens.value == FRONTIER.runs[0].run.tokens
-    assert tokens.said == "1.52T tokens (1,522,532,352,000)"
-    assert "0.761 passes over 2,000,000,000,000 unique tokens" in tokens.evidence
+    assert tokens.value_text == "1.52T tokens (1,522,532,352,000)"
+    assert "0.761 epochs over 2,000,000,000,000 unique tokens" in tokens.evidence
 
 
 def test_the_schedule_is_the_papers() -> None:
     told = explain(FRONTIER, "milestones")
-    assert told.said == "x 0.316 after step 58,080; x 0.1 after step 65,340"
+    assert told.value_text == "x 0.316 after step 58,080; x 0.1 after step 65,340"
     assert told.law == "DeepSeek LLM, arXiv 2401.02954, section 2.3"
-    assert "not cut" in explain(FRONTIER, "warmup").decided_by
+    assert "not shortened" in explain(FRONTIER, "warmup").decided_by
     assert "multiple of 20" in explain(FRONTIER, "steps").decided_by
 
 
@@ -121,11 +121,14 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
     constant = explain(FITTED, "fit.forms.0.constants.alpha")
     interval = FITTED.fit.forms[0].constants["alpha"]
     assert constant.interval == (interval.low, interval.high)
-    assert "budgets it had not seen, which they miss by 1.47 % together" in told.decided_by
+    assert (
+        "how well each predicts held-out budgets; the mean error of their mixture there is 1.47 %"
+        in told.decided_by
+    )
     untested = explain(
         samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"held_out_error": None})), "loss"
     )
-    assert "the prior's weight, as no budget could be held out" in untested.decided_by
+    assert "weighted by the prior, as no budget could be held out" in untested.decided_by
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_a_refused_forecast_says_why_under_the_short_name() -> None:
     assert told.value == FRONTIER.forecast.reason
 
 
-@pytest.mark.parametrize(("multiple", "says"), [(1.0, "within 0.25 %"), (1.5, "more than 0.25 % worse")])
+@pytest.mark.parametrize(("multiple", "says"), [(1.0, "within 0.25 %"), (1.5, "more than 0.25 % above")])
 def test_the_learning_rate_check_has_the_last_word_where_it_moved_the_rate(
     multiple: float, says: str
 ) -> None:
@@ -173,7 +176,7 @@ def test_the_learning_rate_check_has_the_last_word_where_it_moved_the_rate(
     moved = planned.model_copy(update={"run": run, "rate_multiple": multiple})
     told = explain(samples.sealed(FITTED, runs=(moved,)), "lr")
     assert says in told.decided_by
-    assert any("learning-rate check beside run" in one for one in told.evidence)
+    assert any("learning-rate check on the shape of run" in one for one in told.evidence)
 
 
 def test_rates_that_are_as_good_as_the_best_are_given_as_an_interval() -> None:
@@ -193,7 +196,7 @@ def test_rates_that_are_as_good_as_the_best_are_given_as_an_interval() -> None:
     told = explain(plan, "lr")
     own = 0.06788 * 64**-0.75
     assert told.interval == pytest.approx((own / 1.25, own * 1.25))
-    assert str(told.interval_text).startswith("within 0.25 % of the lowest loss from")
+    assert str(told.interval_text).startswith("loss within 0.25 % of the lowest: from")
     edge = check.model_copy(update={"bracketed": False})
     at_edge = samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"rate_check": edge}))
     assert explain(at_edge, "lr").interval is None
@@ -202,14 +205,16 @@ def test_rates_that_are_as_good_as_the_best_are_given_as_an_interval() -> None:
 def test_a_value_that_no_rule_leads_to_is_not_explained_away() -> None:
     """The sample's rate and batch were written by hand, not by the law that the plan names."""
     wrong = examples.make_plan("published")
-    assert "not the law alone: it gives 0.007394, the plan has 0.003005" in explain(wrong, "lr").decided_by
+    assert (
+        "not the law alone: the law gives 0.007394, the plan has 0.003005" in explain(wrong, "lr").decided_by
+    )
     assert explain(wrong, "batch").decided_by.startswith("not the law alone")
 
 
 def test_runs_of_the_ladder_explain_themselves() -> None:
     rate = next(i for i, planned in enumerate(PILOTS.runs) if planned.role == "rate")
     told = explain(PILOTS, f"runs.{rate}.run.model.width")
-    assert "as one of a spread of sizes" in str(told.equation)
+    assert "as pilots cover a range of sizes" in str(told.equation)
     assert "ladder" in explain(PILOTS, "runs.0.budget_flop").decided_by
     assert "compute" in explain(FITTED, "budget_flop").decided_by
 
@@ -218,14 +223,17 @@ def test_the_ladder_says_what_was_stated_and_what_was_chosen() -> None:
     """A stated number of budgets stands half a decade apart."""
     sizes = explain(PILOTS, "sizes")
     assert sizes.field == "ladder.sizes"
-    assert "narrowest interval of the target among 3,600 ladders" in sizes.decided_by
-    assert sizes.evidence == (
-        "this ladder: ±3.10 %; chosen freely: ±3.10 %; the paper's 8 x 10 at equal cost: ±3.80 %",
+    assert (
+        "narrowest expected interval of the target's loss among 3,600 affordable ladders" in sizes.decided_by
     )
-    assert explain(PILOTS, "paper_half_width").said == "±3.80 %"
+    assert sizes.evidence == (
+        "expected 95 % interval of the target's loss: ±3.10 % with this ladder, ±3.10 % with the best one, ±3.80 % "
+        "with the paper's 8 x 10 at equal cost",
+    )
+    assert explain(PILOTS, "paper_half_width").value_text == "±3.80 %"
     evidence = PILOTS.budget.evidence.model_copy(update={"budgets": 3})
     stated = samples.sealed(PILOTS, budget=PILOTS.budget.model_copy(update={"evidence": evidence}))
-    assert explain(stated, "ladder.budgets").decided_by == "the budget's evidence, which states it: 3"
+    assert explain(stated, "ladder.budgets").decided_by == "the budget's field evidence: 3"
     assert explain(stated, "ladder.budget_ratio").decided_by.endswith("which states it: 3.162")
     assert "narrowest" in explain(stated, "ladder.spread").decided_by
 
@@ -235,7 +243,7 @@ def test_a_layout_names_the_best_ones_with_another_value() -> None:
     assert told.decided_by == "the fastest of 3 layouts that fit, of 12 legal ones"
     assert told.evidence == (
         "tp 1 saves the collectives of tp 2",
-        "tp 2: dp 1 x pp 1 x tp 2, micro-batch 4 takes 1.1 s a step, +10.0 %",
+        "tp 2: dp 1 x pp 1 x tp 2, micro-batch 4 takes 1.1 s a step (+10.0 %)",
     )
     recompute = explain(LAID_OUT, "recompute").evidence[1]
     assert recompute.startswith("recompute full: dp 1 x pp 1 x tp 2")
@@ -283,7 +291,7 @@ def test_what_keeps_a_run_safe_is_asked_for_like_anything_else(name: str, by: st
 
 def test_a_pipeline_of_chunks_is_counted_in_stages() -> None:
     assert (
-        "4 pipeline stages of 29 chunks with 1 layer each, and the head in the last one"
+        "4 pipeline stages of 29 chunks with 1 layer each; the last stage also has the head"
         in explain(FRONTIER, "layers").evidence
     )
 
@@ -344,7 +352,7 @@ def test_the_command_prints_words_or_json_or_one_line(
 ) -> None:
     code, said, _ = answered(FITTED, tmp_path, monkeypatch, capsys, "loss")
     assert code == 0
-    assert all(word in said for word in ("forecast.loss", "settled by", "law", "interval", "evidence"))
+    assert all(word in said for word in ("forecast.loss", "decided by", "law", "interval", "evidence"))
     code, said, _ = answered(FITTED, tmp_path, monkeypatch, capsys, "loss", "--json")
     assert code == 0
     assert Explanation(**json.loads(said) | {"evidence": (), "interval": None}).field == "forecast.loss"
@@ -363,7 +371,7 @@ def test_the_command_prints_words_or_json_or_one_line(
         ),
         (
             FixedRatio(kind="ratio", tokens_per_param=20.0),
-            "D = 20 N_all, so M N_all = C / 20 = 5e+11, here 1.328e+11",
+            "D = 20 N_all, so M N_all = C / 20 = 5e+11; here 1.328e+11",
         ),
         (Inference.model_validate({"kind": "inference", "served": "10T tokens"}), "D_served = 1e+13"),
     ],
@@ -379,13 +387,13 @@ def test_the_size_follows_from_the_objective(objective: Objective, says: str) ->
 def test_other_laws_of_learning_rate_and_batch_are_named() -> None:
     rate, batch = explain(FRONTIER, "lr"), explain(FRONTIER, "batch")
     assert any(
-        one.startswith("step-law would take 0.0001405 = 1.79 N^-0.713 D^0.307") for one in rate.evidence
+        one.startswith("the law step-law gives 0.0001405 = 1.79 N^-0.713 D^0.307") for one in rate.evidence
     )
-    assert any("step-law would take 5,24" in one for one in batch.evidence)
+    assert any("the law step-law gives 5,24" in one for one in batch.evidence)
     assert "the batch grows with compute" in str(rate.law)
 
 
 def test_a_batch_of_the_budget_overrides_the_law() -> None:
     budget = FRONTIER.budget.model_copy(update={"batch": 5120 * 4096})
     told = explain(samples.sealed(FRONTIER, budget=budget), "batch")
-    assert told.decided_by == "the budget's field batch: 20,971,520 tokens, in whole sequences"
+    assert told.decided_by == "the budget's field batch, 20,971,520 tokens"

@@ -22,7 +22,7 @@ GQA = ModelSpec(layers=2, width=96, heads=6, kv_heads=2, ffn=256, vocab=512, con
 def gpt(layers: int, width: int, heads: int) -> Architecture:
     """GPT as in Korthikanti et al.: GELU, dropout, learned positions, 16 bit."""
     return Architecture(
-        layers, width, heads, heads, width // heads, 4 * width, 51200, 2048, 2, 2, True, True, True
+        layers, width, heads, heads, width // heads, 4 * width, 51200, 2048, 2, True, True, True
     )
 
 

@@ -14,7 +14,7 @@ from runtime.rehearse import triton_shapes
 from runtime.rehearse.step import rehearse_rank
 from specs.layout import Layout
 from specs.model import ModelSpec
-from specs.pipeline_schedule import Work, one_f_one_b, script
+from specs.pipeline_schedule import Action, one_f_one_b, rank_schedule
 from specs.run import Execution
 from tests.support import samples
 
@@ -89,12 +89,12 @@ def test_results_under_way_are_the_lists(pp: int, chunks: int) -> None:
 def under_way(pp: int, rank: int, chunks: int) -> int:
     """Most results of neighbours, or for them, beside a backward while most passes are alive, by the lists of work."""
     orders = [one_f_one_b(pp, each, 4 * pp, chunks) for each in range(pp)]
-    leaving, coming, alive, found = 0, set[Work](), 0, []
-    for step in script(orders, chunks, rank):
+    leaving, coming, alive, found = 0, set[Action](), 0, []
+    for step in rank_schedule(orders, chunks, rank):
         if isinstance(step, list):
             sent = sum(transfer.kind == "send" for transfer in step)
             leaving = min(leaving, memory.MAX_SENDS_IN_FLIGHT - 1) + sent
-            coming |= {transfer.work for transfer in step if transfer.kind == "receive"}
+            coming |= {transfer.action for transfer in step if transfer.kind == "receive"}
             continue
         coming.discard(step)
         if step.kind == "backward":
@@ -113,7 +113,7 @@ def test_constants_are_the_engines() -> None:
     assert memory.BUCKET_BYTES == buckets.BUCKET_BYTES
     assert (memory.PIECES, memory.PIECE_BYTES) == (tensor_parallel.PIECES, tensor_parallel.PIECE_BYTES)
     assert memory.NORM_ROWS == triton_shapes._NORM_PROGRAMS
-    assert memory.MAX_SENDS_IN_FLIGHT == pipeline_parallel._SENT_AT_ONCE + 1
+    assert memory.MAX_SENDS_IN_FLIGHT == pipeline_parallel._MAX_SENDS_IN_FLIGHT + 1
 
 
 def same_bytes(model: ModelSpec, layout: Layout, rank: int) -> float:

@@ -24,7 +24,7 @@ def test_mean_errors(comparison: Comparison) -> None:
 def narayanan_gpt(layers: int, width: int, heads: int) -> Architecture:
     """A GPT of arXiv 2104.04473."""
     sizes = (layers, width, heads, heads, width // heads, 4 * width, 51200, 2048)
-    return Architecture(*sizes, 2, 2, learned_positions=True, tied=True, dropout=True)
+    return Architecture(*sizes, 2, learned_positions=True, tied=True, dropout=True)
 
 
 def pace(

@@ -279,7 +279,9 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
         "published laws disagree on learning rate and batch" in note and "; ledger " in note
         for note in plan.notes
     )
-    assert any(one.startswith("ledger would take") and said in one for one in explain(plan, "lr").evidence)
+    assert any(
+        one.startswith("the ledger's fit gives") and said in one for one in explain(plan, "lr").evidence
+    )
     assert said in render(plan, None)
     assert plan.hypers[0].law == "tiny"
     assert plan.hypers[0].used
