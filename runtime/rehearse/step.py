@@ -21,8 +21,8 @@ from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.rehearse.message_matching import mismatch
-from runtime.rehearse.tracer import AsOnGpu, Message, Recorder, pretended
-from runtime.rehearse.triton_shapes import as_on_gpu
+from runtime.rehearse.tracer import FlashAttentionOnMeta, Message, StepTracer, fake_mesh
+from runtime.rehearse.triton_shapes import with_triton_shapes
 from specs.layout import Layout
 from specs.run import Execution, RunSpec
 
@@ -140,22 +140,26 @@ def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Reh
         raise ValueError(
             f"there is no rank {only} of {layout.devices}; write --rank 0 to {layout.devices - 1}"
         )
-    wanted = different_ranks(layout) if only is None else [only]
+    wanted = representative_ranks(layout) if only is None else [only]
     total = layout.micro_batches(run.optim)
-    few = _few(layout, total)
-    ranks = tuple(_each(run, execution, wanted, few))
+    few = _rehearsed_micro_batches(layout, total)
+    ranks = tuple(_rehearse_all(run, execution, wanted, few))
     kernels = kernels_of(execution).describe()
     wrong = mismatch(layout, {rank.rank: (*rank.passes, *rank.update) for rank in ranks})
     return Rehearsal(layout, total, few, kernels, ranks, wrong)
 
 
-def _each(run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int) -> list[RehearsedRank]:
+def _rehearse_all(
+    run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int
+) -> list[RehearsedRank]:
     """Rehearse ranks, each core its share of them."""
     cores = min(len(wanted), len(os.sched_getaffinity(0)))
     if cores == 1:
         return [rehearse_rank(run, execution, rank, micro_batches) for rank in wanted]
     several = len(wanted)
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
+    context = get_context("forkserver")  # torch is imported once for all, and forked before it has threads
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(cores, mp_context=context) as pool:
         return list(
             pool.map(rehearse_rank, [run] * several, [execution] * several, wanted, [micro_batches] * several)
         )
@@ -165,16 +169,16 @@ def kernels_of(execution: Execution) -> Kernels:
     """Operations as an execution chooses them, of which Triton's leave memory as they do on a GPU."""
     plain = choose("torch", execution.device)
     fused = execution.device == "cuda" and execution.kernels in ("auto", "triton")
-    return as_on_gpu(plain) if fused else plain
+    return with_triton_shapes(plain) if fused else plain
 
 
-def different_ranks(layout: Layout) -> list[int]:
+def representative_ranks(layout: Layout) -> list[int]:
     """The first and the last tensor-parallel rank of every stage, and the first rank of the last replica."""
     edges = {stage * layout.tp + tp for stage in range(layout.pp) for tp in (0, layout.tp - 1)}
     return sorted(edges | {(layout.dp - 1) * layout.pp * layout.tp})
 
 
-def _few(layout: Layout, total: int) -> int:
+def _rehearsed_micro_batches(layout: Layout, total: int) -> int:
     """Micro-batches that show all there is: the warm-up and two more; interleaved, in multiples of the stages."""
     return min(total, 2 * layout.pp if layout.interleave > 1 else layout.pp - 1 + _STEADY)
 
@@ -182,16 +186,16 @@ def _few(layout: Layout, total: int) -> int:
 def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: int) -> RehearsedRank:
     """One rank's step with so many micro-batches, in this process, on shapes alone."""
     torch.set_num_threads(1)
-    with pretended(execution.layout, rank) as mesh:
-        return go_through(run, execution, mesh, "meta", micro_batches)
+    with fake_mesh(execution.layout, rank) as mesh:
+        return trace_step(run, execution, mesh, "meta", micro_batches)
 
 
-def go_through(
+def trace_step(
     run: RunSpec, execution: Execution, mesh: Mesh, device: str, micro_batches: int
 ) -> RehearsedRank:
     """A rank's step with so many micro-batches of token 0, from weights that are all zero, watched."""
     layout, model = execution.layout, run.model
-    with Recorder(mesh) as seen, AsOnGpu():
+    with StepTracer(mesh) as seen, FlashAttentionOnMeta():
         stage = Stage(
             model,
             precision=run.precision,
@@ -212,9 +216,9 @@ def go_through(
         shape = (layout.micro_batch_sequences, model.context + 1)
         rows_BT = torch.zeros(shape, dtype=torch.int64, device=device)
         held_bytes = seen.live_bytes
-        optimizer.publish()  # as a step before this one has left it: parameters are on their way
+        optimizer.sync_parameters()  # as a step before this one has left it: parameters are on their way
         seen.forget()
-        optimizer.expect(micro_batches)
+        optimizer.start_accumulation(micro_batches)
         pipeline.train([len(rows_BT)] * micro_batches, lambda _: rows_BT, run.batch_tokens)
         passes, seen.messages = tuple(seen.messages), []
         optimizer.step(run.optim.peak_lr)

@@ -1,6 +1,7 @@
 """Processes that start at once: forked from a server that has imported all that a rank needs, torch first."""
 
 import multiprocessing
+from multiprocessing.forkserver import ensure_running
 
 PROCESSES = multiprocessing.get_context("forkserver")
 """The one server of a test run: what it is to import has to be said before the first process starts."""
@@ -19,3 +20,8 @@ PROCESSES.set_forkserver_preload(
         "runtime.rehearse.step",
     ]
 )
+
+
+def start() -> None:
+    """Start the server with these modules, unless it runs: `rehearse` would start it with what it needs itself."""
+    ensure_running()

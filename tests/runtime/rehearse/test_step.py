@@ -18,14 +18,14 @@ from planner.performance.communication import stage_traffic
 from planner.performance.engine_features import OURS
 from planner.performance.layout_search import compare_layouts
 from runtime.commands.tools import rehearse_command
-from runtime.rehearse.message_matching import ranks_on_axis, mismatch
+from runtime.rehearse.message_matching import mismatch, ranks_on_axis
 from runtime.rehearse.step import (
     Rehearsal,
     RehearsedRank,
-    representative_ranks,
-    trace_step,
     rehearse,
     rehearse_rank,
+    representative_ranks,
+    trace_step,
 )
 from runtime.rehearse.tracer import Message, StepTracer
 from runtime.rehearse.triton_shapes import with_triton_shapes
@@ -35,10 +35,15 @@ from specs.document.write import write_yaml
 from specs.layout import Layout
 from specs.plan import Plan
 from specs.run import Execution, RunSpec
-from tests.support import samples
+from tests.support import forkserver, samples
 from tests.support.spawn import spawn
 
 MICRO_BATCHES = 4
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forkserver() -> None:
+    forkserver.start()
 
 
 def laid(**changes: Any) -> Layout:
