@@ -23,14 +23,14 @@ MEGATRON_2021 = replace(
     shards_optimizer=False,
     reduce_bytes=2,
     stages_adjacent=False,
-    replays_norms=False,
+    recomputes_norms=False,
 )
 """Megatron-LM v2.6: fp16, unfused attention, gradients in a separate fp32 sum, nothing overlapped."""
 MEGATRON_2022 = replace(MEGATRON_2021, fused_gradients=True)
 """Korthikanti et al.: with the fused weight gradient of early 2022."""
-MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False, replays_norms=False)
+MEGATRON_CORE = replace(OURS, fused_loss=False, stages_adjacent=False, recomputes_norms=False)
 """r0.8.0 with its overlap flags on; the loss in fp32 steps."""
-TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, replays_matmuls=0.5)
+TORCHTITAN = replace(OURS, fused_loss=False, overlaps_tensor=False, recomputed_matmul_share=0.5)
 """FSDP2, which sends what ZeRO-1 does and hides it; selective recomputation replays every second multiplication."""
 NANOTRON = replace(
     OURS,
@@ -63,7 +63,6 @@ def gpt(row: Published, *, dropout: bool) -> Architecture:
         int(row["vocab"]),
         int(row["seq"]),
         ffn_matrices=2,
-        norm_vectors=2,
         learned_positions=True,
         tied=True,
         dropout=dropout,
@@ -93,9 +92,7 @@ def layout(row: Published, *, recompute: str, sp: bool, interleave: int = 1, mic
 
 LLAMA_405B = Architecture(126, 16384, 128, 8, 128, 53248, 128256, 8192)
 """Llama 3 405B (arXiv 2407.21783, Table 3)."""
-MEGASCALE_175B = Architecture(
-    96, 12288, 128, 128, 96, 49152, 64000, 2048, ffn_matrices=2, norm_vectors=2, tied=True
-)
+MEGASCALE_175B = Architecture(96, 12288, 128, 128, 96, 49152, 64000, 2048, ffn_matrices=2, tied=True)
 """The GPT of MegaScale (arXiv 2402.15627, section 6): GELU, flash attention, no recomputation."""
 DEEPSEEK_67B = ModelSpec(layers=95, width=8192, heads=64, kv_heads=8, ffn=22016, vocab=102400, context=4096)
 """DeepSeek LLM 67B (arXiv 2401.02954, Table 2)."""

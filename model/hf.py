@@ -1,8 +1,7 @@
-"""Hugging Face's Llama in and out: a folder of config.json and safetensors, under the names that our tensors have too.
+"""Hugging Face Llama import and export: a folder of config.json and safetensors. Tensors have the same names as ours.
 
-What is written, `transformers` loads as `LlamaForCausalLM`. What is read must be a Llama that our model computes to the
-last operation: anything else is refused at the line of config.json that says so. Weights are only ever safetensors;
-pickles are never opened.
+`transformers` loads an export as `LlamaForCausalLM`. An import must be a Llama whose every operation our model has:
+anything else is refused, with the line of config.json. Weights are safetensors only; pickles are never opened.
 """
 
 import json
@@ -23,7 +22,7 @@ from model.parameters import Piece, local_pieces
 from model.transformer import DTYPES
 from specs.document.files import DocumentError
 from specs.document.parse import Document, located, read_json
-from specs.document.write import write_text
+from specs.document.write import fsync_path, write_text
 from specs.model import ModelSpec
 
 SHARD_BYTES = 5 * 10**9
@@ -100,12 +99,12 @@ def write(
     for shard in shards:
         path = folder / f".{len(written)}.safetensors"
         save_file(shard, path, {"format": "pt"})
-        _sync(path)
+        fsync_path(path)
         written.append((path, list(shard)))
         total_bytes += sum(tensor.nbytes for tensor in shard.values())
     missing = shapes(spec).keys() - {name for _, names in written for name in names}
     if missing:
-        raise ValueError(f"{len(missing)} tensors were not given, {min(missing)} for one")
+        raise ValueError(f"{len(missing)} tensors are missing, for example {min(missing)}")
     _name(folder, written, total_bytes)
 
 
@@ -148,15 +147,17 @@ def read_spec(folder: Path) -> ModelSpec:
     path = folder / "config.json"
     document = read_json(path, _text(path))
     if not isinstance(document.plain, dict):
-        raise DocumentError(path, 1, 1, "this is not the config.json of a model", "name a Llama's folder")
+        raise DocumentError(
+            path, 1, 1, "this is not the config.json of a model", "give the folder of a Llama model"
+        )
     found: dict[str, Any] = document.plain
     for key, allowed in _MUST_BE.items():
         if found.get(key, allowed[0]) not in allowed:
-            raise _refused(document, key, f"must be {json.dumps(allowed[0])} for this engine")
+            raise _refused(document, key, f"isoplan supports only {json.dumps(allowed[0])}")
     theta = _rope_theta(document)
     missing = [theirs for theirs in _FIELDS.values() if theirs not in found and theirs != "initializer_range"]
     if missing:
-        raise DocumentError(path, 1, 1, f"{missing[0]} is missing", "take the config.json of a Llama")
+        raise DocumentError(path, 1, 1, f"{missing[0]} is missing", "give the config.json of a Llama model")
     plain = {ours: found[theirs] for ours, theirs in _FIELDS.items() if theirs in found}
     plain |= {
         "kv_heads": found.get("num_key_value_heads") or found["num_attention_heads"],
@@ -169,7 +170,9 @@ def read_spec(folder: Path) -> ModelSpec:
         key = _FIELDS.get(str(first["loc"][0]), "hidden_size") if first["loc"] else "hidden_size"
         raise _refused(document, key, first["msg"]) from None
     if found.get("head_dim") not in (None, spec.head_dim):
-        raise _refused(document, "head_dim", f"must be hidden_size / num_attention_heads = {spec.head_dim}")
+        raise _refused(
+            document, "head_dim", f"isoplan supports only hidden_size / num_attention_heads = {spec.head_dim}"
+        )
     return spec
 
 
@@ -178,23 +181,23 @@ def _rope_theta(document: Document) -> float:
     found = document.plain
     rope = found.get("rope_parameters") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise _refused(document, "rope_parameters", 'must have the rope_type "default" for this engine')
+        raise _refused(document, "rope_parameters", 'isoplan supports only the rope_type "default"')
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _refused(document, "rope_parameters", "must turn whole heads (partial_rotary_factor 1.0)")
+        raise _refused(document, "rope_parameters", "isoplan supports only partial_rotary_factor 1.0")
     theta = rope.get("rope_theta", found.get("rope_theta", 10000.0))
     if not isinstance(theta, int | float):
-        raise _refused(document, "rope_theta", "must be a number")
+        raise _refused(document, "rope_theta", "it must be a number")
     return float(theta)
 
 
 def _refused(document: Document, key: str, rule: str) -> DocumentError:
     value = json.dumps(document.plain.get(key))
-    what = f"{key} is {value if len(value) < 60 else value[:57] + '...'} and {rule}"
+    what = f"{key} is {value if len(value) < 60 else value[:57] + '...'}; {rule}"
     return DocumentError(
         document.path,
         *located(document).place((key,)),
         what,
-        "choose another model; this one is not computed",
+        "choose another model",
     )
 
 
@@ -230,13 +233,14 @@ def open_weights(folder: Path, spec: ModelSpec) -> HfWeights:
                 _check(path, name, file.get_slice(name), expected, opened)
                 opened[name] = file
         except (OSError, SafetensorError) as error:
-            raise _unread(
-                path, f"this is not read as safetensors ({str(error).partition(chr(10))[0]})"
+            raise _refused_weights(
+                path, f"this is not a readable safetensors file ({str(error).partition(chr(10))[0]})"
             ) from None
     missing = [name for name in expected if name not in opened]
     if missing:
-        raise _unread(
-            folder, f"it lacks {missing[0]} and {len(missing) - 1} other tensors of its config.json"
+        raise _refused_weights(
+            folder,
+            f"{missing[0]} and {len(missing) - 1} other tensors that config.json describes are missing",
         )
     return HfWeights(opened)
 
@@ -246,13 +250,13 @@ def _check(
 ) -> None:
     shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
     if name not in expected:
-        raise _unread(path, f"{name} is no tensor of such a Llama")
+        raise _refused_weights(path, f"{name} is not a tensor of the Llama that config.json describes")
     if name in opened:
-        raise _unread(path, f"{name} is in another file too")
+        raise _refused_weights(path, f"{name} is in a second file too")
     if shape != expected[name]:
-        raise _unread(path, f"{name} has the shape {shape}, where config.json says {expected[name]}")
+        raise _refused_weights(path, f"{name} has the shape {shape}, but config.json says {expected[name]}")
     if dtype not in ("F64", "F32", "BF16", "F16"):
-        raise _unread(path, f"{name} is stored as {dtype}, not as plain floating-point numbers")
+        raise _refused_weights(path, f"{name} is stored as {dtype}, not as plain floating-point numbers")
 
 
 def files(folder: Path) -> list[Path]:
@@ -261,24 +265,26 @@ def files(folder: Path) -> list[Path]:
     if not index.exists():
         if not (folder / "model.safetensors").exists():
             pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
-            why = "its weights are pickles, which are never opened" if pickled else "it holds no weights"
-            raise _unread(folder, f"there is no model.safetensors here: {why}")
+            reason = (
+                "the weights are pickle files, which are never opened"
+                if pickled
+                else "the folder has no weights"
+            )
+            raise _refused_weights(folder, f"there is no model.safetensors here: {reason}")
         return [folder / "model.safetensors"]
     named = read_json(index, _text(index)).plain
     where = named.get("weight_map") if isinstance(named, dict) else None
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise _unread(index, "this is not an index of weights")
+        raise _refused_weights(index, "this is not an index of safetensors files")
     names = sorted(set(where.values()))
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
-        raise _unread(index, f"{outside[0]!r} is not the name of a safetensors file in this folder")
+        raise _refused_weights(index, f"{outside[0]!r} is not the name of a safetensors file in this folder")
     return [folder / name for name in names]
 
 
-def _unread(path: Path, what: str) -> DocumentError:
-    return DocumentError(
-        path, 1, 1, what, "give a folder that transformers' save_pretrained has written whole"
-    )
+def _refused_weights(path: Path, what: str) -> DocumentError:
+    return DocumentError(path, 1, 1, what, "give a complete folder written by transformers' save_pretrained")
 
 
 def _text(path: Path) -> str:
@@ -286,19 +292,15 @@ def _text(path: Path) -> str:
         with open(path, "rb") as file:
             data = file.read(_TEXT_BYTES + 1)
         if len(data) > _TEXT_BYTES:
-            raise DocumentError(path, 1, 1, f"this is larger than {_TEXT_BYTES} bytes", "check what it is")
+            raise DocumentError(
+                path, 1, 1, f"the file is larger than {_TEXT_BYTES} bytes", "give the folder of a Llama model"
+            )
         return data.decode()
     except OSError as error:
         raise DocumentError(
-            path, 1, 1, f"this cannot be read ({error.strerror})", "name the folder of a Llama"
+            path, 1, 1, f"the file cannot be read ({error.strerror})", "give the folder of a Llama model"
         ) from None
     except UnicodeDecodeError:
-        raise DocumentError(path, 1, 1, "this is not text", "name the folder of a Llama") from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise DocumentError(
+            path, 1, 1, "the file is not UTF-8 text", "give the folder of a Llama model"
+        ) from None

@@ -24,7 +24,7 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        sync_folder(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
@@ -77,9 +77,9 @@ def _unwritable(path: Path, error: OSError) -> DocumentError:
     )
 
 
-def sync_folder(folder: Path) -> None:
-    """The folder on disk, so that a rename in it outlives a crash."""
-    handle = os.open(folder, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """A file's bytes on disk, or a folder's entries, so that a rename in it outlives a crash."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

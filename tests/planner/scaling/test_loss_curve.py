@@ -101,6 +101,7 @@ def test_95_percent_bands_hold_95_percent_of_the_points(floor: float, drift: flo
     assert np.mean(held_50) >= 0.45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("below", [3e11, 1e12, 3e12])
 @pytest.mark.parametrize("floor", [0.0, 0.5])
 def test_tiny_real_runs_are_held_by_their_bands(below: float, floor: float) -> None:

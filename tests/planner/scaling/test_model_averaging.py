@@ -133,6 +133,7 @@ def test_scores_are_errors_of_fits_below_on_runs_above() -> None:
     assert score.behind_best == 0
 
 
+@pytest.mark.slow
 def test_the_law_that_made_the_runs_is_chosen_and_others_are_behind() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params, tuple(np.geomspace(1e10, 1e14, 9)), noise=0.001)
@@ -168,6 +169,7 @@ def _target(form: laws.Form, params: list[float], flop: float) -> tuple[float, f
     return float(size), float(tokens)
 
 
+@pytest.mark.slow
 def test_ladders_like_the_demo_s_are_covered_within_five_per_cent() -> None:
     form, params = _pilot_surface()
     size, tokens = _target(form, params, 1e13)
@@ -238,6 +240,7 @@ def test_a_law_refuted_by_held_out_budgets_loses_its_weight() -> None:
     assert weights["coupled"] > 0.3
 
 
+@pytest.mark.slow
 def test_weak_evidence_is_flagged() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params, noise=0.0, seed=0)
