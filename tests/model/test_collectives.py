@@ -1,17 +1,31 @@
+import pytest
 import torch
 from torch import Tensor
 
-from model.collectives import every, gather, here, leave, reduce, scatter, sum_over
+from model.collectives import (
+    all_gather,
+    all_reduce,
+    all_reduce_async,
+    gather_from_sp_region,
+    ready,
+    reduce_from_tp_region,
+    reduce_scatter_to_sp_region,
+)
 from model.mesh import Axis, Mesh
 from tests.support.spawn import spawn
 
 
 def test_one_rank_gets_the_very_same_tensor_back() -> None:
     x = torch.ones(2, 3, 4)
-    assert all(one(x, Axis()).wait() is x for one in (gather, scatter, reduce))
-    assert here(x).wait() is x
-    assert all(leave(x, Axis(), sequence_parallel) is x for sequence_parallel in (False, True))
-    assert sum_over(x, Axis()) is x
+    assert all(
+        one(x, Axis()).wait() is x
+        for one in (gather_from_sp_region, reduce_scatter_to_sp_region, all_reduce_async)
+    )
+    assert ready(x).wait() is x
+    assert all(
+        reduce_from_tp_region(x, Axis(), sequence_parallel) is x for sequence_parallel in (False, True)
+    )
+    assert all_reduce(x, Axis()) is x
 
 
 def _of_rank(rank: int, salt: int, sequence: int) -> Tensor:
@@ -21,24 +35,28 @@ def _of_rank(rank: int, salt: int, sequence: int) -> Tensor:
 
 
 def _cases(mesh: Mesh) -> dict[str, tuple[Tensor, ...]]:
-    """What comes, and for `leave` the gradient for this rank's own cotangent too."""
+    """What comes, and for `reduce_from_tp_region` the gradient for this rank's own cotangent too."""
     axis = mesh.dp
     short, long = _of_rank(axis.rank, 1, 4), _of_rank(axis.rank, 2, 4 * axis.size)
     found = {
-        "gather": (gather(short, axis).wait(), gather(short[:, 1:3], axis).wait()),
-        "scatter": (scatter(long, axis).wait(),),
-        "reduce": (reduce(short.clone(), axis).wait(),),
-        "all": (sum_over(short, axis), every(short, axis)),
+        "gather": (
+            gather_from_sp_region(short, axis).wait(),
+            gather_from_sp_region(short[:, 1:3], axis).wait(),
+        ),
+        "scatter": (reduce_scatter_to_sp_region(long, axis).wait(),),
+        "reduce": (all_reduce_async(short.clone(), axis).wait(),),
+        "all": (all_reduce(short, axis), all_gather(short, axis)),
     }
     assert torch.equal(short, _of_rank(axis.rank, 1, 4))
     assert torch.equal(long, _of_rank(axis.rank, 2, 4 * axis.size))
     for name, x, sequence_parallel in (("leave", short, False), ("leave split", long, True)):
         x.requires_grad_()
-        y = leave(x, axis, sequence_parallel)
+        y = reduce_from_tp_region(x, axis, sequence_parallel)
         found[name] = (y.detach(), *torch.autograd.grad(y, x, _of_rank(axis.rank, 3, 4)))
     return found
 
 
+@pytest.mark.slow
 def test_collectives_are_what_the_papers_say_and_each_others_gradients() -> None:
     ranks = 2
     results = spawn(ranks, _cases)

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.kernels import Kernels, choose
 from model.loss import cross_entropy
 from model.mesh import Axis, Mesh
-from model.parameters import stretch
+from model.parameters import shard_range
 from tests.model.test_kernels import UNIT, relative
 from tests.support.spawn import spawn
 
@@ -86,6 +86,7 @@ def test_a_scaled_loss_is_refused(scale: float) -> None:
         (result * scale).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PEAK.exists(), reason="needs Linux' /proc")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_second_tensor_of_the_logits_size_is_ever_alive(dtype: torch.dtype) -> None:
@@ -108,7 +109,7 @@ def _peak_bytes() -> int:
 
 
 def _split(mesh: Mesh, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    columns = stretch(logits.shape[1], mesh.dp)
+    columns = shard_range(logits.shape[1], mesh.dp)
     mine = logits[:, columns.start : columns.stop].clone().requires_grad_()
     result = cross_entropy(mine * 1, targets - columns.start, 9, mesh.dp, KERNELS)
     result.backward()

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from model.mesh import Axis, Mesh, connect, mesh_of
 from tests.support.spawn import RankError, spawn
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 def test_one_process_is_a_mesh_without_groups() -> None:
     with connect(1, 1, 1, rank=0, rendezvous="tcp://nowhere:1", device="cpu") as mesh:
@@ -34,7 +36,7 @@ def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
         found.append(
             [(axis.size, axis.rank, _ranks(axis, world.dp.rank)) for axis in (mesh.dp, mesh.pp, mesh.tp)]
         )
-    with pytest.raises(ValueError, match="4 ranks are connected"):
+    with pytest.raises(ValueError, match="the process group has 4 ranks"):
         mesh_of(3, 1, 1)
     return found
 
@@ -68,6 +70,7 @@ def _misbehave(mesh: Mesh, how: str) -> None:
     dist.all_reduce(torch.zeros(1), group=mesh.dp.group)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "timeout_s", "said"),
     [

@@ -258,6 +258,7 @@ def test_every_layout_equals_one_process(ranks: int) -> None:
     _check(ranks, [cases[at % len(cases)] for at, cases in enumerate(chosen.values())], timeout_s=1800)
 
 
+@pytest.mark.slow
 def test_what_one_process_recomputes_is_the_same_to_the_last_bit() -> None:
     for model, precision in product((MODEL, GROUPED), ("fp32", "bf16")):
         once, *others = [

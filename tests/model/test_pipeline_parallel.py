@@ -103,6 +103,7 @@ def check_steps(ranks: list[Trained], expected: Trained, bound: float) -> None:
             assert relative(weight, expected.weights[name].double()) <= bound, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "layouts", "precision"), [(2, TWO, "fp32"), (2, TWO[-1:], "bf16"), (4, FOUR, "fp32")]
 )
@@ -167,6 +168,7 @@ def fail(mesh: Mesh, how: str) -> None:
     Pipeline(stage).train([1] * 8, lambda i: rows_BT[i : i + 1], 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("how", "said"), [("raise", "rank 1:.*rank 1 had enough"), ("die", "died|closed")])
 def test_a_rank_that_fails_in_the_middle_ends_the_others(how: str, said: str) -> None:
     began = time.monotonic()

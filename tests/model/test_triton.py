@@ -62,8 +62,8 @@ def norm_is_the_textbooks(
     """RMSNorm of a sum, its gradients, the gain's added to what was there."""
     x, delta, dy, ds = (drawn(seed, rows, width, dtype=dtype, device=device) for seed in range(4))
     gain, summed = drawn(4, width, dtype=dtype, device=device), torch.ones(width, device=device)
-    total, y, kept = kernels.norm.forward(x, delta if residual else None, gain, 1e-6)
-    dx = kernels.norm.backward(dy, ds if residual else None, kept, gain, summed)
+    total, y, saved = kernels.norm.forward(x, delta if residual else None, gain, 1e-6)
+    dx = kernels.norm.backward(dy, ds if residual else None, saved, gain, summed)
     exact_x, exact_delta, exact_gain = exactly(x, delta, gain)
     exact_total = exact_x + exact_delta if residual else exact_x * 1
     exact_y = exact_total / (exact_total.square().mean(1, keepdim=True) + 1e-6).sqrt() * exact_gain
@@ -85,8 +85,8 @@ def test_the_gate_and_its_gradient_are_the_textbooks(
     kernels, device = triton_kernels
     projected = 3 * drawn(0, rows, 2 * inner, dtype=dtype, device=device)
     dinner = drawn(1, rows, inner, dtype=dtype, device=device)
-    y, kept = kernels.gate.forward(projected)
-    dprojected, again = kernels.gate.backward(dinner.clone(), kept)
+    y, saved = kernels.gate.forward(projected)
+    dprojected, again = kernels.gate.backward(dinner.clone(), saved)
     (exact,) = exactly(projected)
     gate, up = exact.chunk(2, dim=1)
     exact_y = gate / (1 + (-gate).exp()) * up
@@ -112,10 +112,10 @@ def test_attention_on_rotated_rows_is_the_textbooks(
     (exact,) = exactly(qkv)
     exact_o = textbook(exact, heads, 100.0)
     exact_o.backward(do.double().cpu())
-    o, kept = kernels.attention.forward(qkv, heads, at)
+    o, saved = kernels.attention.forward(qkv, heads, at)
     assert relative(o.cpu(), exact_o) < 8 * _unit(dtype, device)
     assert exact.grad is not None
-    assert relative(kernels.attention.backward(do, kept, heads, at).cpu(), exact.grad) < 16 * _unit(
+    assert relative(kernels.attention.backward(do, saved, heads, at).cpu(), exact.grad) < 16 * _unit(
         dtype, device
     )
 
@@ -175,7 +175,9 @@ def test_halves_of_a_vocabulary_make_the_whole(triton_kernels: tuple[Kernels, st
     total = sum(one.total * (one.peak - peak).exp() for one in found)
     torch.testing.assert_close(peak, whole.peak, rtol=0, atol=0)
     torch.testing.assert_close(total, whole.total)
-    torch.testing.assert_close(found[0].wanted + found[1].wanted, whole.wanted, rtol=0, atol=0)
+    torch.testing.assert_close(
+        found[0].target_logit + found[1].target_logit, whole.target_logit, rtol=0, atol=0
+    )
     for part, one in zip(parts, found, strict=True):
         kernels.cross_entropy.differentiate(*part, one, 0.1 * (one.peak - peak).exp() / total, 0.1)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-8)
@@ -197,7 +199,7 @@ from model.kernels import triton_kernels
 knobs.cache.dir = sys.argv[1]
 halves = "x delta gain total y dy ds dx projected inner dinner dprojected out cos sin logits"
 types = {name: "*bf16" for name in halves.split()}
-types |= {name: "*fp32" for name in "inverse partial peak scale wanted".split()}
+types |= {name: "*fp32" for name in "inverse partial peak scale target_logit".split()}
 types |= {"column": "*i64", "eps": "fp32", "sign": "fp32", "share": "fp32"}
 constants = {
     "norm_forward": {"HAS_DELTA": True, "BLOCK": 2048},
@@ -224,6 +226,7 @@ for capability in (80, 90):
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_and_moves_16_bytes_at_once(tmp_path: Path) -> None:
     """For A100 and H100, with rows and widths that are multiples of 16, as those of models are."""
     pytest.importorskip("triton", reason="Triton is not installed")

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from runtime.doctor.cluster import examine
-from runtime.doctor.slurm_preflight import from_here
+from runtime.doctor.slurm_preflight import preflight
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import whole_shape
+from runtime.slurm.sbatch import full_shape
 from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster as ClusterSpec
 from specs.document.files import load
@@ -22,7 +22,7 @@ from tests.runtime.commands.test_run_cli import isoplan
 from tests.slurm.test_site import CLUSTER
 from tests.support.slurm.cluster import Cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 BUDGET = """\
 kind: budget
@@ -46,8 +46,8 @@ def asked(folder: Path, text: str) -> ClusterFile:
 def wrong(folder: Path, text: str) -> list[str]:
     """What is found from here to be wrong with a cluster file, the file's name left out."""
     one = asked(folder, text)
-    shape = whole_shape(one.cluster.devices, 1, False, one.cluster)
-    found = [one for one in from_here(one, Workspace(folder), shape) if not one.ok]
+    shape = full_shape(one.cluster.devices, 1, False, one.cluster)
+    found = [one for one in preflight(one, Workspace(folder), shape) if not one.ok]
     return [f"{each.what}; {each.remedy}".removeprefix(f"{one.path}:") for each in found]
 
 
@@ -68,8 +68,8 @@ def test_a_healthy_cluster_is_measured_and_planned_with(client: Cluster, tmp_pat
     assert re.search(r"job \d+ has ended: completed", done.stderr)
     assert list(tmp_path.glob("slurm/doctor-*")) == []
     told = json.loads(done.stdout)
-    assert [one for one in told["findings"] if not one["ok"] and one["stops"]] == []
-    said = "\n".join(one["what"] for one in told["findings"])
+    assert [one for one in told["findings"] if not one["ok"] and one["blocking"]] == []
+    said = "\n".join(one["message"] for one in told["findings"])
     assert "4 of the 4 nodes of main have what is asked for, 2 nodes needed" in said
     assert "sbatch would take a run on 4 devices of 2 nodes" in said
     assert "node1, node2: the folder is shared" in said

@@ -10,7 +10,7 @@ from runtime.launch.jobs import RunRequest
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import Workspace
-from runtime.slurm.study import carry_out
+from runtime.slurm.study import submit_runs
 from runtime.slurm.submit import ClusterFile
 from runtime.study import Driver, RunResults
 from specs.cluster import Cluster as ClusterSpec
@@ -20,7 +20,7 @@ from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.running import cluster_file, paced
 from tests.support.training import corpus, order, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2"), pytest.mark.usefixtures("client")]
 
 PILOTS, BROKEN = 5, 2
 
@@ -52,8 +52,8 @@ def pilots(home: Path, tmp_path: Path) -> Pilots:
 
         def ask(*, again: bool) -> RunResults:
             driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
-            return carry_out(
-                driver, wanted, ClusterFile(path, load(path, ClusterSpec)), "pilots", again=again
+            return submit_runs(
+                driver, wanted, ClusterFile(path, load(path, ClusterSpec)), "pilots", retry_failed=again
             )
 
         return ask, [RunFolder(tmp_path / "runs" / run.fingerprint()) for run in runs]
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
     job = load_job(place)
     cluster.orphan_node(cluster.run("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip())
     log = folder.log / "rank-0.txt"
-    cluster.until(lambda: f"is at work in {folder.path}" in log.read_text(), "its successor waits")
+    cluster.until(lambda: f"is using {folder.path}" in log.read_text(), "its successor waits")
     assert folder.end() is None
     cluster.wait(job, "COMPLETED")
     assert folder.end() is not None

@@ -18,7 +18,7 @@ from tests.support.slurm.desk import HELD, Desk, execution
 from tests.support.slurm.running import paced
 from tests.support.training import corpus, tiny_run
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 AWKWARD = """a $HOME of 'one' "own"; touch x # `touch y` $(touch z) & ü*"""
 """What a shell or sbatch would take for something else, if it were not quoted."""
@@ -287,9 +287,9 @@ def test_a_dry_run_of_a_budget(desk: Desk) -> None:
     for name, one in made.items():
         script = runs if one.runs else study
         written = (desk.folder / "slurm" / name / f"{one.job}_submission.sh").read_text()
-        waits = [line for line in written.splitlines(True) if "--dependency" in line]
-        assert written.replace("".join(waits), "") == script["text"].replace(script["name"], name)
-        assert len(waits) == (0 if one.runs else 1)
+        pending = [line for line in written.splitlines(True) if "--dependency" in line]
+        assert written.replace("".join(pending), "") == script["text"].replace(script["name"], name)
+        assert len(pending) == (0 if one.runs else 1)
 
 
 # --- as it is carried out ---

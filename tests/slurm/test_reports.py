@@ -10,18 +10,18 @@ from runtime.doctor.benchmark import DeviceRates, LinkRates
 from runtime.doctor.findings import Figures, Reports, findings
 from runtime.doctor.local import Finding
 from runtime.doctor.node_benchmark import NodeRates, ProbeOrder
-from runtime.doctor.node_probe import Facts, Names, Software, log_of, read, write
+from runtime.doctor.node_probe import NameCheck, NodeFacts, Software, read_report, task_log, write_report
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 
 HERE = Software("3.11.7", {"isoplan": "0.1.0", "torch": "2.13.0"}, "c0ffee")
 ORDER = ProbeOrder("token", "cpu", 2, 2, None)
-FACTS = Facts("token", "node1", 100.0, HERE, 2**40, 2**34, True, True, 0.0, 0)
+FACTS = NodeFacts("token", "node1", 100.0, HERE, 2**40, 2**34, True, True, 0.0, 0)
 DEVICE = DeviceRates("CPU core", 4e10, 1e11, 8.0, 9e9, 3e10, 2e-6, {"attention": "torch"})
 RATES = NodeRates(0.0, DEVICE, LinkRates(4e9, 1e-4), LinkRates(1e9, 3e-4), 1e8)
 
 
-def facts(rank: int, **changes: Any) -> Facts:
+def facts(rank: int, **changes: Any) -> NodeFacts:
     return replace(FACTS, node=f"node{1 + rank // 2}", **changes)
 
 
@@ -30,7 +30,7 @@ def reports(**changes: Any) -> Reports:
         ORDER,
         ("node1", "node2"),
         {rank: facts(rank) for rank in range(4)},
-        {0: Names("node1", {}), 2: Names("node2", {})},
+        {0: NameCheck("node1", {}), 2: NameCheck("node2", {})},
         dict.fromkeys(range(4), RATES),
         {},
     )
@@ -52,18 +52,18 @@ def test_nothing_is_wrong_with_what_is_alike() -> None:
 
 def test_reports_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     for rank in range(4):
-        write(tmp_path, f"facts-{rank}", facts(rank))
-        write(tmp_path, f"rates-{rank}", RATES)
-    write(tmp_path, "names-0", Names("node1", {}))
-    write(tmp_path, "names-2", Names("node2", {}))
+        write_report(tmp_path, f"facts-{rank}", facts(rank))
+        write_report(tmp_path, f"rates-{rank}", RATES)
+    write_report(tmp_path, "names-0", NameCheck("node1", {}))
+    write_report(tmp_path, "names-2", NameCheck("node2", {}))
     assert Reports.read(tmp_path, "7", ORDER, ("node1", "node2")) == reports()
-    assert read(tmp_path, "order", ProbeOrder) is None
+    assert read_report(tmp_path, "order", ProbeOrder) is None
 
 
 def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
-    write(tmp_path, "facts-0", facts(0))
-    log_of(tmp_path, 0).parent.mkdir()
-    log_of(tmp_path, 0).write_text("RuntimeError: no such network\nbye\n")
+    write_report(tmp_path, "facts-0", facts(0))
+    task_log(tmp_path, 0).parent.mkdir()
+    task_log(tmp_path, 0).write_text("RuntimeError: no such network\nbye\n")
     (tmp_path / "7_2_log.err").write_text("python: not found\n")
     (tmp_path / "7_0_log.err").write_text("srun: error: node1: tasks 1,3-4: Killed\n")
     said = wrong(Reports.read(tmp_path, "7", ORDER, ("node1", "node2")))
@@ -104,7 +104,7 @@ def test_what_is_wrong_with_a_node(changes: dict[str, Any], says: str, fatal: bo
 
 def test_a_name_that_leads_nowhere_is_said_once() -> None:
     names = {
-        rank: Names(f"node{1 + rank // 2}", {"node2": "does not resolve (no such name)"}) for rank in (0, 2)
+        rank: NameCheck(f"node{1 + rank // 2}", {"node2": "does not resolve (no such name)"}) for rank in (0, 2)
     }
     assert wrong(reports(names=names)) == ["on node1, node2 the name node2 does not resolve (no such name)"]
 
@@ -129,7 +129,7 @@ def test_the_cluster_keeps_its_devices_and_gets_both_links() -> None:
 
 def test_a_gpus_links_are_what_was_measured_of_them() -> None:
     h100 = from_catalog(Cluster, "h100-64", None)
-    alone = reports(rates=dict.fromkeys(range(4), replace(RATES, between=None)))
+    alone = reports(rates=dict.fromkeys(range(4), replace(RATES, inter_node=None)))
     figures = Figures.of(alone)
     assert figures is not None
     found = figures.cluster(h100)

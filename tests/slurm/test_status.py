@@ -24,7 +24,7 @@ from tests.runtime.commands.test_run_cli import isoplan, tiny_plan
 from tests.support import samples, training
 from tests.support.slurm.cluster import Cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 STEPS = 1000
 
@@ -121,19 +121,19 @@ def test_a_run_waits_trains_crashes_and_goes_on(place: Workplace) -> None:
     cluster.wait(full, "RUNNING")
     job = place.queue()
     waiting = place.status()
-    assert (waiting["state"], waiting["reason"], waiting["job"]) == ("queued", "Resources", job)
+    assert (waiting["state"], waiting["reason"], waiting["job"]) == ("pending", "Resources", job)
     with place.started("logs", run, "-f") as log:
         cluster.run("scancel", full)
         place.begun()
         busy = place.status()
-        assert (busy["state"], busy["restarts"]) == ("at work", 0)
+        assert (busy["state"], busy["restarts"]) == ("running", 0)
         assert busy["nodes"] in cluster.nodes
         # One that lets go of the folder: another node would have to wait for the lock of one that was killed.
         os.kill(cluster.task(job, 0, "python").pid, signal.SIGINT)
         cluster.wait(job, "PENDING")
         again = place.status()
         assert (again["state"], again["restarts"]) == ("requeued", 1)
-        assert again["why"].startswith(f"Interrupt (rank 0 on {busy['nodes']}; its log: ")
+        assert again["end_reason"].startswith(f"Interrupt (rank 0 on {busy['nodes']}; its log: ")
         cluster.until(place.folder.end, "the run is finished", 120)
         printed, said = log.communicate(timeout=60)
     assert printed.count("pilot 0: from step ") == 2
@@ -156,7 +156,7 @@ def test_cancelling_saves_what_is_at_work_and_leaves_nothing_queued(cluster: Clu
     cluster.until(lambda: not cluster.run("squeue", "--noheader"), "nothing is queued")
     stopped = place.status()  # at once, whether or not the accounts know
     assert stopped["state"] == "cancelled"
-    assert stopped["why"].startswith(f"job {job} was cancelled: saved at step {stopped['step']} of ")
+    assert stopped["end_reason"].startswith(f"job {job} was cancelled: saved at step {stopped['step']} of ")
     assert step_of(list_checkpoints(place.folder.checkpoints)[0]) == stopped["step"]
 
 
@@ -214,6 +214,6 @@ def test_without_a_controller_the_files_speak(place: Workplace) -> None:
     began_s = time.monotonic()
     plain = json.loads(place.isoplan("status", PLAN, "--json"))
     assert time.monotonic() - began_s < 60
-    assert plain["slurm_is_silent"].startswith("SLURM does not answer: ")
+    assert plain["slurm_problem"].startswith("SLURM does not answer: ")
     [run] = plain["plans"][0]["runs"]
-    assert (run["state"], run["why"]) == ("unknown", f"SLURM has or had it as job {job}")
+    assert (run["state"], run["end_reason"]) == ("unknown", f"SLURM has or had it as job {job}")

@@ -15,7 +15,7 @@ from specs.slurm_submission import StudyState
 from tests.support.slurm.cluster import Cluster
 from tests.test_readme import blocks, typed
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
 
 
 def page() -> tuple[dict[str, str], list[str]]:
@@ -38,7 +38,7 @@ def test_a_study_goes_from_a_budget_to_a_verdict_by_itself(cluster: Cluster, tmp
 
     state = tmp_path / "plans" / "study" / "study.json"
     study = cluster.until(lambda: settled(state), "the study is done", timeout_s=900)
-    assert study.state == "done", study.said
+    assert study.state == "done", study.message
     audit = load(tmp_path / "plans" / "study" / "audit.target.json", Audit)
     assert audit.verdict in ("inside", "outside"), audit.reason
 

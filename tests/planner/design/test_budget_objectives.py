@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import planner.cli
 from bench.data_limits import FittedLaw, inference_optimum
 from planner.cli import write_plan
-from planner.design.allocation import Surface, published_surface
+from planner.design.allocation import LossSurface, published_loss_surface
 from planner.plan import make_plan
 from specs.budget import Budget, Published
 from specs.data import Corpus, Split
@@ -114,9 +114,9 @@ def test_a_target_loss_takes_the_least_compute_that_reaches_it(tmp_path: Path) -
 # --- objectives ---
 
 
-def surface_of(name: str) -> Surface:
+def surface_of(name: str) -> LossSurface:
     """A published loss surface."""
-    surface = published_surface(from_catalog(PublishedLaw, name, None))
+    surface = published_loss_surface(from_catalog(PublishedLaw, name, None))
     assert surface is not None
     return surface
 

@@ -65,6 +65,7 @@ def test_the_papers_depths_are_those_that_balance(
     assert stage_balance(deeper, stages[-1]) < 0.9
 
 
+@pytest.mark.slow
 @given(st.floats(min_value=11.0, max_value=13.0), st.sampled_from([2, 4, 8]))
 def test_stages_balance_whatever_the_size(log_m: float, stages: int) -> None:
     """From 1e11 on, where pipelines are used: under 4 % of the stages' time is lost to the fullest, M within 8 %."""

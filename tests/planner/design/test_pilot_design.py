@@ -46,6 +46,7 @@ def with_budget(one: Case, **stated: object) -> Pilots:
     return one.pilots.model_copy(update=stated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROOMY)
 def test_it_beats_the_paper_and_the_fixed_ladder_at_equal_cost(name: str) -> None:
     """The paper's budgets and sizes may be as far apart as suits them."""
@@ -81,6 +82,7 @@ def test_a_ladder_costs_no_more_than_its_share(share: float, budgets: int, sizes
     assert np.allclose(np.diff(np.log(budgets_flop)), math.log(step))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(st.sampled_from(ROOMY), st.floats(0.02, 1.0), st.floats(1.0, 4.0))
 def test_more_share_never_leaves_a_wider_interval(name: str, share: float, more: float) -> None:
@@ -141,6 +143,7 @@ def test_runs_that_tell_less_count_for_less() -> None:
     assert narrow[2] > 5 * narrow[0]
 
 
+@pytest.mark.slow
 def test_what_the_budget_states_stands() -> None:
     """A stated number of budgets is half a decade apart, as it was before ladders were chosen."""
     one = CASES["afternoon"]
@@ -197,6 +200,7 @@ def test_the_papers_ladder_is_eight_times_ten() -> None:
     assert all(ladder.budget_ratio <= HALF_DECADE * (1 + 1e-9) for ladder in paper_ladders(one.pilots))
 
 
+@pytest.mark.slow
 def test_a_band_is_as_narrow_as_predicted() -> None:
     """The forecast's own half-width on random surfaces, in the median within a fifth of what the choice was made by."""
     one = CASES["afternoon"]

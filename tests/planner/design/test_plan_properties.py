@@ -5,11 +5,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.cli import write_plan
-from planner.design.allocation import Laws, published_surface
+from planner.design.allocation import Laws, published_loss_surface
 from planner.design.inputs import PlanInputs
 from planner.design.target_run import find_target
 from planner.design.target_search import TargetSearch
@@ -32,7 +33,7 @@ data:
 """
 
 LAW = from_catalog(PublishedLaw, "epoch-chinchilla", None)
-SURFACE = published_surface(LAW)
+SURFACE = published_loss_surface(LAW)
 OBJECTIVES = (
     "{kind: optimal}",
     "{kind: inference, served: 1T tokens}",
@@ -66,6 +67,7 @@ def target(of: PlanInputs) -> PlannedRun | None:
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(budgets, st.sampled_from([1, 8, 24, 64, 96, 512, 2048]))
 def test_every_run_is_legal_and_its_schedule_adds_up(text: str, devices: int) -> None:
@@ -85,6 +87,7 @@ def test_every_run_is_legal_and_its_schedule_adds_up(text: str, devices: int) ->
     assert math.isclose(planned.cost.hours * layout.devices, planned.cost.device_hours, rel_tol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.floats(19.5, 23), st.floats(1.1, 10), st.sampled_from(["deepseek", "step-law"]))
 def test_more_budget_never_gives_a_worse_forecast(log_flop: float, more: float, hyper: str) -> None:
@@ -101,6 +104,7 @@ def test_more_budget_never_gives_a_worse_forecast(log_flop: float, more: float, 
     assert losses[1] < losses[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(budgets)
 def test_the_same_inputs_give_the_same_bytes(text: str) -> None:

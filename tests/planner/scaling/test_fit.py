@@ -99,6 +99,7 @@ def test_epoch_s_rows_are_fitted_to_the_global_optimum() -> None:
     assert fit(laws.STANDARD, size, tokens, loss, cost_per=6.0).objective <= 0.0010183
 
 
+@pytest.mark.slow
 def test_same_runs_give_the_same_bytes_whatever_the_threads_and_hash_seed() -> None:
     code = (
         "import numpy as np, hashlib\n"

@@ -120,6 +120,7 @@ def test_a_plan_of_pilots_says_how_sure_its_ladder_should_make(workspace: Path) 
     assert sum(one.budget_flop for one in chosen.runs) <= 0.65e13 * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_forecast_finds_the_law_again(workspace: Path, seed: int) -> None:
     """Ten times beyond the pilots: the truth lies in the band, the shape near the valley, the same bytes twice."""
@@ -147,6 +148,7 @@ def test_the_forecast_finds_the_law_again(workspace: Path, seed: int) -> None:
     assert split.tokens_per_block_param.value == pytest.approx(split.tokens.value / split.block_params.value)
 
 
+@pytest.mark.slow
 def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None:
     """Medians inside of intervals that no run-away law widens, also where a plain fit has no lowest point."""
     train(workspace, planned(workspace), seed=0)
@@ -180,6 +182,7 @@ def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path)
     assert "held-out budgets showed" not in plan.forecast.basis
 
 
+@pytest.mark.slow
 def test_the_curve_steps_down_at_the_milestones(workspace: Path) -> None:
     """It ends at the forecast of the final loss, and its largest falls late in the run are at 80 and 90 %."""
     train(workspace, planned(workspace), seed=0)
@@ -238,6 +241,7 @@ def test_without_bracketed_minima_the_prior_stands() -> None:
     assert moved.flop_per_token.exponents == PRIOR.flop_per_token.exponents
 
 
+@pytest.mark.slow
 def test_a_better_learning_rate_is_found_and_used(workspace: Path) -> None:
     """Where twice the rate is clearly better, the target runs at more than the law's, and the check says so."""
     first = planned(workspace)
@@ -253,6 +257,7 @@ def test_a_better_learning_rate_is_found_and_used(workspace: Path) -> None:
     assert target.optim.peak_lr == pytest.approx(2 * 0.06788 * target.model.width**-0.75)
 
 
+@pytest.mark.slow
 def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Path) -> None:
     """Where the runs at several rates are best at 1.1 times the law's, the plan shows that the ledger says so."""
     budget = workspace / "demo.yaml"
@@ -287,6 +292,7 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
     assert plan.hypers[0].used
 
 
+@pytest.mark.slow
 def test_a_few_rates_do_not_make_a_law(workspace: Path) -> None:
     """The demo's own check says which of three rates is best, and no more."""
     train(workspace, planned(workspace), seed=0)

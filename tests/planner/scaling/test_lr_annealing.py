@@ -140,12 +140,14 @@ def test_three_published_curves_forecast_six_others(size: int) -> None:
     assert mean_errors(size, ROOT) <= GOALS[size]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_published_curves")
 @pytest.mark.parametrize("size", SIZES)
 def test_the_end_of_a_curve_from_before_its_drop_and_the_drop_of_another(size: int) -> None:
     assert same_size_errors(size, ROOT).mean() <= 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_published_curves")
 def test_published_laws_are_fitted_at_least_as_well_as_published() -> None:
     """Luo et al. print .13 and .16 % for the momentum law on 25M and 100M; their own law's optimum is ours too."""

@@ -36,6 +36,8 @@ from specs.record import (
 from specs.run import RunSpec
 from tests.support import examples, samples
 
+pytestmark = pytest.mark.xdist_group("verdict")
+
 OTHER = "e" * 64
 """A seal of no plan here."""
 
@@ -529,6 +531,7 @@ def test_the_ledger_tells_under_which_seal_a_run_ran(workspace: Path, plan: Plan
     assert [record.seal for record in ledger(workspace)] == [pilots.seal]
 
 
+@pytest.mark.slow
 def test_audits_at_the_same_time_write_every_run_once(workspace: Path, plan: Plan) -> None:
     runs = [samples.run(data=planned_run(plan).data, seed=seed) for seed in range(8)]
     pilots = with_runs(plan, *runs, role="pilot", phase="pilots", forecast=NoForecast(reason="pilots first"))

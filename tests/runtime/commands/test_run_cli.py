@@ -24,6 +24,8 @@ from specs.run import Evaluation, Execution, RunSpec
 from tests.support import samples
 from tests.support.commands import Done, isoplan, isoplan_process
 
+pytestmark = pytest.mark.xdist_group("commands")
+
 BUDGET = """\
 kind: budget
 name: mini
@@ -147,7 +149,7 @@ def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     assert head.split()[:3] == ["run", "state", "devices"]
     assert len(rows) == 2
     assert last == (
-        "Not to be run here: it needs 2 GPUs, but only 0 can be used here; "
+        "Not to be run here: it needs 2 GPUs; available here: 0; "
         "its text is only declared, so there is no corpus to train on. Nothing was started."
     )
     listed = isoplan(home, "run", path, "--dry-run", "--json", CUDA_VISIBLE_DEVICES="")
@@ -210,7 +212,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -
         ({"pp": 9}, ["9 pipeline stages for"]),
         ({"tp": 3}, ["heads", "not a multiple of tp 3"]),
         ({"micro_batch_sequences": 3}, ["2 sequences is not a multiple"]),
-        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores, but only 1 can be used here"]),
+        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores; available here: 1"]),
     ],
 )
 def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
@@ -229,7 +231,7 @@ def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(done, "needs 1 GPU, but only 0 can be used here")
+    one_line(done, "needs 1 GPU; available here: 0")
 
 
 def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
@@ -340,6 +342,7 @@ def curves(home: Path, run: RunSpec) -> tuple[bytes, bytes]:
     return folder.metrics_jsonl.read_bytes(), folder.evals_jsonl.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> None:
     for module in ("model", "specs", "runtime", "torch"):
         (home / f"{module}.py").write_text(DECOY)
@@ -360,6 +363,7 @@ def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> N
     assert [folder_of(home, run).record_jsonl.read_bytes() for run in runs] == records
 
 
+@pytest.mark.slow
 def test_two_ranks_train_one_run(home: Path) -> None:
     run = tiny_run(home)
     layout = samples.layout(dp=2, micro_batch_sequences=1)
@@ -372,6 +376,7 @@ def test_two_ranks_train_one_run(home: Path) -> None:
     assert start.seal == load(path, Plan).seal
 
 
+@pytest.mark.slow
 def test_a_bare_run_spec_is_run(home: Path) -> None:
     run = tiny_run(home)
     write_yaml(home / "run.yaml", run)
@@ -472,6 +477,7 @@ def test_two_launchers_never_share_a_run(home: Path, started: Callable[..., subp
     assert len([line for line in folder.records() if isinstance(line, Start)]) == 1
 
 
+@pytest.mark.slow
 def test_a_budget_goes_all_the_way_and_twice_costs_nothing(home: Path) -> None:
     first = isoplan(home, "run", "budget.yaml", "--json")
     assert first.returncode == 3, first.stderr  # its published law has no loss, so there is no forecast

@@ -359,6 +359,8 @@ def test_a_pace_counts_from_the_first_new_step_of_a_segment(tmp_path: Path) -> N
 
 RECORDS = """
 import json
+
+pytestmark = pytest.mark.xdist_group("ranks")
 folder = pathlib.Path(sys.argv[1])
 time.sleep(.3)
 with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl', 'a') as metrics:

@@ -95,6 +95,7 @@ def _real_steps(world: Mesh, cases: list[tuple[RunSpec, Execution]]) -> list[Reh
     return found
 
 
+@pytest.mark.slow
 def test_the_rehearsal_is_what_real_processes_do() -> None:
     """Four gloo processes on a CPU, with values: the same messages in the same order, the same bytes at the peak."""
     layouts = [
@@ -157,6 +158,7 @@ def test_traffic_is_the_planners(layout: Layout) -> None:
 # --- kernels that need a GPU ---
 
 
+@pytest.mark.slow
 def test_our_triton_kernels_keep_what_the_rehearsal_says() -> None:
     """In Triton's interpreter, with values: bytes alive after each operation's two halves."""
     knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs

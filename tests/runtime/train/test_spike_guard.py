@@ -21,6 +21,8 @@ from specs.run import RunSpec
 from specs.spike_guard import SpikeGuardState, StepGuard
 from tests.support.training import Ranks, corpus, opened, order, poison, tiny_run
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
 
 
@@ -159,7 +161,8 @@ def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
     assert read_manifest(path).skipped == (rollback.skipped,)
 
 
-@pytest.mark.parametrize("dp", [1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("dp", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_run_that_goes_back_can_be_killed_all_the_while(home: Path, tmp_path: Path, dp: int) -> None:
     run = run_of(home)
     whole = trained(home, tmp_path / "whole", run, 30, 35, dp)

@@ -33,6 +33,8 @@ from tests.support import samples
 from tests.support.paths import ROOT
 from tests.support.training import Ranks, corpus, opened, order, tiny_run, train_here
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 @pytest.fixture(scope="module")
 def data(home: Path) -> CorpusRef:
@@ -102,6 +104,7 @@ def test_the_final_loss_is_that_of_the_weights_in_the_last_checkpoint(
     assert end.loss == pytest.approx(textbook_loss(stage, rows), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dp", "micro_batch"), [(1, 1), (2, 2), (4, 1)])
 def test_a_layout_changes_the_losses_only_by_rounding(
     home: Path, tmp_path: Path, finished: RunFolder, dp: int, micro_batch: int
@@ -189,7 +192,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path
         home, tiny_run(data, parent=branch)
     )
     large = Evaluation(every_steps=5, sequences=6, final_sequences=10**6)
-    assert "1000000 are to be evaluated; lower" in refusal(home, tiny_run(data, evaluation=large))
+    assert "the evaluation needs 1000000; lower" in refusal(home, tiny_run(data, evaluation=large))
 
 
 @pytest.mark.parametrize(
