@@ -1,4 +1,4 @@
-"""The commands `run`, `audit` and `isoplan`: what a person types, what they read, and the exit code.
+"""The commands `run`, `audit` and `isoplan`, with their exit codes.
 
 Nothing is decided here. Expected errors are one line on standard error and exit code 2; anything unexpected is one
 line with the path of a log that holds the traceback, and exit code 70. torch is imported by the ranks, never by
@@ -21,31 +21,32 @@ from runtime.data.text_sources import CorpusError
 from runtime.run_folder.workspace import RefusedError
 from specs.document.files import DocumentError
 from specs.exit_codes import BAD_INPUT, INTERNAL_ERROR, RESUME, internal_error
+from specs.version import Version
 
 
 def plan_command(context: typer.Context) -> None:
-    """Turn a budget into runs with nothing left to derive; see `isoplan plan --help`."""
-    _ask_planner("planner.cli", context)
+    """Turn a budget into a sealed plan of runs; see `isoplan plan --help`."""
+    _call_planner("planner.cli", context)
 
 
 def explain_command(context: typer.Context) -> None:
-    """Say where a number of a plan comes from; see `isoplan explain --help`."""
-    _ask_planner("planner.explain.cli", context, "explain")
+    """Explain where a value of a plan comes from; see `isoplan explain --help`."""
+    _call_planner("planner.explain.cli", context, "explain")
 
 
 def diff_command(context: typer.Context) -> None:
     """Compare two plans field by field; see `isoplan diff --help`."""
-    _ask_planner("planner.explain.cli", context, "diff")
+    _call_planner("planner.explain.cli", context, "diff")
 
 
-def _ask_planner(module: str, context: typer.Context, *words: str) -> None:
-    """The planner's own command, in a process of its own: nothing of it is imported here."""
+def _call_planner(module: str, context: typer.Context, *words: str) -> None:
+    """Run one of the planner's commands in a new process: the planner is never imported here."""
     argv = [sys.executable, "-P", "-m", module, *words, *context.args]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, every way that it can fail being one line on standard error and an exit code."""
+    """The command, with every failure reported as one line on standard error and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -54,7 +55,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (DocumentError, RefusedError, CorpusError) as error:
             _die(str(error), BAD_INPUT)
         except KeyboardInterrupt:
-            _die("interrupted; run the same command again to go on", RESUME)
+            _die("interrupted; run the same command again to resume", RESUME)
         except typer.Exit:
             raise
         except Exception as error:
@@ -71,7 +72,7 @@ def _die(line: str, code: int) -> None:
 
 
 def _app(**commands: Callable[..., None]) -> typer.Typer:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+    app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
     for name, command in commands.items():
         app.command(name)(_guarded(command))
     return app
@@ -87,14 +88,24 @@ def audit_main() -> None:
     _app(audit=audit_command)()
 
 
-def main() -> None:
-    """Console script `isoplan`: every verb."""
-    other = monitor.VERBS | tools.VERBS
+def isoplan_options(version: Version = False) -> None:
+    """Turn a training budget into an audited training run: plan, run, audit."""
+
+
+def isoplan_app() -> typer.Typer:
+    """The app of `isoplan`: all commands."""
+    other = monitor.COMMANDS | tools.COMMANDS
     app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **other)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
     for name, command in (("plan", plan_command), ("explain", explain_command), ("diff", diff_command)):
         app.command(name, context_settings=passed_on, add_help_option=False)(command)
-    app()
+    app.callback()(isoplan_options)
+    return app
+
+
+def main() -> None:
+    """Console script `isoplan`."""
+    isoplan_app()()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The verbs of `isoplan` that look at runs and stop them. As in cli.py, nothing is decided here."""
+"""`status`, `logs` and `cancel`: arguments, help texts and output. Nothing is decided here."""
 
-import json as jsonlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,105 +12,107 @@ from rich.console import Console
 from runtime.commands.options import AsJson, Debug
 from runtime.run_folder.lookup import workspace_of
 from runtime.run_folder.workspace import RefusedError, Workspace
+from specs.document.write import print_json
 
-Asked = typer.Argument(
+Target = typer.Argument(
     metavar="FILE|RUN",
-    help="A budget, a plan, a run's folder or how its fingerprint begins.",
+    help="A budget, a plan, a run's folder, or the first characters of its fingerprint.",
     show_default=False,
 )
 WIDTH = 100
-"""Characters of a line where nobody says how wide it may be."""
+"""Characters of a line where the output is no terminal."""
 
 
 def status_command(
-    asked: Annotated[Path | None, Asked] = None,
+    target: Annotated[Path | None, Target] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on looking until nothing goes on by itself any more.")
+        bool, typer.Option("--follow", "-f", help="Refresh until nothing is running or pending any more.")
     ] = False,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show how runs stand: on this machine, in SLURM's queue, at work, finished, or failed and why.
+    """Show the state of runs: running, pending in SLURM's queue, finished, or failed and why.
 
-    Without an argument, all plans under plans/ of this folder.
+    Without an argument, those of all plans under plans/ in this folder.
 
-    The held-out loss stands beside the sealed forecast for that step. tokens/s, MFU and the time that is
-    left are of about the last half minute. Reads only. With --follow and --json, a line per look.
+    The held-out loss is shown beside the sealed forecast for that step. tokens/s, MFU and the time left
+    cover about the last half minute. Writes nothing. With --follow and --json, one line per refresh.
     """
     from runtime.status import display
     from runtime.status.collect import StatusCollector
 
-    looked = StatusCollector(Workspace(Path()), asked)
+    collector = StatusCollector(Workspace(Path()), target)
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     if follow:
-        display.follow(looked, console, json)
+        display.follow(collector, console, json)
     elif json:
-        typer.echo(jsonlib.dumps(looked.look().plain(), indent=1))
+        print_json(collector.collect().plain())
     else:
-        display.show(looked.look(), console)
+        display.show(collector.collect(), console)
 
 
 def logs_command(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="runs/<fingerprint>, or how its fingerprint begins.", show_default=False
+            metavar="RUN", help="runs/<fingerprint>, or the first characters of it.", show_default=False
         ),
     ],
-    rank: Annotated[int, typer.Option(min=0, help="Whose log.")] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="The rank whose log to show.")] = 0,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the run ends, also where its job starts anew.")
+        bool,
+        typer.Option("--follow", "-f", help="Continue until the run ends, also when its job is requeued."),
     ] = False,
-    lines: Annotated[int, typer.Option(min=1, help="How many of the last lines.")] = 40,
+    lines: Annotated[int, typer.Option(min=1, help="Number of last lines.")] = 40,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a rank of a run printed.
+    """Show the log of a rank of a run.
 
-    Before it has printed anything: what its SLURM job printed on the way to it.
+    Before the rank has printed anything, this is the output of its SLURM job.
     """
     from runtime.status import logs
     from runtime.status.collect import StatusCollector
 
     if json and follow:
-        raise RefusedError("--json --follow: a log that is followed is text; leave one out")
-    folder = logs.run_asked(run, Workspace(Path()))
+        raise RefusedError("--json and --follow exclude each other; drop one of them")
+    folder = logs.run_to_show(run, Workspace(Path()))
     workspace = workspace_of(folder, Workspace(Path()))
     logs.check_rank(folder, rank)
-    printed = logs.Printed(folder, workspace, rank)
+    output = logs.RunOutput(folder, workspace, rank)
     if json:
-        typer.echo(jsonlib.dumps(printed.plain(lines), indent=1))
+        print_json(output.plain(lines))
         return
-    if not printed.show(lines):
+    if not output.show(lines):
         typer.echo(
             f"rank {rank} has printed nothing yet; see: isoplan status {shlex.quote(str(run))}", err=True
         )
     if follow:
-        ended = logs.follow(printed, StatusCollector(workspace, folder.path))
+        ended = logs.follow(output, StatusCollector(workspace, folder.path))
         if ended is not None:
             typer.echo(
-                f"{ended.state} at step {ended.step} of {ended.steps}{ended.why and ': '}{ended.why}",
+                f"{ended.state} at step {ended.step} of {ended.steps}{ended.end_reason and ': '}{ended.end_reason}",
                 err=True,
             )
-    elif crash := logs.last_crash(folder):
+    elif crash := logs.recorded_crash(folder):
         typer.echo(f"crashed: {crash}", err=True)
 
 
-def cancel_command(asked: Annotated[Path, Asked], json: AsJson = False, debug: Debug = False) -> None:
-    """Cancel the SLURM jobs of a run, of a plan's runs, or of a budget with the job that goes on with it.
+def cancel_command(target: Annotated[Path, Target], json: AsJson = False, debug: Debug = False) -> None:
+    """Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's runs and its study.
 
-    What is at work saves first. Running again goes on from the checkpoints.
-    A run of this machine is left alone: Ctrl-C where it was started saves and ends it.
+    Running jobs save a checkpoint first, and resume from it when they are run again.
+    A run on this machine is not cancelled: press Ctrl-C where it was started; it saves and exits.
     """
-    from runtime.status.cancel import cancel_asked
+    from runtime.status.cancel import cancel_and_report
     from runtime.status.collect import StatusCollector
 
-    cancel_asked(StatusCollector(Workspace(Path()), asked), Console(stderr=json), json)
+    cancel_and_report(StatusCollector(Workspace(Path()), target), Console(stderr=json), json)
 
 
-VERBS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "status": status_command,
     "logs": logs_command,
     "cancel": cancel_command,
 }
-"""What `isoplan` has to see and steer runs."""
+"""The commands of `isoplan` that watch and stop runs."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""`run`, `audit` and `data`: what they accept, what they print, and their exit codes. Nothing is decided here."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runtime.audit import verdict
-from runtime.commands.options import AsJson, Debug, File, PlanFile, print_json
+from runtime.commands.options import AsJson, Debug, File, PlanFile
 from runtime.launch.jobs import RunRequest, from_plan, from_run, missing_resources
 from runtime.launch.machine import this_machine
 from runtime.run_folder.tail import last_line
@@ -19,20 +19,27 @@ from runtime.study import Driver, RunResults, build_data, chain_steps, run_all, 
 from specs.budget import Budget
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load, load_any
+from specs.document.write import print_json
 from specs.exit_codes import OK
 from specs.humanize import duration
 from specs.plan import Plan
 from specs.run import RunSpec
+from specs.version import Version
 
 
 def run_command(
     file: File,
     local: Annotated[
-        bool, typer.Option("--local", help="As processes of this machine (the default).")
+        bool, typer.Option("--local", help="Run as processes of this machine (the default).")
     ] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="As SLURM jobs; the cluster file says how.")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Run as SLURM jobs; the cluster file says how.")
+    ] = False,
     until_done: Annotated[
-        bool, typer.Option("--until-done", help="Of a budget on SLURM: go on by itself, from job to job.")
+        bool,
+        typer.Option(
+            "--until-done", help="With --slurm and a budget: continue automatically, from job to job."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; start and write nothing.")
@@ -42,27 +49,28 @@ def run_command(
     ] = None,
     json: AsJson = False,
     debug: Debug = False,
+    version: Version = False,
 ) -> None:
-    """Carry out a plan, a run spec, or the whole chain of a budget.
+    """Run a plan, a run spec, or the whole study of a budget.
 
-    A budget goes all the way: data, plan, pilots, audit, plan, target, audit.
+    A budget's study is: data, plan, pilots, audit, plan, target, audit.
 
-    Asking twice is free: finished runs are skipped, and a run that was cut off goes on where it was.
-    Ctrl-C lets every run save and end; a second Ctrl-C ends them at once.
+    Running twice is free: finished runs are skipped, and interrupted runs resume from their latest checkpoint.
+    Ctrl-C lets every run save a checkpoint and exit; a second Ctrl-C kills them at once.
 
-    With --slurm, what is due is queued, and the command ends: ask again to go on, or say --until-done.
-    What is queued or at work is never queued twice.
+    With --slurm, the runs that are due are queued, and the command exits: run it again to continue, or add
+    --until-done. A run that is pending or running is never queued twice.
 
     Exit codes: 0 finished, or queued (a budget: inside its forecast), 1 outside, 2 bad input, 3 cannot tell yet,
     70 a run failed or internal error, 75 interrupted or busy (run the same command again).
     """
     if slurm and local:
-        raise RefusedError("--slurm --local: say one of them")
+        raise RefusedError("--slurm and --local exclude each other; drop one of them")
     if slurm and devices is not None:
-        raise RefusedError("--devices: on SLURM the plan's layout says how many; leave it out")
+        raise RefusedError("--devices: with --slurm the plan's layout sets the number of devices; drop it")
     if until_done and not slurm:
         raise RefusedError(
-            "--until-done: on this machine a budget is always run until it is done; leave it out"
+            "--until-done: without --slurm a budget is always run until it is done; drop it, or add --slurm"
         )
     driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
     document = load_any(file)
@@ -77,9 +85,7 @@ def run_command(
     elif isinstance(document, RunSpec):
         code = _run_requests(driver, from_run(document, file, driver.machine), dry_run, json, "")
     else:
-        raise DocumentError(
-            file, 1, 1, "this is neither a budget, nor a plan, nor a run spec", "name one of these"
-        )
+        raise DocumentError(file, 1, 1, "this is not a budget, a plan or a run spec", "name one of these")
     raise typer.Exit(code)
 
 
@@ -90,22 +96,24 @@ def _run_slurm(
 
     if isinstance(document, Budget):
         if dry_run:
-            return commands.preview_budget(driver, file, document, until_done, json)
-        return commands.queue_budget(driver, file, until_done, json)
+            return commands.preview_budget(driver, document, file, until_done, json)
+        return commands.queue_budget(driver, document, file, until_done, json)
     if not isinstance(document, Plan):
         raise DocumentError(
-            file, 1, 1, "SLURM needs to know the cluster, which a plan or a budget names", "name one of these"
+            file, 1, 1, "--slurm needs a cluster, which only a plan or a budget names", "name one of these"
         )
     if until_done:
         raise RefusedError(
-            f"{file}: only a budget goes on by itself; leave --until-done out, or name its budget"
+            f"{file}: --until-done continues the study of a budget; drop it, or name the budget"
         )
     if dry_run:
-        return commands.preview_plan(driver, file, document, json)
-    return commands.queue_plan(driver, file, document, json)
+        return commands.preview_plan(driver, document, file, json)
+    return commands.queue_plan(driver, document, file, json)
 
 
-def audit_command(plan: PlanFile, json: AsJson = False, debug: Debug = False) -> None:
+def audit_command(
+    plan: PlanFile, json: AsJson = False, debug: Debug = False, version: Version = False
+) -> None:
     """Compare what was planned with what happened, recounted from the records.
 
     Writes audit.<phase>.json and audit.html beside the plan.
@@ -135,7 +143,7 @@ def data_command(
     document = load_any(spec)
     if not isinstance(document, Budget | Plan):
         raise DocumentError(
-            spec, 1, 1, "this is neither a budget nor a plan", "name the budget whose text is wanted"
+            spec, 1, 1, "this is not a budget or a plan", "name the budget whose corpus to build"
         )
     built = build_data(driver, spec, document)
     if json:
@@ -148,25 +156,25 @@ def data_command(
     )
 
 
-def _run_requests(driver: Driver, wanted: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
+def _run_requests(driver: Driver, requests: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
     if dry_run:
-        return _preview(driver, wanted, json)
-    ran = run_all(driver, wanted)
+        return _preview(driver, requests, json)
+    results = run_all(driver, requests)
     if json:
-        print_json({"runs": _states(driver, wanted), "exit_code": ran.exit_code})
-    _show_failures(driver, ran)
-    if ran.exit_code == OK:
+        print_json({"runs": _states(driver, requests), "exit_code": results.exit_code})
+    _show_failures(driver, results)
+    if results.exit_code == OK:
         driver.say("every run is finished" + (f"; next: {escape(then)}" if then else ""))
-    return ran.exit_code
+    return results.exit_code
 
 
-def _show_failures(driver: Driver, ran: RunResults) -> None:
-    """Name the runs that are not finished once more, after everything else has scrolled by."""
-    rest = [outcome for outcome in ran.outcomes if outcome.state != "finished"]
-    if len(ran.wanted) == 1:
+def _show_failures(driver: Driver, results: RunResults) -> None:
+    """List the runs that are not finished once more, at the end of the output."""
+    rest = [outcome for outcome in results.outcomes if outcome.state != "finished"]
+    if len(results.requests) == 1:
         return  # the line is right above
     if rest:
-        driver.say(f"\n{len(rest)} of {len(ran.wanted)} runs are not finished:")
+        driver.say(f"\n{len(rest)} of {len(results.requests)} runs are not finished:")
     for outcome in rest:
         line = f"  [bold]{escape(outcome.job.title)}[/] {outcome.state}: {escape(outcome.message)}"
         driver.say(line)
@@ -175,24 +183,24 @@ def _show_failures(driver: Driver, ran: RunResults) -> None:
 def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
         return _preview_chain(driver, budget, json)
-    study = run_budget(driver, budget, path, lambda _, wanted: run_all(driver, wanted))
+    study = run_budget(driver, budget, path, lambda _, requests: run_all(driver, requests))
     if study.audit is None:
-        _show_failures(driver, study.ran)
+        _show_failures(driver, study.results)
     if json:
         found = None if study.audit is None else study.audit.verdict
         print_json({"plan": str(study.path), "verdict": found, "exit_code": study.exit_code})
     return study.exit_code
 
 
-def _preview(driver: Driver, wanted: list[RunRequest], json: bool) -> int:
-    """What `run` would start, and what it would be refused for here."""
-    todo = [one for one in wanted if not one.finished(driver.workspace)]
-    lacking = missing_resources(todo, driver.workspace, driver.machine, driver.limit)
+def _preview(driver: Driver, requests: list[RunRequest], json: bool) -> int:
+    """What `run` would start, and which resources are missing here."""
+    todo = [one for one in requests if not one.finished(driver.workspace)]
+    missing = missing_resources(todo, driver.workspace, driver.machine, driver.limit)
     if json:
-        print_json({"runs": _states(driver, wanted), "lacking": lacking})
+        print_json({"runs": _states(driver, requests), "missing": missing})
         return OK
     table = Table("run", "state", "devices", "steps", "tokens", "FLOP", "planned", box=None, pad_edge=False)
-    for one, state in zip(wanted, _states(driver, wanted), strict=True):
+    for one, state in zip(requests, _states(driver, requests), strict=True):
         planned = "-" if one.order.seal is None else duration(one.planned_s)
         steps, tokens, flop = one.run.optim.steps, one.run.tokens, one.run.compute_flop
         devices = one.job(Path()).slots
@@ -200,20 +208,20 @@ def _preview(driver: Driver, wanted: list[RunRequest], json: bool) -> int:
             escape(one.title), state["state"], str(devices), str(steps), f"{tokens:,}", f"{flop:.2e}", planned
         )
     driver.console.print(table)
-    if lacking:
-        driver.say(f"Not to be run here: {escape('; '.join(lacking))}. Nothing was started.")
+    if missing:
+        driver.say(f"This cannot run here: {escape('; '.join(missing))}. Nothing was started.")
         return OK
     disk = sum(one.disk_bytes() for one in todo)
-    slots = len(driver.machine.slots(on_gpu=wanted[0].on_gpu, limit=driver.limit))
+    slots = len(driver.machine.slots(on_gpu=requests[0].on_gpu, limit=driver.limit))
     driver.say(
-        f"{len(todo)} of {len(wanted)} runs to do on {slots} {'GPUs' if wanted[0].on_gpu else 'CPU cores'}, "
+        f"{len(todo)} of {len(requests)} runs to do on {slots} {'GPUs' if requests[0].on_gpu else 'CPU cores'}, "
         f"at most {disk / 1e6:,.0f} MB on disk in {driver.workspace.runs}/. Nothing was started.",
     )
     return OK
 
 
 def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
-    """Which steps of a budget's chain are done already."""
+    """The steps of a budget's study, each with its state."""
     steps = chain_steps(driver.workspace, budget)
     if json:
         print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
@@ -224,10 +232,10 @@ def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
     return OK
 
 
-def _states(driver: Driver, wanted: list[RunRequest]) -> list[dict[str, Any]]:
-    """Every run with how far it is."""
+def _states(driver: Driver, requests: list[RunRequest]) -> list[dict[str, Any]]:
+    """The state of every run."""
     found = []
-    for one in wanted:
+    for one in requests:
         folder = one.folder(driver.workspace)
         line = last_line(folder / "metrics.jsonl")
         step = 0 if line is None else line["step"]

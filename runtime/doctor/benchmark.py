@@ -1,7 +1,7 @@
-"""What a device and the links between devices of this machine really do: the figures of a cluster file, measured.
+"""Measures the rates of a cluster file on this machine: of a device, and of the link between two devices.
 
-A rate is that of work that cannot be better arranged: a large multiplication, a large copy, a large all-gather. Run as
-`python -m runtime.doctor.benchmark`, this is one of the processes whose link is measured.
+Each rate is that of one large operation: a matrix multiplication, a copy, an all-gather. Run as
+`python -m runtime.doctor.benchmark`, this is one of the two processes whose link is measured.
 """
 
 import json
@@ -19,30 +19,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.collectives import gather_into, sum_over
+from model.collectives import all_gather_into, all_reduce
 from model.kernels import Heads, choose, positions
 from model.mesh import Axis, connect
 
 SIZES = {"cpu": 2048, "cuda": 8192}
-"""Rows of the square matrices: the rate has levelled off there."""
+"""Rows of the square matrices, large enough for the full rate."""
 SHORT_SHARE = 16
-"""A product with so many times fewer inner elements shows what short ones lose."""
+"""The second multiplication has an inner dimension so many times smaller, to measure how the rate drops with it."""
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Many times a processor's caches."""
+"""Many times the size of a processor's caches."""
 GATHERED_BYTES = 2**26
-"""Per rank: a bucket of gradients, and more than a message's start-up."""
+"""Per rank: a bucket of gradients, large enough that latency does not count."""
 CONTEXT, HEADS, HEAD_DIM = {"cpu": 1024, "cuda": 4096}, 8, 128
-"""Of the attention that is measured; the paper's context (DeepSeek LLM, section 2.2) where a GPU makes light of it."""
+"""Of the measured attention; on GPUs the paper's context (DeepSeek LLM, section 2.2)."""
 LINK_TIMEOUT_S = 120.0
-"""For two processes to start, meet and talk."""
+"""For two processes to start, rendezvous and communicate."""
 
 
 def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
-    """Median time of a call, by the device's own clock; three calls before it are not counted."""
+    """Median time of a call by the device's own clock, after three warm-up calls."""
     for _ in range(3):
         work()
     if device == "cpu":
-        return statistics.median(wall(work) for _ in range(repeats))
+        return statistics.median(wall_seconds(work) for _ in range(repeats))
     marks: list[list[Any]] = [
         [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)
     ]
@@ -54,7 +54,7 @@ def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
     return float(statistics.median(begin.elapsed_time(end) for begin, end in marks)) / 1e3
 
 
-def wall(work: Callable[[], Any]) -> float:
+def wall_seconds(work: Callable[[], Any]) -> float:
     """Seconds of a call."""
     begin = time.perf_counter()
     work()
@@ -76,7 +76,7 @@ def copy_bytes_per_s(device: str, copied_bytes: int) -> float:
 
 
 def half_depth(long_rate: float, short_rate: float, long: int, short: int) -> float:
-    """Inner dimension h at which half of the rate is left, where it goes as k / (k + h), from the rates at two k."""
+    """Inner dimension h at half the rate, if the rate goes as k / (k + h), from the rates at two inner dimensions k."""
     ratio = long_rate / short_rate
     if ratio <= 1:
         return 0.0
@@ -85,21 +85,21 @@ def half_depth(long_rate: float, short_rate: float, long: int, short: int) -> fl
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """One device."""
+    """The rates of one device."""
 
     name: str
     fp32_flop_per_s: float
     bf16_flop_per_s: float
-    """Of a product with a long inner dimension."""
+    """Of a multiplication with a large inner dimension."""
     half_depth: float
     """See `half_depth`; in bf16."""
     copy_bytes_per_s: float
     attention_flop_per_s: float
     """Forward, in bf16, half of the causal square counted."""
     launch_s: float
-    """Of a kernel that does next to nothing."""
+    """Time of a kernel that does almost nothing."""
     kernels: dict[str, str]
-    """Back end of each operation that `auto` takes here."""
+    """The kernel back end that `auto` chooses for each operation."""
 
 
 def device_rates(device: str, size: int | None = None, copied_bytes: int | None = None) -> DeviceRates:
@@ -132,7 +132,7 @@ def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
 
 
 def _attention_flop_per_s(device: str, context: int) -> float:
-    """Of the attention that `auto` takes, positions included."""
+    """Rate of the attention kernel that `auto` chooses, rotary positions included."""
     kernels, mixed = choose("auto", device, "bf16"), HEADS * HEAD_DIM
     qkv = torch.randn(context, 3 * mixed, device=device).bfloat16()
     heads = Heads(1, context, HEADS, HEADS, HEAD_DIM)
@@ -143,29 +143,29 @@ def _attention_flop_per_s(device: str, context: int) -> float:
 
 @dataclass(frozen=True)
 class LinkRates:
-    """Between devices."""
+    """The rates between devices."""
 
     gather_bytes_per_s: float
-    """What each receives in a large all-gather."""
+    """What each device receives in a large all-gather."""
     message_s: float
-    """Of a sum of one number."""
+    """Latency of an all-reduce of one number."""
 
 
 def link_rates(device: str, gathered_bytes: int = GATHERED_BYTES) -> LinkRates:
-    """Measure the link between two processes, each with a device; RuntimeError, with what they said, if they fail."""
+    """Measure the link between two processes, each with a device; RuntimeError with their error if they fail."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [
+        argv = [
             sys.executable,
             "-P",
             "-m",
             "runtime.doctor.benchmark",
             device,
-            (Path(folder) / "meet").as_uri(),
+            (Path(folder) / "rendezvous").as_uri(),
         ]
         own = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
         ranks = [
             subprocess.Popen(
-                [*words, str(rank), str(gathered_bytes)],
+                [*argv, str(rank), str(gathered_bytes)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -174,21 +174,24 @@ def link_rates(device: str, gathered_bytes: int = GATHERED_BYTES) -> LinkRates:
             for rank in range(2)
         ]
         try:
-            said = [rank.communicate(timeout=LINK_TIMEOUT_S) for rank in ranks]
+            output = [rank.communicate(timeout=LINK_TIMEOUT_S) for rank in ranks]
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"two processes did not meet within {LINK_TIMEOUT_S:.0f} s") from None
+            raise RuntimeError(
+                f"the rendezvous of two processes timed out after {LINK_TIMEOUT_S:.0f} s"
+            ) from None
         finally:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
-    for rank, (_, errors) in zip(ranks, said, strict=True):
+    for rank, (_, errors) in zip(ranks, output, strict=True):
         if rank.returncode:
-            raise RuntimeError((errors.strip().splitlines() or ["a process ended without a word"])[-1])
-    return LinkRates(**json.loads(said[0][0].splitlines()[-1]))
+            default = [f"a process exited with status {rank.returncode} without an error message"]
+            raise RuntimeError((errors.strip().splitlines() or default)[-1])
+    return LinkRates(**json.loads(output[0][0].splitlines()[-1]))
 
 
 def rates_along(axis: Axis, device: str, gathered_bytes: int) -> LinkRates:
-    """Measure the links of an axis, as one of its ranks; each gives so many bytes to all others."""
+    """Measure the links of a mesh axis, as one of its ranks; each rank contributes so many bytes to the all-gather."""
     part = torch.zeros(gathered_bytes // 4, device=device)
     whole, number = part.new_empty(axis.size * part.numel()), part[:1]
 
@@ -200,13 +203,13 @@ def rates_along(axis: Axis, device: str, gathered_bytes: int) -> LinkRates:
 
         return run
 
-    gather_s = seconds(done(lambda: gather_into(whole, part, axis)), "cpu", 10)
-    message_s = seconds(done(lambda: sum_over(number, axis)), "cpu", 50)
+    gather_s = seconds(done(lambda: all_gather_into(whole, part, axis)), "cpu", 10)
+    message_s = seconds(done(lambda: all_reduce(number, axis)), "cpu", 50)
     return LinkRates((axis.size - 1) * gathered_bytes / gather_s, message_s)
 
 
 def main() -> None:
-    """One of two processes whose link is measured; the first prints what it found."""
+    """One of two processes whose link is measured; rank 0 prints the rates."""
     device, rendezvous, rank, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     if device == "cuda":

@@ -1,7 +1,7 @@
 """`isoplan doctor`: whether runs can work on this machine, and a cluster file of what it measures here.
 
-What would stop a run after it was queued is looked at before: interpreter and torch, a folder that can be written, room
-on the disk, processes that find each other, variables that a job leaves behind. What a data sheet promises is measured.
+The preflight checks what would stop a run later: interpreter and torch, a writable folder, free disk space, two
+processes that can communicate, variables that a job has left behind. The rates that a data sheet promises are measured.
 """
 
 import os
@@ -26,51 +26,69 @@ from runtime.run_folder.workspace import RefusedError
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, from_catalog, is_file, load
 
-_LEFT_BEHIND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Of torchrun and the like: a launcher sets its own, a rank that is started by hand believes them."""
-_MEASURED = "measured by isoplan doctor on "
-"""How the source of what is measured begins, by which a file of the doctor's is known."""
-_BEFORE = "as before: "
-"""What comes before the source of the figures that are not measured."""
-LEAST_FREE_BYTES = 2**30
-"""Room for a first small run and its checkpoints."""
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Set by torchrun and the like: a launcher overwrites them, but a rank that is started by hand would use them."""
+_MEASURED_PREFIX = "measured by isoplan doctor on "
+"""The `source` of a measured cluster begins with this; a file without it was not written by the doctor."""
+_KEPT_PREFIX = "as before: "
+"""Precedes the source of the values that are not measured."""
+MIN_FREE_BYTES = 2**30
+"""Disk space for a first small run and its checkpoints."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     ok: bool
-    what: str
-    """What it is."""
+    message: str
+    """What was found."""
     remedy: str = ""
-    """What to do where it is not as it should be."""
-    stops: bool = True
-    """Whether a run would fail where it is not; else it only loses something."""
+    """What to do if it is not ok."""
+    blocking: bool = True
+    """Whether a run would fail if it is not ok; otherwise it is a warning."""
 
     @property
     def fatal(self) -> bool:
-        """Whether a run would fail of it."""
-        return self.stops and not self.ok
+        """Whether a run would fail because of it."""
+        return self.blocking and not self.ok
 
 
 def healthy(findings: Iterable[Finding]) -> bool:
-    """Whether nothing of these would stop a run."""
+    """Whether none of these would stop a run."""
     return not any(one.fatal for one in findings)
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What was found, and measured."""
+class MeasuredRates:
+    """What was measured; of several tasks that measured at the same time, medians."""
+
+    device: DeviceRates
+    intra_node: LinkRates | None
+    """Between devices of a node; None where there is only one, or they could not communicate."""
+    inter_node: LinkRates | None
+    """Between nodes; None where only one was measured."""
+    write_bytes_per_s: float | None
+    """Of all tasks together, into the workspace; None where it was not measured."""
+    nodes: tuple[str, ...]
+    """Names of the nodes that were measured."""
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """What the doctor found on this machine, or on a SLURM cluster, and measured there."""
 
     findings: tuple[Finding, ...]
-    device: DeviceRates
-    link: LinkRates | None
-    """None where there is one device, or two did not meet."""
-    cluster: Cluster
-    """The cluster that the figures went into."""
-    load: float
-    """Cores' worth of other work before the measurement."""
+    rates: MeasuredRates | None
+    """None where nothing could be measured."""
+    cluster: Cluster | None
+    """The cluster with these rates; None without them."""
+    load: float | None = None
+    """This machine's load average before the measurement, in cores; None of a SLURM cluster."""
+    job: str | None = None
+    """SLURM's id of the doctor's job; None where none was queued."""
+    kept: Path | None = None
+    """Folder of the job's output, which is kept where a task failed."""
 
     @property
     def healthy(self) -> bool:
@@ -81,43 +99,47 @@ class Examined:
         """For programs."""
         return {
             "findings": [asdict(one) for one in self.findings],
-            "device": asdict(self.device),
-            "link": None if self.link is None else asdict(self.link),
-            "cluster": self.cluster.plain(),
+            "rates": None if self.rates is None else asdict(self.rates),
+            "cluster": None if self.cluster is None else self.cluster.plain(),
             "load": self.load,
+            "job": self.job,
+            "kept": None if self.kept is None else str(self.kept),
         }
 
 
-def examine(base: Cluster, machine: Machine, folder: Path) -> Examined:
-    """Look at this machine and measure it; the base cluster's figures that are measured here give way.
+def examine(base: Cluster, machine: Machine, folder: Path) -> DoctorReport:
+    """Check this machine and measure it; measured rates replace those of the base cluster.
 
-    RefusedError where the base's devices are of a kind that is not here.
+    RefusedError where this machine has no devices of the base cluster's kind.
     """
     device = base.device.backend
     if device == "cuda" and not machine.gpus:
         raise RefusedError(
-            f"the cluster {base.name} has GPUs and this machine shows none; run this on one of its nodes, or name a "
-            "cluster of CPUs"
+            f"the cluster {base.name} has GPUs and this machine has none; run the doctor on one of its nodes, or name "
+            "a cluster of CPUs"
         )
     load = os.getloadavg()[0]
     rates = device_rates(device)
-    findings = [*looked_at(folder), left_behind(lambda name: name.startswith("SLURM_"))]
+    findings = [*check_machine(folder), check_variables(lambda name: name.startswith("SLURM_"))]
     link, devices = None, len(machine.gpus) if device == "cuda" else machine.cores
     if devices > 1:
         try:
             link = link_rates(device)
-            findings.append(Finding(True, "two processes find each other and talk"))
+            findings.append(Finding(True, "two processes can communicate"))
         except RuntimeError as error:
             findings.append(
                 Finding(
-                    False, f"two processes do not find each other: {error}", "see what torch.distributed says"
+                    False,
+                    f"two processes cannot communicate: {error}",
+                    "check the network setup of this host",
                 )
             )
-    return Examined(tuple(findings), rates, link, measured(base, devices, rates, link), load)
+    measured = MeasuredRates(rates, link, None, None, (socket.gethostname(),))
+    return DoctorReport(tuple(findings), measured, measured_cluster(base, devices, rates, link), load)
 
 
-def measured(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | None) -> Cluster:
-    """The base cluster with what was measured on this machine in place of what was promised."""
+def measured_cluster(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | None) -> Cluster:
+    """The base cluster with the rates measured on this machine in place of the promised ones."""
     found = with_rates(base, rates, socket.gethostname())
     if base.device.backend == "cpu":
         here: dict[str, Any] = {
@@ -126,13 +148,13 @@ def measured(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | 
             "devices_per_node": devices,
         }
         if link is not None:
-            here["intra_node"] = short(link.gather_bytes_per_s)
+            here["intra_node"] = three_digits(link.gather_bytes_per_s)
         return found.model_copy(update=here)
     if found.efficiency is None or link is None:
         return found
     shares = {
         "links": _share(link.gather_bytes_per_s, base.intra_node),
-        "message": short(link.message_s),
+        "message": three_digits(link.message_s),
     }
     return found.model_copy(update={"efficiency": found.efficiency.model_copy(update=shares)})
 
@@ -140,79 +162,79 @@ def measured(base: Cluster, devices: int, rates: DeviceRates, link: LinkRates | 
 def with_rates(base: Cluster, rates: DeviceRates, where: str) -> Cluster:
     """The base cluster with a device's measured rates in place of its promised ones.
 
-    A CPU has no data sheet that says what its cores reach together, so its peaks are the measured ones. A GPU keeps
-    its data sheet, and the shares of it that it reaches are measured.
+    A CPU has no data sheet for all cores together, so its peaks are the measured ones. A GPU keeps the peaks of its
+    data sheet, and its efficiency, the share of them that it reaches, is measured.
     """
     what = processor() if base.device.backend == "cpu" else rates.name
-    source = f"{_MEASURED}{where} ({what})"
+    source = f"{_MEASURED_PREFIX}{where} ({what})"
     if base.device.backend == "cpu":
         peaks = {
-            "peak_bf16": short(rates.bf16_flop_per_s),
-            "peak_fp32": short(rates.fp32_flop_per_s),
-            "memory_bandwidth": short(rates.copy_bytes_per_s),
+            "peak_bf16": three_digits(rates.bf16_flop_per_s),
+            "peak_fp32": three_digits(rates.fp32_flop_per_s),
+            "memory_bandwidth": three_digits(rates.copy_bytes_per_s),
         }
         device = base.device.model_copy(update=peaks)
         return base.model_copy(update={"device": device, "source": source})
     if base.efficiency is None:
-        sheet = f"{source}; the data sheet {_BEFORE}{_unmeasured(base.source)}"
+        sheet = f"{source}; the data sheet {_KEPT_PREFIX}{_kept_source(base.source)}"
         return base.model_copy(update={"source": sheet})
     peak = base.device.peak_bf16
     shares = {
         "matmul": _share(rates.bf16_flop_per_s, peak),
-        "matmul_half_depth": short(rates.half_depth),
+        "matmul_half_depth": three_digits(rates.half_depth),
         "attention": _share(rates.attention_flop_per_s, peak),
         "memory": _share(rates.copy_bytes_per_s, base.device.memory_bandwidth),
-        "launch": short(rates.launch_s),
-        "source": f"{source}; overlap and uptime {_BEFORE}{_unmeasured(base.efficiency.source)}",
+        "launch": three_digits(rates.launch_s),
+        "source": f"{source}; overlap and uptime {_KEPT_PREFIX}{_kept_source(base.efficiency.source)}",
     }
     return base.model_copy(update={"efficiency": base.efficiency.model_copy(update=shares)})
 
 
-def _unmeasured(source: str) -> str:
-    """The source of what is not measured, however often the rest was."""
-    return source.rpartition(_BEFORE)[2]
+def _kept_source(source: str) -> str:
+    """The source of the values that are not measured, also of a cluster that was measured before."""
+    return source.rpartition(_KEPT_PREFIX)[2]
 
 
-def short(figure: float) -> float:
-    """Three digits: a measurement has no more."""
+def three_digits(figure: float) -> float:
+    """Rounded to three digits: a measurement has no more."""
     return float(f"{figure:.3g}")
 
 
 def _share(reached: float, promised: float) -> float:
-    return min(1.0, short(reached / promised))
+    return min(1.0, three_digits(reached / promised))
 
 
 def base_cluster(named: str | None, machine: Machine) -> Cluster:
-    """The cluster that is measured: of the catalog or a file; this machine's cores where none is named."""
+    """The cluster to measure, from the catalog or a file; this machine's cores where none is named."""
     if named is None and machine.gpus:
         raise RefusedError(
-            "this machine has GPUs: say whose data sheet and links they have, with --cluster and a name of "
-            "specs/catalog/clusters or a file"
+            "this machine has GPUs, whose data sheet is not known; add --cluster with a name of "
+            "specs/catalog/clusters, or a file"
         )
     if named is None:
         return from_catalog(Cluster, "laptop", None).model_copy(update={"name": "this-machine"})
     return load(Path(named), Cluster) if is_file(named) else from_catalog(Cluster, named, None)
 
 
-def check_place(path: Path) -> None:
-    """DocumentError where a file stands that the doctor did not write: only its own may give way to new figures."""
-    if path.exists() and not _is_measured(path):
-        what = "isoplan doctor did not write what is there"
-        raise DocumentError(path, 1, 1, what, "give another name as --out, or remove it")
+def check_output(path: Path) -> None:
+    """DocumentError where the doctor would overwrite a file that it did not write."""
+    if path.exists() and not _written_by_doctor(path):
+        what = "isoplan doctor did not write this file and does not overwrite it"
+        raise DocumentError(path, 1, 1, what, "choose another name with --out, or remove the file")
 
 
-def _is_measured(path: Path) -> bool:
+def _written_by_doctor(path: Path) -> bool:
     """Whether a file is a cluster whose source says that the doctor measured it."""
     try:
         there = load(path, Cluster)
     except DocumentError:
         return False
     sources = [there.source, *([] if there.efficiency is None else [there.efficiency.source])]
-    return any(source.startswith(_MEASURED) for source in sources)
+    return any(source.startswith(_MEASURED_PREFIX) for source in sources)
 
 
-def looked_at(folder: Path) -> Iterator[Finding]:
-    """What a run needs wherever it is started: interpreter, torch, a folder to write to."""
+def check_machine(folder: Path) -> Iterator[Finding]:
+    """What every run needs: interpreter, torch, a writable folder, free disk space."""
     import torch
 
     yield Finding(
@@ -221,78 +243,92 @@ def looked_at(folder: Path) -> Iterator[Finding]:
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     yield Finding(version >= (2, 11), f"torch {torch.__version__}", "install torch 2.11 or newer")
     yield Finding(
-        os.access(folder, os.W_OK), f"{folder.absolute()} can be written", "run in a folder of your own"
+        os.access(folder, os.W_OK),
+        f"{folder.absolute()} is writable",
+        "change to a folder that you may write to",
     )
     free = shutil.disk_usage(folder).free
     yield Finding(
-        free > LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB are free here", "make room for checkpoints"
+        free > MIN_FREE_BYTES,
+        f"{free / 2**30:.1f} GiB of disk space are free",
+        "free disk space for checkpoints",
     )
 
 
-def left_behind(is_left: Callable[[str], bool]) -> Finding:
-    """Whether variables are set that a launcher, or what `is_left` knows, has left behind."""
-    left = sorted(name for name in os.environ if name in _LEFT_BEHIND or is_left(name))
-    said = f"variables of a job are set: {', '.join(left)}" if left else "no variables of another job are set"
-    return Finding(not left, said, "start from a fresh shell, or unset them")
+def check_variables(is_left: Callable[[str], bool]) -> Finding:
+    """Whether variables of a launcher, or those that `is_left` names, are left in this shell."""
+    left = sorted(name for name in os.environ if name in _LAUNCHER_VARIABLES or is_left(name))
+    message = f"variables of a job are set: {', '.join(left)}" if left else "no variables of a job are set"
+    return Finding(not left, message, "start from a fresh shell, or unset them")
 
 
 def _memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def show(examined: Examined, base: Cluster, console: Console) -> None:
-    """Print what was found and measured."""
-    show_findings(examined.findings, console)
-    if examined.load > 0.5:
-        said = f"other work was at {examined.load:.1f} of {os.cpu_count()} cores: the figures are too low"
-        console.print(f"[yellow]load[/]  {said}", highlight=False, soft_wrap=True)
-    link = () if examined.link is None else link_rows("another", base.intra_node, examined.link)
-    show_figures([*device_rows(examined.device, base), *link], base, console)
+def show(report: DoctorReport, base: Cluster, console: Console) -> None:
+    """Print the findings, and the rates beside those of the base cluster."""
+    show_findings(report.findings, console)
+    if report.load is not None and report.load > 0.5:
+        busy = f"other processes used {report.load:.1f} of {os.cpu_count()} cores, so the rates are too low"
+        console.print(f"[yellow]load[/]  {busy}", highlight=False, soft_wrap=True)
+    show_rates(report, base, console)
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Print what was looked at, a line each."""
+    """Print findings, a line each."""
     for one in findings:
-        mark = "[green]ok[/]" if one.ok else "[red]no[/]" if one.stops else "[yellow]but[/]"
+        mark = "[green]ok[/]  " if one.ok else "[red]fail[/]" if one.blocking else "[yellow]warn[/]"
         rest = "" if one.ok or not one.remedy else f"; {one.remedy}"
-        pad = " " * (1 if one.stops or one.ok else 0)
-        console.print(f"{mark}{pad} {escape(one.what + rest)}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {escape(one.message + rest)}", highlight=False, soft_wrap=True)
 
 
-def show_figures(rows: Iterable[tuple[str, str, str]], base: Cluster, console: Console) -> None:
-    """Print what was measured, beside what the base cluster says."""
+def show_rates(report: DoctorReport, base: Cluster, console: Console) -> None:
+    """Print the measured rates beside those of the base cluster."""
+    rates = report.rates
+    if rates is None:
+        return
+    rows = list(_device_rows(rates.device, base))
+    if rates.intra_node is not None:
+        rows += _link_rows("a device of the node", base.intra_node, rates.intra_node)
+    if rates.inter_node is not None:
+        rows += _link_rows("another node", base.inter_node, rates.inter_node)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("one device", f"{base.name} says", "measured here"):
+    for name in ("one device", base.name, "measured"):
         table.add_column(name, justify="left" if name == "one device" else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)
 
 
-def device_rows(rates: DeviceRates, base: Cluster) -> Iterator[tuple[str, str, str]]:
-    """A device's figures: what each is, what the base cluster says, what was measured."""
+def _device_rows(rates: DeviceRates, base: Cluster) -> Iterator[tuple[str, str, str]]:
+    """A device's rates: name, value of the base cluster, measured value."""
     device = base.device
-    for name, says, found in (
-        ("bf16 multiplications", device.peak_bf16, rates.bf16_flop_per_s),
-        ("fp32 multiplications", device.peak_fp32, rates.fp32_flop_per_s),
+    for name, promised, found in (
+        ("bf16 matrix multiplication", device.peak_bf16, rates.bf16_flop_per_s),
+        ("fp32 matrix multiplication", device.peak_fp32, rates.fp32_flop_per_s),
     ):
-        yield name, f"{says / 1e9:,.0f} GFLOP/s", f"{found / 1e9:,.0f} GFLOP/s"
+        yield name, f"{promised / 1e9:,.0f} GFLOP/s", f"{found / 1e9:,.0f} GFLOP/s"
     yield "attention, bf16", "-", f"{rates.attention_flop_per_s / 1e9:,.0f} GFLOP/s"
-    yield "memory", f"{device.memory_bandwidth / 1e9:,.0f} GB/s", f"{rates.copy_bytes_per_s / 1e9:,.1f} GB/s"
+    yield (
+        "memory copy",
+        f"{device.memory_bandwidth / 1e9:,.0f} GB/s",
+        f"{rates.copy_bytes_per_s / 1e9:,.1f} GB/s",
+    )
     if rates.half_depth >= 1:
-        yield "half of the rate is left at", "-", f"{rates.half_depth:,.0f} inner elements"
+        yield "inner dimension at half the rate", "-", f"{rates.half_depth:,.0f}"
     yield (
         "kernels",
         "-",
-        ", ".join(sorted({said.split(" ")[0].rstrip(",") for said in rates.kernels.values()})),
+        ", ".join(sorted({text.split(" ")[0].rstrip(",") for text in rates.kernels.values()})),
     )
 
 
-def link_rows(to: str, says_bytes_per_s: float, link: LinkRates) -> Iterator[tuple[str, str, str]]:
-    """A link's figures likewise."""
+def _link_rows(to: str, promised_bytes_per_s: float, link: LinkRates) -> Iterator[tuple[str, str, str]]:
+    """A link's rates likewise."""
     yield (
-        f"link to {to}",
-        f"{says_bytes_per_s / 1e9:,.1f} GB/s",
+        f"all-gather to {to}",
+        f"{promised_bytes_per_s / 1e9:,.1f} GB/s",
         f"{link.gather_bytes_per_s / 1e9:,.1f} GB/s",
     )
-    yield f"a message to {to}", "-", f"{link.message_s * 1e6:,.0f} us"
+    yield f"all-reduce latency to {to}", "-", f"{link.message_s * 1e6:,.0f} us"

@@ -1,12 +1,12 @@
-"""What each task of the doctor's job does: it writes down what its node is like, then meets its peers and measures.
+"""What each task of the doctor's job does: it reports facts about its node, then joins its peers and measures.
 
-    slurm/doctor-<number>/order.json       what the caller wants to know, and what it runs itself
-                          facts-<rank>.json   of the task and its node, before torch is loaded
-                          names-<rank>.json   where the nodes' names lead, of each node's first task
-                          rates-<rank>.json   what was measured; only where all found each other
-                          log/rank-<n>.txt    what the task printed
+    slurm/doctor-<number>/order.json       the caller's instructions
+                          facts-<rank>.json   about the task and its node, before torch is loaded
+                          names-<rank>.json   whether the nodes' names resolve, from each node's first task
+                          rates-<rank>.json   what was measured; only where all tasks joined
+                          log/rank-<n>.txt    the task's output
 
-Each file is there whole or not at all, and says by being there how far its task came.
+Each file is written atomically, so the files that exist show how far a task came.
 """
 
 import json
@@ -21,38 +21,35 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from runtime.doctor.node_benchmark import MEET_S, ProbeOrder
+from runtime.doctor.node_benchmark import RENDEZVOUS_TIMEOUT_S, ProbeOrder
 from runtime.run_folder.provenance import commit, versions
 from runtime.slurm import client
+from runtime.slurm.task import export_rendezvous, redirect_output
 from runtime.train.process import RankInfo
 from specs.document.write import write_text
 
-if TYPE_CHECKING:
-    pass
-from runtime.slurm.task import export_rendezvous, print_to
-
 T = TypeVar("T")
 
-_CONNECT_S = 5.0
-"""For a node to answer: many times what the slowest network takes."""
-_LOOK_S = 0.1
-"""Time between two looks at the folder."""
+_CONNECT_TIMEOUT_S = 5.0
+"""For a node to answer; the slowest network takes much less."""
+_POLL_S = 0.1
+"""Time between two listings of the folder."""
 
 
 @dataclass(frozen=True)
 class Software:
-    """What an interpreter runs."""
+    """The Python and packages of a process."""
 
     python: str
     """Its version."""
     packages: dict[str, str]
-    """Versions of ours and of those that change numbers."""
+    """Versions of isoplan and of the packages that change numbers."""
     commit: str | None
-    """Of our sources; None outside of a checkout."""
+    """Commit of isoplan's sources; None outside of a checkout."""
 
     @staticmethod
     def here() -> "Software":
@@ -62,84 +59,89 @@ class Software:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A task and its node."""
+class NodeFacts:
+    """Facts about a task and its node."""
 
     token: str
-    """The order's."""
+    """The order's token."""
     node: str
-    """As the node calls itself."""
+    """The node's own host name."""
     time: float
     """Its clock, in seconds since 1970."""
     software: Software
-    """What it runs."""
+    """Its Python and packages."""
     free_bytes: int
-    """Room where the workspace is."""
+    """Free disk space of the workspace."""
     shm_bytes: int
-    """Size of /dev/shm, through which processes of a node talk."""
+    """Size of /dev/shm, through which processes of a node communicate."""
     data: bool
-    """Whether the data's folder can be read."""
+    """Whether the data folder is readable."""
     sbatch: bool
-    """Whether SLURM's programs are there: a study queues from a node what comes next."""
+    """Whether sbatch is installed: a study queues its next jobs from a node."""
     load: float
-    """Cores' worth of other work in the minute before."""
+    """The load average of the last minute, in cores."""
     port: int
-    """Where the node's first task answers; 0 of the others."""
+    """Port on which the node's first task answers; 0 of its other tasks."""
 
 
 @dataclass(frozen=True)
-class Names:
-    """The nodes' names as one node sees them."""
+class NameCheck:
+    """Whether the nodes' names resolve on one node."""
 
     node: str
-    """The node that looked."""
+    """The node that checked."""
     wrong: dict[str, str]
-    """Names that do not lead to their nodes, and why."""
+    """Names that do not resolve to their nodes, each with the problem."""
 
 
-def log_of(folder: Path, rank: int) -> Path:
-    """What a task prints."""
+def task_log(folder: Path, rank: int) -> Path:
+    """The log of a task."""
     return folder / "log" / f"rank-{rank}.txt"
 
 
-def write(folder: Path, name: str, report: Any) -> None:
-    """A report, whole or not at all."""
+def write_report(folder: Path, name: str, report: Any) -> None:
+    """Write a report atomically."""
     write_text(folder / f"{name}.json", json.dumps(asdict(report)))
 
 
-def read(folder: Path, name: str, kind: type[T]) -> T | None:
-    """A report; None while it is not there."""
+def read_report(folder: Path, name: str, kind: type[T]) -> T | None:
+    """A report; None while it does not exist."""
     path = folder / f"{name}.json"
     return TypeAdapter(kind).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def probe(folder: Path, rank_info: RankInfo, first: str) -> None:
-    """This task's part; `first` is the name of the node on which all meet. SystemExit where it comes to nothing."""
-    order = _awaited(folder, "order", ProbeOrder, time.monotonic() + MEET_S)
+    """Check this task's node and measure; `first` is the name of the rendezvous node. SystemExit where it fails."""
+    order = _wait_for_report(folder, "order", ProbeOrder, time.monotonic() + RENDEZVOUS_TIMEOUT_S)
     if order is None:
-        sys.exit(f"OSError: {folder / 'order.json'} is not here: the folder is not the caller's")
+        sys.exit(f"OSError: {folder / 'order.json'} does not exist here: this is not the caller's folder")
     leads = rank_info.local_rank == 0
-    with socket.create_server(("", 0)) as door:
-        write(folder, f"facts-{rank_info.rank}", _facts(order, door.getsockname()[1] if leads else 0, folder))
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1] if leads else 0
+        write_report(folder, f"facts-{rank_info.rank}", _facts(order, port, folder))
         if leads:
-            threading.Thread(target=_answer, args=(door,), daemon=True).start()
-            deadline_s = time.monotonic() + MEET_S
-            write(folder, f"names-{rank_info.rank}", _names(folder, order, deadline_s))
+            threading.Thread(target=_answer_callers, args=(server,), daemon=True).start()
+            deadline_s = time.monotonic() + RENDEZVOUS_TIMEOUT_S
+            write_report(folder, f"names-{rank_info.rank}", _check_names(folder, order, deadline_s))
             for rank in range(0, order.nodes * order.tasks_per_node, order.tasks_per_node):
-                _awaited(folder, f"names-{rank}", Names, deadline_s)  # who leaves earlier answers nobody
+                _wait_for_report(
+                    folder, f"names-{rank}", NameCheck, deadline_s
+                )  # a task that exits earlier would not answer
         try:
             socket.getaddrinfo(first, None)
-        except OSError as error:  # else the tasks would wait for each other without a word
-            sys.exit(f"OSError: the name of the first node, {first}, leads nowhere ({error.strerror})")
+        except OSError as error:  # otherwise the tasks would hang in the rendezvous without an error message
+            sys.exit(f"OSError: the first node's name, {first}, does not resolve ({error.strerror})")
 
-        from runtime.doctor.node_benchmark import measure  # torch: after what can be said without it
+        from runtime.doctor.node_benchmark import (
+            measure,  # imports torch, so it comes after the checks that do without
+        )
 
-        write(folder, f"rates-{rank_info.rank}", measure(folder, order, rank_info))
+        write_report(folder, f"rates-{rank_info.rank}", measure(folder, order, rank_info))
 
 
-def _facts(order: ProbeOrder, port: int, folder: Path) -> Facts:
+def _facts(order: ProbeOrder, port: int, folder: Path) -> NodeFacts:
     readable = order.data is None or os.access(order.data, os.R_OK | os.X_OK)
-    return Facts(
+    return NodeFacts(
         token=order.token,
         node=socket.gethostname(),
         time=time.time(),
@@ -147,53 +149,53 @@ def _facts(order: ProbeOrder, port: int, folder: Path) -> Facts:
         free_bytes=shutil.disk_usage(folder).free,
         shm_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
         data=readable,
-        sbatch=client.is_here(),
+        sbatch=client.is_installed(),
         load=os.getloadavg()[0],
         port=port,
     )
 
 
-def _answer(door: socket.socket) -> None:
-    """Tell whoever calls which node this is, until the process ends."""
+def _answer_callers(server: socket.socket) -> None:
+    """Send this node's name to every caller, until the process ends."""
     while True:
         with suppress(OSError):
-            caller, _ = door.accept()
+            caller, _ = server.accept()
             with caller:
                 caller.sendall(socket.gethostname().encode())
 
 
-def _names(folder: Path, order: ProbeOrder, deadline_s: float) -> Names:
-    """Call every node of the job by its name."""
+def _check_names(folder: Path, order: ProbeOrder, deadline_s: float) -> NameCheck:
+    """Connect to every node of the job by its name."""
     from submitit import JobEnvironment
 
     wrong: dict[str, str] = {}
     for index, name in enumerate(JobEnvironment().hostnames):
-        leader = _awaited(folder, f"facts-{index * order.tasks_per_node}", Facts, deadline_s)
-        said = f"no task of it reported within {MEET_S:.0f} s" if leader is None else _called(name, leader)
-        if said:
-            wrong[name] = said
-    return Names(socket.gethostname(), wrong)
+        leader = _wait_for_report(folder, f"facts-{index * order.tasks_per_node}", NodeFacts, deadline_s)
+        problem = _call_node(name, leader) if leader else f"has no report within {RENDEZVOUS_TIMEOUT_S:.0f} s"
+        if problem:
+            wrong[name] = problem
+    return NameCheck(socket.gethostname(), wrong)
 
 
-def _called(name: str, leader: Facts) -> str:
-    """What is wrong with a node's name; empty where its task answers there."""
+def _call_node(name: str, leader: NodeFacts) -> str:
+    """What is wrong with a node's name; empty where it resolves to the node."""
     try:
         address = str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
     except OSError as error:
         return f"does not resolve ({error.strerror})"
     try:
-        with socket.create_connection((address, leader.port), _CONNECT_S) as line:
+        with socket.create_connection((address, leader.port), _CONNECT_TIMEOUT_S) as line:
             answered = line.recv(256).decode()
     except OSError as error:
-        return f"leads to {address}, where nothing answers ({error.strerror or error})"
-    return "" if answered == leader.node else f"leads to {address}, which is {answered or 'somebody else'}"
+        return f"resolves to {address}, which does not answer ({error.strerror or error})"
+    return "" if answered == leader.node else f"resolves to {address}, which is {answered or 'another host'}"
 
 
-def _awaited(folder: Path, name: str, kind: type[T], deadline_s: float) -> T | None:
-    """A report, as soon as it is there; None past the deadline."""
-    while (found := read(folder, name, kind)) is None and time.monotonic() < deadline_s:
-        time.sleep(_LOOK_S)
-        os.listdir(folder)  # a folder on a network is looked at anew
+def _wait_for_report(folder: Path, name: str, kind: type[T], deadline_s: float) -> T | None:
+    """A report, as soon as it exists; None after the deadline."""
+    while (found := read_report(folder, name, kind)) is None and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+        os.listdir(folder)  # refreshes the cache of a network file system
     return found
 
 
@@ -205,8 +207,8 @@ class Probe:
     """The submission's folder, an absolute path."""
 
     def __call__(self) -> None:
-        """Look at this task's node, and measure its device."""
+        """Check this task's node, and measure its device."""
         peers, folder = export_rendezvous(), Path(self.folder)
         rank_info = RankInfo.of(os.environ)
-        print_to(log_of(folder, rank_info.rank))
+        redirect_output(task_log(folder, rank_info.rank))
         probe(folder, rank_info, peers.master_addr)

@@ -1,6 +1,6 @@
-"""What a cluster file asks for, beside what the site has: what sbatch would refuse, or let wait for ever.
+"""Compares a cluster file with the site's limits: what sbatch would refuse, or leave pending for ever.
 
-Nobody is asked here: each finding says the site's figure, and the line of the cluster file that asks for another.
+Nothing is queried here. Each finding names the site's value, and the line of the cluster file that differs from it.
 """
 
 import math
@@ -9,33 +9,35 @@ from collections.abc import Callable, Iterator, Sequence
 
 from runtime.doctor.local import Finding
 from runtime.slurm.sbatch import JobShape
-from runtime.slurm.site import Node, Partition, SlurmSite, holds_to_memory, kill_wait_s
+from runtime.slurm.site import Node, Partition, SlurmSite, enforces_memory, kill_wait_s
 from runtime.slurm.submit import ClusterFile
 from specs.document.files import locate
 from specs.document.parse import nearest
 from specs.humanize import duration, several
 
 
-def refused(asked: ClusterFile, field: str, what: str, write: str, stops: bool = True) -> Finding:
+def refused_field(
+    cluster_file: ClusterFile, field: str, what: str, write: str, blocking: bool = True
+) -> Finding:
     """A finding that points at the line of the cluster file."""
-    error = locate(asked.path, field, what, write)
-    return Finding(False, f"{error.path}:{error.line}:{error.column}: {error.what}", error.write, stops)
+    error = locate(cluster_file.path, field, what, write)
+    return Finding(False, f"{error.path}:{error.line}:{error.column}: {error.what}", error.write, blocking)
 
 
-def findings(asked: ClusterFile, shape: JobShape, site: SlurmSite) -> list[Finding]:
-    """What the cluster file asks for in jobs of this shape, beside what the site has."""
-    slurm = asked.cluster.slurm
+def limit_findings(cluster_file: ClusterFile, shape: JobShape, site: SlurmSite) -> list[Finding]:
+    """The cluster file's requests for jobs of this shape, compared with what the site has."""
+    slurm = cluster_file.cluster.slurm
     partition = site.partition(slurm.partition)
-    found = list(_partitions(asked, site))
+    found = list(_partitions(cluster_file, site))
     if partition is not None:
-        found += _limits(asked, shape, partition)
-        found += _nodes(asked, shape, partition, site)
+        found += _limits(cluster_file, shape, partition)
+        found += _nodes(cluster_file, shape, partition, site)
         found.append(_preempted(partition))
-    return [*found, *_settings(asked, site)]
+    return [*found, *_settings(cluster_file, site)]
 
 
-def _partitions(asked: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
-    names, slurm = [one.name for one in site.partitions], asked.cluster.slurm
+def _partitions(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
+    names, slurm = [one.name for one in site.partitions], cluster_file.cluster.slurm
     fields = {"partition": slurm.partition}
     if slurm.planning_partition is not None:
         fields["planning_partition"] = slurm.planning_partition
@@ -47,75 +49,90 @@ def _partitions(asked: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
             )
             meant = nearest(name or "", names)
             write = f"write {meant}" if meant else f"write one of {', '.join(names)}"
-            yield refused(asked, f"slurm.{field}", what, write)
+            yield refused_field(cluster_file, f"slurm.{field}", what, write)
         elif there.state != "UP":
-            what = f"the partition {there.name} is {there.state}: it takes no jobs, or starts none"
-            yield refused(asked, f"slurm.{field}", what, "name another, or ask the site's people")
+            what = f"the partition {there.name} is {there.state}: it accepts no jobs, or starts none"
+            remedy = "name another partition, or ask the cluster's administrators"
+            yield refused_field(cluster_file, f"slurm.{field}", what, remedy)
 
 
-def _limits(asked: ClusterFile, shape: JobShape, partition: Partition) -> Iterator[Finding]:
-    slurm = asked.cluster.slurm
-    if slurm.time_limit > partition.longest_s:
-        most = duration(partition.longest_s)
-        what = f"jobs may take {duration(slurm.time_limit)}, and the partition {partition.name} allows {most}"
-        write = f"write {minutes(partition.longest_s)} or less; runs go on from job to job"
-        yield refused(asked, "slurm.time_limit", what, write)
+def _limits(cluster_file: ClusterFile, shape: JobShape, partition: Partition) -> Iterator[Finding]:
+    slurm = cluster_file.cluster.slurm
+    if slurm.time_limit > partition.max_time_s:
+        most = duration(partition.max_time_s)
+        what = f"jobs request {duration(slurm.time_limit)}, and the partition {partition.name} allows {most}"
+        write = f"write {in_minutes(partition.max_time_s)} or less; runs resume from job to job"
+        yield refused_field(cluster_file, "slurm.time_limit", what, write)
     else:
         most = (
-            "sets no limit" if partition.longest_s == math.inf else f"allows {duration(partition.longest_s)}"
+            "sets no limit"
+            if partition.max_time_s == math.inf
+            else f"allows {duration(partition.max_time_s)}"
         )
-        said = f"jobs of {duration(slurm.time_limit)}: the partition {partition.name} {most}"
-        yield Finding(True, said)
-    if shape.nodes > partition.most_nodes:
-        most = f"{partition.most_nodes:.0f}"
-        what = f"{several(asked.cluster.devices, 'device')} are {several(shape.nodes, 'node')}"
-        what += f", and the partition {partition.name} allows {most} to a job"
-        yield refused(
-            asked, "devices", what, f"write {int(partition.most_nodes) * shape.tasks_per_node} or less"
+        message = f"jobs of {duration(slurm.time_limit)}: the partition {partition.name} {most}"
+        yield Finding(True, message)
+    if shape.nodes > partition.max_nodes:
+        most = f"{partition.max_nodes:.0f}"
+        what = f"{several(cluster_file.cluster.devices, 'device')} need {several(shape.nodes, 'node')}"
+        what += f", and the partition {partition.name} allows {most} per job"
+        yield refused_field(
+            cluster_file, "devices", what, f"write {int(partition.max_nodes) * shape.tasks_per_node} or less"
         )
 
 
-def _nodes(asked: ClusterFile, shape: JobShape, partition: Partition, site: SlurmSite) -> Iterator[Finding]:
+def _nodes(
+    cluster_file: ClusterFile, shape: JobShape, partition: Partition, site: SlurmSite
+) -> Iterator[Finding]:
     """Whether enough of the partition's nodes have what each must have."""
     nodes = [node for node in site.nodes if partition.name in node.partitions]
     if shape.nodes > len(nodes):
-        what = f"{several(asked.cluster.devices, 'device')} are {several(shape.nodes, 'node')} of "
-        what += f"{shape.tasks_per_node}, and the partition {partition.name} has {len(nodes)}"
-        yield refused(asked, "devices", what, f"write {len(nodes) * shape.tasks_per_node} or less")
+        what = f"{several(cluster_file.cluster.devices, 'device')} need {several(shape.nodes, 'node')} with "
+        what += f"{shape.tasks_per_node} each, and the partition {partition.name} has {several(len(nodes), 'node')}"
+        yield refused_field(
+            cluster_file, "devices", what, f"write {len(nodes) * shape.tasks_per_node} or less"
+        )
         return
-    enough, lacking = list(nodes), False
-    for field, wanted, most, fits in _wants(asked, shape, partition, nodes):
+    enough, insufficient = list(nodes), False
+    for field, required, most, fits in _requirements(cluster_file, shape, partition, nodes):
         fitting = [node for node in nodes if fits(node)]
         enough = [node for node in enough if fits(node)]
         if len(fitting) < shape.nodes:
             have = f"{len(fitting)} of the {several(len(nodes), 'node')} of {partition.name} have that"
-            what = f"{wanted} on each of {several(shape.nodes, 'node')} are asked for, and {have} ({most})"
-            yield refused(asked, field, what, "write what they have, or name another partition")
-            lacking = True
-    if lacking:
+            what = (
+                f"the file requests {required} on each of {several(shape.nodes, 'node')}, and {have} ({most})"
+            )
+            yield refused_field(
+                cluster_file, field, what, "request what they have, or name another partition"
+            )
+            insufficient = True
+    if insufficient:
         return
     if len(enough) < shape.nodes:
-        what = f"{len(enough)} of the {several(len(nodes), 'node')} of {partition.name} have all that is asked for"
-        yield refused(asked, "devices", f"{what}, and {shape.nodes} are needed", "ask for less of each")
+        what = f"{len(enough)} of the {several(len(nodes), 'node')} of {partition.name} have everything requested"
+        yield refused_field(
+            cluster_file, "devices", f"{what}, and {shape.nodes} are needed", "request less per node"
+        )
         return
-    up = [node for node in enough if node.takes_jobs]
-    said = f"{len(enough)} of the {several(len(nodes), 'node')} of {partition.name} have what is asked for"
-    down = ", ".join(node.name for node in enough if not node.takes_jobs)
+    up = [node for node in enough if node.accepts_jobs]
+    message = (
+        f"{len(enough)} of the {several(len(nodes), 'node')} of {partition.name} have everything requested"
+    )
+    down = ", ".join(node.name for node in enough if not node.accepts_jobs)
     yield Finding(
         len(up) >= shape.nodes,
-        f"{said}, {several(shape.nodes, 'node')} needed" + (f"; down or drained: {down}" if down else ""),
-        "jobs wait until they are back",
-        stops=False,
+        f"{message}, {several(shape.nodes, 'node')} needed" + (f"; down or drained: {down}" if down else ""),
+        "jobs stay pending until they are up again",
+        blocking=False,
     )
-    room = sorted(min(node.memory, partition.most_memory) for node in enough)[-shape.nodes]
-    yield from _memory(asked, shape, partition, room, holds_to_memory(site.settings))
+    room = sorted(min(node.memory, partition.max_memory) for node in enough)[-shape.nodes]
+    yield from _memory(cluster_file, shape, partition, room, enforces_memory(site.settings))
 
 
-def _wants(
-    asked: ClusterFile, shape: JobShape, partition: Partition, nodes: Sequence[Node]
+def _requirements(
+    cluster_file: ClusterFile, shape: JobShape, partition: Partition, nodes: Sequence[Node]
 ) -> Iterator[tuple[str, str, str, Callable[[Node], bool]]]:
-    """What each node must have: the field that says it, in words, what the site has, and whether a node has it."""
-    slurm = asked.cluster.slurm
+    """What each node must have: the field, the requirement, what the site has, and whether a node meets it."""
+    slurm = cluster_file.cluster.slurm
     if shape.on_gpu or slurm.gres:
         gres = slurm.gres or "gpu"
         kinds = sorted({f"{name}:{number}" for node in nodes for name, number in node.gres.items()})
@@ -128,21 +145,21 @@ def _wants(
         )
     each = (slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
     cpus = each * shape.tasks_per_node
-    most_cpus = min(partition.most_cpus, max(node.cpus for node in nodes))
+    max_cpus = min(partition.max_cpus, max(node.cpus for node in nodes))
     yield (
         "slurm.cpus_per_device" if shape.on_gpu and slurm.cpus_per_device else "devices_per_node",
         several(cpus, "CPU"),
-        f"at most {most_cpus:.0f}",
-        lambda node: min(node.cpus, partition.most_cpus) >= cpus,
+        f"at most {max_cpus:.0f}",
+        lambda node: min(node.cpus, partition.max_cpus) >= cpus,
     )
     memory = slurm.memory
     if memory is not None:
-        most_memory = min(partition.most_memory, max(node.memory for node in nodes))
+        max_memory = min(partition.max_memory, max(node.memory for node in nodes))
         yield (
             "slurm.memory",
-            _size(memory),
-            f"at most {_size(most_memory)}",
-            lambda node: min(node.memory, partition.most_memory) >= memory,
+            _gigabytes(memory),
+            f"at most {_gigabytes(max_memory)}",
+            lambda node: min(node.memory, partition.max_memory) >= memory,
         )
     feature = slurm.constraint
     if feature is not None and re.fullmatch(r"[\w.-]+", feature):  # sbatch judges expressions of several
@@ -156,70 +173,74 @@ def _wants(
 
 
 def _memory(
-    asked: ClusterFile, shape: JobShape, partition: Partition, room: float, enforced: bool
+    cluster_file: ClusterFile, shape: JobShape, partition: Partition, room: float, enforced: bool
 ) -> Iterator[Finding]:
-    """What a job gets that does not say how much memory it needs; `room` is what it may have of each node, in bytes."""
-    if asked.cluster.slurm.memory is not None or partition.memory_per_cpu == math.inf:
+    """The memory of a job that requests none; `room` is the most it can have on each node, in bytes."""
+    if cluster_file.cluster.slurm.memory is not None or partition.memory_per_cpu == math.inf:
         return
-    each = (asked.cluster.slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
+    each = (cluster_file.cluster.slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
     given = partition.memory_per_cpu * each * shape.tasks_per_node
-    counted = 0.0 if shape.on_gpu else asked.cluster.device.memory * shape.tasks_per_node
-    said = f"slurm.memory is not said: the partition {partition.name} gives {_size(given)} of each node"
+    counted = 0.0 if shape.on_gpu else cluster_file.cluster.device.memory * shape.tasks_per_node
+    message = f"slurm.memory is not set: the partition {partition.name} gives {_gigabytes(given)} per node"
     if given >= counted > 0:
-        yield Finding(True, said)
+        yield Finding(True, message)
         return
     if counted:
-        said += f", and the plan counts on {_size(counted)}"
-        amount = _size_below(min(counted, room))
-        write = f"{amount}, which is all that a node gives" if room < counted else amount
+        message += f", and the plan assumes {_gigabytes(counted)}"
+        amount = _gigabytes_below(min(counted, room))
+        write = f"{amount}, the most that a node gives" if room < counted else amount
     else:
-        write = f"what each node's ranks need beside their GPUs, {_size_below(room)} at most"
-    said += (
-        "; this site kills runs that take more than they are given"
+        write = f"the host memory that a node's ranks need, at most {_gigabytes_below(room)}"
+    message += (
+        "; this site kills jobs that use more than that"
         if enforced
-        else "; that matters where runs are killed for taking more, which no setting of this site says"
+        else "; no setting of this site says whether jobs that use more are killed"
     )
-    yield refused(asked, "slurm", said, f"write slurm.memory: {write}", stops=False)
+    yield refused_field(cluster_file, "slurm", message, f"write slurm.memory: {write}", blocking=False)
 
 
 def _preempted(partition: Partition) -> Finding:
-    """What becomes of runs that must give way."""
+    """What preemption does to runs."""
     name, grace = partition.name, duration(partition.grace_s)
     mode = partition.preempt.rpartition(",")[2]
     if mode == "OFF":
-        return Finding(True, f"jobs of the partition {name} give way to none (PreemptMode OFF)")
+        return Finding(True, f"jobs of the partition {name} are not preempted (PreemptMode OFF)")
     if mode == "REQUEUE":
-        said = f"jobs of the partition {name} give way, with {grace} to save, and are queued again"
-        return Finding(True, f"{said} (PreemptMode REQUEUE)")
-    said = f"jobs of the partition {name} give way, with {grace} to save (PreemptMode {partition.preempt})"
-    then = {"CANCEL": "run again what was cancelled", "SUSPEND": "peers of suspended ranks time out"}
-    return Finding(False, said, then.get(mode, "ask the site's people what becomes of them"), stops=False)
+        message = f"preempted jobs of the partition {name} have {grace} to save, and are requeued"
+        return Finding(True, f"{message} (PreemptMode REQUEUE)")
+    message = f"preempted jobs of the partition {name} have {grace} to save (PreemptMode {partition.preempt})"
+    remedies = {
+        "CANCEL": "rerun what was cancelled",
+        "SUSPEND": "use another partition: peers of suspended ranks time out",
+    }
+    remedy = remedies.get(mode, "ask the cluster's administrators what happens to them")
+    return Finding(False, message, remedy, blocking=False)
 
 
-def _settings(asked: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
-    most, pilots = int(site.settings.get("MaxArraySize", "1001")), asked.cluster.slurm.pilots_at_once
+def _settings(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
+    most, pilots = int(site.settings.get("MaxArraySize", "1001")), cluster_file.cluster.slurm.pilots_at_once
     yield Finding(
         most > 0,
-        f"up to {several(max(1, most), 'pilot')} share an array (MaxArraySize), {pilots} of them at work at once",
-        "the site allows no arrays: ask its people for them",
+        f"up to {several(max(1, most), 'pilot')} share an array (MaxArraySize), {pilots} of them running at once",
+        "the site allows no job arrays: ask the cluster's administrators",
     )
     requeue = (
-        "is allowed" if site.settings.get("JobRequeue") == "1" else "is asked for by each job (--requeue)"
+        "is allowed" if site.settings.get("JobRequeue") == "1" else "is requested by each job (--requeue)"
     )
-    yield Finding(True, f"queuing a job again {requeue} (JobRequeue {site.settings.get('JobRequeue', '?')})")
+    yield Finding(True, f"requeueing a job {requeue} (JobRequeue {site.settings.get('JobRequeue', '?')})")
     wait = duration(kill_wait_s(site.settings))
-    yield Finding(True, f"a job that is cancelled has {wait} to save (KillWait)")
+    yield Finding(True, f"a cancelled job has {wait} to save (KillWait)")
 
 
-def minutes(time_s: float) -> str:
-    """A time as a cluster file says it."""
+def in_minutes(time_s: float) -> str:
+    """A time in a cluster file's notation."""
     return f"{time_s / 60:g} min"
 
 
-def _size(size: float) -> str:
+def _gigabytes(size: float) -> str:
     return f"{size / 1e9:,.3g} GB"
 
 
-def _size_below(size: float) -> str:
-    """An amount that is not more than this one, as a cluster file says it."""
+def _gigabytes_below(size: float) -> str:
+    """An amount of memory rounded down, in a cluster file's notation."""
     return f"{math.floor(size / 1e7) / 100:g} GB"

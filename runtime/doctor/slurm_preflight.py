@@ -1,4 +1,4 @@
-"""What the doctor finds without queueing anything: SLURM, the site's limits and accounts, sbatch's own trial."""
+"""The doctor's preflight, which queues nothing: SLURM, the site's limits, accounting, and `sbatch --test-only`."""
 
 import getpass
 import os
@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from runtime.doctor import slurm_limits
-from runtime.doctor.local import Finding, left_behind, looked_at
-from runtime.doctor.slurm_limits import minutes, refused
+from runtime.doctor.local import Finding, check_machine, check_variables
+from runtime.doctor.slurm_limits import in_minutes, refused_field
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
@@ -19,26 +19,26 @@ from runtime.slurm.submit import ClusterFile
 from specs.document.files import DocumentError
 from specs.humanize import duration, several
 
-_OF_A_JOB = re.compile(
+_JOB_VARIABLES = re.compile(
     r"SLURM(D?_NODENAME|_(ARRAY|CPU|DISTRIBUTION|GPU|GTIDS|JOB|LAUNCH|LOCALID|MEM|NNODES|NODE|NPROCS|NTASKS|PRIO|PROCID"
     r"|RESTART|SRUN|STEP|SUBMIT|TASK|TOPOLOGY|TRES|UMASK))|CUDA_VISIBLE_DEVICES$"
 )
-"""Variables that SLURM sets in a job; others, as SLURM_CONF, are for its programs."""
+"""Variables that SLURM sets in a job; others, like SLURM_CONF, are settings of its programs."""
 
 
-def from_here(asked: ClusterFile, workspace: Workspace, shape: JobShape) -> list[Finding]:
-    """What can be found without queueing anything; RefusedError where SLURM does not answer."""
+def preflight(cluster_file: ClusterFile, workspace: Workspace, shape: JobShape) -> list[Finding]:
+    """All findings that need no job; RefusedError where SLURM does not answer."""
     submit.check_path(workspace)
     client.check_controller()
-    there = SlurmSite.asked()
+    site = SlurmSite.query()
     found = [
-        *looked_at(workspace.path),
-        Finding(True, "SLURM's programs are here, and its controller answers"),
+        *check_machine(workspace.path),
+        Finding(True, "SLURM is installed, and its controller answers"),
         *_variables(),
-        *slurm_limits.findings(asked, shape, there),
-        *_accounts(asked, there),
+        *slurm_limits.limit_findings(cluster_file, shape, site),
+        *_accounting(cluster_file, site),
     ]
-    return [*found, *_trials(workspace, asked, shape, found)]
+    return [*found, *_sbatch_trials(workspace, cluster_file, shape, found)]
 
 
 def finding_of(error: DocumentError) -> Finding:
@@ -46,88 +46,103 @@ def finding_of(error: DocumentError) -> Finding:
     return Finding(False, f"{error.path}:{error.line}:{error.column}: {error.what}", error.write)
 
 
-def parts_of(error: RefusedError) -> tuple[str, str]:
-    """What is wrong, and what to do about it where that is said."""
+def message_and_remedy(error: RefusedError) -> tuple[str, str]:
+    """What is wrong, and the remedy, which may be empty."""
     what, _, remedy = str(error).partition("; ")
     return what, remedy
 
 
 def _variables() -> Iterator[Finding]:
-    """Of a job, where this is in none; and those that sbatch heeds more than a script."""
+    """Variables of a job that this shell is not in, and those that override the options of a batch script."""
     job = os.environ.get("SLURM_JOB_ID")
     inside = False
     if job is not None:
-        with suppress(SlurmError):  # a job that nobody knows any more
-            inside = client.state_of(job) == "RUNNING"
+        with suppress(SlurmError):  # SLURM no longer knows the job
+            inside = client.job_state(job) == "RUNNING"
     if inside:
-        yield Finding(True, f"this is inside job {job}, whose variables stay here")
+        yield Finding(True, f"this shell is inside job {job}; its variables are not passed on")
     else:
-        yield left_behind(lambda name: _OF_A_JOB.match(name) is not None)
+        yield check_variables(lambda name: _JOB_VARIABLES.match(name) is not None)
     overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))
     if overruling:
-        said = f"sbatch heeds variables more than the cluster file: {', '.join(overruling)}"
-        yield Finding(False, said, "unset them, unless that is meant", stops=False)
+        message = f"variables override the cluster file's options for sbatch: {', '.join(overruling)}"
+        yield Finding(False, message, "unset them unless this is intended", blocking=False)
 
 
-def _accounts(asked: ClusterFile, there: SlurmSite) -> Iterator[Finding]:
-    """Whether SLURM keeps accounts, and knows whom the cluster file names."""
-    slurm = asked.cluster.slurm
+def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
+    """Whether SLURM accounting answers, and knows the account, QOS and reservation of the cluster file."""
+    slurm = cluster_file.cluster.slurm
     if slurm.reservation is not None:
-        names = [one["ReservationName"] for one in client.shown("reservation")]
+        names = [one["ReservationName"] for one in client.scontrol_show("reservation")]
         if slurm.reservation not in names:
-            write = f"write one of {', '.join(names)}" if names else "leave it out"
-            yield refused(
-                asked, "slurm.reservation", f"there is no reservation {slurm.reservation} now", write
+            write = f"write one of {', '.join(names)}" if names else "remove it"
+            yield refused_field(
+                cluster_file, "slurm.reservation", f"there is no reservation {slurm.reservation} now", write
             )
     try:
-        client.check_accounts()
+        client.check_accounting()
     except SlurmError as error:
-        what = parts_of(error)[0]
-        lost = "a job that ran out of time or lost its node counts as failed, and a study stops there"
-        said = f"sacct does not answer ({what}): how jobs ended is not known, so {lost}"
-        yield Finding(False, said, "ask the site's people for accounts (slurmdbd)", stops=False)
+        what = message_and_remedy(error)[0]
+        lost = "a job that reached its time limit or lost its node counts as failed and stops its study"
+        message = f"sacct does not answer ({what}): how jobs ended is unknown, so {lost}"
+        yield Finding(
+            False, message, "ask the cluster's administrators for accounting (slurmdbd)", blocking=False
+        )
         return
-    yield Finding(True, "sacct answers: how jobs ended is known")
-    enforced = there.settings.get("AccountingStorageEnforce", "")
+    yield Finding(True, "sacct answers, so how jobs ended is known")
+    enforced = site.settings.get("AccountingStorageEnforce", "")
     if slurm.account is not None:
         user = getpass.getuser()
-        known = sorted({one for [one] in client.accounted("assoc", f"user={user}", "format=Account")})
+        known = sorted({one for [one] in client.sacctmgr_show("assoc", f"user={user}", "format=Account")})
         if slurm.account not in known:
-            said = f"{user} has no account {slurm.account} here"
-            write = f"write one of {', '.join(known)}" if known else "ask the site's people for one"
-            yield refused(asked, "slurm.account", said, write, stops="associations" in enforced)
+            message = f"the user {user} has no account {slurm.account} here"
+            write = (
+                f"write one of {', '.join(known)}" if known else "ask the cluster's administrators for one"
+            )
+            yield refused_field(
+                cluster_file, "slurm.account", message, write, blocking="associations" in enforced
+            )
     if slurm.qos is not None:
-        longest = {name: seconds_of(most) for name, most in client.accounted("qos", "format=Name,MaxWall")}
+        longest = {
+            name: seconds_of(most) for name, most in client.sacctmgr_show("qos", "format=Name,MaxWall")
+        }
         if slurm.qos not in longest:
             write = f"write one of {', '.join(longest)}"
-            yield refused(
-                asked, "slurm.qos", f"there is no qos {slurm.qos} here", write, stops="qos" in enforced
+            yield refused_field(
+                cluster_file,
+                "slurm.qos",
+                f"there is no qos {slurm.qos} here",
+                write,
+                blocking="qos" in enforced,
             )
         elif slurm.time_limit > longest[slurm.qos]:
             most = duration(longest[slurm.qos])
-            said = f"jobs may take {duration(slurm.time_limit)}, and the qos {slurm.qos} allows {most}"
-            yield refused(asked, "slurm.time_limit", said, f"write {minutes(longest[slurm.qos])} or less")
+            what = f"jobs request {duration(slurm.time_limit)}, and the qos {slurm.qos} allows {most}"
+            write = f"write {in_minutes(longest[slurm.qos])} or less"
+            yield refused_field(cluster_file, "slurm.time_limit", what, write)
 
 
-def _trials(
-    workspace: Workspace, asked: ClusterFile, shape: JobShape, found: Sequence[Finding]
+def _sbatch_trials(
+    workspace: Workspace, cluster_file: ClusterFile, shape: JobShape, found: Sequence[Finding]
 ) -> Iterator[Finding]:
-    """What sbatch would say to a run on all devices and to one on a node, where it is not said already."""
-    known = [one.what for one in found if one.fatal]
-    told: set[str] = set()
+    """Whether sbatch would accept a run on all devices and one on a node; skips what is in `found` already."""
+    known = [one.message for one in found if one.fatal]
+    refusals: set[str] = set()
     for nodes in sorted({shape.nodes, 1}, reverse=True):
-        tried = replace(shape, nodes=nodes, least_nodes=nodes)
+        tried = replace(shape, nodes=nodes, min_nodes=nodes)
         run = f"a run on {several(nodes * shape.tasks_per_node, 'device')} of {several(nodes, 'node')}"
         try:
-            start = submit.try_out(asked, submit.run_script(workspace, asked, tried))
+            start = submit.sbatch_test_only(
+                cluster_file, submit.trial_submission(workspace, cluster_file, tried)
+            )
         except DocumentError as error:
             place = f"{error.path}:{error.line}:{error.column}:"
-            if error.what not in told and not any(what.startswith(place) for what in known):
+            if error.what not in refusals and not any(message.startswith(place) for message in known):
                 yield finding_of(error)
-            told.add(error.what)
+            refusals.add(error.what)
             continue
         if start:
-            yield Finding(True, f"sbatch would take {run}, {start}")
+            yield Finding(True, f"sbatch would accept {run}, starting {start}")
         elif not known:
-            said = f"sbatch has no nodes for {run} now: they are down, or not as it asks for"
-            yield Finding(False, said, "it waits until there are some", stops=False)
+            message = f"no nodes are available for {run} now: they are down, or lack what it requests"
+            yield Finding(False, message, "runs stay pending until there are some", blocking=False)

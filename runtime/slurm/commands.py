@@ -1,98 +1,85 @@
-"""`run --slurm` as a person meets it: what was queued, what is left to SLURM, and what --dry-run would queue."""
+"""`run --slurm`: queues runs and shows their states; with --dry-run, shows the sbatch scripts that would be queued."""
 
-import json as jsonlib
 import os
 import shlex
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan, missing_resources
+from runtime.launch.jobs import budget_folder, cluster_of, from_plan, missing_resources
 from runtime.run_folder.folder import RunFolder
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.study import ContinueStudy, advance_study, cluster_file_of, submit_runs, run_folder
+from runtime.slurm.study import ContinueStudy, advance_study, cluster_file_of, run_folder, submit_runs
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
 from runtime.study import Driver, RunResults, chain_steps
 from specs.budget import Budget
 from specs.document.files import DocumentError, load
+from specs.document.write import print_json
 from specs.exit_codes import OK, RESUME
 from specs.humanize import several
 from specs.plan import Plan
 
-_STATE_TEXT = {"pending": "queued", "running": "at work"}
-"""SLURM's words as `isoplan status` says them."""
-
 JobsByRun = Mapping[str, tuple[str, str]]
-"""By fingerprint: SLURM's name for a run's job, and its word for how that stands now."""
+"""Job id and state of each run's live job, by fingerprint."""
 
 
-def queue_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
-    """Queue a plan's runs that are not finished or with SLURM already."""
+def queue_plan(driver: Driver, plan: Plan, path: Path, json: bool) -> int:
+    """Queue the runs of the plan at this path that are not finished and have no live job."""
     _check_slurm(driver)
-    ran = submit_runs(driver, from_plan(plan, path), _cluster_file(plan, path), _name(plan), again=True)
-    jobs = _jobs_of(driver, ran)
+    name, cluster_file = f"{plan.budget.name}-{plan.phase}", _cluster_file(plan, path)
+    results = submit_runs(driver, from_plan(plan, path), cluster_file, name, retry_failed=True)
+    jobs = _jobs_of(driver, results)
     if json:
-        _print({"runs": _states(ran, jobs), "exit_code": _exit_code(ran.exit_code)})
-    _show_runs(driver, ran, jobs)
-    if ran.exit_code == OK:
+        print_json({"runs": _states(results, jobs), "exit_code": _exit_code(results.exit_code)})
+    _show_runs(driver, results, jobs)
+    if results.exit_code == OK:
         driver.say(f"every run is finished; next: audit {escape(shlex.quote(str(path)))}")
     else:
         driver.say(f"see: isoplan status {escape(shlex.quote(str(path)))}")
-    return _exit_code(ran.exit_code)
+    return _exit_code(results.exit_code)
 
 
-def queue_budget(driver: Driver, path: Path, until_done: bool, json: bool) -> int:
-    """Do what is due of a budget now; with `until_done` the rest follows by itself."""
+def queue_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, json: bool) -> int:
+    """Do what is due of the budget at this path; with `until_done` its study continues automatically."""
     _check_slurm(driver)
-    if until_done:  # before anything is queued that it would go on with
-        budget = load(path, Budget)
-        submit.sbatch_test_only(cluster_file_of(path, budget), _study_submission(driver, path, budget))
-    done = advance_study(driver, path, until_done=until_done, again=True)
-    jobs = _jobs_of(driver, done.ran)
-    if done.audit is None:
-        _show_runs(driver, done.ran, jobs)
+    if until_done:  # a refusal of the study's own job must come before any run is queued
+        submit.sbatch_test_only(cluster_file_of(budget, path), _study_submission(driver, budget, path))
+    study = advance_study(driver, budget, path, until_done=until_done, retry_failed=True)
+    jobs, exit_code = _jobs_of(driver, study.results), _exit_code(study.exit_code)
+    if study.audit is None:
+        _show_runs(driver, study.results, jobs)
     if json:
-        verdict = None if done.audit is None else done.audit.verdict
-        runs = _states(done.ran, jobs)
-        _print(
-            {
-                "plan": str(done.path),
-                "runs": runs,
-                "verdict": verdict,
-                "exit_code": _exit_code(done.exit_code),
-            }
-        )
-    return _exit_code(done.exit_code)
+        verdict = None if study.audit is None else study.audit.verdict
+        runs = _states(study.results, jobs)
+        print_json({"plan": str(study.path), "runs": runs, "verdict": verdict, "exit_code": exit_code})
+    return exit_code
 
 
-def preview_plan(driver: Driver, path: Path, plan: Plan, json: bool) -> int:
-    """The sbatch scripts of what is not finished, and what each of their jobs runs. Nothing is queued."""
+def preview_plan(driver: Driver, plan: Plan, path: Path, json: bool) -> int:
+    """Show the sbatch scripts of the runs that are not finished, and what each job runs. Nothing is queued."""
     submit.check_path(driver.workspace)
-    _preview(driver, [], _due(driver, path, plan), json)
+    _preview(driver, [], _due(driver, plan, path), json)
     return OK
 
 
-def preview_budget(driver: Driver, path: Path, budget: Budget, until_done: bool, json: bool) -> int:
-    """How far a budget's chain is, and the scripts of what is due of it. Nothing is queued."""
+def preview_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, json: bool) -> int:
+    """Show the state of a budget's steps, and the sbatch scripts of those that are due. Nothing is queued."""
     submit.check_path(driver.workspace)
     steps = chain_steps(driver.workspace, budget)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
-    due = DueSubmissions([], {}, []) if plan is None else _due(driver, plan, load(plan, Plan))
-    if not due.made and not sealed[0].exists():
-        due.notes.append("What is to be run next is known once it is planned.")
+    due = DueSubmissions([], {}, []) if plan is None else _due(driver, load(plan, Plan), plan)
+    if not due.submissions and not sealed[0].exists():
+        due.notes.append("The next runs are known once the budget is planned.")
     if until_done:
-        due.made.append(_study_submission(driver, path, budget))
-        due.notes.extend(_refusals(cluster_file_of(path, budget), due.made[-1:]))
-        due.notes.append(
-            "The study's job waits for all others (--dependency, with the numbers that they get)."
-        )
+        due.submissions.append(_study_submission(driver, budget, path))
+        due.notes.extend(_refusals(cluster_file_of(budget, path), due.submissions[-1:]))
+        due.notes.append("The study's job starts after all others (--dependency, with their job ids).")
     _preview(driver, steps, due, json)
     return OK
 
@@ -107,146 +94,136 @@ def _check_slurm(driver: Driver) -> None:
 class DueSubmissions:
     """What would be queued."""
 
-    made: list[PreparedSubmission]
-    """The submissions."""
+    submissions: list[PreparedSubmission]
     titles: Mapping[str, str]
-    """What their runs are called."""
+    """Titles of their runs, by fingerprint."""
     notes: list[str]
-    """How things stand, a line each."""
+    """What the user should know, a line each."""
 
 
-def _due(driver: Driver, path: Path, plan: Plan) -> DueSubmissions:
+def _due(driver: Driver, plan: Plan, path: Path) -> DueSubmissions:
     """What would be queued of a plan."""
-    planned = from_plan(plan, path)
-    todo = {one.run.fingerprint(): one for one in planned if not one.finished(driver.workspace)}
+    requests = from_plan(plan, path)
+    todo = {one.run.fingerprint(): one for one in requests if not one.finished(driver.workspace)}
     notes = [
-        f"This would be refused: {lack}."
-        for lack in missing_resources(list(todo.values()), driver.workspace, None, None)
+        f"This would be refused: {missing}."
+        for missing in missing_resources(list(todo.values()), driver.workspace, None, None)
     ]
-    live, most = {}, submit.DEFAULT_MAX_ARRAY_SIZE
+    live, max_array = {}, submit.DEFAULT_MAX_ARRAY_SIZE
     if client.is_installed():
-        most = submit.max_array_size()
+        max_array = submit.max_array_size()
         live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in todo])
     else:
         notes.append(
-            f"There is no SLURM here: what it has in hand is not known, and arrays are cut at its default, {most} jobs."
+            "SLURM is not installed here: jobs that are already queued are unknown, and arrays have at most "
+            f"{max_array} jobs, SLURM's default."
         )
     due = [one for run, one in todo.items() if run not in live]
+    finished = len(requests) - len(todo)
     notes.append(
-        f"{several(len(due), 'run')} to queue, {len(live)} with SLURM already, {_finished_text(planned, todo)}."
+        f"{several(len(due), 'run')} to queue, {len(live)} already queued or running, {finished} finished."
     )
-    titles, asked = {run: one.title for run, one in todo.items()}, _cluster_file(plan, path)
-    made = submit.submissions_for(driver.workspace, asked, due, _name(plan), Task, most)
-    return DueSubmissions(made, titles, notes + _refusals(asked, made))
+    titles, cluster_file = {run: one.title for run, one in todo.items()}, _cluster_file(plan, path)
+    name = f"{plan.budget.name}-{plan.phase}"
+    submissions = submit.submissions_for(driver.workspace, cluster_file, due, name, Task, max_array)
+    return DueSubmissions(submissions, titles, notes + _refusals(cluster_file, submissions))
 
 
-def _refusals(asked: ClusterFile, made: Sequence[PreparedSubmission]) -> list[str]:
-    """What SLURM would refuse of these submissions, where it can be asked, each once."""
+def _refusals(cluster_file: ClusterFile, submissions: Sequence[PreparedSubmission]) -> list[str]:
+    """Why sbatch would refuse these submissions, each reason once; empty where SLURM is not installed."""
     found: dict[str, None] = {}
-    for script in made if client.is_installed() else ():
+    for one in submissions if client.is_installed() else ():
         try:
-            submit.sbatch_test_only(asked, script)
+            submit.sbatch_test_only(cluster_file, one)
         except DocumentError as error:
             found[f"This would be refused: {error}"] = None
     return list(found)
 
 
-def _finished_text(planned: Sequence[RunRequest], todo: Collection[str]) -> str:
-    return f"{sum(one.run.fingerprint() not in todo for one in planned)} finished"
-
-
-def _study_submission(driver: Driver, path: Path, budget: Budget) -> PreparedSubmission:
-    """The job that goes on with a budget, were there nothing to wait for."""
-    return submit.study_submission(
-        driver.workspace, cluster_file_of(path, budget), path, budget.name, ContinueStudy, ()
-    )
+def _study_submission(driver: Driver, budget: Budget, path: Path) -> PreparedSubmission:
+    """The job that continues a budget's study, without its dependency on other jobs."""
+    cluster_file = cluster_file_of(budget, path)
+    return submit.study_submission(driver.workspace, cluster_file, path, budget.name, ContinueStudy, ())
 
 
 def _preview(driver: Driver, steps: Sequence[tuple[str, str]], due: DueSubmissions, json: bool) -> None:
     if json:
-        plain: dict[str, Any] = {"scripts": [_plain(one, due.titles) for one in due.made], "notes": due.notes}
+        scripts = [_plain(one, due.titles) for one in due.submissions]
+        plain: dict[str, Any] = {"scripts": scripts, "notes": due.notes}
         if steps:
             plain["steps"] = [{"step": name, "state": state} for name, state in steps]
-        _print(plain)
+        print_json(plain)
         return
     for number, (name, state) in enumerate(steps, 1):
         driver.say(f"{number}. {name:<8}{escape(state)}")
-    for one in due.made:
+    for one in due.submissions:
         driver.say(f"\n[bold]{escape(one.submission.name)}[/], {several(len(one.tasks), 'job')}:\n")
         driver.console.out(one.text, highlight=False)
-        driver.say("\nEach task of a job calls what it is handed:")
+        driver.say("\nEach task of a job calls:")
         for job in _plain(one, due.titles)["jobs"]:
-            driver.say(f"  {escape(job['what'])}: {escape(job['calls'])}")
+            driver.say(f"  {escape(job['title'])}: {escape(job['calls'])}")
     driver.say("\n".join(["", *map(escape, due.notes), "Nothing was queued."]))
 
 
-def _plain(script: PreparedSubmission, titles: Mapping[str, str]) -> dict[str, Any]:
+def _plain(prepared: PreparedSubmission, titles: Mapping[str, str]) -> dict[str, Any]:
     """A submission for programs; its jobs in the array's order."""
-    whats = [titles[run] for run in script.submission.runs] or ["the study's next step"]
-    jobs = [{"what": what, "calls": repr(task)} for what, task in zip(whats, script.tasks, strict=True)]
-    return {"name": script.submission.name, "text": script.text, "jobs": jobs}
+    named = [titles[run] for run in prepared.submission.runs] or ["the study's next step"]
+    jobs = [{"title": title, "calls": repr(task)} for title, task in zip(named, prepared.tasks, strict=True)]
+    return {"name": prepared.submission.name, "text": prepared.text, "jobs": jobs}
 
 
-def _show_runs(driver: Driver, ran: RunResults, jobs: JobsByRun) -> None:
-    """How far the runs are, in a few lines."""
-    for one in ran.outcomes:
-        job, word = jobs.get(one.job.folder.name, ("", ""))
-        said = f"{_STATE_TEXT.get(word, word)}, job {job}" if job else f"{one.state}, {one.message}"
-        driver.say(f"  {escape(one.job.title)}: {escape(said)}")
-    finished = len(ran.wanted) - len(ran.outcomes)
+def _show_runs(driver: Driver, results: RunResults, jobs: JobsByRun) -> None:
+    """The states of the runs that are not finished, a line each, and the number of finished ones."""
+    for one in results.outcomes:
+        job, state = jobs.get(one.job.folder.name, ("", ""))
+        line = f"{state}, job {job}" if job else f"{one.state}, {one.message}"
+        driver.say(f"  {escape(one.job.title)}: {escape(line)}")
+    finished = len(results.requests) - len(results.outcomes)
     if finished:
-        driver.say(f"  {finished} of {several(len(ran.wanted), 'run')} are finished")
+        driver.say(f"  {finished} of {several(len(results.requests), 'run')} are finished")
 
 
-def _states(ran: RunResults, jobs: JobsByRun) -> list[dict[str, Any]]:
-    """Every run with how far it is, in SLURM's word where that has it, and its job's name."""
-    open_ = {one.job.folder.name: one for one in ran.outcomes}
+def _states(results: RunResults, jobs: JobsByRun) -> list[dict[str, Any]]:
+    """The state of every run, with its job id where it has a live job."""
+    unfinished = {one.job.folder.name: one for one in results.outcomes}
     found = []
-    for one in ran.wanted:
+    for one in results.requests:
         run = one.run.fingerprint()
         plain: dict[str, Any] = {"run": run, "title": one.title}
         if run in jobs:
-            job, word = jobs[run]
-            plain |= {"state": word, "job": job, "said": open_[run].message}
-        elif run in open_:
-            plain |= {"state": open_[run].state, "said": open_[run].message}
+            job, state = jobs[run]
+            plain |= {"state": state, "job": job, "message": unfinished[run].message}
+        elif run in unfinished:
+            plain |= {"state": unfinished[run].state, "message": unfinished[run].message}
         else:
             plain |= {"state": "finished"}
         found.append(plain)
     return found
 
 
-def _jobs_of(driver: Driver, ran: RunResults) -> JobsByRun:
-    """What is queued of these runs."""
-    folders = [RunFolder(one.job.folder) for one in ran.outcomes if one.state == "queued"]
+def _jobs_of(driver: Driver, results: RunResults) -> JobsByRun:
+    """The live jobs of the runs that are queued."""
+    folders = [RunFolder(one.job.folder) for one in results.outcomes if one.state == "queued"]
     if not folders:
         return {}
     try:
         live = submit.live_runs(driver.workspace, folders)
-    except SlurmError:  # it has answered just before: the numbers are written down
+    except SlurmError:  # it answered a moment ago, so the job ids are written down
         live = {}
     found = {run: (one.job, "held" if one.held else one.state.lower()) for run, one in live.items()}
     for folder in folders:
-        said = submit.latest_submission(driver.workspace, folder)
-        job = said[0].job_of(folder.path.name) if said else None
+        submitted = submit.latest_submission(driver.workspace, folder)
+        job = submitted[0].job_of(folder.path.name) if submitted else None
         if job is not None:
-            found.setdefault(folder.path.name, (job, "queued"))
+            found.setdefault(folder.path.name, (job, "pending"))
     return found
 
 
 def _cluster_file(plan: Plan, path: Path) -> ClusterFile:
-    folder = Path(os.path.relpath(budget_folder(plan, path).resolve()))  # as a person would write it
+    folder = Path(os.path.relpath(budget_folder(plan, path).resolve()))  # relative, as a user would write it
     return ClusterFile(*cluster_of(plan.budget, folder, path))
 
 
-def _name(plan: Plan) -> str:
-    return f"{plan.budget.name}-{plan.phase}"
-
-
 def _exit_code(code: int) -> int:
-    """Queued is as good as done for whoever asked."""
+    """0 also where runs are queued: the command has done its part."""
     return OK if code == RESUME else code
-
-
-def _print(plain: Any) -> None:
-    sys.stdout.write(jsonlib.dumps(plain, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Where SLURM has the runs and studies of a workspace, asked once for all of them, and without writing anything."""
+"""The job states of a workspace's runs and studies: SLURM is queried once for all of them, and nothing is written."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ from runtime.slurm.client import EndedJob, LiveJob, SlurmError
 
 @dataclass(frozen=True)
 class JobStates:
-    """What SLURM says; empty where nothing was ever handed to it."""
+    """What SLURM reports; empty where nothing was ever queued."""
 
     jobs: Mapping[str, str] = field(default_factory=dict)
-    """The newest job of each run that was queued, by fingerprint; SLURM may be done with it."""
+    """Job id of each run's newest job, by fingerprint; the job may have ended."""
     live: Mapping[str, LiveJob] = field(default_factory=dict)
-    """Jobs in SLURM's hands, by fingerprint."""
+    """Jobs that are pending, running or completing, by fingerprint."""
     ended: Mapping[str, EndedJob] = field(default_factory=dict)
-    """How the others ended, as far as SLURM's accounts know; and studies' jobs, by their submissions' names."""
+    """How the others ended, as far as SLURM accounting knows; studies' jobs by the names of their submissions."""
     studies: Mapping[str, LiveJob] = field(default_factory=dict)
-    """Jobs that go on with studies, by their submissions' names."""
+    """Jobs that continue studies, by the names of their submissions."""
     cancelled: Collection[str] = frozenset()
-    """Which of them somebody has cancelled: runs by fingerprint, and studies by their submissions' names."""
+    """Which of them were cancelled: runs by fingerprint, and studies by the names of their submissions."""
     problem: str = ""
-    """Why SLURM could not be asked; empty where it was, or had not to be."""
+    """Why SLURM did not answer; empty where it did, or was not asked."""
 
     @property
     def reliable(self) -> bool:
@@ -32,34 +32,42 @@ class JobStates:
 
 
 def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
-    """Where these unfinished runs are, by fingerprint, and the jobs of these submissions that go on with studies."""
+    """The job states of these unfinished runs, by fingerprint, and of these submissions, which continue studies."""
     from runtime.run_folder.folder import RunFolder
-    from runtime.slurm import submit  # a second, for who has nothing to do with SLURM
+    from runtime.slurm import submit  # takes a second; a workspace without SLURM jobs does without
 
-    noted = {
-        run: said for run in runs if (said := submit.submitted(workspace, RunFolder(workspace.runs / run)))
+    submitted = {
+        run: found
+        for run in runs
+        if (found := submit.latest_submission(workspace, RunFolder(workspace.runs / run)))
     }
-    known = {run: said[0] for run, said in noted.items()}
+    submissions = {run: submission for run, (submission, _) in submitted.items()}
     problem = ""
-    here: dict[str, LiveJob] = {}
+    by_id: dict[str, LiveJob] = {}
     try:
-        here = client.live({one.name for one in known.values()} | set(studies))
+        by_id = client.live_jobs({one.name for one in submissions.values()} | set(studies))
     except SlurmError as error:
         problem = str(error)
-    jobs = {run: job for run, one in known.items() if (job := submit.numbered(one, here).job_of(run))}
-    live = {run: here[job] for run, job in jobs.items() if job in here}
+    jobs = {
+        run: job
+        for run, one in submissions.items()
+        if (job := submit.with_job_number(one, by_id).job_of(run))
+    }
+    live = {run: by_id[job] for run, job in jobs.items() if job in by_id}
     gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
-    waiting = {one.name: one for one in here.values() if one.name in studies}
+    live_studies = {one.name: one for one in by_id.values() if one.name in studies}
     if not problem:
-        for name in set(studies) - set(waiting):
-            one = submit.submission_of(workspace, name)
-            if one is not None and one.job is not None:
-                gone[name] = str(one.job)
+        for name in set(studies) - set(live_studies):
+            study = submit.submission_of(workspace, name)
+            if study is not None and study.job is not None:
+                gone[name] = str(study.job)
     try:
-        told = client.ended(gone.values())
-    except SlurmError:  # it keeps no accounts, or not now
-        told = {}
-    ended = {one: told[job] for one, job in gone.items() if job in told}
+        by_job = client.ended_jobs(gone.values())
+    except SlurmError:  # no SLURM accounting, or it does not answer now
+        by_job = {}
+    ended = {one: by_job[job] for one, job in gone.items() if job in by_job}
     cancelled = {one for one, end in ended.items() if end.state.startswith("CANCELLED")}
-    cancelled |= {run for run in gone if run not in ended and run in noted and noted[run][1].cancelled}
-    return JobStates(jobs, live, ended, waiting, cancelled, problem)
+    cancelled |= {
+        run for run in gone if run not in ended and run in submitted and submitted[run][1].cancelled
+    }
+    return JobStates(jobs, live, ended, live_studies, cancelled, problem)

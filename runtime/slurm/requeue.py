@@ -1,14 +1,14 @@
-"""What follows the ranks of a job, decided in its script once they have ended:
+"""Whether a job is requeued after its ranks have ended; its batch script calls
 
     python -m runtime.slurm.requeue SUBMISSION_FOLDER STATUS STATE WARNING_S
 
-STATUS is srun's, STATE what SLURM says of the job now (squeue(1), "%T %L %r"), and WARNING_S how long before its limit
-the ranks are told to leave.
+STATUS is srun's exit status, STATE is SLURM's view of the job now (squeue(1), "%T %L %r"), and WARNING_S is how long
+before the time limit the ranks are signalled to stop.
 
-Exit status 0: queue the job again; 3: leave it; any other: this process itself failed. A run that left as it was told
-to goes on. So does one that crashed, or whose time was up before it had saved anything, unless that has happened so
-often since its newest checkpoint that it would happen again. A job that SLURM itself has in hand (cancelled,
-preempted) is left to SLURM; one that has used up its time is not, for SLURM never queues such a one again.
+Exit status 0: requeue the job; 3: do not requeue it; any other: this process itself failed. A run that stopped after a
+signal (time limit, preemption) is requeued and resumes. So is a run that crashed, or whose time was up before its
+first checkpoint, unless this has happened `retries` times since its newest checkpoint. A job that SLURM is already
+cancelling or preempting is left to SLURM; a job that last_step its time limit is not, since SLURM never requeues it.
 """
 
 import os
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from runtime.launch.failure import Log
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import at_work, keeper
+from runtime.run_folder.lock import busy_message, current_owner
 from runtime.run_folder.provenance import slurm_job
-from runtime.run_folder.tail import cut_line, reached
+from runtime.run_folder.tail import last_step, truncate_partial_line
 from runtime.slurm.site import seconds_of
 from specs.document.files import load
 from specs.document.write import append_line
@@ -32,134 +32,138 @@ from specs.humanize import several
 from specs.record import Incident, RecordLine, Start
 from specs.slurm_submission import Queued, Submission
 
-AGAIN, LEAVE_IT = 0, 3
-_EARLY_S = 60.0
-"""How much earlier than it was asked to SLURM may warn a job (sbatch(1), --signal)."""
-_ASKED = ("User defined signal", "Terminated")
-"""How srun calls the end of a task that was told to leave before it could listen."""
-_TASKS = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
-"""What srun says of tasks that did not end well, the first one first."""
-MARK = "isoplan: start"
-"""What the script prints before the ranks, so that what is from an earlier start is told apart."""
+REQUEUE, DO_NOT_REQUEUE = 0, 3
+_SIGNAL_EARLY_S = 60.0
+"""How much earlier than requested SLURM may send its signal (sbatch(1), --signal)."""
+_STOP_SIGNALS = ("User defined signal", "Terminated")
+"""What srun prints for a task that got the stop signal before it had installed its handlers."""
+_TASK_FAILED = re.compile(r"srun: error: ([\w.-]+): tasks? ([\d,-]+): (.+)")
+"""srun's lines about failed tasks, the first failure first."""
+START_MARK = "isoplan: start"
+"""Printed by the script before the ranks start, so that the output of earlier attempts is told apart."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Decide for the job that this process is in."""
-    place, status, warning_s = Path(arguments[0]), int(arguments[1]), float(arguments[3])
+    """Decide for the job that this process runs in."""
+    submission_folder, status, warning_s = Path(arguments[0]), int(arguments[1]), float(arguments[3])
     state, left, reason = (*arguments[2].split(" ", 2), "", "", "")[:3]
-    submission = load(place / "submission.json", Submission)
+    submission = load(submission_folder / "submission.json", Submission)
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     job = os.environ["SLURM_JOB_ID"]
-    printed = f"{job}_0_log.err" if index is None else f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}_0_log.err"
-    folder = RunFolder(place.parents[1] / "runs" / submission.runs[int(index or 0)])
+    errors = f"{job}_0_log.err" if index is None else f"{os.environ['SLURM_ARRAY_JOB_ID']}_{index}_0_log.err"
+    folder = RunFolder(submission_folder.parents[1] / "runs" / submission.runs[int(index or 0)])
     if folder.end() is not None:
-        return LEAVE_IT
+        return DO_NOT_REQUEUE
     if state != "RUNNING" and (state, reason) != ("COMPLETING", "TimeLimit"):
-        print("the job is ending: SLURM decides what becomes of it")
-        return LEAVE_IT
+        print("SLURM is ending this job and decides whether it is requeued")
+        return DO_NOT_REQUEUE
     queued = load(folder.queued_json, Queued)
     if queued.cancelled and queued.submission == submission.name:
         print("the job was cancelled")
-        return LEAVE_IT
-    if keeper(folder.path):
-        print(f"{at_work(folder.path)}; the job is queued again")
-        return AGAIN
-    fall = TaskFailure.of(place / printed, status) if status else TaskFailure("its time was up")
-    out_of_time = reason == "TimeLimit" or seconds_of(left) <= warning_s + _EARLY_S
-    if (status == 0 or fall.asked) and (_has_saved(folder) or not out_of_time):
-        print("it left as it was told to; the job is queued again")
-        return AGAIN
-    return _after_fall(folder, fall, submission)
+        return DO_NOT_REQUEUE
+    if current_owner(folder.path):
+        print(f"{busy_message(folder.path)}; this job is requeued")
+        return REQUEUE
+    failure = (
+        TaskFailure.of(submission_folder / errors, status)
+        if status
+        else TaskFailure("the job's time limit was last_step")
+    )
+    out_of_time = reason == "TimeLimit" or seconds_of(left) <= warning_s + _SIGNAL_EARLY_S
+    if (status == 0 or failure.stop_requested) and (_has_saved_since_start(folder) or not out_of_time):
+        print("the run stopped after a signal; this job is requeued and the run resumes")
+        return REQUEUE
+    return _after_failure(folder, failure, submission)
 
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """How the first of a job's tasks ended that did not end well."""
+    """How the first failed task of a job ended."""
 
-    said: str
-    """In srun's words, or in its own where it printed none."""
+    message: str
+    """srun's message, or the last line of its output where it printed none."""
     node: str = ""
-    """Where."""
+    """The task's node."""
     rank: int | None = None
-    """Which; None where srun itself failed."""
+    """The task's rank; None where srun itself failed."""
 
     @staticmethod
-    def of(printed: Path, status: int) -> "TaskFailure":
-        """From what the batch script and srun printed since the job's start."""
-        text = printed.read_text(errors="replace").rpartition(MARK)[2] if printed.exists() else ""
-        first = _TASKS.search(text)
+    def of(errors: Path, status: int) -> "TaskFailure":
+        """From the standard error of the batch script and srun since the job's last start."""
+        text = errors.read_text(errors="replace").rpartition(START_MARK)[2] if errors.exists() else ""
+        first = _TASK_FAILED.search(text)
         if first:
             return TaskFailure(first[3].strip(), first[1], int(re.split("[,-]", first[2])[0]))
         lines = [line for line in text.splitlines()[1:] if line.strip()]
-        return TaskFailure(lines[-1] if lines else f"srun ended with status {status}")
+        return TaskFailure(lines[-1] if lines else f"srun exited with status {status}")
 
     @property
-    def asked(self) -> bool:
-        """Whether it was told to leave, before it could listen."""
-        return self.said.startswith(_ASKED)
+    def stop_requested(self) -> bool:
+        """Whether a stop signal ended it before it had installed its handlers."""
+        return self.message.startswith(_STOP_SIGNALS)
 
     @property
-    def hopeless(self) -> bool:
-        """Whether another start would end the same way."""
-        code = re.search(r"exit code (\d+)", self.said)
+    def permanent(self) -> bool:
+        """Whether another start would fail in the same way."""
+        code = re.search(r"exit code (\d+)", self.message)
         return code is not None and int(code[1]) == NO_RETRY
 
-    def words(self, folder: RunFolder) -> str:
+    def summary(self, folder: RunFolder) -> str:
         """What happened, in one line."""
         if self.rank is None:
-            return self.said
+            return self.message
         log = Log(folder.log / f"rank-{self.rank}.txt", 0)
-        error = log.error if log.path.exists() and "exit code" in self.said else None
-        return f"{error or self.said} (rank {self.rank} on {self.node}; its log: {log.path})"
+        error = log.error if log.path.exists() and "exit code" in self.message else None
+        return f"{error or self.message} (rank {self.rank} on {self.node}; its log: {log.path})"
 
 
-def fate(printed: Path, rank: int) -> str | None:
-    """What srun says of a task that did not end well; None where it says nothing."""
-    for fallen in _TASKS.finditer(printed.read_text(errors="replace") if printed.exists() else ""):
-        spans = (part.partition("-") for part in fallen[2].split(","))
+def srun_error_of(errors: Path, rank: int) -> str | None:
+    """srun's message about a failed task; None where it printed none."""
+    for failed in _TASK_FAILED.finditer(errors.read_text(errors="replace") if errors.exists() else ""):
+        spans = (part.partition("-") for part in failed[2].split(","))
         if any(int(first) <= rank <= int(last or first) for first, _, last in spans):
-            return fallen[3].strip()
+            return failed[3].strip()
     return None
 
 
-def _has_saved(folder: RunFolder) -> bool:
-    """Whether it has come to a checkpoint since this start of the job, in which it may have gone back by itself."""
+def _has_saved_since_start(folder: RunFolder) -> bool:
+    """Whether the newest checkpoint changed since this start of the job, in which the run may have rolled back."""
     job = slurm_job()
     start = next((line for line in folder.records() if isinstance(line, Start) and line.job == job), None)
     return start is not None and start.newest_step != folder.newest_step
 
 
-def _after_fall(folder: RunFolder, fall: TaskFailure, submission: Submission) -> int:
-    cut_line(folder.record_jsonl)
+def _after_failure(folder: RunFolder, failure: TaskFailure, submission: Submission) -> int:
+    truncate_partial_line(folder.record_jsonl)
     checkpoint = folder.newest_step
-    falls = 1 + falls_since(folder.records(), checkpoint, submission.time)
-    again = not fall.hopeless and falls <= submission.retries
-    if again:
-        then = f"retry {falls} of {submission.retries}, from step {checkpoint}"
-    elif fall.hopeless:
-        then = "it would end the same way again"
+    failures = 1 + failures_since(folder.records(), checkpoint, submission.time)
+    requeue = not failure.permanent and failures <= submission.retries
+    if requeue:
+        decision = f"retry {failures} of {submission.retries}, from step {checkpoint}"
+    elif failure.permanent:
+        decision = "not retried, since it would fail in the same way"
     else:
-        then = (
-            f"given up, {several(falls, 'time')} it came no further than the checkpoint of step {checkpoint}"
+        decision = (
+            f"not retried after {several(failures, 'failure')} without a checkpoint after step {checkpoint}"
         )
-    said = f"{fall.words(folder)}: {then}"
-    step = reached(folder.metrics_jsonl)
-    append_line(folder.record_jsonl, Incident(time=time.time(), step=step, what="crashed", message=said))
-    print(said)
-    return AGAIN if again else LEAVE_IT
+    message = f"{failure.summary(folder)}: {decision}"
+    step = last_step(folder.metrics_jsonl)
+    append_line(folder.record_jsonl, Incident(time=time.time(), step=step, what="crashed", message=message))
+    print(message)
+    return REQUEUE if requeue else DO_NOT_REQUEUE
 
 
-def falls_since(records: Sequence[RecordLine], newest_step: int, time_s: float) -> int:
-    """Crashes after this time, back to the start since which the run's newest checkpoint has become another one.
+def failures_since(records: Sequence[RecordLine], newest_step: int, time_s: float) -> int:
+    """Crashes after this time and since the run's newest checkpoint was saved.
 
-    A damaged one that starts pass over does not count as headway for as long as it is the newest.
+    A damaged checkpoint that starts skip does not count as progress for as long as it is the newest.
     """
-    falls = 0
+    failures = 0
     for line in reversed(records):
         if isinstance(line, Start) and line.newest_step != newest_step:
             break
-        falls += isinstance(line, Incident) and line.what == "crashed" and line.time > time_s
-    return falls
+        failures += isinstance(line, Incident) and line.what == "crashed" and line.time > time_s
+    return failures
 
 
 if __name__ == "__main__":

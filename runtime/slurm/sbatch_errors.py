@@ -1,4 +1,4 @@
-"""Why SLURM took no job, as one line: what the cluster file says about it, or that SLURM does not answer."""
+"""Why sbatch refused a job, in one line at the field of the cluster file; or that SLURM does not answer."""
 
 import re
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ _FIELDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cpu count", ("slurm.cpus_per_device", "devices_per_node")),
     ("node configuration", ("slurm.gres", "slurm.constraint", "devices_per_node")),
 )
-"""What SLURM's messages speak of, most telling first, and the fields that may say it (SLURM 22.05, slurm_errno.c)."""
+"""Terms in SLURM's messages, most specific first, and the fields they are about (SLURM 22.05, slurm_errno.c)."""
 _NO_ANSWER = ("unable to contact", "timed out", "zero bytes", "standby mode", "temporarily")
-"""Words of messages that say nothing of the job, from the same list."""
+"""Parts of messages that are not about the job, from the same list."""
 _PREFIX = re.compile(r"sbatch: (error: )?|Batch job submission failed: |allocation failure: ")
 
 
-def refusal(cluster: Path, slurm: Slurm, said: str) -> DocumentError | NoAnswerError:
-    """Why sbatch took no job; `said` is all that it printed, `slurm` what the cluster file says."""
-    lines = [_PREFIX.sub("", line).strip() for line in said.splitlines() if not line.isspace()]
+def refusal(cluster: Path, slurm: Slurm, output: str) -> DocumentError | NoAnswerError:
+    """Why sbatch refused a job; `output` is all that it printed, `slurm` the section of the cluster file."""
+    lines = [_PREFIX.sub("", line).strip() for line in output.splitlines() if not line.isspace()]
     reason = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith('Try "sbatch')))
-    if any(words in reason.lower() for words in _NO_ANSWER):
+    if any(part in reason.lower() for part in _NO_ANSWER):
         return NoAnswerError(f"SLURM does not answer: {reason}; try again later")
     field = _field(reason, slurm)
     what = f"SLURM refuses the job: {reason or 'it gives no reason'}"
@@ -46,32 +46,32 @@ def refusal(cluster: Path, slurm: Slurm, said: str) -> DocumentError | NoAnswerE
 def _remedy(cluster: Path, field: str) -> str:
     correct = f"correct {field} here"
     if cluster.is_relative_to(CATALOG):
-        correct = f"name a copy of this file in the budget, correct {field} there"
+        correct = f"name a copy of this file in the budget and correct {field} there"
     if field == "devices":  # a plan's layouts rest on it
         correct += " and plan again under another name"
-    return f"{correct}, or ask the site's people"
+    return f"{correct}, or ask the cluster's administrators"
 
 
 def _field(reason: str, slurm: Slurm) -> str:
     """The field that a refusal is about."""
     candidates = list(_candidates(reason, slurm))
-    said = [field for field in candidates if _value(field, slurm) is not None]
+    given = [field for field in candidates if _value(field, slurm) is not None]
     words = reason.replace(";", " ").split()
-    quoted = [field for field in said if str(_value(field, slurm)) in words]
-    return next(iter((*quoted, *said, *candidates)), "slurm")
+    quoted = [field for field in given if str(_value(field, slurm)) in words]
+    return next(iter((*quoted, *given, *candidates)), "slurm")
 
 
 def _candidates(reason: str, slurm: Slurm) -> Iterator[str]:
-    """Fields that it may be about, the first kind that is spoken of only."""
+    """Fields that it may be about, for the first term that it contains."""
     option = re.search(r"--([a-z][a-z0-9-]*)", reason)
     if option:
         yield f"slurm.{DECIDED[option[1]]}" if DECIDED.get(option[1]) else f"slurm.extra.{option[1]}"
         return
-    yield from next((fields for word, fields in _FIELDS if word in reason.lower()), ())
+    yield from next((fields for term, fields in _FIELDS if term in reason.lower()), ())
 
 
 def _value(field: str, slurm: Slurm) -> object:
-    """What the file says in a field; None where that is nothing, and no matter what for one that it cannot lack."""
+    """A field's value in the file; None where it is not set, and "" for a required one."""
     part, _, name = field.rpartition(".")
     if part == "slurm.extra":
         return slurm.extra.get(name)

@@ -1,4 +1,4 @@
-"""What a site has, as scontrol shows it: its settings, partitions and nodes."""
+"""A site as scontrol shows it: settings, partitions and nodes."""
 
 import math
 import re
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from runtime.slurm import client
 
 Fields = Sequence[Mapping[str, str]]
-"""Figures by SLURM's names for them, of several things."""
+"""The fields of several partitions or nodes, by SLURM's names."""
 
-_GONE = {"DOWN", "DRAIN", "FAIL", "FAILING", "INVALID_REG", "MAINT", "NOT_RESPONDING", "UNKNOWN"}
-"""Words in the states of nodes that take no jobs now; one that is POWERED_DOWN is switched on for a job."""
+_UNAVAILABLE = {"DOWN", "DRAIN", "FAIL", "FAILING", "INVALID_REG", "MAINT", "NOT_RESPONDING", "UNKNOWN"}
+"""States of nodes that accept no jobs now; a node that is POWERED_DOWN is powered up for a job."""
 
 
 @dataclass(frozen=True)
@@ -20,42 +20,42 @@ class Partition:
 
     name: str
     default: bool
-    """Whether it is that of jobs which name none."""
+    """Whether jobs that name no partition go there."""
     state: str
-    """UP, or else it takes no jobs or starts none."""
-    most_nodes: float
-    """Nodes that one job may have."""
-    longest_s: float
-    """Time that one job may take."""
-    most_cpus: float
-    """CPUs of a node that one job may have."""
-    most_memory: float
-    """Bytes of a node that one job may have."""
+    """UP; in any other state it accepts no jobs or starts none."""
+    max_nodes: float
+    """Most nodes of one job."""
+    max_time_s: float
+    """Longest time limit of one job."""
+    max_cpus: float
+    """Most CPUs of one job on a node."""
+    max_memory: float
+    """Most bytes of one job on a node."""
     memory_per_cpu: float
-    """Bytes that a job gets for each CPU where it says nothing; infinite: all of the node."""
+    """Bytes that a job gets for each CPU by default; infinite: all of the node's memory."""
     preempt: str
-    """What becomes of jobs that give way: OFF, REQUEUE, CANCEL, SUSPEND."""
+    """What preemption does to its jobs: OFF, REQUEUE, CANCEL, SUSPEND."""
     grace_s: float
-    """Time that they have to leave."""
+    """Time that preempted jobs have to save and exit."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has."""
+    """A node's resources."""
 
     name: str
     partitions: tuple[str, ...]
-    takes_jobs: bool
+    accepts_jobs: bool
     """Whether it is up."""
     cpus: int
     memory: float
-    """Bytes that jobs may have."""
+    """Bytes available to jobs."""
     gres: dict[str, int]
     """Generic resources: `gpu:h100`, or `gpu` where they have no type."""
     features: tuple[str, ...]
 
     def count(self, gres: str) -> int:
-        """How many it has of `gpu`, whatever their type, or of `gpu:<type>`."""
+        """Its number of `gpu`s of any type, or of `gpu:<type>`."""
         return sum(
             number for name, number in self.gres.items() if name == gres or name.startswith(f"{gres}:")
         )
@@ -63,20 +63,22 @@ class Node:
 
 @dataclass(frozen=True)
 class SlurmSite:
-    """What scontrol shows of a site."""
+    """A site's settings, partitions and nodes."""
 
     settings: dict[str, str]
     partitions: tuple[Partition, ...]
     nodes: tuple[Node, ...]
 
     @staticmethod
-    def asked() -> "SlurmSite":
-        """Ask SLURM."""
-        return SlurmSite.of(client.settings(), client.shown("partition"), client.shown("node"))
+    def query() -> "SlurmSite":
+        """From SLURM itself; SlurmError where it does not answer."""
+        return SlurmSite.of(
+            client.settings(), client.scontrol_show("partition"), client.scontrol_show("node")
+        )
 
     @staticmethod
     def of(settings: dict[str, str], partitions: Fields, nodes: Fields) -> "SlurmSite":
-        """From what scontrol shows."""
+        """From scontrol's output."""
         return SlurmSite(settings, tuple(map(_partition, partitions)), tuple(map(_node, nodes)))
 
     def partition(self, name: str | None) -> Partition | None:
@@ -91,10 +93,10 @@ def _partition(fields: Mapping[str, str]) -> Partition:
         name=fields["PartitionName"],
         default=fields.get("Default") == "YES",
         state=fields.get("State", "UP"),
-        most_nodes=_number(fields.get("MaxNodes", "UNLIMITED")),
-        longest_s=seconds_of(fields.get("MaxTime", "UNLIMITED")),
-        most_cpus=_number(fields.get("MaxCPUsPerNode", "UNLIMITED")),
-        most_memory=_number(fields.get("MaxMemPerNode", "UNLIMITED")) * 2**20,
+        max_nodes=_number(fields.get("MaxNodes", "UNLIMITED")),
+        max_time_s=seconds_of(fields.get("MaxTime", "UNLIMITED")),
+        max_cpus=_number(fields.get("MaxCPUsPerNode", "UNLIMITED")),
+        max_memory=_number(fields.get("MaxMemPerNode", "UNLIMITED")) * 2**20,
         memory_per_cpu=_number(fields.get("DefMemPerCPU", "UNLIMITED")) * 2**20,
         preempt=fields.get("PreemptMode", "OFF"),
         grace_s=float(fields.get("GraceTime", 0)),
@@ -111,7 +113,7 @@ def _node(fields: Mapping[str, str]) -> Node:
     return Node(
         name=fields["NodeName"],
         partitions=tuple(fields.get("Partitions", "").split(",")),
-        takes_jobs=_GONE.isdisjoint(re.findall(r"[A-Z_]+", fields.get("State", ""))),
+        accepts_jobs=_UNAVAILABLE.isdisjoint(re.findall(r"[A-Z_]+", fields.get("State", ""))),
         cpus=int(fields.get("CPUEfctv", fields.get("CPUTot", 0))),
         memory=(int(fields.get("RealMemory", 0)) - int(fields.get("MemSpecLimit", 0))) * 2.0**20,
         gres=gres,
@@ -134,11 +136,11 @@ def _number(text: str) -> float:
 
 
 def kill_wait_s(settings: Mapping[str, str]) -> float:
-    """Time that a cancelled job has to save."""
+    """Seconds that a cancelled job has to save a checkpoint."""
     return float(settings.get("KillWait", "30").split()[0])
 
 
-def holds_to_memory(settings: Mapping[str, str]) -> bool:
-    """Whether the site's settings say that jobs are killed which take more memory than they have asked for."""
+def enforces_memory(settings: Mapping[str, str]) -> bool:
+    """Whether the site kills jobs that use more memory than they requested."""
     in_groups = "cgroup" in settings.get("TaskPlugin", "") and settings.get("ConstrainRAMSpace") == "yes"
     return in_groups or "OverMemoryKill" in settings.get("JobAcctGatherParams", "")

@@ -223,7 +223,7 @@ def _study_continued_by(workspace: Workspace, submission: str) -> str | None:
 
 def _noted_submission(workspace: Workspace, name: str, own: str | None) -> str | None:
     """The submission that is noted to continue a study, unless it is `own`; None where there is none."""
-    noted = workspace.noted(name)
+    noted = workspace.study_state(name)
     return None if noted is None or noted.submission == own else noted.submission
 
 

@@ -1,4 +1,4 @@
-"""What a job of ours does, as submitit's pickle holds it: a path, and nothing else. All state is in the folder."""
+"""The task of a run's job. Its pickle holds only the run folder's path; all state is in that folder."""
 
 import os
 import random
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import Claim, Hold, at_work
+from runtime.run_folder.lock import FolderLock, LockAttempt, busy_message
 from runtime.train.loop import train_rank
 from runtime.train.process import RankInfo, StopRequest, end_process
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
@@ -20,45 +20,45 @@ if TYPE_CHECKING:
     from submitit.helpers import TorchDistributedEnvironment
 
 _PORTS = range(20000, 32768)
-"""Above those of services, below those that Linux gives to clients (ip(7), ip_local_port_range)."""
-_LOOK_S = 1.0
-"""Time between two looks at a lock whose owner may be dead."""
-_BEHIND_S = 3.0
-"""How much later a rank ends that has failed: mostly because another one is gone, of which srun is to hear first."""
-_STRANGER_S = 540.0
-"""How long one who lives is waited for: on a node that SLURM has given up, ranks may go on. The other ranks here wait
-ten minutes for this one (model/mesh.py)."""
+"""Rendezvous ports: above those of services, below Linux's ephemeral ports (ip(7), ip_local_port_range)."""
+_POLL_S = 1.0
+"""Time between two attempts to take a lock whose owner may be dead."""
+_FAILED_RANK_DELAY_S = 3.0
+"""How long a failed rank waits before it exits: usually another rank failed first, and srun is to report that one."""
+_LOCK_TIMEOUT_S = 540.0
+"""How long rank 0 waits for an owner that is alive: on a node that SLURM has lost, ranks may still be running. The
+other ranks wait ten minutes for rank 0 (model/mesh.py)."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One rank of a run: every task of the job's step calls this."""
+    """One rank of a run; every task of the job step calls it."""
 
     folder: str
     """The run's folder, an absolute path."""
 
     def __call__(self) -> NoReturn:
-        """Train this rank, and end the process with its status.
+        """Train this rank, and exit with its status.
 
-        A rank that was told to leave ends like one that is finished: a status other than 0 would end its peers, which
-        may still be writing. What comes next is decided once all have ended (runtime/slurm/requeue.py).
+        A rank that stopped after a signal exits with 0, as a finished one does: with any other status srun would kill
+        its peers, which may still be saving. Whether to requeue is decided later (runtime/slurm/requeue.py).
         """
-        leave = StopRequest()
-        leave.listen()  # instead of submitit's handlers, which know of rank 0 only
-        status = _train(RunFolder(Path(self.folder)), leave)
+        stop = StopRequest()
+        stop.listen()  # replaces submitit's handlers, which act on rank 0 only
+        status = _train(RunFolder(Path(self.folder)), stop)
         if status == FAILED:
-            time.sleep(_BEHIND_S)
+            time.sleep(_FAILED_RANK_DELAY_S)
         end_process({RESUME: OK, BAD_INPUT: NO_RETRY}.get(status, status))
 
     def checkpoint(self) -> "DelayedSubmission":
-        """The same again, for a signal that comes before this task listens."""
+        """The same task, if submitit gets a signal before this task has installed its handlers."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def export_rendezvous() -> "TorchDistributedEnvironment":
-    """Where the ranks meet, told to torch: on another port than other jobs', and than the job's last start."""
+    """Set torch's rendezvous variables, with a port that differs from other jobs' and from the job's last start."""
     from submitit.helpers import TorchDistributedEnvironment
 
     start = f"{os.environ['SLURM_JOB_ID']} {os.environ.get('SLURM_RESTART_COUNT', '0')}"
@@ -66,50 +66,52 @@ def export_rendezvous() -> "TorchDistributedEnvironment":
     return TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
-def _train(folder: RunFolder, leave: StopRequest) -> int:
+def _train(folder: RunFolder, stop: StopRequest) -> int:
     peers = export_rendezvous()
     rank_info = RankInfo.of(os.environ)
-    print_to(folder.log / f"rank-{rank_info.rank}.txt")
+    redirect_output(folder.log / f"rank-{rank_info.rank}.txt")
     try:
         socket.getaddrinfo(peers.master_addr, peers.master_port)
-    except OSError as error:  # else the ranks would wait for each other without a word
-        where = f"leads nowhere on {socket.gethostname()} ({error.strerror})"
-        said = f"the name of the first node, {peers.master_addr}, {where}; see isoplan doctor --slurm"
-        print(f"OSError: {said}", file=sys.stderr, flush=True)
+    except OSError as error:  # otherwise the ranks would hang in the rendezvous without an error message
+        where = f"does not resolve on {socket.gethostname()} ({error.strerror})"
+        message = f"the first node's name, {peers.master_addr}, {where}; run isoplan doctor --slurm"
+        print(f"OSError: {message}", file=sys.stderr, flush=True)
         return FAILED
     data = folder.path.parents[1] / "data"
     if rank_info.rank > 0:
-        return train_rank(folder, data, rank_info, leave)
-    hold = _hold(folder, leave)
-    if hold is None:
-        if leave.asked:
+        return train_rank(folder, data, rank_info, stop)
+    lock = _take_lock(folder, stop)
+    if lock is None:
+        if stop.requested:
             return RESUME
-        print(f"OSError: {at_work(folder.path)}; stop it, then run again", file=sys.stderr, flush=True)
+        print(
+            f"OSError: {busy_message(folder.path)}; stop that process and rerun", file=sys.stderr, flush=True
+        )
         return FAILED
     try:
-        return train_rank(folder, data, rank_info, leave)
+        return train_rank(folder, data, rank_info, stop)
     finally:
-        hold.close()
+        lock.release()
 
 
-def _hold(folder: RunFolder, leave: StopRequest) -> Hold | None:
-    """The folder's lock, held by rank 0 for the job; None where somebody else keeps it, or it is time to leave."""
-    claim, told, until_s = Claim(folder.path), False, time.monotonic() + _STRANGER_S
-    while not leave.asked and time.monotonic() < until_s:
-        hold = claim.take()
-        if hold is not None:
-            return hold
-        if claim.hopeless:
-            claim = Claim(folder.path)
-        if not told:
-            print(f"waits: {at_work(folder.path)}, or was when its host was lost", flush=True)
-            told = True
-        time.sleep(_LOOK_S)
+def _take_lock(folder: RunFolder, stop: StopRequest) -> FolderLock | None:
+    """The folder's lock, held by rank 0 for the job; None where another process keeps it, or a stop is requested."""
+    attempt, printed, until_s = LockAttempt(folder.path), False, time.monotonic() + _LOCK_TIMEOUT_S
+    while not stop.requested and time.monotonic() < until_s:
+        lock = attempt.acquire()
+        if lock is not None:
+            return lock
+        if attempt.owner_is_alive:
+            attempt = LockAttempt(folder.path)
+        if not printed:
+            print(f"waiting: {busy_message(folder.path)}, or was when its host was lost", flush=True)
+            printed = True
+        time.sleep(_POLL_S)
     return None
 
 
-def print_to(path: Path) -> None:
-    """From now on, whatever this process prints goes to the rank's log, as in a run without SLURM."""
+def redirect_output(path: Path) -> None:
+    """From now on, standard output and error of this process go to this log, as in a run without SLURM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:
         sys.stdout.flush()

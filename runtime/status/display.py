@@ -1,4 +1,4 @@
-"""`isoplan status` as a person meets it: tables, live on a terminal; plain lines at intervals elsewhere."""
+"""The output of `isoplan status`: tables, refreshed on a terminal; otherwise plain lines at intervals."""
 
 import json as jsonlib
 import time
@@ -21,12 +21,13 @@ from runtime.status.run_status import RunStatus
 from specs.humanize import count, duration, several
 
 REFRESH_S, QUERY_S, LINE_S = 2.0, 5.0, 10.0
-"""Least seconds between two pictures, between two questions to SLURM, and between two plain lines."""
+"""Seconds between two refreshes, at least between two queries of SLURM, and at most between two plain lines."""
 _COLOURS = {
     "finished": "green",
-    "at work": "cyan",
-    "queued": "yellow",
+    "running": "cyan",
+    "pending": "yellow",
     "requeued": "yellow",
+    "held": "bold yellow",
     "failed": "bold red",
     "cancelled": "magenta",
     "stopped": "magenta",
@@ -34,29 +35,33 @@ _COLOURS = {
     "not started": "dim",
 }
 _SETTLED_REFRESHES = 5
-"""Looks after which SLURM's accounts have caught up, with a question in between, and a study's next job is queued."""
+"""Refreshes without progress after which SLURM accounting is up to date, and a study's next job would be queued."""
 _TITLE, _WIDE_LINE = 24, 100
-"""Characters of a title that are shown in one line, where lines have so many; nodes and reasons give way."""
+"""A title of at most so many characters is not wrapped on lines of at least so many characters."""
 _OTHER_LINES = 8
-"""Lines of a picture besides the rows of a table."""
+"""Lines of the output besides the rows of a table."""
 
 
 def show(snapshot: StatusSnapshot, console: Console) -> None:
-    """Print a picture."""
+    """Print a snapshot."""
     for part in rendered(snapshot, None, console.width):
         console.print(part, highlight=False, soft_wrap=isinstance(part, str))
 
 
 def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[RenderableType]:
-    """A picture's parts, lines of markup and tables. Where they would be higher than `height` lines, runs that are
-    finished or not started are counted and not shown. The tables are for lines of `width` characters."""
+    """A snapshot's lines of markup and tables, for lines of `width` characters. If they do not fit in `height` lines,
+    finished and not started runs are only counted."""
     parts: list[RenderableType] = []
-    if snapshot.silent:
-        parts.append(f"[magenta]{escape(snapshot.silent)}; this is what the files say[/]")
-    if snapshot.elsewhere:
-        parts.append(f"[magenta]{escape(snapshot.elsewhere)}[/]")
-    parts += [f"[red]{escape(line)}[/]" for line in snapshot.unread]
-    parts += [f"{number}. {name:<8}{escape(state)}" for number, (name, state) in enumerate(snapshot.chain_steps, 1)]
+    if snapshot.slurm_problem:
+        parts.append(
+            f"[magenta]{escape(snapshot.slurm_problem)}; the states below are from the files alone[/]"
+        )
+    if snapshot.other_workspace:
+        parts.append(f"[magenta]{escape(snapshot.other_workspace)}[/]")
+    parts += [f"[red]{escape(line)}[/]" for line in snapshot.unreadable]
+    parts += [
+        f"{number}. {name:<8}{escape(state)}" for number, (name, state) in enumerate(snapshot.chain_steps, 1)
+    ]
     long = height is not None and len(snapshot.runs) + _OTHER_LINES * len(snapshot.groups) > height
     for group, runs in snapshot.groups:
         shown = [run for run in runs if not long or run.state not in ("finished", "not started")]
@@ -67,14 +72,14 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
         if shown:
             parts.append(_table(group, shown, width))
         parts += _reason_lines(shown)
-        then = snapshot.next_of(group, runs)
-        parts += [f"[dim]{escape(then)}[/]"] if then else []
-    parts += [f"[bold]{escape(one.name)}[/] {escape(one.said)}" for one in snapshot.studies]
-    return parts or ["nothing is planned in this folder; next: plan BUDGET"]
+        step = snapshot.next_of(group, runs)
+        parts += [f"[dim]{escape(step)}[/]"] if step else []
+    parts += [f"[bold]{escape(one.name)}[/] {escape(one.message)}" for one in snapshot.studies]
+    return parts or ["there are no plans in this folder; next: plan BUDGET"]
 
 
 def _table(group: Runs, runs: Sequence[RunStatus], width: int) -> Table:
-    """Runs, a row each; what none of them has gets no column."""
+    """Runs, a row each; a column that is empty for all of them is left out."""
     unit = group.losses.heads[0].replace(" per ", "/")
     table = Table(box=SIMPLE_HEAD, padding=0)
     table.add_column("run", no_wrap=width >= _WIDE_LINE and max(len(run.title) for run in runs) <= _TITLE)
@@ -91,7 +96,7 @@ def _table(group: Runs, runs: Sequence[RunStatus], width: int) -> Table:
     left = any(run.remaining_s is not None for run in runs)
     if left:
         table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("nodes, or\nwhy it waits", overflow="fold")
+    table.add_column("nodes, or\nwhy pending", overflow="fold")
     for run in runs:
         cells: list[RenderableType] = [
             escape(run.title),
@@ -120,51 +125,52 @@ def _mfu(run: RunStatus) -> str:
 def _forecast(group: Runs, run: RunStatus) -> str:
     if run.forecast is None or run.loss is None:
         return "-"
-    judged = run.forecast.judge(run.loss)
-    colour = "green" if judged == "inside" else "bold red"
-    return f"{group.losses.text(run.forecast.median)} [{colour}]{judged}[/]"
+    position = run.forecast.compare(run.loss)
+    colour = "green" if position == "inside" else "bold red"
+    return f"{group.losses.text(run.forecast.median)} [{colour}]{position}[/]"
 
 
 def _location(run: RunStatus) -> str:
-    """Where a run is, or for what it waits and until when; and how often it was taken up again."""
-    pending = run.state in ("queued", "requeued")
-    where = f"{run.reason or 'queued'}{_expected_start(run.starts)}" if pending else run.nodes or "-"
-    return f"{where}, {several(run.restarts, 'restart')}" if run.restarts else where
+    """A run's nodes, or why it is pending and until when; and its restarts."""
+    pending = run.state in ("pending", "requeued", "held")
+    reason = f"{run.pending_reason or 'pending'}{_expected_start(run.expected_start)}"
+    text = reason if pending else run.nodes or "-"
+    return f"{text}, {several(run.restarts, 'restart')}" if run.restarts else text
 
 
-def _expected_start(starts: str) -> str:
-    """When a job should start, in words; nothing where nobody knows."""
-    if not starts:
+def _expected_start(time: str) -> str:
+    """When a job is expected to start, for people; empty where SLURM does not know."""
+    if not time:
         return ""
-    at, now = datetime.fromisoformat(starts), datetime.now()
+    at, now = datetime.fromisoformat(time), datetime.now()
     form = "%H:%M" if at.date() == now.date() else "%m-%d %H:%M" if at.year == now.year else "%Y-%m-%d"
     return f", starts {at:{form}}"
 
 
 def _reason_lines(runs: Sequence[RunStatus]) -> list[str]:
-    """Why runs do not go on, or were queued again, each reason once."""
-    told: dict[tuple[str, str], list[str]] = {}
+    """What ended runs or their last segments, each reason once."""
+    titles_by_reason: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         if run.end_reason:
-            told.setdefault((run.state, run.end_reason), []).append(run.title)
+            titles_by_reason.setdefault((run.state, run.end_reason), []).append(run.title)
     return [
         f"[{_COLOURS[state]}]{state}[/] {escape(titles[0])}"
         + (f" and {several(len(titles) - 1, 'other')}" if len(titles) > 1 else "")
         + f": {escape(end_reason)}"
-        for (state, end_reason), titles in told.items()
+        for (state, end_reason), titles in titles_by_reason.items()
     ]
 
 
 def one_line(snapshot: StatusSnapshot) -> str:
-    """A picture in one line."""
-    busy = [
-        _run_line(group, run) for group, runs in snapshot.groups for run in runs if run.state == "at work"
+    """A snapshot in one line."""
+    running = [
+        _run_line(group, run) for group, runs in snapshot.groups for run in runs if run.state == "running"
     ]
-    return "; ".join([count_line(snapshot) or "nothing is planned", *busy])
+    return "; ".join([count_line(snapshot) or "there are no plans", *running])
 
 
 def count_line(snapshot: StatusSnapshot) -> str:
-    """How many runs of a picture are in each state."""
+    """The number of runs in each state, in one line."""
     return ", ".join(f"{number} {state}" for state, number in count_states(snapshot.runs).items())
 
 
@@ -175,55 +181,55 @@ def _run_line(group: Runs, run: RunStatus) -> str:
 
 
 class SlurmPoller:
-    """Asks SLURM at most every few seconds, in a thread of its own: a controller that is slow delays no picture."""
+    """Queries SLURM at most every few seconds in a thread, so that a slow controller delays no refresh."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._under_way: Future[JobStates] | None = None
+        self._query: Future[JobStates] | None = None
         self._last: JobStates | None = None
-        self._asked_s = 0.0
+        self._queried_s = 0.0
 
     def __call__(self, workspace: Workspace, runs: Sequence[str], studies: Sequence[str]) -> JobStates:
-        """The newest answer; the first one is waited for."""
-        if self._under_way is None and time.monotonic() - self._asked_s >= QUERY_S:
-            self._asked_s = time.monotonic()
-            self._under_way = self._pool.submit(job_states, workspace, list(runs), list(studies))
-        if self._under_way is not None and (self._last is None or self._under_way.done()):
-            self._last, self._under_way = self._under_way.result(), None
-        assert self._last is not None  # the first call has asked and waited
+        """The newest answer; only the first call waits for one."""
+        if self._query is None and time.monotonic() - self._queried_s >= QUERY_S:
+            self._queried_s = time.monotonic()
+            self._query = self._pool.submit(job_states, workspace, list(runs), list(studies))
+        if self._query is not None and (self._last is None or self._query.done()):
+            self._last, self._query = self._query.result(), None
+        assert self._last is not None  # the first call has waited for it
         return self._last
 
 
 def is_settled(snapshot: StatusSnapshot, still: int) -> bool:
-    """Whether nothing goes on by itself any more, after so many looks in a row at which nothing did."""
-    behind = any(run.job and run.state in ("failed", "stopped") for run in snapshot.runs)
-    if behind or any(study.state == "lost" for study in snapshot.studies):
+    """Whether nothing will happen any more, after `still` refreshes in a row with nothing in progress."""
+    may_be_late = any(run.job and run.state in ("failed", "stopped") for run in snapshot.runs)
+    if may_be_late or any(study.state == "lost" for study in snapshot.studies):
         return still >= _SETTLED_REFRESHES
     return still > 1 or (still == 1 and all(run.state == "finished" for run in snapshot.runs))
 
 
-def follow(looked: StatusCollector, console: Console, json: bool) -> None:
-    """Show picture after picture until nothing goes on by itself any more, or Ctrl-C."""
-    ask, still = SlurmPoller(), 0
+def follow(collector: StatusCollector, console: Console, json: bool) -> None:
+    """Refresh until nothing will happen any more, or Ctrl-C."""
+    poller, still = SlurmPoller(), 0
     live = (
         Live(console=console, auto_refresh=False, transient=True)
         if console.is_terminal and not json
         else None
     )
-    said, said_s = "", 0.0
+    printed, printed_s = "", 0.0
     if live:
         live.start()
     try:
         while True:
-            snapshot = looked.collect(ask)
+            snapshot = collector.collect(poller)
             still = 0 if snapshot.in_progress else still + 1
             if live:
                 parts = rendered(snapshot, console.height, console.width)
                 live.update(
                     Group(*(Text.from_markup(p) if isinstance(p, str) else p for p in parts)), refresh=True
                 )
-            elif count_line(snapshot) != said or time.monotonic() - said_s >= LINE_S:
-                said, said_s = count_line(snapshot), time.monotonic()
+            elif count_line(snapshot) != printed or time.monotonic() - printed_s >= LINE_S:
+                printed, printed_s = count_line(snapshot), time.monotonic()
                 line = jsonlib.dumps(snapshot.plain()) if json else one_line(snapshot)
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
             if is_settled(snapshot, still):

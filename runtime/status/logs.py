@@ -1,4 +1,4 @@
-"""`isoplan logs`: what a rank of a run printed; before it has, what its SLURM job printed on the way to it."""
+"""`isoplan logs`: the log of a rank of a run; before it has printed anything, the output of its SLURM job."""
 
 import sys
 import time
@@ -8,60 +8,60 @@ from shlex import quote
 from typing import Any
 
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lookup import run_named
+from runtime.run_folder.lookup import find_run
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.status.collect import StatusCollector
-from runtime.status.display import LOOK_S, Asker, is_over
+from runtime.status.display import REFRESH_S, SlurmPoller, is_settled
 from runtime.status.run_status import RunStatus
 from specs.record import Incident
 
 _BLOCK_BYTES = 65536
-"""Read from a file's end at first: more than the lines that a person asks for, as a rule."""
-_SHOWN = 8
-"""Characters of a fingerprint that name a run."""
-_TICK_S = 0.3
-"""Between two looks for more: a person watches."""
+"""Read from a file's end at first; usually enough for the requested lines."""
+_FINGERPRINT_SHOWN = 8
+"""Characters of a fingerprint that messages show."""
+_POLL_S = 0.3
+"""Time between two reads with --follow."""
 
 
 def check_rank(folder: RunFolder, rank: int) -> None:
-    """RefusedError, with the ranks that there are, where this is none."""
+    """RefusedError where the run has no such rank."""
     printed = {int(path.stem.removeprefix("rank-")) for path in folder.log.glob("rank-*.txt")}
     ranks = sorted(printed | set(range(folder.order().execution.layout.devices)))
     if rank in ranks:
         return
-    there = f"its ranks are 0 to {ranks[-1]}" if len(ranks) > 1 else "it has only rank 0"
-    raise RefusedError(f"{folder.path}: there is no rank {rank}; {there}")
+    existing = f"a rank from 0 to {ranks[-1]}" if len(ranks) > 1 else "--rank 0, the only one"
+    raise RefusedError(f"{folder.path}: this run has no rank {rank}; choose {existing}")
 
 
-def run_asked(asked: Path, workspace: Workspace) -> RunFolder:
-    """The run that is meant; RefusedError, with the runs to choose from, where it is a plan or a budget."""
-    if not asked.is_file():
-        return run_named(asked, workspace)
-    groups = StatusCollector(workspace, asked).groups()
+def run_to_show(target: Path, workspace: Workspace) -> RunFolder:
+    """The target run; RefusedError with the runs to choose from where a plan or budget has several."""
+    if not target.is_file():
+        return find_run(target, workspace)
+    groups = StatusCollector(workspace, target).groups()
     begun = {
         folder.path.name: (one.title, folder)
         for group in groups
-        for one, folder in group.wanted
+        for one, folder in group.requests
         if folder.run_json.exists()
     }
     if len(begun) == 1:
         return next(folder for _, folder in begun.values())
     if not begun:
         raise RefusedError(
-            f"{asked}: none of its runs has a folder yet; see: isoplan status {quote(str(asked))}"
+            f"{target}: none of its runs has a folder yet; see: isoplan status {quote(str(target))}"
         )
-    named = ", ".join(f"{run[:_SHOWN]} ({title})" for run, (title, _) in begun.items())
-    raise RefusedError(f"{asked}: a run has logs; name one of {named}")
+    named = ", ".join(f"{run[:_FINGERPRINT_SHOWN]} ({title})" for run, (title, _) in begun.items())
+    raise RefusedError(f"{target}: this has several runs; name one of {named}")
 
 
-def last_crash(folder: RunFolder) -> str:
-    """How a run crashed, where that is its record's last word; empty elsewhere."""
+def recorded_crash(folder: RunFolder) -> str:
+    """The crash that a run's record ends with; empty where it does not."""
     last = next(reversed(folder.records()), None)
     return last.message if isinstance(last, Incident) and last.what == "crashed" else ""
 
 
-class Printed:
-    """What was printed of a run, from the last lines on."""
+class RunOutput:
+    """The output of a rank, from its last lines on."""
 
     def __init__(self, folder: RunFolder, workspace: Workspace, rank: int) -> None:
         self._folder, self._workspace, self._rank = folder, workspace, rank
@@ -69,7 +69,7 @@ class Printed:
         self._heading: Path | None = None
 
     def show(self, lines: int) -> bool:
-        """Write the last lines; False where nothing was printed yet."""
+        """Print the last lines; False where there is no output yet."""
         for path in self._paths():
             text, self._read[path] = last_lines(path, lines)
             self._write(path, text)
@@ -86,7 +86,7 @@ class Printed:
         ]
 
     def more(self) -> None:
-        """Write what came since. A rank's log that has begun is shown from its beginning."""
+        """Print the output since the last call. A rank's log that has begun meanwhile is printed from its start."""
         for path in self._paths():
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -95,22 +95,24 @@ class Printed:
             self._write(path, text)
 
     def _paths(self) -> list[Path]:
-        """The rank's log; before there is one, what the batch script and srun printed."""
+        """The rank's log; before it has one, the output of the batch script and srun."""
         log = self._folder.log / f"rank-{self._rank}.txt"
-        return [log] if _filled(log) else [path for path in self._job() if _filled(path)]
+        return [log] if _has_text(log) else [path for path in self._job() if _has_text(path)]
 
     def _job(self) -> list[Path]:
-        from runtime.slurm.submit import (  # a second, for who has nothing to do with SLURM
-            folder_of,
-            submitted,
+        from runtime.slurm.submit import (  # takes a second; runs without SLURM jobs do without
+            latest_submission,
+            submission_folder,
         )
 
-        said = submitted(self._workspace, self._folder) if self._folder.queued_json.exists() else None
-        job = said[0].job_of(self._folder.path.name) if said else None
-        if said is None or job is None:
+        found = (
+            latest_submission(self._workspace, self._folder) if self._folder.queued_json.exists() else None
+        )
+        job = found[0].job_of(self._folder.path.name) if found else None
+        if found is None or job is None:
             return []
-        place = folder_of(self._workspace, said[0].name)
-        return [place / f"{job}_0_log.{end}" for end in ("out", "err")]
+        folder = submission_folder(self._workspace, found[0].name)
+        return [folder / f"{job}_0_log.{end}" for end in ("out", "err")]
 
     def _write(self, path: Path, text: bytes) -> None:
         """To standard output; where it comes from, unless that is the rank's own log, to standard error."""
@@ -124,20 +126,21 @@ class Printed:
         sys.stdout.flush()
 
 
-def follow(printed: Printed, looked: StatusCollector) -> RunStatus | None:
-    """Show what is printed until the run ends, however often its job is queued again; how it ended, None at Ctrl-C."""
-    ask, still, looked_s, over = Asker(), 0, 0.0, False
+def follow(output: RunOutput, collector: StatusCollector) -> RunStatus | None:
+    """Print new output until the run ends, also when its job is requeued; how it ended, None after Ctrl-C."""
+    poller, still, collected_s, settled = SlurmPoller(), 0, 0.0, False
     try:
         while True:
-            if time.monotonic() - looked_s >= LOOK_S:
-                picture = looked.look(ask)
-                [run] = picture.runs
-                looked_s, still = time.monotonic(), 0 if run.moves or run.state == "unknown" else still + 1
-                over = is_over(replace(picture, studies=()), still)
-            printed.more()
-            if over:
+            if time.monotonic() - collected_s >= REFRESH_S:
+                snapshot = collector.collect(poller)
+                [run] = snapshot.runs
+                collected_s = time.monotonic()
+                still = 0 if run.in_progress or run.state == "unknown" else still + 1
+                settled = is_settled(replace(snapshot, studies=()), still)
+            output.more()
+            if settled:
                 return run
-            time.sleep(_TICK_S)
+            time.sleep(_POLL_S)
     except KeyboardInterrupt:
         return None
 
@@ -154,5 +157,5 @@ def last_lines(path: Path, lines: int) -> tuple[bytes, int]:
             block *= 4
 
 
-def _filled(path: Path) -> bool:
+def _has_text(path: Path) -> bool:
     return path.exists() and path.stat().st_size > 0

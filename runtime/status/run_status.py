@@ -1,17 +1,17 @@
-"""How one run stands, from its files and from what SLURM says of it. Nothing here writes, or asks anybody.
+"""The state of one run, from its files and SLURM's job states. Nothing here writes, or queries SLURM.
 
-The record says whether a run is finished; SLURM's word or the folder's lock whether somebody is at work; and where
-nobody is, the record's last line or the ranks' last words say why not.
+The record shows whether a run is finished; SLURM or the folder's lock whether it is running; and if it is not, the
+record's last line or the ranks' logs show why.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from runtime.launch.failure import State, ended, recorded_end
+from runtime.launch.failure import State, recorded_end, why_not_running
 from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import Owner, keeper
+from runtime.run_folder.lock import Owner, current_owner
 from runtime.run_folder.tail import last_line, last_lines
 from runtime.slurm.client import LiveJob
 from runtime.slurm.job_states import JobStates
@@ -31,8 +31,8 @@ class StepForecast:
     high_95: float
     """97.5 % end."""
 
-    def judge(self, loss: float) -> Literal["inside", "above", "below"]:
-        """Where a loss lies, against the 95 % band."""
+    def compare(self, loss: float) -> Literal["inside", "above", "below"]:
+        """Where a loss lies relative to the 95 % band."""
         if loss > self.high_95:
             return "above"
         return "below" if loss < self.low_95 else "inside"
@@ -40,19 +40,17 @@ class StepForecast:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands."""
+    """The state of a run."""
 
     run: str
     """Fingerprint."""
     title: str
     """One line for tables."""
     state: State
-    reason: str
-    """Why it waits, in SLURM's word; empty where it does not."""
-    held: bool
-    """Whether it waits for a person to release it."""
-    why: str
-    """What ended it last, in one line; empty while it is at work, or where nothing did."""
+    pending_reason: str
+    """SLURM's reason why its job is pending; empty where it is not."""
+    end_reason: str
+    """What ended its last segment, in one line; empty while it is running, or where nothing did."""
     step: int
     """Finished steps."""
     steps: int
@@ -64,38 +62,38 @@ class RunStatus:
     loss_step: int | None
     """Finished steps at which it was measured."""
     forecast: StepForecast | None
-    """StepForecast for that step."""
+    """The sealed forecast for that step."""
     tokens_per_s: float | None
-    """Over all ranks, in about the last half minute of training of this segment."""
+    """Over all ranks, in about the last half minute of this segment's training."""
     mfu: float | None
-    """Model FLOP per second over the devices' peak, in that time."""
-    left_s: float | None
-    """Seconds to the end at this pace, for a run at work."""
+    """Model FLOP utilization in that time."""
+    remaining_s: float | None
+    """Seconds to the end at this rate, for a running run."""
     restarts: int
-    """Times that it was taken up again."""
+    """How often it was resumed or requeued."""
     nodes: str
-    """Where it is at work, or was last: SLURM's nodes, or a host."""
+    """Where it is running, or was last: SLURM's nodes, or a host."""
     job: str
-    """SLURM's newest job of it; empty where it never had one."""
-    starts: str
-    """When a queued job is expected to start, local time; empty where SLURM does not know."""
+    """Id of its newest SLURM job; empty where it never had one."""
+    expected_start: str
+    """When a pending job is expected to start, local time; empty where SLURM does not know."""
 
     @property
-    def moves(self) -> bool:
-        """Whether it will go on by itself."""
-        return self.state in ("at work", "queued", "requeued") and not self.held
+    def in_progress(self) -> bool:
+        """Whether it is running, or will start without anyone's help."""
+        return self.state in ("running", "pending", "requeued")
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
-        said = dict(self.__dict__)
+        plain = dict(self.__dict__)
         if self.forecast is not None and self.loss is not None:
-            said["forecast"] = self.forecast.__dict__ | {"judged": self.forecast.judge(self.loss)}
-        return said
+            plain["forecast"] = self.forecast.__dict__ | {"loss_is": self.forecast.compare(self.loss)}
+        return plain
 
 
-def status_of(wanted: RunRequest, folder: RunFolder, where: JobStates) -> RunStatus:
-    """How a run stands."""
-    run, steps = wanted.run.fingerprint(), wanted.run.optim.steps
+def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates) -> RunStatus:
+    """The state of a run."""
+    run, steps = request.run.fingerprint(), request.run.optim.steps
     try:
         records = folder.records()
     except DocumentError as error:
@@ -103,45 +101,44 @@ def status_of(wanted: RunRequest, folder: RunFolder, where: JobStates) -> RunSta
     else:
         damaged = ""
     starts = [line for line in records if isinstance(line, Start)]
-    live, owner = where.live.get(run), keeper(folder.path)
+    live, owner = slurm.live.get(run), current_owner(folder.path)
     timed = list(last_lines(folder.timing_jsonl))  # before the metrics, which are written first
     metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
-    again = _starts_again(live, starts)
-    if again:  # what the lines say beyond its newest checkpoint is about to be cut
+    restarting = _is_restarting(live, starts)
+    if restarting:  # lines beyond its newest checkpoint are about to be truncated
         from_step = folder.newest_step
         metrics = metrics if metrics.get("step", 0) <= from_step else {"step": from_step}
         evaluated = evaluated if evaluated.get("step", 0) <= from_step else {}
     step = int(metrics.get("step", 0))
-    rate, mfu = (None, None) if again else _rates(timed, starts[-1].from_step if starts else 0, step)
-    state, why = _state(run, folder, records, where, owner)
+    rate, mfu = (None, None) if restarting else _rates(timed, starts[-1].from_step if starts else 0, step)
+    state, end_reason = _state(run, folder, records, slurm, owner)
     if damaged:
-        state, why = "unknown", damaged
-    busy = state == "at work"
+        state, end_reason = "unknown", damaged
+    running = state == "running"
     return RunStatus(
         run=run,
-        title=wanted.title,
+        title=request.title,
         state=state,
-        reason=live.reason if live is not None and live.waits else "",
-        held=live is not None and live.held,
-        why=why,
+        pending_reason=live.reason if live is not None and live.pending else "",
+        end_reason=end_reason,
         step=step,
         steps=steps,
         train_loss=metrics.get("loss"),
         loss=evaluated.get("loss"),
         loss_step=evaluated.get("step"),
-        forecast=_forecast(wanted.order.curve, evaluated.get("step")),
+        forecast=_forecast(request.order.curve, evaluated.get("step")),
         tokens_per_s=rate,
         mfu=mfu,
-        left_s=(steps - step) * wanted.run.batch_tokens / rate if busy and rate else None,
-        restarts=max(len(starts) - (not again), live.restarts if live else 0, 0),
-        nodes=_nodes(live.nodes if live else "", owner if busy else None, starts),
-        job=where.jobs.get(run, ""),
-        starts=live.starts if live is not None and live.waits else "",
+        remaining_s=(steps - step) * request.run.batch_tokens / rate if running and rate else None,
+        restarts=max(len(starts) - (not restarting), live.restarts if live else 0, 0),
+        nodes=_nodes(live.nodes if live else "", owner if running else None, starts),
+        job=slurm.jobs.get(run, ""),
+        expected_start=live.start_time if live is not None and live.pending else "",
     )
 
 
-def _starts_again(live: LiveJob | None, starts: Sequence[Start]) -> bool:
-    """Whether a run that had begun is at work under SLURM anew, and has not got to its Start line yet."""
+def _is_restarting(live: LiveJob | None, starts: Sequence[Start]) -> bool:
+    """Whether a resumed run's job is running, but the run has not written its Start line yet."""
     if live is None or live.state != "RUNNING" or not starts:
         return False
     return not (starts[-1].job or "").startswith(f"{live.job}, restart {live.restarts},")
@@ -151,40 +148,41 @@ def _state(
     run: str,
     folder: RunFolder,
     records: Sequence[RecordLine],
-    where: JobStates,
+    slurm: JobStates,
     owner: Owner | None,
 ) -> tuple[State, str]:
-    """What a run does now, and why."""
-    live, job = where.live.get(run), where.jobs.get(run, "")
+    """A run's state, and what ended its last segment."""
+    live, job = slurm.live.get(run), slurm.jobs.get(run, "")
     starts = [line for line in records if isinstance(line, Start)]
-    slurms = bool(job) and not (starts and starts[-1].job is None)
+    on_slurm = bool(job) and not (starts and starts[-1].job is None)
     if records and isinstance(records[-1], End):
         return "finished", ""
     if live is not None:
-        if not live.waits:
-            return "at work", ""
-        return ("requeued" if live.restarts or starts else "queued"), recorded_end(records)
-    if owner is not None and not (slurms and where.reliable):
-        return "at work", ""
-    if slurms and where.problem:
-        return "unknown", f"SLURM has or had it as job {job}"
-    if not slurms:
-        return ended(folder, records, "", None)
-    return ended(
+        if not live.pending:
+            return "running", ""
+        begun = live.restarts or starts
+        return "held" if live.held else "requeued" if begun else "pending", recorded_end(records)
+    if owner is not None and not (on_slurm and slurm.reliable):
+        return "running", ""
+    if on_slurm and slurm.problem:
+        return "unknown", f"its last job was {job}, whose state is unknown while SLURM does not answer"
+    if not on_slurm:
+        return why_not_running(folder, records, "", None)
+    return why_not_running(
         folder,
         records,
         job,
-        end.state if (end := where.ended.get(run)) else None,
-        cancelled=run in where.cancelled,
+        end.state if (end := slurm.ended.get(run)) else None,
+        cancelled=run in slurm.cancelled,
     )
 
 
 def _rates(
     timed: Sequence[Mapping[str, Any]], from_step: int, step: int
 ) -> tuple[float | None, float | None]:
-    """Tokens per second and MFU of a segment's last steps, from its newest lines; it has come to `step`.
+    """Tokens per second and MFU of a segment's last steps, from its newest lines up to `step`.
 
-    A newest line beyond that is of a segment before, whose steps were lost.
+    A newest line beyond `step` is of an earlier segment, whose steps were lost.
     """
     seconds = tokens = weighted = 0.0
     last, known = None, True
@@ -209,7 +207,7 @@ def _forecast(curve: CurveBand | None, step: int | None) -> StepForecast | None:
 
 
 def _nodes(now: str, owner: Owner | None, starts: Sequence[Start]) -> str:
-    """SLURM's nodes; else the host of who is at work, or of the last start."""
+    """SLURM's nodes; else the host of the running process, or of the last start."""
     if now:
         return now
     if owner is not None:

@@ -149,11 +149,11 @@ def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     assert head.split()[:3] == ["run", "state", "devices"]
     assert len(rows) == 2
     assert last == (
-        "Not to be run here: it needs 2 GPUs; available here: 0; "
+        "This cannot run here: it needs 2 GPUs; available here: 0; "
         "its text is only declared, so there is no corpus to train on. Nothing was started."
     )
     listed = isoplan(home, "run", path, "--dry-run", "--json", CUDA_VISIBLE_DEVICES="")
-    assert len(json.loads(listed.stdout)["lacking"]) == 2
+    assert len(json.loads(listed.stdout)["missing"]) == 2
     refused = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
     one_line(refused, "needs 2 GPUs", "run on a machine with 2, or plan again for a cluster without GPUs")
     one_line(
@@ -171,7 +171,7 @@ def test_an_audit_that_was_asked_too_early_is_to_be_done_again(home: Path) -> No
     steps = json.loads(isoplan(home, "run", "budget.yaml", "--dry-run", "--json").stdout)["steps"]
     assert [step["state"] for step in steps[2:]] == [
         "0 of 1 runs are finished",
-        "to be done again, it cannot tell yet",
+        "to be repeated: it cannot tell yet",
     ]
     verdict = plan.parent / "audit.target.json"
     verdict.write_text(verdict.read_text().replace('"cannot tell"', '"inside"'))
@@ -263,7 +263,9 @@ def test_text_that_is_not_there_is_refused_at_the_budgets_own_line(home: Path) -
     budget.write_text(BUDGET.replace("paths: [text.jsonl]", "paths: [text.jsonl, more/*.jsonl.gz]"))
     line = next(i for i, said in enumerate(BUDGET.splitlines(), start=1) if "text.jsonl" in said)
     said = f"absent.yaml:{line}:"
-    one_line(isoplan(home, "data", budget), said, "no file is at", "more/*.jsonl.gz", "; put your text there")
+    one_line(
+        isoplan(home, "data", budget), said, "there is no file", "more/*.jsonl.gz", "; put your text there"
+    )
 
 
 @pytest.mark.parametrize("verb", ["run", "audit", "data"])
@@ -283,7 +285,7 @@ def test_a_plan_that_was_edited_is_refused(home: Path) -> None:
 def test_a_workspace_that_cannot_be_written_to_is_one_line(home: Path) -> None:
     path = tiny_plan(home, tiny_run(home))
     (home / "runs").touch()
-    one_line(isoplan(home, "run", path), "runs: run folders cannot be made here", "change to a folder")
+    one_line(isoplan(home, "run", path), "runs: run folders cannot be created here", "change to a folder")
 
 
 def test_a_run_folder_of_another_run_is_refused(home: Path) -> None:
@@ -359,7 +361,7 @@ def test_a_plan_is_run_once_whatever_lies_in_the_current_folder(home: Path) -> N
     again = isoplan_process(home, "run", path, "--json")
     assert again.returncode == 0, again.stderr
     assert [run["state"] for run in json.loads(again.stdout)["runs"]] == ["finished"] * 3
-    assert "3 of 3 runs are finished already" in again.stderr
+    assert "3 of 3 runs are already finished" in again.stderr
     assert [folder_of(home, run).record_jsonl.read_bytes() for run in runs] == records
 
 
@@ -435,7 +437,7 @@ def test_a_run_that_fails_is_named_and_only_that_one_is_repeated(
     assert folder_of(home, good).end() is not None
     done = isoplan(home, "run", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 2 runs are finished already" in done.stdout
+    assert "1 of 2 runs are already finished" in done.stdout
     assert folder.end() is not None
 
 
@@ -516,7 +518,7 @@ def test_a_study_killed_among_its_pilots_goes_on_to_its_verdict(
     stuck = isoplan(home, "run", "budget.yaml")
     assert stuck.returncode == 3, stuck.stdout + stuck.stderr
     assert "rejected" in stuck.stdout
-    assert "asks for the same pilots again" in stuck.stdout
+    assert "requests the same pilots again" in stuck.stdout
     metrics.write_bytes(whole)
 
     done = isoplan(home, "run", "budget.yaml")

@@ -79,7 +79,10 @@ def test_only_what_the_doctor_wrote_gives_way(tmp_path: Path) -> None:
         write_yaml(path, measured_cluster(base, 8, RATES, LinkRates(3.6e11, 2e-5)))
         check_output(path)
         write_yaml(path, base)
-        with pytest.raises(DocumentError, match="did not write this file and does not overwrite it; choose another name with --out"):
+        with pytest.raises(
+            DocumentError,
+            match="did not write this file and does not overwrite it; choose another name with --out",
+        ):
             check_output(path)
     for text in ("kind: cluster\nsource: measured by isoplan doctor on me\n", "notes: [", ""):
         path.write_text(text)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.checkpoint.format import folder_name
-from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.folder import RunFolder, checkpoint_name
 from runtime.slurm import requeue
-from runtime.slurm.requeue import AGAIN, LEAVE_IT
+from runtime.slurm.requeue import DO_NOT_REQUEUE, REQUEUE
 from specs.document.write import append_line, write_json
 from specs.record import End, Environment, Incident, Start
 from specs.slurm_submission import Queued, Submission
@@ -49,11 +48,11 @@ class Place:
 
     def saves(self, step: int) -> None:
         """A checkpoint is committed."""
-        (self.folder.checkpoints / folder_name(step)).mkdir(parents=True)
+        (self.folder.checkpoints / checkpoint_name(step)).mkdir(parents=True)
 
     def decides(self, status: int, printed: str = "", state: str = "RUNNING 0:20 None") -> int:
         """What follows when srun has ended with this status, by default as time is nearly up; then another start."""
-        mark = f"{requeue.MARK} {self.starts}\n"
+        mark = f"{requeue.START_MARK} {self.starts}\n"
         (self.slurm / "12_0_log.err").write_text(mark + printed)
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("SLURM_JOB_ID", "12")
@@ -83,43 +82,43 @@ def test_a_run_that_was_saved_goes_on_however_often(place: Place) -> None:
     for step in range(0, 100, 10):
         place.starts_at(step)
         place.saves(step + 10)
-        assert place.decides(0) == AGAIN
+        assert place.decides(0) == REQUEUE
     assert place.said == []
 
 
 def test_a_finished_run_is_left_alone(place: Place) -> None:
     place.starts_at(0)
     append_line(place.folder.record_jsonl, End(time=1.0, step=100, loss=2.0, weights_sha256="0" * 64))
-    assert place.decides(140, task("User defined signal 2")) == LEAVE_IT
+    assert place.decides(140, task("User defined signal 2")) == DO_NOT_REQUEUE
 
 
 @pytest.mark.parametrize("printed", ["", task("User defined signal 2"), task("Terminated")])
 @pytest.mark.parametrize("begun", [True, False])
-def test_who_leaves_with_nothing_saved_again_and_again_is_given_up(
+def test_a_run_that_stops_without_a_checkpoint_is_not_retried_for_ever(
     place: Place, printed: str, begun: bool
 ) -> None:
     """Its start takes longer than its time, say: before the first step, or before there is a line of it."""
     place.starts_at(0)
     place.saves(50)
-    assert place.decides(0) == AGAIN
+    assert place.decides(0) == REQUEUE
     decided = []
     for _ in range(3):
         if begun:
             place.starts_at(50)
         decided.append(place.decides(140 if printed else 0, printed))
-    assert decided == [AGAIN, AGAIN, LEAVE_IT]
+    assert decided == [REQUEUE, REQUEUE, DO_NOT_REQUEUE]
     assert place.said[0].endswith("retry 1 of 2, from step 50")
-    assert place.said[-1].endswith("given up, 3 times it came no further than the checkpoint of step 50")
+    assert place.said[-1].endswith("not retried after 3 failures without a checkpoint after step 50")
 
 
 def test_crashes_are_counted_since_the_newest_checkpoint(place: Place) -> None:
     killed = task("Killed")
     for step in (0, 50):
         place.starts_at(step)
-        assert place.decides(137, killed) == AGAIN
+        assert place.decides(137, killed) == REQUEUE
         place.starts_at(step)
         place.saves(step + 50)
-        assert place.decides(137, killed) == AGAIN
+        assert place.decides(137, killed) == REQUEUE
     assert [said.rpartition(": ")[2] for said in place.said] == [
         "retry 1 of 2, from step 0",
         "retry 1 of 2, from step 50",
@@ -129,7 +128,7 @@ def test_crashes_are_counted_since_the_newest_checkpoint(place: Place) -> None:
     for _ in range(2):
         place.starts_at(100)
         last = place.decides(137, killed)
-    assert last == LEAVE_IT
+    assert last == DO_NOT_REQUEUE
 
 
 def test_a_damaged_checkpoint_is_no_headway(place: Place) -> None:
@@ -137,8 +136,8 @@ def test_a_damaged_checkpoint_is_no_headway(place: Place) -> None:
     place.starts_at(0)
     place.saves(50)
     place.saves(100)
-    assert place.decides(137, task("Killed")) == AGAIN
-    for expected in (AGAIN, LEAVE_IT):
+    assert place.decides(137, task("Killed")) == REQUEUE
+    for expected in (REQUEUE, DO_NOT_REQUEUE):
         place.starts_at(50)
         assert place.decides(137, task("Killed")) == expected
 
@@ -148,16 +147,16 @@ def test_crashes_before_it_was_queued_count_no_more(place: Place) -> None:
         append_line(
             place.folder.record_jsonl, Incident(time=BEGAN_S - 1, step=0, what="crashed", message="-")
         )
-    assert place.decides(137, task("Killed")) == AGAIN
+    assert place.decides(137, task("Killed")) == REQUEUE
     assert place.said[-1].endswith("retry 1 of 2, from step 0")
 
 
 @pytest.mark.parametrize(
     ("word", "decided"),
     [
-        ("Exited with exit code 65", LEAVE_IT),  # it would end the same way again
-        ("Exited with exit code 1", AGAIN),
-        ("Exited with exit code 2", AGAIN),  # what SLURM says for a node on which there is no such program
+        ("Exited with exit code 65", DO_NOT_REQUEUE),  # it would fail in the same way
+        ("Exited with exit code 1", REQUEUE),
+        ("Exited with exit code 2", REQUEUE),  # what SLURM says for a node on which there is no such program
     ],
 )
 def test_what_another_start_would_not_change(place: Place, word: str, decided: int) -> None:
@@ -168,10 +167,10 @@ def test_what_another_start_would_not_change(place: Place, word: str, decided: i
 @pytest.mark.parametrize(
     ("state", "decided"),
     [
-        ("RUNNING 1-00:00:00 None", AGAIN),
-        ("COMPLETING INVALID TimeLimit", AGAIN),  # which SLURM never queues again
-        ("COMPLETING 10:00 None", LEAVE_IT),  # cancelled, preempted or requeued
-        ("", LEAVE_IT),
+        ("RUNNING 1-00:00:00 None", REQUEUE),
+        ("COMPLETING INVALID TimeLimit", REQUEUE),  # which SLURM never queues again
+        ("COMPLETING 10:00 None", DO_NOT_REQUEUE),  # cancelled, preempted or requeued
+        ("", DO_NOT_REQUEUE),
     ],
 )
 def test_what_slurm_has_in_hand_is_left_to_it(place: Place, state: str, decided: int) -> None:
@@ -184,7 +183,7 @@ def test_who_is_preempted_while_it_starts_goes_on_however_often(place: Place) ->
     """It has the grace to leave; and there is time left, so that it is no start that takes too long."""
     for _ in range(5):
         place.starts_at(0)
-        assert place.decides(143, task("Terminated"), "RUNNING 1:00:00 None") == AGAIN
+        assert place.decides(143, task("Terminated"), "RUNNING 1:00:00 None") == REQUEUE
     assert place.said == []
 
 
@@ -192,7 +191,7 @@ def test_what_was_saved_before_the_guard_went_back_counts(place: Place) -> None:
     place.starts_at(0)
     place.saves(50)
     place.starts_at(50)  # in the same job
-    assert place.decides(0) == AGAIN
+    assert place.decides(0) == REQUEUE
     assert place.said == []
 
 
@@ -201,7 +200,7 @@ def test_a_run_that_somebody_else_trains_is_waited_for(place: Place) -> None:
     owner = {"host": "lost", "process": 7}
     for _ in range(5):
         (place.folder.path / "lock").write_text(json.dumps(owner) + "\n")
-        assert place.decides(1, task("Exited with exit code 1")) == AGAIN
+        assert place.decides(1, task("Exited with exit code 1")) == REQUEUE
     assert place.said == []
 
 
@@ -212,6 +211,6 @@ def test_a_cancelled_run_is_left_alone(place: Place, state: str) -> None:
     place.saves(50)
     queued = Queued(submission=place.slurm.name, from_step=0, cancelled=True)
     write_json(place.folder.queued_json, queued)
-    assert place.decides(0, state=state) == LEAVE_IT
+    assert place.decides(0, state=state) == DO_NOT_REQUEUE
     write_json(place.folder.queued_json, queued.model_copy(update={"submission": "an-earlier-one"}))
-    assert place.decides(0, state=state) == AGAIN
+    assert place.decides(0, state=state) == REQUEUE

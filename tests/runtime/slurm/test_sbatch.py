@@ -176,7 +176,7 @@ def test_a_path_that_slurm_would_misread_is_refused_in_one_line(name: str, shown
     message = str(caught.value)
     assert message.startswith("/home/")
     assert message.isprintable()
-    assert f": SLURM takes {shown} in a path for something else; work in a folder without it" in message
+    assert f": SLURM misreads {shown} in a path; move to a folder without this character" in message
 
 
 @pytest.mark.parametrize("name", ["plain", "a $HOME of 'one' \"own\"; touch x # `y` & ü*"])
@@ -254,7 +254,7 @@ def test_no_answer_is_no_refusal(reason: str) -> None:
 def test_a_file_of_the_catalog_is_not_to_be_corrected() -> None:
     error = refusal(catalog_path(Cluster, "laptop"), Slurm(), "sbatch: error: Invalid qos specification\n")
     assert isinstance(error, DocumentError)
-    assert error.write.startswith("name a copy of this file in the budget, correct slurm.qos there")
+    assert error.write.startswith("name a copy of this file in the budget and correct slurm.qos there")
 
 
 def test_a_job_that_may_start_on_fewer_nodes_asks_for_cpus_and_leaves_the_tasks_to_srun(

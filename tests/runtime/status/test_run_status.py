@@ -581,7 +581,7 @@ def test_nothing_to_cancel(home: Path) -> None:
     done = isoplan(home, "cancel", folder.path.name)
     held.release()
     assert f"not cancelled: process {os.getpid()} on {socket.gethostname()} is using " in done.stdout
-    assert "Ctrl-C where it was started saves and ends it" in done.stdout
+    assert "press Ctrl-C where it was started" in done.stdout
 
 
 def test_of_a_plan_logs_names_its_runs(home: Path) -> None:
@@ -624,7 +624,7 @@ def test_logs_of_a_rank(home: Path) -> None:
     [told] = json.loads(isoplan(home, "logs", run, "--lines", "1", "--json").stdout)
     assert told == {"file": f"runs/{run}/log/rank-0.txt", "lines": ["line 59"]}
     one_line(isoplan(home, "logs", run, "--json", "-f"), "drop one of them")
-    one_line(isoplan(home, "logs", run, "--rank", "7"), "there is no rank 7; its ranks are 0 to 1")
+    one_line(isoplan(home, "logs", run, "--rank", "7"), "this run has no rank 7; choose a rank from 0 to 1")
     assert isoplan(home, "logs", "plans/small/plan.target.yaml", "--lines", "1").stdout == "line 59\n"
     said(folder, "crashed", "Killed (rank 1 on node2): given up")
     crashed = isoplan(home, "logs", run, "--lines", "1")
