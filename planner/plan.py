@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.design import feasibility, pilot_runs
-from planner.design.allocation import Laws, Surface, published_surface
+from planner.design.allocation import Laws, LossSurface, published_loss_surface
 from planner.design.caveats import ladder_note, notes, prior_target_note
 from planner.design.hyperparameters import advice
 from planner.design.inputs import PlanInputs
@@ -41,7 +41,7 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 
 def _plan_from_published_law(inputs: PlanInputs) -> Plan:
-    surface = None if inputs.loss_law is None else published_surface(inputs.loss_law)
+    surface = None if inputs.loss_law is None else published_loss_surface(inputs.loss_law)
     laws = Laws(inputs.law.allocation, surface)
     target = find_target(TargetSearch(inputs, laws))
     no_forecast = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
@@ -124,13 +124,13 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     return _Pilots(compute, runs, design.to_document(compute), preview)
 
 
-def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> Surface | None:
+def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> LossSurface | None:
     """The best loss law of the ledger's runs, fitted on all of them; None where the budget needs none."""
     if inputs.budget.loss is None and not isinstance(inputs.budget.objective, Inference):
         return None
     fitted = forecast.best_loss_fit(points)
     name = f"{fitted.form.name} (fitted on the ledger)"
-    return Surface(name, "flop_per_token", fitted.form, tuple(fitted.params.tolist()))
+    return LossSurface(name, "flop_per_token", fitted.form, tuple(fitted.params.tolist()))
 
 
 def _pilot_plan(inputs: PlanInputs, pilots: _Pilots, no_forecast: NoForecast) -> Plan:

@@ -1,4 +1,4 @@
-"""A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, what to type next."""
+"""A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, and the next command."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
 
 Row = tuple[str, str]
 LAYOUTS = 4
-"""Layouts that are shown; the report has more of them."""
+"""Layouts that are printed; the report has more of them."""
 
 
 def show(plan: Plan, path: Path, console: Console) -> None:
-    """Print a plan. Nothing here is computed that the plan does not hold, but for units."""
+    """Print a plan. All numbers are the plan's own, converted to readable units."""
     head = f"[bold]{plan.budget.name}[/]  {plan.phase} plan for {escape(plan.budget.amount_text)}, "
     head += f"seal {plan.seal[:16]}"
     console.print(head, highlight=False)
@@ -35,10 +35,12 @@ def show(plan: Plan, path: Path, console: Console) -> None:
 
 
 def _next(plan: Plan, path: Path) -> str:
-    """What to type next."""
+    """The next command, or what to change in the budget."""
     if plan.runs[0].run.data.digest is None:
-        return "name your text in the budget (data.text, source: files), give it another name, and plan it"
-    return f"run {path}" if plan.phase == "target" else f"run {path}; audit {path}; plan again"
+        return "to train, give the budget your own text (data.text, source: files) and another name, and plan it again"
+    if plan.phase == "target":
+        return f"run {path}"
+    return f"run {path}; audit {path}; then plan the budget again"
 
 
 def _run_table(plan: Plan) -> Table:
@@ -73,17 +75,14 @@ def _run_details(plan: Plan) -> Table:
 
 
 def rows(plan: Plan) -> list[Row]:
-    """The target run in words; `explain` knows every label."""
+    """The target run as labels and values; `isoplan explain` accepts every label."""
     planned = plan.runs[0]
     return [*_model(planned), *_training(planned, plan), *_execution(planned, plan)]
 
 
 def _model(planned: PlannedRun) -> Iterator[Row]:
     model = planned.run.model
-    yield (
-        "shape",
-        shape_text(model),
-    )
+    yield "shape", shape_text(model)
     yield "parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"
     exact, paper = model.flop_per_token, model.paper_flop_per_token
     yield "M", f"{exact:.4g} FLOP/token exact; {paper:.4g} by the paper's Eq. 2"
@@ -91,8 +90,8 @@ def _model(planned: PlannedRun) -> Iterator[Row]:
 
 def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     run, optim = planned.run, planned.run.optim
-    ratio, passes = run.tokens / run.model.params, run.tokens / plan.unique_tokens
-    yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter, {passes:.3g} passes over the text"
+    ratio, epochs = run.tokens / run.model.params, run.tokens / plan.unique_tokens
+    yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter, {epochs:.3g} epochs over the text"
     yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
     yield (
         "batch",
@@ -101,7 +100,7 @@ def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     regime = next((f" ({one.law}: {one.hyper.regime})" for one in plan.hypers if one.used), "")
     yield "learning rate", f"{optim.peak_lr:.4g}{regime}"
     drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
-    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warm-up, {drops}"
+    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warmup, {drops}"
 
 
 def _execution(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
@@ -115,24 +114,26 @@ def _execution(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
 
 
 def _evidence(plan: Plan) -> str:
-    """What the plan rests on, and how it did on budgets that it had not seen."""
+    """The evidence of the plan, and its error on held-out budgets."""
     law = plan.law
     if plan.fit is None:
         fitted = f"{law.compute_low_flop:.1e} to {law.compute_high_flop:.1e} FLOP on {law.data}"
-        return f"law {law.name}, fitted on {fitted}; its source prints no held-out error"
+        return f"law {law.name}, fitted on {fitted}; its source gives no held-out error"
     flops = [point.budget_flop for point in plan.fit.points]
     tested = [form for form in plan.fit.forms if form.held_out_error is not None]
-    error = f"{tested[0].form} {tested[0].held_out_error:.2%}" if tested else "untested"
-    return f"{len(flops)} own runs of {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
+    error = f"{tested[0].held_out_error:.2%} ({tested[0].form})" if tested else "not measured"
+    return (
+        f"{len(flops)} runs of the ledger, {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
+    )
 
 
 def _nearest_miss(choice: LayoutChoice) -> str:
-    """The layout that a little more memory would allow, and what it would bring."""
+    """The layout that misses the memory limit least, by how much, and its step time."""
     miss, over = choice.nearest_miss, choice.nearest_miss_bytes
     if miss is None or over is None:
         return "all layouts fit"
-    pace = f"{miss.step_s / choice.ranked[0].step_s - 1:+.1%}".replace("%", " %")
-    return f"nearest that does not fit: {layout_text(miss.layout)}, {pace} a step, {memory(over)} too much"
+    slower = f"{miss.step_s / choice.ranked[0].step_s - 1:+.1%}".replace("%", " %")
+    return f"nearest that does not fit: {layout_text(miss.layout)}; {memory(over)} too much memory, step time {slower}"
 
 
 def _layout_table(choice: LayoutChoice) -> Table:
@@ -151,11 +152,11 @@ def _layout_table(choice: LayoutChoice) -> Table:
 
 
 def _show_forecast(plan: Plan, console: Console) -> None:
-    told = plan.forecast
-    if not isinstance(told, Forecast):
-        console.print(f"[bold]forecast[/]  none: {escape(told.reason)}", highlight=False)
+    forecast = plan.forecast
+    if not isinstance(forecast, Forecast):
+        console.print(f"[bold]forecast[/]  none: {escape(forecast.reason)}", highlight=False)
         return
-    band, losses = told.loss, plan.losses
+    band, losses = forecast.loss, plan.losses
     console.print(
         f"[bold]forecast[/]  held-out loss {band.median:.4f} nats/token, 50 % {band.low_50:.4f} to {band.high_50:.4f}, "
         f"95 % {band.low_95:.4f} to {band.high_95:.4f}",
@@ -167,10 +168,10 @@ def _show_forecast(plan: Plan, console: Console) -> None:
             f"{losses.of(band.high_95):.4f}",
             highlight=False,
         )
-    console.print(f"          {escape(told.basis)}", highlight=False)
+    console.print(f"          {escape(forecast.basis)}", highlight=False)
     if plan.fit is not None and plan.fit.optimum is not None:
-        said = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
-        console.print(f"[bold]best split[/]  by these forms, 95 % in brackets: {said}", highlight=False)
+        split = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
+        console.print(f"[bold]optimal split[/]  by these forms (95 % interval): {split}", highlight=False)
     if plan.fit is not None:
         console.print(_form_table(plan))
         for flag in plan.fit.flags:
@@ -178,7 +179,7 @@ def _show_forecast(plan: Plan, console: Console) -> None:
 
 
 def _form_table(plan: Plan) -> Table:
-    table = Table(title="forms side by side", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD)
     for name in ("form", "held-out error", "weight", "forecast, nats/token"):
         table.add_column(name, justify="left" if name == "form" else "right")
     for form in plan.fit.forms if plan.fit is not None else ():

@@ -40,7 +40,7 @@ class NoOptimumError(ValueError):
 
 
 @dataclass(frozen=True)
-class Surface:
+class LossSurface:
     """A loss law L(X, D) with its constants, and what its size X counts."""
 
     name: str
@@ -101,15 +101,15 @@ class Laws:
     """The laws of size and loss that a plan uses: an allocation, a loss surface, or both."""
 
     allocation: Allocation | None
-    surface: Surface | None
+    surface: LossSurface | None
 
 
-def published_surface(law: PublishedLaw) -> Surface | None:
+def published_loss_surface(law: PublishedLaw) -> LossSurface | None:
     """The loss surface that a law's source prints; None where it prints none."""
     if law.loss is None:
         return None
     loss = law.loss
-    return Surface(law.name, loss.size, STANDARD, (loss.E, loss.A, loss.B, loss.alpha, loss.beta))
+    return LossSurface(law.name, loss.size, STANDARD, (loss.E, loss.A, loss.B, loss.alpha, loss.beta))
 
 
 def shape_for_objective(
@@ -143,7 +143,7 @@ def missing_law(objective: Objective, laws: Laws) -> str:
 
 
 def least_compute_for_loss(
-    loss: float, surface: Surface, shape: Callable[[float], ModelSpec], max_flop: float
+    loss: float, surface: LossSurface, shape: Callable[[float], ModelSpec], max_flop: float
 ) -> float:
     """The least compute whose run reaches the loss, within a thousandth; inf where `max_flop` does not reach it."""
 

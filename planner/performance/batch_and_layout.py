@@ -1,7 +1,7 @@
-"""Batch, devices and layout of a run, chosen together: each limits the others.
+"""Batch, devices and layout of a run, chosen together, since each limits the others.
 
-The batch is the law's, moved a little so that many devices can share it evenly. The devices are those of the cluster,
-as long as twice as many make a step clearly faster. A batch that the budget asks for is kept to the token instead.
+The batch is the law's, rounded so that many devices can share it evenly. The devices are those of the cluster, as long
+as doubling them makes a step clearly faster. A batch that the budget fixes is kept exactly.
 """
 
 import math
@@ -20,12 +20,12 @@ BATCH_FREEDOM = 0.05
 """Batches this close to the law's are as good: the paper's own are up to 9 % from it (2304 for 2252, 4608 for 5043),
 and its near-optimal bands are far wider (DeepSeek LLM, Fig. 3)."""
 MIN_DOUBLING_SPEEDUP = 1.25
-"""Devices are doubled as long as that makes a step at least this much faster; beyond, they would mostly wait."""
+"""Devices are doubled as long as that makes a step at least this much faster; more would mostly be idle."""
 
 
 @dataclass(frozen=True)
 class BatchAndLayout:
-    """How a run is laid out: its batch, its layout, and what that takes."""
+    """A run's batch and layout, with the memory and time of a step."""
 
     batch_sequences: int
     layout: Layout
@@ -35,28 +35,33 @@ class BatchAndLayout:
 
 
 def choose_batch_and_layout(
-    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float, asked: int | None
+    model: ModelSpec,
+    cluster: Cluster,
+    precision: str,
+    devices: int,
+    law_sequences: float,
+    fixed_sequences: int | None,
 ) -> BatchAndLayout:
-    """Batch and layout on at most these devices, near the wanted sequences a step or at just those that are asked for.
+    """Batch and layout on at most these devices, with about `law_sequences` a step or exactly `fixed_sequences`.
 
-    NoLayoutError where nothing fits the memory, UndividedBatchError where nothing divides the batch that is asked for.
+    NoLayoutError where no layout fits the memory, UndividedBatchError where none divides the fixed batch.
     """
-    if asked is not None:
-        return _with_batch(model, cluster, precision, devices, asked)
+    if fixed_sequences is not None:
+        return _with_batch(model, cluster, precision, devices, fixed_sequences)
     if cluster.efficiency is None:
-        return _by_memory(model, cluster, precision, devices, wanted)
-    return _by_speed(model, cluster, precision, devices, wanted)
+        return _by_memory(model, cluster, precision, devices, law_sequences)
+    return _by_speed(model, cluster, precision, devices, law_sequences)
 
 
 def round_batch(sequences: float, multiple: int) -> int:
-    """Whole sequences near the wanted number: a multiple of `multiple` and of a power of two that costs at most 3 %."""
+    """Whole sequences near `sequences`: a multiple of `multiple` and of a power of two that costs at most 3 %."""
     grain = 2 ** math.floor(math.log2(sequences / BATCH_GRAIN)) if sequences > BATCH_GRAIN else 1
     unit = math.lcm(grain, multiple)
     return max(1, round(sequences / unit)) * unit
 
 
 def divisible_batch(sequences: float, devices: int) -> int:
-    """Whole sequences near the wanted number that as many of the devices as possible can share evenly."""
+    """Whole sequences near `sequences` that as many of the devices as possible can share evenly."""
     near = (round_batch(sequences, share) for share in (*_halvings(devices), 1))
     return next(
         (batch for batch in near if abs(batch / sequences - 1) <= BATCH_FREEDOM), round_batch(sequences, 1)
@@ -80,25 +85,25 @@ def _with_batch(
 
 
 def _by_memory(
-    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, sequences: float
 ) -> BatchAndLayout:
-    """Without seconds to compare: at most a device a sequence, and the batch rounded to the replicas."""
-    devices = min(devices, 2 ** math.floor(math.log2(max(1.0, wanted))))
-    fit = choose_layout(model, cluster, devices, round_batch(wanted, 1), precision)
-    layout, batch = fit.layout, round_batch(wanted, fit.layout.dp)
+    """Without step times to compare: at most one device per sequence, and the batch rounded to the replicas."""
+    devices = min(devices, 2 ** math.floor(math.log2(max(1.0, sequences))))
+    fit = choose_layout(model, cluster, devices, round_batch(sequences, 1), precision)
+    layout, batch = fit.layout, round_batch(sequences, fit.layout.dp)
     micro_batch = math.gcd(layout.micro_batch_sequences, batch // layout.dp)
     divided = layout.model_copy(update={"micro_batch_sequences": micro_batch})
     return BatchAndLayout(batch, divided, fit.memory_bytes, fit.step_s)
 
 
 def _by_speed(
-    model: ModelSpec, cluster: Cluster, precision: str, devices: int, wanted: float
+    model: ModelSpec, cluster: Cluster, precision: str, devices: int, sequences: float
 ) -> BatchAndLayout:
-    """The layout on as many devices as are worth having: those of the cluster, halved while that costs little time."""
+    """The best layout on the cluster's devices, halved as long as that costs little time."""
     best: BatchAndLayout | None = None
     while devices:
         try:
-            half = _with_batch(model, cluster, precision, devices, divisible_batch(wanted, devices))
+            half = _with_batch(model, cluster, precision, devices, divisible_batch(sequences, devices))
         except NoLayoutError:
             if best is None:
                 raise

@@ -1,7 +1,8 @@
-"""What a rank of every pipeline stage sends in a step, by collective and axis, as the engine sends it.
+"""Communication volume of a step: bytes that a rank of each pipeline stage sends, by collective (all-reduce,
+all-gather, reduce-scatter, send, receive) and axis.
 
-The counts are those of the first tensor-parallel rank; where the vocabulary does not divide, the others' differ by a
-row of it. A rehearsal counts the same with the engine's own code.
+The counts are those of the first tensor-parallel rank; if the vocabulary is not divisible, those of the other ranks
+differ by a row. `isoplan rehearse` counts the same with the engine's own code.
 """
 
 import math
@@ -14,7 +15,7 @@ from planner.performance.engine_features import Engine
 from specs.layout import Layout
 
 LOSS_FLOATS_PER_TOKEN = 3
-"""fp32 numbers of a token that the ranks of a vocabulary compare: peak, sum and target (model/loss.py)."""
+"""fp32 numbers per token that vocabulary-parallel ranks all-gather: maximum, sum and target logit (model/loss.py)."""
 NORM_BYTES = 8
 """A parameter's square in the gradient's norm, summed in fp64 (model/zero.py)."""
 
@@ -34,28 +35,28 @@ def _one_stage(
     first, last = stage == 0, stage == layout.pp - 1
     vectors = (2 * blocks + last) * _padded(a.width, layout.dp)
     passes = _tensor_parallel(a, w, layout, blocks, first, last) | _pipeline(a, w, layout, first, last)
-    found = Counter({kind: micro_batches * size for kind, size in passes.items()})
+    sent = Counter({kind: micro_batches * size for kind, size in passes.items()})
     if layout.sequence_parallel:
-        found["all_reduce tp"] += 2 * cost.gather_bytes(vectors * engine.reduce_bytes, layout.tp)
+        sent["all_reduce tp"] += 2 * cost.gather_bytes(vectors * engine.reduce_bytes, layout.tp)
     if layout.dp > 1:
-        held = vectors + _matrices(a, layout, blocks, first, last)
-        found["reduce_scatter dp"] += cost.gather_bytes(held * engine.reduce_bytes, layout.dp)
-        found["all_gather dp"] += cost.gather_bytes(held * w, layout.dp)
+        params = vectors + _matrices(a, layout, blocks, first, last)
+        sent["reduce_scatter dp"] += cost.gather_bytes(params * engine.reduce_bytes, layout.dp)
+        sent["all_gather dp"] += cost.gather_bytes(params * w, layout.dp)
     if layout.devices > 1:
         squares = NORM_BYTES * (cost.BLOCK_PARAMETERS * a.layers + 3)  # embedding, last norm and head too
-        found[f"all_reduce {_world_axis(layout)}"] += 2 * cost.gather_bytes(squares, layout.devices)
-    return {kind: float(found[kind]) for kind in sorted(found)}
+        sent[f"all_reduce {_world_axis(layout)}"] += 2 * cost.gather_bytes(squares, layout.devices)
+    return {kind: float(sent[kind]) for kind in sorted(sent)}
 
 
 def _tensor_parallel(
     a: Architecture, w: int, layout: Layout, blocks: int, first: bool, last: bool
 ) -> dict[str, Any]:
-    """Of one micro-batch: a block's, the embedding's sum and its gradient, the head's input, gradient and loss."""
+    """Of one micro-batch: the blocks, the embedding and its gradient, the head's input, its gradient and the loss."""
     if layout.tp == 1:
         return {}
-    rows, tp, replays = layout.micro_batch_sequences * a.context, layout.tp, layout.recompute == "full"
+    rows, tp, recomputes = layout.micro_batch_sequences * a.context, layout.tp, layout.recompute == "full"
     one = cost.gather_bytes(rows * a.width * w, tp)
-    halves = (2 + replays) * cost.BLOCK_GATHERS // 2  # a forward, a backward, and maybe a forward again
+    halves = (2 + recomputes) * cost.BLOCK_GATHERS // 2  # forward, backward, maybe a recomputed forward
     loss = last * cost.gather_bytes(tp * rows * 4 * LOSS_FLOATS_PER_TOKEN, tp)
     scatters = blocks * halves + first + last
     if not layout.sequence_parallel:
@@ -65,7 +66,7 @@ def _tensor_parallel(
 
 
 def _pipeline(a: Architecture, w: int, layout: Layout, first: bool, last: bool) -> dict[str, Any]:
-    """Of one micro-batch: results and gradients between virtual stages; the first and the last have one neighbour."""
+    """Of one micro-batch: activations and gradients between virtual stages; the first and last have one neighbour."""
     if layout.pp == 1:
         return {}
     rows = layout.micro_batch_sequences * a.context
@@ -75,7 +76,7 @@ def _pipeline(a: Architecture, w: int, layout: Layout, first: bool, last: bool) 
 
 
 def _matrices(a: Architecture, layout: Layout, blocks: int, first: bool, last: bool) -> int:
-    """Elements of the matrices of a rank, with the rows that fill up to a multiple of the replicas."""
+    """Elements of the matrices of a rank, with rows padded to a multiple of the replicas."""
     tp, d = layout.tp, a.width
     block = (
         ((d + 2 * a.kv_heads * a.head_dim) // tp, d),
@@ -92,5 +93,5 @@ def _padded(rows: int, dp: int) -> int:
 
 
 def _world_axis(layout: Layout) -> str:
-    """What the group of all ranks is called: an axis, where that is all ranks."""
+    """Name of the group of all ranks: that of an axis, if one axis spans all ranks."""
     return next((axis for axis in ("tp", "pp", "dp") if getattr(layout, axis) == layout.devices), "world")

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOP, bytes and traffic, each declared once as plain arithmetic.
+"""The cost of a model: parameters, FLOP, bytes and communication, each declared once as plain arithmetic.
 
 A declaration takes an `Architecture` of ints and gives a count, or of NumPy arrays and gives counts. The counts that
 runs need too are in specs/model.py; here they are used, not repeated.
@@ -6,7 +6,7 @@ runs need too are in specs/model.py; here they are used, not repeated.
     L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary    s context
     R rows = tokens of a micro-batch    t tensor-parallel ranks    w bytes of a weight or activation
 
-Tensor parallelism divides by t what is split; sequence parallelism (`sp`, 0 or 1) divides the rest too.
+Tensor parallelism divides the split tensors by t; sequence parallelism (`sp`, 0 or 1) divides the others too.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from specs.model import ModelSpec
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder as the counts see it; LLaMA's features by default, GPT's (arXiv 2005.14165) where asked for."""
+    """Sizes and features of a decoder that the counts need; by default LLaMA's, optionally GPT's (arXiv 2005.14165)."""
 
     layers: Any
     width: Any
@@ -92,11 +92,11 @@ def forward_flop(a: Architecture, causal: bool = False) -> Any:
     return 2 * block_params(a) + attention_flop(a, causal) + head_flop(a)
 
 
-# Bytes that a block keeps of one token of a micro-batch for its backward pass, on one rank.
+# Activations: bytes per token of a micro-batch that a block saves for its backward pass, on one rank.
 
 
 def saved_whole_bytes(a: Architecture, w: Any) -> Any:
-    """What tensor parallelism leaves whole: inputs of both norms and of both sub-layers, and dropout's masks.
+    """Not split by tensor parallelism: inputs of both norms and of both sub-layers, and dropout's masks.
 
     10 d in GPT of 16 bit (Korthikanti et al., arXiv 2205.05198, section 4.2.1).
     """
@@ -104,10 +104,10 @@ def saved_whole_bytes(a: Architecture, w: Any) -> Any:
 
 
 def saved_split_bytes(a: Architecture, w: Any, inner: Any = 2) -> Any:
-    """What it splits: q, k, v, attention's result, and so many inner tensors of the feed-forward.
+    """Split by tensor parallelism: q, k, v, attention's output, and `inner` inner tensors of the feed-forward.
 
-    24 d in GPT of 16 bit, which keeps GELU's input and result (Korthikanti et al., section 4.2.1). SwiGLU keeps gate
-    and up, if its backward makes their product again.
+    24 d in GPT of 16 bit, which saves GELU's input and output (Korthikanti et al., section 4.2.1). SwiGLU saves gate
+    and up, if its backward recomputes their product.
     """
     attention = 2 * a.width + 2 * a.kv_heads * a.head_dim
     return w * (attention + inner * a.ffn)
@@ -128,16 +128,16 @@ def saved_activation_bytes(a: Architecture, t: Any, sp: Any, w: Any, scores: Any
 
 
 def dropped_by_selective_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
-    """What selective recomputation of norms and attention leaves out: both norms' results, and attention's."""
+    """Not saved with selective recomputation of norms and attention: both norms' outputs, and attention's."""
     return 2 * w * a.width / (1 + sp * (t - 1)) + w * a.width / t
 
 
 def block_input_bytes(a: Architecture, t: Any, sp: Any, w: Any) -> Any:
-    """A block's input, all that full recomputation keeps of a token."""
+    """A block's input: all that full activation recomputation (checkpointing) saves of a token."""
     return w * a.width / (1 + sp * (t - 1))
 
 
-# Bytes that elementwise operations of a block move of one token: read and written, forward then backward.
+# Memory traffic: bytes per token that a block's elementwise operations read and write, forward then backward.
 
 
 def moved_whole_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
@@ -163,20 +163,20 @@ def moved_split_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
 
 
 def recompute_moved_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
-    """What selective recomputation moves once more: norms (whole); rotation and a copy of the projection (split)."""
+    """Moved again by selective recomputation: norms (whole); rotation and a copy of the projection (split)."""
     kv = a.kv_heads * a.head_dim
     return 4 * w * a.width, 2 * w * (2 * a.width + 3 * kv)
 
 
 def moved_score_bytes(a: Architecture, w: Any) -> tuple[Any, Any]:
-    """Attention's square where it is stored: softmax and dropout one pass each; the products' own are not counted."""
+    """Attention's scores if stored: softmax and dropout are one pass each; the matrix products are not counted."""
     forward, backward = (2 * w, 3 * w)
     if a.dropout:
         forward, backward = forward + 2 * w + 1, backward + 2 * w + 1
     return a.heads * a.context * forward, a.heads * a.context * backward
 
 
-# Traffic: bytes that one rank sends. Rings are optimal in them (arXiv 1909.09756 names the collectives' costs).
+# Communication: bytes that one rank sends in a ring, which is optimal in bytes (arXiv 1909.09756).
 
 
 def gather_bytes(size: Any, ranks: Any) -> Any:
@@ -188,11 +188,11 @@ BLOCK_GATHERS = 4
 """Gathers and scatters of a block's rows in a forward pass, and again in a backward pass: two a sub-layer (Korthikanti
 et al., section 4.2.2); without sequence parallelism they are two halves of an all-reduce, of the same bytes."""
 REGATHERS = 2
-"""Inputs that sequence parallelism gathers again in a backward pass, for the weights' gradients."""
+"""All-gathers of inputs that sequence parallelism repeats in a backward pass, for the weights' gradients."""
 BLOCK_PARAMETERS = 6
 """Parameters of a block: two norms, and four matrices (model/parameters.py)."""
 
 
 def stage_boundary_bytes(a: Architecture, rows: Any, t: Any, sp: Any, w: Any) -> Any:
-    """What a stage hands on of a micro-batch, forward or backward."""
+    """A micro-batch's activations or gradients between two pipeline stages."""
     return rows * a.width * w / (1 + sp * (t - 1))

@@ -1,4 +1,4 @@
-"""What a training engine does, as far as seconds and bytes depend on it: ours, and whose published figures we check."""
+"""Features of a training engine that change its step time and memory: ours, and those of published measurements."""
 
 from dataclasses import dataclass, replace
 
@@ -8,31 +8,31 @@ class Engine:
     """Features that change the time or memory of a step, not its result."""
 
     flash: bool
-    """Attention never stores its square (arXiv 2205.14135)."""
+    """Flash attention: the score matrix is never stored (arXiv 2205.14135)."""
     fused: bool
-    """Chains of elementwise operations are one pass over memory each; else every operation is its own."""
+    """Each chain of elementwise operations is one pass over memory; else each operation is one."""
     fused_loss: bool
-    """The gradient takes the place of 16-bit logits; else fp32 copies are made."""
+    """The gradient overwrites the 16-bit logits; else fp32 copies are made."""
     fused_gradients: bool
-    """Weight gradients are summed in fp32 inside the matrix multiplication."""
+    """Gradient accumulation in fp32 inside the weight gradient's matrix multiplication."""
     overlaps_tensor: bool
-    """Tensor parallel collectives run beneath matrix multiplications."""
+    """Tensor-parallel collectives overlap with matrix multiplications."""
     overlaps_data: bool
-    """Gradients are reduced beneath the last backward pass, parameters gathered beneath the next forward pass."""
+    """Gradient reduce-scatter overlaps with the last backward pass, parameter all-gather with the next forward pass."""
     overlaps_pipeline: bool
-    """Transfers between stages run beneath work."""
+    """Transfers between pipeline stages overlap with compute."""
     shards_optimizer: bool
     """ZeRO-1 (arXiv 1910.02054)."""
     reduce_bytes: int
-    """Bytes of a gradient on the wire."""
+    """Bytes of a gradient in the reduction."""
     stages_adjacent: bool
-    """Ranks of neighbouring stages are neighbours, replicas lie apart; Megatron-LM has it the other way round."""
+    """Ranks of neighbouring pipeline stages are adjacent and replicas apart; Megatron-LM has it the other way round."""
     saved_inner_tensors: int
-    """Inner tensors of the feed-forward that a block keeps."""
+    """Inner tensors of the feed-forward that a block saves for backward."""
     recomputes_norms: bool
-    """Selective recomputation replays norms too, not attention alone."""
+    """Selective activation recomputation recomputes norms too, not only attention."""
     recomputed_matmul_share: float = 0.0
-    """Share of the blocks' matrix multiplications that selective recomputation replays, with all elementwise work."""
+    """Share of the blocks' matrix multiplications that selective recomputation repeats, with all elementwise work."""
 
 
 OURS = Engine(
@@ -51,4 +51,4 @@ OURS = Engine(
 )
 """The engine in model/ and runtime/ on GPUs."""
 ON_CPU = replace(OURS, flash=False, fused=False, saved_inner_tensors=4)
-"""The same on a CPU, where attention keeps its square (model/kernels/torch_cpu.py, up to a context of 1024)."""
+"""The same on a CPU, where attention stores its scores (model/kernels/torch_cpu.py, up to a context of 1024)."""

@@ -1,7 +1,7 @@
-"""Layouts as columns of numbers, so that ten thousand of them are judged in one stroke of arithmetic.
+"""Layouts as columns of numbers, so that ten thousand of them are evaluated at once.
 
-A column holds a value for every layout (or a single number). Stage cuts enter as what the formulas need of them: the
-blocks of the first rank, of the fullest one, and of the last one of a pipeline.
+A column holds a value for every layout (or a single number). Of the split into pipeline stages the formulas need only
+the blocks of the first rank, of the fullest one, and of the last one.
 """
 
 import math
@@ -17,7 +17,7 @@ from specs.layout import Layout
 from specs.model import ModelSpec
 
 RECOMPUTE = ("none", "selective", "full")
-"""How `Grid.recompute` counts."""
+"""Levels of activation recomputation, by the index in `LayoutGrid.recompute`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LayoutGrid:
     micro_batch: Any
     """Sequences."""
     micro_batches: Any
-    """Of a replica in one step."""
+    """Of a replica in one step: the steps of gradient accumulation."""
     recompute: Any
     """Index into RECOMPUTE."""
     first: Any
@@ -47,12 +47,12 @@ class LayoutGrid:
 
     @property
     def recomputes_attention(self) -> Any:
-        """1 where attention is computed again."""
+        """1 where attention is recomputed."""
         return self.recompute >= 1
 
     @property
     def recomputes_block(self) -> Any:
-        """1 where the whole block is computed again."""
+        """1 where whole blocks are recomputed."""
         return self.recompute == 2
 
 
@@ -84,10 +84,10 @@ def grid_of(layout: Layout, layers: int, batch_sequences: int) -> LayoutGrid:
 
 
 def stage_cut(layers: int, stages: int, head_layers: float) -> tuple[int, ...]:
-    """Blocks of every virtual stage such that the slowest is fastest, the last one having the head beside its blocks.
+    """Blocks of every virtual stage such that the slowest is fastest; the last stage also has the head.
 
     `head_layers` is the head's time in units of a block's. Of equally fast cuts the last stage gets the most blocks,
-    and of the others the later ones: they keep fewer micro-batches.
+    then the later ones, which keep the activations of fewer micro-batches.
     """
     if stages == 1:
         return (layers,)
@@ -102,10 +102,10 @@ def stage_cut(layers: int, stages: int, head_layers: float) -> tuple[int, ...]:
 
 
 def balanced_cut(a: Architecture, pp: int, interleave: int) -> tuple[int, ...] | None:
-    """Blocks of every virtual stage; the head counts as the blocks that take as long. None where there is no such cut.
+    """Blocks of every virtual stage; the head counts as the blocks that take as long. None where no such cut exists.
 
-    Interleaved, all stages but the last are of one size: unequal ones would wait for each other, and cost more than
-    interleaving saves.
+    With interleaving all stages but the last have the same size: unequal ones would wait for each other, which costs
+    more than interleaving saves.
     """
     stages = pp * interleave
     if interleave > 1:
@@ -117,7 +117,7 @@ def balanced_cut(a: Architecture, pp: int, interleave: int) -> tuple[int, ...] |
 
 
 def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> LayoutGrid | None:
-    """The columns of all legal layouts on just these devices; None where there is none."""
+    """The columns of all legal layouts on exactly these devices; None where there is none."""
     columns = [
         _columns(model, tp, pp, devices // (tp * pp), batch_sequences)
         for tp, pp in _splits(model, devices, batch_sequences)
@@ -131,7 +131,7 @@ def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> LayoutGr
 
 
 def _splits(model: ModelSpec, devices: int, batch_sequences: int) -> Iterator[tuple[int, int]]:
-    """Legal tensor and pipeline parallel sizes that leave replicas which divide the batch."""
+    """Legal tensor- and pipeline-parallel sizes whose number of replicas divides the batch."""
     for tp in divisors(math.gcd(devices, model.heads, model.kv_heads, model.ffn)):
         for pp in divisors(devices // tp):
             if pp <= model.layers and batch_sequences % (devices // (tp * pp)) == 0:

@@ -1,9 +1,9 @@
-"""Every legal layout of a model on a cluster, judged by its bytes and its seconds; the fastest that fits is chosen.
+"""Every legal layout of a model on a cluster with its memory and step time; the fastest that fits is chosen.
 
 All layouts are ranked at once by closed forms (planner/performance/step_time.py, planner/performance/memory.py); the
-best twenty are then timed by going through their pipelines' lists of work (planner/performance/pipeline_simulator.py),
-and ranked again. A cluster without efficiencies, like a plain computer, has no seconds: the least model parallelism
-that fits is taken there, with whole micro-batches."""
+best twenty are then timed by simulating their pipelines (planner/performance/pipeline_simulator.py), and ranked again.
+On a cluster without efficiencies, like a laptop, no step time is known: there the least model parallelism that fits is
+taken, with the largest micro-batch."""
 
 from dataclasses import dataclass, fields
 
@@ -32,14 +32,14 @@ from specs.model import ModelSpec
 from specs.plan import LayoutChoice, LayoutEstimate
 
 USABLE_MEMORY = 0.9
-"""Share of a device's memory that a plan may fill; the rest is left to the allocator, CUDA's context and NCCL."""
+"""Share of a device's memory that a plan may fill; the rest is for the allocator, CUDA's context and NCCL."""
 SIMULATED = 20
 """Layouts that are timed by simulation."""
 Column = NDArray[np.float64]
 
 
 class NoLayoutError(ValueError):
-    """No layout fits; the message has the nearest miss in bytes."""
+    """No layout fits; the message says by how many bytes the nearest one misses."""
 
 
 class UndividedBatchError(ValueError):
@@ -58,7 +58,7 @@ class LayoutFit:
 
 @dataclass(frozen=True)
 class LayoutProblem:
-    """What is to be laid out, and on what."""
+    """The run and the devices that a layout is searched for."""
 
     model: ModelSpec
     cluster: Cluster
@@ -113,7 +113,7 @@ class Ranking:
         return found
 
     def layout(self, row: int) -> Layout:
-        """A row as a layout, its stages cut so that embedding and head balance."""
+        """A row as a layout, its pipeline stages balanced with the head."""
         at = {f.name: int(getattr(self.grid, f.name)[row]) for f in fields(LayoutGrid)}
         model = self.problem.model
         plain = Layout(
@@ -187,15 +187,15 @@ def compare_layouts(
 
 
 def _nearest_miss(ranking: Ranking, best_s: float) -> int | None:
-    """The row that lacks least memory, of those that would be faster than the best; of all, where none would be."""
-    lacking = ~ranking.fits
-    faster = lacking & (ranking.step_s < best_s)
-    rows = np.flatnonzero(faster if faster.any() else lacking)
+    """The row that misses the memory limit least, among those faster than the best; among all, where none is faster."""
+    misses = ~ranking.fits
+    faster = misses & (ranking.step_s < best_s)
+    rows = np.flatnonzero(faster if faster.any() else misses)
     return int(rows[ranking.memory[rows].argmin()]) if len(rows) else None
 
 
 def _estimate(ranking: Ranking, row: int, simulator: Simulator) -> LayoutEstimate:
-    """A row with its simulated seconds: the simulation says what the pipeline's ranks wait in all."""
+    """A row with its simulated seconds: the simulation gives the time that the pipeline's ranks wait."""
     problem, layout = ranking.problem, ranking.layout(row)
     a, rates, width = problem.a, problem.rates, problem.width_bytes
     grid = grid_of(layout, a.layers, problem.batch_sequences)
@@ -240,22 +240,22 @@ def _pass_times(problem: LayoutProblem, layout: Layout, grid: LayoutGrid) -> Pas
 
 
 COMPUTE_PARTS = ("matmuls", "attention", "elementwise", "head and loss")
-"""Parts of a step that are work on the model: stages trade them, so that they are compared as one."""
+"""Parts of a step that compute the model; they depend on the split into stages and are compared as one."""
 
 
 def why_fastest(ranked: list[LayoutEstimate]) -> str:
-    """Why the first layout beats the second: the parts in which they differ most, with numbers."""
+    """Why the first layout is faster than the second: the parts in which they differ most, with numbers."""
     if len(ranked) == 1:
-        return "it is the only one that fits"
+        return "the only layout that fits"
     first, second = ranked[:2]
     one, other = (_comparable_parts(estimate.seconds) for estimate in (first, second))
     saved = {name: other[name] - one[name] for name in one}
     won, lost = max(saved, key=lambda name: saved[name]), min(saved, key=lambda name: saved[name])
-    said = (
-        f"{first.step_s:.4g} s a step against {second.step_s:.4g} s of {layout_text(second.layout)}: "
+    text = (
+        f"{first.step_s:.4g} s a step, the next best {second.step_s:.4g} s ({layout_text(second.layout)}): "
         f"{won} takes {saved[won]:.3g} s less"
     )
-    return said if saved[lost] > -0.0005 * first.step_s else f"{said}, {lost} {-saved[lost]:.3g} s more"
+    return text if saved[lost] > -0.0005 * first.step_s else f"{text}, {lost} {-saved[lost]:.3g} s more"
 
 
 def _comparable_parts(seconds: dict[str, float]) -> dict[str, float]:
@@ -272,19 +272,19 @@ def _no_fit_error(problem: LayoutProblem, layout: Layout, memory_bytes: float) -
     over = memory_bytes - problem.limit_bytes
     return NoLayoutError(
         f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
-        f"({layout_text(layout)}) misses by {memory(over)}, where {memory(problem.limit_bytes)} may be filled"
+        f"({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a plan may fill"
     )
 
 
 def _by_memory(problem: LayoutProblem) -> LayoutFit:
-    """The least model parallelism that fits and leaves every replica a sequence, with the widest micro-batch."""
+    """The least model parallelism that fits with at least one sequence per replica, with the largest micro-batch."""
     misses: list[tuple[float, Layout]] = []
     for layout in _least_parallel(problem):
         if layout.dp > problem.batch_sequences or layout.problems_of_shape(problem.model):
             continue
         needed = _memory_bytes(problem, layout)
         if needed <= problem.limit_bytes:
-            return _widest_micro_batch(problem, layout)
+            return _largest_micro_batch(problem, layout)
         misses.append((needed, layout))
     if not misses:
         raise NoLayoutError(
@@ -295,7 +295,7 @@ def _by_memory(problem: LayoutProblem) -> LayoutFit:
 
 
 def _least_parallel(problem: LayoutProblem) -> list[Layout]:
-    """Layouts with the least model parallelism first, tensor parallelism kept inside a node before stages are cut."""
+    """Layouts with the least model parallelism first; tensor parallelism inside a node before pipeline stages."""
     devices, found = problem.devices, []
     for tp in divisors(devices):
         if tp > problem.cluster.devices_per_node:
@@ -321,7 +321,7 @@ def _memory_bytes(problem: LayoutProblem, layout: Layout) -> float:
     return float(sum(parts.values()))
 
 
-def _widest_micro_batch(problem: LayoutProblem, layout: Layout) -> LayoutFit:
+def _largest_micro_batch(problem: LayoutProblem, layout: Layout) -> LayoutFit:
     per_replica = problem.batch_sequences // layout.dp
     best = layout, _memory_bytes(problem, layout)
     for size in divisors(per_replica):

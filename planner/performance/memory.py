@@ -1,15 +1,15 @@
-"""Bytes of the fullest device of a layout, by what they go to.
+"""Memory of the fullest device of a layout, by part.
 
-A pipeline's rank holds its blocks' weights, the first the embedding and the last the head too. Beside these a rank is
-fullest at one of three moments, and its bytes are those of that moment:
+A pipeline rank holds its blocks' parameters, gradients and optimizer state, the first rank also the embedding's and the
+last the head's. Beside these a rank's memory peaks at one of three moments:
 
-    block      most passes are alive, and a block's backward is at its end
-    head       most passes are alive, and the head's backward is, with the logits' gradient (last rank)
-    buckets    the last block's backward of a step, when copies of all small gradients are on their way (replicas)
+    block      end of a block's backward, while the most micro-batches are in flight
+    head       the head's backward, with the logits' gradient, while the most are in flight (last rank)
+    buckets    the last block's backward of a step, with bucket copies of all small gradients in flight (dp > 1)
 
-Under 1F1B a rank keeps the activations of as many micro-batches as there are ranks from it to the end; interleaved, of
-the passes of its warm-up and one more. The fullest rank is the first one, the first of those with
-the most blocks, or the last one: all three are counted, for all layouts of a grid at once."""
+Under 1F1B a rank saves the activations of as many micro-batches as there are ranks from it to the end; with
+interleaving, of the passes of its warm-up and one more. The fullest rank is the first one, the first of those with the
+most blocks, or the last one: all three are counted, for all layouts of a grid at once."""
 
 from functools import lru_cache
 from typing import Any
@@ -23,24 +23,23 @@ from planner.performance.engine_features import Engine
 from planner.performance.layout_grid import LayoutGrid
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "logits", "workspace")
-"""What memory goes to."""
+"""Parts of memory."""
 MASTER_BYTES = 12
 """fp32 master and two moments (AdamW; DeepSeek LLM, section 2.4)."""
 GRADIENT_BYTES = 4
 """Gradients are summed in fp32 (DeepSeek LLM, section 2.4)."""
 UNFUSED_LOGIT_BYTES = 10
-"""16-bit logits, their fp32 copy and its gradient, as torch's cross-entropy makes them."""
+"""16-bit logits, their fp32 copy and its gradient, as in torch's cross-entropy."""
 BUCKET_BYTES = 25 * 2**20
-"""Gradients that travel together are copied side by side up to this size (model/buckets.py, which has the source)."""
+"""Gradients reduced together are copied into a bucket of at most this size (model/buckets.py, which has the source)."""
 PIECES, PIECE_BYTES = 4, 2**20
-"""A gathered sequence is multiplied in so many pieces, each of so many bytes at least (model/tensor_parallel.py)."""
+"""A gathered sequence is multiplied in up to 4 pieces of at least 1 MiB each (model/tensor_parallel.py)."""
 MAX_SENDS_IN_FLIGHT = 3
-"""Results on their way to neighbours while the next is made: model/pipeline_parallel.py lets two be, then starts one
-more."""
+"""Activations being sent to neighbours at once: model/pipeline_parallel.py has two in flight, then starts one more."""
 NORM_ROWS = 4 * 132
 """Rows of fp32 partial sums of a norm's gradient (runtime/rehearse/triton_shapes.py, which has the source)."""
 _SAMPLE_BLOCKS = 64
-"""So many show how buckets and blocks fall on each other."""
+"""Blocks over which bucket copies are averaged."""
 Columns = dict[str, NDArray[np.float64]]
 
 
@@ -55,7 +54,7 @@ def memory_parts(a: Architecture, engine: Engine, width_bytes: int, grid: Layout
 
 
 def _fullest(candidates: list[Columns]) -> Columns:
-    """Of several ranks or moments the one with the most bytes, column by column."""
+    """Of several ranks or moments the one with the most bytes, for each layout."""
     fullest = np.array([sum(one.values()) for one in candidates]).argmax(axis=0)
     return {
         part: np.take_along_axis(np.array([one[part] for one in candidates]), fullest[None], 0)[0]
@@ -66,7 +65,7 @@ def _fullest(candidates: list[Columns]) -> Columns:
 def _rank(
     a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any, first: bool, last: bool
 ) -> Columns:
-    """Bytes of one rank of a pipeline; without one (pp 1) it has embedding and head."""
+    """Bytes of one pipeline rank; with pp 1 it has both embedding and head."""
     alone = grid.pp == 1
     embedding, head = (first | alone), (last | alone)
     vocab = np.where(embedding, cost.embedding_params(a), 0) + np.where(head, a.vocab * a.width, 0)
@@ -91,8 +90,8 @@ def _columns(grid: LayoutGrid, *parts: Any) -> Columns:
 def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
     """Bytes of optimizer state per parameter.
 
-    In fp32 on one replica the masters are the parameters. Replicas that share the optimizer have the summed gradient of
-    their rows beside it, and their rows rounded to 16 bit (model/zero.py).
+    In fp32 on one replica the masters are the parameters. With ZeRO-1 a replica also has the reduced gradient of its
+    rows, and its rows rounded to 16 bit (model/zero.py).
     """
     alone = MASTER_BYTES - 4 * (w == 4)
     shared = MASTER_BYTES + (GRADIENT_BYTES + w * (w == 2)) * engine.shards_optimizer
@@ -100,20 +99,20 @@ def _state_bytes(w: int, dp: Any, engine: Engine) -> Any:
 
 
 def in_flight_passes(pp: Any, rank: Any, micro_batches: Any, interleave: Any) -> Any:
-    """Forward passes, of one chunk each, whose activations a rank keeps at most at the same time under 1F1B."""
+    """The most forward passes, of one chunk each, whose activations a rank saves at the same time under 1F1B."""
     warm = np.where(interleave == 1, pp - rank - 1, 2 * (pp - rank - 1) + (interleave - 1) * pp)
     return np.minimum(warm + 1, micro_batches * interleave)
 
 
 def tensors_in_flight(pp: Any, rank: Any, interleave: Any) -> Any:
-    """Results that leave, and those that come for passes after the one that runs: as the lists of
-    specs/pipeline_schedule.py have them, but for one more or less."""
+    """Activations being sent, and being received for later passes: as in the schedule of specs/pipeline_schedule.py,
+    within one."""
     between = np.where((rank > 0) & (rank < pp - 1), 1, 0)
-    coming = np.where(interleave > 1, np.where(rank > 0, 2, 0), between)
-    return np.where(pp > 1, MAX_SENDS_IN_FLIGHT + coming, 0)
+    receives = np.where(interleave > 1, np.where(rank > 0, 2, 0), between)
+    return np.where(pp > 1, MAX_SENDS_IN_FLIGHT + receives, 0)
 
 
-# The three moments, each as bytes of activations that are kept, of logits, and of what is there for a while.
+# The three moments, each as bytes of saved activations, of logits, and of temporary workspace.
 
 
 def _block_moment(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any) -> Any:
@@ -128,34 +127,34 @@ def _block_moment(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blo
 def _head_moment(
     a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any, head: Any
 ) -> Any:
-    """The head holds its input and the norm's result, then both gradients too. A rank without a head is never here.
+    """The head holds its input and the norm's output, then both gradients too. 0 for a rank without a head.
 
-    With sequence parallelism it has two gathered tensors, and logits are multiplied piece by piece of the sequence:
-    the last two pieces lie beside the whole (model/tensor_parallel.py).
+    With sequence parallelism it has two gathered tensors, and computes the logits in pieces of the sequence: the last
+    two pieces exist beside the whole (model/tensor_parallel.py).
     """
     rows, stream = grid.micro_batch * a.context, cost.block_input_bytes(a, grid.tp, grid.sp, w)
     logits = a.vocab / grid.tp * (w if engine.fused_loss else UNFUSED_LOGIT_BYTES)
     pieces = np.clip(rows * stream // PIECE_BYTES, 1, PIECES)
-    beside = np.where((grid.sp == 1) & (pieces > 1), 2 / pieces, 0) * logits
-    work = 2 * stream + np.maximum(beside, 2 * stream) + grid.sp * 2 * w * a.width
-    held, travelling = _saved_by_all_passes(a, engine, w, grid, blocks, rank), _in_flight(a, w, grid, rank)
-    return tuple(np.where(head, rows * part, 0) for part in (held, logits, work + travelling))
+    extra = np.where((grid.sp == 1) & (pieces > 1), 2 / pieces, 0) * logits
+    work = 2 * stream + np.maximum(extra, 2 * stream) + grid.sp * 2 * w * a.width
+    saved, in_flight = _saved_by_all_passes(a, engine, w, grid, blocks, rank), _in_flight(a, w, grid, rank)
+    return tuple(np.where(head, rows * part, 0) for part in (saved, logits, work + in_flight))
 
 
 def _buckets_moment(
     a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any, copies: Any, before: Any
 ) -> Any:
-    """One block's activations and its backward beside the copies that left `before`, or when all is done all `copies`.
+    """One block's activations and its backward with the copies sent `before` it, or all `copies` after the last block.
 
-    Copies are kept until all gradients are summed.
+    Bucket copies live until all gradients are reduced.
     """
     rows = grid.micro_batch * a.context
-    kept = rows * _saved_by_block(a, engine, w, grid, grid.recompute)
-    return kept, 0, np.maximum(_backward_workspace(a, engine, w, grid, rank) + before, copies - kept)
+    saved = rows * _saved_by_block(a, engine, w, grid, grid.recompute)
+    return saved, 0, np.maximum(_backward_workspace(a, engine, w, grid, rank) + before, copies - saved)
 
 
 def _backward_workspace(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, rank: Any) -> Any:
-    """Bytes that are there for a while at the end of a block's backward."""
+    """Temporary bytes at the end of a block's backward."""
     rows = grid.micro_batch * a.context
     tokens = _recomputed(a, engine, w, grid) + _block_workspace(a, w, grid) + _in_flight(a, w, grid, rank)
     return rows * tokens + NORM_ROWS * 4 * a.width
@@ -164,17 +163,17 @@ def _backward_workspace(a: Architecture, engine: Engine, w: int, grid: LayoutGri
 def _saved_by_all_passes(
     a: Architecture, engine: Engine, w: int, grid: LayoutGrid, blocks: Any, rank: Any
 ) -> Any:
-    """Bytes per token of a micro-batch that are kept for backward while most passes are alive.
+    """Bytes per token of a micro-batch that are saved for backward while the most passes are in flight.
 
-    A pass leaves nothing behind but what its blocks keep: its input is its first block's, and its result is let go as
-    soon as it has been sent (model/pipeline_parallel.py).
+    A pass keeps only what its blocks save: its input is its first block's, and its output is freed as soon as it has
+    been sent (model/pipeline_parallel.py).
     """
     alive = in_flight_passes(grid.pp, rank, grid.micro_batches, grid.interleave) / grid.interleave * blocks
     return alive * _saved_by_block(a, engine, w, grid, grid.recompute)
 
 
 def _saved_by_block(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, recompute: Any) -> Any:
-    """A block's kept bytes per token, for columns of levels of recomputation."""
+    """A block's saved activations in bytes per token, for columns of levels of activation recomputation."""
     scores = int(not engine.flash)
     whole, plain = (
         cost.saved_activation_bytes(a, grid.tp, grid.sp, w, stored, engine.saved_inner_tensors)
@@ -186,10 +185,10 @@ def _saved_by_block(a: Architecture, engine: Engine, w: int, grid: LayoutGrid, r
 
 
 def _recomputed(a: Architecture, engine: Engine, w: int, grid: LayoutGrid) -> Any:
-    """Bytes per token that recomputation makes again before the end of the feed-forward's backward.
+    """Bytes per token that activation recomputation recreates before the end of the feed-forward's backward.
 
-    Of selective recomputation that is the norm's result. Attention is replayed later, when the feed-forward's tensors
-    are gone, and needs less than these unless it stores its square.
+    Of selective recomputation that is the norm's output. Attention is recomputed later, when the feed-forward's tensors
+    are freed, and needs less than these unless it stores its scores.
     """
     dropped = _saved_by_block(a, engine, w, grid, 0) - _saved_by_block(a, engine, w, grid, grid.recompute)
     norm = cost.block_input_bytes(a, grid.tp, grid.sp, w)
@@ -197,37 +196,39 @@ def _recomputed(a: Architecture, engine: Engine, w: int, grid: LayoutGrid) -> An
 
 
 def _block_workspace(a: Architecture, w: int, grid: LayoutGrid) -> Any:
-    """Bytes per token that the end of a block's backward has beside what was kept (model/layers.py, `SubLayer`).
+    """Bytes per token at the end of a block's backward beside saved activations (model/layers.py, `SubLayer`).
 
-    Three gradients of the residual stream: the result's, the norm's and the sum's. Of the feed-forward its result's
-    gradient, that of what goes into its activation, and the activation's result. With sequence parallelism three
-    gathered tensors: the result's gradient, the input, and the input's gradient before it is scattered.
+    Three gradients of the residual stream: of the output, the norm and the sum. Of the feed-forward the gradients of
+    its output and of its activation's input, and the activation's output. With sequence parallelism three gathered
+    tensors: the output's gradient, the input, and the input's gradient before its reduce-scatter.
     """
     streams = 3 * cost.block_input_bytes(a, grid.tp, grid.sp, w) + grid.sp * 3 * w * a.width
     return streams + w * (a.ffn_matrices + 1) * a.ffn / grid.tp
 
 
 def _in_flight(a: Architecture, w: int, grid: LayoutGrid, rank: Any) -> Any:
-    """Bytes per token that are on their way while a backward pass runs."""
+    """Bytes per token in pipeline transfers during a backward pass."""
     return tensors_in_flight(grid.pp, rank, grid.interleave) * cost.block_input_bytes(a, grid.tp, grid.sp, w)
 
 
 def _bucket_copy_bytes(
     a: Architecture, grid: LayoutGrid, blocks: Any, embedding: Any, head: Any
 ) -> tuple[Any, Any]:
-    """Bytes of gradients that a step copies into buckets: all, and those that leave before the last block is done.
+    """Bytes of gradients that a step copies into buckets: all, and those copied before the last block's backward ends.
 
-    Embedding and head count where they fit into a bucket with their neighbour. Where a block's last matrix shares a
-    bucket with the next block's first, that bucket waits for the earlier block.
+    Embedding and head count if they fit into a bucket with their neighbour. If a block's last matrix shares a bucket
+    with the next block's first, that bucket waits for the earlier block.
     """
     d, kv = a.width, a.kv_heads * a.head_dim
     sizes = ((d + 2 * kv) * d, d * d, (a.ffn_matrices - 1) * a.ffn * d, a.ffn * d)
     vocab, most = a.vocab * d, BUCKET_BYTES // GRADIENT_BYTES * grid.tp
-    room, place = np.unique(most, return_inverse=True)
-    block = np.array([_bucket_copy_elements(sizes, int(one)) for one in room])[place].reshape(np.shape(most))
+    limits, row = np.unique(most, return_inverse=True)
+    block = np.array([_bucket_copy_elements(sizes, int(one)) for one in limits])[row].reshape(np.shape(most))
     at_head = np.where(head & (vocab + sizes[-1] <= most), vocab, 0)
     whole = blocks * block + at_head + np.where(embedding & (vocab + sizes[0] <= most), vocab, 0)
-    waiting = 1 + (sizes[-1] + sizes[0] <= most)  # of backward's last block, the first in order of depth
+    waiting = 1 + (
+        sizes[-1] + sizes[0] <= most
+    )  # for the last block of backward, which is the first in depth
     before = np.maximum(blocks - waiting, 0) * block + at_head
     each = np.where(grid.dp > 1, GRADIENT_BYTES / grid.tp, 0)
     return whole * each, before * each
@@ -235,14 +236,14 @@ def _bucket_copy_bytes(
 
 @lru_cache(1024)
 def _bucket_copy_elements(sizes: tuple[int, ...], most: int) -> float:
-    """Elements of a block that are copied, on average, if its matrices of these sizes go one by one into buckets.
+    """Elements of a block that are copied, on average, if matrices of these sizes fill buckets in order.
 
-    A bucket takes what follows as long as there is room; one alone travels from where it lies (model/buckets.py).
+    A bucket takes matrices as long as they fit; a single one is reduced in place, without a copy (model/buckets.py).
     """
-    copied, held = 0, list[int]()
+    copied, bucket = 0, list[int]()
     for size in sizes * _SAMPLE_BLOCKS:
-        if held and sum(held) + size > most:
-            copied += sum(held) if len(held) > 1 else 0
-            held = []
-        held.append(size)
-    return (copied + (sum(held) if len(held) > 1 else 0)) / _SAMPLE_BLOCKS
+        if bucket and sum(bucket) + size > most:
+            copied += sum(bucket) if len(bucket) > 1 else 0
+            bucket = []
+        bucket.append(size)
+    return (copied + (sum(bucket) if len(bucket) > 1 else 0)) / _SAMPLE_BLOCKS

@@ -1,8 +1,8 @@
-"""Seconds of a pipeline's step, by going through the engine's own lists of work (specs/pipeline_schedule.py).
+"""Seconds of a pipeline's step, by simulating the engine's own schedule (specs/pipeline_schedule.py).
 
-Closed forms take all stages for equal and transfers for hidden; the lists know better: uneven cuts, the head on the
-last stage, virtual stages that wait for each other. A list is turned into indices once, and timed for any durations in
-one sweep. Past its first micro-batches a pipeline repeats itself: a long step is two short ones and their difference.
+Closed forms assume equal stages and hidden transfers; the simulation has uneven stages, the head on the last one, and
+virtual stages that wait for each other. A schedule is turned into indices once, and timed for any durations in one
+pass. After its first micro-batches a pipeline is periodic, so long steps are extrapolated from two short ones.
 """
 
 from collections import deque
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from specs.pipeline_schedule import Action, one_f_one_b
 
 WARM_ROUNDS = 2
-"""Rounds of pp micro-batches after which a pipeline repeats itself: the first is all warm-up when it is interleaved."""
+"""Rounds of pp micro-batches after which a pipeline is periodic: the first is all warm-up when it is interleaved."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,14 @@ class PassTimes:
     backward: tuple[float, ...]
     """Likewise, recomputation included."""
     travel: float
-    """From one virtual stage to the next, while ranks go on with their work."""
+    """From one virtual stage to the next, overlapped with the ranks' work."""
     busy: float
-    """Of a rank that can do nothing else, at each pass: issuing transfers, or waiting for them."""
+    """Of a rank at each pass without overlap: issuing transfers, or waiting for them."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """The works of a step in an order in which they can be timed, as indices."""
+    """All passes of a step, as indices, each after those that it depends on."""
 
     stage: tuple[int, ...]
     """Virtual stage of every work."""
@@ -43,7 +43,7 @@ class Program:
 
 
 def timed_program(pp: int, micro_batches: int, chunks: int) -> Program:
-    """The lists of all ranks, each work after those that it waits for; ValueError where they wait in a circle."""
+    """The passes of all ranks, each after those that it waits for; ValueError on a deadlock."""
     listing = _ProgramBuilder(pp, micro_batches, pp * chunks)
     orders = [deque(one_f_one_b(pp, rank, micro_batches, chunks)) for rank in range(pp)]
     while any(orders):
@@ -51,13 +51,13 @@ def timed_program(pp: int, micro_batches: int, chunks: int) -> Program:
         for rank, order in enumerate(orders):
             listing.extend(rank, order)
         if len(listing.lines) == known:
-            raise ValueError("these lists of work wait for each other in a circle")
+            raise ValueError("deadlock: the passes of this pipeline schedule wait for each other")
     stage, backward, previous, feeding = zip(*listing.lines, strict=True)
     return Program(stage, backward, previous, feeding)
 
 
 class _ProgramBuilder:
-    """A program in the making."""
+    """Builds a program."""
 
     def __init__(self, pp: int, micro_batches: int, stages: int) -> None:
         self.lines: list[tuple[int, bool, int, int]] = []

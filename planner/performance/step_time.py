@@ -1,9 +1,10 @@
-"""Seconds of a step under a layout, by what they go to: arithmetic on a cluster's data sheet and its efficiencies.
+"""Seconds of a step in a layout, by part: arithmetic on a cluster's data sheet and its efficiencies.
 
-A matrix multiplication takes its FLOP over the share of the peak that it reaches; short inner dimensions and tiles that
-don't fill the last wave cost more. Elementwise operations take their bytes over the memory's rate; collectives their
-bytes over the links', plus a latency. Pipelines add their bubble and transfers; replicas add what ZeRO-1's collectives
-cannot hide beneath the first forward and the last backward pass. Everything works on columns of layouts (`LayoutGrid`).
+A matrix multiplication takes its FLOP over the share of the peak that it reaches; short inner dimensions and partly
+filled last waves cost more. Elementwise operations take their bytes over the memory bandwidth; collectives their bytes
+over the links' bandwidth, plus a latency. Pipelines add their bubble and transfers; replicas add what ZeRO-1's
+collectives cannot overlap with the first forward and the last backward pass. Everything works on columns of layouts
+(`LayoutGrid`).
 """
 
 from dataclasses import dataclass
@@ -30,20 +31,20 @@ PARTS = (
     "data parallel",
     "optimizer",
 )
-"""What the seconds of a step go to."""
+"""Parts of a step's seconds."""
 TILE = 128 * 256
 """Elements of a tile of the result, the largest that CUTLASS and cuBLAS use on A100 and H100 (CUTLASS's profiler)."""
 BACKWARD_ATTENTION = 2.5
-"""Flash attention's backward pass has five products to forward's two (arXiv 2307.08691, section 3.1.2)."""
+"""Flash attention's backward pass has five matrix products, its forward pass two (arXiv 2307.08691, section 3.1.2)."""
 FORWARD_LAUNCHES, BACKWARD_LAUNCHES = 10, 14
-"""Kernels of a block that are no matrix multiplications (norms, rotation, attention, activation, additions)."""
+"""Kernels of a block other than matrix multiplications (norms, rotation, attention, activation, additions)."""
 UNFUSED_PASSES = 2
-"""Passes over memory of unfused elementwise chains, in fused ones: each intermediate is written and read."""
+"""Memory traffic of unfused elementwise chains over that of fused ones: each intermediate is written and read."""
 LOSS_BYTES, UNFUSED_LOSS_BYTES = 8, 40
 """Bytes moved per logit: two passes over 16-bit logits; unfused: an fp32 copy (6), maximum (4), difference (8),
 exponential (8), sum (4), and the gradient's scaling and rounding (10)."""
 GRADIENT_PASS_BYTES = 12
-"""Adding a 16-bit gradient to an fp32 sum by itself: it is written and read, and the sum read and written."""
+"""Unfused gradient accumulation in fp32: the 16-bit gradient is written and read, the sum read and written."""
 OPTIMIZER_BYTES = 30
 """Gradient read; master and two moments read and written; parameter written (AdamW in fp32)."""
 Columns = dict[str, NDArray[np.float64]]
@@ -51,7 +52,7 @@ Columns = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class ClusterRates:
-    """A cluster's rates as training reaches them."""
+    """A cluster's rates at the efficiency that training reaches."""
 
     flop_per_s: float
     attention_flop_per_s: float
@@ -65,7 +66,7 @@ class ClusterRates:
 
 @dataclass(frozen=True)
 class BlockSeconds:
-    """One micro-batch through one block of a rank, forward and backward, and what recomputation adds to backward."""
+    """One micro-batch through one block of a rank: forward, backward, and activation recomputation."""
 
     matmul: tuple[Any, Any]
     attention: tuple[Any, Any]
@@ -86,19 +87,19 @@ class BlockSeconds:
 
 def cluster_rates(cluster: Cluster, width_bytes: int) -> ClusterRates:
     """The rates of a cluster for 16-bit (2) or fp32 (4) training; ValueError where its efficiencies aren't known."""
-    found, device = cluster.efficiency, cluster.device
-    if found is None:
-        raise ValueError(f"the cluster {cluster.name} has no efficiency, so a step's time is not known")
+    efficiency, device = cluster.efficiency, cluster.device
+    if efficiency is None:
+        raise ValueError(f"the file of cluster {cluster.name} gives no efficiency, so step times are unknown")
     peak = device.peak_bf16 if width_bytes == 2 else device.peak_fp32
     return ClusterRates(
-        flop_per_s=peak * found.matmul,
-        attention_flop_per_s=peak * found.attention,
-        memory_bytes_per_s=device.memory_bandwidth * found.memory,
-        intra_bytes_per_s=cluster.intra_node * found.links,
-        inter_bytes_per_s=cluster.inter_node * found.links,
+        flop_per_s=peak * efficiency.matmul,
+        attention_flop_per_s=peak * efficiency.attention,
+        memory_bytes_per_s=device.memory_bandwidth * efficiency.memory,
+        intra_bytes_per_s=cluster.intra_node * efficiency.links,
+        inter_bytes_per_s=cluster.inter_node * efficiency.links,
         node=cluster.devices_per_node,
         peak_flop_per_s=peak,
-        efficiency=found,
+        efficiency=efficiency,
     )
 
 
@@ -113,9 +114,9 @@ def matmul_s(rates: ClusterRates, w: int, m: Any, n: Any, k: Any, count: Any = 1
 
 
 def gather_s(rates: ClusterRates, size: Any, ranks: Any, stride: Any) -> Any:
-    """All-gather or reduce-scatter of `size` bytes over ranks that lie `stride` apart, in a ring through all nodes.
+    """All-gather or reduce-scatter of `size` bytes over ranks at distance `stride`, in a ring through all nodes.
 
-    A ring enters a node through as many network ports as the node has ranks in it.
+    A ring uses as many network ports of a node as it has ranks there.
     """
     local = np.clip(rates.node // stride, 1, ranks)
     nodes = np.ceil(ranks / local)
@@ -135,11 +136,11 @@ def block_seconds(
     one = gather_s(rates, rows * a.width * w, grid.tp, 1)
     collectives = cost.BLOCK_GATHERS * one
     hidden = engine.overlaps_tensor * rates.efficiency.overlap
-    shown = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
-    whole = matmul[0] + attention[0] + elementwise[0] + shown[0]
+    exposed = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
+    whole = matmul[0] + attention[0] + elementwise[0] + exposed[0]
     part = core + _selective_recompute(a, engine, rates, w, rows, grid, matmul[0], elementwise[0])
     recompute = np.where(grid.recomputes_block, whole, np.where(grid.recomputes_attention, part, 0.0))
-    return BlockSeconds(matmul, attention, elementwise, (shown[0], shown[1]), recompute)
+    return BlockSeconds(matmul, attention, elementwise, (exposed[0], exposed[1]), recompute)
 
 
 def _matmuls(a: Architecture, rates: ClusterRates, w: int, rows: Any, tp: Any) -> tuple[Any, Any]:
@@ -159,7 +160,7 @@ def _matmuls(a: Architecture, rates: ClusterRates, w: int, rows: Any, tp: Any) -
 def _attention(
     a: Architecture, engine: Engine, rates: ClusterRates, w: int, rows: Any, tp: Any
 ) -> tuple[tuple[Any, Any], Any]:
-    """Forward and backward seconds of attention's core, and those of replaying it."""
+    """Forward and backward seconds of attention's core, and those of recomputing it."""
     if engine.flash:
         flop = rows * cost.attention_flop(a, causal=True) / a.layers / tp
         forward = flop / rates.attention_flop_per_s
@@ -174,7 +175,7 @@ def _attention(
 def _elementwise(
     a: Architecture, engine: Engine, rates: ClusterRates, w: int, rows: Any, grid: LayoutGrid
 ) -> tuple[Any, Any]:
-    """Forward and backward seconds of everything that is bound by memory."""
+    """Forward and backward seconds of the memory-bound operations."""
     whole, split = cost.moved_whole_bytes(a, w), cost.moved_split_bytes(a, w)
     shards = 1 + grid.sp * (grid.tp - 1)
     passes = 1 if engine.fused else UNFUSED_PASSES
@@ -197,7 +198,7 @@ def _selective_recompute(
     matmul: Any,
     elementwise: Any,
 ) -> Any:
-    """Seconds of what selective recomputation replays beside attention's core; forward seconds are given."""
+    """Seconds of what selective recomputation repeats beside attention's core; forward seconds are given."""
     if engine.recomputed_matmul_share:
         return engine.recomputed_matmul_share * matmul + elementwise
     if not engine.recomputes_norms:
@@ -221,10 +222,10 @@ def head_seconds(
 def transfer_seconds(
     a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid
 ) -> tuple[Any, Any]:
-    """A micro-batch from one stage to the next: seconds that it travels, and seconds of a rank for a pass's transfers.
+    """A micro-batch from one stage to the next: seconds of the transfer, and seconds that a rank spends on it per pass.
 
-    Without sequence parallelism it travels in shares and is gathered. An engine that overlaps transfers still issues
-    one to come and one to go with each pass.
+    Without sequence parallelism each rank sends a share, and the shares are all-gathered. An engine that overlaps
+    transfers still issues one receive and one send with each pass.
     """
     stride = grid.tp if engine.stages_adjacent else grid.tp * grid.dp
     near = stride * grid.pp <= rates.node
@@ -242,7 +243,7 @@ def transfer_seconds(
 def per_step_seconds(
     a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid, block: BlockSeconds
 ) -> tuple[Any, Any]:
-    """What happens once a step: the replicas' collectives as far as nothing hides them, and the optimizer."""
+    """Seconds once a step: the exposed part of the replicas' collectives, and the optimizer."""
     ends = np.where(grid.pp == 1, a.vocab * a.width * (1 if a.tied else 2), a.vocab * a.width)
     params = (np.maximum(grid.first, grid.last) * cost.layer_params(a) + ends) / grid.tp
     stride = grid.tp * grid.pp if engine.stages_adjacent else grid.tp
@@ -259,10 +260,10 @@ def per_step_seconds(
 
 
 def _exposed(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
-    """What remains of a collective beside one micro-batch's pass through the first rank's blocks.
+    """The exposed part of a collective that overlaps with one micro-batch's pass through the first rank's blocks.
 
-    A block's share comes free as the pass leaves it (or is needed as it enters). Interleaved, the other ranks' chunks
-    stand between this rank's, and only the last chunk's share has no more than its own pass to hide beneath.
+    A block's share can start when the pass leaves it (or is needed when it enters). With interleaving the other ranks'
+    chunks run between this rank's, and only the last chunk's share overlaps with its own pass alone.
     """
     chunk = grid.first / grid.interleave * pass_s
     window = ((grid.interleave - 1) * grid.pp + 1) * chunk
@@ -271,7 +272,7 @@ def _exposed(collective: Any, grid: LayoutGrid, pass_s: Any) -> Any:
 
 
 def step_seconds(a: Architecture, engine: Engine, rates: ClusterRates, w: int, grid: LayoutGrid) -> Columns:
-    """Seconds of a step by part, as the slowest stage spends them; the parts add up."""
+    """Seconds of a step by part, on the slowest stage; the parts add up."""
     block = block_seconds(a, engine, rates, w, grid)
     head = sum(head_seconds(a, engine, rates, w, grid))
     travel, busy = transfer_seconds(a, engine, rates, w, grid)
@@ -282,7 +283,7 @@ def step_seconds(a: Architecture, engine: Engine, rates: ClusterRates, w: int, g
     heads = np.where(last_is_slowest, head, 0.0)
     work = a.layers * each + head
     slow = blocks * each + heads
-    shown = _exposed_transfers(grid, travel, busy, slow, work)
+    exposed = _exposed_transfers(grid, travel, busy, slow, work)
     m = grid.micro_batches
     parts = np.broadcast_arrays(
         m * blocks * sum(block.matmul),
@@ -292,7 +293,7 @@ def step_seconds(a: Architecture, engine: Engine, rates: ClusterRates, w: int, g
         m * blocks * sum(block.collectives),
         m * heads,
         (work - slow) / grid.interleave,
-        shown + 2 * (grid.pp - 1) * (travel + busy),
+        exposed + 2 * (grid.pp - 1) * (travel + busy),
         data,
         optimizer,
     )
@@ -300,10 +301,10 @@ def step_seconds(a: Architecture, engine: Engine, rates: ClusterRates, w: int, g
 
 
 def _exposed_transfers(grid: LayoutGrid, travel: Any, busy: Any, slow: Any, work: Any) -> Any:
-    """Seconds of a step that ranks give to transfers after the first; `work` is a micro-batch's in all stages.
+    """Exposed seconds of transfers in a step after the first; `work` is a micro-batch's seconds in all stages.
 
-    Plain 1F1B has just as many micro-batches on their way as there are stages: pp of them take at least one round trip.
-    Interleaved, more are on their way, and what travels is hidden.
+    Plain 1F1B has exactly as many micro-batches in flight as stages: pp of them take at least one round trip. With
+    interleaving more are in flight, and transfers are hidden.
     """
     period = (work + 2 * (grid.pp - 1) * travel) / grid.pp
     waits = np.where((grid.interleave == 1) & (grid.pp > 1), np.maximum(0.0, period - slow), 0.0)

@@ -306,7 +306,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         .replace("unique: 2T", "unique: 20T")
         .replace("law: deepseek", "law: deepseek, reach: 2e5"),
         8,
-        "misses by 101 GiB, where 67.1 GiB may be filled",
+        "needs 101 GiB more than the 67.1 GiB that a plan may fill",
         (r"at most (\S+ FLOP)", "3e25 FLOP"),
     ),
     "a batch of no sequences": (

@@ -24,7 +24,7 @@ def test_the_nearest_layout_that_does_not_fit_is_named_with_its_bytes() -> None:
     plan = examples.make_plan()
     text = printed(samples.sealed(plan, layouts=choice))
     assert (
-        "nearest that does not fit: dp 64 x pp 4 x tp 8 + sp, micro-batch 1, -3.0 % a step, 3.6 GiB too much"
+        "nearest that does not fit: dp 64 x pp 4 x tp 8 + sp, micro-batch 1; 3.6 GiB too much memory, step time -3.0 %"
         in text
     )
     all_fit = choice.model_copy(update={"nearest_miss": None, "nearest_miss_bytes": None})
@@ -42,9 +42,9 @@ def test_small_amounts_are_not_rounded_to_nothing() -> None:
     )
     assert said["memory"] == "2.86 MiB of the fullest device"
     assert said["shape"].startswith("1 layer x 4,096")
-    assert said["tokens"] == "102k, 0.000501 per parameter, 0.00102 passes over the text"
+    assert said["tokens"] == "102k, 0.000501 per parameter, 0.00102 epochs over the text"
 
 
 def test_the_best_split_is_shown_with_its_interval() -> None:
-    assert "best split  by these forms, 95 % in brackets: M* " in printed(examples.make_plan())
-    assert "best split" not in printed(examples.make_plan("published"))
+    assert "optimal split  by these forms (95 % interval): M* " in printed(examples.make_plan())
+    assert "optimal split" not in printed(examples.make_plan("published"))

@@ -79,7 +79,7 @@ def test_the_chosen_layout_fits_and_is_the_fastest() -> None:
     assert choice.nearest_miss_bytes == choice.nearest_miss.memory_bytes - choice.limit_bytes
     assert 0 < choice.nearest_miss_bytes < 40e9
     assert choice.nearest_miss.step_s < steps[0]
-    assert f"{steps[0]:.4g} s a step against {steps[1]:.4g} s" in choice.reason
+    assert f"{steps[0]:.4g} s a step, the next best {steps[1]:.4g} s" in choice.reason
     assert compare_layouts(SIXTY_SEVEN_B, H800, 512, 4608, "bf16") == choice
 
 
@@ -105,14 +105,14 @@ def test_nothing_fits_says_the_nearest_miss() -> None:
     """In bytes, with the layout; and a batch that nothing divides is another refusal."""
     with pytest.raises(
         NoLayoutError,
-        match=r"4 devices \(NVIDIA H800 SXM\) fits; the nearest \(dp 1 .*\) misses by .* GiB, where",
+        match=r"4 devices \(NVIDIA H800 SXM\) fits; the nearest \(dp 1 .*\) needs .* GiB more than the",
     ):
         choose_layout(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
-    with pytest.raises(NoLayoutError, match="misses by"):
+    with pytest.raises(NoLayoutError, match="more than the"):
         compare_layouts(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
     with pytest.raises(UndividedBatchError, match="no layout of 2048 devices divides 101 sequences"):
         choose_layout(SIXTY_SEVEN_B, H800, 2048, 101, "bf16")
-    with pytest.raises(NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* misses by"):
+    with pytest.raises(NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* needs .* more than"):
         choose_layout(SIXTY_SEVEN_B, LAPTOP, 2, 64, "bf16")
     with pytest.raises(NoLayoutError, match="a batch of 1 sequences is too small for 1024 devices"):
         choose_layout(TINY, LAPTOP.model_copy(update={"devices_per_node": 1}), 1024, 1, "fp32")
