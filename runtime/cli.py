@@ -39,9 +39,9 @@ def diff_command(context: typer.Context) -> None:
     _call_planner("planner.explain.cli", context, "diff")
 
 
-def _call_planner(module: str, context: typer.Context, *words: str) -> None:
+def _call_planner(module: str, context: typer.Context, *arguments: str) -> None:
     """Run one of the planner's commands in a new process: the planner is never imported here."""
-    argv = [sys.executable, "-P", "-m", module, *words, *context.args]
+    argv = [sys.executable, "-P", "-m", module, *arguments, *context.args]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 

@@ -137,7 +137,7 @@ def data_command(
 ) -> None:
     """Build the corpus of a budget: its text as tokens under data/, with digests.
 
-    A corpus that is there already is left alone, so asking twice is free.
+    A corpus that exists already is not built again, so running it twice is free.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
     document = load_any(spec)

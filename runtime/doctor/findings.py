@@ -91,18 +91,18 @@ def _failure_text(folder: Path, job: str, rank: int) -> str:
     """How a task failed: its own error, srun's message, or its last line."""
     log, script = _log(folder, job, rank), folder / f"{job}_0_log.err"
     if log is not None and log.error is not None:
-        return f"{log.error} (its log: {log.path})"
+        return f"error: {log.error} (its log: {log.path})"
     message = srun_error_of(script, rank)
     if message is not None:
         return f"srun: {message}" + ("" if log is None else f" (its log: {log.path})")
-    return "it printed nothing" if log is None else f"its last line: {log.final_line} (its log: {log.path})"
+    return "no output" if log is None else f"last output: {log.final_line} (its log: {log.path})"
 
 
 def findings(reports: Reports, here: Software, begun: float, ended: float) -> Iterator[Finding]:
     """What the tasks found; `begun` and `ended` are the caller's clock before and after the job."""
     missing = reports.first_of([rank for rank in reports.failures if rank not in reports.facts])
     for node, rank in missing.items():
-        message = f"rank {rank} on {node} did not report: {reports.failures[rank]}"
+        message = f"rank {rank} on {node} did not report; {reports.failures[rank]}"
         yield Finding(False, message, "check that the node has this folder and this Python")
     if reports.facts:
         yield from _software(reports, here)
@@ -114,7 +114,7 @@ def findings(reports: Reports, here: Software, begun: float, ended: float) -> It
         remedy = (
             "on nodes with several networks, set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME in slurm.prologue"
         )
-        yield Finding(False, f"{message}: {reports.failures[rank]}", remedy)
+        yield Finding(False, f"{message}; {reports.failures[rank]}", remedy)
     if len(reports.rates) > 1 and not reports.failures:
         yield Finding(
             True, f"{len(reports.rates)} tasks on {several(len(reports.nodes), 'node')} can communicate"

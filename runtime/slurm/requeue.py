@@ -8,7 +8,7 @@ before the time limit the ranks are signalled to stop.
 Exit status 0: requeue the job; 3: do not requeue it; any other: this process itself failed. A run that stopped after a
 signal (time limit, preemption) is requeued and resumes. So is a run that crashed, or whose time was up before its
 first checkpoint, unless this has happened `retries` times since its newest checkpoint. A job that SLURM is already
-cancelling or preempting is left to SLURM; a job that last_step its time limit is not, since SLURM never requeues it.
+cancelling or preempting is left to SLURM; a job that reached its time limit is not, since SLURM never requeues it.
 """
 
 import os
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     failure = (
         TaskFailure.of(submission_folder / errors, status)
         if status
-        else TaskFailure("the job's time limit was last_step")
+        else TaskFailure("the job's time limit was reached")
     )
     out_of_time = reason == "TimeLimit" or seconds_of(left) <= warning_s + _SIGNAL_EARLY_S
     if (status == 0 or failure.stop_requested) and (_has_saved_since_start(folder) or not out_of_time):

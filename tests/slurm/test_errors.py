@@ -25,7 +25,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         execution(),
         "partition: |nope",
         "invalid partition specified: nope",
-        "correct slurm.partition here, or ask the site's people",
+        "correct slurm.partition here, or ask the cluster's administrators",
     ),
     "account": (
         ("partition: main", "account: nope"),
@@ -227,7 +227,7 @@ def test_a_cluster_of_the_catalog_is_to_be_copied(desk: Desk, monkeypatch: pytes
     done = desk.run("budget.yaml", "--slurm", "--until-done")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "clusters/laptop.yaml:1:1: SLURM refuses the job: invalid partition specified: nope" in done.err
-    assert "name a copy of this file in the budget, correct slurm.partition there, or ask" in done.err
+    assert "name a copy of this file in the budget and correct slurm.partition there, or ask" in done.err
 
 
 def test_a_controller_that_does_not_answer(desk: Desk, data: CorpusRef, run: RunSpec) -> None:
@@ -237,7 +237,7 @@ def test_a_controller_that_does_not_answer(desk: Desk, data: CorpusRef, run: Run
     done = desk.run(path, "--slurm")
     assert (done.code, done.err.count("\n")) == (2, 1)
     said = "Slurmctld(primary) at head is DOWN"
-    assert done.err == f"SLURM's controller does not answer ({said}); try again later, or see SLURM_CONF\n"
+    assert done.err == f"SLURM's controller does not answer ({said}); try again later, or check SLURM_CONF\n"
     assert desk.written() == {}
     desk.cluster.start_controller()
     assert desk.run(path, "--slurm").code == 0

@@ -62,7 +62,7 @@ def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(desk: 
     run = tiny_run(corpus(home))
     assert desk.run(desk.plan(run), "--slurm").code == 0
     pending = StudyState(
-        state="waiting", message="waits for 8 jobs of the pilots", submission="mini-study-0a0b0c"
+        state="waiting", message="waiting for 8 jobs of the pilots", submission="mini-study-0a0b0c"
     )
     write_json(desk.folder / "plans" / "mini" / "study.json", pending)
 

@@ -26,9 +26,9 @@ PILOTS, BROKEN = 5, 2
 
 
 class Ask(Protocol):
-    """Queues what is not finished, as `run --slurm` does; `again` also what has failed."""
+    """Queues what is not finished, as `run --slurm` does; `retry_failed` also what has failed."""
 
-    def __call__(self, *, again: bool) -> RunResults: ...
+    def __call__(self, *, retry_failed: bool) -> RunResults: ...
 
 
 class Pilots(Protocol):
@@ -50,10 +50,14 @@ def pilots(home: Path, tmp_path: Path) -> Pilots:
             for seed, run in enumerate(runs)
         ]
 
-        def ask(*, again: bool) -> RunResults:
+        def ask(*, retry_failed: bool) -> RunResults:
             driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
             return submit_runs(
-                driver, wanted, ClusterFile(path, load(path, ClusterSpec)), "pilots", retry_failed=again
+                driver,
+                wanted,
+                ClusterFile(path, load(path, ClusterSpec)),
+                "pilots",
+                retry_failed=retry_failed,
             )
 
         return ask, [RunFolder(tmp_path / "runs" / run.fingerprint()) for run in runs]
@@ -66,22 +70,22 @@ def test_a_failed_pilot_is_named_and_repeated_alone(cluster: Cluster, tmp_path: 
     broken.touch()
     ask, _ = pilots(PILOTS, 50, paced(0.01, f"{BROKEN}.0 10 {broken}"), "retries: 0", "pilots_at_once: 2")
 
-    assert [one.state for one in ask(again=True).outcomes] == ["queued"] * PILOTS
+    assert [one.state for one in ask(retry_failed=True).outcomes] == ["queued"] * PILOTS
     [array] = (tmp_path / "slurm").glob("pilots-*")
     job = load_job(array)
     states = cluster.until(lambda: settled(cluster, job), "every pilot has ended", 240)
     assert states == ["COMPLETED"] * BROKEN + ["FAILED"] + ["COMPLETED"] * (PILOTS - BROKEN - 1)
 
-    [failed] = ask(again=False).outcomes
+    [failed] = ask(retry_failed=False).outcomes
     assert (failed.job.title, failed.state) == (f"pilot {BROKEN}", "failed")
     assert failed.message.startswith(f"job {job}_{BROKEN} ended as FAILED: Killed (rank 0 on node")
 
     broken.unlink()
-    [repeated] = ask(again=True).outcomes
+    [repeated] = ask(retry_failed=True).outcomes
     assert (repeated.job.title, repeated.state) == (f"pilot {BROKEN}", "queued")
     [single] = set((tmp_path / "slurm").glob("pilots-*")) - {array}
     cluster.wait(load_job(single), "COMPLETED", timeout_s=120)
-    assert ask(again=True).outcomes == ()
+    assert ask(retry_failed=True).outcomes == ()
 
 
 def test_each_pilot_goes_on_by_itself(
@@ -94,7 +98,7 @@ def test_each_pilot_goes_on_by_itself(
     what a person has squeue hide is not hidden from us."""
     monkeypatch.setenv("SQUEUE_STATES", "PENDING")
     ask, folders = pilots(3, 250, paced(0.3))
-    assert [one.state for one in ask(again=True).outcomes] == ["queued"] * 3
+    assert [one.state for one in ask(retry_failed=True).outcomes] == ["queued"] * 3
     [array] = (tmp_path / "slurm").glob("pilots-*")
     job = load_job(array)
     cluster.until(lambda: all(len(one.metrics()) > 5 for one in folders), "every pilot trains")
@@ -104,7 +108,7 @@ def test_each_pilot_goes_on_by_itself(
     cluster.run("scancel", "--signal=USR2", f"{job}_0", f"{job}_1")
     cluster.until(lambda: settled(cluster, job), "every pilot has ended", 240)
     assert [starts(one) for one in folders] == [2, 2, 2]
-    assert ask(again=True).outcomes == ()
+    assert ask(retry_failed=True).outcomes == ()
 
 
 def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
@@ -112,7 +116,7 @@ def test_a_run_that_goes_on_where_slurm_has_given_up_is_waited_for(
 ) -> None:
     """Its successor would write into the same folder; here it finds the run finished."""
     ask, [folder] = pilots(1, 300, paced(0.2))
-    assert [one.state for one in ask(again=True).outcomes] == ["queued"]
+    assert [one.state for one in ask(retry_failed=True).outcomes] == ["queued"]
     cluster.until(lambda: len(folder.metrics()) > 5, "the run trains")
     [place] = (tmp_path / "slurm").glob("pilots-*")
     job = load_job(place)

@@ -76,7 +76,7 @@ def found(folder: Path, text: str, there: SlurmSite) -> list[Finding]:
 
 
 def wrong(folder: Path, text: str, there: SlurmSite) -> list[str]:
-    return [f"{one.what}; {one.remedy}" for one in found(folder, text, there) if not one.ok]
+    return [f"{one.message}; {one.remedy}" for one in found(folder, text, there) if not one.ok]
 
 
 def test_times_of_slurm_are_read() -> None:
@@ -125,13 +125,13 @@ def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
             "and the partition short allows 1 d 0 h; write 1450 min or less",
         ),
         ("memory: 2 GB", "memory: 9 GB", 14, "and 0 of the 4 nodes of short have that (at most 4.19 GB)"),
-        ("memory: 2 GB", "constraint: h100", 14, "the feature h100 on each of 2 nodes are asked for"),
+        ("memory: 2 GB", "constraint: h100", 14, "the file requests the feature h100 on each of 2 nodes"),
         ("memory: 2 GB", "gres: gpu:h100", 14, "0 of the 4 nodes of short have that (they have gpu:2)"),
         (
             "devices: 4",
             "devices: 6",
             6,
-            "6 devices are 3 nodes, and the partition short allows 2 to a job; write 4",
+            "6 devices need 3 nodes, and the partition short allows 2 per job; write 4",
         ),
         ("devices: 4\ndevices_per_node: 2", "devices: 8\ndevices_per_node: 8", 7, "8 CPUs on each of 1 node"),
     ],
@@ -149,13 +149,13 @@ def test_what_the_site_has_not_is_named_with_its_line(
 def test_more_nodes_than_there_are(tmp_path: Path) -> None:
     few = site(PARTITION.replace("MaxNodes=2", "MaxNodes=UNLIMITED"), NODE)
     [said] = wrong(tmp_path, CLUSTER, few)
-    assert "4 devices are 2 nodes of 2, and the partition short has 1; write 2 or less" in said
+    assert "4 devices need 2 nodes with 2 each, and the partition short has 1 node; write 2 or less" in said
 
 
 def test_nodes_that_are_down_are_no_refusal(tmp_path: Path) -> None:
     down = [NODE.replace("node1", f"node{place}").replace("State=IDLE", "State=DOWN*") for place in (1, 2)]
     [one] = [one for one in found(tmp_path, CLUSTER, site(PARTITION, *down)) if not one.ok]
-    assert one.what.endswith("down or drained: node1, node2")
+    assert one.message.endswith("down or drained: node1, node2")
     assert not one.fatal
 
 
@@ -163,7 +163,7 @@ def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path
     [one] = [
         one for one in found(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site()) if not one.ok
     ]
-    assert "gives 0.21 GB of each node, and the plan counts on 2 GB; that matters where runs are" in one.what
+    assert "gives 0.21 GB per node, and the plan assumes 2 GB; no setting of this site says" in one.message
     assert one.remedy == "write slurm.memory: 2 GB"
     assert not one.fatal
 
@@ -171,7 +171,7 @@ def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path
 def test_how_much_memory_to_write(tmp_path: Path) -> None:
     silent = CLUSTER.replace("memory: 2 GB", "retries: 3")
     [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site())
-    assert said.endswith("; write slurm.memory: 4.19 GB, which is all that a node gives")
+    assert said.endswith("; write slurm.memory: 4.19 GB, the most that a node gives")
     assert wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "memory: 4.19 GB"), site()) == []
     uneven = [NODE.replace("RealMemory=4000", f"RealMemory={size}") for size in (4000, 9000, 2500, 9000)]
     [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site(PARTITION, *uneven))
@@ -179,7 +179,7 @@ def test_how_much_memory_to_write(tmp_path: Path) -> None:
     on_gpus = asked(tmp_path, silent.replace("backend: cpu", "backend: cuda"))
     shape = full_shape(4, 1, True, on_gpus.cluster)
     [one] = [one for one in limit_findings(on_gpus, shape, site()) if not one.ok]
-    assert one.remedy == "write slurm.memory: what each node's ranks need beside their GPUs, 4.19 GB at most"
+    assert one.remedy == "write slurm.memory: the host memory that a node's ranks need, at most 4.19 GB"
 
 
 @pytest.mark.parametrize(
@@ -196,20 +196,20 @@ def test_whether_a_site_holds_runs_to_their_memory(
     tmp_path: Path, settings: dict[str, str], kills: bool
 ) -> None:
     [said] = wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site(**settings))
-    assert ("this site kills runs that take more than they are given" in said) is kills
+    assert ("this site kills jobs that use more than that" in said) is kills
 
 
 def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
     cancelled = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=GANG,CANCEL"))
     [one] = [one for one in found(tmp_path, CLUSTER, cancelled) if not one.ok]
-    assert one.remedy == "run again what was cancelled"
+    assert one.remedy == "rerun what was cancelled"
     queued = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=REQUEUE").replace("Grace", "Was"))
     assert wrong(tmp_path, CLUSTER, queued) == []
 
 
 def test_a_partition_that_is_closed_and_a_site_without_arrays(tmp_path: Path) -> None:
     said = wrong(tmp_path, CLUSTER, site(PARTITION.replace("State=UP", "State=DRAIN"), MaxArraySize="0"))
-    assert ["DRAIN" in said[0], "no arrays" in said[1]] == [True, True]
+    assert ["DRAIN" in said[0], "no job arrays" in said[1]] == [True, True]
 
 
 def test_without_slurm_or_where_it_cannot_name_its_logs(
@@ -218,14 +218,14 @@ def test_without_slurm_or_where_it_cannot_name_its_logs(
     one = asked(tmp_path, CLUSTER)
     monkeypatch.setenv("PATH", str(tmp_path))
     for place, says in (
-        (tmp_path, "there is no scontrol here"),
-        (tmp_path / "50%", "SLURM takes % in a path"),
+        (tmp_path, "scontrol is not installed here"),
+        (tmp_path / "50%", "SLURM misreads % in a path"),
     ):
         place.mkdir(exist_ok=True)
         console = Console(file=StringIO(), width=200)
-        examined = examine(one, Workspace(place), 1.0, console)
-        assert not examined.healthy
-        assert says in examined.findings[-1].what
+        report = examine(one, Workspace(place), 1.0, console)
+        assert not report.healthy
+        assert says in report.findings[-1].message
         assert says in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -236,7 +236,7 @@ def test_nothing_is_queued_where_a_run_would_be_stopped(
         raise AssertionError("a job was queued")
 
     one, out = asked(tmp_path, CLUSTER.replace("memory: 2 GB", "partition: shrt")), tmp_path / "out.yaml"
-    monkeypatch.setattr(cluster, "from_here", lambda asked, _, shape: limit_findings(asked, shape, site()))
+    monkeypatch.setattr(cluster, "preflight", lambda asked, _, shape: limit_findings(asked, shape, site()))
     monkeypatch.setattr(cluster.submit, "submit", submitted)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(typer.Exit) as ended:
@@ -244,18 +244,20 @@ def test_nothing_is_queued_where_a_run_would_be_stopped(
     assert ended.value.exit_code == 1
     *_, last = said = capsys.readouterr().out.splitlines()
     assert sum("there is no partition shrt here; write short" in line for line in said) == 1
-    assert last == "nothing was queued, measured or written: what is found above would stop a run"
+    assert (
+        last == "no job was queued and no cluster file was written, since the failures above would stop a run"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.yaml"]
 
 
 def test_bad_input(tmp_path: Path) -> None:
     path = asked(tmp_path, CLUSTER).path
-    with pytest.raises(RefusedError, match="--slurm: say with --cluster which cluster"):
+    with pytest.raises(RefusedError, match="--slurm: the cluster is not known; add --cluster"):
         doctor_command(slurm=True)
     for named in ("none", str(tmp_path / "none.yaml")):
         with pytest.raises(DocumentError):
             doctor_command(slurm=True, cluster=named)
     with pytest.raises(
-        DocumentError, match="did not write what is there; give another name as --out, or remove"
+        DocumentError, match="did not write this file and does not overwrite it; choose another name"
     ):
         doctor_command(slurm=True, cluster=str(path), out=path)

@@ -121,7 +121,7 @@ def test_a_run_waits_trains_crashes_and_goes_on(place: Workplace) -> None:
     cluster.wait(full, "RUNNING")
     job = place.queue()
     waiting = place.status()
-    assert (waiting["state"], waiting["reason"], waiting["job"]) == ("pending", "Resources", job)
+    assert (waiting["state"], waiting["pending_reason"], waiting["job"]) == ("pending", "Resources", job)
     with place.started("logs", run, "-f") as log:
         cluster.run("scancel", full)
         place.begun()
@@ -149,9 +149,9 @@ def test_cancelling_saves_what_is_at_work_and_leaves_nothing_queued(cluster: Clu
     job = place.queue()
     place.begun()
     said = place.isoplan("cancel", place.folder.path.name[:8])
-    assert f"cancelled job {job}, running: pilot 0" in said
-    assert "what is at work has 5 sec to save (KillWait)" in said
-    assert f"to go on from the newest checkpoints: run {PLAN} --slurm" in said
+    assert f"cancelled job {job} (running): pilot 0" in said
+    assert "running jobs have 5 sec to save a checkpoint (KillWait)" in said
+    assert f"to resume from the latest checkpoints: run {PLAN} --slurm" in said
     cluster.wait(job, "CANCELLED")
     cluster.until(lambda: not cluster.run("squeue", "--noheader"), "nothing is queued")
     stopped = place.status()  # at once, whether or not the accounts know
@@ -173,7 +173,7 @@ def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
     reason = ("squeue", "--noheader", f"--jobs={study}", "--format=%r")
     cluster.until(lambda: cluster.run(*reason).strip() == "Dependency", "SLURM has looked why it waits")
     pending = StudyState(
-        state="waiting", message="waits for 1 job of the pilots", submission="small-study-0a0b0c"
+        state="waiting", message="waiting for 1 job of the pilots", submission="small-study-0a0b0c"
     )
     write_json(place.home / "plans" / budget.name / "study.json", pending)
     submission = Submission(
@@ -181,16 +181,16 @@ def test_a_budgets_cancel_ends_its_study_too(place: Workplace) -> None:
     )
     write_json(place.home / "slurm" / submission.name / "submission.json", submission)
     plain = json.loads(place.isoplan("status", "small.yaml", "--json"))
-    assert plain["studies"][0]["said"] == (
-        f"goes on by itself, waits for 1 job of the pilots (job {study}, pending, Dependency)"
+    assert plain["studies"][0]["message"] == (
+        f"continues automatically, waiting for 1 job of the pilots (job {study}, pending, Dependency)"
     )
     told = json.loads(place.isoplan("cancel", "small.yaml", "--json"))
     assert ([one["job"] for one in told["jobs"]], told["study"]) == ([job], study)
     assert cluster.run("squeue", "--noheader", "--format=%i").split() == [full]
     [after] = json.loads(place.isoplan("status", "small.yaml", "--json"))["studies"]
-    assert (after["state"], after["said"]) == (
+    assert (after["state"], after["message"]) == (
         "cancelled",
-        "cancelled; to go on: run small.yaml --slurm --until-done",
+        "cancelled; continue with: run small.yaml --slurm --until-done",
     )
 
 
@@ -200,7 +200,9 @@ def test_a_study_at_work_is_ended_at_once(cluster: Cluster) -> None:
         "--job-name=a-study", "--requeue", "--wrap", "trap : TERM; sleep 600 & wait; sleep 600"
     )
     cluster.wait(job, "RUNNING")
-    code = f"from runtime.slurm import client; client.end(client.live({{'a-study'}})[{job!r}])"
+    code = (
+        f"from runtime.slurm import client; client.cancel_and_wait(client.live_jobs({{'a-study'}})[{job!r}])"
+    )
     done = in_cluster(cluster, code)
     assert done.returncode == 0, done.stderr
     assert cluster.states(job) == ["CANCELLED"]
@@ -216,4 +218,7 @@ def test_without_a_controller_the_files_speak(place: Workplace) -> None:
     assert time.monotonic() - began_s < 60
     assert plain["slurm_problem"].startswith("SLURM does not answer: ")
     [run] = plain["plans"][0]["runs"]
-    assert (run["state"], run["end_reason"]) == ("unknown", f"SLURM has or had it as job {job}")
+    assert (run["state"], run["end_reason"]) == (
+        "unknown",
+        f"its last job was {job}, whose state is unknown while SLURM does not answer",
+    )

@@ -255,8 +255,8 @@ def test_it_is_given_up_where_it_crashes_again_and_again(
     cluster.wait(running.job, "FAILED", timeout_s=240)
     crashes = running.incidents("crashed")
     assert "retry 1 of 1" in crashes[-2].message
-    assert "given up, 2 times it came no further than the checkpoint of step" in crashes[-1].message
-    [outcome_] = running.queue(again=False).outcomes
+    assert "not retried after 2 failures without a checkpoint after step" in crashes[-1].message
+    [outcome_] = running.queue(retry_failed=False).outcomes
     assert outcome_.state == "failed"
     assert crashes[-1].message in outcome_.message
     broken.unlink()
@@ -277,4 +277,4 @@ def test_what_cannot_get_better_is_not_tried_again(start: Start, cluster: Cluste
         finally:
             path.write_text(text)
     [crash] = running.incidents("crashed")
-    assert "it would end the same way again" in crash.message
+    assert "not retried, since it would fail in the same way" in crash.message

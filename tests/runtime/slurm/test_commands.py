@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from runtime.slurm.study import continue_study
 from specs.data import CorpusRef
+from specs.document.files import load
+from specs.document.write import write_json
+from specs.slurm_submission import StudyState
 from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.desk import Desk, at_desk, execution
 from tests.support.training import corpus, tiny_run
@@ -140,3 +144,17 @@ def test_a_cluster_file_that_is_wrong_is_refused_at_its_line(desk: Desk, data: C
         done = desk.run(document, *words)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert done.err.startswith("lab.yaml:20:15: 24 has no unit; write it like ")
+
+
+def test_a_study_whose_budget_cannot_be_read_any_more_stops_with_a_note(desk: Desk) -> None:
+    (desk.folder / "budget.yaml").write_text("kind: budget\nname: [\n")
+    own, path = "mini-study-0a0b0c", desk.folder / "plans" / "mini" / "study.json"
+    assert continue_study(Path("budget.yaml"), own) == 2
+    assert not path.exists()
+    write_json(path, StudyState(state="waiting", message="waiting for 1 job of the target", submission=own))
+    desk.captured.readouterr()
+    assert continue_study(Path("budget.yaml"), own) == 2
+    noted = load(path, StudyState)
+    assert (noted.state, noted.submission) == ("stopped", None)
+    assert noted.message.startswith("budget.yaml:")
+    assert desk.captured.readouterr().out == f"{noted.message}\n"

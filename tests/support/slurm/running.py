@@ -13,7 +13,7 @@ from runtime.launch.machine import Machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import submit
-from runtime.slurm.study import carry_out
+from runtime.slurm.study import submit_runs
 from runtime.slurm.submit import ClusterFile
 from runtime.study import Driver, RunResults
 from specs.cluster import Cluster as ClusterSpec
@@ -48,8 +48,8 @@ class Running:
     cluster: Cluster
     folder: RunFolder
     workspace: Workspace
-    asked: ClusterFile
-    wanted: RunRequest
+    cluster_file: ClusterFile
+    request: RunRequest
 
     @staticmethod
     def queued(
@@ -59,21 +59,21 @@ class Running:
         place.mkdir(parents=True, exist_ok=True)
         (place / "data").symlink_to(home / "data")
         path = cluster_file(place, *lines)
-        asked, workspace = ClusterFile(path, load(path, ClusterSpec)), Workspace(place)
-        wanted = RunRequest(path, "", "a small run", run, order, 1.0)
-        running = Running(cluster, RunFolder(wanted.folder(workspace)), workspace, asked, wanted)
+        lab, workspace = ClusterFile(path, load(path, ClusterSpec)), Workspace(place)
+        request = RunRequest(path, "", "a small run", run, order, 1.0)
+        running = Running(cluster, RunFolder(request.folder(workspace)), workspace, lab, request)
         running.queue()
         return running
 
-    def queue(self, *, again: bool = True) -> RunResults:
+    def queue(self, *, retry_failed: bool = True) -> RunResults:
         """Queue it, unless it is finished or queued already."""
         driver = Driver(self.workspace, Machine(1, ()), None, Console(quiet=True))
-        return carry_out(driver, [self.wanted], self.asked, "small", again=again)
+        return submit_runs(driver, [self.request], self.cluster_file, "small", retry_failed=retry_failed)
 
     @property
     def job(self) -> str:
         """SLURM's number for it."""
-        said = submit.submitted(self.workspace, self.folder)
+        said = submit.latest_submission(self.workspace, self.folder)
         assert said is not None
         job = said[0].job_of(self.folder.path.name)
         assert job is not None
