@@ -1,4 +1,4 @@
-"""One run, recounted from its own records: nothing it says of itself in summary is believed.
+"""Checks of one run against its plan, recomputed from its own records.
 
 Each check has a name, an outcome and the numbers it compared. A run that fails one is rejected; one that passes all is
 accepted, whatever its loss.
@@ -27,30 +27,30 @@ from specs.record import (
 
 @dataclass(frozen=True)
 class _RunRecords:
-    """What a finished run's folder tells of it."""
+    """The records in a finished run's folder."""
 
     name: str
     """The folder's name."""
-    written: str
+    run: str
     """Fingerprint of its run.json."""
     starts: tuple[Start, ...]
-    first: bool
-    """Its record begins with a start."""
+    begins_with_start: bool
+    """Whether the first line of its record is a Start."""
     end: End
     metrics: Sequence[StepLine]
     evals: Sequence[EvalLine]
 
 
 def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
-    """What a run's folder holds against what was planned for it; `unfinished` while it has no end."""
+    """Audit a run's folder against its plan; `unfinished` while the record has no End line."""
     records, evals, metrics, timing = folder.records(), folder.evals(), folder.metrics(), folder.timing()
     starts = tuple(line for line in records if isinstance(line, Start))
     end = folder.end()
     checks: tuple[Check, ...] = ()
     if end is not None:
-        written, first = folder.run().fingerprint(), isinstance(records[0], Start)
-        told = _RunRecords(folder.path.name, written, starts, first, end, metrics, evals)
-        checks = _checks(told, planned, seal)
+        fingerprint, begins_with_start = folder.run().fingerprint(), isinstance(records[0], Start)
+        found = _RunRecords(folder.path.name, fingerprint, starts, begins_with_start, end, metrics, evals)
+        checks = _checks(found, planned, seal)
     return RunAudit(
         run=planned.run.fingerprint(),
         title=planned.title,
@@ -78,120 +78,125 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
 
 
 def _device_s(starts: Sequence[Start], timing: Sequence[TimingLine]) -> float:
-    """Seconds times devices: a line is of the last segment that began before its step."""
-    begun = [(start.from_step, start.execution.layout.devices) for start in reversed(starts)]
+    """Seconds times devices: a line belongs to the last segment that started before its step."""
+    segments = [(start.from_step, start.execution.layout.devices) for start in reversed(starts)]
     return sum(
-        line.seconds * next((devices for step, devices in begun if step < line.step), 0) for line in timing
+        line.seconds * next((devices for step, devices in segments if step < line.step), 0) for line in timing
     )
 
 
 def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
-    """What a reader of the run must know, in words."""
+    """Messages of the run's incidents and rollbacks."""
     for line in records:
-        if isinstance(line, Incident) and line.what != "interrupted":  # that is told by its restart
+        if isinstance(line, Incident) and line.what != "interrupted":  # shown as a restart
             yield f"{line.what} at step {line.step}: {line.message}"
         elif isinstance(line, Rollback):
             yield f"rollback at step {line.skipped.step}: {line.message}"
 
 
-def _checks(told: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
+def _checks(records: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check, ...]:
     run = planned.run
     return (
-        _spec(told, run.fingerprint()),
-        _started_from_scratch(told),
-        _sealed_before(told.starts, planned, seal),
-        _steps(told.metrics, run.optim.steps),
-        _tokens(told.metrics, planned),
-        _learning_rates(told.metrics, planned),
-        _evaluations(told.evals, planned),
-        _end(told.end, told.evals, run.optim.steps),
+        _spec(records, run.fingerprint()),
+        _started_from_scratch(records),
+        _sealed_before(records.starts, planned, seal),
+        _steps(records.metrics, run.optim.steps),
+        _tokens(records.metrics, planned),
+        _learning_rates(records.metrics, planned),
+        _evaluations(records.evals, planned),
+        _end(records.end, records.evals, run.optim.steps),
     )
 
 
-def _spec(told: _RunRecords, planned: str) -> Check:
-    """run.json, the folder's name and every segment name the planned run."""
-    named = {told.name, told.written, *(start.run for start in told.starts)}
-    said = f"run.json hashes to {told.written}, planned {planned}"
-    if named - {told.written, planned}:
-        said += f"; the folder or its segments name {', '.join(sorted(named - {told.written, planned}))}"
-    return Check(name="spec", ok=named == {planned}, detail=said)
+def _spec(records: _RunRecords, planned: str) -> Check:
+    """run.json, the folder's name and every Start record have the planned run's fingerprint."""
+    named = {records.name, records.run, *(start.run for start in records.starts)}
+    detail = f"run.json has fingerprint {records.run}, planned {planned}"
+    if others := named - {records.run, planned}:
+        detail += f"; the folder's name or a Start record has {', '.join(sorted(others))}"
+    return Check(name="spec", ok=named == {planned}, detail=detail)
 
 
-def _started_from_scratch(told: _RunRecords) -> Check:
-    """The record begins with a start from step 0, so nothing was trained before it."""
-    said = f"first segment starts from step {told.starts[0].from_step if told.starts else None}"
-    if not told.first:
-        said += ", and something stands before it in the record"
-    return Check(name="start", ok=told.first and told.starts[0].from_step == 0, detail=said)
+def _started_from_scratch(records: _RunRecords) -> Check:
+    """The record begins with a Start at step 0, so nothing was trained before it."""
+    detail = f"the first segment starts at step {records.starts[0].from_step if records.starts else None}"
+    if not records.begins_with_start:
+        detail += ", but it is not the first line of the record"
+    ok = records.begins_with_start and records.starts[0].from_step == 0
+    return Check(name="start", ok=ok, detail=detail)
 
 
 def _sealed_before(starts: Sequence[Start], planned: PlannedRun, seal: str) -> Check:
-    """The first record names a plan's seal: a target's that of this plan, since its forecast is what is judged."""
+    """The first Start record has a plan's seal; for a target it must be this plan's, whose forecast is audited."""
     first = starts[0].seal if starts else None
-    said = f"the first record carries seal {_short(first)}, the plan's is {_short(seal)}"
+    detail = f"the first Start record has seal {_short(first)}, the plan {_short(seal)}"
     if first != seal:
-        alone = "the forecast came after the run began" if planned.role == "target" else "another plan's"
-        said += f": {alone}"
+        late = "the run started before this forecast was sealed"
+        detail += f": {late if planned.role == 'target' else 'that of another plan'}"
     ok = first is not None and (planned.role != "target" or first == seal)
-    return Check(name="sealed before step 1", ok=ok, detail=said)
+    return Check(name="sealed before step 1", ok=ok, detail=detail)
 
 
 def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
     """Every step once, in order."""
     gap = next((i for i, line in enumerate(metrics, start=1) if line.step != i), None)
-    said = f"{len(metrics)} steps recorded, {planned} planned" + (
-        f"; line {gap} is not step {gap}" if gap else ""
-    )
-    return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=said)
+    detail = f"{len(metrics)} steps recorded, {planned} planned"
+    if gap:
+        detail += f"; line {gap} of metrics.jsonl is not step {gap}"
+    return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=detail)
 
 
 def _tokens(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
-    """Every step's tokens follow from the batch; their sum and its FLOP are the plan's."""
+    """Every step's tokens are its number times the batch; their sum is the planned one."""
     batch_tokens = planned.run.batch_tokens
     wrong = next((line for line in metrics if line.tokens != line.step * batch_tokens), None)
     counted = len(metrics) * batch_tokens
     compute_flop = counted * float(planned.run.model.flop_per_token)
-    said = f"{counted:,} tokens, {compute_flop:.4g} FLOP recounted"
+    detail = f"{counted:,} tokens, {compute_flop:.4g} FLOP by the number of steps"
     if counted != planned.run.tokens:
-        said += f"; {planned.run.tokens:,} tokens planned"
+        detail += f"; {planned.run.tokens:,} tokens planned"
     if wrong is not None:
-        said += f"; step {wrong.step} claims {wrong.tokens:,} tokens"
-    return Check(name="tokens", ok=wrong is None and counted == planned.run.tokens, detail=said)
+        detail += f"; step {wrong.step} records {wrong.tokens:,} tokens"
+    return Check(name="tokens", ok=wrong is None and counted == planned.run.tokens, detail=detail)
 
 
 def _learning_rates(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
-    """Every step's learning rate is the schedule's, to the last bit: both are the same arithmetic, printed exactly."""
+    """Every step's learning rate equals the schedule's, bit for bit: the same arithmetic, printed exactly."""
     optim = planned.run.optim
     wrong = next((line for line in metrics if line.lr != optim.lr(line.step)), None)
-    said = "every step's learning rate is the schedule's"
+    detail = "every step's learning rate is the scheduled one"
     if wrong is not None:
-        said = f"step {wrong.step} ran at {wrong.lr:.6g}, the schedule says {optim.lr(wrong.step):.6g}"
-    return Check(name="schedule", ok=wrong is None, detail=said)
+        detail = (
+            f"step {wrong.step} ran at learning rate {wrong.lr:.6g}, scheduled {optim.lr(wrong.step):.6g}"
+        )
+    return Check(name="schedule", ok=wrong is None, detail=detail)
 
 
 def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
     """At every planned step, on the planned number of sequences."""
-    asked, steps = planned.run.evaluation, planned.run.optim.steps
-    wanted = [(step, asked.sequences) for step in range(asked.every_steps, steps, asked.every_steps)]
-    wanted.append((steps, asked.final_sequences))
+    evaluation, steps = planned.run.evaluation, planned.run.optim.steps
+    every = evaluation.every_steps
+    due = [(step, evaluation.sequences) for step in range(every, steps, every)]
+    due.append((steps, evaluation.final_sequences))
     found = [(line.step, line.sequences) for line in evals]
-    said = f"{len(found)} recorded, {len(wanted)} planned"
-    wrong = next(((f, w) for f, w in zip(found, wanted, strict=False) if f != w), None)
+    detail = f"{len(found)} recorded, {len(due)} planned"
+    wrong = next(((f, d) for f, d in zip(found, due, strict=False) if f != d), None)
     if wrong is not None:
-        (step, sequences), (due, due_sequences) = wrong
-        said += f"; step {step} on {sequences} sequences stands where step {due} on {due_sequences} is due"
+        (step, sequences), (due_step, due_sequences) = wrong
+        planned_one = f"step {due_step} on {due_sequences}"
+        detail += f"; step {step} on {sequences} sequences is recorded where {planned_one} is planned"
     tokens = next((line for line in evals if line.tokens != line.step * planned.run.batch_tokens), None)
     if tokens is not None:
-        said += f"; that of step {tokens.step} claims {tokens.tokens:,} tokens"
-    return Check(name="evaluations", ok=found == wanted and tokens is None, detail=said)
+        detail += f"; step {tokens.step} records {tokens.tokens:,} tokens"
+    return Check(name="evaluations", ok=found == due and tokens is None, detail=detail)
 
 
 def _end(end: End, evals: Sequence[EvalLine], steps: int) -> Check:
-    """The closing line repeats the last evaluation."""
+    """The End record has the loss of the last evaluation."""
     last = evals[-1].loss if evals else None
-    said = f"the end says loss {end.loss!r} after {end.step} steps; the last evaluation says {last!r}"
-    said += f"; weights {_short(end.weights_sha256)}"
-    return Check(name="end", ok=end.loss == last and end.step == steps, detail=said)
+    detail = f"the End record has loss {end.loss!r} after {end.step} steps, the last evaluation {last!r}"
+    detail += f"; weights {_short(end.weights_sha256)}"
+    return Check(name="end", ok=end.loss == last and end.step == steps, detail=detail)
 
 
 def _short(seal: str | None) -> str:
@@ -199,7 +204,7 @@ def _short(seal: str | None) -> str:
 
 
 def data_check(root: Path, planned: PlannedRun) -> Check:
-    """The token files hash to what the run was planned on. Reads them whole."""
+    """The token files have the digest that the run was planned on. Reads them in full."""
     from runtime.data.corpus import verify
 
     try:
@@ -209,5 +214,5 @@ def data_check(root: Path, planned: PlannedRun) -> Check:
     return Check(
         name="data",
         ok=digest == planned.run.data.digest,
-        detail=f"tokens hash to {digest[:16]}, planned {_short(planned.run.data.digest)}",
+        detail=f"the corpus has digest {digest[:16]}, planned {_short(planned.run.data.digest)}",
     )

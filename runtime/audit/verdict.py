@@ -1,8 +1,8 @@
-"""Planned against actual: the verdict on a plan, the likely causes of a miss, and the ledger's new lines.
+"""The audit of a plan: its verdict, the likely causes of a miss, and new lines of the ledger.
 
-The forecast is read from the sealed plan and the outcome from the runs' own records (runtime/audit/checks.py). A
-target is `inside` when its final held-out loss lies in the 95 % band of a forecast that was sealed before its first
-step."""
+The forecast is that of the sealed plan, the outcome that of the runs' own records (runtime/audit/checks.py). A target
+is `inside` when its final held-out loss is in the 95 % band of a forecast that was sealed before its first step.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from runtime.audit.causes import ForecastMiss, causes, clipped_share
 from runtime.audit.checks import audit_run, data_check
-from runtime.audit.ledger import extend, ledger_of
+from runtime.audit.ledger import append_new, ledger_path
 from runtime.run_folder.folder import RunFolder
 from specs.document.write import write_json, write_text
 from specs.exit_codes import CANNOT_TELL, OK, OUTSIDE_BAND
@@ -33,12 +33,12 @@ _COLOURS: dict[Verdict, str] = {"inside": "green", "outside": "red", "cannot tel
 
 
 def audit_plan(plan: Plan, path: Path, workspace: Path) -> Audit:
-    """Audit the runs of the plan at this path; writes audit.<phase>.json and audit.html beside it, and adds the
-    accepted runs to the ledger.
+    """Audit the runs of the plan at this path; writes audit.<phase>.json and audit.html beside it, and adds accepted
+    runs to the ledger.
 
     DocumentError where a record or the ledger cannot be read; nothing is written then.
     """
-    ledger = ledger_of(path, plan)
+    ledger = ledger_path(path, plan)
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
     runs = [audit_run(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     runs = _with_data(workspace / "data", plan, runs)
@@ -51,14 +51,14 @@ def audit_plan(plan: Plan, path: Path, workspace: Path) -> Audit:
         causes=_causes(plan, runs[-1], workspace / "runs"),
         runs=tuple(runs),
     )
-    extend(ledger, list(_ledger_records(plan, audit, folders)))
+    append_new(ledger, list(_ledger_records(plan, audit, folders)))
     write_json(path.parent / f"audit.{plan.phase}.json", audit)
     write_text(path.parent / "audit.html", render(plan, audit, earlier_plans(path.parent, plan)))
     return audit
 
 
 def exit_code(audit: Audit) -> int:
-    """0 inside the band or all pilots accepted, 1 outside, 3 cannot tell."""
+    """0 inside the band, or all pilots accepted; 1 outside; 3 cannot tell."""
     return EXIT_CODES[audit.verdict]
 
 
@@ -67,25 +67,25 @@ def show(audit: Audit, plan: Plan, path: Path, console: Console) -> None:
     console.print(_table(audit, plan))
     for run in audit.runs:
         if run.restarts:
-            _say(console, "dim", "restarts", f"{run.title}: {run.restarts_text}")
+            _print(console, "dim", "restarts", f"{run.title}: {run.restarts_text}")
         for incident in run.incidents:
-            _say(console, "red", "alarm", f"{run.title}: {incident}")
+            _print(console, "red", "alarm", f"{run.title}: {incident}")
         for check in run.checks:
             if not check.ok:
-                _say(console, "red", check.name, f"{run.title}: {check.detail}")
+                _print(console, "red", check.name, f"{run.title}: {check.detail}")
     if audit.curve_share_inside is not None:
-        _say(
-            console, "dim", "curve", f"{audit.curve_share_inside:.0%} of its points are inside the 95 % band"
+        _print(
+            console, "dim", "curve", f"{audit.curve_share_inside:.0%} of the points are inside the 95 % band"
         )
-    word = "accepted" if plan.phase == "pilots" and audit.verdict == "inside" else audit.verdict
-    _say(console, f"bold {_COLOURS[audit.verdict]}", word, audit.reason)
+    verdict = "accepted" if plan.phase == "pilots" and audit.verdict == "inside" else audit.verdict
+    _print(console, f"bold {_COLOURS[audit.verdict]}", verdict, audit.reason)
     for cause in audit.causes:
-        _say(console, "yellow", "likely cause", cause)
-    _say(console, "dim", "report", str(path.parent / "audit.html"))
+        _print(console, "yellow", "likely cause", cause)
+    _print(console, "dim", "report", str(path.parent / "audit.html"))
 
 
-def _say(console: Console, style: str, word: str, said: str) -> None:
-    console.print(f"[{style}]{escape(word)}[/]  {escape(said)}", highlight=False, soft_wrap=True)
+def _print(console: Console, style: str, label: str, text: str) -> None:
+    console.print(f"[{style}]{escape(label)}[/]  {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _table(audit: Audit, plan: Plan) -> Table:
@@ -109,13 +109,13 @@ def _table(audit: Audit, plan: Plan) -> Table:
 
 
 def _with_data(data: Path, plan: Plan, runs: Sequence[RunAudit]) -> list[RunAudit]:
-    """The finished runs with the check of their data; token files are read once, and only for runs that are sound."""
-    sound = [planned for planned, run in zip(plan.runs, runs, strict=True) if run.state == "accepted"]
-    checks = {planned.run.data: planned for planned in sound}
-    found = {data_of: data_check(data, planned) for data_of, planned in checks.items()}
+    """The runs, with a check of the data for finished ones; token files are read once, and only for accepted runs."""
+    accepted = [planned for planned, run in zip(plan.runs, runs, strict=True) if run.state == "accepted"]
+    corpora = {planned.run.data: planned for planned in accepted}
+    checks = {corpus: data_check(data, planned) for corpus, planned in corpora.items()}
     return [
-        _with(run, found[planned.run.data])
-        if run.state != "unfinished" and planned.run.data in found
+        _with(run, checks[planned.run.data])
+        if run.state != "unfinished" and planned.run.data in checks
         else run
         for planned, run in zip(plan.runs, runs, strict=True)
     ]
@@ -127,14 +127,14 @@ def _with(run: RunAudit, check: Check) -> RunAudit:
 
 
 def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
-    """The verdict and why."""
+    """The verdict and its reason."""
     missing = _missing(runs)
     if missing:
         return "cannot tell", missing
     if plan.phase == "pilots":
-        return "inside", f"all {len(runs)} runs are accepted; plan again for the target"
+        return "inside", f"all {len(runs)} runs are accepted; plan again to plan the target"
     if isinstance(plan.forecast, NoForecast):
-        return "cannot tell", f"there is no forecast: {plan.forecast.reason}"
+        return "cannot tell", f"the plan has no forecast: {plan.forecast.reason}"
     loss = runs[-1].loss
     assert loss is not None  # an accepted run has its evaluations
     return "inside" if plan.forecast.loss.inside_95(loss) else "outside", _compared(loss, plan.forecast)
@@ -148,11 +148,11 @@ def _missing(runs: Sequence[RunAudit]) -> str:
     failed = [
         f"{run.title}: {check.name}, {check.detail}" for run in runs for check in run.checks if not check.ok
     ]
-    return f"rejected by its own records: {'; '.join(failed)}" if failed else ""
+    return f"failed checks of the records: {'; '.join(failed)}" if failed else ""
 
 
-def _compared(loss: float, told: Forecast) -> str:
-    band = told.loss
+def _compared(loss: float, forecast: Forecast) -> str:
+    band = forecast.loss
     off = loss / band.median - 1
     return (
         f"final held-out loss {loss:.4f} nats/token, {off:+.2%} from the forecast {band.median:.4f}; "
@@ -161,36 +161,38 @@ def _compared(loss: float, told: Forecast) -> str:
 
 
 def _share_inside(plan: Plan, run: RunAudit) -> float | None:
-    """Share of the target's curve so far that is inside its 95 % band; None where there is nothing to compare."""
-    told = plan.forecast.curve if isinstance(plan.forecast, Forecast) else None
-    if told is None or plan.phase != "target":
+    """Share of the target's curve so far inside its 95 % band; None where nothing can be compared."""
+    band = plan.forecast.curve if isinstance(plan.forecast, Forecast) else None
+    if band is None or plan.phase != "target":
         return None
-    inside = list(_inside(told, run))
+    inside = list(_inside(band, run))
     return mean(inside) if inside else None
 
 
-def _inside(told: CurveBand, run: RunAudit) -> Iterator[bool]:
+def _inside(band: CurveBand, run: RunAudit) -> Iterator[bool]:
     actual = dict(zip(run.curve_step, run.curve_loss, strict=True))
-    for step, low, high in zip(told.step, told.low_95, told.high_95, strict=True):
+    for step, low, high in zip(band.step, band.low_95, band.high_95, strict=True):
         if step in actual:
             yield low <= actual[step] <= high
 
 
 def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
-    """Likely causes where a finished target is outside its band, also when its records are rejected."""
-    told = plan.forecast
+    """Likely causes where a finished target is outside its band, also when its records fail a check."""
+    forecast = plan.forecast
     missed = (
         plan.phase == "target"
-        and isinstance(told, Forecast)
+        and isinstance(forecast, Forecast)
         and run.loss is not None
-        and not told.loss.inside_95(run.loss)
+        and not forecast.loss.inside_95(run.loss)
     )
-    if not missed or not isinstance(told, Forecast):
+    if not missed or not isinstance(forecast, Forecast):
         return ()
     pilots = [RunFolder(runs / point.run) for point in plan.fit.points] if plan.fit is not None else []
     clipped = [clipped_share(one.metrics(), one.run().optim) for one in pilots if one.run_json.exists()]
     metrics = RunFolder(runs / run.run).metrics()
-    return causes(ForecastMiss(plan=plan, told=told, run=run, metrics=metrics, clipped_pilots=clipped))
+    return causes(
+        ForecastMiss(plan=plan, forecast=forecast, run=run, metrics=metrics, clipped_pilots=clipped)
+    )
 
 
 def _ledger_records(plan: Plan, audit: Audit, folders: Sequence[RunFolder]) -> Iterator[LedgerRecord]:

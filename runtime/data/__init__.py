@@ -1,4 +1,5 @@
-"""Text to tokens to batches: text sources, tokenized corpora with digests, and a batch as a function of seed and step.
+"""Text to tokens to batches: text sources, tokenized corpora with digests, and the data loader and its sampler.
 
-Front door: `runtime.data.corpus.build` writes a corpus, `runtime.data.batches.training_rows` reads its rows.
+Front door: `runtime.data.corpus.build` tokenizes a corpus, `runtime.data.batches.training_rows` loads the rows of a
+batch.
 """

@@ -1,8 +1,10 @@
-"""Which tokens a step trains on: a pure function of the data, the seed and the step.
+"""The data loader and its sampler: which tokens a step trains on, a pure function of the data, the seed and the step.
 
 The training split is cut into sequences of `context` tokens. Sample number g of a run is sequence P(g mod n) of the n,
-where P is a permutation keyed by the seed and the epoch g // n. A step takes the next `batch_sequences` samples, and a
-rank looks up its rows of them. So batches are the same for every layout and after every resume, and nothing is stored.
+where P is a permutation keyed by the seed and the epoch g // n (a shuffle of every epoch). A step takes the next
+`batch_sequences` samples, and each data-parallel rank its rows of them. So batches are the same for every layout and
+after every resume, and the data loader has no state to save. Sequences are packed: they may span documents, and
+attention has no document mask.
 
 P is a Feistel network over the pairs (left < a, right < b) with a b >= n, additions modulo a and b in place of xor, and
 cycle walking for the few pairs beyond n (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
@@ -29,27 +31,27 @@ _BITS = 2**64 - 1
 
 
 class DataError(ValueError):
-    """A corpus that is too small for what is asked of it: what is wrong, and what to do."""
+    """A corpus that is too small for the run: what is wrong, and what to do."""
 
 
 def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, count: int) -> NDArray[Any]:
-    """Samples number `first` to `first + count - 1` of a run: int64 of shape (count, context + 1).
+    """Load samples number `first` to `first + count - 1` of a run: int64 of shape (count, context + 1).
 
     `tokens` is the training split, shape (tokens,). A row's first `context` tokens are the input, its last ones the
-    targets. Which samples a step takes says `first_sample`.
+    targets. `first_sample_of_step` gives the samples of a step.
     """
     sequences = sequence_count(tokens, context)
-    places: list[int] = []
-    while len(places) < count:
-        epoch, start = divmod(first + len(places), sequences)
-        stop = min(start + count - len(places), sequences)
+    indices: list[int] = []
+    while len(indices) < count:
+        epoch, start = divmod(first + len(indices), sequences)
+        stop = min(start + count - len(indices), sequences)
         keys = round_keys(f"seed {seed} epoch {epoch}")
-        places += [permuted(index, sequences, keys) for index in range(start, stop)]
-    return _rows(tokens, context, np.array(places))
+        indices += [permuted_index(index, sequences, keys) for index in range(start, stop)]
+    return _rows(tokens, context, np.array(indices))
 
 
-def first_sample(step: int, batch_sequences: int, skipped: Sequence[SkippedRange]) -> int:
-    """Number of a step's first sample (steps from 1): the next one in line, past the data that were left out."""
+def first_sample_of_step(step: int, batch_sequences: int, skipped: Sequence[SkippedRange]) -> int:
+    """Number of a step's first sample (steps from 1): the next one, after the data skipped by rollbacks."""
     last = next((one for one in reversed(skipped) if one.to_step < step), None)
     batches = step - 1 if last is None else last.batches + step - 1 - last.to_step
     return batches * batch_sequences
@@ -58,45 +60,46 @@ def first_sample(step: int, batch_sequences: int, skipped: Sequence[SkippedRange
 def held_out_rows(tokens: NDArray[Any], context: int, first: int, count: int) -> NDArray[Any]:
     """Sequences `first` to `first + count - 1` of the shuffled held-out split: int64 of shape (count, context + 1).
 
-    Neighbours are parts of one document: in their own order the first 512 of our corpus are a few files, and a model's
-    loss on such stretches ran from 2.88 to 3.51 bits per byte. Shuffled, the first 512 are within 0.03 of the next.
+    Neighbouring sequences are parts of one document: unshuffled, the first 512 of our corpus are a few files, and a
+    model's loss on such ranges was 2.88 to 3.51 bits per byte. Shuffled, the loss on the first 512 is within 0.03 of
+    the next.
     """
     sequences = sequence_count(tokens, context)
     keys = round_keys("held out")
-    places = [permuted(index, sequences, keys) for index in range(first, first + count)]
-    return _rows(tokens, context, np.array(places))
+    indices = [permuted_index(index, sequences, keys) for index in range(first, first + count)]
+    return _rows(tokens, context, np.array(indices))
 
 
-def check_enough(train: NDArray[Any], held_out: NDArray[Any], run: RunSpec) -> None:
-    """DataError where a run would ask for more sequences than its corpus has."""
+def check_corpus_size(train: NDArray[Any], held_out: NDArray[Any], run: RunSpec) -> None:
+    """DataError where the corpus has fewer sequences than the run needs."""
     sequence_count(train, run.model.context)
-    wanted = max(run.evaluation.sequences, run.evaluation.final_sequences)
-    there = sequence_count(held_out, run.model.context)
-    if wanted > there:
+    needed = max(run.evaluation.sequences, run.evaluation.final_sequences)
+    available = sequence_count(held_out, run.model.context)
+    if needed > available:
         raise DataError(
-            f"the held-out split has {there} sequences of {run.model.context} tokens, and {wanted} are to be "
-            "evaluated; lower the evaluation's sequences, or hold out more text"
+            f"the held-out split has {available} sequences of {run.model.context} tokens, but the evaluation needs "
+            f"{needed}; lower the evaluation's sequences, or hold out more text"
         )
 
 
 def sequence_count(tokens: NDArray[Any], context: int) -> int:
-    """Sequences in a split; each needs one token more than `context`, which is the next one's first."""
+    """Sequences in a split; the last target of each is the first token of the next, or one token at the end."""
     count = (len(tokens) - 1) // context
     if count < 1:
         raise DataError(
-            f"{len(tokens)} tokens hold no sequence of {context}; give more text or a shorter context"
+            f"{len(tokens)} tokens are too few for one sequence of {context}; add text or shorten the context"
         )
     return count
 
 
 def round_keys(order: str) -> tuple[int, ...]:
-    """The keys of the permutation of this name, 64 bits a round."""
+    """The keys of the permutation with this name, 64 bits per round."""
     digest = blake2b(order.encode(), digest_size=8 * _ROUNDS).digest()
     return struct.unpack(f"<{_ROUNDS}Q", digest)
 
 
-def permuted(index: int, size: int, keys: tuple[int, ...]) -> int:
-    """Where a keyed permutation of range(size) sends an index.
+def permuted_index(index: int, size: int, keys: tuple[int, ...]) -> int:
+    """The index that a keyed permutation of range(size) maps this one to.
 
     On Python's integers: 5 us an index, where NumPy needs 60 us for the first (measured; a step of our smallest model
     takes 3 ms for two sequences).
@@ -127,6 +130,6 @@ def _mixed(value: int) -> int:
     return value ^ value >> 31
 
 
-def _rows(tokens: NDArray[Any], context: int, places: NDArray[np.int64]) -> NDArray[Any]:
-    rows: NDArray[Any] = tokens[places[:, None] * context + np.arange(context + 1)]
+def _rows(tokens: NDArray[Any], context: int, indices: NDArray[np.int64]) -> NDArray[Any]:
+    rows: NDArray[Any] = tokens[indices[:, None] * context + np.arange(context + 1)]
     return rows.astype(np.int64)

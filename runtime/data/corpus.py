@@ -1,13 +1,14 @@
-"""Text to tokens: a DataSpec becomes `data/<fingerprint>/`, built once, and memory-mapped from then on.
+"""Text to tokens: a DataSpec is tokenized into `data/<fingerprint>/` once, and memory-mapped from then on.
 
-    manifest.json    specs.data.Corpus: what was asked for, counts and digests
+    manifest.json    specs.data.Corpus: its DataSpec, counts and digests
     train.bin        tokens of the training split (uint8 for bytes, else uint16 or uint32 by the vocabulary)
     held_out.bin     tokens of the held-out split
     tokenizer.json   the trained tokenizer; absent for bytes
 
-Documents are made unique and ordered by the SHA-256 of their text, which also says which of them are held out. So the
-result depends on the texts alone, not on file names or the order of folders, and no text is in both splits. Documents
-are joined by a NUL byte, or by the tokenizer's separator. The folder is written aside and renamed: whole or absent.
+Documents are deduplicated and sorted by the SHA-256 of their text, which also decides which are held out. So the result
+depends on the texts alone, not on file names or the order of folders, and no text is in both splits. Documents are
+packed: joined by a NUL byte, or by the tokenizer's separator. The folder is written under another name and renamed, so
+it is complete or absent.
 """
 
 import fcntl
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SEPARATOR = "<|document|>"
-"""The BBPE token between documents; it never comes out of text that happens to spell it."""
+"""The BBPE token between documents; text that spells it is encoded as ordinary text."""
 
 TOKENIZER_SAMPLE_BYTES = 32 * 2**20
 """Text that a BBPE is trained on: the first documents by hash, a random sample. It takes 10 s on two cores, and a
 tokenizer from it needs 0.1 % fewer tokens than one from a quarter of it (our measurement)."""
 
 _BATCH_BYTES = 4 * 2**20
-"""Text that is tokenised between two steps of the progress bar."""
+"""Text that is tokenized between two updates of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +56,33 @@ class _Spooled:
     length: int
 
     def held_out(self, one_in: int) -> bool:
-        """Whether it belongs to the held-out split; decided by other bits than those that order the documents."""
+        """Whether it is in the held-out split; decided by other bits of the digest than the sort order."""
         return int.from_bytes(self.digest[-8:], "big") % one_in == 0
 
 
-def build(spec: DataSpec, beside: Path, data: Path, console: Console) -> Corpus:
-    """The corpus of this spec under `data`, built unless it is there; relative paths start at the folder `beside`.
+def build(spec: DataSpec, base: Path, data: Path, console: Console) -> Corpus:
+    """The corpus of this spec under `data`, built where it is missing; paths are relative to the folder `base`.
 
-    CorpusError or DocumentError where the text is absent, unreadable or too little to hold something out.
+    CorpusError or DocumentError where the text is missing, unreadable, or too little for both splits.
     """
     if isinstance(spec.text, DeclaredText):
         raise CorpusError(
-            "data.text is only declared, there is nothing to read; write source: files or source: installed"
+            "data.text is only declared, so there is no text to read; write source: files or source: installed"
         )
     folder = data / spec.fingerprint()
     try:
         if not folder.exists():
             with _only_builder(data, folder.name):
-                _build_aside(folder, spec, beside, console)
+                _build_then_rename(folder, spec, base, console)
     except OSError as error:
         raise CorpusError(
-            f"{error.filename or data}: {error.strerror}; make room or choose another folder"
+            f"{error.filename or data}: {error.strerror}; free disk space or choose another folder"
         ) from None
     return load_corpus(data, folder.name)
 
 
 def load_corpus(data: Path, fingerprint: str) -> Corpus:
-    """The manifest of a built corpus, its files' sizes checked; CorpusError where it is absent or cut."""
+    """The manifest of a built corpus, its files' sizes checked; CorpusError where one is missing or truncated."""
     folder = data / fingerprint
     if not (folder / "manifest.json").exists():
         raise CorpusError(f"there is no corpus {fingerprint} under {data}; build it with 'isoplan data SPEC'")
@@ -91,13 +92,13 @@ def load_corpus(data: Path, fingerprint: str) -> Corpus:
         expected = split.tokens * _token_type(corpus.spec).itemsize
         if not path.exists() or path.stat().st_size != expected:
             raise CorpusError(
-                f"{path} is not of {expected} bytes, as its manifest says; delete {folder} and build again"
+                f"{path} is not {expected} bytes long, as its manifest says; delete {folder} and rerun"
             )
     return corpus
 
 
 def verify(data: Path, fingerprint: str) -> Corpus:
-    """The manifest of a built corpus after its files were read again; CorpusError where a digest differs."""
+    """The manifest of a built corpus, after its files are verified by their digests; CorpusError where one differs."""
     corpus = load_corpus(data, fingerprint)
     folder = data / fingerprint
     expected = {"train.bin": corpus.train.digest, "held_out.bin": corpus.held_out.digest}
@@ -105,9 +106,13 @@ def verify(data: Path, fingerprint: str) -> Corpus:
         expected["tokenizer.json"] = corpus.tokenizer_sha256
     for name, digest in expected.items():
         if _file_sha256(folder / name) != digest:
-            raise CorpusError(f"{folder / name} is not what was built; delete {folder} and build again")
+            raise CorpusError(
+                f"{folder / name} is damaged: its digest differs from the manifest's; delete {folder} and rerun"
+            )
     if corpus.digest != _identity(corpus.train.digest, corpus.held_out.digest, corpus.tokenizer_sha256):
-        raise CorpusError(f"the digest in {folder / 'manifest.json'} is not that of its parts; build again")
+        raise CorpusError(
+            f"the digest in {folder / 'manifest.json'} does not match its files' digests; delete {folder} and rerun"
+        )
     return corpus
 
 
@@ -124,34 +129,34 @@ def _token_type(spec: DataSpec) -> np.dtype[Any]:
 
 @contextmanager
 def _only_builder(data: Path, name: str) -> Iterator[None]:
-    """Wait until no other process builds this corpus."""
+    """Wait until no other process is building this corpus."""
     data.mkdir(parents=True, exist_ok=True)
     with open(data / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _build_aside(folder: Path, spec: DataSpec, beside: Path, console: Console) -> None:
-    """Build in a folder of another name, which gets this one when it is whole."""
+def _build_then_rename(folder: Path, spec: DataSpec, base: Path, console: Console) -> None:
+    """Build in a folder with another name, and rename it when it is complete."""
     if folder.exists():
         return  # another process built it meanwhile
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    _build_in(part, spec, beside, console)
+    _build_in(part, spec, base, console)
     os.rename(part, folder)
 
 
-def _build_in(part: Path, spec: DataSpec, beside: Path, console: Console) -> None:
+def _build_in(part: Path, spec: DataSpec, base: Path, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        spooled = _spool(part / "text", documents(spec, beside), progress)
+        spooled = _spool(part / "text", documents(spec, base), progress)
         train = [one for one in spooled if not one.held_out(spec.held_out_one_in)]
         held_out = [one for one in spooled if one.held_out(spec.held_out_one_in)]
         if not train or not held_out:
             raise CorpusError(
-                f"of {len(spooled)} different documents {len(held_out)} fall to the held-out split (one in "
-                f"{spec.held_out_one_in}), and both splits need some; give more documents or another held_out_one_in"
+                f"of {len(spooled)} different documents, {len(held_out)} are held out (one in {spec.held_out_one_in}), "
+                "and both splits need at least one; add documents or change held_out_one_in"
             )
         with open(part / "text", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             tokenizer = _train_tokenizer(part, spec, text, train, progress)
@@ -169,7 +174,7 @@ def _build_in(part: Path, spec: DataSpec, beside: Path, console: Console) -> Non
 
 
 def _spool(path: Path, found: Iterator[TextDocument], progress: Progress) -> list[_Spooled]:
-    """Copy the documents to one file, duplicates dropped; where each lies, in the order of their hashes."""
+    """Copy the documents to one file without duplicates; their positions, sorted by hash."""
     task = progress.add_task("reading text", total=None)
     spooled: dict[bytes, _Spooled] = {}
     shown = end = 0
@@ -183,7 +188,7 @@ def _spool(path: Path, found: Iterator[TextDocument], progress: Progress) -> lis
                 spooled[digest] = _Spooled(digest, end, len(document.text))
                 end += file.write(document.text)
     if not spooled:
-        raise CorpusError("no documents were found; check the paths and the packages of data.text")
+        raise CorpusError("no documents were found; check the paths and packages of data.text")
     progress.update(task, completed=1, total=1)
     return [spooled[digest] for digest in sorted(spooled)]
 
@@ -191,7 +196,7 @@ def _spool(path: Path, found: Iterator[TextDocument], progress: Progress) -> lis
 def _train_tokenizer(
     part: Path, spec: DataSpec, text: mmap.mmap, train: list[_Spooled], progress: Progress
 ) -> "Tokenizer | None":
-    """A byte-level BPE from the training split's first documents, written to tokenizer.json; None for bytes."""
+    """Train a byte-level BPE on the training split's first documents; written to tokenizer.json. None for bytes."""
     if not isinstance(spec.tokenizer, Bbpe):
         return None
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -230,7 +235,7 @@ def _write_split(
     chosen: list[_Spooled],
     progress: Progress,
 ) -> Split:
-    """Write the documents' tokens with a separator between each two."""
+    """Write the documents' tokens, with a separator between documents."""
     text_bytes = sum(one.length for one in chosen) + len(chosen) - 1
     task = progress.add_task(f"writing {path.name}", total=text_bytes)
     digest, count, first = hashlib.sha256(), 0, True
@@ -275,7 +280,7 @@ def _encode(spec: DataSpec, tokenizer: "Tokenizer | None", texts: list[bytes]) -
 
 
 def _identity(train: str, held_out: str, tokenizer: str | None) -> str:
-    """The digest that is the identity of the data."""
+    """The digest that identifies the data."""
     parts = {"train": train, "held_out": held_out, "tokenizer": tokenizer}
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Where text is found: the installed Python packages, or the user's own files, as a stream of UTF-8 documents.
+"""Text sources: the installed Python packages, or the user's own files, as a stream of UTF-8 documents.
 
-What the installed packages give is real text on every machine. It is filtered so that it is worth learning from:
-no tiny stubs, no data tables, no minified lines. The user's own files are taken as they are.
+The installed packages are real text on every machine. It is filtered for text that is worth training on: no tiny stubs,
+data tables or minified lines. The user's own files are not filtered.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from specs.document.files import DocumentError
 
 _SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
-# What makes an installed file worth reading; these keep 125 of 127 MB of torch, scipy, sympy, numpy and the library.
+# The filter; it keeps 125 of 127 MB of torch, scipy, sympy, numpy and the standard library.
 _SMALLEST_BYTES, _LARGEST_BYTES = 200, 300_000
 _LONGEST_MEAN_LINE = 100
 _MOST_DIGITS = 0.15
@@ -33,18 +33,18 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class TextDocument:
-    """One text."""
+    """One document."""
 
     text: bytes
     """UTF-8, not empty."""
     read_bytes: int
-    """How far into all files the reader is, for the progress bar."""
+    """Bytes read of all files so far, for the progress bar."""
     total_bytes: int
     """Size of all files."""
 
 
 class NoTextError(DocumentError):
-    """A path or pattern of a FileText that no file is under; points at the file that is missing."""
+    """A path or pattern of a FileText that matches no file."""
 
     def __init__(self, path: Path, number: int) -> None:
         super().__init__(path, 1, 1, "there is no such file", "correct the path in data.text.paths")
@@ -52,20 +52,20 @@ class NoTextError(DocumentError):
         """Which of the paths, from 0."""
 
 
-def documents(spec: DataSpec, beside: Path) -> Iterator[TextDocument]:
-    """The texts that a DataSpec names, in no order that matters; relative paths start at the folder `beside`.
+def documents(spec: DataSpec, base: Path) -> Iterator[TextDocument]:
+    """The documents of a DataSpec, in any order; paths are relative to the folder `base`.
 
-    DocumentError or CorpusError where a file or a package is missing or does not hold what it should.
+    DocumentError or CorpusError where a file or package is missing or malformed.
     """
     text = spec.text
     if isinstance(text, InstalledText):
         return _installed(text)
     assert isinstance(text, FileText)
-    return _from_files(_own_files(text, beside), text.field)
+    return _from_files(_user_files(text, base), text.field)
 
 
 def _installed(text: InstalledText) -> Iterator[TextDocument]:
-    """Files of the standard library and of the packages that look like text."""
+    """Text files of the standard library and the packages."""
     roots = [Path(sysconfig.get_paths()["stdlib"]), *map(_package, text.packages)]
     sizes = {path: path.stat().st_size for root in roots for path in _tree(root)}
     total, done = sum(sizes.values()), 0
@@ -78,12 +78,12 @@ def _installed(text: InstalledText) -> Iterator[TextDocument]:
 
 
 def _package(name: str) -> Path:
-    """Where an installed package lies; it is not imported."""
+    """Folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
         raise CorpusError(
-            f"data.text.packages: '{name}' is not installed here as a folder; install it, or remove it"
+            f"data.text.packages: '{name}' is not an installed package; install it, or remove it"
         )
     return Path(places[0])
 
@@ -98,7 +98,7 @@ def _tree(root: Path) -> Iterator[Path]:
 
 
 def _looks_like_text(content: bytes) -> bool:
-    """UTF-8 of ordinary lines that are not mostly numbers."""
+    """UTF-8 with lines of ordinary length and few digits."""
     try:
         characters = len(content.decode())
     except UnicodeDecodeError:
@@ -108,19 +108,19 @@ def _looks_like_text(content: bytes) -> bool:
     return characters / lines < _LONGEST_MEAN_LINE and digits / len(content) < _MOST_DIGITS
 
 
-def _own_files(text: FileText, beside: Path) -> list[Path]:
-    """The files that the paths and patterns name, each once."""
+def _user_files(text: FileText, base: Path) -> list[Path]:
+    """The files that the paths and patterns match, each once."""
     found: set[Path] = set()
     for number, pattern in enumerate(text.paths):
-        matches = [beside / match for match in glob(pattern, root_dir=beside, recursive=True)]
+        matches = [base / match for match in glob(pattern, root_dir=base, recursive=True)]
         files = [path for path in matches if path.is_file()]
         if not files:
-            raise NoTextError(beside / pattern, number)
+            raise NoTextError(base / pattern, number)
         found.update(files)
     for path in found:
         if not path.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz")):
             raise DocumentError(
-                path, 1, 1, "this kind of file is not read", "give .txt, .md, .jsonl or .jsonl.gz"
+                path, 1, 1, "files of this type cannot be read", "give .txt, .md, .jsonl or .jsonl.gz"
             )
     return sorted(found)
 
@@ -157,7 +157,7 @@ def _json_lines(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
             yield _text_of(path, number, line, field)
     except (OSError, EOFError, zlib.error) as error:
         raise DocumentError(
-            path, number + 1, 1, f"it cannot be unpacked ({error})", "compress the file again"
+            path, number + 1, 1, f"the file cannot be decompressed ({error})", "compress the file again"
         ) from None
 
 

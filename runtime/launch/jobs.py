@@ -230,9 +230,7 @@ def _missing_devices(request: RunRequest, machine: Machine, limit: int | None) -
         write = f"plan again for a cluster of at most {most}, or run on a machine with {slots:,}"
     else:
         write = f"run on a machine with {slots:,}, or plan again for a cluster without GPUs"
-    yield MissingResource(
-        "execution", f"it needs {several(slots, kind)}, but only {usable} can be used here", write
-    )
+    yield MissingResource("execution", f"it needs {several(slots, kind)}; available here: {usable}", write)
 
 
 def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:

@@ -1,4 +1,4 @@
-"""A rehearsal: any rank of any layout runs the engine on shapes alone, and its memory and messages are recorded.
+"""A rehearsal: any rank of any layout runs a training step without values; its memory and communication are recorded.
 
 Front door: `runtime.rehearse.step.rehearse`.
 """

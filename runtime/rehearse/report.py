@@ -1,8 +1,8 @@
-"""A rehearsal as a person or a program reads it, beside what its plan says.
+"""Print a rehearsal beside the numbers of its plan, as tables or JSON.
 
-Memory is that of tensors. The planner counts what passes keep, the logits and its workspace apart; a rank that goes
-through its passes shows their peak, which is compared with the sum of the three. A plan whose layout was chosen without
-seconds has the sum of all only, and no traffic.
+Memory is that of tensors. The planner estimates activations, logits and workspace separately; a rehearsed rank has only
+the peak of the forward and backward passes, which is compared with the sum of the three. A plan whose layout was chosen
+without step times has only the total, and no traffic.
 """
 
 from collections.abc import Mapping
@@ -17,28 +17,28 @@ from specs.plan import Plan, PlannedRun
 
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 _STATE = ("parameters", "gradients", "optimizer")
-"""Parts of memory that the planner and the rehearsal both count by these names; all others are of the passes."""
+"""Parts of memory that the planner and the rehearsal both have; the planner's others are of forward and backward."""
 _ALL = "all"
 
 
 def planned_memory(plan: Plan, run: PlannedRun) -> dict[str, float]:
-    """The planner's bytes of the fullest device: all, and where it gave them the parts that a rehearsal has."""
+    """The planner's bytes of the fullest device: the total, and where the plan has them, the parts of a rehearsal."""
     if plan.layouts is None:
         return {_ALL: run.cost.memory_bytes}
     parts = plan.layouts.ranked[0].memory
     state = {part: parts[part] for part in _STATE}
-    passes = sum(parts.values()) - sum(state.values())
-    return state | {"passes": passes, _ALL: sum(parts.values())}
+    activations = sum(parts.values()) - sum(state.values())
+    return state | {"activations": activations, _ALL: sum(parts.values())}
 
 
 def planned_traffic(plan: Plan, rank: RehearsedRank) -> Mapping[str, float]:
-    """The planner's bytes of a step of a rank, by `Volume.kind`; empty where it gave none."""
+    """The planner's communication of a rank's step in bytes, by `Volume.kind`; empty where the plan has none."""
     traffic = () if plan.layouts is None else plan.layouts.traffic
     return traffic[rank.pp] if traffic else {}
 
 
 def plain(rehearsal: Rehearsal, plan: Plan, run: PlannedRun) -> dict[str, Any]:
-    """Everything, as JSON types."""
+    """As JSON types."""
     return {
         "layout": rehearsal.layout.plain(),
         "micro_batches": rehearsal.micro_batches,
@@ -56,8 +56,8 @@ def plain(rehearsal: Rehearsal, plan: Plan, run: PlannedRun) -> dict[str, Any]:
 
 def _plain_rank(rank: RehearsedRank, volumes: list[Volume], planned: Mapping[str, float]) -> dict[str, Any]:
     places = {"rank": rank.rank, "dp": rank.dp, "pp": rank.pp, "tp": rank.tp}
-    told = [asdict(volume) | {"planned_bytes": planned.get(volume.kind)} for volume in volumes]
-    return places | {"memory_bytes": dict(rank.memory), "communication": told}
+    communication = [asdict(volume) | {"planned_bytes": planned.get(volume.kind)} for volume in volumes]
+    return places | {"memory_bytes": dict(rank.memory), "communication": communication}
 
 
 def show(rehearsal: Rehearsal, plan: Plan, run: PlannedRun, console: Console) -> None:
@@ -66,7 +66,7 @@ def show(rehearsal: Rehearsal, plan: Plan, run: PlannedRun, console: Console) ->
     axes = f"dp {layout.dp} x pp {layout.pp} x tp {layout.tp}"
     console.print(f"rehearsed {len(rehearsal.ranks)} of {layout.devices} ranks ({axes})")
     console.print(
-        f"{rehearsal.rehearsed} of {rehearsal.micro_batches} micro-batches; norms by {rehearsal.kernels['norm']}\n"
+        f"{rehearsal.rehearsed} of {rehearsal.micro_batches} micro-batches; norm kernel: {rehearsal.kernels['norm']}\n"
     )
     console.print(_memory(rehearsal))
     console.print(f"\n{_compared(rehearsal)}, in {_unit(fullest.memory_bytes)}")
@@ -74,16 +74,16 @@ def show(rehearsal: Rehearsal, plan: Plan, run: PlannedRun, console: Console) ->
     volumes, traffic = rehearsal.volumes(fullest), planned_traffic(plan, fullest)
     if volumes:
         beside = ", beside the plan's" if traffic else ""
-        console.print(f"\nwhat rank {fullest.rank} sends in a step, and what it receives of stages{beside}")
+        console.print(f"\ncommunication of rank {fullest.rank} in a step{beside}")
         console.print(_communication(volumes, traffic))
     if rehearsal.mismatch:
-        console.print(f"\n[red]ranks do not meet:[/] {rehearsal.mismatch}")
+        console.print(f"\n[red]communication mismatch:[/] {rehearsal.mismatch}")
     elif len(rehearsal.ranks) > 1:
-        console.print("\nevery communication meets its partners, in one order and of one size")
+        console.print("\nthe communication of all rehearsed ranks matches, in order and size")
 
 
 def _compared(rehearsal: Rehearsal) -> str:
-    """Whose memory stands beside the plan's, which is of the device that the planner finds fullest."""
+    """The heading of the memory comparison; the plan's memory is of the device that the planner finds fullest."""
     rank, devices = rehearsal.fullest.rank, rehearsal.layout.devices
     if devices == 1:
         return "memory beside the plan's"
@@ -99,7 +99,7 @@ def _unit(size_bytes: float) -> str:
 
 def _memory(rehearsal: Rehearsal) -> Table:
     unit = _unit(rehearsal.fullest.memory_bytes)
-    table = _table("rank", "dp", "pp", "tp", *rehearsal.fullest.memory, f"{unit} in all")
+    table = _table("rank", "dp", "pp", "tp", *rehearsal.fullest.memory, f"total, {unit}")
     for rank in rehearsal.ranks:
         sizes = (*rank.memory.values(), rank.memory_bytes)
         places = (rank.rank, rank.dp, rank.pp, rank.tp)
@@ -110,21 +110,23 @@ def _memory(rehearsal: Rehearsal) -> Table:
 def _beside(rank: RehearsedRank, planned: Mapping[str, float]) -> Table:
     table, unit = _table("part", "rehearsed", "planned", "ratio"), _unit(rank.memory_bytes)
     for part, size in (*rank.memory.items(), (_ALL, rank.memory_bytes)):
-        table.add_row(part, _number(size, unit), *_told(size, planned.get(part), unit))
+        table.add_row(part, _number(size, unit), *_planned_and_ratio(size, planned.get(part), unit))
     return table
 
 
 def _communication(volumes: list[Volume], planned: Mapping[str, float]) -> Table:
-    table = _table("what", "axis", "calls", "rehearsed", "planned", "", "ratio")
+    table = _table("collective", "axis", "calls", "rehearsed", "planned", "", "ratio")
     for volume in volumes:
         size, unit = volume.moved_bytes, _unit(volume.moved_bytes)
-        told, ratio = _told(size, planned.get(volume.kind), unit)
-        table.add_row(volume.what, volume.axis, f"{volume.calls:,}", _number(size, unit), told, unit, ratio)
+        plan_text, ratio = _planned_and_ratio(size, planned.get(volume.kind), unit)
+        table.add_row(
+            volume.what, volume.axis, f"{volume.calls:,}", _number(size, unit), plan_text, unit, ratio
+        )
     return table
 
 
-def _told(size_bytes: float, planned_bytes: float | None, unit: str) -> tuple[str, str]:
-    """What was planned, and the ratio to it; dashes where nothing was."""
+def _planned_and_ratio(size_bytes: float, planned_bytes: float | None, unit: str) -> tuple[str, str]:
+    """The planned size, and the ratio to it; dashes where nothing was planned."""
     if not planned_bytes:
         return "-", "-"
     return _number(planned_bytes, unit), f"{size_bytes / planned_bytes:.3f}"

@@ -1,9 +1,9 @@
-"""A training step of a layout at its full size, without a cluster: any rank of it, on shapes alone.
+"""Rehearse a training step of a layout at full size without a cluster: any of its ranks, on tensors without values.
 
-A rank builds its stage and goes through micro-batches, the update and the exchange of weights with the engine's own
-code (see recorder.py). Ranks that differ are rehearsed: the first and the last tensor-parallel rank of every stage, and
-one rank of the last replica. Micro-batches beyond the pipeline's warm-up and three steady ones repeat themselves, so
-their communication is multiplied out.
+A rank builds its stage and runs micro-batches, the optimizer step and the all-gather of the weights with the engine's
+own code (see tracer.py). One rank of each kind is rehearsed: the first and the last tensor-parallel rank of every
+stage, and one of the last data-parallel replica. Micro-batches after the pipeline's warm-up and three steady ones
+repeat, so their communication is multiplied.
 """
 
 import os
@@ -27,7 +27,8 @@ from specs.layout import Layout
 from specs.run import Execution, RunSpec
 
 _STEADY = 3
-"""Micro-batches after a pipeline's warm-up: two results may still be under way while a third is made (pipeline.py)."""
+"""Micro-batches after a pipeline's warm-up: two results may still be in flight while a third is computed
+(model/pipeline_parallel.py)."""
 
 
 @dataclass(frozen=True)
@@ -39,56 +40,57 @@ class RehearsedRank:
     pp: int
     tp: int
     memory: Mapping[str, int]
-    """Bytes: parameters, gradients, optimizer, and what passes come to at most beside them."""
-    passes: tuple[Message, ...]
+    """Bytes: parameters, gradients, optimizer, and the peak of the forward and backward passes (activations and all
+    temporary tensors)."""
+    forward_backward: tuple[Message, ...]
     """Communication of the rehearsed micro-batches."""
     update: tuple[Message, ...]
     """Communication of the rest of the step."""
 
     @property
     def memory_bytes(self) -> int:
-        """The most that is held at once."""
+        """Peak bytes in use."""
         return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Communication of one kind in a whole step of a rank."""
+    """Communication of one kind in a rank's step."""
 
     what: str
     axis: str
     calls: int
     """Number of them."""
     size_bytes: int
-    """Sum of their whole tensors: what is gathered, or what is reduced before it is scattered."""
+    """Sum of their full tensors: after a gather, before a reduction or scatter."""
     sent_bytes: int
-    """What the rank sends of them, in rings: (n - 1) / n of a gather or scatter over n ranks, twice that of a sum."""
+    """Bytes that the rank sends in rings: (n - 1) / n of a gather or scatter over n ranks, twice that for a sum."""
 
     @property
     def kind(self) -> str:
-        """What and axis, as a plan names its traffic."""
+        """The communication and its axis, as a plan names its traffic."""
         return f"{self.what} {self.axis}"
 
     @property
     def moved_bytes(self) -> int:
-        """What the rank sends, or for `receive` receives: what a plan counts."""
+        """Bytes that the rank sends, or for `receive` receives, as a plan counts them."""
         return self.size_bytes if self.what == "receive" else self.sent_bytes
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The ranks that were rehearsed, and what a step of them is."""
+    """The rehearsed ranks of a layout."""
 
     layout: Layout
     micro_batches: int
     """Of a step."""
     rehearsed: int
-    """Of those, gone through."""
+    """Of those, rehearsed."""
     kernels: Mapping[str, str]
-    """What carried out each operation."""
+    """Kernel back end of each operation."""
     ranks: tuple[RehearsedRank, ...]
     mismatch: str | None
-    """Where ranks do not meet their partners (see partners.py); None where all do."""
+    """Where ranks' communication does not match (see message_matching.py); None where all of it does."""
 
     @property
     def fullest(self) -> RehearsedRank:
@@ -96,9 +98,9 @@ class Rehearsal:
         return max(self.ranks, key=lambda rank: rank.memory_bytes)
 
     def volumes(self, rank: RehearsedRank) -> list[Volume]:
-        """A rank's communication in a whole step: that of every micro-batch, and once the rest.
+        """A rank's communication in a whole step: that of all micro-batches and of the update.
 
-        ValueError where a kind of it is not the same for every micro-batch.
+        ValueError where some of it is not the same for every micro-batch.
         """
         calls, sizes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for message, repeats in self._repeated(rank):
@@ -106,14 +108,14 @@ class Rehearsal:
             sizes[message.what, message.axis] += repeats * message.size_bytes
         odd = [kind for kind in calls if calls[kind] % self.rehearsed or sizes[kind] % self.rehearsed]
         if odd:
-            raise ValueError(f"{odd[0]} is not the same for every micro-batch")
+            raise ValueError(f"{' '.join(odd[0])}: its communication differs between micro-batches")
         counts = {
             kind: (calls[kind] // self.rehearsed, sizes[kind] // self.rehearsed) for kind in sorted(calls)
         }
         return [Volume(*kind, *both, self._sent(*kind, both[1])) for kind, both in counts.items()]
 
     def _sent(self, what: str, axis: str, size_bytes: int) -> int:
-        """Of so many bytes, those that a rank sends."""
+        """The part of these bytes that a rank sends."""
         if what in ("send", "receive"):
             return size_bytes if what == "send" else 0
         size = {"dp": self.layout.dp, "pp": self.layout.pp, "tp": self.layout.tp}.get(
@@ -122,8 +124,8 @@ class Rehearsal:
         return (2 if what == "all_reduce" else 1) * size_bytes * (size - 1) // size
 
     def _repeated(self, rank: RehearsedRank) -> Iterator[tuple[Message, int]]:
-        """Every message with how often a step has it, times the micro-batches that were rehearsed."""
-        for message in rank.passes:
+        """Every message with its number per step, times the rehearsed micro-batches."""
+        for message in rank.forward_backward:
             repeats = self.micro_batches if message.axis in ("tp", "pp") else self.rehearsed
             yield message, repeats
         for message in rank.update:
@@ -131,42 +133,40 @@ class Rehearsal:
 
 
 def rehearse(run: RunSpec, execution: Execution, only: int | None = None) -> Rehearsal:
-    """Rehearse the ranks that differ, or one; ValueError for a layout that the model and batch cannot be cut by."""
+    """Rehearse one rank of each kind, or only one; ValueError for a layout that does not fit the model and batch."""
     layout = execution.layout
     problems = layout.problems(run.model, run.optim)
     if problems:
         raise ValueError(problems[0])
     if only is not None and only >= layout.devices:
-        raise ValueError(
-            f"there is no rank {only} of {layout.devices}; write --rank 0 to {layout.devices - 1}"
-        )
-    wanted = representative_ranks(layout) if only is None else [only]
+        raise ValueError(f"the layout has no rank {only}; write --rank 0 to {layout.devices - 1}")
+    chosen = representative_ranks(layout) if only is None else [only]
     total = layout.micro_batches(run.optim)
     few = _rehearsed_micro_batches(layout, total)
-    ranks = tuple(_rehearse_all(run, execution, wanted, few))
+    ranks = tuple(_rehearse_all(run, execution, chosen, few))
     kernels = kernels_of(execution).describe()
-    wrong = mismatch(layout, {rank.rank: (*rank.passes, *rank.update) for rank in ranks})
+    wrong = mismatch(layout, {rank.rank: (*rank.forward_backward, *rank.update) for rank in ranks})
     return Rehearsal(layout, total, few, kernels, ranks, wrong)
 
 
 def _rehearse_all(
-    run: RunSpec, execution: Execution, wanted: list[int], micro_batches: int
+    run: RunSpec, execution: Execution, ranks: list[int], micro_batches: int
 ) -> list[RehearsedRank]:
-    """Rehearse ranks, each core its share of them."""
-    cores = min(len(wanted), len(os.sched_getaffinity(0)))
+    """Rehearse these ranks, in parallel on all cores."""
+    cores = min(len(ranks), len(os.sched_getaffinity(0)))
     if cores == 1:
-        return [rehearse_rank(run, execution, rank, micro_batches) for rank in wanted]
-    several = len(wanted)
+        return [rehearse_rank(run, execution, rank, micro_batches) for rank in ranks]
+    several = len(ranks)
     context = get_context("forkserver")  # torch is imported once for all, and forked before it has threads
     context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
         return list(
-            pool.map(rehearse_rank, [run] * several, [execution] * several, wanted, [micro_batches] * several)
+            pool.map(rehearse_rank, [run] * several, [execution] * several, ranks, [micro_batches] * several)
         )
 
 
 def kernels_of(execution: Execution) -> Kernels:
-    """Operations as an execution chooses them, of which Triton's leave memory as they do on a GPU."""
+    """The kernels of an execution; those of Triton are replaced by ones that allocate the same memory."""
     plain = choose("torch", execution.device)
     fused = execution.device == "cuda" and execution.kernels in ("auto", "triton")
     return with_triton_shapes(plain) if fused else plain
@@ -179,12 +179,12 @@ def representative_ranks(layout: Layout) -> list[int]:
 
 
 def _rehearsed_micro_batches(layout: Layout, total: int) -> int:
-    """Micro-batches that show all there is: the warm-up and two more; interleaved, in multiples of the stages."""
+    """Micro-batches to rehearse: warm-up and `_STEADY` more; for interleaved schedules a multiple of the stages."""
     return min(total, 2 * layout.pp if layout.interleave > 1 else layout.pp - 1 + _STEADY)
 
 
 def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: int) -> RehearsedRank:
-    """One rank's step with so many micro-batches, in this process, on shapes alone."""
+    """Rehearse one rank in this process: a step with this many micro-batches, on tensors without values."""
     torch.set_num_threads(1)
     with fake_mesh(execution.layout, rank) as mesh:
         return trace_step(run, execution, mesh, "meta", micro_batches)
@@ -193,9 +193,9 @@ def rehearse_rank(run: RunSpec, execution: Execution, rank: int, micro_batches: 
 def trace_step(
     run: RunSpec, execution: Execution, mesh: Mesh, device: str, micro_batches: int
 ) -> RehearsedRank:
-    """A rank's step with so many micro-batches of token 0, from weights that are all zero, watched."""
+    """Trace a rank's step with this many micro-batches, from zero weights and tokens."""
     layout, model = execution.layout, run.model
-    with StepTracer(mesh) as seen, FlashAttentionOnMeta():
+    with StepTracer(mesh) as tracer, FlashAttentionOnMeta():
         stage = Stage(
             model,
             precision=run.precision,
@@ -206,22 +206,22 @@ def trace_step(
         )
         stage.weights.zero_()
         pipeline = Pipeline(stage)
-        before = seen.live_bytes
+        before = tracer.live_bytes
         optimizer = AdamW(stage, mesh.dp, run.optim)
         memory = {
             "parameters": stage.weights.nbytes,
             "gradients": stage.gradients.nbytes,
-            "optimizer": seen.live_bytes - before,
+            "optimizer": tracer.live_bytes - before,
         }
         shape = (layout.micro_batch_sequences, model.context + 1)
         rows_BT = torch.zeros(shape, dtype=torch.int64, device=device)
-        held_bytes = seen.live_bytes
-        optimizer.sync_parameters()  # as a step before this one has left it: parameters are on their way
-        seen.forget()
+        held_bytes = tracer.live_bytes
+        optimizer.sync_parameters()  # as after the previous step: the all-gather of the parameters is in flight
+        tracer.reset()
         optimizer.start_accumulation(micro_batches)
         pipeline.train([len(rows_BT)] * micro_batches, lambda _: rows_BT, run.batch_tokens)
-        passes, seen.messages = tuple(seen.messages), []
+        forward_backward, tracer.messages = tuple(tracer.messages), []
         optimizer.step(run.optim.peak_lr)
-        memory["passes"] = seen.peak_bytes - held_bytes
+        memory["activations"] = tracer.peak_bytes - held_bytes
         places = (mesh.world.rank, mesh.dp.rank, mesh.pp.rank, mesh.tp.rank)
-        return RehearsedRank(*places, memory, passes, tuple(seen.messages))
+        return RehearsedRank(*places, memory, forward_backward, tuple(tracer.messages))

@@ -1,8 +1,8 @@
-"""Watches one rank go through tensors without values: what it keeps in memory, and what it says to other ranks.
+"""Traces one rank's step on tensors without values: its memory, and its communication with other ranks.
 
-Tensors are on torch's meta device, which has shapes and no storage, and the process groups answer at once without
-sending. So a rank of any world size runs the engine's own code on one core, and its bytes are counted as they come and
-go. The record is exact for tensors; what libraries and the allocator take besides is not in it.
+Tensors are on torch's meta device, which has shapes and no storage, and fake process groups return at once without
+sending. So one core runs the engine's own code for a rank of any world size, and counts the bytes that are allocated
+and freed. The counts are exact for tensors; memory of libraries and of the allocator is not included.
 """
 
 import weakref
@@ -22,22 +22,22 @@ from specs.layout import Layout
 
 
 class Message(NamedTuple):
-    """One communication as a rank sees it."""
+    """One communication of a rank."""
 
     what: str
     """all_reduce, all_gather, reduce_scatter, send or receive."""
     axis: str
-    """dp, pp, tp or world: with whom."""
+    """dp, pp, tp or world."""
     peer: int
-    """Rank on the axis that a transfer goes to or comes from; -1 for a collective."""
+    """The other rank of a send or receive, on this axis; -1 for a collective."""
     elements: int
-    """Of the whole tensor: what is gathered, or what is reduced before it is scattered."""
+    """Elements of the full tensor: after a gather, before a reduction or scatter."""
     element_bytes: int
-    """Of one element."""
+    """Bytes of an element."""
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole tensor."""
+        """Bytes of the full tensor."""
         return self.elements * self.element_bytes
 
 
@@ -50,13 +50,13 @@ _WHOLE: dict[str, tuple[str, int]] = {
     "send": ("send", 0),
     "recv_": ("receive", 0),
 }
-"""torch's operation -> our word, and which argument is the whole tensor."""
+"""torch's operation -> its name here, and which argument is the full tensor."""
 _PEER = 2
-"""Which argument of a transfer is the other rank."""
+"""Which argument of a send or receive is the other rank."""
 
 
-class Recorder(TorchDispatchMode):
-    """While it is entered: every communication, and the bytes of all tensors made."""
+class StepTracer(TorchDispatchMode):
+    """Records every communication, and counts the bytes of all tensors, while the block is open."""
 
     def __init__(self, mesh: Mesh) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -66,8 +66,8 @@ class Recorder(TorchDispatchMode):
         self._axes = _axes(mesh)
         self._stored: dict[int, weakref.ref[Any]] = {}
 
-    def forget(self) -> None:
-        """Begin anew: no messages, and no peak but what is there now."""
+    def reset(self) -> None:
+        """Drop the messages, and restart the peak at the bytes in use."""
         self.messages, self.peak_bytes = [], self.live_bytes
 
     def __torch_dispatch__(
@@ -88,7 +88,7 @@ class Recorder(TorchDispatchMode):
     def _message(self, func: Any, args: tuple[Any, ...]) -> Message:
         name = func._opname
         if name not in _WHOLE:
-            raise ValueError(f"the rehearsal does not know the communication {name}")
+            raise ValueError(f"the rehearsal does not support the collective {name}")
         what, place = _WHOLE[name]
         whole = args[place] if isinstance(args[place], list) else [args[place]]
         group = next(group for arg in args if (group := _group(arg)) is not None)
@@ -104,15 +104,15 @@ class Recorder(TorchDispatchMode):
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
-        def gone(_: Any) -> None:
+        def freed(_: Any) -> None:
             del self._stored[key]
             self.live_bytes -= size
 
-        self._stored[key] = weakref.ref(storage, gone)
+        self._stored[key] = weakref.ref(storage, freed)
 
 
-class AsOnGpu(TorchFunctionMode):
-    """Attention on meta tensors as CUDA's flash attention, where torch would take the whole square."""
+class FlashAttentionOnMeta(TorchFunctionMode):
+    """Attention on meta tensors with flash attention's memory; torch would allocate the full score matrix."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -123,8 +123,8 @@ class AsOnGpu(TorchFunctionMode):
 
 
 @contextmanager
-def pretended(layout: Layout, rank: int) -> Iterator[Mesh]:
-    """The mesh of one rank of a layout whose other ranks are not there; what is sent to them is taken as received."""
+def fake_mesh(layout: Layout, rank: int) -> Iterator[Mesh]:
+    """The mesh of one rank of a layout without its other ranks; communication with them returns at once."""
     if layout.devices == 1:
         yield Mesh()
         return
@@ -144,16 +144,16 @@ def pretended(layout: Layout, rank: int) -> Iterator[Mesh]:
 
 
 def _axes(mesh: Mesh) -> dict[str, str]:
-    """Names of the groups -> axes. Where an axis is all ranks, the group of all ranks is that axis'."""
+    """Process group names -> axes. Where an axis has all ranks, its group is the world's."""
     axes = (("world", mesh.world), ("dp", mesh.dp), ("pp", mesh.pp), ("tp", mesh.tp))
     return {axis.group.group_name: name for name, axis in axes if axis.group is not None}
 
 
 def _group(argument: Any) -> Any:
-    """The process group that an operation was handed; None for any other argument."""
+    """The argument as a process group; None where it is something else."""
     if not isinstance(argument, torch.ScriptObject):
         return None
     try:
         return dist.ProcessGroup.unbox(argument)
-    except RuntimeError:  # a reduction's kind, also an object of C++
+    except RuntimeError:  # a reduction operator is a C++ object too
         return None

@@ -210,7 +210,7 @@ FORGERIES: dict[str, tuple[Callable[[Story], Story], str, str]] = {
     "a step is missing": (
         lambda s: replace(s, metrics=s.metrics[:41] + s.metrics[42:]),
         "steps",
-        "99 steps recorded, 100 planned; line 42 is not step 42",
+        "99 steps recorded, 100 planned; line 42 of metrics.jsonl is not step 42",
     ),
     "the last steps are missing": (
         lambda s: replace(s, metrics=s.metrics[:-3]),
@@ -220,22 +220,22 @@ FORGERIES: dict[str, tuple[Callable[[Story], Story], str, str]] = {
     "a step stands twice": (
         lambda s: replace(s, metrics=(s.metrics[0], *s.metrics)),
         "steps",
-        "line 2 is not step 2",
+        "line 2 of metrics.jsonl is not step 2",
     ),
     "tokens": (
         lambda s: replace(s, metrics=edit(s.metrics, 9, tokens=1)),
         "tokens",
-        "step 10 claims 1 tokens",
+        "step 10 records 1 tokens",
     ),
     "learning rate": (
         lambda s: replace(s, metrics=edit(s.metrics, 84, lr=0.003)),
         "schedule",
-        "step 85 ran at 0.003, the schedule says 0.000948",
+        "step 85 ran at learning rate 0.003, scheduled 0.000948",
     ),
     "the end flatters": (
         lambda s: replace(s, end=s.end and s.end.model_copy(update={"loss": 1.9})),
         "end",
-        "the end says loss 1.9 after 100 steps; the last evaluation says 2.0",
+        "the End record has loss 1.9 after 100 steps, the last evaluation 2.0",
     ),
     "the end is early": (
         lambda s: replace(s, end=s.end and s.end.model_copy(update={"step": 90})),
@@ -245,17 +245,17 @@ FORGERIES: dict[str, tuple[Callable[[Story], Story], str, str]] = {
     "an evaluation is missing": (
         lambda s: replace(s, evals=s.evals[:4] + s.evals[5:]),
         "evaluations",
-        "9 recorded, 10 planned; step 60 on 16 sequences stands where step 50 on 16 is due",
+        "9 recorded, 10 planned; step 60 on 16 sequences is recorded where step 50 on 16 is planned",
     ),
     "the last evaluation is a small one": (
         lambda s: replace(s, evals=edit(s.evals, -1, sequences=16)),
         "evaluations",
-        "step 100 on 16 sequences stands where step 100 on 64 is due",
+        "step 100 on 16 sequences is recorded where step 100 on 64 is planned",
     ),
     "tokens of an evaluation": (
         lambda s: replace(s, evals=edit(s.evals, 2, tokens=1)),
         "evaluations",
-        "that of step 30 claims 1 tokens",
+        "step 30 records 1 tokens",
     ),
     "something before the start": (
         lambda s: replace(
@@ -264,35 +264,35 @@ FORGERIES: dict[str, tuple[Callable[[Story], Story], str, str]] = {
             starts=(),
         ),
         "start",
-        "something stands before it",
+        "it is not the first line of the record",
     ),
     "no seal": (
         lambda s: replace(s, starts=edit(s.starts, 0, seal=None)),
         "sealed before step 1",
-        "carries seal none",
+        "has seal none",
     ),
     "another plan's seal": (
         lambda s: replace(s, starts=edit(s.starts, 0, seal=OTHER)),
         "sealed before step 1",
-        f"carries seal {OTHER[:16]}",
+        f"has seal {OTHER[:16]}",
     ),
     "sealed only when it was resumed": (
         lambda s: replace(
             s, starts=(*edit(s.starts, 0, seal=None), s.starts[0].model_copy(update={"from_step": 50}))
         ),
         "sealed before step 1",
-        "carries seal none",
+        "has seal none",
     ),
     "not from scratch": (
         lambda s: replace(s, starts=edit(s.starts, 0, from_step=50)),
         "start",
-        "starts from step 50",
+        "starts at step 50",
     ),
     "no start": (lambda s: replace(s, starts=()), "start", "step None"),
     "a segment of another run": (
         lambda s: replace(s, starts=(*s.starts, start(samples.run(seed=9), s.starts[0].seal, 50))),
         "spec",
-        f"name {samples.run(seed=9).fingerprint()}",
+        f"has {samples.run(seed=9).fingerprint()}",
     ),
 }
 
@@ -381,7 +381,7 @@ def test_without_a_forecast_there_is_no_verdict(workspace: Path, plan: Plan) -> 
     plan = samples.sealed(plan, forecast=NoForecast(reason="nothing is known"))
     tell(workspace, story(planned_run(plan), plan.seal))
     audit = audited(workspace, plan)
-    assert (audit.verdict, audit.reason) == ("cannot tell", "there is no forecast: nothing is known")
+    assert (audit.verdict, audit.reason) == ("cannot tell", "the plan has no forecast: nothing is known")
     assert len(ledger(workspace)) == 1
 
 
@@ -412,7 +412,10 @@ def test_pilots_enter_the_ledger_in_the_plans_order(workspace: Path, plan: Plan)
     assert [record.run.seed for record in ledger(workspace)] == [3, 1]
     tell(workspace, story(runs[2], pilots.seal))
     audit = audited(workspace, pilots)
-    assert (audit.verdict, audit.reason) == ("inside", "all 3 runs are accepted; plan again for the target")
+    assert (audit.verdict, audit.reason) == (
+        "inside",
+        "all 3 runs are accepted; plan again to plan the target",
+    )
     assert [record.run.seed for record in ledger(workspace)] == [3, 1, 2]
     before = (workspace / "plans" / "ledger.jsonl").read_bytes()
     assert audited(workspace, pilots) == audit
@@ -467,9 +470,9 @@ def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> N
     audit = audited(workspace, plan)
     assert audit.verdict == "outside"
     assert audit.causes[0] == (
-        "learning rate: 100% of the steps after the warm-up were clipped, in no pilot more than 0%"
+        "learning rate: 100% of the steps after the warm-up were clipped; of no pilot's more than 0%"
     )
-    assert audit.causes[-1].startswith("throughput: 4e+03 tokens/s against 1e+04 planned")
+    assert audit.causes[-1].startswith("throughput: 4e+03 tokens/s, planned 1e+04")
 
 
 def test_a_forged_miss_says_what_was_forged_first(workspace: Path, plan: Plan) -> None:
@@ -477,7 +480,7 @@ def test_a_forged_miss_says_what_was_forged_first(workspace: Path, plan: Plan) -
     tell(workspace, replace(told, metrics=edit(told.metrics, 84, lr=0.003)))
     audit = audited(workspace, plan)
     assert audit.verdict == "cannot tell"
-    assert audit.causes[0] == "schedule: step 85 ran at 0.003, the schedule says 0.000948"
+    assert audit.causes[0] == "schedule: step 85 ran at learning rate 0.003, scheduled 0.000948"
 
 
 def test_a_run_in_progress_is_compared_as_far_as_it_is(workspace: Path, plan: Plan) -> None:
@@ -555,7 +558,7 @@ def test_audits_at_the_same_time_write_every_run_once(workspace: Path, plan: Pla
     [
         ("/etc/ledger.jsonl", "'/etc/ledger.jsonl' is not a relative path that ends in ledger.jsonl"),
         ("../authorized_keys", "is not a relative path that ends in ledger.jsonl"),
-        ("../gone/ledger.jsonl", "gone is not there"),
+        ("../gone/ledger.jsonl", "gone does not exist"),
     ],
 )
 def test_only_the_budgets_own_ledger_is_written(named: str, says: str, workspace: Path, plan: Plan) -> None:
@@ -588,7 +591,7 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     assert "1 of 1 runs accepted" in said
     assert "3.1739" in said, "bits per byte"
     assert "alarm  target 0: outside_band at step 40: held-out loss [red] is above" in said
-    assert "curve  0% of its points are inside the 95 % band" in said
+    assert "curve  0% of the points are inside the 95 % band" in said
     assert "outside  final held-out loss 2.2000 nats/token, +10.00%" in said
     assert f"report  {path.with_name('audit.html')}" in said
     assert duration(plan.runs[0].cost.hours * 3600) in said, "planned"

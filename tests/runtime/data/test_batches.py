@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from runtime.data.batches import (
     DataError,
-    check_enough,
+    check_corpus_size,
     held_out_rows,
-    permuted,
+    permuted_index,
     round_keys,
     sequence_count,
     training_rows,
@@ -26,7 +26,7 @@ def starts(first: int, count: int, seed: int = 0) -> list[int]:
 
 def permutation(size: int, seed: int, epoch: int = 0) -> list[int]:
     keys = round_keys(f"{seed} {epoch}")
-    return [permuted(index, size, keys) for index in range(size)]
+    return [permuted_index(index, size, keys) for index in range(size)]
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**40))
@@ -37,7 +37,7 @@ def test_an_epoch_is_a_permutation(size: int, seed: int, epoch: int) -> None:
 def test_a_permutation_of_a_large_corpus_stays_inside_it() -> None:
     size = 10**12 + 39
     keys = round_keys("large")
-    places = [permuted(index, size, keys) for index in range(0, size, size // 1000)]
+    places = [permuted_index(index, size, keys) for index in range(0, size, size // 1000)]
     assert len(set(places)) == len(places)
     assert max(places) < size
 
@@ -100,7 +100,7 @@ def test_held_out_sequences_are_each_there_once_in_an_order_that_never_changes()
 def test_the_last_sequence_needs_its_target() -> None:
     assert sequence_count(np.zeros(2 * CONTEXT), CONTEXT) == 1
     assert sequence_count(np.zeros(2 * CONTEXT + 1), CONTEXT) == 2
-    with pytest.raises(DataError, match="4 tokens hold no sequence of 4; give more text"):
+    with pytest.raises(DataError, match="4 tokens are too few for one sequence of 4; add text"):
         sequence_count(np.zeros(CONTEXT), CONTEXT)
 
 
@@ -109,6 +109,6 @@ def test_a_held_out_split_that_is_too_small_is_refused_before_training() -> None
         model=samples.model(context=CONTEXT),
         evaluation=Evaluation(every_steps=10, sequences=2, final_sequences=11),
     )
-    with pytest.raises(DataError, match="has 10 sequences of 4 tokens, and 11 are to be evaluated"):
-        check_enough(TOKENS, TOKENS, run)
-    check_enough(TOKENS, np.zeros(11 * CONTEXT + 1), run)
+    with pytest.raises(DataError, match="has 10 sequences of 4 tokens, but the evaluation needs 11"):
+        check_corpus_size(TOKENS, TOKENS, run)
+    check_corpus_size(TOKENS, np.zeros(11 * CONTEXT + 1), run)

@@ -75,7 +75,9 @@ def test_all_ranks_meet(layout: Layout) -> None:
     """Every one of them, not those alone that `rehearse` takes; an uneven vocabulary."""
     run, execution = asked(layout, vocab=301, layers=sum(layout.stage_layers or (4,)))
     found = {rank: rehearse_rank(run, execution, rank, MICRO_BATCHES) for rank in range(layout.devices)}
-    assert mismatch(layout, {rank: (*one.passes, *one.update) for rank, one in found.items()}) is None
+    assert (
+        mismatch(layout, {rank: (*one.forward_backward, *one.update) for rank, one in found.items()}) is None
+    )
     taken = [found[rank] for rank in representative_ranks(layout)]
     assert {said(one) for one in found.values()} == {said(one) for one in taken}
     assert max(one.memory_bytes for one in found.values()) == max(one.memory_bytes for one in taken)
@@ -83,7 +85,7 @@ def test_all_ranks_meet(layout: Layout) -> None:
 
 def said(rank: RehearsedRank) -> tuple[Any, ...]:
     """A rank's messages without the peers, who differ."""
-    return tuple(message._replace(peer=-1) for message in (*rank.passes, *rank.update))
+    return tuple(message._replace(peer=-1) for message in (*rank.forward_backward, *rank.update))
 
 
 def _real_steps(world: Mesh, cases: list[tuple[RunSpec, Execution]]) -> list[RehearsedRank]:
@@ -119,8 +121,8 @@ def assert_same(real: RehearsedRank, pretended: RehearsedRank) -> None:
     gloo's threads may hold an activation for a moment longer when it was sent: two, if two are under way.
     """
     assert replace(real, memory={}) == replace(pretended, memory={})
-    results = [message.size_bytes for message in real.passes if message.axis in ("pp", "tp")]
-    late = {"passes": 2 * max(results, default=0)}
+    results = [message.size_bytes for message in real.forward_backward if message.axis in ("pp", "tp")]
+    late = {"activations": 2 * max(results, default=0)}
     for part, size in real.memory.items():
         assert -1024 <= size - pretended.memory[part] <= 1024 + late.get(part, 0)
 
@@ -198,7 +200,7 @@ def kept_by(kernels: Kernels, device: str) -> list[int]:
     return alive
 
 
-# --- what does not meet is said ---
+# --- mismatched communication is found ---
 
 SUM = Message("all_reduce", "tp", -1, 8, 4)
 PAIR = laid(tp=2)
@@ -216,14 +218,14 @@ def transfer(what: str, peer: int, elements: int = 8) -> Message:
         (PAIR, {0: [SUM], 1: [SUM._replace(elements=9)]}, "elements=9"),
         (PAIR, {0: [SUM], 1: [SUM._replace(element_bytes=2)]}, "element_bytes=2"),
         (PAIR, {0: [SUM], 1: [SUM._replace(what="all_gather")]}, "all_gather"),
-        (PAIR, {0: [SUM, SUM], 1: [SUM]}, "rank 1 has nothing more to say"),
+        (PAIR, {0: [SUM, SUM], 1: [SUM]}, "rank 1 has no communication left"),
         (STAGES, {0: [transfer("send", 1)], 1: [transfer("receive", 0)]}, None),
-        (STAGES, {0: [transfer("send", 1)], 1: [transfer("send", 0)]}, "where rank 1 is at"),
+        (STAGES, {0: [transfer("send", 1)], 1: [transfer("send", 0)]}, "but rank 1 is at"),
         (STAGES, {0: [transfer("send", 1)], 1: [transfer("receive", 0, 9)]}, "elements=9"),
-        (STAGES, {0: [transfer("send", 1)], 1: []}, "nothing more to say"),
+        (STAGES, {0: [transfer("send", 1)], 1: []}, "no communication left"),
     ],
 )
-def test_what_does_not_meet_is_said(layout: Layout, messages: Any, wrong: str | None) -> None:
+def test_mismatched_communication_is_found(layout: Layout, messages: Any, wrong: str | None) -> None:
     found = mismatch(layout, messages)
     assert (found is None) if wrong is None else (found is not None and wrong in found)
 
@@ -268,7 +270,7 @@ def test_the_verb(tmp_path: Path) -> None:
     done = asked_for(tmp_path / "plan.yaml")
     assert done.exit_code == 0, done.output
     assert "rehearsed 2 of 2 ranks (dp 2 x pp 1 x tp 1)" in done.output
-    assert "every communication meets its partners" in done.output
+    assert "the communication of all rehearsed ranks matches" in done.output
     said = json.loads(asked_for(tmp_path / "plan.yaml", "--json", "--rank", "1").output)
     assert [rank["rank"] for rank in said["ranks"]] == [1]
     assert said["mismatch"] is None
@@ -299,7 +301,7 @@ def test_memory_and_communication_stand_beside_the_plans(tmp_path: Path) -> None
     fullest = next(rank for rank in said["ranks"] if rank["rank"] == said["fullest_rank"])
     planned = said["planned_memory_bytes"]
     assert sum(fullest["memory_bytes"].values()) == pytest.approx(planned["all"], rel=0.02)
-    assert fullest["memory_bytes"]["passes"] == pytest.approx(planned["passes"], rel=0.05)
+    assert fullest["memory_bytes"]["activations"] == pytest.approx(planned["activations"], rel=0.05)
     shown = asked_for(tmp_path / "plan.yaml", "--rank", "3").output
     assert "rank 3 beside the plan's fullest device, which may be another rank, in GiB" in shown
     (line,) = (line for line in shown.splitlines() if line.startswith("reduce_scatter"))
@@ -320,7 +322,7 @@ def test_a_small_plan_is_shown_in_small_units(tmp_path: Path) -> None:
 def test_a_rank_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     write_yaml(tmp_path / "plan.yaml", samples.plan())
     refused = asked_for(tmp_path / "plan.yaml", "--rank", "2")
-    assert "there is no rank 2 of 2; write --rank 0 to 1" in str(refused.exception)
+    assert "the layout has no rank 2; write --rank 0 to 1" in str(refused.exception)
 
 
 def asked_for(*words: object) -> Any:
