@@ -33,7 +33,7 @@ from model.kernels import Kernels, choose
 from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
-from runtime.doctor.benchmark import seconds, wall
+from runtime.doctor.benchmark import seconds, wall_seconds
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
 
@@ -72,7 +72,9 @@ def compared(
         spec.vocab, (sequences, spec.context + 1), generator=torch.Generator().manual_seed(0)
     )
     checked = Stage(spec, precision="bf16", mesh=Mesh(), kernels=kernels, device=device)
-    AdamW(checked, Mesh().dp, OptimSpec(steps=2, batch_sequences=1, peak_lr=1e-4, warmup_steps=1)).start(0)
+    AdamW(checked, Mesh().dp, OptimSpec(steps=2, batch_sequences=1, peak_lr=1e-4, warmup_steps=1)).initialize(
+        0
+    )
     exact = Stage(spec, precision="fp32", mesh=Mesh(), kernels=choose("torch", "cpu"), device="cpu")
     exact.weights.copy_(checked.weights)
     reference, found = (_loss(stage, tokens_BT) for stage in (exact, checked))
@@ -123,7 +125,7 @@ def _steps(step: Step, spec: ModelSpec, micro_batch: int, device: str, timed: in
     sequences = micro_batch * MICRO_BATCHES
     tokens_BT = torch.randint(spec.vocab, (sequences, spec.context + 1), device=device)
     step(tokens_BT)
-    taken = [wall(partial(step, tokens_BT)) for _ in range(timed)]  # a step ends by reading its loss
+    taken = [wall_seconds(partial(step, tokens_BT)) for _ in range(timed)]  # a step ends by reading its loss
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return Measured(micro_batch, sequences * spec.context, statistics.median(taken), peak)
 

@@ -60,14 +60,14 @@ def trainer(mesh: Mesh, layout: Layout, precision: str) -> Callable[[torch.Tenso
     kernels = choose("auto", "cpu", precision)
     stage = Stage(PEERS, precision=precision, mesh=mesh, kernels=kernels, device="cpu", layout=layout)
     optimizer, pipeline = AdamW(stage, mesh.dp, OPTIM), Pipeline(stage)
-    optimizer.start(0)
+    optimizer.initialize(0)
 
     def step(rows_BT: torch.Tensor) -> None:
         parts = rows_BT.chunk(mesh.dp.size)[mesh.dp.rank].split(MICRO_BATCH)
-        optimizer.expect(len(parts))
+        optimizer.start_accumulation(len(parts))
         pipeline.train([len(part) for part in parts], parts.__getitem__, SEQUENCES * PEERS.context)
         optimizer.step(OPTIM.peak_lr)
-        optimizer.settle()
+        optimizer.wait_for_parameters()
 
     return step
 

@@ -69,7 +69,7 @@ def _randomize(optimizer: AdamW, spec: ModelSpec) -> None:
             box.master.fill_(1.0)
         else:
             box.master.normal_(0.0, spec.init_std)
-    optimizer.publish()
+    optimizer.sync_parameters()
 
 
 def llama(spec: ModelSpec, precision: str, device: str, micro_batch: int, *, compiled: bool = False) -> Step:

@@ -1,13 +1,13 @@
-"""Communication on one axis: sums, and a sequence gathered or scattered, each also as something still on its way.
+"""Collectives on one axis: all-reduce, all-gather, reduce-scatter; most may be asynchronous.
 
-    gather     every rank's stretch of the sequence, on every rank                        (B, s, H) -> (B, S, H)
-    scatter    this rank's stretch of the ranks' sum                                      (B, S, H) -> (B, s, H)
-    leave      partial sums leave a region whose weights are split, differentiated: all-reduce forward and nothing
-               backward (Megatron's g, arXiv 1909.08053); for a split sequence, scatter forward and gather backward
-               (arXiv 2205.05198)
+    gather_from_sp_region           all-gather of the ranks' shards of the sequence      (B, s, H) -> (B, S, H)
+    reduce_scatter_to_sp_region     this rank's shard of the ranks' sum                  (B, S, H) -> (B, s, H)
+    reduce_from_tp_region           the sum of partial results of tensor-parallel ranks, differentiable: all-reduce
+                                    forward and the identity backward (Megatron's g, arXiv 1909.08053); with sequence
+                                    parallelism reduce-scatter forward and all-gather backward (arXiv 2205.05198)
 
-All are the identity at size 1. Collectives cut the first dimension; a batch of several sequences is turned for that,
-and one sequence, which is what long contexts leave room for, needs no copy.
+All are the identity at size 1. torch's collectives cut the first dimension: a batch of several sequences is transposed
+for that, and one sequence, which is what long contexts leave room for, needs no copy.
 """
 
 from collections.abc import Callable
@@ -25,27 +25,27 @@ _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.redu
 
 
 class AsyncTensor:
-    """A tensor that may still be on its way. What it is made of stays alive until it is waited for."""
+    """Async result of a collective. Its inputs stay alive until `wait()` has returned."""
 
     def __init__(self, work: Any, finish: Callable[[], Tensor]) -> None:
         self._work, self._finish = work, finish
 
     def wait(self) -> Tensor:
-        """The tensor, once it is there."""
+        """Wait for the collective; the tensor."""
         if self._work is not None:
             self._work.wait()
         return self._finish()
 
 
-def here(x: Tensor) -> AsyncTensor:
-    """What need not be waited for."""
+def ready(x: Tensor) -> AsyncTensor:
+    """A tensor that is there already."""
     return AsyncTensor(None, lambda: x)
 
 
-def gather(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
-    """Every rank's stretch of the sequence, in rank order."""
+def gather_from_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
+    """All-gather of the sequence: every rank's shard, in rank order."""
     if axis.size == 1:
-        return here(x_BSH)
+        return ready(x_BSH)
     B, S, H = x_BSH.shape
     part_BSH = x_BSH.contiguous()
     parts = part_BSH.new_empty(axis.size, B, S, H)
@@ -53,10 +53,10 @@ def gather(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     return AsyncTensor(work, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
 
 
-def scatter(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
-    """This rank's stretch of the sequence of the ranks' sum."""
+def reduce_scatter_to_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
+    """Reduce-scatter of the sequence: this rank's shard of the ranks' sum."""
     if axis.size == 1:
-        return here(x_BSH)
+        return ready(x_BSH)
     B, S, H = x_BSH.shape
     parts = x_BSH.view(B, axis.size, S // axis.size, H).transpose(0, 1).contiguous()
     mine_BSH = parts.new_empty(parts.shape[1:])
@@ -64,51 +64,59 @@ def scatter(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     return AsyncTensor(work, lambda: (parts, mine_BSH)[1])
 
 
-def reduce(x: Tensor, axis: Axis) -> AsyncTensor:
-    """The ranks' sum, in place."""
+def all_reduce_async(x: Tensor, axis: Axis) -> AsyncTensor:
+    """The ranks' sum, in place, asynchronous."""
     if axis.size == 1:
-        return here(x)
+        return ready(x)
     return AsyncTensor(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
 
 
-def leave(x_BSH: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
-    """Partial sums on their way out of a region whose weights are split over the axis."""
+def reduce_from_tp_region(x_BSH: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
+    """The ranks' sum of partial results, where weights are split over the axis. With sequence parallelism its shard."""
     if axis.size == 1:
         return x_BSH
-    return _Leave.apply(x_BSH, axis, sequence_parallel)  # type: ignore[no-untyped-call,no-any-return]
+    return _ReduceFromTpRegion.apply(x_BSH, axis, sequence_parallel)  # type: ignore[no-untyped-call,no-any-return]
 
 
-class _Leave(torch.autograd.Function):
+class _ReduceFromTpRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
         ctx.axis, ctx.sequence_parallel = axis, sequence_parallel
-        return scatter(x, axis).wait() if sequence_parallel else reduce(x.clone(), axis).wait()
+        return (
+            reduce_scatter_to_sp_region(x, axis).wait()
+            if sequence_parallel
+            else all_reduce_async(x.clone(), axis).wait()
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return gather(grads[0], ctx.axis).wait() if ctx.sequence_parallel else grads[0], None, None
+        return (
+            gather_from_sp_region(grads[0], ctx.axis).wait() if ctx.sequence_parallel else grads[0],
+            None,
+            None,
+        )
 
 
-def sum_over(x: Tensor, axis: Axis) -> Tensor:
-    """The sum over the axis' ranks, on every rank; the tensor itself at size 1. Not differentiated."""
+def all_reduce(x: Tensor, axis: Axis) -> Tensor:
+    """The ranks' sum, on every rank; the tensor itself at size 1. Not differentiable."""
     if axis.size > 1:
         x = x.clone()
         dist.all_reduce(x, group=axis.group)
     return x
 
 
-def every(x: Tensor, axis: Axis) -> Tensor:
-    """Every rank's tensor, on every rank: (ranks, *shape). Not differentiated."""
+def all_gather(x: Tensor, axis: Axis) -> Tensor:
+    """Every rank's tensor, on every rank: (ranks, *shape). Not differentiable."""
     parts = x.new_empty(axis.size, *x.shape)
-    gather_into(parts.view(-1), x.contiguous().view(-1), axis)
+    all_gather_into(parts.view(-1), x.contiguous().view(-1), axis)
     return parts
 
 
-def gather_into(whole: Tensor, part: Tensor, axis: Axis, async_op: bool = False) -> Any:
-    """Every rank's part into `whole`, in rank order, along the first dimension; the work where it is asynchronous."""
+def all_gather_into(whole: Tensor, part: Tensor, axis: Axis, async_op: bool = False) -> Any:
+    """Every rank's part into `whole`, in rank order, along the first dimension; an async handle with `async_op`."""
     return _all_gather(whole, part, group=axis.group, async_op=async_op)
 
 
-def scatter_sum(part: Tensor, whole: Tensor, axis: Axis, async_op: bool = False) -> Any:
-    """This rank's part of the ranks' sum of `whole`; the work to wait for where it is asynchronous."""
+def reduce_scatter_into(part: Tensor, whole: Tensor, axis: Axis, async_op: bool = False) -> Any:
+    """This rank's part of the ranks' sum of `whole`; an async handle with `async_op`."""
     return _reduce_scatter(part, whole, group=axis.group, async_op=async_op)

@@ -2,7 +2,7 @@
 
 Arithmetic is fp32 whatever the logits are (DeepSeek LLM, section 2.4: bf16 logits are converted inside the kernel, and
 the gradient is written in place). The vocabulary may be split over an axis: each rank measures its columns, the ranks
-compare what they found, and each differentiates its columns.
+all-gather what they measured, and each differentiates its columns.
 
 R rows, a token each    V this rank's part of the vocabulary
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.collectives import every
+from model.collectives import all_gather
 from model.kernels import CrossEntropy, Kernels
 from model.kernels.interfaces import Measured
 from model.mesh import Axis
@@ -21,10 +21,10 @@ from model.mesh import Axis
 def cross_entropy(
     logits_RV: Tensor, column_R: Tensor, step_tokens: int, vocab: Axis, kernels: Kernels
 ) -> Tensor:
-    """Sum of the rows' cross-entropies over `step_tokens`, an fp64 scalar in nats. The logits are used up.
+    """Sum of the rows' cross-entropies over `step_tokens`, an fp64 scalar in nats. The logits are overwritten.
 
     `column_R` are the targets' columns among this rank's, int64, outside of [0, V) where another rank has them. Forward
-    writes (softmax - one_hot) / step_tokens over the logits where a gradient is wanted; backward hands that out. The
+    writes (softmax - one_hot) / step_tokens over the logits where a gradient is needed; backward hands that out. The
     result must be the root of the graph: RuntimeError where its own gradient is not 1.
     """
     return _InPlace.apply(logits_RV, column_R, step_tokens, vocab, kernels.cross_entropy)  # type: ignore[no-untyped-call,no-any-return]
@@ -39,8 +39,8 @@ class _InPlace(torch.autograd.Function):
         at_once = max(1, kernel.chunk_logits // columns) if kernel.chunk_logits else rows
         share = 1 / step_tokens if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for part, wanted in zip(logits.split(at_once), column_R.split(at_once), strict=True):
-            total += _chunk(part, wanted, share, vocab, kernel)
+        for part, columns_of_part in zip(logits.split(at_once), column_R.split(at_once), strict=True):
+            total += _chunk(part, columns_of_part, share, vocab, kernel)
         ctx.gradient = logits.detach()
         return total / step_tokens
 
@@ -56,19 +56,19 @@ def _chunk(
 ) -> Tensor:
     """The chunk's summed cross-entropy in fp64; its gradient times `share` is left in the logits, if that is given."""
     found = kernel.measure(logits_RV, column_R)
-    peak_R1, total_R1, wanted_R1, factor_R1 = _compared(found, vocab)
+    peak_R1, total_R1, target_logit_R1, factor_R1 = _all_ranks(found, vocab)
     if share is not None:
         kernel.differentiate(logits_RV, column_R, found, factor_R1 * share / total_R1, share)
-    loss_R1: Tensor = total_R1.log() + (peak_R1 - wanted_R1)
+    loss_R1: Tensor = total_R1.log() + (peak_R1 - target_logit_R1)
     return loss_R1.sum(dtype=torch.float64)
 
 
-def _compared(found: Measured, vocab: Axis) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+def _all_ranks(found: Measured, vocab: Axis) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Peak, total and target over all ranks' columns, and what this rank's exponentials are to be multiplied by."""
     if vocab.size == 1:
-        return found.peak, found.total, found.wanted, 1.0
-    mine_R3 = torch.cat((found.peak, found.total, found.wanted), dim=1)
-    peaks, totals, wanted = every(mine_R3, vocab).split(1, dim=2)
+        return found.peak, found.total, found.target_logit, 1.0
+    mine_R3 = torch.cat((found.peak, found.total, found.target_logit), dim=1)
+    peaks, totals, target_logits = all_gather(mine_R3, vocab).split(1, dim=2)
     peak_R1 = peaks.amax(0)
     factors = (peaks - peak_R1).exp_()
-    return peak_R1, (totals * factors).sum(0), wanted.sum(0), factors[vocab.rank]
+    return peak_R1, (totals * factors).sum(0), target_logits.sum(0), factors[vocab.rank]

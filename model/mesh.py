@@ -29,21 +29,21 @@ class Mesh:
     pp: Axis = field(default_factory=Axis)
     tp: Axis = field(default_factory=Axis)
     world: Axis = field(default_factory=Axis)
-    """All ranks in one line."""
+    """All ranks."""
 
 
 @contextmanager
 def connect(
     dp: int, pp: int, tp: int, *, rank: int, rendezvous: str, device: str, timeout_s: float = 600.0
 ) -> Iterator[Mesh]:
-    """This rank's mesh, with process groups while the context is open; one process never touches torch.distributed.
+    """Join the process group; this rank's mesh. One process never touches torch.distributed.
 
-    ValueError, before any group forms, for a rank that the sizes have no place for. After an error the groups are left
-    to the end of the process: the other ranks fail when they close, and by then this one has said why.
+    ValueError, before any group forms, for a rank that the sizes have no place for. After an error the groups stay open
+    until the process exits: the other ranks fail when they close, and by then this one has printed its error.
     """
     ranks = dp * pp * tp
     if min(dp, pp, tp) < 1 or not 0 <= rank < ranks:
-        raise ValueError(f"dp {dp} x pp {pp} x tp {tp} has no rank {rank}; write one from 0 to {ranks - 1}")
+        raise ValueError(f"dp {dp} x pp {pp} x tp {tp} has no rank {rank}; set a rank from 0 to {ranks - 1}")
     if ranks == 1:
         yield Mesh()
         return
@@ -61,12 +61,14 @@ def connect(
 
 
 def mesh_of(dp: int, pp: int, tp: int) -> Mesh:
-    """This rank's mesh over torch.distributed's ranks, which are connected already. Every rank makes all groups."""
+    """This rank's mesh over torch.distributed's ranks, which have joined already. Every rank creates all groups."""
     import torch.distributed as dist
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if dp * pp * tp != ranks:
-        raise ValueError(f"{ranks} ranks are connected; dp {dp} x pp {pp} x tp {tp} has {dp * pp * tp}")
+        raise ValueError(
+            f"the process group has {ranks} ranks, but dp {dp} x pp {pp} x tp {tp} is {dp * pp * tp}"
+        )
     strides = {"dp": (dp, pp * tp), "pp": (pp, tp), "tp": (tp, 1)}
     axes = {name: _axis(rank, ranks, size, stride) for name, (size, stride) in strides.items()}
     return Mesh(**axes, world=Axis(ranks, rank, dist.group.WORLD))

@@ -35,7 +35,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalParameter:
     """One parameter of this rank: its pieces, stacked by rows, at a place in the flat buffers."""
 
     pieces: tuple[Piece, ...]
@@ -86,12 +86,12 @@ def local_pieces(spec: ModelSpec, tp: Axis) -> dict[str, tuple[Piece, ...]]:
     return found
 
 
-def owner(path: str) -> str:
+def module_of(path: str) -> str:
     """What of a stage a parameter belongs to: `embedding`, `blocks.<index>`, or `head`, the last norm with it."""
     return path.rpartition(".")[0] or ("head" if path == "norm" else path)
 
 
-def place(held: dict[str, tuple[Piece, ...]], dp: int) -> dict[str, Local]:
+def flat_layout(held: dict[str, tuple[Piece, ...]], dp: int) -> dict[str, LocalParameter]:
     """The parameters one after another: those that decay first, each part in order of depth.
 
     Rows are padded to a multiple of `dp`, so that each data-parallel rank owns as many.
@@ -99,15 +99,15 @@ def place(held: dict[str, tuple[Piece, ...]], dp: int) -> dict[str, Local]:
     locals_, start = {}, 0
     for path, pieces in sorted(held.items(), key=lambda item: -len(item[1][0].shape)):
         rows = sum(piece.rows for piece in pieces)
-        locals_[path] = Local(pieces, start, math.ceil(rows / dp) * dp)
+        locals_[path] = LocalParameter(pieces, start, math.ceil(rows / dp) * dp)
         start = locals_[path].stop
     return locals_
 
 
-def held_by(pieces: dict[str, tuple[Piece, ...]], owners: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
-    """The parameters that belong to some owners (see `owner`)."""
-    wanted = set(owners)
-    return {path: held for path, held in pieces.items() if owner(path) in wanted}
+def of_modules(pieces: dict[str, tuple[Piece, ...]], modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
+    """The parameters that belong to some modules (see `module_of`)."""
+    wanted = set(modules)
+    return {path: held for path, held in pieces.items() if module_of(path) in wanted}
 
 
 def _block_pieces(spec: ModelSpec, index: int, tp: Axis) -> dict[str, tuple[Piece, ...]]:
@@ -125,20 +125,20 @@ def _block_pieces(spec: ModelSpec, index: int, tp: Axis) -> dict[str, tuple[Piec
     }
 
 
-def stretch(size: int, axis: Axis) -> range:
+def shard_range(size: int, axis: Axis) -> range:
     """This rank's of `axis.size` stretches of `size` things, as even as they go."""
     return range(axis.rank * size // axis.size, (axis.rank + 1) * size // axis.size)
 
 
 def _rows(name: str, rows: int, cols: int, tp: Axis) -> Piece:
     """This rank's rows of a matrix that is split by output (column-parallel in Megatron's words)."""
-    mine = stretch(rows, tp)
+    mine = shard_range(rows, tp)
     return Piece(name, (rows, cols), mine.start, 0, len(mine), cols)
 
 
 def _cols(name: str, rows: int, cols: int, tp: Axis) -> Piece:
     """This rank's columns of a matrix that is split by input (row-parallel)."""
-    mine = stretch(cols, tp)
+    mine = shard_range(cols, tp)
     return Piece(name, (rows, cols), 0, mine.start, rows, len(mine))
 
 

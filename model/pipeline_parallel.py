@@ -1,8 +1,8 @@
-"""One loop that carries out a list of work: micro-batches through the virtual stages of a pipeline, there and back.
+"""Pipeline parallelism: one loop over this rank's schedule, the forward and backward passes of micro-batches.
 
-The list (specs/pipeline_schedule.py) says what this rank computes, in which order, and where between its works it
-sends and receives. One process is the case without transfers. What a forward leaves for its backward is a node of
-autograd's graph: the graph dies in that backward, and a result that was sent dies as soon as the neighbour has it.
+The schedule (specs/pipeline_schedule.py) says which passes this rank computes, in which order, and where between them
+it sends and receives. One process is the case without transfers. All that a forward pass saves is its input and a node
+of autograd's graph: the graph is freed by its backward pass, and a result that was sent as soon as the send is done.
 
 B sequences    S this rank's part of them    H width    T tokens and the target after the last one
 """
@@ -16,52 +16,54 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from model.collectives import sum_over
+from model.collectives import all_reduce
 from model.mesh import Axis
 from model.transformer import Stage
-from specs.pipeline_schedule import Transfer, Work, forward_only, one_f_one_b, script
+from specs.pipeline_schedule import Action, Transfer, forward_only, one_f_one_b, rank_schedule
 
-_SENT_AT_ONCE = 2
-"""Results that may be under way while the next is computed: the one just made, and the one before it."""
+_MAX_SENDS_IN_FLIGHT = 2
+"""Sends in flight while the next result is computed: the one just made, and the one before it."""
 
-Read = Callable[[int], Tensor]
-"""Gives the tokens of a micro-batch, (B, T). The ends of a pipeline ask for them, what lies between does not."""
+ReadMicroBatch = Callable[[int], Tensor]
+"""Gives the tokens of a micro-batch, (B, T). Only the first and the last stage of a pipeline call it."""
 
-Steps = Sequence[Work | list[Transfer]]
-"""A rank's works and its batches of transfers."""
+RankSchedule = Sequence[Action | list[Transfer]]
+"""A rank's actions and its batches of transfers."""
 
-_STARTS = {"send": dist.isend, "receive": dist.irecv}
+_OPERATIONS = {"send": dist.isend, "receive": dist.irecv}
 
 
 class Pipeline:
-    """This rank's stage, linked to its neighbours."""
+    """This rank's stage, connected to its neighbours in the pipeline."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        sum_over(
+        all_reduce(
             stage.gradients.new_zeros(1), stage.mesh.pp
-        )  # NCCL wants all ranks at its first transfer of a group
+        )  # NCCL needs all ranks of a group at its first transfer
 
-    def train(self, sizes: Sequence[int], read: Read, step_tokens: int) -> Tensor:
-        """Add up the gradients of micro-batches of `sizes` sequences; their share of the mean loss of a step.
+    def train(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> Tensor:
+        """Gradient accumulation over micro-batches of `sizes` sequences; their share of the mean loss of a step.
 
         The share is the sum of their cross-entropies over `step_tokens`, an fp64 scalar in nats, on the last rank of
         the pipeline, and zero on the others.
         """
         pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._carry_out(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
+        return self._run(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
 
     @torch.no_grad()
-    def evaluate(self, sizes: Sequence[int], read: Read, step_tokens: int) -> Tensor:
+    def evaluate(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> Tensor:
         """The same share of a loss, without gradients."""
         pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._carry_out(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
+        return self._run(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
 
-    def _carry_out(self, steps: Steps, sizes: Sequence[int], read: Read, step_tokens: int) -> Tensor:
+    def _run(
+        self, steps: RankSchedule, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int
+    ) -> Tensor:
         passes = _Passes(self._stage, sizes, read, step_tokens)
         for step in steps:
             if isinstance(step, list):
-                passes.exchange(step)
+                passes.transfer(step)
             elif step.kind == "forward":
                 passes.forward(step)
             else:
@@ -70,35 +72,35 @@ class Pipeline:
 
 
 @cache  # a run has few numbers of micro-batches: those of its steps and of its evaluations
-def _training(pp: int, rank: int, micro_batches: int, chunks: int) -> Steps:
-    return script([one_f_one_b(pp, each, micro_batches, chunks) for each in range(pp)], chunks, rank)
+def _training(pp: int, rank: int, micro_batches: int, chunks: int) -> RankSchedule:
+    return rank_schedule([one_f_one_b(pp, each, micro_batches, chunks) for each in range(pp)], chunks, rank)
 
 
 @cache
-def _evaluation(pp: int, rank: int, micro_batches: int, chunks: int) -> Steps:
-    return script([forward_only(pp, micro_batches, chunks)] * pp, chunks, rank)
+def _evaluation(pp: int, rank: int, micro_batches: int, chunks: int) -> RankSchedule:
+    return rank_schedule([forward_only(pp, micro_batches, chunks)] * pp, chunks, rank)
 
 
 class _Passes:
-    """The passes of one step over this rank's chunks: what came for them, what they keep, what they send."""
+    """The forward and backward passes of one step through this rank's chunks."""
 
-    def __init__(self, stage: Stage, sizes: Sequence[int], read: Read, step_tokens: int) -> None:
+    def __init__(self, stage: Stage, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> None:
         self._stage, self._sizes, self._read, self._step_tokens = stage, sizes, read, step_tokens
-        self._links = _Links(stage.mesh.pp)
-        self._kept: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
-        """Of forwards whose backward is to come: what went in, and the node of what came out."""
+        self._p2p = _PointToPoint(stage.mesh.pp)
+        self._saved: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
+        """By micro-batch and chunk, until its backward pass: the input, and the output's node in autograd's graph."""
         self._loss = torch.zeros((), dtype=torch.float64, device=stage.weights.device)
 
-    def exchange(self, batch: Sequence[Transfer]) -> None:
+    def transfer(self, batch: Sequence[Transfer]) -> None:
         """Start the transfers of a batch."""
-        self._links.start(batch, self._empty)
+        self._p2p.start_transfers(batch, self._empty)
 
-    def forward(self, work: Work) -> None:
-        """Take a micro-batch through a chunk; what comes out is for the next chunk, or it is the loss."""
-        chunk = self._stage.chunks[work.chunk]
+    def forward(self, action: Action) -> None:
+        """A micro-batch's forward pass through a chunk: the output is for the next chunk, or it is the loss."""
+        chunk = self._stage.chunks[action.chunk]
         if chunk.first or chunk.last:
-            rows_BT = self._read(work.micro_batch)
-        x = rows_BT[:, :-1] if chunk.first else self._links.take(work)
+            rows_BT = self._read(action.micro_batch)
+        x = rows_BT[:, :-1] if chunk.first else self._p2p.wait_received(action)
         if not chunk.first:
             x.requires_grad_(torch.is_grad_enabled())
         if chunk.last:
@@ -106,58 +108,58 @@ class _Passes:
             self._loss += y.detach()
         else:
             y = chunk(x)
-            self._links.offer(work, y.detach())
+            self._p2p.put(action, y.detach())
         if torch.is_grad_enabled():
-            self._kept[work.micro_batch, work.chunk] = x, get_gradient_edge(y)
+            self._saved[action.micro_batch, action.chunk] = x, get_gradient_edge(y)
 
-    def backward(self, work: Work) -> None:
-        """Take a gradient back through a chunk, whose graph is spent by that."""
-        chunk = self._stage.chunks[work.chunk]
-        x, y = self._kept.pop((work.micro_batch, work.chunk))
-        dy = None if chunk.last else self._links.take(work)
+    def backward(self, action: Action) -> None:
+        """A micro-batch's backward pass through a chunk, which frees its graph."""
+        chunk = self._stage.chunks[action.chunk]
+        x, y = self._saved.pop((action.micro_batch, action.chunk))
+        dy = None if chunk.last else self._p2p.wait_received(action)
         # of a node, not of a tensor: torch has modes of its functions leave theirs off within a tensor's backward,
         # and a recomputed attention would escape the one of runtime/rehearse/tracer.py
         torch.autograd.backward(y, dy)
         if x.grad is not None:
-            self._links.offer(work, x.grad)
+            self._p2p.put(action, x.grad)
 
     def finish(self) -> Tensor:
-        """Wait until the neighbours have everything; this rank's share of the loss."""
-        self._links.finish()
+        """Wait for all sends; this rank's share of the loss."""
+        self._p2p.finish()
         return self._loss
 
-    def _empty(self, work: Work) -> Tensor:
-        """Room for what a work takes in: activations or their gradient."""
-        shape = self._stage.boundary(self._sizes[work.micro_batch], self._stage.spec.context)
+    def _empty(self, action: Action) -> Tensor:
+        """A buffer for what an action receives: activations or their gradient."""
+        shape = self._stage.boundary(self._sizes[action.micro_batch], self._stage.spec.context)
         return self._stage.weights.new_empty(shape)
 
 
-class _Links:
-    """This rank's transfers under way: each result is known by the work that it comes from or goes into."""
+class _PointToPoint:
+    """This rank's sends and receives in flight (isend, irecv), by the action that gives or takes the result."""
 
     def __init__(self, axis: Axis) -> None:
         self._axis = axis
-        self._made: dict[Work, Tensor] = {}
-        self._leaving: deque[tuple[Tensor, list[dist.Work]]] = deque()
-        self._coming: dict[Work, tuple[Tensor, list[dist.Work]]] = {}
+        self._outputs: dict[Action, Tensor] = {}
+        self._sending: deque[tuple[Tensor, list[dist.Work]]] = deque()
+        self._receiving: dict[Action, tuple[Tensor, list[dist.Work]]] = {}
 
-    def offer(self, work: Work, result: Tensor) -> None:
-        """Have a work's result ready to be sent."""
-        self._made[work] = result
+    def put(self, action: Action, result: Tensor) -> None:
+        """Store an action's result until its send starts."""
+        self._outputs[action] = result
 
-    def take(self, work: Work) -> Tensor:
-        """What has come for a work, once it is here."""
-        result, handles = self._coming.pop(work)
+    def wait_received(self, action: Action) -> Tensor:
+        """Wait for what an action receives."""
+        result, handles = self._receiving.pop(action)
         for handle in handles:
             handle.wait()
         return result
 
-    def start(self, batch: Sequence[Transfer], empty: Callable[[Work], Tensor]) -> None:
-        """Start sending and receiving, all at once; earlier results are let go."""
-        self._let_go(_SENT_AT_ONCE)
-        held = [self._made.pop(work) if kind == "send" else empty(work) for kind, _, work in batch]
+    def start_transfers(self, batch: Sequence[Transfer], empty: Callable[[Action], Tensor]) -> None:
+        """Start a batch of sends and receives; wait for older sends first."""
+        self._wait_sent(_MAX_SENDS_IN_FLIGHT)
+        held = [self._outputs.pop(action) if kind == "send" else empty(action) for kind, _, action in batch]
         operations = [
-            dist.P2POp(_STARTS[one.kind], tensor, group=self._axis.group, group_peer=one.peer)
+            dist.P2POp(_OPERATIONS[one.kind], tensor, group=self._axis.group, group_peer=one.peer)
             for one, tensor in zip(batch, held, strict=True)
         ]
         handles = dist.batch_isend_irecv(operations)
@@ -165,16 +167,16 @@ class _Links:
             # gloo has a handle of each transfer, NCCL one of the whole batch
             own = handles[place : place + 1] if len(handles) == len(batch) else handles
             if one.kind == "send":
-                self._leaving.append((tensor, own))
+                self._sending.append((tensor, own))
             else:
-                self._coming[one.work] = tensor, own
+                self._receiving[one.action] = tensor, own
 
     def finish(self) -> None:
-        """Wait for what is still under way."""
-        self._let_go(0)
+        """Wait for all sends."""
+        self._wait_sent(0)
 
-    def _let_go(self, remaining: int) -> None:
-        """Drop what was sent, the oldest first, until so many results are left."""
-        while len(self._leaving) > remaining:
-            for handle in self._leaving.popleft()[1]:
+    def _wait_sent(self, remaining: int) -> None:
+        """Wait for sends, the oldest first, and free their results, until so many remain in flight."""
+        while len(self._sending) > remaining:
+            for handle in self._sending.popleft()[1]:
                 handle.wait()

@@ -1,4 +1,6 @@
-"""The model: blocks of `x + leave(f(enter(norm(x))))`, twice, and the stage that holds this rank's part of them.
+"""The model: transformer blocks, and the stage that holds this rank's part of them.
+
+A block is `x + row_parallel(f(column_parallel(norm(x))))`, twice: f is attention, then SwiGLU.
 
 A `Stage` is what one rank holds: its parameters, views of one flat buffer, and its `chunks`, one for each virtual
 stage. Chunk c of pipeline rank r is virtual stage c * pp + r and holds the blocks `layout.blocks(layers)[c * pp + r]`;
@@ -12,7 +14,7 @@ the first virtual stage holds the embedding too, the last one the final norm and
 Activations between stages have `stage.boundary(sequences, tokens)` as their shape and `stage.dtype`. With one virtual
 stage `stage.loss` does all of it.
 
-B batch    S sequence    s this rank's stretch of it, or all    R = B S rows    H width    V this rank's vocabulary
+B batch    S sequence    s this rank's shard of it, or all    R = B S rows    H width    V this rank's vocabulary
 """
 
 from functools import partial
@@ -21,10 +23,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.collectives import leave
+from model.collectives import reduce_from_tp_region
 from model.kernels import Heads, Kernels, Positions, positions
 from model.layers import (
-    KEEP,
+    SAVED_ACTIVATIONS,
     SavedActivations,
     SubLayer,
     SubLayerWeights,
@@ -36,15 +38,15 @@ from model.layers import (
 )
 from model.loss import cross_entropy
 from model.mesh import Mesh
-from model.parameters import Local, held_by, local_pieces, place, stretch
-from model.tensor_parallel import Linears
+from model.parameters import LocalParameter, flat_layout, local_pieces, of_modules, shard_range
+from model.tensor_parallel import ParallelLinears
 from specs.layout import Layout
 from specs.model import ModelSpec
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 """Parameters and activations. fp64 is not for training: it tells rounding from mistakes in tests of many steps."""
 WHOLE = Layout(dp=1, pp=1, tp=1, sequence_parallel=False, micro_batch_sequences=1, recompute="none")
-"""Nothing is cut, nothing is computed twice."""
+"""One device, no activation recomputation."""
 
 
 class Block(nn.Module):
@@ -58,46 +60,45 @@ class Block(nn.Module):
     down: Tensor
 
     def __init__(
-        self, spec: ModelSpec, tp: int, linears: Linears, kernels: Kernels, keep: SavedActivations
+        self, spec: ModelSpec, tp: int, linears: ParallelLinears, kernels: Kernels, saved: SavedActivations
     ) -> None:
         super().__init__()
-        self._keep, self._kernels = keep, kernels
+        self._saved, self._kernels = saved, kernels
         self._layer = partial(
-            SubLayer, linears=linears, kernels=kernels, eps=spec.norm_eps, recompute_norm=not keep.normed
+            SubLayer, linears=linears, kernels=kernels, eps=spec.norm_eps, recompute_norm=not saved.norms
         )
         self._heads = (spec.heads // tp, spec.kv_heads // tp, spec.head_dim)
         self._feed = self._layer(kernels.gate)
 
     def forward(self, x_BsH: Tensor, at: Positions) -> Tensor:
-        """x + leave(f(enter(norm(x)))), with f attention, then SwiGLU."""
+        """x + row_parallel(f(column_parallel(norm(x)))), with f attention, then SwiGLU."""
         heads = Heads(len(x_BsH), at.cos_KS.shape[1], *self._heads)
         attend = attention(self._kernels, heads, at)
-        if not self._keep.attention:
+        if not self._saved.attention:
             attend = recomputed(attend)
         weights = (
             SubLayerWeights(self.norm_1, self.qkv, self.out),
             SubLayerWeights(self.norm_2, self.gate_up, self.down),
         )
-        return block(x_BsH, (self._layer(attend), self._feed), weights, self._keep.within)
+        return block(x_BsH, (self._layer(attend), self._feed), weights, self._saved.sub_layers)
 
 
-class Watch(Protocol):
-    """Who wants to know of a stage's passes."""
+class StageHooks(Protocol):
+    """What is called around a stage's passes. A module is one of `model.parameters.module_of`."""
 
-    def needed(self, owner: str) -> None:
-        """Before a forward pass through a part of it (`model.parameters.owner`): returns when its weights are there."""
+    def before_forward(self, module: str) -> None:
+        """Before a forward pass through a module: returns when its weights are there."""
 
-    def spent(self, owner: str) -> None:
-        """After a backward pass through a part of it, except the embedding: its weights' gradients are added."""
+    def after_backward(self, module: str) -> None:
+        """After a backward pass through a module, except the embedding: its weights' gradients are accumulated."""
 
 
 class Stage(nn.Module):
     """The whole model, or this rank's part of it under the same names.
 
-    Weights are NaN until they are set, by the optimizer. Gradients are summed in fp32 (fp64 in fp64) into the
-    parameters' `grad`, which lie in `gradients` as the parameters lie in `weights`. ValueError for a layout that the
-    model cannot be cut by, or that is not the mesh's.
-    """
+    Weights are NaN until they are set, by the optimizer. Gradients are accumulated in fp32 (fp64 in fp64) in the
+    parameters' `grad`, which are views of `gradients` as the parameters are views of `weights`. ValueError for a
+    layout that the model cannot be cut by, or that is not the mesh's."""
 
     embedding: Tensor
     norm: Tensor
@@ -117,24 +118,24 @@ class Stage(nn.Module):
         _check(spec, layout, mesh)
         self.spec, self.mesh, self.layout, self.kernels = spec, mesh, layout, kernels
         self.dtype = DTYPES[precision]
-        self.vocab = stretch(spec.vocab, mesh.tp)
-        self.linears = Linears(mesh.tp, layout.sequence_parallel, kernels.linear)
+        self.vocab = shard_range(spec.vocab, mesh.tp)
+        self.linears = ParallelLinears(mesh.tp, layout.sequence_parallel, kernels.linear)
         cuts = layout.blocks(spec.layers)[mesh.pp.rank :: mesh.pp.size]
-        made = partial(Block, spec, mesh.tp.size, self.linears, kernels, KEEP[layout.recompute])
+        made = partial(Block, spec, mesh.tp.size, self.linears, kernels, SAVED_ACTIVATIONS[layout.recompute])
         self.blocks = nn.ModuleDict({str(index): made() for cut in cuts for index in cut})
         self.chunks = [Chunk(self, blocks) for blocks in cuts]
-        owners = [owner for chunk in self.chunks for owner in chunk.owners]
-        self.locals = place(held_by(local_pieces(spec, mesh.tp), owners), mesh.dp.size)
-        elements = max(local.stop for local in self.locals.values())
+        modules = [module for chunk in self.chunks for module in chunk.modules]
+        self.local_parameters = flat_layout(of_modules(local_pieces(spec, mesh.tp), modules), mesh.dp.size)
+        elements = max(local.stop for local in self.local_parameters.values())
         self.weights = torch.full((elements,), torch.nan, dtype=self.dtype, device=device)
         summed = torch.promote_types(self.dtype, torch.float32)
         self.gradients = torch.zeros(elements, dtype=summed, device=device)
-        for path, local in self.locals.items():
+        for path, local in self.local_parameters.items():
             self._register(path, local)
-        self.watch: Watch | None = None
+        self.hooks: StageHooks | None = None
         self.positions = positions(spec.head_dim, spec.context, spec.rope_theta, self.dtype, device)
 
-    def _register(self, path: str, local: Local) -> None:
+    def _register(self, path: str, local: LocalParameter) -> None:
         owner, _, name = path.rpartition(".")
         parameter = nn.Parameter(local.of(self.weights))
         parameter.grad_dtype = self.gradients.dtype
@@ -172,8 +173,8 @@ class Chunk:
         self.first, self.last = blocks.start == 0, blocks.stop == stage.spec.layers
 
     @property
-    def owners(self) -> list[str]:
-        """What it holds, in order of depth (see `model.parameters.owner`)."""
+    def modules(self) -> list[str]:
+        """What it holds, in order of depth (see `model.parameters.module_of`)."""
         within = [f"blocks.{index}" for index in self.blocks]
         return ["embedding"] * self.first + within + ["head"] * self.last
 
@@ -183,7 +184,7 @@ class Chunk:
         if not self.last:
             return x
         if targets_BS is None:
-            raise ValueError("the last stage computes the loss; give its targets")
+            raise ValueError("the last stage computes the loss and needs targets")
         stage, logits_RV = self._stage, self.logits(x).flatten(0, 1)
         column_R = targets_BS.reshape(-1) - stage.vocab.start
         return cross_entropy(logits_RV, column_R, step_tokens, stage.mesh.tp, stage.kernels)
@@ -196,32 +197,32 @@ class Chunk:
         if self.first:
             x = self._embedded(x)
         for index in self.blocks:
-            x = stage.blocks[str(index)](self._watched(f"blocks.{index}", x), at)
+            x = stage.blocks[str(index)](self._with_hooks(f"blocks.{index}", x), at)
         return x
 
-    def _watched(self, owner: str, x: Tensor) -> Tensor:
-        """What goes into a part of the stage. It has its gradient when backward is through with that part."""
-        watch = self._stage.watch
-        if watch is not None:
-            watch.needed(owner)
+    def _with_hooks(self, module: str, x: Tensor) -> Tensor:
+        """The input of a module. It has its gradient when backward through that module is done."""
+        hooks = self._stage.hooks
+        if hooks is not None:
+            hooks.before_forward(module)
             if x.requires_grad:
-                x.register_hook(lambda _: watch.spent(owner))
+                x.register_hook(lambda _: hooks.after_backward(module))
         return x
 
     def _embedded(self, tokens_BS: Tensor) -> Tensor:
-        """The tokens' rows of the embedding, of which tensor-parallel ranks hold a stretch each."""
+        """The tokens' rows of the embedding, of which each tensor-parallel rank holds a shard."""
         stage, tp = self._stage, self._stage.mesh.tp
-        self._watched("embedding", tokens_BS)
+        self._with_hooks("embedding", tokens_BS)
         if tp.size == 1:
             return embedding(tokens_BS, stage.embedding)
         row_BS = tokens_BS - stage.vocab.start
         held_BS = (row_BS >= 0) & (row_BS < len(stage.vocab))
         x_BSH = embedding(row_BS * held_BS, stage.embedding) * held_BS.unsqueeze(2)
-        return leave(x_BSH, tp, stage.layout.sequence_parallel)
+        return reduce_from_tp_region(x_BSH, tp, stage.layout.sequence_parallel)
 
     def logits(self, x_BsH: Tensor) -> Tensor:
         """Logits of the last activations in this rank's part of the vocabulary, (B, S, V)."""
-        stage, x_BsH = self._stage, self._watched("head", x_BsH)
+        stage, x_BsH = self._stage, self._with_hooks("head", x_BsH)
         return head(x_BsH, stage.norm, stage.head, stage.spec.norm_eps, stage.linears, stage.kernels)
 
 

@@ -1,10 +1,9 @@
 """AdamW with ZeRO-1 by rows (arXiv 1910.02054): every data-parallel rank owns a block of rows of every parameter.
 
-A rank holds fp32 masters and moments of its rows only. A step sums the gradients over the axis and hands each rank its
-rows, updates them, and hands the new rows to all; model/buckets.py hides that behind the passes. Owned rows are boxes
-of globally named tensors, which is how a checkpoint of one layout is read under another. On one rank nothing is copied
-or sent, and in fp32 the masters are the parameters themselves.
-"""
+A rank holds fp32 masters and moments of its rows only. A step reduce-scatters the gradients, so that each rank has the
+sum for its rows, updates these, and all-gathers the new rows; model/buckets.py overlaps that with the passes. Owned
+rows are boxes of globally named tensors, which is how a checkpoint of one layout is read under another. On one rank
+nothing is copied or sent, and in fp32 the masters are the parameters themselves."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.buckets import Exchange, owned
-from model.collectives import sum_over
+from model.buckets import GradAndParamBuckets, owned
+from model.collectives import all_reduce
 from model.init import normal_rows
 from model.mesh import Axis
-from model.parameters import Local, Piece, local_pieces
+from model.parameters import LocalParameter, Piece, local_pieces
 from model.transformer import Stage
 from specs.optim import OptimSpec
 
@@ -38,26 +37,26 @@ class AdamW:
     def __init__(self, stage: Stage, axis: Axis, spec: OptimSpec) -> None:
         self.stage, self.axis, self.spec = stage, axis, spec
         self.steps = 0
-        self._exchange = Exchange(stage, axis)
-        self._gradient = self._exchange.mine
+        self._buckets = GradAndParamBuckets(stage, axis)
+        self._gradient = self._buckets.owned_gradients
         size, alone = owned(stage, axis), axis.size == 1
         same = stage.weights.dtype == stage.gradients.dtype
         self._master = stage.weights if alone and same else stage.gradients.new_zeros(size)
         self._exp_avg, self._exp_avg_sq = stage.gradients.new_zeros(2, size)
         self._rounded = self._master if same else stage.weights if alone else stage.weights.new_empty(size)
         self._norm = GradientNorm(stage, self._gradient, self._owned)
-        decayed = sum(self._size(local) for local in stage.locals.values() if local.decays)
+        decayed = sum(self._size(local) for local in stage.local_parameters.values() if local.decays)
         self._parts = [(slice(decayed), spec.weight_decay), (slice(decayed, size), 0.0)]
 
-    def start(self, seed: int) -> None:
-        """Fresh weights as a function of (seed, name, row), moments at zero, parameters published."""
-        self.forget()
+    def initialize(self, seed: int) -> None:
+        """Initial weights as a function of (seed, name, row), moments at zero, parameters of all ranks set."""
+        self.reset_moments()
         for box in self.boxes():
             _draw(box, seed, self.stage.spec.init_std)
-        self.publish()
+        self.sync_parameters()
 
-    def forget(self) -> None:
-        """Moments at zero, no step taken; the weights stay."""
+    def reset_moments(self) -> None:
+        """Set the moments and the count of steps to zero; the weights stay."""
         self._exp_avg.zero_()
         self._exp_avg_sq.zero_()
         self.steps = 0
@@ -75,59 +74,59 @@ class AdamW:
         state = copy or self.state
         return [
             Box(piece, *(flat[at : at + piece.rows * piece.cols].view(_view_shape(piece)) for flat in state))
-            for local in self.stage.locals.values()
+            for local in self.stage.local_parameters.values()
             for piece, at in self._owned_pieces(local)
         ]
 
-    def expect(self, micro_batches: int) -> None:
-        """The next step sums the gradients of so many micro-batches: they are sent from within the last one's backward.
+    def start_accumulation(self, micro_batches: int) -> None:
+        """Announce gradient accumulation over micro-batches: the last one's backward starts the reduce-scatters.
 
-        Without this they are sent by `step`.
+        Without this `step` starts them.
         """
-        self._exchange.expect(micro_batches)
+        self._buckets.start_accumulation(micro_batches)
 
     def step(self, lr: float) -> float:
         """One update from the summed gradients, which are zeroed; returns the global norm before clipping.
 
         Where the norm is not finite, nothing is updated.
         """
-        norm = self.reduce()
+        norm = self.reduce_gradients()
         if math.isfinite(norm):
             self.apply(lr, norm)
         else:
-            self.drop()
+            self.skip()
         return norm
 
     @torch.no_grad()
-    def reduce(self) -> float:
-        """Sum the gradients over the ranks; their global norm. `apply` or `drop` them next."""
-        self._exchange.settle()
-        self._exchange.reduce()
+    def reduce_gradients(self) -> float:
+        """Sum the gradients over the ranks; their global norm. Call `apply` or `skip` next."""
+        self._buckets.wait_for_parameters()
+        self._buckets.reduce_scatter_gradients()
         return self._norm.value()
 
     @torch.no_grad()
     def apply(self, lr: float, norm: float) -> None:
-        """Update the weights by the summed gradients, clipped by their norm, and zero these."""
+        """Update the weights by the summed gradients, clipped by their norm, and zero the gradients."""
         self._update(lr, max(1.0, norm / self.spec.clip_norm))
-        self._exchange.publish(self._rounded)
+        self._buckets.all_gather_parameters(self._rounded)
         self.stage.gradients.zero_()
 
-    def drop(self) -> None:
-        """Zero the summed gradients: the weights stay as they are."""
+    def skip(self) -> None:
+        """Skip the step: zero the gradients; the weights stay."""
         self.stage.gradients.zero_()
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Masters into the parameters of all ranks, rounded to their precision."""
+    def sync_parameters(self) -> None:
+        """Copy the masters into the parameters of all ranks, rounded to their precision."""
         if self._rounded is not self._master:
             self._rounded.copy_(self._master)
-        self._exchange.publish(self._rounded)
-        self._exchange.settle()
+        self._buckets.all_gather_parameters(self._rounded)
+        self._buckets.wait_for_parameters()
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Return when the parameters of all ranks are here. A forward pass waits for each by itself."""
-        self._exchange.settle()
+    def wait_for_parameters(self) -> None:
+        """Wait for the all-gathers of parameters. A forward pass waits for those that it needs."""
+        self._buckets.wait_for_parameters()
 
     def _update(self, lr: float, grad_scale: float) -> None:
         self.steps += 1
@@ -146,15 +145,15 @@ class AdamW:
                 grad_scale=grad_scale,
             )
 
-    def _size(self, local: Local) -> int:
+    def _size(self, local: LocalParameter) -> int:
         """Elements of a parameter that each rank owns, padding included."""
         return (local.stop - local.start) // self.axis.size
 
-    def _owned(self, local: Local) -> slice:
-        """Where they lie in this rank's state: parameters follow each other there as they do in the stage."""
+    def _owned(self, local: LocalParameter) -> slice:
+        """Where they are in this rank's state, which has the parameters in the stage's order."""
         return slice(local.start // self.axis.size, local.stop // self.axis.size)
 
-    def _owned_pieces(self, local: Local) -> Iterator[tuple[Piece, int]]:
+    def _owned_pieces(self, local: LocalParameter) -> Iterator[tuple[Piece, int]]:
         """The owned rows as boxes of global tensors, each with its start in this rank's state."""
         each = local.padded_rows // self.axis.size
         first = -self.axis.rank * each  # of the piece, counted from this rank's first row
@@ -173,10 +172,12 @@ class GradientNorm:
     is, to the last bit.
     """
 
-    def __init__(self, stage: Stage, gradient: Tensor, owned: Callable[[Local], slice]) -> None:
+    def __init__(self, stage: Stage, gradient: Tensor, owned: Callable[[LocalParameter], slice]) -> None:
         tp = stage.mesh.tp
         places = {path: place for place, path in enumerate(local_pieces(stage.spec, tp))}
-        counted = {path: local for path, local in stage.locals.items() if local.split or tp.rank == 0}
+        counted = {
+            path: local for path, local in stage.local_parameters.items() if local.split or tp.rank == 0
+        }
         self._world, self._parameters = stage.mesh.world, len(places)
         self._counted = [gradient[owned(local)] for local in counted.values()]
         self._places = torch.tensor([places[path] for path in counted], device=gradient.device)
@@ -186,7 +187,7 @@ class GradientNorm:
         norms = torch._foreach_norm(self._counted, 2, torch.float64)
         squares = norms[0].new_zeros(self._parameters)
         squares.index_copy_(0, self._places, torch.stack(norms).square_())
-        return math.sqrt(float(sum_over(squares, self._world).sum()))
+        return math.sqrt(float(all_reduce(squares, self._world).sum()))
 
 
 def _view_shape(piece: Piece) -> tuple[int, ...]:

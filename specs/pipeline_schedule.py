@@ -1,9 +1,9 @@
-"""The order of action in a pipeline, as plain lists: the planner times them, the engine executes them, tests prove them.
+"""Pipeline schedules as plain lists of actions: the planner times them, the engine executes them, tests prove them.
 
 A model is cut into pp x chunks virtual stages: chunk c of rank r is virtual stage c * pp + r, in order of depth. A rank
-goes through its list of action one by one, and results travel between the actions of neighbouring virtual stages. What is
-sent and received, and when, follows from the lists alone: all transfers of a step stand in one order of time, which
-every rank keeps to, and that is why none can wait for another in a circle.
+executes its list of actions in order, and results are sent between neighbouring virtual stages. What is sent and
+received, and when, follows from the lists alone: all transfers of a step have one order of time, which every rank
+follows, and so there is no deadlock.
 """
 
 from bisect import bisect_left, bisect_right
@@ -31,14 +31,14 @@ class Transfer(NamedTuple):
 
 
 class Span(NamedTuple):
-    """When a action runs."""
+    """When an action runs."""
 
     start: float
     end: float
 
 
 def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tuple[Action, ...]:
-    """The actions of a rank in a training step: 1F1B, interleaved where there are several chunks (arXiv 2104.04473, 2.2).
+    """A rank's actions in a training step: 1F1B, interleaved with several chunks (arXiv 2104.04473, section 2.2).
 
     After its warm-up of forwards a rank alternates one forward and one backward, then drains the backwards. ValueError
     for what has no such order: a rank outside the pipeline, or interleaved micro-batches that are no multiple of pp.
@@ -60,7 +60,7 @@ def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tupl
 
 
 def forward_only(pp: int, micro_batches: int, chunks: int = 1) -> tuple[Action, ...]:
-    """The actions of every rank in an evaluation: pp micro-batches go through a chunk before the next chunk's turn."""
+    """Every rank's actions in an evaluation: pp micro-batches go through a chunk before the next chunk's turn."""
     return tuple(
         Action("forward", micro_batch, chunk)
         for first in range(0, micro_batches, pp)
@@ -87,10 +87,10 @@ def timetable(
     duration: Callable[[int, Action], float],
     transfer: float = 0.0,
 ) -> dict[tuple[int, Action], Span]:
-    """When every (rank, action) runs, if it takes `duration(rank, action)` and its result arrives `transfer` after its end.
+    """When every (rank, action) runs, if it takes `duration(rank, action)` and its result arrives `transfer` later.
 
-    `orders` has the actions of every rank. Sending costs a rank no time of its own. ValueError where orders wait for each
-    other in a circle.
+    `orders` has the actions of every rank. Sending costs a rank no time. ValueError where orders wait for each
+    other (deadlock).
     """
     spans: dict[tuple[int, Action], Span] = {}
     left = [deque(order) for order in orders]
@@ -110,18 +110,18 @@ def timetable(
             else:
                 waiting.remove(rank)
         if waiting and len(spans) == before:
-            raise ValueError("these orders of action wait for each other in a circle")
+            raise ValueError("these orders of actions wait for each other: a deadlock")
     return spans
 
 
 def rank_schedule(
     orders: Sequence[Sequence[Action]], chunks: int, rank: int
 ) -> list[Action | list[Transfer]]:
-    """A rank's actions, and between them its transfers: each list of them is to be issued at once, as one batch.
+    """A rank's actions, and between them its transfers: each list of transfers is to be issued as one batch.
 
-    Transfers stand in the order of the ends of the actions they come from, if forwards take 1 and backwards 2 (which
-    their FLOP do). A action waits for the batch that brings what it needs, and for no other; what comes while a action
-    runs is asked for before it starts, in a batch of its own, so that it travels beneath it.
+    Transfers are in the order in which the actions that they come from end, if forwards take 1 and backwards 2 (which
+    their FLOP do). An action waits for the batch that brings its input, and for no other; what arrives during an
+    action is received by a batch of its own that starts before it, so that transfer and action overlap.
     """
     spans = timetable(orders, chunks, lambda _, action: 1.0 if action.kind == "forward" else 2.0)
     transfers = _transfers(orders, chunks, rank, spans)
@@ -150,7 +150,7 @@ def _warm_up(pp: int, rank: int, chunks: int) -> int:
 def _transfers(
     orders: Sequence[Sequence[Action]], chunks: int, rank: int, spans: Mapping[tuple[int, Action], Span]
 ) -> list[tuple[float, Transfer]]:
-    """A rank's transfers by the end of the action they come from; ties stand in one order for all ranks."""
+    """A rank's transfers by the end of the action they come from; ties have one order for all ranks."""
     found = []
     for receiver, order in enumerate(orders):
         for action in order:

@@ -32,7 +32,8 @@ class Order(Spec):
     """Forecast of the held-out curve; leaving its 95 % band raises an alarm."""
 
     def layout_for(self, ranks: int) -> Layout | None:
-        """The planned layout, or the first of `fallback_layouts`, that needs no more than so many ranks; None where all do."""
+        """The planned layout, or the first of `fallback_layouts` that so many ranks suffice for; None if there is
+        none."""
         layouts = (self.execution.layout, *self.fallback_layouts)
         return next((layout for layout in layouts if layout.devices <= ranks), None)
 

@@ -1,7 +1,7 @@
-"""One door to the operations that have more than one implementation.
+"""The operations that have more than one implementation.
 
 `choose` decides once, from an explicit setting and the device, and the result describes itself for the run's record;
-whoever computes is handed the `Kernels` and never asks what is installed.
+the model gets the `Kernels` and never checks what is installed.
 
     interfaces.py       what each operation takes and gives
     torch_ops.py        torch alone, any device: what the others are measured against

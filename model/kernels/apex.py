@@ -97,9 +97,9 @@ def _norm(forward: Callable[..., Any], backward: Callable[..., Any]) -> NormKern
         return total, y, (total, inverse, eps)
 
     def norm_backward(
-        dy: Tensor, ds: Tensor | None, kept: Any, gain: Tensor, gain_gradient: Tensor
+        dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_gradient: Tensor
     ) -> Tensor:
-        total, inverse, eps = kept
+        total, inverse, eps = saved
         dx: Tensor
         dx, dgain = backward(dy.contiguous(), inverse, total, gain.shape, gain, eps, False)
         gain_gradient.add_(dgain)

@@ -1,7 +1,7 @@
-"""What a back end offers: its operations with the words for the record, or the reason why it cannot run here.
+"""What a back end offers: its operations each with a description for the record, or the reason why it cannot run here.
 
-A back end is asked for functions, never for packages: an import is tried, the function looked up, and, where a build
-can be wrong for a device, called once.
+What counts is whether functions work, not which packages are installed: the import is tried, the function looked up,
+and, where a build can be wrong for a device, called once.
 """
 
 import importlib
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 class Offer(NamedTuple):
     """One operation of a back end."""
 
-    carries_out: Any
-    words: str
+    function: Any
+    description: str
     """For the run's record."""
 
 

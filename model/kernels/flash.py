@@ -28,14 +28,14 @@ _TRIAL_BOUND = 2.0**-5
 def offers(device: str, deterministic: bool) -> Offers:
     """Attention in bf16; if `deterministic`, its gradients repeat bit by bit. UnavailableError says what was tried."""
     reasons = []
-    for words, module in _VERSIONS:
+    for version, module in _VERSIONS:
         try:
             mix = _mixer(function(module, "flash_attn_func"), deterministic)
-            _try(words, mix, device)
+            _try(version, mix, device)
         except UnavailableError as reason:
             reasons.append(str(reason))
         else:
-            return {"mix": Offer(mix, words + (", deterministic" if deterministic else ""))}
+            return {"mix": Offer(mix, version + (", deterministic" if deterministic else ""))}
     raise UnavailableError("; ".join(reasons))
 
 
@@ -48,17 +48,17 @@ def _mixer(attend: Callable[..., Any], deterministic: bool) -> Callable[[Tensor,
     return mix
 
 
-def _try(words: str, mix: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> None:
+def _try(version: str, mix: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> None:
     """One small attention there and back, against torch's: a build for another GPU fails here, not in the run."""
     drawn = torch.randn(3, 1, 128, 2, 64, generator=torch.Generator().manual_seed(0))
     try:
         ours, theirs = (_there_and_back(one, drawn.to(device, torch.bfloat16)) for one in (mix, _reference))
     except Exception as error:
-        raise UnavailableError(f"{words} fails on {device} ({type(error).__name__}: {error})") from error
+        raise UnavailableError(f"{version} fails on {device} ({type(error).__name__}: {error})") from error
     off = float((ours - theirs).abs().max() / theirs.abs().max())
     if not off <= _TRIAL_BOUND:
         raise UnavailableError(
-            f"{words} gives other results than torch on {device} (relative error {off:.2g})"
+            f"{version} gives other results than torch on {device} (relative error {off:.2g})"
         )
 
 

@@ -30,9 +30,9 @@ def fused_attention(rotate: Rotate, mix: Mix) -> Attention:
             o_BSTK = mix(q, k, v)
         return o_BSTK.detach().reshape(B * S, T * K), (q, k, v, o_BSTK)
 
-    def backward(do_RF: Tensor, kept: Any, heads: Heads, at: Positions) -> Tensor:
+    def backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:
         B, S, T, G, K = heads
-        q, k, v, o_BSTK = kept
+        q, k, v, o_BSTK = saved
         dq, dk, dv = torch.autograd.grad(o_BSTK, (q, k, v), do_RF.view(B, S, T, K))
         dqkv_BSFK = do_RF.new_empty(B, S, T + 2 * G, K)
         rotate(dq, at, -1, dqkv_BSFK[:, :, :T])

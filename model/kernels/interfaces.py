@@ -1,6 +1,6 @@
-"""What the operations behind the door look like, whoever carries them out.
+"""What the operations that have several back ends look like, whichever back end runs them.
 
-An operation with a gradient is a pair: forward gives the result and whatever its backward wants kept. No operation
+An operation with a gradient is a pair: forward gives the result and what its backward needs. No operation
 knows of ranks; where one has to hear from other ranks half way (cross-entropy), it comes in two halves.
 
 B batch    S sequence    R = B S rows    H width    T query heads    G key and value heads    K head size
@@ -45,28 +45,28 @@ class Attention(NamedTuple):
     """Causal grouped-query attention on a fused projection, rotary positions included."""
 
     forward: Callable[[Tensor, Heads, Positions], tuple[Tensor, Any]]
-    """(qkv_RF, heads, positions) -> (output (R, T K), what backward wants). The projection may be overwritten."""
+    """(qkv_RF, heads, positions) -> (output (R, T K), what backward needs). The projection may be overwritten."""
     backward: Callable[[Tensor, Any, Heads, Positions], Tensor]
-    """(the output's gradient, what was kept, heads, positions) -> gradient of qkv_RF"""
+    """(the output's gradient, what was saved, heads, positions) -> gradient of qkv_RF"""
 
 
 class NormKernel(NamedTuple):
     """RMSNorm of a sum: s = x + delta, y = s / sqrt(mean(s^2) + eps) times the gain."""
 
     forward: Callable[[Tensor, Tensor | None, Tensor, float], tuple[Tensor, Tensor, Any]]
-    """(x_RH, delta_RH or None for none, gain_H, eps) -> (s_RH, which is x for no delta, y_RH, what backward wants)"""
+    """(x_RH, delta_RH or None for none, gain_H, eps) -> (s_RH, which is x for no delta, y_RH, what backward needs)"""
     backward: Callable[[Tensor, Tensor | None, Any, Tensor, Tensor], Tensor]
-    """(dy_RH, ds_RH from s' other uses or None, what was kept, gain_H, the gain's gradient, which is added to)
+    """(dy_RH, ds_RH from s' other uses or None, what was saved, gain_H, the gain's gradient, which is added to)
     -> the gradient of x, and of delta, (R, H)"""
 
 
-class Gate(NamedTuple):
-    """SwiGLU's activation, silu(gate) * up, on gate and up side by side."""
+class ForwardBackward(NamedTuple):
+    """An operation without weights and its gradient: SwiGLU's silu(gate) * up, on gate and up side by side."""
 
     forward: Callable[[Tensor], tuple[Tensor, Any]]
-    """(projected (R, 2 I), gate first) -> (inner (R, I), what backward wants)"""
+    """(projected (R, 2 I), gate first) -> (inner (R, I), what backward needs)"""
     backward: Callable[[Tensor, Any], tuple[Tensor, Tensor]]
-    """(gradient of inner, which may be overwritten, what was kept) -> (gradient of projected, inner once more)"""
+    """(gradient of inner, which may be overwritten, what was saved) -> (gradient of projected, inner once more)"""
 
 
 class Measured(NamedTuple):
@@ -76,10 +76,10 @@ class Measured(NamedTuple):
     """The largest logit."""
     total: Tensor
     """Sum of exp(logit - peak)."""
-    wanted: Tensor
+    target_logit: Tensor
     """The target's logit; 0 where its column lies on another rank."""
-    kept: Any
-    """What `differentiate` wants."""
+    saved: Any
+    """What `differentiate` needs."""
 
 
 class CrossEntropy(NamedTuple):
@@ -138,7 +138,7 @@ class Kernels:
     """(x (R, in), weight (out, in)) -> x weight' (R, out), laid out as the operations that follow like it."""
     attention: Attention
     norm: NormKernel
-    gate: Gate
+    gate: ForwardBackward
     cross_entropy: CrossEntropy
     accumulate: AccumulateKernel
     adamw: AdamWKernel

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from model.kernels import apex, flash, torch_cpu, torch_ops
 from model.kernels.backend import Offer, Offers, UnavailableError, function
 from model.kernels.fused_attention import fused_attention
-from model.kernels.interfaces import Attention, CrossEntropy, Gate, Kernels, NormKernel, Positions
+from model.kernels.interfaces import Attention, CrossEntropy, ForwardBackward, Kernels, NormKernel, Positions
 
 _CPU_CHUNK_LOGITS = 2**18
 """1 MiB in fp32, half of a server core's L2 cache."""
@@ -24,9 +24,7 @@ def choose(setting: str, device: str, precision: str = "bf16", *, deterministic:
     does not exist, or a back end that cannot run here; the text says why.
     """
     if setting not in ("auto", "torch", *_BACK_ENDS):
-        raise ValueError(
-            f"there are no kernels called {setting!r}; write auto, torch, {', '.join(_BACK_ENDS)}"
-        )
+        raise ValueError(f"unknown kernels {setting!r}; write auto, torch, {', '.join(_BACK_ENDS)}")
     found = _cpu() if device == "cpu" else _torch()
     for name, offers in _BACK_ENDS.items():
         if setting not in ("auto", name) or (setting == "auto" and device == "cpu"):
@@ -56,7 +54,7 @@ def positions(head_size: int, context: int, theta: float, dtype: torch.dtype, de
     return Positions(*(table.to(device, dtype) for table in (cos_KS, sin_KS, future_QQ)))
 
 
-Asked = Callable[[str, str, bool], Offers]
+OffersOf = Callable[[str, str, bool], Offers]
 """(device, precision, deterministic) -> what a back end offers, or UnavailableError."""
 
 
@@ -68,12 +66,12 @@ def _triton(device: str, precision: str, deterministic: bool) -> Offers:
     function("triton", "jit")
     from model.kernels import triton_ops as calls  # imports triton, which not every machine has
 
-    words = "ours, in Triton"
+    text = "ours, in Triton"
     return {
-        "rotary": Offer(calls.rotate, words),
-        "norm": Offer(NormKernel(calls.norm_forward, calls.norm_backward), words),
-        "gate": Offer(Gate(calls.gate_forward, calls.gate_backward), words),
-        "cross_entropy": Offer(CrossEntropy(0, calls.measure, calls.differentiate), words),
+        "rotary": Offer(calls.rotate, text),
+        "norm": Offer(NormKernel(calls.norm_forward, calls.norm_backward), text),
+        "gate": Offer(ForwardBackward(calls.gate_forward, calls.gate_backward), text),
+        "cross_entropy": Offer(CrossEntropy(0, calls.measure, calls.differentiate), text),
     }
 
 
@@ -83,12 +81,12 @@ def _flash_attn(device: str, precision: str, deterministic: bool) -> Offers:
     return flash.offers(device, deterministic)
 
 
-_BACK_ENDS: dict[str, Asked] = {"apex": _apex, "triton": _triton, "flash-attn": _flash_attn}
+_BACK_ENDS: dict[str, OffersOf] = {"apex": _apex, "triton": _triton, "flash-attn": _flash_attn}
 """In the order in which `auto` takes from them: where two have an operation, the later one's is used. Triton's norm
 adds the residual in the same pass, which apex's does not."""
 
 
-def _offered(offers: Asked, device: str, precision: str, deterministic: bool) -> Offers:
+def _offered(offers: OffersOf, device: str, precision: str, deterministic: bool) -> Offers:
     if device == "cpu" or not torch.cuda.is_available():
         raise UnavailableError("they need a CUDA device")
     return offers(device, precision, deterministic)
@@ -96,13 +94,13 @@ def _offered(offers: Asked, device: str, precision: str, deterministic: bool) ->
 
 def _torch() -> Offers:
     """torch on a GPU."""
-    words = "torch"
+    text = "torch"
     return {
-        "linear": Offer(F.linear, words),
-        "rotary": Offer(torch_ops.rotate_heads, words),
+        "linear": Offer(F.linear, text),
+        "rotary": Offer(torch_ops.rotate_heads, text),
         "mix": Offer(torch_ops.mix, "torch scaled_dot_product_attention"),
-        "norm": Offer(NormKernel(torch_ops.norm_forward, torch_ops.norm_backward), words),
-        "gate": Offer(Gate(torch_ops.gate_forward, torch_ops.gate_backward), words),
+        "norm": Offer(NormKernel(torch_ops.norm_forward, torch_ops.norm_backward), text),
+        "gate": Offer(ForwardBackward(torch_ops.gate_forward, torch_ops.gate_backward), text),
         "cross_entropy": Offer(
             CrossEntropy(_GPU_CHUNK_LOGITS, torch_ops.measure, torch_ops.differentiate),
             "torch, gradient in place of the logits",
@@ -132,7 +130,9 @@ def _cpu() -> Offers:
 def _assembled(found: Offers) -> Kernels:
     if "attention" not in found:
         rotary, mix = found.pop("rotary"), found.pop("mix")
-        attention = fused_attention(rotary.carries_out, mix.carries_out)
-        found = found | {"attention": Offer(attention, f"{mix.words}; rotary positions: {rotary.words}")}
-    chosen = tuple((name, found[name].words) for name in sorted(found))
-    return Kernels(**{name: offer.carries_out for name, offer in found.items()}, chosen=chosen)
+        attention = fused_attention(rotary.function, mix.function)
+        found = found | {
+            "attention": Offer(attention, f"{mix.description}; rotary positions: {rotary.description}")
+        }
+    chosen = tuple((name, found[name].description) for name in sorted(found))
+    return Kernels(**{name: offer.function for name, offer in found.items()}, chosen=chosen)

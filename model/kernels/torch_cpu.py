@@ -18,7 +18,7 @@ from model.kernels.torch_ops import rotate
 BLOCK_ROWS = 128
 """Q. At a context of 256, 3/4 of the square is computed. 64 and 256 were within 5 % of this, on either side, at widths
 16 to 256."""
-KEEP_CONTEXT = 1024
+MAX_SAVED_CONTEXT = 1024
 """Contexts up to which the probabilities are kept for backward; beyond, they are computed again to save memory."""
 
 
@@ -36,21 +36,21 @@ def attention_forward(qkv_RF: Tensor, heads: Heads, at: Positions) -> tuple[Tens
     turned[:T].mul_(K**-0.5)
     q_PKS, k_PKS = turned[:T].view(-1, K, S), _repeat(turned[T:], heads)
     v_PKS = _repeat(qkv_FBKS[T + G :], heads)
-    outputs, kept = [], []
+    outputs, saved = [], []
     for rows, columns in _blocks(S):
         p_PQC = _probabilities(q_PKS[..., rows], k_PKS[..., columns], rows, at)
         outputs.append(torch.bmm(v_PKS[..., columns], p_PQC.mT))
-        kept.append(p_PQC if S <= KEEP_CONTEXT else None)
-    o_RF = _joined(outputs).view(T, B, K, S).transpose(1, 2).reshape(T * K, B * S).t()
-    return o_RF, (q_PKS, k_PKS, v_PKS, kept)
+        saved.append(p_PQC if S <= MAX_SAVED_CONTEXT else None)
+    o_RF = _cat(outputs).view(T, B, K, S).transpose(1, 2).reshape(T * K, B * S).t()
+    return o_RF, (q_PKS, k_PKS, v_PKS, saved)
 
 
 def attention_backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:
     """Its gradient, the last block first: that one has all columns."""
     B, S, T, G, K = heads
-    q_PKS, k_PKS, v_PKS, kept = saved
+    q_PKS, k_PKS, v_PKS, saved = saved
     do_PKS = do_RF.t().view(T, K, B, S).transpose(1, 2).reshape(-1, K, S)
-    (*others, last), (*others_kept, last_kept) = _blocks(S), kept
+    (*others, last), (*others_kept, last_kept) = _blocks(S), saved
     dq_PKQ, dk_PKS, dv_PKS = _block_backward(do_PKS, q_PKS, k_PKS, v_PKS, last, last_kept, at)
     dqs = [dq_PKQ]
     for block, p_PQC in zip(reversed(others), reversed(others_kept), strict=True):
@@ -58,7 +58,7 @@ def attention_backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -
         dqs.insert(0, dq_PKQ)
         dk_PKS[..., block[1]].add_(dk_PKC)
         dv_PKS[..., block[1]].add_(dv_PKC)
-    dq_PKS = _joined(dqs).mul_(K**-0.5)
+    dq_PKS = _cat(dqs).mul_(K**-0.5)
     dturned = torch.cat((dq_PKS.view(T, B, K, S), _sum_repeats(dk_PKS, heads)))
     dqkv_FBKS = do_RF.new_empty(T + 2 * G, K, B, S).transpose(1, 2)
     rotate(dturned, at, -1, dqkv_FBKS[: T + G])
@@ -101,7 +101,7 @@ def _probabilities(q_PKQ: Tensor, k_PKC: Tensor, rows: slice, at: Positions) -> 
     return scores_PQC
 
 
-def _joined(blocks: list[Tensor]) -> Tensor:
+def _cat(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
 

@@ -57,9 +57,9 @@ def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> t
     return total, unit * gain, (unit, inverse_R1)
 
 
-def norm_backward(dy: Tensor, ds: Tensor | None, kept: Any, gain: Tensor, gain_gradient: Tensor) -> Tensor:
+def norm_backward(dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_gradient: Tensor) -> Tensor:
     """dx = (g - unit mean(g unit)) inverse + ds, with g = dy gain; the gain's is the sum of dy unit over rows."""
-    unit, inverse_R1 = kept
+    unit, inverse_R1 = saved
     precise = inverse_R1.dtype
     wide_dy, wide_unit, wide_gain = (one.to(precise) for one in (dy, unit, gain))
     product = wide_dy * wide_unit
@@ -78,9 +78,9 @@ def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
     return inner, (projected, opened, inner)
 
 
-def gate_backward(dinner: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
+def gate_backward(dinner: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
     """Gradient of gate and up, and the inner activations, which were kept."""
-    projected, opened, inner = kept
+    projected, opened, inner = saved
     gate, up = projected.chunk(2, dim=1)
     dprojected = torch.empty_like(projected)
     dgate, dup = dprojected.chunk(2, dim=1)
@@ -95,17 +95,17 @@ def measure(logits_RV: Tensor, column_R: Tensor) -> Measured:
     work_RV = logits_RV.to(_precise(logits_RV))
     column_R1 = column_R.unsqueeze(1)
     held_R1 = (column_R1 >= 0) & (column_R1 < work_RV.shape[1])
-    wanted_R1 = work_RV.gather(1, column_R1 * held_R1) * held_R1
+    target_logit_R1 = work_RV.gather(1, column_R1 * held_R1) * held_R1
     peak_R1 = work_RV.amax(1, keepdim=True)
     work_RV.sub_(peak_R1).exp_()
-    return Measured(peak_R1, work_RV.sum(1, keepdim=True), wanted_R1, (work_RV, held_R1))
+    return Measured(peak_R1, work_RV.sum(1, keepdim=True), target_logit_R1, (work_RV, held_R1))
 
 
 def differentiate(
     logits_RV: Tensor, column_R: Tensor, found: Measured, scale_R1: Tensor, share: float
 ) -> None:
     """The gradient, in place of the logits; see `CrossEntropy`."""
-    work_RV, held_R1 = found.kept
+    work_RV, held_R1 = found.saved
     column_R1 = column_R.unsqueeze(1) * held_R1
     work_RV.mul_(scale_R1)
     work_RV.scatter_add_(1, column_R1, held_R1 * work_RV.new_tensor(-share))

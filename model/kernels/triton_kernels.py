@@ -164,7 +164,7 @@ def measure(
     column: tl.tensor,
     peak: tl.tensor,
     total: tl.tensor,
-    wanted: tl.tensor,
+    target_logit: tl.tensor,
     stride: tl.tensor,
     columns: tl.tensor,
     BLOCK: tl.constexpr,
@@ -183,7 +183,7 @@ def measure(
     held = (target >= 0) & (target < columns)
     tl.store(peak + row, largest)
     tl.store(total + row, summed)
-    tl.store(wanted + row, tl.load(logits + row * stride + target, mask=held, other=0.0).to(tl.float32))
+    tl.store(target_logit + row, tl.load(logits + row * stride + target, mask=held, other=0.0).to(tl.float32))
 
 
 @triton.jit

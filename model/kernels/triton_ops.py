@@ -51,9 +51,9 @@ def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> t
     return total, y, (total, inverse)
 
 
-def norm_backward(dy: Tensor, ds: Tensor | None, kept: Any, gain: Tensor, gain_gradient: Tensor) -> Tensor:
+def norm_backward(dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_gradient: Tensor) -> Tensor:
     """Its gradient, with the residual's added; the gain's is summed over programs, then rows of programs, in order."""
-    total, inverse = kept
+    total, inverse = saved
     rows, width = total.shape
     dy, ds_ = _by_rows(dy), dy if ds is None else _by_rows(ds)
     programs = min(rows, _PROGRAMS_PER_PROCESSOR * _processors(dy))
@@ -92,9 +92,9 @@ def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
     return inner, projected
 
 
-def gate_backward(dinner: Tensor, kept: Any) -> tuple[Tensor, Tensor]:
+def gate_backward(dinner: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
     """Gradient of gate and up, and the inner activations computed again."""
-    projected: Tensor = kept
+    projected: Tensor = saved
     dinner = _by_rows(dinner)
     rows, width = dinner.shape
     dprojected, inner = projected.new_empty(rows, 2 * width), projected.new_empty(rows, width)
@@ -128,19 +128,19 @@ def measure(logits_RV: Tensor, column_R: Tensor) -> Measured:
     """Peak, total and target of each row, in one pass over the logits, which stay as they are."""
     _check(logits_RV)
     rows, columns = logits_RV.shape
-    peak, total, wanted = (logits_RV.new_empty(rows, 1, dtype=torch.float32) for _ in range(3))
+    peak, total, target_logit = (logits_RV.new_empty(rows, 1, dtype=torch.float32) for _ in range(3))
     source.measure[(rows,)](
         logits_RV,
         column_R,
         peak,
         total,
-        wanted,
+        target_logit,
         logits_RV.stride(0),
         columns,
         BLOCK=_LOGITS_AT_ONCE,
         num_warps=8,
     )
-    return Measured(peak, total, wanted, None)
+    return Measured(peak, total, target_logit, None)
 
 
 def differentiate(

@@ -25,7 +25,7 @@ Titles = dict[type[Spec], str]
 """The parts of a document and the heading under which each one stands."""
 
 _SIMPLE: dict[Any, str] = {
-    Slug: "name: lower-case letters, digits, `_`, `.`, `-`",
+    Slug: "name in lower case",
     Sha256: "SHA-256 in hexadecimal",
     Fingerprint: "fingerprint, 16 hexadecimal digits",
     int: "whole number",

@@ -127,7 +127,7 @@ def test_transformers_computes_our_logits_in_bf16_as_well_as_we_do(tmp_path: Pat
 
 def stage_with_weights(spec: ModelSpec, precision: str) -> Stage:
     stage = Stage(spec, precision=precision, mesh=Mesh(), kernels=choose("auto", "cpu"), device="cpu")
-    AdamW(stage, Axis(), samples.optim()).start(SEED)
+    AdamW(stage, Axis(), samples.optim()).initialize(SEED)
     return stage
 
 
@@ -135,7 +135,7 @@ def drawn(spec: ModelSpec) -> list[tuple[str, torch.Tensor]]:
     """The masters that a stage starts with."""
     stage = Stage(spec, precision="fp32", mesh=Mesh(), kernels=choose("auto", "cpu"), device="cpu")
     optimizer = AdamW(stage, Axis(), samples.optim())
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     return [(box.piece.name, box.master.clone()) for box in optimizer.boxes()]
 
 
@@ -188,8 +188,8 @@ def test_what_transformers_left_out_has_its_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors: tensors.pop("model.norm.weight"), "lacks model.norm.weight"),
-        (lambda tensors: tensors.update({"model.extra": torch.zeros(2)}), "model.extra is no tensor"),
+        (lambda tensors: tensors.pop("model.norm.weight"), "model.norm.weight and 0 other tensors"),
+        (lambda tensors: tensors.update({"model.extra": torch.zeros(2)}), "model.extra is not a tensor"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}), "has the shape"),
         (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(64).long()}), "stored as I64"),
     ],
@@ -216,7 +216,7 @@ def test_tables_that_follow_from_the_config_are_passed_over(tmp_path: Path) -> N
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
     folder = written(tmp_path / "it", samples.model())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(DocumentError, match="pickles, which are never opened"):
+    with pytest.raises(DocumentError, match="pickle files, which are never opened"):
         hf.files(folder)
 
 
@@ -233,7 +233,7 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: byte
     spec = samples.model()
     folder = written(tmp_path / "it", spec)
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(DocumentError, match="not read as safetensors"):
+    with pytest.raises(DocumentError, match="not a readable safetensors file"):
         hf.open_weights(folder, spec)
 
 

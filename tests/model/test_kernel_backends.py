@@ -87,12 +87,12 @@ def test_the_newest_flash_attention_that_works_is_taken(monkeypatch: pytest.Monk
     ):
         flash.offers("cpu", True)
     _module("flash_attn", monkeypatch, flash_attn_func=_flash())
-    assert flash.offers("cpu", True)["mix"].words == "flash-attn 2, deterministic"
+    assert flash.offers("cpu", True)["mix"].description == "flash-attn 2, deterministic"
     _module("flash_attn_interface", monkeypatch, flash_attn_func=_flash(result=lambda o: (o, None)))
     offer = flash.offers("cpu", False)["mix"]
-    assert offer.words == "flash-attn 3"
+    assert offer.description == "flash-attn 3"
     q = torch.randn(2, 5, 3, 8)
-    torch.testing.assert_close(offer.carries_out(q, q, q), _flash()(q, q, q, causal=True, deterministic=True))
+    torch.testing.assert_close(offer.function(q, q, q), _flash()(q, q, q, causal=True, deterministic=True))
 
 
 @pytest.mark.usefixtures("no_flash")
@@ -129,7 +129,7 @@ def test_apex_offers_what_it_was_built_with(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(offers) == {"accumulate"}
     gradient = torch.ones(2, 3)
     dy, x = torch.randn(5, 2), torch.randn(5, 3)
-    offers["accumulate"].carries_out(gradient, dy, x)
+    offers["accumulate"].function(gradient, dy, x)
     torch.testing.assert_close(gradient, 1 + dy.t() @ x)
 
 
@@ -164,7 +164,7 @@ def _distributed_adam(
 
 def test_apexs_adamw_is_called_as_its_source_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     _module("distributed_adam_cuda", monkeypatch, multi_tensor_fused_adam=_distributed_adam)
-    _adamw_is_torchs(apex.offers()["adamw"].carries_out, "cpu", monkeypatch)
+    _adamw_is_torchs(apex.offers()["adamw"].function, "cpu", monkeypatch)
 
 
 def _adamw_is_torchs(adamw: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:

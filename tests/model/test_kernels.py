@@ -77,7 +77,7 @@ def test_attention_and_its_gradient_are_the_textbooks(
     assert relative(gradient, exact_gradient) < 16 * UNIT[dtype]
 
 
-@pytest.mark.parametrize("setting", ["BLOCK_ROWS", "KEEP_CONTEXT"])
+@pytest.mark.parametrize("setting", ["BLOCK_ROWS", "MAX_SAVED_CONTEXT"])
 def test_how_the_square_is_cut_changes_rounding_only(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = Heads(2, 160, 2, 1, 8)
     qkv = torch.randn(320, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from model.kernels import Heads, choose, positions
-from model.kernels.interfaces import Gate
+from model.kernels.interfaces import ForwardBackward
 from model.layers import SubLayer, SubLayerWeights, attention, embedding, head, recomputed
 from model.mesh import Axis
-from model.tensor_parallel import Linears
+from model.tensor_parallel import ParallelLinears
 from tests.model.test_kernels import UNIT, relative, textbook
 
 B, S, H, T, G, K, F, V = 2, 12, 16, 4, 2, 4, 24, 11
@@ -50,7 +50,7 @@ def _sub_layer(
     return lambda x, gain, into, out: x + f(_rms_norm(x, gain), into, out)
 
 
-def _attend() -> Gate:
+def _attend() -> ForwardBackward:
     return attention(KERNELS, Heads(B, S, T, G, K), positions(K, S, 100.0, torch.float64, "cpu"))
 
 
@@ -58,7 +58,7 @@ def _layer(name: str, dtype: torch.dtype, again: bool) -> SubLayer:
     f = KERNELS.gate
     if name == "attention":
         f = attention(KERNELS, Heads(B, S, T, G, K), positions(K, S, 100.0, dtype, "cpu"))
-    linears = Linears(Axis(), False, KERNELS.linear)
+    linears = ParallelLinears(Axis(), False, KERNELS.linear)
     return SubLayer(recomputed(f) if again else f, linears, KERNELS, 1e-6, again)
 
 
@@ -117,7 +117,7 @@ def test_gradients_of_weights_add_up_over_calls_and_what_is_recomputed_is_the_sa
 def test_the_head_and_its_gradients_are_the_textbooks(dtype: torch.dtype) -> None:
     weights = _weights((H,), (V, H), dtype=dtype)
     x, dy = _random(6, (B, S, H)).to(dtype).requires_grad_(), _random(7, (B, S, V)).to(dtype)
-    y = head(x, *weights, 1e-6, Linears(Axis(), False, KERNELS.linear), KERNELS)
+    y = head(x, *weights, 1e-6, ParallelLinears(Axis(), False, KERNELS.linear), KERNELS)
     y.backward(dy)
     exact_in = [one.detach().double().requires_grad_() for one in (x, *weights)]
     exact_y = _rms_norm(*exact_in[:2]) @ exact_in[2].t()

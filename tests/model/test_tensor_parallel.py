@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import tensor_parallel
-from model.collectives import AsyncTensor, here
+from model.collectives import AsyncTensor, ready
 from model.kernels import choose
 from model.layers import SubLayer, SubLayerWeights
 from model.mesh import Axis, Mesh
-from model.tensor_parallel import Linears
+from model.tensor_parallel import ParallelLinears
 from tests.model.test_kernels import relative
 from tests.support.spawn import spawn
 
@@ -53,11 +53,11 @@ def _through(mesh: Mesh) -> dict[tuple[bool, bool, int], tuple[Tensor, ...]]:
         for transposed in (False, True):
             for pieces in (1, 3):
                 tensor_parallel.PIECES, tensor_parallel.PIECE_BYTES = pieces, 1  # in a process of its own
-                ours = Linears(axis, split, KERNELS.linear if transposed else F.linear)
-                y = ours.leave(ours.enter(x, into, ours.multiply), out, BATCH)
-                dmiddle_RF, dy_RH = ours.back_through_leave(dy, out)
-                dx = ours.back_through_enter(dmiddle_RF, into, BATCH).wait()
-                again = ours.again(x).wait()
+                ours = ParallelLinears(axis, split, KERNELS.linear if transposed else F.linear)
+                y = ours.row_parallel(ours.column_parallel(x, into, ours.multiply), out, BATCH)
+                dmiddle_RF, dy_RH = ours.row_parallel_backward(dy, out)
+                dx = ours.column_parallel_backward(dmiddle_RF, into, BATCH).wait()
+                again = ours.regather(x).wait()
                 found[split, transposed, pieces] = (y, dmiddle_RF, dy_RH, dx, again)
     return found
 
@@ -91,7 +91,7 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
     def collective(name: str) -> Callable[[Tensor, Axis], AsyncTensor]:
         def start(x: Tensor, axis: Axis) -> AsyncTensor:
             if axis.size == 1:
-                return here(x)
+                return ready(x)
             seen.append(f"start {name}")
             return AsyncTensor(None, lambda: (seen.append(f"wait {name}"), x)[1])
 
@@ -101,8 +101,13 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
         seen.append("weights")
         KERNELS.accumulate(*args)
 
-    for name in ("reduce", "gather", "scatter"):
-        monkeypatch.setattr(tensor_parallel, name, collective(name))
+    names = {
+        "reduce": "all_reduce_async",
+        "gather": "gather_from_sp_region",
+        "scatter": "reduce_scatter_to_sp_region",
+    }
+    for short, name in names.items():
+        monkeypatch.setattr(tensor_parallel, name, collective(short))
     layer_of = replace(KERNELS, accumulate=accumulate)
     weights = SubLayerWeights(
         *(_buffered(one) for one in (torch.ones(WIDTH), _random(5, 8, WIDTH), _random(6, WIDTH, 4)))
@@ -111,7 +116,7 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
         (False, ["start reduce", "weights", "weights", "wait reduce"]),
         (True, ["start gather", "start scatter", "weights", "wait gather", "weights", "wait scatter"]),
     ):
-        layer = SubLayer(KERNELS.gate, Linears(Axis(2, 0), split, F.linear), layer_of, 1e-6, False)
+        layer = SubLayer(KERNELS.gate, ParallelLinears(Axis(2, 0), split, F.linear), layer_of, 1e-6, False)
         with torch.no_grad():
             _, _, kept = layer.forward(X, None, weights)
             seen.clear()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from model.kernels import choose
 from model.mesh import Axis, Mesh
-from model.parameters import local_pieces, place
+from model.parameters import flat_layout, local_pieces
 from model.transformer import WHOLE, Stage
 from model.zero import AdamW
 from specs.layout import Layout
@@ -60,7 +60,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(kv_heads: int) -> N
     spec = samples.model(heads=4, kv_heads=kv_heads, init_std=0.1, context=150)
     ours = stage_of(spec)
     optimizer = AdamW(ours, Axis(), samples.optim())
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     theirs = _llama(spec, {box.piece.name: box.master.clone() for box in optimizer.boxes()})
     tokens, targets = batch(spec)[:, :-1], batch(spec)[:, 1:]
     logits = theirs(tokens).logits
@@ -71,7 +71,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(kv_heads: int) -> N
     our_loss.backward()
     assert our_loss.item() == pytest.approx(loss.item(), rel=1e-6)
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for local in ours.locals.values():
+    for local in ours.local_parameters.values():
         found = local.of(ours.gradients).split([piece.rows for piece in local.pieces])
         for piece, gradient in zip(local.pieces, found, strict=True):
             assert relative(gradient, gradients.pop(piece.name).double()) < 1e-5, piece.name
@@ -85,7 +85,11 @@ def test_the_spec_counts_the_parameters(changes: dict[str, int]) -> None:
     spec = samples.model(**changes)
     stage = stage_of(spec, "bf16", device="meta")
     assert sum(parameter.numel() for parameter in stage.parameters()) == spec.params
-    named = {piece.name: math.prod(piece.shape) for local in stage.locals.values() for piece in local.pieces}
+    named = {
+        piece.name: math.prod(piece.shape)
+        for local in stage.local_parameters.values()
+        for piece in local.pieces
+    }
     assert sum(named.values()) == spec.params
 
 
@@ -110,7 +114,7 @@ def test_pieces_of_tensor_parallel_ranks_tile_every_tensor() -> None:
 @pytest.mark.parametrize("dp", [1, 3, 8])
 def test_parameters_lie_side_by_side_and_matrices_first(dp: int) -> None:
     spec = samples.model()
-    locals_ = list(place(local_pieces(spec, Axis()), dp).values())
+    locals_ = list(flat_layout(local_pieces(spec, Axis()), dp).values())
     assert [local.start for local in locals_] == [0, *(local.stop for local in locals_[:-1])]
     assert all((local.stop - local.start) % (dp * local.cols) == 0 for local in locals_)
     decays = [local.decays for local in locals_]
@@ -124,7 +128,7 @@ def test_parameters_lie_side_by_side_and_matrices_first(dp: int) -> None:
 def test_shorter_sequences_see_the_first_positions() -> None:
     spec = samples.model()
     stage = stage_of(spec, "fp64")
-    AdamW(stage, Axis(), samples.optim()).start(SEED)
+    AdamW(stage, Axis(), samples.optim()).initialize(SEED)
     tokens = batch(spec)[:, :-1]
     whole = stage.logits(tokens)
     torch.testing.assert_close(stage.logits(tokens[:, :37]), whole[:, :37], rtol=0, atol=1e-13)
@@ -133,7 +137,7 @@ def test_shorter_sequences_see_the_first_positions() -> None:
 def test_micro_batches_add_up_to_the_batch() -> None:
     spec = samples.model()
     stage = stage_of(spec, "fp64")
-    AdamW(stage, Axis(), samples.optim()).start(SEED)
+    AdamW(stage, Axis(), samples.optim()).initialize(SEED)
     tokens, targets = batch(spec, 4)[:, :-1], batch(spec, 4)[:, 1:]
     whole = stage.loss(tokens, targets, targets.numel())
     whole.backward()
@@ -152,7 +156,7 @@ def test_bf16_is_near_fp32_and_its_gradients_are_fp32() -> None:
     gradients, losses = [], []
     for precision in ("fp32", "bf16"):
         stage = stage_of(spec, precision)
-        AdamW(stage, Axis(), samples.optim()).start(SEED)
+        AdamW(stage, Axis(), samples.optim()).initialize(SEED)
         loss = stage.loss(batch(spec)[:, :-1], batch(spec)[:, 1:], 3 * spec.context)
         loss.backward()
         losses.append(loss.item())
@@ -170,7 +174,7 @@ def test_weights_that_were_never_set_do_not_pass_for_weights() -> None:
 def test_evaluation_keeps_no_graph_and_touches_no_gradient() -> None:
     spec = samples.model()
     stage = stage_of(spec)
-    AdamW(stage, Axis(), samples.optim()).start(SEED)
+    AdamW(stage, Axis(), samples.optim()).initialize(SEED)
     with torch.no_grad():
         loss = stage.loss(batch(spec)[:, :-1], batch(spec)[:, 1:], 3 * spec.context)
     assert not loss.requires_grad
@@ -189,10 +193,10 @@ def test_a_stage_holds_what_its_layout_gives_it_under_global_names() -> None:
         assert [(chunk.blocks, chunk.first, chunk.last) for chunk in stage.chunks] == [
             (blocks, blocks.start == 0, blocks.stop == 5) for blocks in layout.blocks(5)[rank::2]
         ]
-        held.append(set(stage.locals))
-        assert {name for name, _ in stage.named_parameters()} == set(stage.locals)
+        held.append(set(stage.local_parameters))
+        assert {name for name, _ in stage.named_parameters()} == set(stage.local_parameters)
     assert not held[0] & held[1]
-    assert held[0] | held[1] == set(stage_of(spec).locals)
+    assert held[0] | held[1] == set(stage_of(spec).local_parameters)
 
 
 def test_chunks_in_a_row_are_the_whole_model() -> None:
@@ -204,7 +208,7 @@ def test_chunks_in_a_row_are_the_whole_model() -> None:
         for mesh, cut in ((Mesh(), WHOLE), (Mesh(pp=Axis(2, 0)), layout), (Mesh(pp=Axis(2, 1)), layout))
     ]
     for stage in (whole, *stages):
-        AdamW(stage, Axis(), samples.optim()).start(SEED)
+        AdamW(stage, Axis(), samples.optim()).initialize(SEED)
     tokens, targets = batch(spec)[:, :-1], batch(spec)[:, 1:]
     loss = whole.loss(tokens, targets, 100)
     loss.backward()

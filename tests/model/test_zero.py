@@ -39,12 +39,12 @@ def _train(
         buckets.BUCKET_BYTES = bucket_bytes  # in a process of its own
     stage = stage_of(spec, precision, mesh)
     optimizer = AdamW(stage, mesh.dp, optim)
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     losses, norms = [], []
     for _ in range(steps):
         losses.append(_accumulate(stage, batch(spec, 12), mesh.dp))
         norms.append(optimizer.step(0.01))
-    optimizer.settle()
+    optimizer.wait_for_parameters()
     return losses, norms, {name: parameter.detach() for name, parameter in stage.named_parameters()}
 
 
@@ -54,8 +54,8 @@ def test_a_step_is_torchs_adamw_after_torchs_clipping(clip_norm: float) -> None:
     optim = samples.optim(clip_norm=clip_norm)
     stage, twin = stage_of(ODD), stage_of(ODD)
     ours = AdamW(stage, Axis(), optim)
-    ours.start(SEED)
-    AdamW(twin, Axis(), optim).start(SEED)
+    ours.initialize(SEED)
+    AdamW(twin, Axis(), optim).initialize(SEED)
     matrices = [one for one in twin.parameters() if one.dim() == 2]
     gains = [one for one in twin.parameters() if one.dim() == 1]
     groups = [
@@ -131,7 +131,7 @@ def _window(whole: Tensor, box: Box) -> Tensor:
 def _save(mesh: Mesh, steps: int) -> list[Box]:
     stage = stage_of(ODD, "fp64", mesh)
     optimizer = AdamW(stage, mesh.dp, samples.optim())
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     for _ in range(steps):
         _accumulate(stage, batch(ODD, 12), mesh.dp)
         optimizer.step(0.01)
@@ -149,7 +149,7 @@ def test_state_of_two_ranks_goes_on_in_one_process_as_if_it_had_never_left() -> 
                 for part in ("master", "exp_avg", "exp_avg_sq"):
                     _window(getattr(ours, part), theirs).copy_(getattr(theirs, part))
     optimizer.steps = 3
-    optimizer.publish()
+    optimizer.sync_parameters()
     for _ in range(2):
         _accumulate(stage, batch(ODD, 12), Axis())
         optimizer.step(0.01)
@@ -169,7 +169,7 @@ def test_fresh_weights_do_not_depend_on_the_layout() -> None:
 def test_bf16_updates_too_small_for_bf16_are_not_lost() -> None:
     stage = stage_of(ODD, "bf16")
     optimizer = AdamW(stage, Axis(), samples.optim(weight_decay=0.0))
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     before = {box.piece.name: box.master.clone() for box in optimizer.boxes()}
     for _ in range(10):
         stage.gradients.fill_(1e-3)
@@ -185,7 +185,7 @@ def test_bf16_updates_too_small_for_bf16_are_not_lost() -> None:
 def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     stage = stage_of(ODD)
     optimizer = AdamW(stage, Axis(), samples.optim())
-    optimizer.start(SEED)
+    optimizer.initialize(SEED)
     before = stage.weights.clone()
     stage.gradients[5] = bad
     assert not math.isfinite(optimizer.step(0.01))
@@ -201,25 +201,25 @@ def test_the_same_step_twice_gives_the_same_bytes() -> None:
 
 
 def _overlaps(mesh: Mesh) -> tuple[list[int], int, int, list[int]]:
-    """Buckets: on their way after each backward; in all; on their way after the step, and before each forward."""
+    """Buckets in flight after each backward; in all; in flight after the step, and before each forward."""
     buckets.BUCKET_BYTES = 4000  # in a process of its own
     spec = samples.model(layers=3, width=16, ffn=32, vocab=64, context=8)
     stage = stage_of(spec, mesh=mesh)
     optimizer = AdamW(stage, mesh.dp, samples.optim())
-    optimizer.start(SEED)
-    exchange, tokens = optimizer._exchange, batch(spec, 4).chunk(mesh.dp.size)[mesh.dp.rank]
-    optimizer.expect(len(tokens))
+    optimizer.initialize(SEED)
+    in_flight, tokens = optimizer._buckets, batch(spec, 4).chunk(mesh.dp.size)[mesh.dp.rank]
+    optimizer.start_accumulation(len(tokens))
     leaving = []
     for row in tokens.split(1):
         stage.loss(row[:, :-1], row[:, 1:], 32).backward()
-        leaving.append(len(exchange._leaving))
+        leaving.append(len(in_flight._reduce_scatters))
     optimizer.step(0.01)
-    coming = len(exchange._coming)
+    coming = len(in_flight._all_gathers)
     waiting = []
     for block in stage.blocks.values():
-        block.register_forward_pre_hook(lambda *_: waiting.append(len(exchange._coming)))
+        block.register_forward_pre_hook(lambda *_: waiting.append(len(in_flight._all_gathers)))
     stage.loss(tokens[:, :-1], tokens[:, 1:], 32)
-    return leaving, len(exchange._buckets), coming, [*waiting, len(exchange._coming)]
+    return leaving, len(in_flight._buckets), coming, [*waiting, len(in_flight._all_gathers)]
 
 
 def test_gradients_leave_with_the_last_backward_and_parameters_are_awaited_one_by_one() -> None:
