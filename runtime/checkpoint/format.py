@@ -279,9 +279,9 @@ def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint; renamed first, so that it is never seen half removed."""
-    gone = path.with_name(f".{path.name}.old")
-    os.rename(path, gone)
-    shutil.rmtree(gone)
+    renamed = path.with_name(f".{path.name}.old")
+    os.rename(path, renamed)
+    shutil.rmtree(renamed)
 
 
 def _staging_folder(folder: Path, step: int) -> Path:

@@ -116,9 +116,9 @@ def _pieces(shards: Mapping[str, Shard]) -> Iterator[bytes | memoryview]:
 
 def _write(file: IO[bytes], piece: bytes | memoryview) -> None:
     """Write the whole piece; a write to a nearly full disk may be partial."""
-    left = memoryview(piece)
-    while left:
-        left = left[file.write(left) :]
+    remaining = memoryview(piece)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 class StoredShards:
@@ -134,9 +134,9 @@ class StoredShards:
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor's name and shape, sorted by name."""
-        for name, held in sorted(self._metadata.state_dict_metadata.items()):
-            if isinstance(held, TensorStorageMetadata):
-                yield name, tuple(held.size)
+        for name, entry in sorted(self._metadata.state_dict_metadata.items()):
+            if isinstance(entry, TensorStorageMetadata):
+                yield name, tuple(entry.size)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the values into these tensors and boxes; ValueError where some are missing."""
@@ -147,15 +147,15 @@ class StoredShards:
         self._reader.read_data(planner.create_local_plan(), planner).wait()
 
     def _check(self, name: str, tensor: Tensor) -> None:
-        held = self._metadata.state_dict_metadata.get(name)
-        if not isinstance(held, TensorStorageMetadata):
+        entry = self._metadata.state_dict_metadata.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
             raise ValueError(f"{self._reader.path} has no tensor {name}")
-        if held.size != tensor.size():
+        if entry.size != tensor.size():
             raise ValueError(
-                f"{self._reader.path} has {name} with shape {tuple(held.size)}, not {tuple(tensor.size())}"
+                f"{self._reader.path} has {name} with shape {tuple(entry.size)}, not {tuple(tensor.size())}"
             )
-        values = sum(chunk.sizes.numel() for chunk in held.chunks)
-        if values != held.size.numel():
+        values = sum(chunk.sizes.numel() for chunk in entry.chunks)
+        if values != entry.size.numel():
             raise ValueError(
-                f"{self._reader.path} has only {values} of the {held.size.numel()} values of {name}"
+                f"{self._reader.path} has only {values} of the {entry.size.numel()} values of {name}"
             )

@@ -15,25 +15,27 @@ _COUNTERPART = {"send": "receive", "receive": "send"}
 
 def mismatch(layout: Layout, messages: Mapping[int, Sequence[Message]]) -> str | None:
     """The first mismatch or deadlock of these ranks' messages; None where all of them match."""
-    left = {rank: deque(queue) for rank, queue in messages.items()}
-    waiting = {rank for rank in left if left[rank]}
+    pending = {rank: deque(queue) for rank, queue in messages.items()}
+    waiting = {rank for rank in pending if pending[rank]}
     while waiting:
         done = False
         for rank in sorted(waiting):
-            while left[rank]:
-                partners = _partners(layout, rank, left[rank][0], left)
-                heads = {one: left[one][0] if left[one] else None for one in partners}
-                wrong = _wrong(layout, rank, left[rank][0], heads)
+            while pending[rank]:
+                partners = _partners(layout, rank, pending[rank][0], pending)
+                heads = {one: pending[one][0] if pending[one] else None for one in partners}
+                wrong = _wrong(layout, rank, pending[rank][0], heads)
                 if wrong:
                     return wrong
-                if any(not _matches(layout, rank, left[rank][0], one, head) for one, head in heads.items()):
+                if any(
+                    not _matches(layout, rank, pending[rank][0], one, head) for one, head in heads.items()
+                ):
                     break
                 for one in (rank, *partners):
-                    left[one].popleft()
+                    pending[one].popleft()
                 done = True
-        waiting = {rank for rank in waiting if left[rank]}
+        waiting = {rank for rank in waiting if pending[rank]}
         if waiting and not done:
-            stuck = ", ".join(f"rank {rank} at {left[rank][0]}" for rank in sorted(waiting)[:4])
+            stuck = ", ".join(f"rank {rank} at {pending[rank][0]}" for rank in sorted(waiting)[:4])
             return f"deadlock, these ranks wait for each other: {stuck}"
     return None
 

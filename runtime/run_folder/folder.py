@@ -151,15 +151,15 @@ def _whole_lines(path: Path, line_type: Any) -> list[Any]:
 
 
 def _refuse_another_run(folder: RunFolder, run: RunSpec) -> None:
-    there = folder.run()
-    fields = differing_fields(there.plain(), run.plain())
+    existing = folder.run()
+    fields = differing_fields(existing.plain(), run.plain())
     if fields:
         raise DocumentError(
             folder.run_json,
             1,
             1,
-            f"this folder holds another run, it differs in {', '.join(fields)}",
-            f"move {folder.path} away and run again",
+            f"this folder holds another run, which differs in {', '.join(fields)}",
+            f"move {folder.path} away and rerun",
         )
 
 

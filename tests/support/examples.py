@@ -469,8 +469,8 @@ def _run_audit(planned: PlannedRun, seal: str, off: float, finished: float) -> R
     fingerprint = planned.run.fingerprint()
     names = ("spec", "start", "sealed before step 1", "steps", "tokens", "schedule", "evaluations", "data")
     details = {
-        "spec": f"run.json hashes to {fingerprint}, planned {fingerprint}",
-        "sealed before step 1": f"the first record carries seal {seal[:16]}, the plan's is {seal[:16]}",
+        "spec": f"run.json has fingerprint {fingerprint}, planned {fingerprint}",
+        "sealed before step 1": f"the first Start record has seal {seal[:16]}, the plan {seal[:16]}",
         "steps": f"{steps} steps recorded, {planned.run.optim.steps} planned",
     }
     return RunAudit(

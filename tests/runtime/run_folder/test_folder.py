@@ -36,7 +36,7 @@ def test_a_folder_of_another_run_is_refused_with_the_fields_that_differ(tmp_path
     folder = open_folder(tmp_path, samples.run(), order())
     other = samples.run(seed=7, model=samples.model(width=128))
     folder.run_json.write_text(other.canonical_json())
-    with pytest.raises(DocumentError, match=r"it differs in model\.width, seed; move .* away"):
+    with pytest.raises(DocumentError, match=r"which differs in model\.width, seed; move .* away"):
         open_folder(tmp_path, samples.run(), order())
 
 
