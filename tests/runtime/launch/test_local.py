@@ -19,6 +19,8 @@ from runtime.run_folder.lock import LockAttempt, recorded_owner
 from runtime.run_folder.tail import last_line
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 
 def make_job(folder: Path, title: str, **changes: object) -> Job:
     (folder / title).mkdir(parents=True, exist_ok=True)
@@ -359,8 +361,6 @@ def test_a_pace_counts_from_the_first_new_step_of_a_segment(tmp_path: Path) -> N
 
 RECORDS = """
 import json
-
-pytestmark = pytest.mark.xdist_group("ranks")
 folder = pathlib.Path(sys.argv[1])
 time.sleep(.3)
 with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl', 'a') as metrics:

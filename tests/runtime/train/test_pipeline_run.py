@@ -15,6 +15,8 @@ from specs.run import Evaluation, RunSpec
 from tests.support import samples
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+
 STEPS = 20
 
 
@@ -92,8 +94,6 @@ import os, signal, sys, time
 from pathlib import Path
 from model.pipeline_parallel import Pipeline
 from runtime.train.loop import main
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 
 take = Pipeline.train
 steps = iter(range(10**6))
