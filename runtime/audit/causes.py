@@ -198,7 +198,7 @@ def _instability(miss: ForecastMiss) -> Iterator[Cause]:
     most = max(miss.clipped_pilots, default=1.0)
     if share > most:
         message = (
-            f"{share:.0%} of the steps after the warm-up were clipped; of no pilot's more than {most:.0%}"
+            f"{share:.0%} of the steps after the warm-up were clipped, of the pilots' at most {most:.0%}"
         )
         yield Cause(CauseRank.POINTED_AT, "learning rate", message)
 

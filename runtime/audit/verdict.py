@@ -132,7 +132,7 @@ def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
     if missing:
         return "cannot tell", missing
     if plan.phase == "pilots":
-        return "inside", f"all {len(runs)} runs are accepted; plan again to plan the target"
+        return "inside", f"all {len(runs)} runs are accepted; plan again for the target"
     if isinstance(plan.forecast, NoForecast):
         return "cannot tell", f"the plan has no forecast: {plan.forecast.reason}"
     loss = runs[-1].loss

@@ -179,7 +179,7 @@ def _train_steps(
             _fail_if_not_finite(logger, step, values)
         if reject_reason:
             worker.optimizer.skip()
-            logger.incident("skipped_step", step, f"step {step} was rejected, {reject_reason}")
+            logger.incident("skipped_step", step, f"step {step} was rejected: {reject_reason}")
         else:
             worker.optimizer.apply(lr, grad_norm)
         logger.step(step, loss, grad_norm, lr, applied=not reject_reason)

@@ -51,14 +51,14 @@ class SpikeGuard:
         if self._spec is None:
             return ""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return f"not finite: loss {loss:.4g}, gradient norm {grad_norm:.4g}"
+            return f"loss {loss:.4g} or gradient norm {grad_norm:.4g} is not finite"
         if len(self._losses) < self._spec.window_steps:
             return ""
         height = deviations(loss, self._losses)
         if height <= self._spec.spike_deviations:
             return ""
         last = f"the last {len(self._losses)} steps"
-        return f"loss spike: {loss:.4g} is {height:.3g} deviations above the median of {last}"
+        return f"loss spike, {loss:.4g} is {height:.3g} deviations above the median of {last}"
 
 
 def deviations(loss: float, before: Sequence[float] | deque[float]) -> float:

@@ -414,7 +414,7 @@ def test_pilots_enter_the_ledger_in_the_plans_order(workspace: Path, plan: Plan)
     audit = audited(workspace, pilots)
     assert (audit.verdict, audit.reason) == (
         "inside",
-        "all 3 runs are accepted; plan again to plan the target",
+        "all 3 runs are accepted; plan again for the target",
     )
     assert [record.run.seed for record in ledger(workspace)] == [3, 1, 2]
     before = (workspace / "plans" / "ledger.jsonl").read_bytes()
@@ -470,7 +470,7 @@ def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> N
     audit = audited(workspace, plan)
     assert audit.verdict == "outside"
     assert audit.causes[0] == (
-        "learning rate: 100% of the steps after the warm-up were clipped; of no pilot's more than 0%"
+        "learning rate: 100% of the steps after the warm-up were clipped, of the pilots' at most 0%"
     )
     assert audit.causes[-1].startswith("throughput: 4e+03 tokens/s, planned 1e+04")
 
