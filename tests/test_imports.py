@@ -124,6 +124,7 @@ def test_planning_never_loads_torch(tmp_path: Path) -> None:
     assert loaded == "[]\n"
 
 
+@pytest.mark.slow
 def test_importing_has_no_effect(tmp_path: Path) -> None:
     modules = [module_name(path) for path in SOURCES]
     assert import_cold(modules, "", tmp_path) == ""
@@ -168,3 +169,15 @@ def test_no_folder_is_a_street_without_houses() -> None:
     """About fifteen files side by side can be looked through; the kinds of documents in specs/ are many by nature."""
     folders = [path.parent for path in SOURCES if path.parent != ROOT / "specs"]
     assert {folder: folders.count(folder) for folder in folders if folders.count(folder) > 16} == {}
+
+
+def test_the_street_map_in_the_design_shows_every_package_in_import_order() -> None:
+    """From the highest floor down, as FLOORS has them."""
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    section = design.partition("## Street map\n")[2].partition("\n## ")[0]
+    shown = [line.split()[0] for line in section.splitlines() if line.startswith("    ")]
+    assert sorted(shown) == sorted(name for floor in FLOORS for name in floor)
+    floors = {name: at for at, names in enumerate(FLOORS) for name in names}
+    for top in MAY_IMPORT:
+        own = [floors[name] for name in shown if name.partition(".")[0] == top]
+        assert own == sorted(own, reverse=True), top

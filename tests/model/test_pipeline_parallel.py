@@ -140,6 +140,7 @@ def watch_memory(mesh: Mesh, layout: Layout, micro_batches: int) -> tuple[int, i
     return max(kept), max(alive), sum(not one.expired() for one in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pp", "chunks"), [(4, 1), (2, 2)])
 def test_activations_go_when_they_are_spent_and_results_when_they_are_sent(pp: int, chunks: int) -> None:
     layout = cut(pp=pp, interleave=chunks)

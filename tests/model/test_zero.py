@@ -79,6 +79,7 @@ def test_a_step_is_torchs_adamw_after_torchs_clipping(clip_norm: float) -> None:
     assert ours.steps == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "bucket_bytes"), [(2, None), (4, 4000)])
 def test_data_parallel_ranks_train_as_one_process(ranks: int, bucket_bytes: int | None) -> None:
     """In fp64, since Adam turns the rounding of a tiny gradient into a different step: 5 steps, a few 1e-16 each,

@@ -284,6 +284,7 @@ def test_the_same_documents_give_the_same_bytes(plan: Plan, found: Audit | None)
     assert render(plan, found) == render(plan, found)
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes() -> None:
     """Whatever its hash seed and locale."""
     program = (
@@ -344,26 +345,26 @@ def headings(page: str) -> list[str]:
 
 def test_every_section_of_an_audited_target() -> None:
     assert headings(render(WHOLE, examples.make_audit(WHOLE), EARLIER)) == [
-        "What to know",
-        "Planned against actual",
+        "Notes",
+        "Forecast and measured loss",
         "isoFLOP profiles",
-        "Frontier",
+        "Compute frontier",
         "Learning-rate check",
         "The target run",
-        "Forms side by side",
-        "Best split",
+        "Loss-law forms compared",
+        "Compute-optimal split",
         "Formulas",
         "Runs",
         "Cost",
-        "Recounted",
+        "Audit checks",
         "Provenance",
     ]
 
 
 def test_sections_appear_with_what_they_show() -> None:
     assert headings(render(PILOTS, None)) == [
-        "What to know",
-        "The ladder",
+        "Notes",
+        "Pilot ladder",
         "Formulas",
         "Runs",
         "Cost",
@@ -372,7 +373,7 @@ def test_sections_appear_with_what_they_show() -> None:
     assert "isoFLOP profiles" in headings(render(PILOTS, PILOTS_AUDIT))
     published = headings(render(examples.make_plan("published"), None))
     assert published == [
-        "How far the law is asked to go",
+        "Extrapolation of the law",
         "The target run",
         "Formulas",
         "Runs",
@@ -392,7 +393,7 @@ def test_sections_appear_with_what_they_show() -> None:
         (WHOLE, examples.make_audit(WHOLE), "The forecast held"),
         (WHOLE, examples.make_audit(WHOLE, off=0.08), "The forecast missed"),
         (WHOLE, examples.make_audit(WHOLE, finished=0.6), "No verdict yet"),
-        (examples.make_plan("published"), None, "A plan, without a forecast of the loss"),
+        (examples.make_plan("published"), None, "A plan without a loss forecast"),
     ],
 )
 def test_the_first_line_says_what_came_out(plan: Plan, found: Audit | None, statement: str) -> None:
@@ -493,7 +494,7 @@ def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> N
     assert page.count(f'<u style="left:{limit:.3f}%"') == len(drawn)
     assert page.count('<div class="missed">') == 1
     text = Page(page).text
-    assert "1,432 layouts are legal and 211 of them fit" in text
+    assert "1,432 layouts are possible, and 211 of them fit" in text
     assert "3.6 GiB too much" in text
 
 

@@ -102,6 +102,7 @@ def test_every_currency_is_told_of_one_run(tmp_path: Path) -> None:
     assert cost.energy_j == pytest.approx(700.0 * 3600 * cost.device_hours)
 
 
+@pytest.mark.slow
 def test_a_target_loss_takes_the_least_compute_that_reaches_it(tmp_path: Path) -> None:
     """On the law's own data; a hundredth less compute does not reach it."""
     text = budget(spend("loss: 2.0 nats/token"), rest_on(LOSS), ("our-web-mix", "massivetext"))
@@ -138,6 +139,7 @@ def test_a_law_without_an_allocation_allocates_by_its_optimum(tmp_path: Path) ->
     assert run.compute_flop == pytest.approx(1e24, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["epoch-chinchilla", "hoffmann"])
 @given(log_flop=st.floats(19, 26), log_served=st.floats(9, 14))
 def test_a_model_that_serves_is_the_cheapest_with_its_loss(
@@ -463,6 +465,7 @@ def refusal(
     return said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "line", "says", "remedy"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_refusal_names_the_line_and_what_would_work(
     text: str,

@@ -168,6 +168,7 @@ def test_the_demos_ladder() -> None:
     assert (ladder.budgets, ladder.sizes, ladder.spread) == (3, 4, 1.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_chosen_ladders_are_sound_and_the_same_twice(name: str) -> None:
     """No size below the smallest shape, no more decades than the paper's, no budget that the prior does not know."""

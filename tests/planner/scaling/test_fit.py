@@ -85,7 +85,7 @@ def test_bad_runs_are_named(column: str, value: float, message: str) -> None:
 
 
 def test_too_few_runs_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 runs cannot fix the 5 constants"):
+    with pytest.raises(ValueError, match="3 runs are too few to fit the 5 constants"):
         fit(laws.STANDARD, [1e8, 1e9, 1e10], [1e9, 1e10, 1e11], [3.0, 2.8, 2.6])
 
 

@@ -68,7 +68,7 @@ def test_a_hill_is_no_valley() -> None:
     size = np.geomspace(1e7, 1e9, 5)
     (minimum,) = profiles(size, 1e19 / size, 3 - 0.01 * np.log(size / 8e7) ** 2)
     assert not minimum.bracketed
-    assert minimum.reason == "no valley: the loss falls towards the largest size"
+    assert minimum.reason == "the loss has no minimum and falls towards the largest size"
     assert minimum.size == pytest.approx(1e9)
 
 

@@ -89,6 +89,7 @@ def record(one: PlannedRun, loss: float, seal: str) -> LedgerRecord:
     )
 
 
+@pytest.mark.slow
 def test_pilots_come_first_and_the_target_when_all_are_audited(workspace: Path) -> None:
     """With one pilot missing the plan still asks for pilots."""
     first = planned(workspace)
@@ -178,7 +179,7 @@ def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path)
     assert isinstance(plan.forecast, Forecast)
     assert plan.fit is not None
     assert plan.fit.held_out_error is None
-    assert "for the distance, the prior's, as no budget could be held out" in plan.forecast.basis
+    assert "% by its prior, as no budget could be held out" in plan.forecast.basis
     assert "held-out budgets showed" not in plan.forecast.basis
 
 

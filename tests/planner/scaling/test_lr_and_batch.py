@@ -70,7 +70,7 @@ def test_what_did_not_vary_is_not_fitted() -> None:
     assert not one_batch.batch_varied
     assert one_batch.best(1e9, 1e10)[1] is None
     assert one_batch.best(1e9, 1e10)[0] == pytest.approx(np.exp(_bottom(1e9, 1e10)[0]), rel=1e-4)
-    assert "learning rates alone" in one_batch.regime
+    assert "varied only the learning rate" in one_batch.regime
     one_cell = fit_rates(_grid(CELLS[:1]))
     assert one_cell.bottom[:, 1:].tolist() == [[0, 0], [0, 0]]
     assert one_cell.best(5e9, 5e10) == pytest.approx(np.exp(_bottom(*CELLS[0])))
@@ -95,7 +95,7 @@ def test_the_regime_and_the_document_say_what_was_fitted() -> None:
 def test_a_grid_without_a_lowest_point_is_refused() -> None:
     grid = _grid(CELLS)
     upside_down = RateGrid(grid.size, grid.tokens, grid.lr, grid.batch, 3.0 - (grid.loss - 3.0) / 100)
-    with pytest.raises(ValueError, match="no lowest point"):
+    with pytest.raises(ValueError, match="no minimum among"):
         fit_rates(upside_down)
     with pytest.raises(ValueError, match=r"run more learning rates around the best"):
         fit_rates(grid.take(np.arange(0, 35, 12)))

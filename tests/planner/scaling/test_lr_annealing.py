@@ -126,7 +126,7 @@ def test_what_is_wrong_is_named() -> None:
     lr = _schedule((5000, 0.3))
     with pytest.raises(ValueError, match="curve 0: finished steps must lie in 1 to 8000"):
         fit_annealing([Trace(lr, np.array([8001]), np.array([3.0]))])
-    with pytest.raises(ValueError, match="gamma is no constant of the root law"):
+    with pytest.raises(ValueError, match="the root law has no constant gamma"):
         fit_annealing([_curve(ROOT, lr)], ROOT, held={"gamma": 1.0})
     with pytest.raises(ValueError, match="must be positive and finite"):
         fit_annealing([Trace(lr, np.array([500]), np.array([np.nan]))])

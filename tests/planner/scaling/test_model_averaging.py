@@ -245,19 +245,21 @@ def test_weak_evidence_is_flagged() -> None:
     form, params = _pilot_surface()
     runs = _ladder(form, params, noise=0.0, seed=0)
     clean = _forecast(runs, 1e6, 1e7, draws=200).flags
-    assert clean == ("only 3 budgets: the floor rests on other people's laws",)
+    assert clean == ("only 3 budgets: the loss floor is mostly that of the prior, from published laws",)
     one_sided = runs.take((runs.flop > 2e11) | (runs.size > np.median(runs.size[runs.flop < 2e11])))
     flags = _forecast(one_sided, 1e6, 1e7, draws=200).flags
     assert not any("1e+11" in flag for flag in flags)  # two sizes make no profile
     short = points(runs.size, runs.tokens, runs.loss, steps=np.where(runs.flop < 2e11, 500, 2000))
-    assert "5 of 15 runs are under 1000 steps and count for a ninth" in _forecast(short, 1e6, 1e7).flags
+    assert (
+        "5 of 15 runs have under 1000 steps and get a ninth of the weight" in _forecast(short, 1e6, 1e7).flags
+    )
 
 
 def test_too_little_evidence_is_refused() -> None:
     form, params = _pilot_surface()
-    with pytest.raises(ValueError, match="5 different runs at 1 budgets"):
+    with pytest.raises(ValueError, match="5 different runs at 1 budget, but"):
         fit_mixture(_ladder(form, params, (1e11,)))
-    with pytest.raises(ValueError, match="6 different runs at 2 budgets; a forecast needs at least 7"):
+    with pytest.raises(ValueError, match="6 different runs at 2 budgets, but a forecast needs at least 7"):
         fit_mixture(_ladder(form, params, BUDGETS[:2], sizes=3))
 
 

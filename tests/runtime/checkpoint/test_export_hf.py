@@ -75,6 +75,7 @@ def our_logits(folder: RunFolder, step: int, rows: torch.Tensor) -> torch.Tensor
     return stage.logits(rows).detach().double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("bf16", 0.03)])
 @pytest.mark.parametrize(
     "tokenizer", [Bytes(kind="bytes"), Bbpe(kind="bbpe", vocab=300)], ids=["bytes", "bbpe"]

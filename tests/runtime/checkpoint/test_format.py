@@ -255,6 +255,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_is_used(
     assert "\n" not in problems[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_corruption_is_ever_resumed_from(

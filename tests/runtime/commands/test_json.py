@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from specs.document.write import write_yaml
 from tests.support import examples
 from tests.support.commands import isoplan
@@ -15,6 +17,7 @@ def answered(folder: Path, *words: object) -> object:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_verb_offers_json(tmp_path: Path) -> None:
     verbs = re.findall(r"^│ ([a-z]+) ", isoplan(tmp_path, "--help").stdout, re.MULTILINE)
     assert set(verbs) >= {"plan", "run", "audit", "explain", "diff", "data", "init", "export", "import"}
@@ -30,6 +33,7 @@ def test_starter_budgets_are_listed_with_what_became_of_them(tmp_path: Path) -> 
     assert not any(one["written"] for one in again["budgets"])
 
 
+@pytest.mark.slow
 def test_isoplan_hands_questions_to_the_planner(tmp_path: Path) -> None:
     write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
     told = answered(tmp_path, "explain", "plan.yaml", "layers")

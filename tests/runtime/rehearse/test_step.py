@@ -70,6 +70,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_all_ranks_meet(layout: Layout) -> None:
     """Every one of them, not those alone that `rehearse` takes; an uneven vocabulary."""
@@ -251,6 +252,7 @@ def test_members_of_an_axis_are_the_meshs() -> None:
 # --- the whole, and the verb ---
 
 
+@pytest.mark.slow
 def test_micro_batches_are_multiplied_out() -> None:
     """A step of many micro-batches says what a rehearsal of all of them says."""
     layout = laid(dp=2, pp=2)
@@ -289,6 +291,7 @@ def planned_on_gpus(devices: int) -> Plan:
     return samples.sealed(samples.plan(), runs=(target,), layouts=layouts)
 
 
+@pytest.mark.slow
 def test_memory_and_communication_stand_beside_the_plans(tmp_path: Path) -> None:
     write_yaml(tmp_path / "plan.yaml", planned_on_gpus(8))
     said = json.loads(asked_for(tmp_path / "plan.yaml", "--json").output)
@@ -308,6 +311,7 @@ def test_memory_and_communication_stand_beside_the_plans(tmp_path: Path) -> None
     assert line.split()[-1] == "1.000"
 
 
+@pytest.mark.slow
 def test_a_small_plan_is_shown_in_small_units(tmp_path: Path) -> None:
     """Of a plan without compared layouts the sum is compared, with what its run's cost says."""
     write_yaml(tmp_path / "plan.yaml", samples.plan())

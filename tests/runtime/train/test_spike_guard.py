@@ -142,6 +142,7 @@ def test_a_few_bad_steps_are_left_out_and_the_run_goes_on(home: Path, tmp_path: 
     assert metrics[-1].loss < metrics[0].loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dp", [1, 2])
 def test_a_run_that_cannot_get_past_goes_back_and_leaves_the_data_out(
     home: Path, tmp_path: Path, dp: int

@@ -139,6 +139,7 @@ def test_a_finished_run_is_left_alone_without_importing_torch(home: Path, finish
     assert {path: path.stat().st_mtime_ns for path in finished.path.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_program(home: Path, data: CorpusRef) -> None:
     folder = opened(home, tiny_run(data, steps=6, seed=1))
     argv = [sys.executable, "-W", "error", "-m", "runtime.train.loop", folder.path, "--data", home / "data"]
@@ -147,6 +148,7 @@ def test_it_runs_as_a_program(home: Path, data: CorpusRef) -> None:
     assert folder.end() is not None
 
 
+@pytest.mark.slow
 def test_starting_imports_nothing_that_costs_seconds(home: Path, data: CorpusRef) -> None:
     folder = opened(home, tiny_run(data, steps=6, seed=12))
     code = (
@@ -372,6 +374,7 @@ def test_a_signal_before_the_first_step_is_not_lost(home: Path, data: CorpusRef,
     assert not folder.checkpoints.exists()
 
 
+@pytest.mark.slow
 def test_a_signal_while_torch_is_imported_does_not_kill(home: Path, data: CorpusRef, tmp_path: Path) -> None:
     folder = opened(tmp_path, tiny_run(data, steps=5000, seed=11))
     code = (
