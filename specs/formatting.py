@@ -1,4 +1,4 @@
-"""How the page says numbers: powers of ten, signed percentages, shapes, money."""
+"""How reports and tables write numbers: powers of ten, signed percentages, shapes, money."""
 
 import math
 import re
@@ -45,23 +45,23 @@ def half_width(band: Band) -> str:
 def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
     """Every quantity of a best split with its 95 % interval."""
 
-    def said(one: Interval, unit: str, say: Callable[[float], str] = count) -> str:
-        return f"{say(one.value)}{unit} ({say(one.low)} to {say(one.high)})"
+    def text(one: Interval, unit: str, write: Callable[[float], str] = count) -> str:
+        return f"{write(one.value)}{unit} ({write(one.low)} to {write(one.high)})"
 
     return [
-        ("M*", said(found.flop_per_token, " FLOP per token")),
-        ("N*", said(found.block_params, " parameters in blocks")),
-        ("D*", said(found.tokens, " tokens")),
-        ("D*/N*", said(found.tokens_per_block_param, "")),
-        ("L*", said(found.loss, f" {losses.unit}", losses.text)),
+        ("M*", text(found.flop_per_token, " FLOP per token")),
+        ("N*", text(found.block_params, " parameters in blocks")),
+        ("D*", text(found.tokens, " tokens")),
+        ("D*/N*", text(found.tokens_per_block_param, "")),
+        ("L*", text(found.loss, f" {losses.unit}", losses.text)),
     ]
 
 
-def near_optimal(told: HyperAdvice) -> str:
-    """The rates that are as good as a law's best, in brackets; nothing where nobody knows them."""
-    if told.near_optimal_lr is None:
+def near_optimal(advice: HyperAdvice) -> str:
+    """The rates that are as good as a law's best, in brackets; empty where they are not known."""
+    if advice.near_optimal_lr is None:
         return ""
-    low, high = told.near_optimal_lr
+    low, high = advice.near_optimal_lr
     return f" ({low:.3g} to {high:.3g} within 0.25 % of its loss)"
 
 
@@ -115,13 +115,13 @@ def shape_text(model: ModelSpec) -> str:
 def layout_text(layout: Layout) -> str:
     """A layout in a line."""
     parts = [f"dp {layout.dp}", f"pp {layout.pp}", f"tp {layout.tp}"]
-    said = " x ".join(parts) + (" + sp" if layout.sequence_parallel else "")
+    text = " x ".join(parts) + (" + sp" if layout.sequence_parallel else "")
     if layout.interleave > 1:
-        said += f", interleaved {layout.interleave}"
+        text += f", interleaved {layout.interleave}"
     recompute = "" if layout.recompute == "none" else f", recompute {layout.recompute}"
     sizes = layout.stage_layers
     cut = "" if sizes is None else f", stages of {min(sizes)} to {max(sizes)} layers"
-    return f"{said}, micro-batch {layout.micro_batch_sequences}{recompute}{cut}"
+    return f"{text}, micro-batch {layout.micro_batch_sequences}{recompute}{cut}"
 
 
 SYMBOLS = {"compute_flop": "C", "flop_per_token": "M", "block_params": "N", "tokens": "D", "width": "d"}
@@ -174,20 +174,20 @@ def loss_latex(law: LossLaw) -> str:
 
 def text_of(latex: str) -> str:
     """A form's LaTeX as one line of text: `A M^(-α) + B D^(-β) + E`. Only what our own forms use is known."""
-    said = latex
-    while fraction := re.search(r"\\frac\{", said):
-        above, end = _braced(said, fraction.end() - 1)
-        below, stop = _braced(said, end)
-        said = f"{said[: fraction.start()]}({above})/({below}){said[stop:]}"
+    text = latex
+    while fraction := re.search(r"\\frac\{", text):
+        above, end = _braced(text, fraction.end() - 1)
+        below, stop = _braced(text, end)
+        text = f"{text[: fraction.start()]}({above})/({below}){text[stop:]}"
     for command, letter in _COMMANDS.items():
-        said = said.replace(command, letter)
-    said = said.replace("{", "(").replace("}", ")")
-    said = re.sub(r"(?<!ln)\((\w)\)", r"\1", said)
-    return " ".join(said.replace("(- ", "(-").split())
+        text = text.replace(command, letter)
+    text = text.replace("{", "(").replace("}", ")")
+    text = re.sub(r"(?<!ln)\((\w)\)", r"\1", text)
+    return " ".join(text.replace("(- ", "(-").split())
 
 
 def readable(latex: str) -> str:
-    """LaTeX with `e^{...}` as `exp(...)`: what stands in an exponent is set too small to read."""
+    """LaTeX with `e^{...}` as `exp(...)`: exponents are set too small to read."""
     start = latex.find("e^{")
     if start < 0 or latex[start - 1 : start].isalpha():
         return latex
@@ -196,7 +196,7 @@ def readable(latex: str) -> str:
 
 
 def _braced(text: str, start: int) -> tuple[str, int]:
-    """What stands between the brace at `start` and its partner, and where the text goes on."""
+    """The text between the brace at `start` and its partner, and the position after it."""
     depth = 0
     for at in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)

@@ -1,4 +1,4 @@
-"""Numbers as a person says them, for tables and messages."""
+"""Numbers for people: counts, durations, energy, losses, in tables and messages."""
 
 import math
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ def several(number: int, what: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without what follows on further lines."""
+    """The first line of an error's message."""
     return str(error).partition("\n")[0]
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in at most two units: `0.25 s`, `42 s`, `3 min 20 s`, `3 d 4 h`; a dash where nobody knows."""
+    """Seconds in at most two units: `0.25 s`, `42 s`, `3 min 20 s`, `3 d 4 h`; a dash where it is not known."""
     if seconds is None:
         return "-"
     if seconds < 10:

@@ -1,4 +1,4 @@
-"""What a page is about: a plan, perhaps its audit, perhaps earlier plans; and how its losses are said."""
+"""What a page is about: a plan, perhaps its audit, perhaps earlier plans; and the unit of its losses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def target_audit(self) -> RunAudit | None:
-        """What became of the target so far."""
+        """The audit of the target run."""
         return self.audit.runs[-1] if self.audit is not None and self.target is not None else None
 
     @property

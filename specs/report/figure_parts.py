@@ -1,7 +1,7 @@
 """The parts that figures are made of, as plain plotly dicts: points, lines, bands, axes, layout.
 
-The forecast is blue, what happened is orange, and budgets go from light to dark: also for readers who do not tell red
-from green.
+The forecast is blue, what happened is orange, and budgets go from light to dark: so colour-blind readers can tell
+them apart.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ LADDER = ("#a6c8e0", "#7fb0d3", "#5697c4", "#357db3", "#1f639d", "#124a80", "#0a
 FONT = '"Inter", "Helvetica Neue", Helvetica, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif'
 
 
-def rung(i: int, count: int) -> str:
+def budget_colour(i: int, count: int) -> str:
     """The colour of budget `i` of so many: spread over the ladder, the largest always the darkest."""
     last = len(LADDER) - 1
     return LADDER[last - round((count - 1 - i) * min(2.0, last / max(1, count - 1)))]
@@ -46,26 +46,26 @@ def dots(
     marker = {"color": colour, "size": 9} | look
     trace = {"x": list(x), "y": list(y), "mode": "markers", "marker": marker, "cliponaxis": False}
     if hover:
-        trace |= under_pointer(hover)
+        trace |= hover_text(hover)
     return _named(trace, name)
 
 
-def under_pointer(said: Sequence[str]) -> Trace:
-    """What is shown of each point under the pointer; escaped, since plotly reads some HTML."""
+def hover_text(lines: Sequence[str]) -> Trace:
+    """Hover text of each point; escaped, since plotly reads some HTML."""
     return {
-        "text": [escape(one, quote=False) for one in said],
+        "text": [escape(one, quote=False) for one in lines],
         "hovertemplate": "%{text}<extra></extra>",
     }
 
 
-def words(x: float, y: float, said: str, colour: str, position: str) -> Trace:
-    """A word beside a point, in the units of the axes."""
+def label(x: float, y: float, text: str, colour: str, position: str) -> Trace:
+    """Text beside a point, in the units of the axes."""
     return _named(
         {
             "x": [x],
             "y": [y],
             "mode": "text",
-            "text": [f"   {said}" if position.endswith("right") else said],
+            "text": [f"   {text}" if position.endswith("right") else text],
             "textposition": position,
             "textfont": {"color": colour, "size": 12.5},
             "cliponaxis": False,
@@ -136,10 +136,10 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _logarithmic(
-    title: str, low: float, high: float, marks: Sequence[float], said: Sequence[str]
+    title: str, low: float, high: float, marks: Sequence[float], labels: Sequence[str]
 ) -> dict[str, Any]:
     ends = [log10(low), log10(high)]
-    return linear(title, type="log", range=ends, tickvals=list(marks), ticktext=list(said))
+    return linear(title, type="log", range=ends, tickvals=list(marks), ticktext=list(labels))
 
 
 def figure(traces: Sequence[Trace], x: dict[str, Any], y: dict[str, Any], **more: Any) -> Figure:

@@ -17,10 +17,10 @@ def formulas(case: Case) -> Html:
     """A table of formulas with their values for one run."""
     planned = shown_for(case)
     rows, above = [], ""
-    for said, latex, value, source in _rows(case.plan, planned):
-        rows.append((said, formula(latex), value, tag("small", "as above" if source == above else source)))
+    for name, latex, value, source in _rows(case.plan, planned):
+        rows.append((name, formula(latex), value, tag("small", "as above" if source == above else source)))
         above = source
-    return table(("", "formula", "here", "source"), rows, text=(0, 1, 2, 3))
+    return table(("", "formula", "value", "source"), rows, text=(0, 1, 2, 3))
 
 
 def shown_for(case: Case) -> PlannedRun:
@@ -59,20 +59,20 @@ def _allocation(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:
 
 
 def _hyper(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:
-    """Learning rate and batch by the law that the run follows, and by the others that have an opinion."""
+    """Learning rate and batch by the law that the run follows, and by the other laws that give one."""
     run, own = planned.run, plan.law.hyper
     if not plan.hypers and own is not None:
         source = f"{plan.law.name}, {own.regime}: {plan.law.source}"
         yield "learning rate", _left(r"\eta", own.peak_lr), f"{run.optim.peak_lr:.4g}", source
         yield "batch", _left("B", own.batch_tokens), f"{run.batch_tokens:,} tokens", source
     used = next((one.hyper for one in plan.hypers if one.used), None)
-    told_differently = [one for one in plan.hypers if one.used or one.hyper != used]
-    for told in sorted(told_differently, key=lambda one: not one.used):
-        source = f"{told.law}, {told.hyper.regime}{'' if told.used else '; not followed'}"
-        batch = f"{run.batch_tokens:,} tokens" if told.used else f"{count(told.batch_tokens)} tokens"
-        rate = f"{told.peak_lr:.4g}{near_optimal(told)}"
-        yield "learning rate", _left(r"\eta", told.hyper.peak_lr), rate, source
-        yield "batch", _left("B", told.hyper.batch_tokens), batch, source
+    shown = [one for one in plan.hypers if one.used or one.hyper != used]
+    for advice in sorted(shown, key=lambda one: not one.used):
+        source = f"{advice.law}, {advice.hyper.regime}{'' if advice.used else '; not followed'}"
+        batch = f"{run.batch_tokens:,} tokens" if advice.used else f"{count(advice.batch_tokens)} tokens"
+        rate = f"{advice.peak_lr:.4g}{near_optimal(advice)}"
+        yield "learning rate", _left(r"\eta", advice.hyper.peak_lr), rate, source
+        yield "batch", _left("B", advice.hyper.batch_tokens), batch, source
 
 
 def _left(symbol: str, law: Monomial) -> str:

@@ -1,4 +1,4 @@
-"""The top of the page: what was asked, the verdict or the forecast in one sentence, a gauge, the large numbers."""
+"""The top of the page: the budget's question, the verdict or the forecast in one sentence, a gauge, large numbers."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def headline(case: Case) -> Html:
     above = f"{plan.budget.name} · {'pilots' if plan.phase == 'pilots' else 'target'}"
     parts = [
         tag("p", "isoplan", tag("span", above), class_="above"),
-        tag("h1", _statement(case), class_=_mood(case)),
+        tag("h1", _title(case), class_=_verdict_class(case)),
         tag("p", *_sentences(case), class_="lede"),
     ]
     if case.forecast is not None:
@@ -29,15 +29,15 @@ def headline(case: Case) -> Html:
     return tag("header", *parts, _numbers(case))
 
 
-def _mood(case: Case) -> str:
+def _verdict_class(case: Case) -> str:
     if case.audit is None:
         return "open"
-    return {"inside": "inside", "outside": "outside", "cannot tell": "untold"}[case.audit.verdict]
+    return {"inside": "inside", "outside": "outside", "cannot tell": "unknown"}[case.audit.verdict]
 
 
-def _statement(case: Case) -> str:
+def _title(case: Case) -> str:
     """The page in one line."""
-    plan, audit, told = case.plan, case.audit, case.forecast
+    plan, audit, forecast = case.plan, case.audit, case.forecast
     if plan.phase == "pilots":
         if audit is None:
             return f"{len(plan.runs)} pilot runs, then a forecast"
@@ -46,24 +46,24 @@ def _statement(case: Case) -> str:
     if audit is not None and audit.verdict != "cannot tell":
         return "The forecast held" if audit.verdict == "inside" else "The forecast missed"
     if audit is not None:
-        return "No verdict yet" if told is not None else "Audited, without a forecast"
-    if told is None:
-        return "A plan, without a forecast of the loss"
-    return f"Forecast: {case.losses.text(told.loss.median)} {case.losses.unit}"
+        return "No verdict yet" if forecast is not None else "Audited, without a forecast"
+    if forecast is None:
+        return "A plan without a loss forecast"
+    return f"Forecast: {case.losses.text(forecast.loss.median)} {case.losses.unit}"
 
 
 def _sentences(case: Case) -> Iterator[str]:
     yield _question(case)
-    told, actual, losses = case.forecast, case.actual, case.losses
-    if told is not None:
-        band = told.loss
+    forecast, actual, losses = case.forecast, case.actual, case.losses
+    if forecast is not None:
+        band = forecast.loss
         yield (
             f"Sealed before the run: {losses.text(band.median)} {losses.unit}, "
-            f"with 95 % between {losses.text(band.low_95)} and {losses.text(band.high_95)}. "
+            f"95 % interval {losses.text(band.low_95)} to {losses.text(band.high_95)}. "
         )
         if actual is not None:
-            said = f"Measured: {losses.text(actual)} {losses.unit}, {signed(actual / band.median - 1)}."
-            yield tag("strong", said)
+            measured = f"Measured: {losses.text(actual)} {losses.unit}, {signed(actual / band.median - 1)}."
+            yield tag("strong", measured)
     elif isinstance(case.plan.forecast, NoForecast) and (case.audit is None or case.target is not None):
         yield f"No forecast of the loss: {case.plan.forecast.reason}."
 
@@ -71,13 +71,13 @@ def _sentences(case: Case) -> Iterator[str]:
 def _question(case: Case) -> str:
     """What the budget asks, in one sentence."""
     budget = case.plan.budget
-    rests = "published laws"
+    basis = "published laws"
     if isinstance(budget.evidence, Pilots):
-        rests = f"pilot runs worth at most {percent(budget.evidence.share, 0)} of that"
-    return f"{_asked(case)} The answer rests on {rests}. "
+        basis = f"pilot runs that cost at most {percent(budget.evidence.share, 0)} of that"
+    return f"{_objective_question(case)} The plan is based on {basis}. "
 
 
-def _asked(case: Case) -> str:
+def _objective_question(case: Case) -> str:
     budget, text = case.plan.budget, _text(case)
     given = budget.amount_text if budget.compute is None else flop(budget.compute)
     if budget.currency == "loss":
@@ -135,24 +135,27 @@ def _gauge(case: Case, band: Band) -> Html:
     if actual is not None:
         parts.append(tag("i", class_="actual", style=f"left:{at(actual)}"))
         parts.append(
-            tag("span", f"measured {losses.text(actual)}", class_="came", style=f"left:{at(actual)}")
+            tag("span", f"measured {losses.text(actual)}", class_="measured", style=f"left:{at(actual)}")
         )
     return tag("div", tag("div", *parts, class_="gauge"), class_="gauge-box")
 
 
 def _numbers(case: Case) -> Html:
-    rows = (tag("div", tag("dd", value), tag("dt", said)) for value, said in _large(case))
+    rows = (tag("div", tag("dd", value), tag("dt", label)) for value, label in _large_numbers(case))
     return tag("dl", join(rows), class_="numbers")
 
 
-def _large(case: Case) -> Iterator[tuple[str, str]]:
-    plan, told, target = case.plan, case.forecast, case.target
-    if told is not None:
-        yield case.losses.text(told.loss.median), f"{case.losses.unit} forecast, {half_width(told.loss)}"
-    if told is not None and case.actual is not None:
-        off = case.actual / told.loss.median - 1
+def _large_numbers(case: Case) -> Iterator[tuple[str, str]]:
+    plan, forecast, target = case.plan, case.forecast, case.target
+    if forecast is not None:
+        yield (
+            case.losses.text(forecast.loss.median),
+            f"{case.losses.unit} forecast, {half_width(forecast.loss)}",
+        )
+    if forecast is not None and case.actual is not None:
+        off = case.actual / forecast.loss.median - 1
         yield case.losses.text(case.actual), f"{case.losses.unit} measured, {signed(off)}"
-    elif told is None and case.actual is not None:
+    elif forecast is None and case.actual is not None:
         yield case.losses.text(case.actual), f"{case.losses.unit} measured"
     done = case.target_audit
     if target is not None and done is not None and done.state == "unfinished":
@@ -177,10 +180,10 @@ def _spent(case: Case) -> Iterator[tuple[str, str]]:
     hours = sum(cost.device_hours for cost in costs)
     done = case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs)
     runs = case.audit.runs if case.audit is not None and done else ()
-    took = sum(run.device_s for run in runs) / 3600
+    taken = sum(run.device_s for run in runs) / 3600
     if case.target is None:
         yield (
-            (device_time(took), f"device time, {device_time(hours)} planned")
+            (device_time(taken), f"device time, {device_time(hours)} planned")
             if done
             else (
                 device_time(hours),

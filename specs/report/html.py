@@ -12,10 +12,10 @@ class Html(str):
 
 def tag(name: str, *inside: str, **attributes: str) -> Html:
     """An element; a trailing underscore of an attribute's name is dropped, the others become hyphens."""
-    said = "".join(
+    rendered = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items()
     )
-    return Html(f"<{name}{said}>{join(inside)}</{name}>")
+    return Html(f"<{name}{rendered}>{join(inside)}</{name}>")
 
 
 def join(parts: Iterable[str], between: str = "") -> Html:
@@ -24,7 +24,7 @@ def join(parts: Iterable[str], between: str = "") -> Html:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int] = (0,)) -> Html:
-    """A table that scrolls sideways where it is too wide; the columns named by `text` are words, the others numbers."""
+    """A table that scrolls sideways where it is too wide; the columns in `text` are text, the others numbers."""
 
     def row(cell: str, cells: Sequence[str]) -> Html:
         kinds = ("text" if i in text else "number" for i in range(len(cells)))
@@ -35,11 +35,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> Html:
-    """Terms and what belongs to each."""
-    return tag("dl", *(tag("div", tag("dt", term), tag("dd", said)) for term, said in rows))
+    """Terms and their descriptions."""
+    return tag("dl", *(tag("div", tag("dt", term), tag("dd", text)) for term, text in rows))
 
 
 def bullets(items: Iterable[tuple[str, str]]) -> Html:
-    """Sentences, each behind a word that says of what kind it is."""
-    rows = (tag("li", tag("b", kind, class_=kind.split()[0]), tag("span", said)) for kind, said in items)
+    """Sentences, each after a word for its kind."""
+    rows = (tag("li", tag("b", kind, class_=kind.split()[0]), tag("span", text)) for kind, text in items)
     return tag("ul", *rows, class_="notes")

@@ -1,4 +1,4 @@
-"""How a run is laid over devices: seconds of a step and bytes of a device as bars, by what they go to.
+"""Layouts compared: seconds of a step and bytes of a device as bars, by part.
 
 A bar is a layout, the plan's own on top; a part has the same colour in every bar. Work that advances the model is blue,
 communication and recomputation are warm, waiting is grey. The bars are plain HTML: they need no script and print well.
@@ -12,7 +12,7 @@ from specs.plan import LayoutChoice, LayoutEstimate
 from specs.report.html import Html, join, tag
 
 MOST = 6
-"""Layouts that are shown: those far behind teach nothing."""
+"""Most layouts that are shown."""
 ROOM = 1.12
 """The memory's bars reach this far beyond what may be filled; the layout that does not fit is cut off there."""
 SECONDS = {
@@ -47,10 +47,10 @@ def steps(choice: LayoutChoice) -> Html:
     longest = max(one.step_s for one in shown)
     best = shown[0].step_s
     rows = (
-        _row(one.layout, _pace(one, best), _segments(one.seconds, SECONDS, longest, say_seconds))
+        _row(one.layout, _pace(one, best), _segments(one.seconds, SECONDS, longest, seconds_text))
         for one in shown
     )
-    return join((_keys([one.seconds for one in shown], SECONDS), tag("div", *rows, class_="bars")))
+    return join((_legend([one.seconds for one in shown], SECONDS), tag("div", *rows, class_="bars")))
 
 
 def memories(choice: LayoutChoice) -> Html:
@@ -65,10 +65,10 @@ def memories(choice: LayoutChoice) -> Html:
     if miss is not None:
         cut = miss.memory_bytes > longest
         bar = [*_segments(miss.memory, MEMORY, longest, memory), limit]
-        said = f"{memory(miss.memory_bytes)}, does not fit"
-        rows.append(_row(miss.layout, said, bar, "missed cut" if cut else "missed"))
+        text = f"{memory(miss.memory_bytes)}, does not fit"
+        rows.append(_row(miss.layout, text, bar, "missed cut" if cut else "missed"))
     drawn = [one.memory for one in shown] + ([] if miss is None else [miss.memory])
-    keys = _keys(drawn, MEMORY, tag("li", tag("u"), _limit(choice)))
+    keys = _legend(drawn, MEMORY, tag("li", tag("u"), _limit(choice)))
     return join((keys, tag("div", *rows, class_="bars")))
 
 
@@ -82,30 +82,30 @@ def distinct(ranked: Sequence[LayoutEstimate]) -> list[LayoutEstimate]:
 
 
 def counts(choice: LayoutChoice) -> str:
-    """How many layouts there were, and the nearest one that does not fit, in words."""
-    said = f"{choice.considered:,} layouts are legal and {choice.fitting:,} of them fit. "
+    """How many layouts there were, and the nearest one that does not fit, as text."""
+    text = f"{choice.considered:,} layouts are possible, and {choice.fitting:,} of them fit. "
     miss = choice.nearest_miss
     if miss is None or choice.nearest_miss_bytes is None:
-        return said
+        return text
     pace = miss.step_s / choice.ranked[0].step_s - 1
     over = memory(choice.nearest_miss_bytes)
-    return f"{said}The last bar is the nearest that does not: {signed(pace)} a step, {over} too much."
+    return f"{text}The last bar is the nearest that does not fit: {signed(pace)} step time, {over} over the limit."
 
 
-def say_seconds(value: float) -> str:
+def seconds_text(value: float) -> str:
     """Seconds with three digits: steps of two layouts often differ in the third."""
     scale, unit = (1.0, "s") if value >= 1 else (1e-3, "ms") if value >= 1e-3 else (1e-6, "µs")
     return f"{value / scale:#.3g}".rstrip(".") + f" {unit}"
 
 
 def _limit(choice: LayoutChoice) -> str:
-    return f"{memory(choice.limit_bytes)} may be filled"
+    return f"{memory(choice.limit_bytes)} usable"
 
 
 def _pace(one: LayoutEstimate, best: float) -> str:
     """Seconds and utilisation; behind the best, how far."""
     used = f"MFU {percent(one.model_flop_utilisation, 0)}"
-    return f"{say_seconds(one.step_s)}, {used if one.step_s == best else signed(one.step_s / best - 1)}"
+    return f"{seconds_text(one.step_s)}, {used if one.step_s == best else signed(one.step_s / best - 1)}"
 
 
 def _row(layout: Layout, end: str, segments: Sequence[Html], kind: str = "fits") -> Html:
@@ -126,28 +126,28 @@ def lines(layout: Layout) -> tuple[str, str]:
 
 
 def _segments(
-    parts: dict[str, float], colours: dict[str, str], longest: float, say: Callable[[float], str]
+    parts: dict[str, float], colours: dict[str, str], longest: float, text_of: Callable[[float], str]
 ) -> list[Html]:
     total = sum(parts.values())
     return [
         tag(
             "i",
             style=f"width:{_share(parts[name], longest)};background:{colours.get(name, _OTHER)}",
-            title=f"{name}: {say(parts[name])}, {percent(parts[name] / total)}",
+            title=f"{name}: {text_of(parts[name])}, {percent(parts[name] / total)}",
         )
         for name in _ordered(parts, colours)
         if parts[name] > 0
     ]
 
 
-def _keys(parts: Sequence[dict[str, float]], colours: dict[str, str], *more: Html) -> Html:
+def _legend(parts: Sequence[dict[str, float]], colours: dict[str, str], *more: Html) -> Html:
     """What the colours mean; parts that no bar has are left out."""
-    there = {name: 1.0 for one in parts for name, value in one.items() if value > 0}
-    return tag("ul", *_swatches(there, colours), *more, class_="keys")
+    present = {name: 1.0 for one in parts for name, value in one.items() if value > 0}
+    return tag("ul", *_swatches(present, colours), *more, class_="keys")
 
 
-def _swatches(there: dict[str, float], colours: dict[str, str]) -> Iterator[Html]:
-    for name in _ordered(there, colours):
+def _swatches(present: dict[str, float], colours: dict[str, str]) -> Iterator[Html]:
+    for name in _ordered(present, colours):
         yield tag("li", tag("i", style=f"background:{colours.get(name, _OTHER)}"), name)
 
 

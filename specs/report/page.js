@@ -1,5 +1,5 @@
 "use strict";
-// Draws every figure from the JSON that stands beside it.
+// Draws every figure from the JSON beside it.
 for (const source of document.querySelectorAll("script[data-figure]")) {
   const { data, layout } = JSON.parse(source.textContent);
   const place = document.getElementById(source.dataset.figure);

@@ -1,4 +1,4 @@
-"""The page: headline, figures, tables, provenance, in one HTML file that asks the network for nothing."""
+"""The page: headline, figures, tables, provenance, in one HTML file that needs no network."""
 
 import json
 from collections.abc import Iterator
@@ -27,40 +27,42 @@ def page(case: Case) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{tag('title', title)}\n<style>\n{_beside('page.css')}</style>\n<script>{_plotly()}</script>\n</head>\n"
+        f"{tag('title', title)}\n<style>\n{_file('page.css')}</style>\n<script>{_plotly()}</script>\n</head>\n"
         f"<body>\n{headline(case)}\n{tag('main', *sections)}\n{_NO_SCRIPT}\n"
-        f"<script>\n{_beside('page.js')}</script>\n</body>\n</html>\n"
+        f"<script>\n{_file('page.js')}</script>\n</body>\n</html>\n"
     )
 
 
 def _sections(case: Case) -> Iterator[Html]:
     """Everything below the headline."""
     notes = _notes(case)
-    yield _section("What to know", bullets(notes) if notes else None)
+    yield _section("Notes", bullets(notes) if notes else None)
     yield from _figures(case)
-    yield _side_by_side(
+    yield _two_columns(
         _reach(case) or _rates(case),
         _section("The target run", tables.target(case.target) if case.target is not None else None),
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
-        said = "Each law’s own forecast of the target, and its mean error on larger budgets that it had not seen. "
+        note = "Each form’s forecast of the target, and its mean error on held-out larger budgets. "
         if case.plan.fit.held_out_error is None:
-            said = "Each law’s own forecast of the target. No budget could be held out: the weights are the prior’s. "
-        said += "Constants: medians of the draws that make the forecast."
-        yield _section("Forms side by side", tables.forms(case), said)
-        said = (
-            "At the target’s compute, by the forms together, with 95 % intervals: a check on the plan’s size, which "
-            "follows the lowest points of the isoFLOP profiles. N and N* are parameters in blocks."
+            note = "Each form’s forecast of the target. No budget could be held out: the weights are the prior’s. "
+        note += "Constants: medians of the draws behind the forecast."
+        yield _section("Loss-law forms compared", tables.forms(case), note)
+        note = (
+            "At the target’s compute, averaged over the forms, with 95 % intervals: a check on the plan’s size, which "
+            "follows the minima of the isoFLOP profiles. N and N* are parameters in blocks."
         )
-        yield _section("Best split", tables.best(case), said)
-    said = f"What the numbers follow from. Here: {formulas.shown_for(case).title}."
-    yield _section("Formulas", formulas.formulas(case), said)
-    yield _section("Runs", tables.runs(case), "Times with ~ are planned. Losses are of the final evaluation.")
+        yield _section("Compute-optimal split", tables.best(case), note)
+    note = f"The formulas behind the numbers, with their values for {formulas.shown_for(case).title}."
+    yield _section("Formulas", formulas.formulas(case), note)
+    yield _section(
+        "Runs", tables.runs(case), "Times with ~ are planned. Losses are from the final evaluation."
+    )
     yield _section("Cost", tables.cost(case))
     if case.audit is not None and any(run.checks for run in case.audit.runs):
-        said = "What the audit verified from the runs’ own records."
-        yield _section("Recounted", tables.checks(case.audit), said)
+        note = "What the audit recomputed from the runs’ records."
+        yield _section("Audit checks", tables.checks(case.audit), note)
     yield _section("Provenance", tables.provenance(case))
 
 
@@ -69,17 +71,17 @@ def _layouts(case: Case) -> Iterator[Html]:
     choice = case.plan.layouts
     if choice is None:
         return
-    yield _side_by_side(
+    yield _two_columns(
         _section(
             "Layouts compared",
             layout_bars.steps(choice),
-            "Seconds of a step by what they go to, this plan’s layout on top and the best of other splits below. "
-            f"Why the first of all: {choice.reason}.",
+            "Seconds per step, by part. This plan’s layout is on top, the best of each other split below. "
+            f"Why this layout: {choice.reason}.",
         ),
         _section(
             "Memory",
             layout_bars.memories(choice),
-            f"Bytes of the fullest device. {layout_bars.counts(choice)}",
+            f"Memory of the device that needs most. {layout_bars.counts(choice)}",
         ),
     )
 
@@ -87,42 +89,42 @@ def _layouts(case: Case) -> Iterator[Html]:
 def _figures(case: Case) -> Iterator[Html]:
     """The forecast's curve and what it rests on; the ladder where nothing is known yet."""
     curve = _figure("curve", forecast_figure.curve(case), tall=True)
-    said = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
-    title = "The forecast" if case.audit is None else "Planned against actual"
-    yield _section(title, curve, said)
-    fitted = "A line for each budget. Diamonds: the best size. Open dots: short runs."
-    joined = "The pilots of each budget, joined. The parabolas come with the target’s plan."
-    yield _side_by_side(
+    note = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
+    title = "Forecast" if case.audit is None else "Forecast and measured loss"
+    yield _section(title, curve, note)
+    fitted = "One curve per budget. Diamonds: the best size. Open dots: short runs."
+    joined = "One line per budget. The target’s plan will fit parabolas."
+    yield _two_columns(
         _section(
             "isoFLOP profiles",
             _figure("isoflop", scaling_figures.isoflop(case)),
             joined if case.plan.fit is None else fitted,
         ),
         _section(
-            "Frontier",
+            "Compute frontier",
             _figure("frontier", scaling_figures.frontier(case)),
-            "What compute buys at its best. Ticks beside the target: each form’s own forecast.",
+            "The lowest loss at each compute. Ticks beside the target: each form’s forecast.",
         ),
     )
     ladder = _figure("ladder", scaling_figures.ladder(case))
-    yield _section("The ladder", ladder, "Every pilot: a size and the tokens that its budget pays for.")
+    yield _section("Pilot ladder", ladder, "Every pilot: its size, and the tokens that its budget pays for.")
 
 
 def _reach(case: Case) -> Html:
-    """How far a published law is asked to go."""
-    said = "What the law says, solid where its source fitted or checked it. Dots: this plan’s target, of a legal shape"
+    """How far a published law is extrapolated."""
+    note = "The law’s allocation, solid within the compute that its source covers. Dots: this plan’s target"
     off = case.plan.budget.objective.kind != "optimal"
-    said += ", off the lines as it is not to have the lowest loss of its compute." if off else "."
-    return _section("How far the law is asked to go", _figure("reach", scaling_figures.reach(case)), said)
+    note += ", off the lines because its objective is not the lowest loss." if off else "."
+    return _section("Extrapolation of the law", _figure("reach", scaling_figures.reach(case)), note)
 
 
 def _rates(case: Case) -> Html:
     """The learning-rate check."""
-    said = "The same pilot at several peak learning rates." + _best_rate(case)
-    return _section("Learning-rate check", _figure("rates", scaling_figures.rates(case)), said)
+    note = "The same pilot at several peak learning rates." + _best_rate(case)
+    return _section("Learning-rate check", _figure("rates", scaling_figures.rates(case)), note)
 
 
-def _side_by_side(*sections: Html) -> Html:
+def _two_columns(*sections: Html) -> Html:
     """Sections beside each other where the screen is wide; nothing where all are empty."""
     return tag("div", *sections, class_="two") if any(sections) else Html()
 
@@ -149,17 +151,17 @@ def _inside(case: Case) -> str:
     share = None if case.audit is None else case.audit.curve_share_inside
     if share is None:
         return ""
-    return f"{percent(share, 0)} of the points{'' if case.actual else ' so far'} lie inside the 95 % band."
+    return f"{percent(share, 0)} of the points{'' if case.actual else ' so far'} are inside the 95 % band."
 
 
 def _final(case: Case) -> str:
-    told = case.forecast and case.forecast.curve
-    if not told or case.target is None or not forecast_figure.stands_apart(told, case.target):
+    forecast = case.forecast and case.forecast.curve
+    if not forecast or case.target is None or not forecast_figure.final_is_separate(forecast, case.target):
         return ""
-    asked = case.target.run.evaluation
+    evaluation = case.target.run.evaluation
     return (
-        f"The final evaluation decides the verdict; it is on {asked.final_sequences:,} sequences where the others are "
-        f"on {asked.sequences:,}, so it stands apart from the curve. "
+        f"The final evaluation decides the verdict. It uses {evaluation.final_sequences:,} sequences, the others "
+        f"{evaluation.sequences:,}, so it is drawn apart from the curve. "
     )
 
 
@@ -167,9 +169,11 @@ def _best_rate(case: Case) -> str:
     check = None if case.plan.fit is None else case.plan.fit.rate_check
     if check is None:
         return ""
-    edge = "" if check.bracketed else ", at the edge of what was tried"
-    own = "is as good" if check.near_optimal else "is worse, and the target’s is moved by that much"
-    return f" The best is × {check.best_multiple:.2g}{edge}; the law’s own {own}."
+    edge = "" if check.bracketed else ", at the edge of the range that was tried"
+    own = (
+        "is as good" if check.near_optimal else "is worse, so the target’s rate is changed by the same factor"
+    )
+    return f" The best is × {check.best_multiple:.2g}{edge}; the law’s own rate {own}."
 
 
 def _figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
@@ -185,7 +189,7 @@ def _figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
     )
 
 
-def _beside(name: str) -> str:
+def _file(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 

@@ -31,12 +31,12 @@ def ladder(case: Case) -> Figure | None:
             (r for r in planned if r.budget_flop == budget), key=lambda r: r.run.model.flop_per_token
         )
         x, y = [float(r.run.model.flop_per_token) for r in runs], [float(r.run.tokens) for r in runs]
-        colour = figure_parts.rung(i, len(budgets))
-        said = [f"{r.title}: M {count(m)}, {count(d)} tokens" for r, m, d in zip(runs, x, y, strict=True)]
+        colour = figure_parts.budget_colour(i, len(budgets))
+        texts = [f"{r.title}: M {count(m)}, {count(d)} tokens" for r, m, d in zip(runs, x, y, strict=True)]
         drawn += [
             figure_parts.line(x, y, colour, width=1),
-            figure_parts.dots(x, y, colour, None, said),
-            figure_parts.words(x[-1], y[-1], flop(budget), colour, "middle right"),
+            figure_parts.dots(x, y, colour, None, texts),
+            figure_parts.label(x[-1], y[-1], flop(budget), colour, "middle right"),
         ]
     sizes = [float(run.run.model.flop_per_token) for run in planned]
     tokens = [float(run.run.tokens) for run in planned]
@@ -49,7 +49,7 @@ def ladder(case: Case) -> Figure | None:
 
 
 def reach(case: Case) -> Figure | None:
-    """How far a published allocation is asked to go: its lines, solid where it was fitted, and the target on them."""
+    """How far a published allocation is extrapolated: its lines, solid where it was fitted, and the target on them."""
     law, target = case.plan.law, case.target
     if case.plan.fit is not None or target is None or law.allocation is None:
         return None
@@ -57,21 +57,21 @@ def reach(case: Case) -> Figure | None:
     beyond = [high, end] if end > high else [end, low]
     drawn: list[Trace] = []
     heights: list[float] = []
-    for said, line, came in (
+    for text, line, actual in (
         ("M", law.allocation.flop_per_token, float(target.run.model.flop_per_token)),
         ("tokens", law.allocation.tokens, float(target.run.tokens)),
     ):
         inside = [line.at(compute_flop=c) for c in (low, high)]
         drawn += [
             figure_parts.line([low, high], inside, FORECAST),
-            figure_parts.dots([end], [came], FORECAST, None, [f"target: {said} {count(came)}"]),
-            figure_parts.words(end, came, said, FORECAST, "middle right"),
+            figure_parts.dots([end], [actual], FORECAST, None, [f"target: {text} {count(actual)}"]),
+            figure_parts.label(end, actual, text, FORECAST, "middle right"),
         ]
         if not low <= end <= high:
             drawn.append(
                 figure_parts.line(beyond, [line.at(compute_flop=c) for c in beyond], FORECAST, dash="dash")
             )
-        heights += [*inside, came]
+        heights += [*inside, actual]
     x = figure_parts.amount_axis("compute C = M·D, FLOP", [min(low, end), max(high, end) * 8], powers=True)
     y = figure_parts.amount_axis("FLOP per token, and tokens", heights, powers=True)
     return figure_parts.figure(drawn, x, y, showlegend=False)
@@ -85,7 +85,7 @@ def isoflop(case: Case) -> Figure | None:
     profiles = () if case.plan.fit is None else case.plan.fit.profiles
     drawn: list[Trace] = []
     for i, (budget, points) in enumerate(budgets):
-        colour = figure_parts.rung(i, len(budgets))
+        colour = figure_parts.budget_colour(i, len(budgets))
         profile = next((p for p in profiles if _near(p.compute_flop, budget)), None)
         drawn += _profile(case, budget, points, profile, colour)
     drawn += _target(case, None if case.target is None else float(case.target.run.model.flop_per_token))
@@ -102,8 +102,8 @@ def isoflop(case: Case) -> Figure | None:
 
 def frontier(case: Case) -> Figure | None:
     """Loss against compute: the pilots, a straight line through the bracketed minima, forecast and outcome."""
-    fit, told, target = case.plan.fit, case.forecast, case.target
-    if fit is None or told is None or target is None:
+    fit, forecast, target = case.plan.fit, case.forecast, case.target
+    if fit is None or forecast is None or target is None:
         return None
     held = [profile for profile in fit.profiles if profile.bracketed]
     end = target.run.compute_flop
@@ -111,7 +111,7 @@ def frontier(case: Case) -> Figure | None:
     if held:
         last = max(held, key=lambda profile: profile.compute_flop)
         start = case.losses.of(last.loss)
-        ends = [case.losses.of(loss) for loss in (told.loss.low_95, told.loss.high_95)]
+        ends = [case.losses.of(loss) for loss in (forecast.loss.low_95, forecast.loss.high_95)]
         drawn.append(
             figure_parts.band(
                 [last.compute_flop, end], [start, ends[0]], [start, ends[1]], "rgba(33,102,172,.07)", None
@@ -120,10 +120,10 @@ def frontier(case: Case) -> Figure | None:
     drawn += _straight(case, held, end)
     drawn += _minima(case, held)
     for form in fit.forms:
-        said = f"{form.form}: {case.losses.text(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
+        text = f"{form.form}: {case.losses.text(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
         mark = {"symbol": "line-ew", "size": 9, "line": {"color": FORECAST, "width": 1 + 3 * form.weight}}
         drawn.append(
-            figure_parts.dots([end * 1.35], [case.losses.of(form.forecast)], FORECAST, None, [said], **mark)
+            figure_parts.dots([end * 1.35], [case.losses.of(form.forecast)], FORECAST, None, [text], **mark)
         )
     drawn += _target(case, end, "forecast")
     flops = [*(point.budget_flop for point in fit.points), end]
@@ -141,7 +141,7 @@ def rates(case: Case) -> Figure | None:
         return None
     y = [case.losses.of(loss) for loss in check.losses]
     best = min(y)
-    said = [
+    texts = [
         f"× {multiple:g}: {value:.3f} {case.losses.unit}, {signed(value / best - 1)} against the best"
         for multiple, value in zip(check.multiples, y, strict=True)
     ]
@@ -151,8 +151,8 @@ def rates(case: Case) -> Figure | None:
             strip, [best, best], [best * (1 + NEAR_OPTIMAL)] * 2, "rgba(139,146,155,.22)", None
         ),
         figure_parts.line(check.multiples, y, FORECAST, width=1.5),
-        figure_parts.dots(check.multiples, y, FORECAST, None, said),
-        figure_parts.words(
+        figure_parts.dots(check.multiples, y, FORECAST, None, texts),
+        figure_parts.label(
             strip[0] * 1.02,
             best * (1 + NEAR_OPTIMAL / 2),
             f"within {percent(NEAR_OPTIMAL, 2)} of the best",
@@ -177,7 +177,7 @@ def _profile(
 ) -> Iterator[Trace]:
     """One budget: a parabola and its minimum, or, where no minimum lies inside, the runs joined by a dotted line."""
     x, y = [point.flop_per_token for point in points], [case.losses.of(point.loss) for point in points]
-    said = [_said(case, point) for point in points]
+    texts = [_hover(case, point) for point in points]
     fills = ["#fff" if point.short else colour for point in points]
     name = flop(budget)
     if profile is None or profile.coefficients is None:
@@ -185,14 +185,16 @@ def _profile(
         name += "" if profile is None else "<br>   no minimum"
     else:
         yield _parabola(case, profile, x, colour)
-    yield figure_parts.dots(x, y, colour, None, said, color=fills, line={"color": colour, "width": 2}, size=8)
+    yield figure_parts.dots(
+        x, y, colour, None, texts, color=fills, line={"color": colour, "width": 2}, size=8
+    )
     if profile is not None and profile.bracketed:
         lowest = f"lowest at M {count(profile.flop_per_token)}: {case.losses.text(profile.loss)} {case.losses.unit}"
         mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
         yield figure_parts.dots(
             [profile.flop_per_token], [case.losses.of(profile.loss)], figure_parts.INK, None, [lowest], **mark
         )
-    yield figure_parts.words(x[-1], y[-1], name, colour, "middle right")
+    yield figure_parts.label(x[-1], y[-1], name, colour, "middle right")
 
 
 def _parabola(case: Case, profile: IsoflopProfile, x: Sequence[float], colour: str) -> Trace:
@@ -207,15 +209,15 @@ def _parabola(case: Case, profile: IsoflopProfile, x: Sequence[float], colour: s
 def _pilots(case: Case) -> Trace:
     points = case.points()
     x, y = [p.budget_flop for p in points], [case.losses.of(p.loss) for p in points]
-    said = [_said(case, point) for point in points]
-    return figure_parts.dots(x, y, "#c3c9d0", "pilots", said, size=6)
+    texts = [_hover(case, point) for point in points]
+    return figure_parts.dots(x, y, "#c3c9d0", "pilots", texts, size=6)
 
 
 def _minima(case: Case, held: Sequence[IsoflopProfile]) -> Iterator[Trace]:
     x, y = [p.compute_flop for p in held], [case.losses.of(p.loss) for p in held]
-    said = [f"{flop(p.compute_flop)}: lowest {case.losses.text(p.loss)} {case.losses.unit}" for p in held]
+    texts = [f"{flop(p.compute_flop)}: lowest {case.losses.text(p.loss)} {case.losses.unit}" for p in held]
     mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
-    yield figure_parts.dots(x, y, figure_parts.INK, "isoFLOP minima", said, **mark)
+    yield figure_parts.dots(x, y, figure_parts.INK, "isoFLOP minima", texts, **mark)
 
 
 def _straight(case: Case, held: Sequence[IsoflopProfile], end: float) -> Iterator[Trace]:
@@ -237,7 +239,7 @@ def _straight(case: Case, held: Sequence[IsoflopProfile], end: float) -> Iterato
         beyond,
         at(beyond),
         GREY,
-        f"straight on, C<sup>{slope:.3f}</sup>".replace("-", "−"),
+        f"power law C<sup>{slope:.3f}</sup>".replace("-", "−"),
         width=1.5,
         dash="dash",
     )
@@ -245,23 +247,23 @@ def _straight(case: Case, held: Sequence[IsoflopProfile], end: float) -> Iterato
 
 def _target(case: Case, x: float | None, name: str | None = None) -> Iterator[Trace]:
     """The target's forecast, an upright bar for each band, and its outcome."""
-    told = case.forecast
-    if x is None or told is None:
+    forecast = case.forecast
+    if x is None or forecast is None:
         return
-    band, shown = told.loss, case.losses.of
+    band, shown = forecast.loss, case.losses.of
     yield figure_parts.bar(
         x, shown(band.low_95), shown(band.high_95), 2, name and f"{name}, 50 and 95 %", FORECAST
     )
     yield figure_parts.bar(x, shown(band.low_50), shown(band.high_50), 7, None, FORECAST)
-    said = f"forecast {case.losses.text(band.median)} {case.losses.unit}"
+    text = f"forecast {case.losses.text(band.median)} {case.losses.unit}"
     median = {"symbol": "line-ew-open", "size": 5, "line": {"width": 1.5}}
-    yield figure_parts.dots([x], [shown(band.median)], "#fff", None, [said], **median)
+    yield figure_parts.dots([x], [shown(band.median)], "#fff", None, [text], **median)
     if case.actual is not None:
-        came = f"measured {case.losses.text(case.actual)} {case.losses.unit}"
+        actual = f"measured {case.losses.text(case.actual)} {case.losses.unit}"
         look = {"size": 10, "line": {"color": "#fff", "width": 1.5}}
-        yield figure_parts.dots([x], [shown(case.actual)], ACTUAL, name and "measured", [came], **look)
+        yield figure_parts.dots([x], [shown(case.actual)], ACTUAL, name and "measured", [actual], **look)
     if name is None:
-        yield figure_parts.words(x, shown(band.median), "target", FORECAST, "middle right")
+        yield figure_parts.label(x, shown(band.median), "target", FORECAST, "middle right")
 
 
 def _heights(case: Case) -> list[float]:
@@ -274,7 +276,7 @@ def _heights(case: Case) -> list[float]:
     return [case.losses.of(loss) for loss in losses]
 
 
-def _said(case: Case, point: EvidencePoint) -> str:
+def _hover(case: Case, point: EvidencePoint) -> str:
     short = ", a short run" if point.short else ""
     sizes = f"M {count(point.flop_per_token)}, {count(point.tokens)} tokens"
     return f"{case.losses.text(point.loss)} {case.losses.unit} at {sizes}{short}"

@@ -66,7 +66,7 @@ def _form(case: Case, form: FormScore) -> tuple[str, ...]:
 
 
 def runs(case: Case) -> Html:
-    """Every run of this plan and of the earlier ones, with what became of it."""
+    """Every run of this plan and of the earlier ones, with its results."""
     shape_and_plan = ("run", "shape", "M", "tokens", "batch", "peak lr", "steps")
     head = (*shape_and_plan, *case.losses.heads, "time", "tokens/s", "state", "flags", "folder")
     rows = [_run(case, planned, run) for planned, run in case.runs]
@@ -74,7 +74,7 @@ def runs(case: Case) -> Html:
 
 
 def dense(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str]) -> Html:
-    """A table without the columns that say nothing in any row; the columns of these heads are words."""
+    """A table without the columns that are empty in every row; the columns in `text` are left-aligned text."""
     kept = [i for i in range(len(head)) if any(row[i] not in ("", "–") for row in rows)]
     return table(
         [head[i] for i in kept],
@@ -84,7 +84,7 @@ def dense(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str
 
 
 def _from_ledger(case: Case) -> Iterator[tuple[str, ...]]:
-    """The fit's evidence that no plan of this page tells of: what the ledger holds of it."""
+    """The fit's evidence that is in no plan of this page: what the ledger has."""
     here = {planned.run.fingerprint() for planned, _ in case.runs}
     for point in case.points():
         if point.run not in here:
@@ -168,7 +168,7 @@ def cost(case: Case) -> Html:
     head = ("", "runs", "FLOP", "device time planned", "device time taken", "price planned", "energy planned")
     roles = (("pilot", "isoFLOP pilots"), ("rate", "learning-rate check"), ("target", "target"))
     rows = []
-    for role, said in roles:
+    for role, label in roles:
         chosen = [(planned, run) for planned, run in case.runs if planned.role == role]
         if not chosen:
             continue
@@ -178,7 +178,7 @@ def cost(case: Case) -> Html:
         joules = _total([planned.cost.energy_j for planned, _ in chosen])
         rows.append(
             (
-                said,
+                label,
                 str(len(chosen)),
                 power(sum(planned.run.compute_flop for planned, _ in chosen)),
                 device_time(hours),
@@ -202,14 +202,14 @@ def _total(parts: list[float | None]) -> float | None:
 def _currencies(planned: PlannedRun) -> str:
     """What a run costs, in every currency that the cluster has a rate for."""
     cost = planned.cost
-    said = [flop(cost.compute_flop), f"{count(cost.device_hours)} device-hours", duration(cost.hours * 3600)]
-    said += [] if cost.dollars is None else [dollars(cost.dollars)]
-    said += [] if cost.energy_j is None else [energy(cost.energy_j)]
-    return " = ".join(said)
+    parts = [flop(cost.compute_flop), f"{count(cost.device_hours)} device-hours", duration(cost.hours * 3600)]
+    parts += [] if cost.dollars is None else [dollars(cost.dollars)]
+    parts += [] if cost.energy_j is None else [energy(cost.energy_j)]
+    return " = ".join(parts)
 
 
 def checks(audit: Audit) -> Html:
-    """Every check of every run, and in words those of a lone run and those that failed."""
+    """Every check of every run; details of a single run's checks and of those that failed."""
     names = list(dict.fromkeys(check.name for run in audit.runs for check in run.checks))
     if len(audit.runs) == 1:
         return pairs(
@@ -231,9 +231,7 @@ def checks(audit: Audit) -> Html:
 
 
 def _mark(ok: bool) -> Html:
-    return tag(
-        "span", "✓" if ok else "✗", class_="yes" if ok else "no", title="holds" if ok else "does not hold"
-    )
+    return tag("span", "✓" if ok else "✗", class_="yes" if ok else "no", title="passed" if ok else "failed")
 
 
 def provenance(case: Case) -> Html:

@@ -495,7 +495,7 @@ def test_memory_is_drawn_against_what_may_be_filled_with_the_nearest_miss() -> N
     assert page.count('<div class="missed">') == 1
     text = Page(page).text
     assert "1,432 layouts are possible, and 211 of them fit" in text
-    assert "3.6 GiB too much" in text
+    assert "3.6 GiB over the limit" in text
 
 
 def test_a_layout_far_beyond_the_memory_is_cut_off_and_none_is_drawn_where_all_fit() -> None:
