@@ -23,12 +23,12 @@ from planner.scaling.levenberg_marquardt import (
 )
 
 LOG_LARGEST = 690.0
-"""ln of 1e300, the largest constant that is written: one that its runs do not bound, and that ran away, stops there."""
+"""ln of 1e300, the largest constant that is written: a diverging constant stops there."""
 
 
 @dataclass(frozen=True)
 class FormFit:
-    """A law's constants, what they were fitted on and how well they do there."""
+    """A law's constants, the runs that they were fitted on, and the quality of the fit."""
 
     form: Form
     params: Array
@@ -82,7 +82,7 @@ def fit(
     problem = scale(form, logs, np.log(losses))
     if len(losses) < len(form.constants):
         raise ValueError(
-            f"{len(losses)} runs cannot fix the {len(form.constants)} constants of the {form.name} law"
+            f"{len(losses)} runs are too few to fit the {len(form.constants)} constants of the {form.name} law"
         )
     starts = _starts(problem)
     ends, objectives = descend(
@@ -93,7 +93,9 @@ def fit(
     with np.errstate(invalid="ignore"):
         predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
     if not np.isfinite(predicted).all():
-        raise ValueError(f"the {form.name} law runs away on these runs: no finite constants are best")
+        raise ValueError(
+            f"the fit of the {form.name} law to these runs diverges: no finite constants are best"
+        )
     return FormFit(
         form=form,
         params=params,
@@ -159,7 +161,7 @@ def _starts(problem: LeastSquaresProblem) -> Array:
 def _polished(
     problem: LeastSquaresProblem, ends: Array, objectives: Array, weights: Array
 ) -> tuple[Array, Array]:
-    """The eight best ends taken on to convergence, best first."""
+    """The eight best results, refined to convergence, best first."""
     best = np.argsort(objectives, kind="stable")[:8]
     repeated = np.broadcast_to(weights, (len(best), len(weights)))
     polished, values = descend(problem, without_prior(problem, ends[best], repeated), POLISH_TOLERANCE)

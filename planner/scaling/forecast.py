@@ -22,7 +22,7 @@ MIN_CURVE_POINTS = 5
 _SMOOTHED_POINTS = 10
 """Curves of at least twice as many points as the annealing law has constants are smoothed by it."""
 FLOOR_UNDER_BAND = 0.8
-"""The collapse's floor stays below this share of the lowest loss in sight: it divides by what lies above the floor."""
+"""The collapse's floor stays below this share of the lowest loss, since curves are divided by the loss above it."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +33,27 @@ class ForecastResult:
     forms: tuple[FormScore, ...]
     flags: tuple[str, ...]
     held_out_error: float | None
-    """Of the forms together; None where no budget could be held out."""
+    """Of the mixture of forms; None where no budget could be held out."""
     optimum: Optimum | None
-    """The best split of the target's compute; None without a forecast."""
+    """The compute-optimal split of the target's compute; None without a forecast."""
 
 
 def from_published(
     budget: Budget, law: PublishedLaw, loss: PublishedLaw | None, target: PlannedRun
 ) -> Forecast | NoForecast:
-    """No loss from a published law, unless it prints one and was fitted on the budget's own kind of data."""
+    """Why a published law gives no forecast of the loss, with the loss that it predicts if its text is the budget's."""
     if loss is None or loss.loss is None:
         source = law.name if loss is None else loss.name
         return NoForecast(
-            reason=f"the law {source} prints no loss coefficients; a forecast of the loss needs pilots on your "
-            "own data (evidence.kind: pilots)"
+            reason=f"the law {source} gives no loss coefficients; a forecast of the loss needs pilots on your own data "
+            "(evidence.kind: pilots)"
         )
     text = budget.data.text
-    on = text.describe if isinstance(text, DeclaredText) else "your own files"
-    if on != loss.data:
+    described = text.describe if isinstance(text, DeclaredText) else "your own files"
+    if described != loss.data:
         return NoForecast(
-            reason=f"the loss law {loss.name} holds for {loss.data}, not for {on}: losses do not carry over between "
-            "texts and tokenizers; run pilots on your own data (evidence.kind: pilots)"
+            reason=f"the loss law {loss.name} was fitted on {loss.data}, not on {described}, and losses do not carry "
+            "over between texts and tokenizers; run pilots on your own data (evidence.kind: pilots)"
         )
     model = target.run.model
     size = {
@@ -63,55 +63,63 @@ def from_published(
     }
     predicted = loss.loss.at(size[loss.loss.size], target.run.tokens)
     return NoForecast(
-        reason=f"the loss law {loss.name} gives {predicted:.4f} nats/token, without an interval: its source prints "
-        "no draws, so it cannot be audited; run pilots for a forecast with bands"
+        reason=f"the loss law {loss.name} predicts {predicted:.4f} nats/token, but without an interval, so a run "
+        "cannot be audited against it; run pilots for a forecast with an interval"
     )
 
 
 def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
-    """isoFLOP minima of the pilots, by budget. Short runs count in full here, and for a ninth in every fit of a law.
+    """isoFLOP minima of the pilots, by budget. Short runs have full weight here, and a ninth of it in fits of a law.
 
-    At a small budget the short runs are the large sizes, the whole right arm of its parabola: at a ninth the minimum
-    would lie beyond them. Laws share their runs among all budgets and can spare them.
+    At a small budget the short runs are the large sizes, the whole right arm of its parabola: with less weight the
+    minimum would lie beyond them. A law is fitted on the runs of all budgets and needs them less.
     """
     runs = _runs(points)
     return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
 
 def best_loss_fit(points: Sequence[EvidencePoint]) -> fit.FormFit:
-    """The form that predicts held-out budgets best, fitted on all runs: what a loss or an inference budget needs."""
+    """The form that predicts held-out budgets best, fitted on all runs: for loss budgets and inference objectives."""
     return model_averaging.chosen_fit(_runs(points))
 
 
 def from_ledger(
     points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
 ) -> ForecastResult:
-    """The target's final loss and curve from the ledger's runs, or why they cannot carry a forecast.
+    """The target's final loss and curve from the ledger's runs, or why they are not enough.
 
-    Tokens beyond the unique ones are repeats, and count as the fresh ones that they are worth.
+    Repeated tokens count as the number of unique tokens that they are worth.
     """
     runs, run = _runs(points), target.run
     try:
-        known = model_averaging.fit_mixture(runs)
+        mixture = model_averaging.fit_mixture(runs)
     except ValueError as error:
         return ForecastResult(
-            NoForecast(reason=f"the ledger cannot carry a forecast: {error}"),
+            NoForecast(reason=f"the ledger's runs are not enough for a forecast: {error}"),
             (),
             model_averaging.flags(runs),
             None,
             None,
         )
-    told = model_averaging.forecast(
-        known, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
+    predicted = model_averaging.forecast(
+        mixture, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
     )
     band = Band(
-        median=told.median, low_50=told.low_50, high_50=told.high_50, low_95=told.low_95, high_95=told.high_95
+        median=predicted.median,
+        low_50=predicted.low_50,
+        high_50=predicted.high_50,
+        low_95=predicted.low_95,
+        high_95=predicted.high_95,
     )
     forecast = Forecast(
-        loss=band, curve=_curve_band(records, band, told.floor.floor[0], target), basis=_basis(told)
+        loss=band, curve=_curve_band(records, band, predicted.floor.floor[0], target), basis=_basis(predicted)
     )
     return ForecastResult(
-        forecast, _forms(known, told), told.flags, told.held_out_error, _optimum(known, target)
+        forecast,
+        _forms(mixture, predicted),
+        predicted.flags,
+        predicted.held_out_error,
+        _optimum(mixture, target),
     )
 
 
@@ -124,23 +132,25 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
     return replace(checked, short=np.array([float(point.short) for point in points]))
 
 
-def _basis(told: model_averaging.MixtureForecast) -> str:
-    floors, losses = told.floor.floor, told.floor.loss
-    by = "the prior's, as no budget could be held out"
-    if told.held_out_error is not None:
-        by = "as held-out budgets showed"
+def _basis(predicted: model_averaging.MixtureForecast) -> str:
+    floors, losses = predicted.floor.floor, predicted.floor.loss
+    origin = "by its prior, as no budget could be held out"
+    if predicted.held_out_error is not None:
+        origin = "by the errors on held-out budgets"
     return (
-        f"{told.extrapolation:.3g}x beyond the largest pilot; the interval joins the spread of the forms and their "
-        f"constants, run-to-run noise {told.noise_sd:.2%}, and {told.discrepancy_sd:.2%} for the distance, {by}; "
-        f"with the floor E at {floors[0]:.3g}, {floors[1]:.3g}, {floors[2]:.3g} it would be "
-        f"{losses[0]:.4f}, {losses[1]:.4f}, {losses[2]:.4f}"
+        f"extrapolated to {predicted.extrapolation:.3g}x the compute of the largest pilot; the interval combines the "
+        f"spread of the forms and their constants, run-to-run noise of {predicted.noise_sd:.2%}, and an extrapolation "
+        f"error of {predicted.discrepancy_sd:.2%} {origin}; for the floor E at {floors[0]:.3g}, {floors[1]:.3g} and "
+        f"{floors[2]:.3g} the loss would be {losses[0]:.4f}, {losses[1]:.4f} and {losses[2]:.4f}"
     )
 
 
-def _forms(known: model_averaging.Mixture, told: model_averaging.MixtureForecast) -> tuple[FormScore, ...]:
-    """Every form with its held-out error, weight, constants and forecast; heaviest first."""
-    errors = {score.form.name: score.held_out_error for score in model_averaging.compare_forms(known.runs)}
-    constants = {law.form.name: _constants(law) for law in known.laws}
+def _forms(
+    mixture: model_averaging.Mixture, predicted: model_averaging.MixtureForecast
+) -> tuple[FormScore, ...]:
+    """Every form with its held-out error, weight, constants and forecast; largest weight first."""
+    errors = {score.form.name: score.held_out_error for score in model_averaging.compare_forms(mixture.runs)}
+    constants = {law.form.name: _constants(law) for law in mixture.laws}
     return tuple(
         FormScore(
             form=member.form.name,
@@ -150,19 +160,20 @@ def _forms(known: model_averaging.Mixture, told: model_averaging.MixtureForecast
             constants=constants[member.form.name],
             forecast=member.median,
         )
-        for member in sorted(told.members, key=lambda member: -member.weight)
+        for member in sorted(predicted.members, key=lambda member: -member.weight)
     )
 
 
 def _constants(law: Posterior) -> dict[str, Interval]:
-    """The constants of the draws that the forecast is made of."""
+    """Intervals of the constants over the draws that the forecast uses."""
     return {name: _interval(fit.interval(law.constant(name))) for name in law.form.constants}
 
 
-def _optimum(known: model_averaging.Mixture, target: PlannedRun) -> Optimum:
-    """The best split of the target's compute, with N* by the share that blocks have in M of the target's shape."""
+def _optimum(mixture: model_averaging.Mixture, target: PlannedRun) -> Optimum:
+    """The compute-optimal split of the target's compute; N* by the ratio of N to M of the target's shape."""
     split = {
-        name: _interval(ends) for name, ends in model_averaging.best_split(known, target.budget_flop).items()
+        name: _interval(ends)
+        for name, ends in model_averaging.best_split(mixture, target.budget_flop).items()
     }
     params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
     return Optimum(
@@ -193,7 +204,7 @@ def _curve_band(
     below = min([band.low_95, *(float(pilot.curve.loss.min()) for pilot in pilots)])
     steps = np.arange(run.evaluation.every_steps, run.optim.steps + 1, run.evaluation.every_steps)
     try:
-        told = loss_curve.forecast_curve(
+        curve = loss_curve.forecast_curve(
             loss_curve.collapse(pilots, min(floor, FLOOR_UNDER_BAND * below)),
             band,
             steps,
@@ -205,12 +216,12 @@ def _curve_band(
     except ValueError:
         return None
     return CurveBand(
-        step=tuple(told.step.tolist()),
-        median=tuple(told.median.tolist()),
-        low_50=tuple(told.low_50.tolist()),
-        high_50=tuple(told.high_50.tolist()),
-        low_95=tuple(told.low_95.tolist()),
-        high_95=tuple(told.high_95.tolist()),
+        step=tuple(curve.step.tolist()),
+        median=tuple(curve.median.tolist()),
+        low_50=tuple(curve.low_50.tolist()),
+        high_50=tuple(curve.high_50.tolist()),
+        low_95=tuple(curve.low_95.tolist()),
+        high_95=tuple(curve.high_95.tolist()),
     )
 
 
@@ -225,10 +236,10 @@ def _pilot(record: LedgerRecord) -> loss_curve.Pilot:
 
 
 def _smoothed_losses(record: LedgerRecord) -> loss_curve.Array:
-    """The pilot's curve without the scatter of its evaluations: as the annealing law through its own points has it.
+    """The pilot's loss curve, smoothed by the annealing law fitted to it.
 
-    Held-out tiny runs are then met more closely where the learning rate drops, by narrower bands (bench/curves.py). A
-    curve that is too short, shows no drop, or began under another run's schedule stays as it was measured.
+    That predicts held-out tiny runs better where the learning rate drops, with narrower bands (bench/curves.py). A
+    curve that is too short, has no drop, or started under another run's schedule stays as it was measured.
     """
     run, loss = record.run, np.array(record.curve_loss)
     drops = run.optim.milestones

@@ -1,11 +1,10 @@
-"""isoFLOP profiles: the picture of a budget, and a cross-check on the laws.
+"""isoFLOP profiles: parabolas through the runs of a budget, their minima, and a cross-check on the laws.
 
 Runs of one budget C trade size against tokens; log L against log size is close to a parabola whose minimum is
-the best split (Hoffmann et al. 2022, approach 2; DeepSeek LLM, section 3.2). Each minimum carries its
-uncertainty, and one that its own points do not bracket is flagged with the reason, because its place is then
-an extrapolation. Power laws through the bracketed minima give X* ~ C**a and D* ~ C**b. The parabola is biased
-where allocations span wide (Czech et al. 2026, arXiv 2603.22339), so allocate from a parametric law and read
-this beside it.
+the best split (Hoffmann et al. 2022, approach 2; DeepSeek LLM, section 3.2). Each minimum has its standard
+error; a minimum that its runs do not bracket is flagged with the reason, because it is an extrapolation. Power
+laws through the bracketed minima give X* ~ C**a and D* ~ C**b. The parabola is biased where sizes span widely
+(Czech et al. 2026, arXiv 2603.22339), so allocate by a parametric law and compare.
 """
 
 from collections.abc import Sequence
@@ -151,7 +150,7 @@ def _lowest(coefficients: Array, low: float, high: float) -> tuple[float, str]:
     lowest_end = int(np.argmin(np.vander(ends, 3, increasing=True) @ coefficients))
     side = ("smallest", "largest")[lowest_end]
     if coefficients[2] <= 0:
-        return float(ends[lowest_end]), f"no valley: the loss falls towards the {side} size"
+        return float(ends[lowest_end]), f"the loss has no minimum and falls towards the {side} size"
     vertex = -coefficients[1] / (2 * coefficients[2])
     if low < vertex < high:
         return float(vertex), ""
@@ -167,7 +166,8 @@ def power_laws(minima: Sequence[Minimum]) -> tuple[PowerLaw, PowerLaw]:
     if len(held) < 2:
         reasons = "; ".join(f"{m.flop:.3g} FLOP: {m.reason}" for m in minima if not m.bracketed)
         raise ValueError(
-            f"{len(held)} bracketed minima cannot give a power law ({reasons or 'too few budgets'})"
+            f"a power law needs at least two bracketed isoFLOP minima, and there are {len(held)} "
+            f"({reasons or 'too few budgets'})"
         )
     log_flop = np.log([minimum.flop for minimum in held])
     sds = np.array([minimum.log_size_sd for minimum in held])

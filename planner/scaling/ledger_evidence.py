@@ -1,4 +1,4 @@
-"""What the ledger says about a budget: points, the learning-rate check, and the allocation they support.
+"""The ledger's evidence for a budget: points, the learning-rate check, and the allocation that they support.
 
 Only runs on the same text, with the same tokens, context and precision count, and only those smaller than the target.
 """
@@ -16,8 +16,8 @@ from specs.law import Allocation, EvidencePoint, IsoflopProfile, Monomial, RateC
 from specs.record import LedgerRecord
 
 EXPONENT_SD = 0.053
-"""Spread of the allocation exponent over texts: .450, .524 and .578 in DeepSeek LLM, Table 4. It bounds what a short
-ladder may claim, since three noisy minima alone would let the exponent wander."""
+"""Spread of the allocation exponent over texts: .450, .524 and .578 in DeepSeek LLM, Table 4. As a prior it keeps the
+exponent of a short ladder, with only a few noisy minima, in a plausible range."""
 NEAR_OPTIMAL = 0.0025
 """Learning rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
 
@@ -75,7 +75,7 @@ def points(evidence: LedgerEvidence, min_steps: int) -> tuple[EvidencePoint, ...
 
 
 def profile(minimum: Minimum) -> IsoflopProfile:
-    """A fitted minimum as a document; its parabola is written out where it has a lowest point inside."""
+    """A fitted minimum as a document, with its parabola if it has an interior minimum."""
     x, half = math.log(minimum.size), minimum.curvature / 2
     parabola = (math.log(minimum.loss) + half * x * x, -2 * half * x, half)
     return IsoflopProfile(
@@ -89,7 +89,7 @@ def profile(minimum: Minimum) -> IsoflopProfile:
 
 
 def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation, str]:
-    """M_opt(C) and D_opt(C) = C / M_opt, and where they come from in words.
+    """M_opt(C) and D_opt(C) = C / M_opt, and a text on where they come from.
 
     The level is the ladder's, at its middle; the exponent is the ladder's slope and the prior's exponent, each weighted
     by its precision (Gaussian posterior; the prior's spread is EXPONENT_SD).
@@ -97,18 +97,19 @@ def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation
     held = [minimum for minimum in minima if minimum.bracketed]
     prior_exponent = prior.flop_per_token.exponents["compute_flop"]
     if not held:
-        return prior, "the prior's, since no isoFLOP minimum is bracketed"
+        return prior, "the prior's allocation, as no isoFLOP minimum is bracketed"
     middle = math.exp(float(np.mean([math.log(minimum.flop) for minimum in held])))
     if len(held) == 1:
-        level, exponent, said = held[0].size, prior_exponent, "one bracketed minimum and the prior's exponent"
+        level, exponent = held[0].size, prior_exponent
+        basis = "level of one bracketed isoFLOP minimum, exponent of the prior"
     else:
         line, _ = power_laws(held)
         share = _precision_share(line.exponent_sd)
         level = float(line.at(middle))
         exponent = share * line.exponent + (1 - share) * prior_exponent
-        said = (
-            f"{len(held)} bracketed isoFLOP minima: slope {line.exponent:.3f} +- {line.exponent_sd:.3f}, "
-            f"prior {prior_exponent:.3f} +- {EXPONENT_SD}, together {exponent:.3f}"
+        basis = (
+            f"{len(held)} bracketed isoFLOP minima: exponent {line.exponent:.3f} ± {line.exponent_sd:.3f} of the runs, "
+            f"{prior_exponent:.3f} ± {EXPONENT_SD} of the prior, combined {exponent:.3f}"
         )
     coefficient = level / middle**exponent
     return (
@@ -116,19 +117,19 @@ def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation
             flop_per_token=Monomial(coefficient=coefficient, exponents={"compute_flop": exponent}),
             tokens=Monomial(coefficient=1 / coefficient, exponents={"compute_flop": 1 - exponent}),
         ),
-        said,
+        basis,
     )
 
 
 def _precision_share(exponent_sd: float) -> float:
-    """Weight of the ladder's slope against the prior's; nothing where the ladder cannot tell its own error."""
+    """Weight of the ladder's slope against the prior's; 0 where the ladder cannot estimate its own error."""
     if not math.isfinite(exponent_sd):
         return 0.0
     return EXPONENT_SD**2 / (EXPONENT_SD**2 + exponent_sd**2)
 
 
 def rate_check(evidence: LedgerEvidence) -> RateCheck | None:
-    """The largest learning-rate check in the ledger, read against the pilot that ran at the law's own rate."""
+    """The largest learning-rate check in the ledger, compared with the pilot at the law's own learning rate."""
     for record in reversed(evidence.rates):
         shape, budget = record.run.model, record.budget_flop
         own = [r for r in evidence.pilots if r.run.model == shape and r.budget_flop == budget]

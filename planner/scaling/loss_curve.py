@@ -1,10 +1,10 @@
-"""The held-out loss curve of a run before it starts, from the curves of smaller runs under the same schedule.
+"""Forecast of a run's held-out loss curve from the curves of smaller runs under the same schedule.
 
-Curves of well-tuned runs, normalised as (L(x) - E) / (L(1) - E) over the finished fraction x, fall onto one shape
-(collapse: Qiu et al. 2025, arXiv 2507.02119, section 3). Those of tiny runs only nearly do: their shape drifts with
-compute and with tokens per size. So at every x the logarithm of the normalised loss is a polynomial in those two, whose
-slopes and bend stay at zero, which is collapse, unless the pilots say otherwise. The band joins the pilots' scatter
-about it, the target's distance from them, and the band of the final loss.
+Curves of well-tuned runs, normalised as (L(x) - E) / (L(1) - E) over the finished fraction x, collapse onto one shape
+(Qiu et al. 2025, arXiv 2507.02119, section 3). Those of tiny runs do so only nearly: their shape drifts with compute
+and with tokens per size. So at every x the logarithm of the normalised loss is a polynomial in those two; the prior has
+its slopes and curvature at zero, which is collapse. The band combines the pilots' scatter about it, the target's
+distance from them, and the band of the final loss.
 
 Legend: L held-out loss (nats per token), E floor, x finished steps over all steps, C = size * tokens compute.
 """
@@ -20,23 +20,23 @@ from specs.law import Band
 Array = NDArray[np.float64]
 
 SETTLED_WARMUPS = 2.0
-"""A curve is trusted after this many warm-ups: before, it shows the ramp of the learning rate, whose share of the steps
-differs from run to run (docs/log.md: loss curve)."""
+"""A curve is used after this many times its warm-up: before, it shows the ramp of the learning rate, whose share of the
+steps differs from run to run (docs/log.md: loss curve)."""
 SLOPE_SD = 0.2
 """Prior spread of the shape's relative drift per e-fold of compute, and of tokens per size. Collapse says 0; ladders of
 tiny runs show up to .2 (docs/log.md: loss curve). Its bend has the square, as an exponential drift has."""
 COMPUTE_WEIGHT = 0.3
 """A pilot counts as C**0.3, half as much a decade down: small runs scatter and drift more (docs/log.md: loss curve)."""
 SCATTER_SD = 0.03
-"""Scatter of ln normalised loss presumed with the weight of PRESUMED_PILOTS, so that a few that happen to agree make no
-band of no width; runs of a thousand steps scatter by this much (docs/log.md: loss curve)."""
-PRESUMED_PILOTS = 2.0
+"""Prior scatter of ln normalised loss, with the weight of PRIOR_PILOTS pilots, so that a few pilots that agree by
+chance do not give a band of zero width; runs of a thousand steps scatter by this much (docs/log.md: loss curve)."""
+PRIOR_PILOTS = 2.0
 _HUBER = 1.5
 """Residuals beyond 1.5 scales pull no harder than those at it (Huber 1981, section 4.5)."""
 _ROUNDS = 30
-"""Reweighting rounds; the last ones change nothing that prints."""
+"""Reweighting rounds; the last ones change no printed digit."""
 _TOLERANCE = 1e-9
-"""Fractions closer than this are one."""
+"""Fractions closer than this are equal."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class CurveShape:
     """The pilots' normalised curves on common fractions."""
 
     fraction: Array
-    """(points,) increasing, ends at 1; only where half of the pilots, and three, say something."""
+    """(points,) increasing, ends at 1; only where half of the pilots, and at least three, have a curve."""
     floor: float
     """E, nats per token."""
     log_excess: Array
-    """(pilots, points) ln (L(x) - E) / (L(1) - E); NaN where a pilot says nothing."""
+    """(pilots, points) ln (L(x) - E) / (L(1) - E); NaN where a pilot's curve is not used."""
     log_compute: Array
     """(pilots,) ln size * tokens."""
     log_ratio: Array
@@ -83,7 +83,7 @@ class CurveForecast:
     """A curve before its run: median, 50 % and 95 % bands of each point by itself, nats per token."""
 
     step: NDArray[np.int64]
-    """Finished steps; none during warm-up and as long again, nor before any pilot's first evaluation."""
+    """Finished steps, from twice the warm-up and the first evaluation of a pilot on."""
     median: Array
     low_50: Array
     high_50: Array
@@ -108,15 +108,15 @@ def collapse(pilots: Sequence[Pilot], floor: float) -> CurveShape:
     for i, pilot in enumerate(pilots):
         _check(pilot, floor, i)
     if len(pilots) < 3:
-        raise ValueError(f"{len(pilots)} pilots do not show a common shape; give at least three")
+        raise ValueError(f"a common curve shape needs at least three pilots, and there are {len(pilots)}")
     grid = np.unique(np.round(np.concatenate([pilot.curve.fraction for pilot in pilots]), 9))
     log_excess = np.array([_log_excess(pilot, floor, grid) for pilot in pilots])
-    told = np.isfinite(log_excess).sum(axis=0) >= max(3.0, len(pilots) / 2)
+    covered = np.isfinite(log_excess).sum(axis=0) >= max(3.0, len(pilots) / 2)
     size, tokens = np.array([p.size for p in pilots], float), np.array([p.tokens for p in pilots], float)
     return CurveShape(
-        fraction=grid[told],
+        fraction=grid[covered],
         floor=floor,
-        log_excess=log_excess[:, told],
+        log_excess=log_excess[:, covered],
         log_compute=np.log(size * tokens),
         log_ratio=np.log(tokens / size),
     )
@@ -134,12 +134,14 @@ def forecast_curve(
 ) -> CurveForecast:
     """The curve of a run of this size and tokens at its evaluation steps; at the last step it is `final` itself.
 
-    `steps` are finished steps, increasing. Points before two warm-ups, or before half of the pilots say
-    anything, are left out.
+    `steps` are finished steps, increasing. Points before twice the warm-up, or before half of the pilots have a curve,
+    are omitted.
     ValueError where `final` does not lie above the shape's floor.
     """
     if final.low_95 <= shape.floor:
-        raise ValueError(f"the final loss may be {final.low_95:.4g}, not above the floor {shape.floor:.4g}")
+        raise ValueError(
+            f"the final loss's 95 % interval starts at {final.low_95:.4g}, below the floor {shape.floor:.4g}"
+        )
     first_fraction = max(SETTLED_WARMUPS * warmup_steps / total_steps, float(shape.fraction[0]))
     step = np.asarray(steps, np.int64)
     step = step[step / total_steps >= first_fraction - _TOLERANCE]
@@ -170,12 +172,10 @@ def _check(pilot: Pilot, floor: float, i: int) -> None:
     fraction, loss = pilot.curve.fraction, pilot.curve.loss
     if fraction.ndim != 1 or fraction.shape != loss.shape or not len(loss):
         raise ValueError(
-            f"pilot {i}: fraction {fraction.shape} and loss {loss.shape} must be one list each, of one length"
+            f"pilot {i}: fraction {fraction.shape} and loss {loss.shape} must be one-dimensional and of the same length"
         )
     if not (fraction[0] > 0 and (np.diff(fraction) > 0).all() and abs(fraction[-1] - 1) < _TOLERANCE):
-        raise ValueError(
-            f"pilot {i}: fractions must increase from above 0 to 1, as those of a finished run do"
-        )
+        raise ValueError(f"pilot {i}: fractions must increase from above 0 to 1, as in a finished run")
     if not (np.isfinite(loss).all() and loss.min() > floor):
         raise ValueError(
             f"pilot {i}: every loss must be finite and above the floor {floor:.4g}; its lowest is {loss.min():.4g}"
@@ -222,8 +222,8 @@ def _drift(shape: CurveShape, log_compute: float, log_ratio: float) -> _Line:
         ends = np.einsum("pjk,pi,ik->pj", covariance, weights * held * y, off)
         residual = (y - ends @ off.T) * there
         spent = np.einsum("pjk,pkj->p", covariance, information)
-        freedom = np.maximum(weights.sum(axis=1) - spent, 0) + PRESUMED_PILOTS
-        scatter = np.sqrt(((weights * residual**2).sum(axis=1) + PRESUMED_PILOTS * SCATTER_SD**2) / freedom)
+        freedom = np.maximum(weights.sum(axis=1) - spent, 0) + PRIOR_PILOTS
+        scatter = np.sqrt(((weights * residual**2).sum(axis=1) + PRIOR_PILOTS * SCATTER_SD**2) / freedom)
         held = np.minimum(
             1.0, _HUBER * _scale(residual, there)[:, None] / np.maximum(np.abs(residual), _TOLERANCE)
         )
@@ -233,6 +233,6 @@ def _drift(shape: CurveShape, log_compute: float, log_ratio: float) -> _Line:
 
 
 def _scale(residual: Array, there: NDArray[np.bool_]) -> Array:
-    """A scale per point that one spoiled pilot does not move: the median absolute residual as a standard deviation."""
+    """A scale per point that is robust to one outlying pilot: the median absolute residual as a standard deviation."""
     middle = np.nanmedian(np.where(there, np.abs(residual), np.nan), axis=1)
     return np.asarray(np.maximum(1.4826 * middle, SCATTER_SD / 10))

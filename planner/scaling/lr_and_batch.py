@@ -1,10 +1,10 @@
-"""Learning rate and batch size from one's own grid of runs.
+"""Laws of learning rate and batch size, fitted on a grid of one's own runs.
 
 Near its lowest point ln L is a bowl in ln learning rate and ln batch, and the bowl's bottom moves along power laws of
 size and tokens (Step Law, Li et al. 2025, arXiv 2503.04715; DeepSeek LLM, section 3.1, along compute). All cells of a
 grid, each a size with its tokens, share the bowl's shape; so one linear regression on the runs near each cell's best
-gives the shape and the laws together, and few runs a cell are enough. What did not vary is not fitted: a grid at one
-batch gives the law of the learning rate at that batch, one cell gives no exponents.
+gives the shape and the laws together, and few runs per cell are enough. What did not vary is not fitted: a grid with
+one batch gives the law of the learning rate at that batch, and a single cell gives no exponents.
 
 Legend: z = (ln lr, ln batch), z* the bottom, H the bowl's curvature: ln L = c + (z - z*)' H (z - z*) / 2.
 """
@@ -22,12 +22,12 @@ from specs.record import LedgerRecord
 NEAR_OPTIMAL = 0.0025
 """Runs within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
 BOWL_SHARE = 0.01
-"""Runs within this share of their cell's best lie in the bowl; further out the loss is no parabola any more. On Step
-Law's grid a cell's rate and batch from the other cells cost .09 % at .01, .12 at .015, .16 at .02, .22 at .03."""
+"""Runs within this share of their cell's lowest loss are in the bowl; further out the loss is not a parabola. On Step
+Law's grid a cell's rate and batch fitted on the other cells cost .09 % at .01, .12 at .015, .16 at .02, .22 at .03."""
 _NEGLIGIBLE_POWER = 0.05
-"""Powers below this move a batch by an eighth over a decade at most."""
+"""Powers below this change a batch by at most an eighth per decade."""
 _MAX_CORRELATION = 0.98
-"""With sizes and tokens correlated above this, only their product, compute, can be told."""
+"""With sizes and tokens correlated above this, only the effect of their product, compute, can be fitted."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ def grid_of(records: Sequence[LedgerRecord]) -> RateGrid:
 
 @dataclass(frozen=True)
 class RateLaw:
-    """Power laws of the best learning rate and batch, and how much it costs to miss them."""
+    """Power laws of the best learning rate and batch, and the cost of other settings."""
 
     bottom: Array
     """(knobs, 3): ln lr, and ln batch where it varied, as constant + a ln size + b ln tokens."""
     curvature: Array
     """(knobs, knobs) H."""
     batch_varied: bool
-    """False: the learning rate is the best at the grid's own batches."""
+    """If False, the learning rate is the best at the grid's own batches."""
     cells: int
     runs: int
-    """In the bowls."""
+    """Runs in the bowls."""
 
     def best(self, size: float, tokens: float) -> tuple[float, float | None]:
         """The best learning rate and batch in tokens; the batch is None where it did not vary."""
@@ -104,8 +104,12 @@ class RateLaw:
     def regime(self) -> str:
         """What the batch does while the learning rate follows its law; laws disagree where this differs."""
         if not self.batch_varied:
-            moves = "" if self.bottom[:, 1:].any() else "; from so few sizes, it is the same for every size"
-            return f"the batch is as in the runs, whose learning rates alone were varied{moves}"
+            constant = (
+                ""
+                if self.bottom[:, 1:].any()
+                else "; the learning rate is the same for all sizes, of which few were run"
+            )
+            return f"the batch is that of the runs, which varied only the learning rate{constant}"
         powers = dict(zip(("size", "tokens"), self.bottom[1, 1:].tolist(), strict=True))
         moving = [f"{name}^{power:.2f}" for name, power in powers.items() if abs(power) >= _NEGLIGIBLE_POWER]
         return f"the batch grows as {' '.join(moving)}" if moving else "the batch is fixed"
@@ -121,9 +125,9 @@ def fit_rates(grid: RateGrid) -> RateLaw:
     """The bowl and its laws from a grid; ValueError where the learning rate has no lowest point inside."""
     several = grid.take(
         np.bincount(grid.cell)[grid.cell] > 1
-    )  # a run alone in its cell tells nothing of its rate
+    )  # a single run of a cell says nothing about the learning rate
     if len(several.loss) == 0:
-        raise ValueError("no size was run at several learning rates; run more of them around the best")
+        raise ValueError("no size was run at several learning rates; run several around the best")
     inside = several.take(several.above_best() <= BOWL_SHARE)
     log_lr, log_batch = np.log(inside.lr), np.log(inside.batch)
     batch_varied = _varies(log_batch, inside.cell)
@@ -154,7 +158,7 @@ def _bowl(knobs: Array, features: Array, inside: RateGrid) -> tuple[Array, Array
     for (i, j), value in zip(pairs, solution[cells:], strict=False):
         curvature[i, j] = curvature[j, i] = value
     if np.linalg.eigvalsh(curvature).min() <= 0:
-        raise ValueError("the loss has no lowest point among these rates and batches; try some further out")
+        raise ValueError("the loss has no minimum among these learning rates and batches; run a wider range")
     return curvature, solution[cells + len(pairs) :].reshape(count, len(features))
 
 

@@ -1,15 +1,15 @@
-"""The loss curve under another learning-rate schedule: annealing laws, fitted on curves and asked about schedules.
+"""The loss curve under another learning-rate schedule: annealing laws, fitted on curves, predict other schedules.
 
-An annealing law says that a run gains along a power law while its learning rate stays, and once more from every drop
-of it, over some time:
+By an annealing law the loss falls along a power law while the learning rate is constant, and additionally after every
+drop of it, over some time:
 
     L(t) = L0 + A P(t)^-alpha - B sum_k d_k G_k(t)      P(t) = sum_{i <= t} eta_i^p
 
 with eta the learning rate in units of its peak, d_k = eta_{k-1} - eta_k the drops after the warm-up, and G_k(t) from 0
-to 1 the share of drop k that has been gained by step t. Published laws take p = 1. With p = 1/2 they extrapolate
-better, to longer runs and from one drop to another (bench/curves.py), and there is a reason: once updates and weight
-decay are in balance, AdamW turns the weights by sqrt(2 eta lambda) a step (Kosson et al. 2023, arXiv 2305.17212), so
-that progress goes as the root.
+to 1 the share of drop k's gain that is reached by step t. Published laws take p = 1. With p = 1/2 they extrapolate
+better, to longer runs and from one drop to another (bench/curves.py). The reason: once updates and weight decay are in
+balance, AdamW rotates the weights by sqrt(2 eta lambda) a step (Kosson et al. 2023, arXiv 2305.17212), so that progress
+grows with the root.
 
 Legend: L held-out loss (nats per token), S sum of eta since a drop, n steps since a drop, both in thousands.
 """
@@ -25,14 +25,14 @@ from planner.scaling.levenberg_marquardt import HUBER_DELTA
 Array = NDArray[np.float64]
 
 _DROPS = 256
-"""A smooth schedule's drops are joined into this many equal ones; more change no prediction by 1e-5."""
+"""A smooth schedule's drops are merged into this many equal ones; more change no prediction by 1e-5."""
 _LOG_BOUND = 25.0
 """Log-constants stay within +-25 of unit scale, so that no power overflows."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A curve and the schedule it was made under."""
+    """A loss curve and its learning-rate schedule."""
 
     lr: Array
     """(steps,) learning rate of every update, from the first."""
@@ -44,7 +44,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class _ScheduleView:
-    """What a law sees of a schedule at some points; eta in units of `peak_lr`, sums in thousands of steps."""
+    """A law's variables of a schedule at some points; eta in units of `peak_lr`, sums in thousands of steps."""
 
     progress: Array
     """(points,) P."""
@@ -60,7 +60,7 @@ class _ScheduleView:
 
 @dataclass(frozen=True)
 class AnnealingLaw:
-    """One law: how progress counts learning rates, and how fast a drop is gained."""
+    """One law: how progress depends on the learning rate, and how fast the gain of a drop is reached."""
 
     name: str
     power: float
@@ -114,7 +114,7 @@ class AnnealingFit:
     objective: float
     """Summed Huber (delta 1e-3) of the residuals of ln L."""
     held: Mapping[str, float] = field(default_factory=dict)
-    """Constants that were given, not fitted."""
+    """Constants that were fixed, not fitted."""
 
     @property
     def constants(self) -> dict[str, float]:
@@ -135,14 +135,14 @@ def fit_annealing(
 ) -> AnnealingFit:
     """The law's constants for curves of one model, by summed log-Huber from a grid of starts.
 
-    `held` gives constants that are known from elsewhere, as B and the kernel's from another run's drop. ValueError
-    where these are to be fitted and no curve has dropped: a constant phase does not show what a drop is worth.
+    `held` fixes constants that are known from elsewhere, as B and the kernel's from another run's drop. ValueError
+    if these are to be fitted and no curve has a drop.
     """
     held = dict(held or {})
     for name in held:
         if name not in law.constants:
             raise ValueError(
-                f"{name} is no constant of the {law.name} law; it has {', '.join(law.constants)}"
+                f"the {law.name} law has no constant {name}; its constants are {', '.join(law.constants)}"
             )
     for i, trace in enumerate(traces):
         _check(trace, i)
@@ -152,7 +152,7 @@ def fit_annealing(
     seen = [(view.age > 0).any() for view in views]
     if not any(seen) and not {"B", *law.kernel_constants} <= set(held):
         raise ValueError(
-            "no curve has points after a drop of its learning rate; add one that has, or hold B and the kernel"
+            "no curve has points after a drop of its learning rate; add one that has, or fix the constants of a drop"
         )
     log_loss = np.concatenate([np.log(t.loss[keep]) for t, keep in zip(traces, used, strict=True)])
     starts = _starts(law, float(np.exp(log_loss.min())), held)
@@ -161,10 +161,10 @@ def fit_annealing(
 
 
 def smoothed(trace: Trace, law: AnnealingLaw = ROOT) -> Array:
-    """The losses of a curve as the law through them has them, nats per token; those of the warm-up stay as they are.
+    """The losses of a curve, smoothed by the law fitted to it, nats per token; those of the warm-up are unchanged.
 
-    One curve needs half of the grid's starts: every speed of the drop, but one worth of it, since on 18 tiny runs all
-    of the grid's end in the same constants (docs/log.md). ValueError where the curve shows no drop, or is not one.
+    One curve needs half of the grid's starts, since on 18 tiny runs all starts ended in the same constants
+    (docs/log.md). ValueError where the curve has no drop, or is invalid.
     """
     _check(trace, 0)
     peak_lr, used = float(trace.lr.max()), trace.step > int(np.argmax(trace.lr))
@@ -180,7 +180,7 @@ def smoothed(trace: Trace, law: AnnealingLaw = ROOT) -> Array:
 def _check(trace: Trace, i: int) -> None:
     if trace.step.shape != trace.loss.shape or trace.step.ndim != 1:
         raise ValueError(
-            f"curve {i}: step {trace.step.shape} and loss {trace.loss.shape} must be lists of one length"
+            f"curve {i}: step {trace.step.shape} and loss {trace.loss.shape} must be 1-D and of the same length"
         )
     if not (len(trace.step) and trace.step.min() >= 1 and trace.step.max() <= len(trace.lr)):
         raise ValueError(
@@ -231,7 +231,7 @@ def _log_loss(law: AnnealingLaw, params: Array, view: _ScheduleView) -> Array:
 
 
 def _starts(law: AnnealingLaw, lowest: float, held: Mapping[str, float]) -> Array:
-    """Log-constants: the floor under the lowest loss, exponents and kernels over the range that the papers print."""
+    """Log-constants: the floor below the lowest loss, exponents and kernels over the range of the papers."""
     kernels = {"rate": (0.5, 2.0, 8.0), "C": (1.0, 10.0, 60.0), "beta": (0.5,), "gamma": (0.6, 1.2)}
     choices = [(0.85 * lowest,), (0.35 * lowest,), (0.45,), (0.04 * lowest, 0.1 * lowest)]
     choices += [kernels[name] for name in law.kernel_constants]

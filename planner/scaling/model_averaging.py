@@ -1,10 +1,10 @@
-"""Which law to believe, by what each predicts, and a forecast that covers.
+"""Model averaging over loss laws: hold-out scores, weights, and a forecast whose intervals cover.
 
-Laws are scored on held-out larger budgets only: fitted on the runs below a cut in compute, they predict the
-runs above it, at several cuts. A forecast then sets the laws side by side, each drawn from its posterior and
-weighted by the density it gave to the held-out runs. To their spread it adds what no law knows: a discrepancy
-that grows with the distance of the extrapolation, as large as the held-out budgets show it to be, and the
-noise of the target run itself. Nothing is tuned on a target.
+Laws are scored on held-out larger budgets only: fitted on the runs of the smaller budgets, they predict the larger
+ones, at several hold-out splits. A forecast is a mixture of the laws, each drawn from its posterior and weighted by the
+density that it gave to the held-out runs. To their spread it adds two errors that no law has: a discrepancy that grows
+with the distance of the extrapolation, estimated on the held-out budgets, and the noise of the target run itself.
+Nothing is tuned on a target.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from specs.humanize import several
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first: the order in which equally good laws are preferred."""
 PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
-"""Before any held-out budget: of six public data sets none has a coupling near 1, which is what the standard
-and tied laws are (posterior.py), so those two stay as a hedge."""
+"""Weights before any held-out budget: the standard and tied laws are the coupled law with a coupling of 1, and none of
+six public data sets has one near 1 (posterior.py), so these two have small weights."""
 _HOLDOUT_DRAWS = 200
 DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
-"""Standard deviation of log L that laws miss per decade of compute beyond their runs, expected before looking, two
-thirds of the belief within this factor: laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting
-miss their larger ones by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
+"""Prior of the discrepancy: standard deviation of log L per decade of compute beyond a law's runs, two thirds of it
+within this factor. Laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting miss their larger ones
+by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
 _HOLDOUT_SHARE = 0.5
-"""Cuts share most of their held-out runs, so together they count as half their number."""
+"""Hold-out splits share most of their held-out runs, so together they count as half their number."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class HeldOutScore:
 
     form: Form
     held_out_error: float
-    """Mean |log L measured - predicted| over the cuts' held-out runs, each cut counting the same."""
+    """Mean |log L measured - predicted| over the held-out runs, every split with the same weight."""
     behind_best: float
-    """How much worse than the best law."""
+    """Difference of that error to the best law's."""
     behind_best_sd: float
-    """Standard error of that difference, runs of one size counted as one piece of evidence."""
+    """Standard error of that difference, with the runs of one size counted as one."""
 
 
 @dataclass(frozen=True)
 class MixtureMember:
-    """One law's part in a forecast: its own median and 95 % interval of the loss, and its weight."""
+    """One law in a mixture forecast: its weight, and its own median and 95 % interval of the loss."""
 
     form: Form
     weight: float
@@ -69,7 +69,7 @@ class FloorEffect:
 
 @dataclass(frozen=True)
 class MixtureForecast:
-    """The loss of a target run with what it rests on. Losses are in the unit of the runs' losses."""
+    """The forecast of a target run's loss, with its parts. Losses are in the unit of the runs' losses."""
 
     size: float
     tokens: float
@@ -94,7 +94,7 @@ class MixtureForecast:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What runs say about every law: learned once, asked for many targets."""
+    """All laws fitted on the runs, with their weights: fitted once, then used for any target."""
 
     runs: Points
     laws: tuple[Posterior, ...]
@@ -102,7 +102,7 @@ class Mixture:
     member: NDArray[np.int64]
     """(draws,) the law that each draw of the mixture comes from."""
     discrepancy: NoiseScale
-    """What laws miss per decade of compute beyond their runs, in log L."""
+    """Error of the laws in log L per decade of compute beyond their runs."""
     held_out_error: float | None
     seed: int
 
@@ -113,33 +113,33 @@ class Mixture:
 
 @dataclass(frozen=True)
 class _HoldOutError:
-    """How the weighted laws did on a cut's held-out runs, in log L."""
+    """Error of the weighted laws on the held-out runs of a split, in log L."""
 
     mean: float
     """Measured - forecast."""
     explained: float
     """Variance of that mean by the laws' own spread and the runs' noise."""
     decades: float
-    """How far beyond the runs below; at least a tenth."""
+    """Distance of the held-out runs from the fitted ones; at least a tenth."""
     error: float
     """Mean absolute."""
 
 
 def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[HeldOutScore, ...]:
-    """Every law's error on held-out larger budgets, best first; empty where the runs allow no cut.
+    """Every law's error on held-out larger budgets, best first; empty where the runs allow no hold-out split.
 
-    Plain fits without priors; a cut leaves more runs below than any law has constants. A law that runs away on the
-    runs below, or beyond them, is left out.
+    Plain fits without priors, each on more runs than any law has constants. A law whose fit or prediction diverges is
+    omitted.
     """
-    cuts = holdout_splits(runs, max(len(form.constants) for form in forms) + 1)
-    if not cuts:
+    splits = holdout_splits(runs, max(len(form.constants) for form in forms) + 1)
+    if not splits:
         return ()
-    tried = {form: np.concatenate([_errors(form, cut) for cut in cuts]) for form in forms}
+    tried = {form: np.concatenate([_errors(form, split) for split in splits]) for form in forms}
     errors = {form: error for form, error in tried.items() if np.isfinite(error).all()}
     if not errors:
         return ()
-    shares = [cut.above.precision / (cut.above.precision.sum() * len(cuts)) for cut in cuts]
-    share, cluster = np.concatenate(shares), np.concatenate([cut.above.size for cut in cuts])
+    shares = [split.held_out.precision / (split.held_out.precision.sum() * len(splits)) for split in splits]
+    share, cluster = np.concatenate(shares), np.concatenate([split.held_out.size for split in splits])
     best = min(errors.values(), key=lambda error: float(share @ error))
     scores = [
         HeldOutScore(
@@ -154,10 +154,8 @@ def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[Hel
 
 
 def chosen_form(scores: Sequence[HeldOutScore]) -> Form:
-    """The law with the fewest constants within one standard error of the best (Breiman et al. 1984); among
-    equals the best.
-
-    Without scores, the law with the fewest constants.
+    """The law with the fewest constants within one standard error of the best (Breiman et al. 1984), of equally many
+    the best one; without scores, the law with the fewest constants.
     """
     if not scores:
         return CANDIDATES[0]
@@ -166,21 +164,21 @@ def chosen_form(scores: Sequence[HeldOutScore]) -> Form:
 
 
 def chosen_fit(runs: Points) -> FormFit:
-    """The chosen law fitted on all runs: what to allocate a budget with."""
+    """The chosen law fitted on all runs, to allocate a budget with."""
     form = chosen_form(compare_forms(runs))
     return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
 
 
-def _errors(form: Form, cut: HoldOut) -> Array:
-    below, above = cut.below, cut.above
+def _errors(form: Form, split: HoldOut) -> Array:
+    train, held_out = split.train, split.held_out
     try:
         fitted = fit(
-            form, below.size, below.tokens, below.loss, cost_per=below.cost_per, weights=below.precision
+            form, train.size, train.tokens, train.loss, cost_per=train.cost_per, weights=train.precision
         )
-    except ValueError:  # the runs below do not hold this law
-        return np.full(len(above.loss), np.inf)
+    except ValueError:  # these runs do not determine the law
+        return np.full(len(held_out.loss), np.inf)
     with np.errstate(invalid="ignore"):
-        return np.abs(np.log(fitted.predict(above.size, above.tokens) / above.loss))
+        return np.abs(np.log(fitted.predict(held_out.size, held_out.tokens) / held_out.loss))
 
 
 def _clustered_sd(parts: Array, cluster: Array) -> float:
@@ -201,7 +199,8 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     needed = max(len(form.constants) for form in CANDIDATES) + 1
     if budgets < 2 or different < needed:
         raise ValueError(
-            f"{different} different runs at {budgets} budgets; a forecast needs at least {needed} at two or more"
+            f"{several(different, 'different run')} at {several(budgets, 'budget')}, but a forecast needs at least "
+            f"{needed} runs at two or more budgets"
         )
     weights, discrepancy, error = _holdout_evidence(runs, seed)
     laws = tuple(posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES))
@@ -210,19 +209,19 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     return Mixture(runs, laws, weights, member, discrepancy, error, seed)
 
 
-def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
-    """The forecast of one run: the laws' spread, the discrepancy of the distance and the run's own noise."""
-    log_losses = [law.log_loss(size, tokens)[:, 0] for law in evidence.laws]
-    centre = evidence.mixed(log_losses)
-    noise = evidence.mixed([law.noise_sd for law in evidence.laws])
-    decades = float(decades_beyond(evidence.runs, np.array([size * tokens * evidence.runs.cost_per]))[0])
-    generator = np.random.Generator(np.random.PCG64([evidence.seed, 1]))
-    missed = evidence.discrepancy.draw(generator, len(centre)) * decades
-    total = centre + np.hypot(missed, noise) * generator.standard_normal(len(centre))
+def forecast(mixture: Mixture, size: float, tokens: float) -> MixtureForecast:
+    """The forecast of one run: the spread of the laws, the discrepancy at its distance, and the run's own noise."""
+    log_losses = [law.log_loss(size, tokens)[:, 0] for law in mixture.laws]
+    centre = mixture.mixed(log_losses)
+    noise = mixture.mixed([law.noise_sd for law in mixture.laws])
+    decades = float(decades_beyond(mixture.runs, np.array([size * tokens * mixture.runs.cost_per]))[0])
+    generator = np.random.Generator(np.random.PCG64([mixture.seed, 1]))
+    discrepancy = mixture.discrepancy.draw(generator, len(centre)) * decades
+    total = centre + np.hypot(discrepancy, noise) * generator.standard_normal(len(centre))
     low_95, low_50, median, high_50, high_95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
     members = tuple(
         MixtureMember(law.form, float(weight), *_median_and_95(log_loss))
-        for law, weight, log_loss in zip(evidence.laws, evidence.weights, log_losses, strict=True)
+        for law, weight, log_loss in zip(mixture.laws, mixture.weights, log_losses, strict=True)
     )
     return MixtureForecast(
         size=size,
@@ -233,20 +232,20 @@ def forecast(evidence: Mixture, size: float, tokens: float) -> MixtureForecast:
         low_95=low_95,
         high_95=high_95,
         members=members,
-        floor=_floor_effect(evidence.mixed([law.constant("E") for law in evidence.laws]), centre),
+        floor=_floor_effect(mixture.mixed([law.constant("E") for law in mixture.laws]), centre),
         noise_sd=float(np.median(noise)),
-        discrepancy_sd=evidence.discrepancy.median * decades,
+        discrepancy_sd=mixture.discrepancy.median * decades,
         extrapolation=10**decades,
-        held_out_error=evidence.held_out_error,
-        flags=flags(evidence.runs),
+        held_out_error=mixture.held_out_error,
+        flags=flags(mixture.runs),
     )
 
 
-def best_split(evidence: Mixture, flop: float) -> dict[str, DrawInterval]:
+def best_split(mixture: Mixture, flop: float) -> dict[str, DrawInterval]:
     """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over
     all weighted laws."""
-    splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in evidence.laws]
-    size, tokens, loss = (evidence.mixed(column) for column in zip(*splits, strict=True))
+    splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in mixture.laws]
+    size, tokens, loss = (mixture.mixed(column) for column in zip(*splits, strict=True))
     quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}
     return {name: interval(values) for name, values in quantities.items()}
 
@@ -257,33 +256,31 @@ def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
 
 
 def _holdout_evidence(runs: Points, seed: int) -> tuple[Array, NoiseScale, float | None]:
-    """The laws' weights, the discrepancy per decade and the mean error that the weighted laws show on
-    held-out budgets.
+    """The laws' weights, the discrepancy per decade, and the mean error of the weighted laws on held-out budgets.
 
-    A law's score is the sum over cuts of the mean log density of the held-out runs (pseudo-Bayesian model
-    averaging).
+    A law's score is the sum over splits of the mean log density of the held-out runs (pseudo-Bayesian model averaging).
     """
-    cuts = holdout_splits(runs, 5)
+    splits = holdout_splits(runs, 5)
     weights = np.array(PRIOR_WEIGHTS)
-    if not cuts:
+    if not splits:
         return weights, _discrepancy(()), None
-    laws = [[posterior(form, cut.below, _HOLDOUT_DRAWS, seed) for form in CANDIDATES] for cut in cuts]
-    densities = [[_log_density(law, cut) for law in row] for row, cut in zip(laws, cuts, strict=True)]
+    laws = [[posterior(form, split.train, _HOLDOUT_DRAWS, seed) for form in CANDIDATES] for split in splits]
+    densities = [[_log_density(law, split) for law in row] for row, split in zip(laws, splits, strict=True)]
     scores = np.sum(densities, axis=0)
     weights = weights * np.exp(scores - scores.max())
     weights = weights / weights.sum()
-    missed = [_holdout_error(row, cut, weights) for row, cut in zip(laws, cuts, strict=True)]
-    return weights, _discrepancy(missed), float(np.mean([miss.error for miss in missed]))
+    errors = [_holdout_error(row, split, weights) for row, split in zip(laws, splits, strict=True)]
+    return weights, _discrepancy(errors), float(np.mean([one.error for one in errors]))
 
 
-def _discrepancy(missed: Sequence[_HoldOutError]) -> NoiseScale:
-    """The belief in the discrepancy after the cuts.
+def _discrepancy(errors: Sequence[_HoldOutError]) -> NoiseScale:
+    """The posterior of the discrepancy after all hold-out splits.
 
-    A cut's mean miss is Gaussian: the laws' own spread, the noise, and the discrepancy times the distance.
+    The mean error of a split is Gaussian: the laws' own spread, the noise, and the discrepancy times the distance.
     """
-    square = np.array([miss.mean**2 for miss in missed])
-    explained = np.array([miss.explained for miss in missed])
-    decades = np.array([miss.decades for miss in missed])
+    square = np.array([one.mean**2 for one in errors])
+    explained = np.array([one.explained for one in errors])
+    decades = np.array([one.decades for one in errors])
 
     def log_likelihood(sd: Array) -> Array:
         variance = explained + (sd[:, None] * decades) ** 2
@@ -292,26 +289,26 @@ def _discrepancy(missed: Sequence[_HoldOutError]) -> NoiseScale:
     return noise_scale(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
-def _log_density(law: Posterior, cut: HoldOut) -> float:
+def _log_density(law: Posterior, split: HoldOut) -> float:
     """Mean log density of the held-out runs under a Student t (5 degrees) around the law's draws."""
-    log_loss = law.log_loss(cut.above.size, cut.above.tokens)
-    distance = DISCREPANCY_PER_DECADE * decades_beyond(cut.below, cut.above.flop)
+    log_loss = law.log_loss(split.held_out.size, split.held_out.tokens)
+    distance = DISCREPANCY_PER_DECADE * decades_beyond(split.train, split.held_out.flop)
     scale = np.sqrt(log_loss.var(axis=0) + np.median(law.noise_sd) ** 2 + distance**2)
-    standard = (np.log(cut.above.loss) - log_loss.mean(axis=0)) / scale
+    standard = (np.log(split.held_out.loss) - log_loss.mean(axis=0)) / scale
     density = -3 * np.log1p(standard**2 / 5) - np.log(scale)
-    return float(np.average(density, weights=cut.above.precision))
+    return float(np.average(density, weights=split.held_out.precision))
 
 
-def _holdout_error(laws: Sequence[Posterior], cut: HoldOut, weights: Array) -> _HoldOutError:
-    draws = [law.log_loss(cut.above.size, cut.above.tokens) for law in laws]
-    residuals = np.log(cut.above.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
+def _holdout_error(laws: Sequence[Posterior], split: HoldOut, weights: Array) -> _HoldOutError:
+    draws = [law.log_loss(split.held_out.size, split.held_out.tokens) for law in laws]
+    residuals = np.log(split.held_out.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
     levels = np.stack([draw.mean(axis=1) for draw in draws])
     within, between = levels.var(axis=1), (levels.mean(axis=1) - weights @ levels.mean(axis=1)) ** 2
     noise = np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
     return _HoldOutError(
         mean=float(residuals.mean()),
         explained=float(weights @ (within + between + noise)),
-        decades=max(float(np.mean(decades_beyond(cut.below, cut.above.flop))), 0.1),
+        decades=max(float(np.mean(decades_beyond(split.train, split.held_out.flop))), 0.1),
         error=float(np.abs(residuals).mean()),
     )
 
@@ -328,12 +325,14 @@ def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:
 
 
 def flags(runs: Points) -> tuple[str, ...]:
-    """Plain sentences on what weakens the evidence."""
+    """Texts on what weakens the evidence."""
     found = []
     if short := int(runs.short.sum()):
-        found.append(f"{short} of {len(runs.loss)} runs are under 1000 steps and count for a ninth")
+        found.append(f"{short} of {len(runs.loss)} runs have under 1000 steps and get a ninth of the weight")
     minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
     found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
     if (budgets := len(budget_groups(runs.flop))) < 4:
-        found.append(f"only {several(budgets, 'budget')}: the floor rests on other people's laws")
+        found.append(
+            f"only {several(budgets, 'budget')}: the loss floor is mostly that of the prior, from published laws"
+        )
     return tuple(found)

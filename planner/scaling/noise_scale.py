@@ -1,7 +1,7 @@
-"""A standard deviation that is not known: believed beforehand to be about so much, then read from residuals.
+"""Posterior of an unknown standard deviation: a log-normal prior, updated by residuals.
 
-The belief is a log-normal, so that a spread ten times smaller than expected is as possible as one ten times larger, and
-a few residuals move it by orders of magnitude where they must. Its posterior is kept on a grid: any likelihood will do.
+Under the prior a standard deviation ten times smaller than expected is as likely as one ten times larger, and a few
+residuals can move it by orders of magnitude. The posterior is kept on a grid, so that any likelihood will do.
 """
 
 from collections.abc import Callable
@@ -17,30 +17,30 @@ _SMALLEST, _LARGEST, _STEPS = 1e-6, 1.0, 600
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """A distribution over a standard deviation."""
+    """A posterior distribution of a standard deviation."""
 
     sd: Array
     """The grid, increasing."""
     cumulative: Array
-    """Probability that the spread is at most that."""
+    """Probability that the standard deviation is at most that."""
 
     def quantile(self, probability: Array) -> Array:
-        """Spreads at these probabilities."""
+        """Standard deviations at these probabilities."""
         return np.asarray(np.exp(np.interp(probability, self.cumulative, np.log(self.sd))))
 
     def draw(self, generator: np.random.Generator, draws: int) -> Array:
-        """(draws,) spreads."""
+        """(draws,) standard deviations."""
         return self.quantile(generator.random(draws))
 
     @property
     def median(self) -> float:
-        """As likely above as below."""
+        """Median of the posterior."""
         return float(self.quantile(np.array(0.5)))
 
 
 def noise_scale(median: float, factor: float, log_likelihood: Callable[[Array], Array]) -> NoiseScale:
-    """What is believed after seeing: a log-normal around `median`, two thirds of it within `factor` either way, times
-    a likelihood of spreads (any shape in, the same out)."""
+    """The posterior: a log-normal prior around `median`, two thirds of it within `factor` either way, times the
+    likelihood of standard deviations (an array of any shape in, the same out)."""
     sd = np.geomspace(_SMALLEST, _LARGEST, _STEPS)
     log_density = log_likelihood(sd) - 0.5 * (np.log(sd / median) / np.log(factor)) ** 2
     density = np.exp(log_density - log_density.max())
@@ -49,5 +49,6 @@ def noise_scale(median: float, factor: float, log_likelihood: Callable[[Array], 
 
 
 def noise_scale_from_residuals(median: float, factor: float, square: float, freedom: float) -> NoiseScale:
-    """After residuals whose squares sum to `square` with `freedom` degrees: sd**-freedom exp(-square / (2 sd**2))."""
+    """The posterior after residuals with sum of squares `square` and `freedom` degrees of freedom; the likelihood is
+    sd**-freedom exp(-square / (2 sd**2))."""
     return noise_scale(median, factor, lambda sd: -freedom * np.log(sd) - square / (2 * sd**2))

@@ -1,10 +1,10 @@
-"""What few, noisy runs say about a law, given what laws elsewhere look like.
+"""The posterior of a law's constants given few, noisy runs and priors from published laws.
 
-A ladder of a dozen small runs leaves the floor E, and with it any extrapolation, almost free. So the
-constants get priors, wide enough for every public data set we know, and are drawn from their posterior by
-randomised maximum a posteriori (Oliver 1996; Bardsley et al. 2014, "randomize-then-optimize"): each draw
-perturbs every run by its noise and every prior by its width, and descends. All draws advance as one batch.
-Where runs are many the priors vanish beside them.
+A ladder of a dozen small runs hardly determines the floor E, and so any extrapolation. So the constants get
+priors, wide enough for every public data set we know, and are drawn from their posterior by randomised maximum
+a posteriori (Oliver 1996; Bardsley et al. 2014, "randomize-then-optimize"): each draw perturbs every run by its
+noise and every prior by its width, and descends. All draws advance as one batch. With many runs the priors
+become negligible.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ SHORT_RUN_STEPS = 1000
 (docs/log.md)."""
 SHORT_RUN_NOISE = 3.0
 NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
-"""Run-to-run standard deviation of log L expected before looking, two thirds of the belief within this factor: seeds of
-byte-level pilots of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
+"""Prior of the run-to-run standard deviation of log L, two thirds of it within this factor: seeds of byte-level pilots
+of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
 _HUBER_BEND_SDS = 1.5
 """Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
 _FIRST_NOISE_SD, _ROUNDS = 0.02, 6
-"""Constants and noise are settled in turn from here: from above, so that no residual is clipped that should count."""
+"""Constants and noise are estimated in turn, starting from a large noise, so that no useful residual is clipped."""
 _DRAW_TOLERANCE = 1e-6
 
 
@@ -57,7 +57,7 @@ class Points:
 
     @property
     def precision(self) -> Array:
-        """What each run counts for: its weight, and a ninth of that where it is short."""
+        """Weight of each run in a fit: its own, or a ninth of that if it is short."""
         return self.weights / np.where(self.short > 0, SHORT_RUN_NOISE**2, 1.0)
 
     def take(self, rows: ArrayLike) -> "Points":
@@ -94,16 +94,16 @@ def points(
 
 @dataclass(frozen=True)
 class _Cells:
-    """Runs with their replicates joined: what a law is fitted to."""
+    """Runs with their replicates averaged, to which a law is fitted."""
 
     size: Array
     tokens: Array
     log_loss: Array
-    """Means, each run by its precision."""
+    """Means weighted by the runs' precision."""
     precision: Array
-    """Of one run in the cell's mean."""
+    """Mean precision of a run of the cell."""
     runs: Array
-    """How many the cell has, in units of its runs' mean precision."""
+    """Number of runs in the cell."""
     square: float
     """Squared deviations of ln L from the cells' means, times precision."""
     freedom: float
@@ -154,7 +154,7 @@ class Posterior:
         return log_value_and_gradient(self.form, self.log_params, logs)[0]
 
     def constant(self, name: str) -> Array:
-        """Draws of one constant, none larger than what can be written."""
+        """Draws of one constant, limited to the largest number that a document can hold."""
         return np.exp(np.minimum(self.log_params[:, self.form.index(name)], LOG_LARGEST))
 
 
@@ -216,7 +216,7 @@ class Prior:
 
 
 def prior_of(form: Form, loss: Array) -> Prior:
-    """Independent beliefs about each constant, and about k alpha and k beta where there is a coupling k."""
+    """Independent priors of each constant, and of k alpha and k beta where there is a coupling k."""
     lowest, middle = float(loss.min()), float(np.median(loss))
     known = dict(_EXPONENTS[form.name])
     coupling = known.get("k", (1.0, 0.0))[0]
@@ -227,7 +227,7 @@ def prior_of(form: Form, loss: Array) -> Prior:
     believed = [name if name in known else f"k {name}" for name in form.constants]
     logs = np.log([known[name][0] for name in believed])
     widths = np.diag([known[name][1] for name in believed])
-    # Row of what is believed, in log-constants: log(k alpha) = log k + log alpha.
+    # A prior's row in log-constants: log(k alpha) = log k + log alpha.
     combined = np.eye(len(believed))
     for row, name in enumerate(believed):
         if name.startswith("k "):
@@ -248,10 +248,10 @@ def _descents(starts: Array, targets: Array, noise: Array, anchors: Array, prior
 
 
 def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Array, NoiseScale, Array]:
-    """The most probable constants, one run's noise as residuals show it, and the cells' relative to it.
+    """The most probable constants, the posterior of one run's noise, and the cells' noise relative to it.
 
-    The noise and the constants are settled in turn; the effective number of constants is the trace of the hat
-    matrix. Replicates say how much of the noise is the seeds'.
+    Noise and constants are estimated in turn; the effective number of constants is the trace of the hat matrix.
+    Replicates give the share of the noise that is due to seeds.
     """
     state, noise_sd, seed_share = prior.mean[None], _FIRST_NOISE_SD, 1.0
     seeds = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)

@@ -80,7 +80,7 @@ def make_plan(phase: Phase = "target", **changes: Any) -> Plan:
         reason="17 of 17 pilots are not audited yet; run this plan, audit it, and plan the budget again"
     )
     no_loss = NoForecast(
-        reason="the law deepseek prints no loss coefficients; a forecast of the loss needs pilots on your own data "
+        reason="the law deepseek gives no loss coefficients; a forecast of the loss needs pilots on your own data "
         "(evidence.kind: pilots)"
     )
     evidence: dict[str, Any] = {"kind": "pilots", "prior": "tiny", "share": 0.8}
@@ -331,19 +331,21 @@ def _fit() -> LawFit:
             flop_per_token=Monomial(coefficient=coefficient, exponents={"compute_flop": exponent}),
             tokens=Monomial(coefficient=1 / coefficient, exponents={"compute_flop": 1 - exponent}),
         ),
-        allocation_basis="3 bracketed isoFLOP minima: slope 0.432 +- 0.040, prior 0.524 +- 0.053, together 0.470",
+        allocation_basis="3 bracketed isoFLOP minima: exponent 0.432 ± 0.040 of the runs, 0.524 ± 0.053 of the prior, "
+        "combined 0.470",
         forms=_forms(),
         held_out_error=0.0147,
         optimum=_optimum(),
         rate_check=_rate_check(),
         flags=(
-            f"{sum(point.short for point in points)} of {len(points)} runs are under 1000 steps and count for a ninth",
+            f"{sum(point.short for point in points)} of {len(points)} runs have under 1000 steps and get a ninth of "
+            "the weight",
             *(
                 f"at {profile.compute_flop:.3g} FLOP the minimum lies beyond the smallest size that was run"
                 for profile in profiles
                 if not profile.bracketed
             ),
-            "only 3 budgets: the floor rests on other people's laws",
+            "only 3 budgets: the loss floor is mostly that of the prior, from published laws",
         ),
     )
 

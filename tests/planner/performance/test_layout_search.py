@@ -112,7 +112,9 @@ def test_nothing_fits_says_the_nearest_miss() -> None:
         compare_layouts(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
     with pytest.raises(UndividedBatchError, match="no layout of 2048 devices divides 101 sequences"):
         choose_layout(SIXTY_SEVEN_B, H800, 2048, 101, "bf16")
-    with pytest.raises(NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* needs .* more than"):
+    with pytest.raises(
+        NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* needs .* more than"
+    ):
         choose_layout(SIXTY_SEVEN_B, LAPTOP, 2, 64, "bf16")
     with pytest.raises(NoLayoutError, match="a batch of 1 sequences is too small for 1024 devices"):
         choose_layout(TINY, LAPTOP.model_copy(update={"devices_per_node": 1}), 1024, 1, "fp32")
