@@ -1,0 +1,34 @@
+"""What the tests themselves rest on."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import isoplan, isoplan_process
+from tests.support.needs import absent
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"),
+    [("", pytest.skip.Exception), ("slurm", pytest.skip.Exception), ("slurm, mount", pytest.fail.Exception)],
+)
+def test_what_is_absent_is_skipped_unless_it_is_required(
+    monkeypatch: pytest.MonkeyPatch, required: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv("ISOPLAN_REQUIRE", required)
+    with pytest.raises(outcome, match="needs mount: not permitted"):
+        absent("mount", "not permitted")
+
+
+def test_only_what_tests_ask_for_can_be_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISOPLAN_REQUIRE", "slurm,mounts")
+    with pytest.raises(AssertionError, match="not mounts"):
+        absent("mount", "not permitted")
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "absent.yaml"], ["status", "--json"], ["explain", "absent.yaml", "lr"]]
+)
+def test_a_command_in_this_process_prints_what_one_of_its_own_does(tmp_path: Path, words: list[str]) -> None:
+    here, there = isoplan(tmp_path, *words), isoplan_process(tmp_path, *words)
+    assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
