@@ -3,8 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)
 QUICK := not slow and not slurm and not gpu and not soak
-# Tests of one xdist_group follow each other in one process; the order is that of tests/conftest.py.
-PYTEST := $(BIN)/pytest --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test check soak lint docs generate help
 
@@ -23,13 +21,13 @@ demo: .venv/.set-up
 
 # Five processes on two cores, since the three whose tests are SLURM's mostly wait.
 test: lint
-	$(PYTEST) -n 5 -m "not soak"
+	$(BIN)/pytest -n 5 -m "not soak"
 
 check: lint
-	$(PYTEST) -n 2 -m "$(QUICK)"
+	$(BIN)/pytest -n 2 -m "$(QUICK)"
 
 soak: .venv/.set-up
-	$(PYTEST) -n 2 -m soak
+	$(BIN)/pytest -n 2 -m soak
 
 lint: .venv/.set-up
 	$(BIN)/ruff format --check

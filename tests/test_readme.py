@@ -1,4 +1,4 @@
-"""The README's commands are run, as a newcomer would type them."""
+"""The commands of the README and of docs/ are run, as a newcomer would type them; what the pages name is there."""
 
 import os
 import re
@@ -12,18 +12,30 @@ import pytest
 
 from specs.budget import Budget
 from specs.document.files import load
+from specs.document.yaml_writer import yaml_text
+from tests.support import commands_page
 from tests.support.paths import ROOT
 
+NAV = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+GENERATED = [page for page in NAV if page.startswith("reference/")] + ["commands.md"]
+PAGES = {page: (ROOT / "docs" / page).read_text() for page in NAV if page not in GENERATED}
+"""The pages that people write, in the order in which they are read."""
 README = (ROOT / "README.md").read_text()
+RUN = re.compile(r"\bRUN\b")
+"""Stands for a run's fingerprint."""
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """The fenced blocks of one language, of the README and then of each page."""
+    return [
+        block
+        for text in (README, *PAGES.values())
+        for block in re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+    ]
 
 
 def commands() -> list[str]:
-    """Every command line of the README that is not make's."""
+    """Every command line that is not make's."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     return [line for line in lines if not line.startswith("make ")]
 
@@ -43,34 +55,82 @@ def typed(command: str, folder: Path, environment: Mapping[str, str], timeout_s:
     return done.stdout
 
 
+def prepare(folder: Path) -> None:
+    """The shipped budgets, the files that the pages show, and a folder of notes."""
+    shutil.copytree(ROOT / "specs", folder / "specs", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for block in blocks("yaml"):
+        if match := re.match(r"# (\S+)\n", block):
+            (folder / match[1]).write_text(block)
+    (folder / "notes").mkdir()
+    sources = [path for top in ("planner", "runtime", "model") for path in sorted((ROOT / top).rglob("*.py"))]
+    for number, path in enumerate(sources):
+        shutil.copy(path, folder / "notes" / f"{number}.md")
+
+
 @pytest.mark.slow
 def test_the_commands_work_in_order(tmp_path: Path) -> None:
-    """In a workspace with the shipped budgets and nothing else."""
-    shutil.copytree(ROOT / "specs", tmp_path / "specs", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    """In a workspace with the shipped budgets, the files that are shown, and nothing else."""
+    prepare(tmp_path)
     environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     for command in commands():
-        typed(command, tmp_path, environment, timeout_s=600)
+        run = max((tmp_path / "runs").glob("*/"), key=lambda path: path.stat().st_ctime, default=Path("none"))
+        typed(RUN.sub(run.name, command), tmp_path, environment, timeout_s=600)
     assert (tmp_path / "plans" / "smoke" / "audit.html").exists()
     assert (tmp_path / "plans" / "budget_1e24" / "report.html").exists()
+    assert (tmp_path / "exports" / "example" / "config.json").exists()
 
 
 def test_the_budget_that_is_shown_is_a_budget(tmp_path: Path) -> None:
     """And it is the demo's."""
-    shown = blocks("yaml")[-1]
+    [shown] = [block for block in blocks("yaml") if "\nname: demo\n" in block]
     (tmp_path / "demo.yaml").write_text(shown)
     assert load(tmp_path / "demo.yaml", Budget) == load(ROOT / "specs" / "demo.yaml", Budget)
 
 
-def test_every_file_that_is_named_is_there() -> None:
-    """Paths into the repository, and the picture."""
-    named = re.findall(r"(?:docs|specs|planner|model|runtime|tests|bench)/[\w./]*", README)
-    assert "docs/report.png" in named
-    for name in named:
-        assert (ROOT / name).exists() or "budget_1e24/" in name, name
+@pytest.mark.parametrize(
+    "snippet",
+    sorted(
+        set(
+            re.findall(r"`((?:objective|evidence): \{.*?\}|[a-z_]+: [$0-9][^`]*)`", PAGES["guides/budget.md"])
+        )
+    ),
+)
+def test_every_line_of_a_budget_that_is_proposed_is_accepted(snippet: str, tmp_path: Path) -> None:
+    budget = load(ROOT / "specs" / "budget_1e24.yaml", Budget).plain()
+    name = snippet.partition(":")[0]
+    rest = {
+        key: value
+        for key, value in budget.items()
+        if value is not None and key not in (name, "data", "guard")
+    }
+    if name not in ("objective", "evidence"):
+        rest.pop("compute", None)
+    data = {"data": {"text": {"source": "installed"}, "tokenizer": {"kind": "bytes"}}}
+    (tmp_path / "budget.yaml").write_text(yaml_text(rest | data) + f"{snippet}\n")
+    assert getattr(load(tmp_path / "budget.yaml", Budget), name) is not None
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{page}" for page in PAGES)])
+def test_every_file_that_is_named_is_there(page: str) -> None:
+    """Paths into the repository, pictures and links. The log is history: it may name what is gone."""
+    text = (ROOT / page).read_text()
+    named = re.findall(r"(?<![\w./-])(?:docs|specs|planner|model|runtime|tests|bench)/[\w./-]*\w", text)
+    for name in named if page != "docs/log.md" else []:
+        assert (ROOT / name).exists(), name
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_every_page_is_in_the_site() -> None:
+    docs = ROOT / "docs"
+    assert sorted(NAV) == sorted(path.relative_to(docs).as_posix() for path in docs.rglob("*.md"))
+
+
+def test_the_page_of_the_commands_is_current() -> None:
+    assert commands_page.PAGE.read_text() == commands_page.generate(), "run `make generate`"
 
 
 def test_decisions_are_numbered_in_reading_order() -> None:
     """So that a number names one of them."""
-    design = (ROOT / "docs" / "design.md").read_text()
-    numbers = [int(number) for number in re.findall(r"^(\d+)\. \*\*", design, re.MULTILINE)]
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. \*\*", PAGES["design.md"], re.MULTILINE)]
     assert numbers == list(range(1, len(numbers) + 1))
