@@ -1,16 +1,17 @@
 """What every test can rely on: one thread, no network, and a clear word for what cannot run here (support/needs.py).
 
-Tests run in several processes. Those of one `xdist_group` run one after the other in one of them: `slurm-...` share a
-cluster, `ranks` are those that would disturb each other, since they start processes and kill them at chosen moments.
+Tests may run in several processes (`-n`), in the groups of support/groups.py.
 """
 
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from tests.support.groups import GroupScheduling, group, place
 from tests.support.needs import absent
 from tests.support.slurm.needs import lacking
 
@@ -40,17 +41,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups first, since their tests wait for each other; then what takes long, so that none is left at the end."""
-    items.sort(key=_place)
+    """In the order of tests/support/groups.py; of single tests the slow ones first, so that none is left at the end."""
+    items.sort(key=lambda item: (place(item.nodeid), group(item.nodeid) == item.nodeid and not _slow(item)))
 
 
-def _place(item: pytest.Item) -> tuple[int, str]:
-    group = item.get_closest_marker("xdist_group")
-    if group is not None:
-        return (0 if item.get_closest_marker("slurm") else 1), group.args[0]
-    return (2 if item.get_closest_marker("slow") or item.get_closest_marker("soak") else 3), ""
+def _slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """With `-n`: groups of tests."""
+    return GroupScheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

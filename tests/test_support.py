@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import isoplan, isoplan_process
+from tests.support.groups import GROUPS, group, place
 from tests.support.needs import absent
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,20 @@ def test_only_what_tests_ask_for_can_be_required(monkeypatch: pytest.MonkeyPatch
 def test_a_command_in_this_process_prints_what_one_of_its_own_does(tmp_path: Path, words: list[str]) -> None:
     here, there = isoplan(tmp_path, *words), isoplan_process(tmp_path, *words)
     assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
+
+
+def test_files_of_groups_are_there_and_in_one_group_each() -> None:
+    files = [file for files in GROUPS.values() for file in files]
+    assert len(set(files)) == len(files)
+    assert all((ROOT / "tests" / file).is_file() for file in files)
+
+
+def test_a_group_is_named_by_its_files_and_any_other_test_is_one_of_its_own() -> None:
+    alone = "tests/model/test_hf.py::test_it[a/b::c]"
+    assert group("tests/slurm/test_queue.py::test_it[x]") == "slurm 3"
+    assert group(alone) == alone
+    assert (
+        place("tests/slurm/test_survival.py::test_it")
+        < place("tests/model/test_mesh.py::test_it")
+        < place(alone)
+    )

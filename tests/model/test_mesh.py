@@ -8,8 +8,6 @@ import torch.distributed as dist
 from model.mesh import Axis, Mesh, connect, mesh_of
 from tests.support.spawn import RankError, spawn
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 def test_one_process_is_a_mesh_without_groups() -> None:
     with connect(1, 1, 1, rank=0, rendezvous="tcp://nowhere:1", device="cpu") as mesh:

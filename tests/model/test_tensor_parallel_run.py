@@ -13,7 +13,7 @@ from specs.run import RunSpec
 from tests.support import samples
 from tests.support.training import Ranks, corpus, opened, order, tiny_run, train_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 STEPS = 20
 SPLIT = {"tp": 2, "sequence_parallel": True, "recompute": "selective"}

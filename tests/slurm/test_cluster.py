@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
+pytestmark = pytest.mark.slurm
 
 
 def marked(folder: Path) -> list[str]:

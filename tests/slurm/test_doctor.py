@@ -22,7 +22,7 @@ from tests.runtime.commands.test_run_cli import isoplan
 from tests.slurm.test_site import CLUSTER
 from tests.support.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = pytest.mark.slurm
 
 BUDGET = """\
 kind: budget

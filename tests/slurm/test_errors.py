@@ -12,7 +12,7 @@ from tests.support import samples
 from tests.support.slurm.desk import HELD, Desk, Typed, execution
 from tests.support.training import corpus, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = pytest.mark.slurm
 
 WIDE = samples.optim(batch_sequences=64)
 """Of a run that 64 ranks can share."""

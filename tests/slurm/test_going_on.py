@@ -16,7 +16,7 @@ from specs.slurm_submission import StudyState
 from tests.support.slurm.desk import HELD, Desk
 from tests.support.training import corpus, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2")]
+pytestmark = pytest.mark.slurm
 
 
 def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

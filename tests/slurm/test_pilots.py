@@ -20,7 +20,7 @@ from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.running import cluster_file, paced
 from tests.support.training import corpus, order, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-2"), pytest.mark.usefixtures("client")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
 PILOTS, BROKEN = 5, 2
 

@@ -18,7 +18,7 @@ from tests.support.slurm.desk import HELD, Desk, execution
 from tests.support.slurm.running import paced
 from tests.support.training import corpus, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = pytest.mark.slurm
 
 AWKWARD = """a $HOME of 'one' "own"; touch x # `touch y` $(touch z) & ü*"""
 """What a shell or sbatch would take for something else, if it were not quoted."""

@@ -24,7 +24,7 @@ from tests.runtime.commands.test_run_cli import isoplan, tiny_plan
 from tests.support import samples, training
 from tests.support.slurm.cluster import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = pytest.mark.slurm
 
 STEPS = 1000
 

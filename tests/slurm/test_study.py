@@ -15,7 +15,7 @@ from specs.slurm_submission import StudyState
 from tests.support.slurm.cluster import Cluster
 from tests.test_readme import blocks, typed
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-3")]
+pytestmark = pytest.mark.slurm
 
 
 def page() -> tuple[dict[str, str], list[str]]:

@@ -20,7 +20,7 @@ from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.running import Running, paced
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.xdist_group("slurm-1"), pytest.mark.usefixtures("client")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("client")]
 
 STEPS, PACE_S = 200, 0.04
 """Eight seconds of training, whatever the machine."""

@@ -36,8 +36,6 @@ from specs.record import (
 from specs.run import RunSpec
 from tests.support import examples, samples
 
-pytestmark = pytest.mark.xdist_group("verdict")
-
 OTHER = "e" * 64
 """A seal of no plan here."""
 

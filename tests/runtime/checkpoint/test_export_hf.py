@@ -29,8 +29,6 @@ from tests.support import samples
 from tests.support.commands import isoplan
 from tests.support.training import opened, tiny_run, train_here
 
-pytestmark = pytest.mark.xdist_group("export")
-
 QUIET = Console(quiet=True)
 TEXTS = [f"Document {i} says «{i * 7919 % 1009}» things of naïve {i}, ∑ and 日本. " * 30 for i in range(40)]
 HARD = "\0 <|document|> \t  naïve ∑ 日本\r\n\n x\U0001f600 Ā the the  the"

@@ -14,7 +14,7 @@ from specs.exit_codes import OK
 from tests.support.commands import isoplan
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 FILE = "rank-00000.safetensors"
 

@@ -24,8 +24,6 @@ from specs.run import Evaluation, Execution, RunSpec
 from tests.support import samples
 from tests.support.commands import Done, isoplan, isoplan_process
 
-pytestmark = pytest.mark.xdist_group("commands")
-
 BUDGET = """\
 kind: budget
 name: mini

@@ -19,8 +19,6 @@ from runtime.run_folder.lock import LockAttempt, recorded_owner
 from runtime.run_folder.tail import last_line
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 def make_job(folder: Path, title: str, **changes: object) -> Job:
     (folder / title).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from specs.run import Evaluation, RunSpec
 from tests.support import samples
 from tests.support.training import Ranks, corpus, opened, order, tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 STEPS = 20
 

@@ -12,7 +12,7 @@ from specs.run import Evaluation, RunSpec
 from tests.support import samples
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 STEPS = 120
 

@@ -21,8 +21,6 @@ from specs.run import RunSpec
 from specs.spike_guard import SpikeGuardState, StepGuard
 from tests.support.training import Ranks, corpus, opened, order, poison, tiny_run
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
 
 

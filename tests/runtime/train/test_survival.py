@@ -21,7 +21,7 @@ from tests.support import samples
 from tests.support.needs import absent
 from tests.support.training import Outcome, Ranks, corpus, opened, order, outcome, tiny_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]
+pytestmark = pytest.mark.slow
 
 STEPS = 120
 

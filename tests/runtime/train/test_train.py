@@ -33,8 +33,6 @@ from tests.support import samples
 from tests.support.paths import ROOT
 from tests.support.training import Ranks, corpus, opened, order, tiny_run, train_here
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 
 @pytest.fixture(scope="module")
 def data(home: Path) -> CorpusRef:
