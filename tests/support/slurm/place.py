@@ -4,7 +4,9 @@ import shutil
 import socket
 from pathlib import Path
 
-_FIRST_PORTS = range(10000, 16000, 32)
+from tests.support.slurm.settings import FIRST_PORT
+
+_FIRST_PORTS = range(FIRST_PORT, 16000, 32)
 """Where clusters look for ports: below those that Linux gives to clients (from 32768) and submitit to tasks (20000)."""
 
 

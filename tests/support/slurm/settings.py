@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FIRST_PORT = 10000
+"""Of the first cluster on this machine."""
+
 HEAD = "head"
 """The host name of the machine with the controller and the accounts."""
 
@@ -64,6 +67,7 @@ class Settings:
 
     def _slurm(self) -> str:
         controller, accounts, *slurmds = self.ports
+        first_job = 1 + 100 * (controller - FIRST_PORT)
         nodes = "\n".join(
             f"NodeName={node} NodeAddr={_address(place)} Port={slurmds[place]}"
             for place, node in enumerate(self.nodes)
@@ -86,6 +90,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 GresTypes=gpu
 MaxArraySize=8
+# Ranks meet at a port that is drawn by the job's number: no two clusters here may have the same.
+FirstJobId={first_job}
 EnforcePartLimits=ALL
 AccountingStorageEnforce=associations,limits,qos
 # Accounts.
