@@ -76,8 +76,8 @@ def reason_of(plan: Plan, field: Field) -> Reason:
 
 def _value_text(field: Field) -> str:
     """The value as text, large integers also to the last digit."""
-    exact = isinstance(field.value, int) and field.value >= _EXACT_FROM
-    return f"{field.value_text()} ({field.value:,})" if exact else field.value_text()
+    text, exact = field.value_text(), f"{field.value:,}" if isinstance(field.value, int) else ""
+    return f"{text} ({exact})" if exact not in text and field.value >= _EXACT_FROM else text
 
 
 def _interval_text(field: Field, ends: tuple[float, float], kind: str) -> str:

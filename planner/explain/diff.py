@@ -163,6 +163,8 @@ def _summary(field: Field) -> str:
             return ", ".join(one.law for one in field.value)
         case (LayoutEstimate() as best, *_):
             return f"{len(field.value)} ranked, first {Field(field.path, best, None, '').value_text()}"
+        case (dict(), *_):
+            return f"{len(field.value)} entries"
         case tuple() if field.value and isinstance(field.value[0], Spec) and len(field.value) > 2:
             return f"{len(field.value)} entries"
     return field.value_text()

@@ -330,7 +330,7 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
 def _format_tuple(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
-    if isinstance(values[0], Spec) and not isinstance(values[0], Milestone | Layout):
+    if isinstance(values[0], Spec | dict) and not isinstance(values[0], Milestone | Layout):
         return f"{len(values)} entries; name one of them, like {'.'.join(path)}.0"
     if len(values) > _MAX_INLINE:
         return f"{len(values)} values, {format_value(values[0], path)} to {format_value(values[-1], path)}"

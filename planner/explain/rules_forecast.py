@@ -86,7 +86,8 @@ def no_forecast(field: Field, plan: Plan) -> Reason:
     """Reason there is no forecast."""
     forecast = plan.forecast
     reason = forecast.basis if isinstance(forecast, Forecast) else forecast.reason
-    return Reason(f"the planner: {reason}", law=f"{plan.law.name}: {plan.law.source}")
+    decided_by = "the planner" if field.value == reason else f"the planner: {reason}"
+    return Reason(decided_by, law=f"{plan.law.name}: {plan.law.source}")
 
 
 def points(field: Field, plan: Plan) -> Reason:
