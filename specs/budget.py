@@ -1,4 +1,4 @@
-"""The question: what may be spent, on which data and cluster, and on which evidence the answer shall rest."""
+"""The budget: what may be spent, on which data and cluster, and which evidence the plan is based on."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +12,7 @@ from specs.spike_guard import StepGuard
 
 
 class Published(Spec):
-    """Rest on published laws from the catalog."""
+    """Use published laws from the catalog."""
 
     kind: Literal["published"]
     """Selects this evidence."""
@@ -29,7 +29,7 @@ class Published(Spec):
 
 
 class Pilots(Spec):
-    """Rest on one's own runs: a ladder of isoFLOP budgets below the target, bought with a share of its compute."""
+    """Use the user's own runs: a ladder of isoFLOP budgets below the target, bought with a share of its compute."""
 
     kind: Literal["pilots"]
     """Selects this evidence."""
@@ -98,7 +98,7 @@ _EXCLUSIVE: tuple[Currency, ...] = ("compute", "device_hours", "money", "energy"
 
 
 class Budget(Spec):
-    """What a person writes. One of `compute`, `device_hours`, `money`, `energy` and `loss` says how much may be spent,
+    """What a user writes. One of `compute`, `device_hours`, `money`, `energy` and `loss` says how much may be spent,
     or `deadline` alone: the whole cluster for that long."""
 
     kind: Literal["budget"]
@@ -120,7 +120,7 @@ class Budget(Spec):
     objective: Objective = Optimal(kind="optimal")
     """What the budget is spent on."""
     evidence: Evidence
-    """What the plan rests on."""
+    """What the plan is based on."""
     family: Slug
     """Family of shapes from the catalog."""
     aspect: int | None = Field(default=None, ge=1)
@@ -138,7 +138,7 @@ class Budget(Spec):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of weights and data order."""
     guard: StepGuard | None = StepGuard()
-    """Against diverging runs; null applies every step."""
+    """Loss-spike guard against diverging runs; null applies every step."""
     ledger: Annotated[
         str,
         StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.jsonl$"),
@@ -152,7 +152,7 @@ class Budget(Spec):
         before = next((name for name in _EXCLUSIVE if info.data.get(name) is not None), None)
         if value is not None and before is not None:
             raise ValueError(
-                f"{before} already says how much may be spent, and {info.field_name} says it again; keep one"
+                f"{before} already says how much may be spent, and {info.field_name} says it again; keep one of them"
             )
         return value
 
@@ -182,7 +182,7 @@ class Budget(Spec):
 
     @property
     def amount_text(self) -> str:
-        """How much may be spent, in words."""
+        """How much may be spent, as text."""
         text = {
             "compute": lambda value: f"{value:.4g} FLOP",
             "device_hours": lambda value: f"{value:,.6g} device-hours",

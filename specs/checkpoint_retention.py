@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay on the disk."""
+"""Checkpoint retention: which checkpoints of a run stay on disk."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ from specs.document.base import Spec
 
 
 class Retention(Spec):
-    """What stays when a checkpoint has been written; the rest is removed."""
+    """Which checkpoints stay when a new one has been written; the others are removed."""
 
     newest: int = Field(default=2, ge=1)
-    """So many of the newest, in case the last one is damaged."""
+    """Newest checkpoints that are kept; more than one in case the last is damaged."""
     period_steps: int | None = Field(default=None, ge=1)
-    """Those whose step is a multiple of this, for good; null keeps none for that."""
+    """Keep every checkpoint whose step is a multiple of this; null keeps none."""
     best: bool = False
-    """The one whose held-out loss is the lowest."""
+    """Keep the checkpoint with the lowest held-out loss."""
 
-    def most(self, steps: int) -> int:
-        """Checkpoints that may lie there at once in a run of so many steps, the one being written included."""
+    def max_checkpoints(self, steps: int) -> int:
+        """Most checkpoints on disk at once in a run of so many steps, the one being written included."""
         periods = 0 if self.period_steps is None else steps // self.period_steps
         return self.newest + 1 + int(self.best) + periods
 

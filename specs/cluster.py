@@ -1,4 +1,4 @@
-"""Machines: devices, their speeds, memory and links, what they cost, with the source of each figure."""
+"""Clusters: devices, their speeds, memory and links, prices, with the source of each figure."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ class Device(Spec):
     """One accelerator, or one core of a plain computer."""
 
     name: str
-    """What it is called on its data sheet."""
+    """Its name on the data sheet."""
     backend: Literal["cpu", "cuda"]
     """Which torch device it is."""
     peak_bf16: FlopPerS
@@ -57,7 +57,7 @@ class Efficiency(Spec):
 
 
 class Cluster(Spec):
-    """Where runs happen. It changes the speed of a run, never its numbers."""
+    """Where runs are executed. It changes the speed of a run, never its numbers."""
 
     kind: Literal["cluster"]
     """Selects this document."""
@@ -86,8 +86,8 @@ class Cluster(Spec):
     checkpoint_interval: Seconds
     """Time between checkpoints."""
     checkpoint_interval_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints that are written besides; null writes none."""
+    """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""
     slurm: Slurm = Slurm()
-    """How runs are queued there; read when they are, so a plan stays as it was sealed."""
+    """How runs are queued there; read when they are queued, so a sealed plan does not change."""

@@ -1,4 +1,4 @@
-"""Where text comes from, how it becomes tokens, and the manifest that says what came out."""
+"""Where text comes from, how it becomes tokens, and the manifest of the corpus that is built."""
 
 from typing import Annotated, Literal
 
@@ -108,7 +108,7 @@ class Corpus(Spec):
     kind: Literal["corpus"] = "corpus"
     """Selects this document."""
     spec: DataSpec
-    """What was asked for."""
+    """What was built."""
     digest: Sha256
     """Digest over the splits' and the tokenizer's digests: the identity of the data."""
     train: Split

@@ -1,4 +1,4 @@
-"""The exit codes of every command and rank, and how a command ends in an error: one line, never a traceback."""
+"""The exit codes of every command and rank, and how a command exits with an error: one line, never a traceback."""
 
 import sys
 import tempfile
@@ -13,7 +13,7 @@ OUTSIDE_BAND = 1
 FAILED = 1
 """Of a rank: it failed, and another start may succeed."""
 BAD_INPUT = 2
-"""A document, a field or an option is refused, in one line that says what to write instead."""
+"""A document, a field or an option is refused, with a one-line message that says what to write instead."""
 CANNOT_TELL = 3
 """Of an audit: there is no verdict yet."""
 NO_RETRY = 65

@@ -1,4 +1,4 @@
-"""Laws: published ones with their source, and what a fit on one's own ledger found, evidence and errors included.
+"""Laws: published ones with their source, and the fit on the user's own ledger, evidence and errors included.
 
 C compute (FLOP)    M non-embedding FLOP per token    N parameters in blocks    D tokens    L loss (nats per token)
 """
@@ -54,7 +54,7 @@ class LossLaw(Spec):
     size: Literal["flop_per_token", "block_params", "params"]
     """What X is."""
     E: float = Field(gt=0)
-    """Loss that no size and no amount of data gets below, nats per token."""
+    """Irreducible loss, nats per token."""
     A: float = Field(gt=0)
     """Factor of the size term."""
     B: float = Field(gt=0)
@@ -171,7 +171,7 @@ class EvidencePoint(Spec):
     run: Fingerprint
     """The run."""
     budget_flop: float
-    """The compute that its isoFLOP profile stands for."""
+    """The budget of its isoFLOP profile."""
     flop_per_token: float
     """M."""
     tokens: int
@@ -179,7 +179,7 @@ class EvidencePoint(Spec):
     loss: float
     """Final held-out loss, nats per token."""
     short: bool
-    """It had fewer steps than its family asks for."""
+    """It had fewer steps than its family's `min_steps`."""
 
 
 class IsoflopProfile(Spec):
@@ -200,7 +200,7 @@ class IsoflopProfile(Spec):
 
 
 class FormScore(Spec):
-    """One form of the loss law: how it did on budgets it had not seen, and what it says of the target."""
+    """One form of the loss law: its error on held-out budgets, and its forecast of the target."""
 
     form: str
     """Name of the form."""
@@ -254,7 +254,7 @@ class RateCheck(Spec):
 
 
 class LawFit(Spec):
-    """What the ledger's runs say: evidence, profiles, forms with their held-out errors, and the laws used."""
+    """The fit on the ledger's runs: evidence, profiles, forms with their held-out errors, and the laws used."""
 
     points: tuple[EvidencePoint, ...]
     """The runs."""
@@ -263,9 +263,9 @@ class LawFit(Spec):
     allocation: Allocation
     """M_opt(C) and D_opt(C) that the plan uses."""
     allocation_basis: str
-    """Where that allocation comes from, in words."""
+    """Where that allocation comes from."""
     forms: tuple[FormScore, ...]
-    """The forms side by side."""
+    """The forms compared."""
     held_out_error: float | None
     """Mean absolute relative error of the forms together, each with its weight, on held-out larger budgets; null where
     the runs allow none to be held out, and the weights are the prior's."""
@@ -274,4 +274,4 @@ class LawFit(Spec):
     rate_check: RateCheck | None
     """The learning-rate check; null where there was none."""
     flags: tuple[str, ...]
-    """What a reader must know: unbracketed minima, short runs, missing evidence."""
+    """Warnings: unbracketed minima, short runs, missing evidence."""

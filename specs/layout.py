@@ -1,4 +1,4 @@
-"""How a run is laid over devices: data, pipeline and tensor parallel sizes, and whether a model can be cut so."""
+"""The layout of a run: data, pipeline and tensor parallel sizes, and whether they fit a model."""
 
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -24,11 +24,11 @@ class Layout(Spec):
     micro_batch_sequences: int = Field(ge=1)
     """Sequences in one forward pass of one replica."""
     recompute: Literal["none", "selective", "full"]
-    """What the backward pass computes again instead of keeping."""
+    """Activation recomputation (checkpointing): which activations backward computes again instead of saving them."""
     interleave: int = Field(default=1, ge=1)
     """Virtual stages of each pipeline rank: chunk c of rank r is virtual stage c * pp + r, in order of depth."""
     stage_layers: tuple[int, ...] | None = None
-    """Blocks of every virtual stage, in order of depth; null cuts them as evenly as they go, the first ones longer."""
+    """Blocks of every virtual stage, in order of depth; null is as even as possible, the first ones longer."""
 
     @property
     def devices(self) -> int:
@@ -47,7 +47,7 @@ class Layout(Spec):
         return optim.batch_sequences // (self.dp * self.micro_batch_sequences)
 
     def problems(self, model: ModelSpec, optim: OptimSpec) -> list[str]:
-        """Why this model and batch cannot be laid out so; empty when they can."""
+        """Why this model and batch do not fit this layout; empty where they do."""
         found = self.problems_of_shape(model)
         if optim.batch_sequences % (self.dp * self.micro_batch_sequences):
             found.append(
@@ -61,11 +61,11 @@ class Layout(Spec):
         return found
 
     def problems_of_shape(self, model: ModelSpec) -> list[str]:
-        """Why this model cannot be cut so, whatever the batch; empty when it can."""
+        """Why this model does not fit this layout, whatever the batch; empty where it does."""
         found = []
         stages = self.pp * self.interleave
         if stages > model.layers:
-            found.append(f"{stages} pipeline stages for {model.layers} layers")
+            found.append(f"{stages} pipeline stages are more than the {model.layers} layers")
         if self.interleave > 1 and self.pp == 1:
             found.append(f"interleave {self.interleave} without a pipeline; write interleave: 1")
         if self.stage_layers is not None and (

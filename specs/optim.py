@@ -44,7 +44,7 @@ class OptimSpec(Spec):
         marks = [self.warmup_steps, *(m.step for m in self.milestones), self.steps]
         if any(a >= b for a, b in pairwise(marks)):
             raise ValueError(
-                f"warm-up, milestones and the last step must follow each other, but are {marks}; "
+                f"warm-up, milestones and the last step must increase, but are {marks}; "
                 "write them strictly increasing"
             )
         return self

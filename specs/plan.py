@@ -45,9 +45,9 @@ class Forecast(Spec):
     loss: Band
     """Final held-out loss, nats per token."""
     curve: CurveBand | None
-    """The whole curve; null where only a published law is at hand."""
+    """The whole curve; null where there is only a published law."""
     basis: str
-    """What the forecast and its width come from, in words."""
+    """What the forecast and its width are based on."""
 
 
 class NoForecast(Spec):
@@ -60,7 +60,7 @@ class NoForecast(Spec):
 
 
 class Cost(Spec):
-    """What a run will take on the cluster."""
+    """What a run will cost on the cluster."""
 
     compute_flop: float
     """C = M D, exact M."""
@@ -77,11 +77,11 @@ class Cost(Spec):
     memory_bytes: float
     """Largest memory of one device."""
     basis: str
-    """Where the speed comes from, in words."""
+    """Where the speed comes from."""
 
 
 class LayoutEstimate(Spec):
-    """What one layout of a run costs: seconds of a step and bytes of the fullest device, by what they go to."""
+    """What one layout of a run costs: seconds of a step and bytes of the fullest device, by part."""
 
     layout: Layout
     """The layout."""
@@ -107,20 +107,21 @@ class LayoutChoice(Spec):
     fitting: int
     """Those that fit the memory."""
     limit_bytes: float
-    """Memory of one device that a layout may fill."""
+    """Usable memory of one device."""
     nearest_miss_bytes: float | None
-    """Bytes by which the nearest layout that does not fit misses; null where all fit."""
+    """Bytes over that limit of the nearest layout that does not fit; null where all fit."""
     nearest_miss: LayoutEstimate | None
-    """That layout: of those that would be faster than the plan's, if there are any, the one that lacks least."""
+    """That layout: of those that would be faster than the plan's, if there are any, the one that is least over the
+    limit."""
     reason: str
-    """Why the first beats the second, in words with numbers."""
+    """Why the first is faster than the second, with numbers."""
     traffic: tuple[dict[str, float], ...] = ()
     """Bytes that a rank of each pipeline stage of the first sends in a step, by '<collective> <axis>'; of 'receive pp',
     those that it receives. Empty where they are not known."""
 
 
 class HyperAdvice(Spec):
-    """What one law, a published one or the ledger's own, says of the target's learning rate and batch."""
+    """What one law, a published one or the ledger's own, gives for the target's learning rate and batch."""
 
     law: Slug
     """The law."""
@@ -137,7 +138,8 @@ class HyperAdvice(Spec):
 
 
 class LadderChoice(Spec):
-    """The ladder of pilots, and how wide an interval it should leave on the target's loss, before any pilot has run."""
+    """The ladder of pilots, and the width of the interval that it should leave on the target's loss, before any pilot
+    has run."""
 
     budgets: int
     """isoFLOP budgets."""
@@ -152,7 +154,7 @@ class LadderChoice(Spec):
     half_width: float
     """Half of the 95 % interval that it should leave on the target's loss, relative."""
     best_half_width: float
-    """The same for the ladder that would be chosen for this share if the budget stated nothing of it."""
+    """The same for the ladder that would be chosen for this share if the budget set none of its fields."""
     paper_half_width: float
     """The same for the paper's 8 budgets x 10 allocations at equal cost (DeepSeek LLM, section 3.2)."""
     considered: int
@@ -167,17 +169,17 @@ class PlannedRun(Spec):
     title: str
     """One line for tables."""
     budget_flop: float
-    """The compute that was asked for; the run's own differs by rounding."""
+    """The compute that was requested; the run's own differs by rounding."""
     rate_multiple: float = Field(default=1.0, gt=0)
     """Multiple of the law's learning rate, for the learning-rate check."""
     run: RunSpec
     """What changes the numbers."""
     execution: Execution
-    """How it is carried out."""
+    """How it is executed."""
     fallback_layouts: tuple[Layout, ...] = ()
-    """The best layouts on half of its nodes, a quarter and so on, for when it gets no more; empty for a run of one."""
+    """The best layouts on half of its nodes, a quarter and so on, for fewer free nodes; empty for a run of one."""
     cost: Cost
-    """What it will take."""
+    """What it will cost."""
 
 
 class Code(Spec):
@@ -197,17 +199,17 @@ class Plan(Spec):
     phase: Literal["pilots", "target"]
     """What the runs are for."""
     budget: Budget
-    """The question."""
+    """The budget that it answers."""
     ledger: str
     """The ledger's path from this file's folder."""
     bytes_per_token: float | None
     """Held-out UTF-8 bytes per token, for bits per byte; null where the text was only declared."""
     unique_tokens: int
-    """Unique training tokens at hand."""
+    """Unique training tokens."""
     law: PublishedLaw
     """The published law that was used, or the prior of the pilots."""
     fit: LawFit | None
-    """What the ledger says; null while there is no ledger evidence."""
+    """What was fitted on the ledger; null without ledger evidence."""
     runs: Annotated[tuple[PlannedRun, ...], Field(min_length=1)]
     """The runs."""
     ladder: LadderChoice | None = None
@@ -219,7 +221,7 @@ class Plan(Spec):
     forecast: Annotated[Forecast | NoForecast, Field(discriminator="kind")]
     """Forecast of the target's loss."""
     notes: tuple[str, ...]
-    """What a reader must know."""
+    """Notes for the reader."""
     code: Code
     """What made the plan."""
     seal: Sha256
@@ -227,7 +229,7 @@ class Plan(Spec):
 
     @property
     def losses(self) -> Losses:
-        """How losses of this plan are shown."""
+        """The unit in which losses of this plan are shown."""
         return Losses(self.bytes_per_token)
 
     @model_validator(mode="after")

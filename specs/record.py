@@ -1,4 +1,4 @@
-"""What happened: a run's own records, the ledger's lines, and the audit's verdict."""
+"""Records: a run's own, the ledger's lines, and the audit's verdict."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ from specs.run import Execution, RunSpec
 
 
 class Order(Spec):
-    """`order.json`: what the launcher hands to the ranks of a run, besides its RunSpec."""
+    """`order.json`: what the launcher gives the ranks of a run, besides its RunSpec."""
 
     kind: Literal["order"] = "order"
     """Selects this document."""
@@ -23,9 +23,9 @@ class Order(Spec):
     seal: Sha256 | None
     """Seal of the plan; null for a bare run spec."""
     execution: Execution
-    """How to carry it out."""
+    """How to execute it."""
     fallback_layouts: tuple[Layout, ...] = ()
-    """Layouts for when there are fewer ranks than planned, most devices first."""
+    """Layouts for fewer ranks than planned, most devices first."""
     peak_flop_per_s: float | None
     """Peak rate of one device in the run's precision, for MFU; null where no cluster is known."""
     curve: CurveBand | None
@@ -67,24 +67,24 @@ class Start(Spec):
     seal: Sha256 | None
     """Seal of the plan that started it; null for a bare run spec."""
     from_step: int = Field(ge=0)
-    """Finished steps it goes on from; 0 is from scratch."""
+    """Finished steps that it resumes from; 0 is from scratch."""
     lost_steps: int = Field(default=0, ge=0)
-    """Steps past these that an earlier segment had finished, and that are trained again."""
+    """Steps after these that an earlier segment had finished and that are trained again."""
     lost_s: float = Field(default=0.0, ge=0)
-    """Seconds that they had taken."""
+    """Seconds that they took the first time."""
     newest_step: int = Field(default=0, ge=0)
-    """Step of the newest checkpoint there was, whole or not: where that is another one later, it was saved since."""
+    """Step of the newest checkpoint at the start, complete or not; a newer one later was saved by this segment."""
     execution: Execution
-    """Layout, kernels and cadence."""
+    """Layout, kernels, checkpoint interval."""
     kernels: dict[str, str]
     """Back end that was chosen for each operation."""
     environment: Environment
     """Where."""
     job: str | None = None
-    """SLURM's job, how often it was started before, and its nodes; null outside of one."""
+    """SLURM job, its earlier starts, and its nodes; null outside of SLURM."""
 
 
-What = Literal[
+IncidentKind = Literal[
     "outside_band",
     "damaged_checkpoint",
     "unsaved_checkpoint",
@@ -105,34 +105,34 @@ class Incident(Spec):
     """Seconds since 1970."""
     step: int = Field(ge=0)
     """Finished steps when it happened."""
-    what: What
+    what: IncidentKind
     """Kind of incident."""
     message: str
-    """In words."""
+    """What happened, as text."""
 
 
 class SkippedRange(Spec):
-    """Steps that were given up, and whose data are left out of the run."""
+    """Steps that were skipped by a rollback; their data are not trained on."""
 
     step: int = Field(ge=1)
-    """The step at which they were given up."""
+    """The step at which the run rolled back."""
     to_step: int = Field(ge=0)
-    """Finished steps of the checkpoint that the run went back to."""
+    """Finished steps of the checkpoint that the run rolled back to."""
     batches: int = Field(ge=1)
-    """Batches taken until then, those left out earlier included: the step after `to_step` takes the next one."""
+    """Batches read until then, earlier skipped ones included: the step after `to_step` reads the next one."""
 
 
 class Rollback(Spec):
-    """The run went back to a checkpoint. The data of the steps after it are left out."""
+    """The run rolled back to a checkpoint. The data of the steps after it are skipped."""
 
     event: Literal["rollback"] = "rollback"
     """Selects this line."""
     time: float
     """Seconds since 1970."""
     skipped: SkippedRange
-    """What was given up."""
+    """The steps that were skipped."""
     message: str
-    """Why, in words."""
+    """Why, as text."""
 
 
 class End(Spec):
@@ -168,7 +168,7 @@ class StepLine(Spec):
     lr: float = Field(ge=0)
     """Learning rate of the step."""
     applied: bool = True
-    """False for a step that the guard threw away."""
+    """False for a step that the spike guard skipped."""
 
 
 class EvalLine(Spec):
@@ -207,7 +207,7 @@ class LedgerRecord(Spec):
     role: Literal["pilot", "rate", "target"]
     """What it was for."""
     budget_flop: float
-    """The compute that was asked for."""
+    """The compute that was requested."""
     rate_multiple: float
     """Multiple of the law's learning rate."""
     seal: Sha256
@@ -229,7 +229,7 @@ class LedgerRecord(Spec):
     weights_sha256: Sha256
     """Digest of the final weights."""
     flags: tuple[str, ...]
-    """What a reader must know."""
+    """Warnings about this run."""
 
     @property
     def fingerprint_of_run(self) -> str:
@@ -243,9 +243,9 @@ class Check(Spec):
     name: str
     """What was checked."""
     ok: bool
-    """Whether it holds."""
+    """Whether it passed."""
     detail: str
-    """With which numbers."""
+    """The numbers."""
 
 
 class RunAudit(Spec):
@@ -280,24 +280,24 @@ class RunAudit(Spec):
     curve_loss: tuple[float, ...]
     """Its losses."""
     incidents: tuple[str, ...]
-    """Incidents, in words."""
+    """Incidents, as text."""
     checks: tuple[Check, ...]
     """What was verified."""
     environments: tuple[Environment, ...] = ()
-    """Where its segments were executed, each place once."""
+    """Environments of its segments, each once."""
     layouts: tuple[Layout, ...] = ()
-    """How its segments were laid out, each layout once."""
+    """Layouts of its segments, each once."""
 
     @property
     def restarts_text(self) -> str:
-        """How often it was taken up again and what that cost, in words; empty where it never was."""
+        """How often it was restarted and what that cost, as text; empty where it never was."""
         if not self.restarts:
             return ""
-        said = several(self.restarts, "restart")
+        text = several(self.restarts, "restart")
         if not self.lost_steps:
-            return said
+            return text
         goodput = f", goodput {1 - self.lost_s / self.seconds:.1%}" if self.seconds > 0 else ""
-        return f"{said}: {several(self.lost_steps, 'step')} trained again{goodput}"
+        return f"{text}: {several(self.lost_steps, 'step')} trained again{goodput}"
 
 
 class Audit(Spec):

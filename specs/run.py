@@ -1,4 +1,4 @@
-"""A run: exactly what changes the numbers, and apart from it how the run is carried out."""
+"""A run: exactly what changes the numbers; and, apart from that, how it is executed."""
 
 from typing import Annotated, Literal, Self
 
@@ -36,12 +36,12 @@ class Parent(Spec):
 
 
 class Imported(Spec):
-    """Weights from outside, brought in by `isoplan import`. AdamW starts afresh on them, at step 0."""
+    """Weights from outside, brought in by `isoplan import`. AdamW starts with zero moments, at step 0."""
 
     kind: Literal["weights"] = "weights"
     """Selects this origin."""
     sha256: Sha256
-    """Digest of their values in fp32, by name; they lie in `data/weights/` under its first 16 digits."""
+    """Digest of their values in fp32, by name; they are in `data/weights/` under its first 16 digits."""
 
 
 class RunSpec(Spec):
@@ -64,7 +64,7 @@ class RunSpec(Spec):
     seed: int = Field(ge=0, lt=2**32)
     """Seed of the weights and of the order of the data."""
     guard: StepGuard | None = StepGuard()
-    """Against diverging; null applies every step, and stops where a loss is not finite."""
+    """Loss-spike guard; null applies every step, and stops where a loss is not finite."""
     parent: Annotated[Parent | Imported, Field(discriminator="kind")] | None = None
     """Where the first weights come from, another run or an import; null draws them from the seed."""
 
@@ -94,7 +94,7 @@ class RunSpec(Spec):
 
 
 class Execution(Spec):
-    """How a run is carried out: what changes its speed and safety, never its numbers beyond rounding."""
+    """How a run is executed: what changes its speed and safety, never its numbers beyond rounding."""
 
     device: Literal["cpu", "cuda"]
     """Which torch device."""
@@ -102,12 +102,12 @@ class Execution(Spec):
     """Ranks and their axes."""
     kernels: Literal["auto", "torch", "apex", "triton", "flash-attn"] = "auto"
     """Back end of the fused operations. A name takes what that back end has, and the rest from torch; `auto` takes each
-    operation from the fastest that works here. What was taken is recorded."""
+    operation from the fastest that works here. The choice is recorded."""
     threads_per_rank: int = Field(default=1, ge=1)
     """CPU threads of one rank."""
     checkpoint_interval_s: float = Field(gt=0)
     """Seconds between checkpoints."""
     checkpoint_interval_steps: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints that are written besides; null writes none."""
+    """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""

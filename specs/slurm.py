@@ -1,7 +1,8 @@
-"""How runs are queued: what a cluster file says to SLURM. It changes when and where a run happens, never its numbers.
+"""How runs are queued: the SLURM settings of a cluster file. They change when and where a run happens, never its
+numbers.
 
-Values reach SLURM as they stand here, quoted in its script and never read by a shell. `prologue` is the exception: its
-lines are shell by their nature.
+Values reach SLURM unchanged, quoted in its script and never read by a shell. `prologue` is the exception: its lines are
+shell.
 """
 
 import re
@@ -50,13 +51,13 @@ DECIDED = {
     "time": "time_limit",
     "wait": None,
 }
-"""Options that are decided elsewhere: by which of the fields below; null by the layout, and by how runs are queued."""
+"""sbatch options that `extra` may not hold, by the field below that sets them; null where isoplan sets them itself."""
 _TICK_S = 30.0
-"""A warning may come so much earlier, as SLURM looks at its clocks that often (docs/log.md, 2026-11-28)."""
+"""A warning may come this much early, since SLURM checks its timers this often (docs/log.md, 2026-11-28)."""
 
 
 class Slurm(Spec):
-    """What a cluster file says to SLURM."""
+    """SLURM settings of a cluster file."""
 
     partition: Line | None = None
     """Partition of the runs; null is SLURM's default."""
@@ -76,25 +77,25 @@ class Slurm(Spec):
     exclusive: bool = False
     """No other jobs on the nodes."""
     time_limit: Seconds = 86400.0
-    """Longest time of one job. A run that needs longer is warned, saved and queued again."""
+    """Longest time of one job. A run that needs longer is warned, saves a checkpoint and is requeued."""
     warning: Seconds = 120.0
-    """Time before that limit at which the ranks are told to save."""
+    """Time before that limit at which SLURM signals the ranks to save a checkpoint."""
     memory: Bytes | None = None
     """Memory of each node; null is the partition's default."""
     cpus_per_device: int | None = Field(default=None, ge=1)
-    """CPU cores for each GPU; null is the partition's default. On CPUs the layout's threads are asked for."""
+    """CPU cores for each GPU; null is the partition's default. On CPUs the layout's threads are requested."""
     min_nodes: int | None = Field(default=None, ge=1)
     """Start on as few nodes as this where no more are free, under the best layout for them; null waits for all."""
     pilots_at_once: int = Field(default=64, ge=1)
-    """Most pilots at work at once."""
+    """Most pilots that run at once."""
     retries: int = Field(default=3, ge=0)
-    """Times that a crashed run is started again without having come to another checkpoint."""
+    """Retries of a crashed run that wrote no new checkpoint since the last start."""
     modules: tuple[Line, ...] = ()
     """Environment modules to load."""
     prologue: tuple[Line, ...] = ()
     """Lines of shell before the ranks start, as written."""
     container: tuple[Line, ...] = ()
-    """Command that runs another inside a container, in words: `[apptainer, exec, --nv, image.sif]`."""
+    """Command that runs another inside a container, as a list: `[apptainer, exec, --nv, image.sif]`."""
     extra: dict[str, Line | bool | int] = Field(default_factory=dict)
     """Other options of sbatch, passed on as they are; true is an option without a value."""
 
@@ -104,21 +105,21 @@ class Slurm(Spec):
         for name in extra:
             if not re.fullmatch("[a-z][a-z0-9-]*", name):
                 raise ValueError(
-                    f"{name!r} is no option's long name; write it without its first dashes, like 'nodelist'"
+                    f"{name!r} is not a long name of an sbatch option; write it without dashes, like 'nodelist'"
                 )
             if name in DECIDED:
                 field = DECIDED[name]
-                where = f"slurm.{field} says it" if field else "isoplan decides it"
-                raise ValueError(f"--{name} is not for extra, since {where}; leave it out here")
+                setter = f"slurm.{field} sets it" if field else "isoplan sets it"
+                raise ValueError(f"--{name} is not allowed in extra, since {setter}; remove it")
             if extra[name] is False:
-                raise ValueError(f"--{name} has no value; write true, or leave it out")
+                raise ValueError(f"--{name} has no value; write true, or remove it")
         return extra
 
     @model_validator(mode="after")
     def _time_to_save(self) -> Self:
         if self.time_limit <= self.warning + _TICK_S:
             raise ValueError(
-                f"slurm.time_limit {self.time_limit:g} s leaves no time to train before the warning, "
-                f"{self.warning:g} s ahead of it and {_TICK_S:g} s early at worst; write a longer one"
+                f"slurm.time_limit {self.time_limit:g} s leaves no time to train: the warning comes "
+                f"{self.warning:g} s before it, and up to {_TICK_S:g} s early; write a longer time limit"
             )
         return self

@@ -1,4 +1,4 @@
-"""What was handed to SLURM: one sbatch, one or more runs; and of which of these a run is."""
+"""Submissions to SLURM: one sbatch each, with one or more runs; and which submission a run belongs to."""
 
 from typing import Literal
 
@@ -8,22 +8,22 @@ from specs.document.base import Fingerprint, Slug, Spec
 
 
 class Submission(Spec):
-    """`slurm/<name>/submission.json`: one job, or an array of jobs alike. Written before it is queued, and after."""
+    """`slurm/<name>/submission.json`: one job, or one job array. Written before it is queued, and after."""
 
     kind: Literal["submission"] = "submission"
     """Selects this document."""
     name: Slug
     """Its name in SLURM's queue, and that of its folder."""
     time: float
-    """When, in seconds since 1970: crashes before count no more."""
+    """Seconds since 1970; crashes before this time do not count as retries."""
     runs: tuple[Fingerprint, ...]
-    """The runs, in the array's order; empty for the job that goes on with a study, and the doctor's."""
+    """The runs, in the array's order; empty for the job that continues a study, and for the doctor's."""
     budget: str | None = None
-    """That study's budget, from the workspace."""
+    """The study's budget, relative to the workspace; null for any other job."""
     job: int | None = None
     """Number that SLURM gave it; null until it has."""
     retries: int = Field(ge=0)
-    """Times that a crashed run is started again without having come to another checkpoint."""
+    """Retries of a crashed run that wrote no new checkpoint since the last start."""
 
     @property
     def is_array(self) -> bool:
@@ -38,7 +38,7 @@ class Submission(Spec):
 
 
 class Queued(Spec):
-    """`runs/<fingerprint>/queued.json`: the newest submission that the run is of."""
+    """`runs/<fingerprint>/queued.json`: the newest submission of the run."""
 
     kind: Literal["queued"] = "queued"
     """Selects this document."""
@@ -47,17 +47,17 @@ class Queued(Spec):
     from_step: int = Field(ge=0)
     """Step of the run's newest checkpoint at the time."""
     cancelled: bool = False
-    """Whether `isoplan cancel` has ended its job: accounts say so later, and not at every site."""
+    """Whether `isoplan cancel` has cancelled its job: SLURM's accounting says so later, and not at every site."""
 
 
 class StudyState(Spec):
-    """`plans/<name>/study.json`: how far the chain of jobs is that carries out a budget until it is done."""
+    """`plans/<name>/study.json`: the state of the chain of jobs that runs a budget until it is done."""
 
     kind: Literal["study"] = "study"
     """Selects this document."""
     state: Literal["waiting", "done", "stopped", "cancelled"]
-    """Waiting for runs, done with a verdict, stopped by something that a person must look at, or by a person."""
+    """Waiting for runs, done with a verdict, stopped by a problem that a user must fix, or cancelled by a user."""
     message: str
-    """For which runs, which verdict, or by what."""
+    """Details: the runs that are waited for, the verdict, or the problem."""
     submission: Slug | None = None
-    """The job that goes on; null when there is none any more."""
+    """Submission of the job that continues the study; null where there is none."""

@@ -1,4 +1,4 @@
-"""When a step of training is thrown away, and when a run goes back."""
+"""The loss-spike guard: when a step is skipped, and when a run rolls back to a checkpoint."""
 
 from pydantic import Field
 
@@ -6,25 +6,24 @@ from specs.document.base import Spec
 
 
 class StepGuard(Spec):
-    """When a step's gradients are thrown away instead of applied, and when the run goes back to a checkpoint.
+    """When a step is skipped (its gradients are not applied), and when the run rolls back to a checkpoint.
 
-    A loss is a spike where its logarithm lies `spike_deviations` above the median of the last `window_steps` applied
-    steps. A deviation is 1.4826 times their median absolute deviation (one standard deviation of normal noise), at
-    least .001.
-    """
+    A loss is a loss spike where its logarithm lies `spike_deviations` above the median of the last `window_steps`
+    applied steps. A deviation is 1.4826 times their median absolute deviation (one standard deviation of normal
+    noise), at least .001."""
 
     window_steps: int = Field(default=128, ge=8)
-    """Applied steps that a loss is compared with; nothing is a spike before there are so many."""
+    """Applied steps that a loss is compared with; no loss counts as a spike before there are so many."""
     spike_deviations: float = Field(default=15.0, gt=0)
     """Height of a spike. Sound runs of ours stay below 10 (docs/log.md)."""
     patience_steps: int = Field(default=4, ge=1)
-    """Steps thrown away in a row after which the run goes back to the checkpoint before them, without their data."""
+    """Skipped steps in a row after which the run rolls back to the checkpoint before them and skips their data."""
 
 
 class SpikeGuardState(Spec):
-    """What the guard remembers, as a checkpoint keeps it."""
+    """State of the loss-spike guard, as a checkpoint stores it."""
 
     losses: tuple[float, ...] = ()
-    """Losses of the newest applied steps, as many as the guard looks at; oldest first."""
+    """Losses of the newest applied steps, as many as the guard uses; oldest first."""
     rejected_in_a_row: int = Field(default=0, ge=0)
-    """Steps that were thrown away since the last applied one."""
+    """Steps that were skipped since the last applied one."""

@@ -87,7 +87,7 @@ class RunRequest:
 
     def disk_bytes(self) -> int:
         """The most bytes that its folder may take: checkpoints, and the lines of all steps."""
-        checkpoints = self.order.execution.retention.most(self.run.optim.steps)
+        checkpoints = self.order.execution.retention.max_checkpoints(self.run.optim.steps)
         return self.run.model.params * STATE_BYTES * checkpoints + self.run.optim.steps * _STEP_BYTES
 
 

@@ -15,7 +15,7 @@ from runtime.run_folder.tail import last_step, truncate_partial_line
 from runtime.train.metrics import Metrics, StepRates
 from specs.document.write import append_line
 from specs.plan import CurveBand
-from specs.record import End, EvalLine, Incident, Order, Rollback, SkippedRange, Start, StepLine, What
+from specs.record import End, EvalLine, Incident, IncidentKind, Order, Rollback, SkippedRange, Start, StepLine
 from specs.run import RunSpec
 
 
@@ -55,7 +55,7 @@ class RunLogger:
             self.incident("outside_band", step, outside)
         self._outside = outside is not None
 
-    def incident(self, what: What, step: int, message: str) -> None:
+    def incident(self, what: IncidentKind, step: int, message: str) -> None:
         """Record and print an incident."""
         if self._metrics:
             self._metrics.flush()

@@ -1,4 +1,4 @@
-"""Documents in from files: `load` reads one, `read_lines` a record, `from_catalog` one of the catalog's.
+"""Documents from files: `load` reads one, `read_lines` a JSON-lines file, `from_catalog` one of the catalog.
 
 Whatever is wrong with a file is a `DocumentError`, one line of `path:line:column: what; what to write`. Nothing in a
 file is ever executed.
@@ -143,7 +143,7 @@ def _bytes(path: Path, most: int | None) -> bytes:
         if stat.S_ISDIR(mode):
             raise DocumentError(path, 1, 1, "this is a folder", "give the path of a file in it")
         if not stat.S_ISREG(mode):
-            raise DocumentError(path, 1, 1, "this is not a regular file", "give the path of one")
+            raise DocumentError(path, 1, 1, "this is not a regular file", "give the path of a regular file")
         with open(path, "rb") as file:
             data = file.read() if most is None else file.read(most + 1)
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def _bytes(path: Path, most: int | None) -> bytes:
         raise DocumentError(path, 1, 1, "there is no such file", write) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         what = f"the file cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise DocumentError(path, 1, 1, what, "give the path of a file that can") from None
+        raise DocumentError(path, 1, 1, what, "give the path of a file that can be read") from None
     if most is not None and len(data) > most:
         raise _too_large(path, most)
     return data
@@ -169,24 +169,24 @@ def _decode(path: Path, data: bytes) -> str:
 
 def _check_kind(document: Document, expected: list[str]) -> str:
     """The document's kind, which must be an expected one."""
-    wanted = f"'kind: {expected[0]}'" if len(expected) == 1 else f"'kind:' with one of {', '.join(expected)}"
+    kinds = f"'kind: {expected[0]}'" if len(expected) == 1 else f"'kind:' with one of {', '.join(expected)}"
     if not isinstance(document.plain, dict):
         raise _refusal(
             document,
             (),
-            f"{show(document.plain)} stands where keys and values are needed",
-            f"begin with {wanted}",
+            f"expected keys and values, found {show(document.plain)}",
+            f"begin with {kinds}",
         )
     if "kind" not in document.plain:
-        raise _refusal(document, (), "the key 'kind' is missing", f"begin with {wanted}")
+        raise _refusal(document, (), "the key 'kind' is missing", f"begin with {kinds}")
     kind = document.plain["kind"]
     if kind in expected:
         return str(kind)
     meant = nearest(str(kind), expected)
-    write = f"write '{meant}'" if meant else f"write {wanted}"
+    write = f"write '{meant}'" if meant else f"write {kinds}"
     if len(expected) == 1 and kind in schemas.kinds():
         write = f"give the path of a {expected[0]}"
-    raise _refusal(document, ("kind",), f"{show(kind)} is not the kind of document that is read here", write)
+    raise _refusal(document, ("kind",), f"{show(kind)} is the wrong kind of document", write)
 
 
 def _schema(name: str) -> dict[str, Any]:
@@ -207,6 +207,4 @@ def _refusal(document: Document, route: Route, what: str, write: str) -> Documen
 
 
 def _too_large(path: Path, most: int) -> DocumentError:
-    return DocumentError(
-        path, 1, 1, f"the file is larger than {most >> 20} MiB", "write a document, which is smaller"
-    )
+    return DocumentError(path, 1, 1, f"the file is larger than {most >> 20} MiB", "give an isoplan document")

@@ -1,8 +1,8 @@
-"""YAML and JSON text to plain data that remembers where each value stands.
+"""YAML and JSON text to plain data that remembers the place of each value.
 
 YAML is read as version 1.2 from ruamel's event stream, without the parts that make YAML dangerous or surprising: no
 tags, anchors, aliases, directives, tabs, duplicate keys or second documents, and no more than `MAX_DEPTH` levels.
-Nothing is ever constructed but dict, list, str, int, float, bool and None. Every complaint has its line and column.
+Nothing is ever constructed but dict, list, str, int, float, bool and None. Every error has its line and column.
 """
 
 import json
@@ -76,12 +76,12 @@ class Document:
     first_line: int
     """Line of its file at which the text begins."""
     keys: dict[Route, Place] = field(default_factory=dict)
-    """Where the key of a value stands."""
+    """Where the key of a value is."""
     values: dict[Route, Place] = field(default_factory=dict)
     """Where a value begins."""
 
     def place(self, route: Route, at_key: bool = False) -> Place:
-        """Where the key or the value at the end of the route stands, or else its nearest parent."""
+        """Where the key or the value at the end of the route is, or else its nearest parent."""
         if at_key and route in self.keys:
             return self.keys[route]
         while route and route not in self.values:
@@ -102,11 +102,13 @@ def read_json(path: Path, text: str, first_line: int = 1) -> Document:
     except json.JSONDecodeError as error:
         what = f"this is not JSON ({error.msg})"
         raise DocumentError(
-            path, first_line + error.lineno - 1, error.colno, what, "correct it there"
+            path, first_line + error.lineno - 1, error.colno, what, "correct the JSON here"
         ) from None
     except (ValueError, RecursionError) as error:  # a key twice, a number of 5000 digits, nesting
         read_yaml(path, text.replace("\t", " "), first_line)
-        raise DocumentError(path, first_line, 1, f"this JSON is not read ({error})", "correct it") from None
+        raise DocumentError(
+            path, first_line, 1, f"this JSON cannot be read ({error})", "correct it"
+        ) from None
     return Document(path, plain, text, first_line)
 
 
@@ -151,7 +153,7 @@ def show(value: Any) -> str:
         case str():
             return repr(value if len(value) <= 60 else value[:40] + "..." + value[-15:])
         case None:
-            return "nothing"
+            return "null"
         case True | False:
             return str(value).lower()
     return _one_line(repr(value), 60)
@@ -178,11 +180,15 @@ class _YamlReader:
             return self._document()
         except MarkedYAMLError as error:
             problem = str(error.problem or error.context)
-            crooked = "<block end>" in problem
-            what = "this does not line up with what is above" if crooked else f"this is not YAML ({problem})"
+            misaligned = "<block end>" in problem
+            what = (
+                "the indentation does not match the lines above"
+                if misaligned
+                else f"this is not YAML ({problem})"
+            )
             write = "quote text that holds ': ', ' #' or brackets, and indent with spaces"
             self._refuse(self._place(error.problem_mark or error.context_mark), what, write)
-        except (YAMLError, ValueError, OverflowError) as error:  # an escape that stands for no character
+        except (YAMLError, ValueError, OverflowError) as error:  # an escape that is no character
             last = max(self.values.values(), default=(1, 1))
             self._refuse(
                 last, f"this is not YAML, here or below ({error})", "write the characters themselves"
@@ -196,7 +202,7 @@ class _YamlReader:
                 (self.first_line, 1), "the document is empty", "write at least its kind, e.g. 'kind: budget'"
             )
         if start.version or start.tags:
-            self._refuse(self._at(start), "directives (%) are not read", "remove the line")
+            self._refuse(self._at(start), "directives (%) are not allowed", "remove the line")
         plain = self._value(next(self.events), ())
         after = next(event for event in self.events if not isinstance(event, DocumentEndEvent))
         if not isinstance(after, StreamEndEvent):
@@ -223,7 +229,7 @@ class _YamlReader:
                 self._refuse(self._at(named), "a key must be a word", "write 'key: value'")
             key = self._text(named)
             if key in found:
-                self._refuse(self._at(named), f"the key {show(key)} is there twice", "keep one of them")
+                self._refuse(self._at(named), f"the key {show(key)} appears twice", "keep one of them")
             self.keys[*route, key] = self._at(named)
             event = next(self.events)
             found[key] = self._value(event, (*route, key))
@@ -237,19 +243,19 @@ class _YamlReader:
         if isinstance(event, AliasEvent):
             self._refuse(
                 self._at(event),
-                f"an alias (*{event.anchor}) is not read",
+                f"an alias (*{event.anchor}) is not allowed",
                 "write the value, or quote the text",
             )
         if event.anchor is not None:
             self._refuse(
-                self._at(event), f"an anchor (&{event.anchor}) is not read", "remove it, or quote the text"
+                self._at(event), f"an anchor (&{event.anchor}) is not allowed", "remove it, or quote the text"
             )
         if event.ctag is not None:
-            self._refuse(self._at(event), "a tag (!) is not read", "write the plain value, or quote the text")
-        if len(route) > MAX_DEPTH:
             self._refuse(
-                self._at(event), f"it is nested deeper than {MAX_DEPTH} levels", "write fewer levels"
+                self._at(event), "a tag (!) is not allowed", "write the plain value, or quote the text"
             )
+        if len(route) > MAX_DEPTH:
+            self._refuse(self._at(event), f"nested deeper than {MAX_DEPTH} levels", "write fewer levels")
 
     def _scalar(self, event: Any) -> Any:
         text = event.value
@@ -274,14 +280,14 @@ class _YamlReader:
         text: str = event.value
         if any("\ud800" <= character <= "\udfff" for character in text):
             self._refuse(
-                self._at(event), "half a character (a surrogate) is escaped", "write the character itself"
+                self._at(event), "the escape is half a character (a surrogate)", "write the character itself"
             )
         return text
 
     def _refuse_character(self, character: str, place: Place) -> NoReturn:
         if character == "\t":
-            self._refuse(place, "there is a tab", "write spaces")
-        self._refuse(place, f"the character U+{ord(character):04X} is not text", "remove it")
+            self._refuse(place, "tabs are not allowed", "write spaces")
+        self._refuse(place, f"the character U+{ord(character):04X} is not allowed", "remove it")
 
     def _refuse(self, place: Place, what: str, write: str) -> NoReturn:
         raise DocumentError(self.path, *place, what, write)
@@ -305,7 +311,7 @@ def _one_line(text: str, longest: int = _LONGEST) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key appears twice")
     return found
 
 

@@ -37,7 +37,7 @@ class Quantity:
     example: str
     """What to write, for error messages."""
     prefix: str = ""
-    """What stands before the number (`$`)."""
+    """Text before the number (`$`)."""
     whole: bool = False
     """The value must be a whole number of base units and is read as an int."""
 

@@ -1,7 +1,7 @@
-"""Plain data to a Spec: JSON Schema first, then pydantic, and of all errors the first in the file, said for a person.
+"""Plain data to a Spec: JSON Schema first, then pydantic, and the first error in the file as a message.
 
-JSON Schema knows what may stand where, pydantic and our validators know what it must mean. In a tagged union only the
-branch that the tag names is looked at, so that the message is about what the writer meant.
+JSON Schema checks the form, pydantic and our validators the meaning. In a tagged union only the branch that the tag
+names is checked, so that the message is about what the writer meant.
 """
 
 import json
@@ -40,7 +40,7 @@ class ValidationProblem:
     at_key: bool = False
     """It is the key that is wrong, not its value."""
     missing: bool = False
-    """Something is not there, so it has no place of its own and is said last."""
+    """A key is missing, so it has no place of its own and is reported last."""
 
 
 def check(document: Document, adapter: TypeAdapter[T], schema: dict[str, Any]) -> T:
@@ -49,8 +49,10 @@ def check(document: Document, adapter: TypeAdapter[T], schema: dict[str, Any]) -
     try:
         value = adapter.validate_json(json.dumps(document.plain))
     except ValidationError as error:
-        said = bool(found)  # what the schema has found is in pydantic's words among these again
-        details = [d for d in error.errors(include_url=False) if not said or d["type"] == "value_error"]
+        has_problems = bool(found)  # pydantic reports what the schema has found once more
+        details = [
+            d for d in error.errors(include_url=False) if not has_problems or d["type"] == "value_error"
+        ]
         found += [_from_pydantic(document.plain, detail) for detail in details]
     if not found:
         return value
@@ -61,7 +63,7 @@ def check(document: Document, adapter: TypeAdapter[T], schema: dict[str, Any]) -
 
 
 def schema_problems(plain: Any, schema: dict[str, Any]) -> Iterator[ValidationProblem]:
-    """Everything that JSON Schema finds, each said for a person. Unlike JSON Schema, 1.0 is not an integer here."""
+    """Everything that JSON Schema finds, as messages. Unlike JSON Schema, 1.0 is not an integer here."""
     from jsonschema import Draft202012Validator, validators
 
     types = Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
@@ -116,7 +118,7 @@ def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[Validati
 def _wrong_tag(route: Route, value: Any, tag: str, known: list[str]) -> ValidationProblem | None:
     if not isinstance(value, dict):
         write = f"write keys and values, beginning with '{tag}: {known[0]}'"
-        return ValidationProblem(route, f"{show(value)} stands where keys and values are needed", write)
+        return ValidationProblem(route, f"expected keys and values, found {show(value)}", write)
     if tag not in value:
         return ValidationProblem(
             route,
@@ -135,7 +137,7 @@ def _unknown_key(route: Route, known: list[str]) -> ValidationProblem:
     key = str(route[-1])
     meant = nearest(key, known)
     write = f"write '{meant}'" if meant else f"remove it, or write one of {', '.join(known)}"
-    return ValidationProblem(route, f"the key {show(key)} is not known here", write, at_key=True)
+    return ValidationProblem(route, f"unknown key {show(key)}", write, at_key=True)
 
 
 def _missing_key(
@@ -150,17 +152,16 @@ def _wrong_type(value: Any, schema: dict[str, Any], definitions: dict[str, Any])
     name, example = _NAMES[schema["type"]], _example(schema, definitions)
     if "examples" in schema and "pattern" not in schema and type(value) in (int, float):
         return f"{show(value)} has no unit", f"write it like '{example}'"
-    are = "are" if schema["type"] == "object" else "is"
-    return f"{show(value)} stands where {name} {are} needed", f"write it like '{example}'"
+    return f"expected {name}, found {show(value)}", f"write it like '{example}'"
 
 
 def _one_of(value: Any, allowed: list[Any]) -> str:
     """What to write where only these values are allowed."""
-    words = [str(choice) for choice in allowed]
-    meant = nearest(str(value), words, at_least=0.8)
-    if meant or len(words) == 1:
-        return f"write '{meant or words[0]}'"
-    return f"write one of {', '.join(words)}"
+    choices = [str(choice) for choice in allowed]
+    meant = nearest(str(value), choices, at_least=0.8)
+    if meant or len(choices) == 1:
+        return f"write '{meant or choices[0]}'"
+    return f"write one of {', '.join(choices)}"
 
 
 def _wrong_value(error: Any) -> tuple[str, str]:
@@ -182,10 +183,10 @@ def _wrong_value(error: Any) -> tuple[str, str]:
         case "maxItems":
             return f"the list has {len(error.instance)} items", f"write {limit} or fewer"
         case "minLength":
-            return "the text is empty", "write what it is"
+            return "the text is empty", "write a value"
         case "pattern":
             return f"{value} does not match {limit}", f"write it like '{_example(error.schema, {})}'"
-    return error.message, "write what the schema asks for"
+    return error.message, "correct the value"
 
 
 def _example(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -213,7 +214,7 @@ def _example(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def _from_pydantic(plain: Any, detail: Any) -> ValidationProblem:
-    """A problem that pydantic or one of our validators found. Their message says after `;` what to write."""
+    """A problem that pydantic or one of our validators found. After `;` their message has what to write."""
     route: list[str | int] = []
     for part in detail["loc"]:  # the tags of unions are among them, and are no keys
         if (isinstance(plain, dict) and part in plain) or (isinstance(plain, list) and isinstance(part, int)):
@@ -221,10 +222,10 @@ def _from_pydantic(plain: Any, detail: Any) -> ValidationProblem:
             route.append(part)
     if detail["type"] == "value_error":
         what, _, write = str(detail["ctx"]["error"]).partition("; ")
-        return ValidationProblem(tuple(route), what, write or "correct it")
+        return ValidationProblem(tuple(route), what, write or "correct the value")
     if detail["type"] == "missing":
         return ValidationProblem(
-            tuple(route), f"the key '{detail['loc'][-1]}' is missing", "write it", missing=True
+            tuple(route), f"the key '{detail['loc'][-1]}' is missing", "add it", missing=True
         )
     if detail["type"] == "string_pattern_mismatch":  # to JSON Schema, `$` also matches before a last line end
         what = f"{show(detail['input'])} does not match {detail['ctx']['pattern']}"
@@ -233,4 +234,4 @@ def _from_pydantic(plain: Any, detail: Any) -> ValidationProblem:
         return ValidationProblem(
             tuple(route), f"{detail['input']} is not a finite number", "write a number such as 0.5"
         )
-    return ValidationProblem(tuple(route), detail["msg"], "write what fits")
+    return ValidationProblem(tuple(route), detail["msg"], "correct the value")

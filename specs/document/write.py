@@ -1,4 +1,4 @@
-"""Documents out to files: whole or not at all, and on disk on return. Files are written aside and renamed."""
+"""Atomic writing of documents: whole or not at all, and on disk on return. Files are written aside and renamed."""
 
 import errno
 import fcntl
@@ -46,7 +46,7 @@ def write_json(path: Path, spec: Spec) -> None:
 def append_line(path: Path, spec: Spec) -> None:
     """One more line of JSON at the end of the file, under a lock, in one write that is on disk on return.
 
-    A file whose last line has no end was cut while it was written; it is refused until a person has looked at it.
+    A file whose last line has no end was cut while it was written; it is refused until a person has repaired it.
     """
     line = json.dumps(spec.plain(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     try:
@@ -73,7 +73,7 @@ def cut_off(path: Path, line: int) -> DocumentError:
 
 def _unwritable(path: Path, error: OSError) -> DocumentError:
     return DocumentError(
-        path, 1, 1, f"this cannot be written ({error.strerror})", "choose a folder that can be written"
+        path, 1, 1, f"the file cannot be written ({error.strerror})", "choose a writable folder"
     )
 
 

@@ -228,7 +228,7 @@ def test_chunks_in_a_row_are_the_whole_model() -> None:
     ("mesh", "changes", "said"),
     [
         (Mesh(pp=Axis(2, 0)), {}, "the mesh has pp 2"),
-        (Mesh(pp=Axis(9, 0)), {"pp": 9}, "9 pipeline stages for 2 layers"),
+        (Mesh(pp=Axis(9, 0)), {"pp": 9}, "9 pipeline stages are more than the 2 layers"),
         (Mesh(tp=Axis(3, 0)), {"tp": 3}, "not a multiple of tp 3"),
     ],
 )

@@ -207,7 +207,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"pp": 9}, ["9 pipeline stages for"]),
+        ({"pp": 9}, ["9 pipeline stages are more than the"]),
         ({"tp": 3}, ["heads", "not a multiple of tp 3"]),
         ({"micro_batch_sequences": 3}, ["2 sequences is not a multiple"]),
         ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores; available here: 1"]),

@@ -28,7 +28,7 @@ from specs.document.base import Spec
 from specs.document.files import DocumentError, load
 from specs.document.write import append_line, write_json, write_yaml
 from specs.plan import Plan
-from specs.record import End, Environment, EvalLine, Incident, Start, StepLine, TimingLine, What
+from specs.record import End, Environment, EvalLine, Incident, IncidentKind, Start, StepLine, TimingLine
 from specs.slurm_submission import Queued, StudyState, Submission
 from tests.runtime.commands.test_run_cli import one_line
 from tests.support import samples
@@ -96,7 +96,7 @@ def evaluated(folder: RunFolder, step: int, loss: float) -> None:
     append_line(folder.evals_jsonl, EvalLine(step=step, tokens=step * TOKENS, loss=loss, sequences=4))
 
 
-def said(folder: RunFolder, what: What, message: str) -> None:
+def said(folder: RunFolder, what: IncidentKind, message: str) -> None:
     append_line(folder.record_jsonl, Incident(time=time.time(), step=10, what=what, message=message))
 
 

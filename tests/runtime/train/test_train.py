@@ -198,7 +198,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path
 @pytest.mark.parametrize(
     ("cut", "said"),
     [
-        ({"pp": 3}, "3 pipeline stages for 2 layers"),
+        ({"pp": 3}, "3 pipeline stages are more than the 2 layers"),
         ({"tp": 2}, "kv_heads 1 is not a multiple of tp 2"),
         ({"pp": 2, "stage_layers": (2, 1)}, "are not 2 stages that add up to 2 layers"),
     ],
