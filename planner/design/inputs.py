@@ -60,7 +60,7 @@ class PlanInputs:
         """Learning rate and batch size against size, data and compute."""
         if self.hyper_law.hyper is None:
             what = f"the law {self.hyper_law.name} gives no learning rate and batch size"
-            raise self.refuse("evidence", what, "name a law that does as hyper, like deepseek or step-law")
+            raise self.refuse("evidence", what, "set hyper to a law that does, like deepseek or step-law")
         return self.hyper_law.hyper
 
     @property

@@ -31,7 +31,7 @@ def stage_traffic(
 def _one_stage(
     a: Architecture, engine: Engine, w: int, layout: Layout, micro_batches: int, stage: int
 ) -> dict[str, float]:
-    blocks = sum(len(cut) for cut in layout.blocks(a.layers)[stage :: layout.pp])
+    blocks = sum(len(chunk) for chunk in layout.blocks(a.layers)[stage :: layout.pp])
     first, last = stage == 0, stage == layout.pp - 1
     vectors = (2 * blocks + last) * _padded(a.width, layout.dp)
     passes = _tensor_parallel(a, w, layout, blocks, first, last) | _pipeline(a, w, layout, first, last)

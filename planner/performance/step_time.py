@@ -136,7 +136,7 @@ def block_seconds(
     one = gather_s(rates, rows * a.width * w, grid.tp, 1)
     collectives = cost.BLOCK_GATHERS * one
     hidden = engine.overlaps_tensor * rates.efficiency.overlap
-    exposed = [np.maximum(collectives * (1 - hidden), collectives - beneath) for beneath in matmul]
+    exposed = [np.maximum(collectives * (1 - hidden), collectives - overlapped) for overlapped in matmul]
     whole = matmul[0] + attention[0] + elementwise[0] + exposed[0]
     part = core + _selective_recompute(a, engine, rates, w, rows, grid, matmul[0], elementwise[0])
     recompute = np.where(grid.recomputes_block, whole, np.where(grid.recomputes_attention, part, 0.0))

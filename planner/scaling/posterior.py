@@ -149,8 +149,8 @@ class Posterior:
 
     def log_loss(self, size: ArrayLike, tokens: ArrayLike) -> Array:
         """log L without noise at each target, (draws, targets)."""
-        wanted = columns(self.form, np.atleast_1d(size), np.atleast_1d(tokens), self.cost_per)
-        logs = tuple(np.log(column) for column in wanted)
+        variables = columns(self.form, np.atleast_1d(size), np.atleast_1d(tokens), self.cost_per)
+        logs = tuple(np.log(column) for column in variables)
         return log_value_and_gradient(self.form, self.log_params, logs)[0]
 
     def constant(self, name: str) -> Array:
@@ -186,9 +186,9 @@ def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
     cells = _cells(runs)
     logs = tuple(np.log(column) for column in columns(form, cells.size, cells.tokens, runs.cost_per))
     problem, prior = scale(form, logs, cells.log_loss), prior_of(form, runs.loss)
-    best, believed, relative = _best(problem, prior, cells)
+    best, noise_posterior, relative = _best(problem, prior, cells)
     generator = np.random.Generator(np.random.PCG64(seed))
-    sds = believed.draw(generator, draws)
+    sds = noise_posterior.draw(generator, draws)
     noise = sds[:, None] * relative
     targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
     anchors = prior.draw(generator, draws)
@@ -224,12 +224,12 @@ def prior_of(form: Form, loss: Array) -> Prior:
     known["E"] = (_FLOOR_SHARE[0] * lowest, _FLOOR_SHARE[1])
     known |= dict.fromkeys(("A", "B"), (part, _COEFFICIENT_WIDTH / coupling))
     known |= {"K": (2 * part, _COEFFICIENT_WIDTH), "Q": (1.0, 2.0)}
-    believed = [name if name in known else f"k {name}" for name in form.constants]
-    logs = np.log([known[name][0] for name in believed])
-    widths = np.diag([known[name][1] for name in believed])
+    names = [name if name in known else f"k {name}" for name in form.constants]
+    logs = np.log([known[name][0] for name in names])
+    widths = np.diag([known[name][1] for name in names])
     # A prior's row in log-constants: log(k alpha) = log k + log alpha.
-    combined = np.eye(len(believed))
-    for row, name in enumerate(believed):
+    combined = np.eye(len(names))
+    for row, name in enumerate(names):
         if name.startswith("k "):
             combined[row, form.index("k")] = 1.0
     apart = np.linalg.inv(combined)
@@ -268,7 +268,7 @@ def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Ar
         square, freedom = float((standard**2).sum()), max(len(relative) - used, 0.0)
         if seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
             square, freedom = square + cells.square, freedom + cells.freedom
-        believed = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, square, freedom)
-        noise_sd = believed.median
+        noise_posterior = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, square, freedom)
+        noise_sd = noise_posterior.median
         seed_share = min((seeds.median / noise_sd) ** 2, 1.0) if cells.freedom else 1.0
-    return state, believed, relative
+    return state, noise_posterior, relative
