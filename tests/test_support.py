@@ -36,15 +36,18 @@ def test_a_command_in_this_process_prints_what_one_of_its_own_does(tmp_path: Pat
     assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
 
 
-def test_files_of_groups_are_there_and_in_one_group_each() -> None:
-    files = [file for files in GROUPS.values() for file in files]
-    assert len(set(files)) == len(files)
-    assert all((ROOT / "tests" / file).is_file() for file in files)
+def test_what_groups_name_is_there_and_in_one_group() -> None:
+    members = [member for members in GROUPS.values() for member in members]
+    assert len(set(members)) == len(members)
+    for member in members:
+        file, _, function = member.partition("::")
+        assert f"def {function}" in (ROOT / "tests" / file).read_text()
 
 
 def test_a_group_is_named_by_its_files_and_any_other_test_is_one_of_its_own() -> None:
     alone = "tests/model/test_hf.py::test_it[a/b::c]"
-    assert group("tests/slurm/test_queue.py::test_it[x]") == "slurm 3"
+    assert group("tests/slurm/test_queue.py::test_it[x]") == "slurm 4"
+    assert group("tests/slurm/test_survival.py::test_it_survives_its_time_limit_twice") == "slurm 1"
     assert group(alone) == alone
     assert (
         place("tests/slurm/test_survival.py::test_it")

@@ -5,16 +5,23 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
+SURVIVAL = "slurm/test_survival.py"
+
 GROUPS = {
-    # A cluster each, which is brought up once; three that take about the same time.
-    "slurm 1": ("slurm/test_survival.py",),
-    "slurm 2": ("slurm/test_going_on.py", "slurm/test_pilots.py", "slurm/test_cluster.py"),
-    "slurm 3": (
-        "slurm/test_study.py",
+    # A cluster each, which is brought up once; they take about the same time.
+    "slurm 1": (
+        f"{SURVIVAL}::test_it_survives_its_time_limit_twice",
+        f"{SURVIVAL}::test_it_survives_the_end_of_its_time_without_a_warning",
+        f"{SURVIVAL}::test_it_survives_a_node_without_power",
+    ),
+    "slurm 2": (SURVIVAL,),
+    "slurm 3": ("slurm/test_study.py", "slurm/test_status.py", "slurm/test_doctor.py"),
+    "slurm 4": (
+        "slurm/test_pilots.py",
+        "slurm/test_going_on.py",
+        "slurm/test_cluster.py",
         "slurm/test_queue.py",
-        "slurm/test_status.py",
         "slurm/test_errors.py",
-        "slurm/test_doctor.py",
     ),
     # They start ranks and kill them at chosen moments, and would disturb each other.
     "ranks": (
@@ -32,25 +39,27 @@ GROUPS = {
     "checkpoints": ("runtime/checkpoint/test_inspect.py", "runtime/checkpoint/test_export_hf.py"),
     "audits": ("runtime/audit/test_verdict.py",),
 }
-"""Files of tests in groups, in the order in which the groups are begun; any other test is a group of its own."""
+"""Files and single functions, in the order in which the groups are begun; any other test is a group of its own."""
 
 _PLACES = {
-    f"tests/{file}": (place, name) for place, (name, files) in enumerate(GROUPS.items()) for file in files
+    f"tests/{member}": (at, name) for at, (name, members) in enumerate(GROUPS.items()) for member in members
 }
 
 
 def place(nodeid: str) -> int:
     """Where a test's group is in the order of all, which single tests are the end of."""
-    return _PLACES.get(_file(nodeid), (len(GROUPS), ""))[0]
+    return _found(nodeid)[0]
 
 
 def group(nodeid: str) -> str:
     """The name of a test's group."""
-    return _PLACES.get(_file(nodeid), (0, nodeid))[1]
+    return _found(nodeid)[1]
 
 
-def _file(nodeid: str) -> str:
-    return nodeid.partition("::")[0]
+def _found(nodeid: str) -> tuple[int, str]:
+    function = nodeid.partition("[")[0]
+    alone = (len(GROUPS), nodeid)
+    return _PLACES.get(function, _PLACES.get(function.partition("::")[0], alone))
 
 
 class GroupScheduling(LoadScopeScheduling):
