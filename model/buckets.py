@@ -31,7 +31,7 @@ class Bucket:
     modules: frozenset[str]
     """The modules that they belong to (see `model.parameters.module_of`)."""
     span: slice
-    """Where its part lies in a rank's state."""
+    """Its part of a rank's state."""
 
     @property
     def matrices(self) -> bool:

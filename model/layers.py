@@ -44,12 +44,12 @@ def attention(kernels: Kernels, heads: Heads, at: Positions) -> ForwardBackward:
     """Causal grouped-query attention with rotary positions, from a fused projection ((T + 2 G) K) to (T K), as an f."""
 
     def forward(qkv_RF: Tensor) -> tuple[Tensor, Any]:
-        mixed_RF, saved = kernels.attention.forward(qkv_RF, heads, at)
-        return mixed_RF, (mixed_RF, saved)
+        attended_RF, saved = kernels.attention.forward(qkv_RF, heads, at)
+        return attended_RF, (attended_RF, saved)
 
-    def backward(dmixed_RF: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
-        mixed_RF, inner_saved = saved
-        return kernels.attention.backward(dmixed_RF, inner_saved, heads, at), mixed_RF
+    def backward(dattended_RF: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+        attended_RF, inner_saved = saved
+        return kernels.attention.backward(dattended_RF, inner_saved, heads, at), attended_RF
 
     return ForwardBackward(forward, backward)
 

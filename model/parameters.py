@@ -1,9 +1,9 @@
-"""What a rank's parameters hold: which rows and columns of which globally named tensors, and where they lie.
+"""The parameters of a rank: which rows and columns of which globally named tensors, and their place in the buffers.
 
 What goes through one matrix multiplication is one parameter (q, k and v; gate and up), and its `pieces` say which rows
 of which tensors it holds. Names are those of Hugging Face's Llama, and blocks keep their global index, so a name never
-depends on the layout. Tensor-parallel ranks hold stretches of heads, of the feed-forward's inner width and of the
-vocabulary. The vocabulary may be any: the stretches differ by one row where it does not divide, and nothing is padded.
+depends on the layout. Tensor-parallel ranks hold shards of the heads, of the feed-forward's inner width and of the
+vocabulary. The vocabulary may be any: shards differ by one row where it does not divide, and nothing is padded.
 """
 
 import math
@@ -40,7 +40,7 @@ class LocalParameter:
 
     pieces: tuple[Piece, ...]
     start: int
-    """Where its first element lies."""
+    """Index of its first element."""
     padded_rows: int
     """Its rows and those that fill up to a multiple of the data-parallel ranks."""
 
@@ -76,7 +76,7 @@ class LocalParameter:
 
 
 def local_pieces(spec: ModelSpec, tp: Axis) -> dict[str, tuple[Piece, ...]]:
-    """What the parameters of a whole model hold on this rank, by the path of their attribute, in order of depth."""
+    """The pieces of every parameter of a whole model on this rank, by the path of its attribute, in order of depth."""
     found: dict[str, tuple[Piece, ...]] = {}
     found["embedding"] = (_rows("model.embed_tokens.weight", spec.vocab, spec.width, tp),)
     for index in range(spec.layers):
@@ -87,7 +87,7 @@ def local_pieces(spec: ModelSpec, tp: Axis) -> dict[str, tuple[Piece, ...]]:
 
 
 def module_of(path: str) -> str:
-    """What of a stage a parameter belongs to: `embedding`, `blocks.<index>`, or `head`, the last norm with it."""
+    """The module that a parameter belongs to: `embedding`, `blocks.<index>`, or `head`, which has the last norm too."""
     return path.rpartition(".")[0] or ("head" if path == "norm" else path)
 
 
@@ -105,7 +105,7 @@ def flat_layout(held: dict[str, tuple[Piece, ...]], dp: int) -> dict[str, LocalP
 
 
 def of_modules(pieces: dict[str, tuple[Piece, ...]], modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
-    """The parameters that belong to some modules (see `module_of`)."""
+    """The parameters of these modules (see `module_of`)."""
     wanted = set(modules)
     return {path: held for path, held in pieces.items() if module_of(path) in wanted}
 
@@ -126,18 +126,18 @@ def _block_pieces(spec: ModelSpec, index: int, tp: Axis) -> dict[str, tuple[Piec
 
 
 def shard_range(size: int, axis: Axis) -> range:
-    """This rank's of `axis.size` stretches of `size` things, as even as they go."""
+    """This rank's shard of `size` items, as even as possible."""
     return range(axis.rank * size // axis.size, (axis.rank + 1) * size // axis.size)
 
 
 def _rows(name: str, rows: int, cols: int, tp: Axis) -> Piece:
-    """This rank's rows of a matrix that is split by output (column-parallel in Megatron's words)."""
+    """This rank's rows of a ColumnParallel matrix, which is split by output."""
     mine = shard_range(rows, tp)
     return Piece(name, (rows, cols), mine.start, 0, len(mine), cols)
 
 
 def _cols(name: str, rows: int, cols: int, tp: Axis) -> Piece:
-    """This rank's columns of a matrix that is split by input (row-parallel)."""
+    """This rank's columns of a RowParallel matrix, which is split by input."""
     mine = shard_range(cols, tp)
     return Piece(name, (rows, cols), 0, mine.start, rows, len(mine))
 

@@ -165,7 +165,7 @@ class Stage(nn.Module):
 
 
 class Chunk:
-    """One virtual stage: blocks that follow each other, and what stands before the first and behind the last."""
+    """One virtual stage: blocks that follow each other, with embedding and head where it has them."""
 
     def __init__(self, stage: Stage, blocks: range) -> None:
         self._stage = stage

@@ -63,7 +63,7 @@ class AdamW:
 
     @property
     def state(self) -> tuple[Tensor, Tensor, Tensor]:
-        """This rank's masters and moments, flat; `boxes` says what lies where."""
+        """This rank's masters and moments, flat; `boxes` says what is where."""
         return self._master, self._exp_avg, self._exp_avg_sq
 
     def boxes(self, copy: tuple[Tensor, Tensor, Tensor] | None = None) -> list[Box]:

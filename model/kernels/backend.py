@@ -18,7 +18,7 @@ class Offer(NamedTuple):
 
 
 Offers = dict[str, Offer]
-"""By operation: the fields of `Kernels`, but `rotary` and `mix` for the two parts of attention."""
+"""By operation: the fields of `Kernels`, but `rotary` and `core_attention` for the two parts of attention."""
 
 
 class UnavailableError(ValueError):

@@ -30,29 +30,37 @@ def offers(device: str, deterministic: bool) -> Offers:
     reasons = []
     for version, module in _VERSIONS:
         try:
-            mix = _mixer(function(module, "flash_attn_func"), deterministic)
-            _try(version, mix, device)
+            core_attention = _core_attention_of(function(module, "flash_attn_func"), deterministic)
+            _try(version, core_attention, device)
         except UnavailableError as reason:
             reasons.append(str(reason))
         else:
-            return {"mix": Offer(mix, version + (", deterministic" if deterministic else ""))}
+            return {
+                "core_attention": Offer(
+                    core_attention, version + (", deterministic" if deterministic else "")
+                )
+            }
     raise UnavailableError("; ".join(reasons))
 
 
-def _mixer(attend: Callable[..., Any], deterministic: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    def mix(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _core_attention_of(
+    attend: Callable[..., Any], deterministic: bool
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def core_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         result = attend(q, k, v, causal=True, deterministic=deterministic)
         output: Tensor = result[0] if isinstance(result, tuple) else result  # 4 gives the softmax's sums too
         return output
 
-    return mix
+    return core_attention
 
 
-def _try(version: str, mix: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> None:
+def _try(version: str, core_attention: Callable[[Tensor, Tensor, Tensor], Tensor], device: str) -> None:
     """One small attention there and back, against torch's: a build for another GPU fails here, not in the run."""
     drawn = torch.randn(3, 1, 128, 2, 64, generator=torch.Generator().manual_seed(0))
     try:
-        ours, theirs = (_there_and_back(one, drawn.to(device, torch.bfloat16)) for one in (mix, _reference))
+        ours, theirs = (
+            _forward_backward(one, drawn.to(device, torch.bfloat16)) for one in (core_attention, _reference)
+        )
     except Exception as error:
         raise UnavailableError(f"{version} fails on {device} ({type(error).__name__}: {error})") from error
     off = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -62,11 +70,11 @@ def _try(version: str, mix: Callable[[Tensor, Tensor, Tensor], Tensor], device: 
         )
 
 
-def _there_and_back(mix: Callable[[Tensor, Tensor, Tensor], Tensor], drawn: Tensor) -> Tensor:
+def _forward_backward(core_attention: Callable[[Tensor, Tensor, Tensor], Tensor], drawn: Tensor) -> Tensor:
     """Output and gradients in one."""
     with torch.enable_grad():
         leaf = drawn.clone().requires_grad_()
-        output = mix(*leaf)
+        output = core_attention(*leaf)
         (gradient,) = torch.autograd.grad(output, leaf, drawn[0])
     return torch.cat((output.detach(), *gradient)).float()
 

@@ -13,12 +13,12 @@ from model.kernels.interfaces import Attention, Heads, Positions
 
 Rotate = Callable[[Tensor, Positions, int, Tensor], None]
 """(x_BSNK, positions, 1 or -1 to turn back, out_BSNK, which may be x): K innermost."""
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+CoreAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q_BSTK, k_BSGK, v_BSGK) -> softmax(q k' / sqrt(K)) v under the causal mask, (B, S, T, K). Differentiable."""
 
 
-def fused_attention(rotate: Rotate, mix: Mix) -> Attention:
-    """Attention that turns queries and keys where they lie, then mixes."""
+def fused_attention(rotate: Rotate, core_attention: CoreAttention) -> Attention:
+    """Attention that rotates queries and keys in place, then calls the fused kernel."""
 
     def forward(qkv_RF: Tensor, heads: Heads, at: Positions) -> tuple[Tensor, Any]:
         B, S, T, G, K = heads
@@ -27,7 +27,7 @@ def fused_attention(rotate: Rotate, mix: Mix) -> Attention:
         rotate(turned_BSNK, at, 1, turned_BSNK)
         with torch.enable_grad():
             q, k, v = (part.detach().requires_grad_() for part in qkv_BSFK.split([T, G, G], dim=2))
-            o_BSTK = mix(q, k, v)
+            o_BSTK = core_attention(q, k, v)
         return o_BSTK.detach().reshape(B * S, T * K), (q, k, v, o_BSTK)
 
     def backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:

@@ -77,7 +77,7 @@ class Measured(NamedTuple):
     total: Tensor
     """Sum of exp(logit - peak)."""
     target_logit: Tensor
-    """The target's logit; 0 where its column lies on another rank."""
+    """The target's logit; 0 where its column is on another rank."""
     saved: Any
     """What `differentiate` needs."""
 
@@ -85,13 +85,13 @@ class Measured(NamedTuple):
 class CrossEntropy(NamedTuple):
     """Cross-entropy of rows of logits whose gradient takes their place; between the halves, ranks may compare.
 
-    Arithmetic is fp32 for bf16 and fp32 logits. Logits lie row by row; rows may be strided.
+    Arithmetic is fp32 for bf16 and fp32 logits. Logits are row-major; rows may be strided.
     """
 
     chunk_logits: int
     """Logits that one call should get, as it may need as many fp32 numbers beside them; 0 if all at once are best."""
     measure: Callable[[Tensor, Tensor], Measured]
-    """(logits_RV, which may be overwritten, the targets' columns (R,) int64, outside [0, V) where they lie on another
+    """(logits_RV, which may be overwritten, the targets' columns (R,) int64, outside [0, V) where they are on another
     rank) -> what was found"""
     differentiate: Callable[[Tensor, Tensor, Measured, Tensor, float], None]
     """(logits_RV, columns, what was found, scale_R1, share): logits become exp(logit - peak) scale - share [target],

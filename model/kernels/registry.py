@@ -98,7 +98,7 @@ def _torch() -> Offers:
     return {
         "linear": Offer(F.linear, text),
         "rotary": Offer(torch_ops.rotate_heads, text),
-        "mix": Offer(torch_ops.mix, "torch scaled_dot_product_attention"),
+        "core_attention": Offer(torch_ops.core_attention, "torch scaled_dot_product_attention"),
         "norm": Offer(NormKernel(torch_ops.norm_forward, torch_ops.norm_backward), text),
         "gate": Offer(ForwardBackward(torch_ops.gate_forward, torch_ops.gate_backward), text),
         "cross_entropy": Offer(
@@ -112,7 +112,7 @@ def _torch() -> Offers:
 
 def _cpu() -> Offers:
     """torch on a CPU: attention is one piece, positions included."""
-    shared = {name: offer for name, offer in _torch().items() if name not in ("rotary", "mix")}
+    shared = {name: offer for name, offer in _torch().items() if name not in ("rotary", "core_attention")}
     ours = {
         "linear": Offer(torch_cpu.linear, "torch, rows innermost"),
         "attention": Offer(
@@ -129,10 +129,12 @@ def _cpu() -> Offers:
 
 def _assembled(found: Offers) -> Kernels:
     if "attention" not in found:
-        rotary, mix = found.pop("rotary"), found.pop("mix")
-        attention = fused_attention(rotary.function, mix.function)
+        rotary, core_attention = found.pop("rotary"), found.pop("core_attention")
+        attention = fused_attention(rotary.function, core_attention.function)
         found = found | {
-            "attention": Offer(attention, f"{mix.description}; rotary positions: {rotary.description}")
+            "attention": Offer(
+                attention, f"{core_attention.description}; rotary positions: {rotary.description}"
+            )
         }
     chosen = tuple((name, found[name].description) for name in sorted(found))
     return Kernels(**{name: offer.function for name, offer in found.items()}, chosen=chosen)

@@ -19,7 +19,7 @@ BLOCK_ROWS = 128
 """Q. At a context of 256, 3/4 of the square is computed. 64 and 256 were within 5 % of this, on either side, at widths
 16 to 256."""
 MAX_SAVED_CONTEXT = 1024
-"""Contexts up to which the probabilities are kept for backward; beyond, they are computed again to save memory."""
+"""Contexts up to which the probabilities are saved for backward; beyond, they are recomputed to save memory."""
 
 
 def linear(x_RH: Tensor, weight_FH: Tensor) -> Tensor:

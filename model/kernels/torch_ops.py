@@ -39,7 +39,7 @@ def rotate_heads(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> 
     torch.mul(x_BNKS, at.cos_KS, out=out_BNKS).addcmul_(exchanged_BNKS, at.sin_KS, value=sign)
 
 
-def mix(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+def core_attention(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     """torch's own causal attention, by the kernel that torch takes; deterministic where torch is told to be."""
     q_BTSK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BSTK, k_BSGK, v_BSGK))
     grouped = q_BTSK.shape[1] != k_BGSK.shape[1]
@@ -48,7 +48,7 @@ def mix(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
 
 
 def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Any]:
-    """RMSNorm of x + delta; see `Norm`."""
+    """RMSNorm of x + delta; see `NormKernel`."""
     total = x if delta is None else x + delta
     wide = total.to(_precise(x))
     length_R1 = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -71,7 +71,7 @@ def norm_backward(dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_
 
 
 def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
-    """silu(gate) * up; see `Gate`."""
+    """silu(gate) * up; see `ForwardBackward`."""
     gate, up = projected.chunk(2, dim=1)
     opened = F.silu(gate)
     inner = opened * up
@@ -79,7 +79,7 @@ def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
 
 
 def gate_backward(dinner: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
-    """Gradient of gate and up, and the inner activations, which were kept."""
+    """Gradient of gate and up, and the inner activations, which were saved."""
     projected, opened, inner = saved
     gate, up = projected.chunk(2, dim=1)
     dprojected = torch.empty_like(projected)
@@ -91,7 +91,7 @@ def gate_backward(dinner: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
 
 
 def measure(logits_RV: Tensor, column_R: Tensor) -> Measured:
-    """Peak, total and target of each row. Exponentials take the place of fp32 logits, and lie beside others."""
+    """Peak, total and target of each row. Exponentials overwrite logits if these are fp32."""
     work_RV = logits_RV.to(_precise(logits_RV))
     column_R1 = column_R.unsqueeze(1)
     held_R1 = (column_R1 >= 0) & (column_R1 < work_RV.shape[1])
@@ -143,7 +143,7 @@ def adamw(
     eps: float,
     grad_scale: float,
 ) -> None:
-    """torch's fused AdamW; see `AdamW`."""
+    """torch's fused AdamW; see `AdamWKernel`."""
     torch._fused_adamw_(
         [weights],
         [gradients],

@@ -1,6 +1,6 @@
 """The Triton back end: RMSNorm with its residual, rotary positions, SwiGLU and cross-entropy, each one pass.
 
-What each takes and gives is in kinds.py; the kernels themselves are in triton_source.py. bf16 and fp32 only: anything
+Their interfaces are in interfaces.py, the kernels themselves in triton_kernels.py. bf16 and fp32 only: anything
 else is a ValueError. Results repeat bit by bit on one device: no kernel adds by atomics.
 
 R rows    H width    B batch    S sequence    N heads    K head size    V this rank's vocabulary

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.kernels import Kernels
 from model.kernels.fused_attention import fused_attention
 from model.kernels.interfaces import CrossEntropy, ForwardBackward, Measured, NormKernel, Positions
-from model.kernels.torch_ops import mix
+from model.kernels.torch_ops import core_attention
 
 _NORM_PROGRAMS = 4 * 132
 """Rows of partial sums of a norm's gradient: four programs on each processor of an H100 (its data sheet: 132)."""
@@ -27,7 +27,7 @@ def with_triton_shapes(kernels: Kernels) -> Kernels:
     replaced = dict.fromkeys(("attention", "norm", "gate", "cross_entropy"), triton)
     return replace(
         kernels,
-        attention=fused_attention(_rotate, mix),
+        attention=fused_attention(_rotate, core_attention),
         norm=NormKernel(norm_forward, norm_backward),
         gate=ForwardBackward(gate_forward, gate_backward),
         cross_entropy=CrossEntropy(0, measure, _differentiate),

@@ -87,9 +87,9 @@ def test_the_newest_flash_attention_that_works_is_taken(monkeypatch: pytest.Monk
     ):
         flash.offers("cpu", True)
     _module("flash_attn", monkeypatch, flash_attn_func=_flash())
-    assert flash.offers("cpu", True)["mix"].description == "flash-attn 2, deterministic"
+    assert flash.offers("cpu", True)["core_attention"].description == "flash-attn 2, deterministic"
     _module("flash_attn_interface", monkeypatch, flash_attn_func=_flash(result=lambda o: (o, None)))
-    offer = flash.offers("cpu", False)["mix"]
+    offer = flash.offers("cpu", False)["core_attention"]
     assert offer.description == "flash-attn 3"
     q = torch.randn(2, 5, 3, 8)
     torch.testing.assert_close(offer.function(q, q, q), _flash()(q, q, q, causal=True, deterministic=True))

@@ -16,7 +16,7 @@ from tests.support import training
 
 BACK_ENDS = {
     "blocks": Attention(torch_cpu.attention_forward, torch_cpu.attention_backward),
-    "fused": fused_attention(torch_ops.rotate_heads, torch_ops.mix),
+    "fused": fused_attention(torch_ops.rotate_heads, torch_ops.core_attention),
 }
 SHAPES = {
     "one token": Heads(1, 1, 2, 1, 4),
