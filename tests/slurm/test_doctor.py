@@ -100,8 +100,8 @@ def test_a_name_that_does_not_resolve_is_found_on_the_nodes(client: Cluster, tmp
         hosts.write_text(lines)
     assert said[0].startswith("on node1, node2 the name node1 does not resolve")
     assert sorted(one[:50] for one in said[1:]) == [
-        "rank 0 on node1 failed in the rendezvous (60 s) o",
-        "rank 1 on node2 failed in the rendezvous (60 s) o",
+        "rank 0 on node1 failed in the rendezvous (60 s) or",
+        "rank 1 on node2 failed in the rendezvous (60 s) or",
     ]
     assert all("OSError: the first node's name, node1, does not resolve" in one for one in said[1:])
 
