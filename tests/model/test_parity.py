@@ -101,12 +101,13 @@ class Case:
 
 def _train_all(world: Mesh, cases: list[Case]) -> list[Found]:
     """One case after another over the same processes."""
+    meshes = cache(mesh_of)  # each group has threads of gloo for as long as the process lives
     found, usual = [], (buckets.BUCKET_BYTES, tensor_parallel.PIECE_BYTES)
     for case in cases:
         buckets.BUCKET_BYTES, tensor_parallel.PIECE_BYTES = (
             (8000, 128) if case.small else usual
         )  # in processes of their own
-        mesh = mesh_of(case.layout.dp, case.layout.pp, case.layout.tp)
+        mesh = meshes(case.layout.dp, case.layout.pp, case.layout.tp)
         found.append(_train(mesh, case.layout, case.model, case.precision, case.steps))
     return found
 
