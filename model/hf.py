@@ -192,7 +192,7 @@ def _rope_theta(document: Document) -> float:
 
 def _refused(document: Document, key: str, rule: str) -> DocumentError:
     value = json.dumps(document.plain.get(key))
-    what = f"{key} is {value if len(value) < 60 else value[:57] + '...'}; {rule}"
+    what = f"{key} is {value if len(value) < 60 else value[:57] + '...'}: {rule}"
     return DocumentError(
         document.path,
         *located(document).place((key,)),

@@ -46,7 +46,7 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        torch._assert_async(grads[0] == 1, "the loss is not the root of the graph, or was scaled")
+        torch._assert_async(grads[0] == 1, "the loss must be the root of the graph, and must not be scaled")
         gradient, ctx.gradient = ctx.gradient, None
         return gradient, None, None, None, None
 

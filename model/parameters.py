@@ -106,8 +106,8 @@ def flat_layout(held: dict[str, tuple[Piece, ...]], dp: int) -> dict[str, LocalP
 
 def of_modules(pieces: dict[str, tuple[Piece, ...]], modules: Iterable[str]) -> dict[str, tuple[Piece, ...]]:
     """The parameters of these modules (see `module_of`)."""
-    wanted = set(modules)
-    return {path: held for path, held in pieces.items() if module_of(path) in wanted}
+    chosen = set(modules)
+    return {path: held for path, held in pieces.items() if module_of(path) in chosen}
 
 
 def _block_pieces(spec: ModelSpec, index: int, tp: Axis) -> dict[str, tuple[Piece, ...]]:

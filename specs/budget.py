@@ -152,7 +152,7 @@ class Budget(Spec):
         before = next((name for name in _EXCLUSIVE if info.data.get(name) is not None), None)
         if value is not None and before is not None:
             raise ValueError(
-                f"{before} already says how much may be spent, and {info.field_name} says it again; keep one of them"
+                f"{before} and {info.field_name} both set how much may be spent; keep one of them"
             )
         return value
 
@@ -160,7 +160,7 @@ class Budget(Spec):
     def _some_currency(self) -> Self:
         if all(getattr(self, name) is None for name in (*_EXCLUSIVE, "deadline")):
             raise ValueError(
-                "nothing says how much may be spent; "
+                "no key sets how much may be spent; "
                 "write one of compute, device_hours, money, energy, loss and deadline"
             )
         return self

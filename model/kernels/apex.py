@@ -1,8 +1,8 @@
 """The NVIDIA apex back end: AdamW, weight gradients and RMSNorm by its extensions, each used where it was built.
 
-apex comes from its source tree, and its setup builds what it is told to (github.com/NVIDIA/apex, setup.py); the calls
-are those of its tree of July 2026. Its FusedAdam is not among them: it ignores fp32 masters of bf16 weights (apex
-issue 1728). Nor is its cross-entropy, which allocates a second tensor of the logits' size.
+apex comes from its source tree, and its setup builds what its options select (github.com/NVIDIA/apex, setup.py); the
+calls are those of its tree of July 2026. Its FusedAdam is not among them: it ignores fp32 masters of bf16 weights
+(apex issue 1728). Nor is its cross-entropy, which allocates a second tensor of the logits' size.
 
 R rows    H width    F rows of a weight
 """

@@ -40,7 +40,7 @@ def rotate_heads(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> 
 
 
 def core_attention(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-    """torch's own causal attention, by the kernel that torch takes; deterministic where torch is told to be."""
+    """torch's own causal attention, by the kernel that torch takes; deterministic where torch is set to be."""
     q_BTSK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BSTK, k_BSGK, v_BSGK))
     grouped = q_BTSK.shape[1] != k_BGSK.shape[1]
     o_BTSK = F.scaled_dot_product_attention(q_BTSK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=grouped)

@@ -39,7 +39,7 @@ class Spec(BaseModel):
         return self.model_dump(mode="json")
 
     def canonical_json(self) -> str:
-        """The one text that stands for this content: sorted keys, no spaces, shortest round-trip floats."""
+        """The canonical text of this content: sorted keys, no spaces, shortest round-trip floats."""
         return canonical_json(self.plain())
 
     def content_sha256(self) -> str:

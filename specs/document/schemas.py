@@ -27,7 +27,7 @@ _WHERE = {
     "study": ("specs.slurm_submission", "StudyState"),
     "submission": ("specs.slurm_submission", "Submission"),
 }
-"""Module and name of each kind's type; the module is imported only when it is asked for."""
+"""Module and name of each kind's type; the module is imported only when it is needed."""
 
 
 def kinds() -> list[str]:

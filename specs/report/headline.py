@@ -93,7 +93,7 @@ def _objective_question(case: Case) -> str:
             return f"How good does a model of {size} parameters get with {given} on {text}?"
         case FixedRatio():
             ratio = f"{budget.objective.tokens_per_param:g} tokens per parameter"
-            return f"Which model do {given} train on {text} at {ratio}, and how good will it be?"
+            return f"Which model can {given} train on {text} at {ratio}, and how good will it be?"
     return f"What is the best model that {given} can train on {text}, and how good will it be?"
 
 

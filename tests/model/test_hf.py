@@ -186,7 +186,7 @@ def test_what_transformers_left_out_has_its_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda tensors: tensors.pop("model.norm.weight"), "model.norm.weight and 0 other tensors"),
         (lambda tensors: tensors.update({"model.extra": torch.zeros(2)}), "model.extra is not a tensor"),
@@ -194,13 +194,15 @@ def test_what_transformers_left_out_has_its_default(tmp_path: Path) -> None:
         (lambda tensors: tensors.update({"model.norm.weight": torch.zeros(64).long()}), "stored as I64"),
     ],
 )
-def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path, change: Any, said: str) -> None:
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    tmp_path: Path, change: Any, message: str
+) -> None:
     spec = samples.model()
     folder = written(tmp_path / "it", spec)
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(DocumentError, match=said):
+    with pytest.raises(DocumentError, match=message):
         hf.open_weights(folder, spec)
 
 

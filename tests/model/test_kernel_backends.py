@@ -1,4 +1,4 @@
-"""flash-attn and apex: what is said where they cannot run, stand-ins that read as their sources do, tests on a GPU."""
+"""flash-attn and apex: messages where they cannot run, stand-ins that read as their sources do, tests on a GPU."""
 
 import math
 import sys

@@ -139,9 +139,9 @@ def test_adamw_is_torchs() -> None:
 @pytest.mark.parametrize("setting", ["auto", "torch"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_was_chosen_is_said(setting: str, device: str) -> None:
-    said = choose(setting, device).describe()
-    assert set(said) == {field.name for field in fields(Kernels)} - {"chosen"}
-    assert all("torch" in words for words in said.values())
+    descriptions = choose(setting, device).describe()
+    assert set(descriptions) == {field.name for field in fields(Kernels)} - {"chosen"}
+    assert all("torch" in text for text in descriptions.values())
 
 
 @pytest.mark.parametrize("setting", ["Torch", "flash_attn", ""])
@@ -159,10 +159,10 @@ def test_linear_is_the_same_however_it_lies_in_memory(shape: tuple[int, int]) ->
 
 def test_a_run_says_and_records_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = training.tiny_run(CorpusRef(corpus="0123456789abcdef", digest="5" * 64))
-    folder, said = training.opened(tmp_path, run), choose("auto", "cpu").describe()
-    with open_run_logger(folder, run, training.order(run), SegmentStart(0, 0, said, [])):
+    folder, descriptions = training.opened(tmp_path, run), choose("auto", "cpu").describe()
+    with open_run_logger(folder, run, training.order(run), SegmentStart(0, 0, descriptions, [])):
         pass
     assert "adamw by torch _fused_adamw_" in capsys.readouterr().out
     (start,) = folder.records()
     assert isinstance(start, Start)
-    assert start.kernels == said
+    assert start.kernels == descriptions

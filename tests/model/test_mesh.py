@@ -70,15 +70,15 @@ def _misbehave(mesh: Mesh, how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "timeout_s", "said"),
+    ("how", "timeout_s", "message"),
     [
         ("raise", 60.0, "rank 1 had enough"),
         ("die", 60.0, "died|closed"),
         ("hang", 10.0, "no answer|[Tt]imed out"),
     ],
 )
-def test_a_rank_that_fails_ends_all_of_them_at_once(how: str, timeout_s: float, said: str) -> None:
+def test_a_rank_that_fails_ends_all_of_them_at_once(how: str, timeout_s: float, message: str) -> None:
     began = time.monotonic()
-    with pytest.raises(RankError, match=said):
+    with pytest.raises(RankError, match=message):
         spawn(2, _misbehave, how, timeout_s=timeout_s)
     assert time.monotonic() - began < 30

@@ -171,11 +171,11 @@ def fail(mesh: Mesh, how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "said"), [("raise", "rank 1:.*rank 1 had enough"), ("die", "died|closed|reset")]
+    ("how", "message"), [("raise", "rank 1:.*rank 1 had enough"), ("die", "died|closed|reset")]
 )
-def test_a_rank_that_fails_in_the_middle_ends_the_others(how: str, said: str) -> None:
+def test_a_rank_that_fails_in_the_middle_ends_the_others(how: str, message: str) -> None:
     began = time.monotonic()
-    with pytest.raises(RankError, match=re.compile(said, re.DOTALL)):
+    with pytest.raises(RankError, match=re.compile(message, re.DOTALL)):
         spawn(4, fail, how)
     assert time.monotonic() - began < 30
 

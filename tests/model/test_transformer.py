@@ -225,13 +225,13 @@ def test_chunks_in_a_row_are_the_whole_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "changes", "said"),
+    ("mesh", "changes", "message"),
     [
         (Mesh(pp=Axis(2, 0)), {}, "the mesh has pp 2"),
         (Mesh(pp=Axis(9, 0)), {"pp": 9}, "9 pipeline stages are more than the 2 layers"),
         (Mesh(tp=Axis(3, 0)), {"tp": 3}, "not a multiple of tp 3"),
     ],
 )
-def test_what_cannot_be_cut_so_is_refused(mesh: Mesh, changes: dict[str, int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_cut_so_is_refused(mesh: Mesh, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         stage_of(samples.model(), mesh=mesh, layout=WHOLE.model_copy(update=changes))

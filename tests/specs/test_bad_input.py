@@ -268,13 +268,13 @@ BUDGETS: dict[str, tuple[str | bytes, str, str, str]] = {
     "two currencies": (
         budget() + "money: $2M\n",
         "10:8",
-        "compute already says how much may be spent, and money says it again",
+        "compute and money both set how much may be spent",
         "keep one",
     ),
     "no currency": (
         budget("compute: 1e13 FLOP\n"),
         "1:1",
-        "nothing says how much may be spent",
+        "no key sets how much may be spent",
         "write one of compute, device_hours, money, energy, loss and deadline",
     ),
     "pilots without text": (
@@ -612,9 +612,9 @@ def test_a_word_to_slurm_that_is_not_malformed(tmp_path: Path) -> None:
         LAPTOP
         + "  {partition: a b, gres: 'gpu:h100', time_limit: 151 s, extra: {nice: 5, hold: true, x: 'a\\b'}}\n"
     )
-    said = load(path, Cluster).slurm
-    assert (said.partition, said.gres, said.time_limit, said.memory) == ("a b", "gpu:h100", 151.0, None)
-    assert said.extra == {"nice": 5, "hold": True, "x": r"a\b"}
+    slurm = load(path, Cluster).slurm
+    assert (slurm.partition, slurm.gres, slurm.time_limit, slurm.memory) == ("a b", "gpu:h100", 151.0, None)
+    assert slurm.extra == {"nice": 5, "hold": True, "x": r"a\b"}
 
 
 # --- names that lead nowhere ---

@@ -24,10 +24,10 @@ def test_published_loss_laws_become_mathml() -> None:
 
 @pytest.mark.parametrize("form", [form for form in vars(laws).values() if isinstance(form, laws.Form)])
 def test_every_form_can_be_said_in_a_line(form: laws.Form) -> None:
-    said = text_of(laws.latex(form, "M"))
-    assert said.startswith("L = ")
-    assert not set(said) & set("\\{}")
-    assert said.count("(") == said.count(")")
+    text = text_of(laws.latex(form, "M"))
+    assert text.startswith("L = ")
+    assert not set(text) & set("\\{}")
+    assert text.count("(") == text.count(")")
 
 
 def test_fractions_and_functions() -> None:

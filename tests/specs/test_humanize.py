@@ -6,7 +6,7 @@ from specs.humanize import count, duration, energy, several
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (None, "-"),
         (0.42, "0.42 s"),
@@ -18,12 +18,12 @@ from specs.humanize import count, duration, energy, several
         (273600, "3 d 4 h"),
     ],
 )
-def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_have_at_most_two_units(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [
         (640, "640"),
         (1024, "1.02k"),
@@ -33,15 +33,15 @@ def test_durations_are_said_as_people_do(seconds: float | None, said: str) -> No
         (1.52e12, "1.52T"),
     ],
 )
-def test_counts_have_three_digits(value: float, said: str) -> None:
-    assert count(value) == said
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    assert count(value) == text
 
 
 @pytest.mark.parametrize(
-    ("joules", "said"), [(3600, "1 Wh"), (4.32e6, "1.2 kWh"), (1.75e12, "486 MWh"), (3.6e13, "10 GWh")]
+    ("joules", "text"), [(3600, "1 Wh"), (4.32e6, "1.2 kWh"), (1.75e12, "486 MWh"), (3.6e13, "10 GWh")]
 )
-def test_energy_is_in_watt_hours(joules: float, said: str) -> None:
-    assert energy(joules) == said
+def test_energy_is_in_watt_hours(joules: float, text: str) -> None:
+    assert energy(joules) == text
 
 
 def test_one_thing_is_not_many() -> None:

@@ -39,8 +39,10 @@ def test_1f1b_of_four_micro_batches_as_it_is_drawn_in_the_paper(pp: int, rank: i
 
 
 def test_interleaved_1f1b_of_two_ranks() -> None:
-    said = [" ".join(f"{kind[0]}{at}{'ab'[chunk]}" for kind, at, chunk in order) for order in orders(2, 2, 2)]
-    assert said == ["f0a f1a f0b f1b b0b b1b b0a b1a", "f0a f1a f0b b0b f1b b1b b0a b1a"]
+    texts = [
+        " ".join(f"{kind[0]}{at}{'ab'[chunk]}" for kind, at, chunk in order) for order in orders(2, 2, 2)
+    ]
+    assert texts == ["f0a f1a f0b f1b b0b b1b b0a b1a", "f0a f1a f0b b0b f1b b1b b0a b1a"]
 
 
 @pytest.mark.parametrize(("pp", "micro_batches", "chunks"), SOME)

@@ -130,9 +130,9 @@ def test_any_text_gives_a_quantity_or_a_value_error(kind: q.Quantity, text: str)
     try:
         value = kind.parse(text)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert value > 0
         assert math.isfinite(value)
         return
-    assert "; write it like '" in said
+    assert "; write it like '" in message

@@ -220,7 +220,7 @@ every_case = pytest.mark.parametrize(("plan", "found"), CASES.values(), ids=CASE
 def written(plan: Plan, found: Audit | None) -> list[str]:
     """The texts of the documents that a reader must find on the page."""
     data = plan.runs[-1].run.data
-    said = [
+    texts = [
         plan.budget.name,
         plan.phase,
         plan.seal,
@@ -229,18 +229,18 @@ def written(plan: Plan, found: Audit | None) -> list[str]:
         plan.code.sha256,
         data.corpus,
     ]
-    said += [planned.title for planned in plan.runs] + [*plan.notes]
+    texts += [planned.title for planned in plan.runs] + [*plan.notes]
     if not isinstance(plan.forecast, NoForecast):
-        said.append(plan.forecast.basis)
+        texts.append(plan.forecast.basis)
     elif found is None:
-        said.append(plan.forecast.reason)
+        texts.append(plan.forecast.reason)
     if plan.fit is not None:
-        said += [plan.fit.allocation_basis, *plan.fit.flags, *(form.form for form in plan.fit.forms)]
+        texts += [plan.fit.allocation_basis, *plan.fit.flags, *(form.form for form in plan.fit.forms)]
     if found is not None:
-        said += [found.verdict, found.reason[1:], *(cause.partition(": ")[2] for cause in found.causes)]
-        said += [incident.partition(": ")[2] for run in found.runs for incident in run.incidents]
-        said += [part for run in found.runs for check in run.checks for part in (check.name, check.detail)]
-    return said
+        texts += [found.verdict, found.reason[1:], *(cause.partition(": ")[2] for cause in found.causes)]
+        texts += [incident.partition(": ")[2] for run in found.runs for incident in run.incidents]
+        texts += [part for run in found.runs for check in run.checks for part in (check.name, check.detail)]
+    return texts
 
 
 @every_case
@@ -540,20 +540,20 @@ def test_formulas_are_set_with_their_values_and_sources() -> None:
 def test_forms_that_nothing_was_held_out_for_have_the_priors_weights() -> None:
     assert WHOLE.fit is not None
     untested = WHOLE.fit.model_copy(update={"held_out_error": None})
-    said = "No budget could be held out: the weights are the prior’s."
-    assert said in render(samples.sealed(WHOLE, fit=untested), None)
-    assert said not in render(WHOLE, None)
+    note = "No budget could be held out: the weights are the prior’s."
+    assert note in render(samples.sealed(WHOLE, fit=untested), None)
+    assert note not in render(WHOLE, None)
 
 
 def test_laws_of_learning_rate_stand_side_by_side_the_one_followed_first() -> None:
     hyper = WHOLE.law.hyper
     assert hyper is not None
     other = hyper.model_copy(update={"regime": "another regime"})
-    told = [
+    advice = [
         HyperAdvice(law=law, hyper=hyper, peak_lr=rate, batch_tokens=2e6, used=law == "two")
         for law, rate, hyper in (("one", 0.125, other), ("two", 0.25, hyper), ("three", 0.25, hyper))
     ]
-    text = Page(render(samples.sealed(WHOLE, hypers=tuple(told)), None)).text
+    text = Page(render(samples.sealed(WHOLE, hypers=tuple(advice)), None)).text
     formulas = text.partition("Formulas")[2].partition("Cost")[0]
     assert formulas.index("0.25 two") < formulas.index("0.125 one")
     assert formulas.count("not followed") == 1, "a law that says the same is not repeated"
@@ -693,9 +693,9 @@ def test_text_in_figures_is_escaped_for_plotly() -> None:
         planned.model_copy(update={"title": "<a href='http://evil/'>x</a>"}) for planned in PILOTS.runs
     )
     page = render(samples.sealed(PILOTS, runs=runs), None)
-    said = [text for figure in Page(page).figures for trace in figure.data for text in trace.text or ()]
-    assert any("&lt;a href=" in text for text in said)
-    assert not any("<a" in text for text in said)
+    texts = [text for figure in Page(page).figures for trace in figure.data for text in trace.text or ()]
+    assert any("&lt;a href=" in text for text in texts)
+    assert not any("<a" in text for text in texts)
 
 
 def test_earlier_plans_are_those_of_the_same_budget(tmp_path: Path) -> None:
@@ -712,7 +712,7 @@ def test_earlier_plans_are_those_of_the_same_budget(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("text", "expected"),
     [
         (power(1e13), "10¹³"),
         (power(99999999999.99998), "10¹¹"),
@@ -731,8 +731,8 @@ def test_earlier_plans_are_those_of_the_same_budget(tmp_path: Path) -> None:
         (device_time(680_027.0), "680k device-hours"),
     ],
 )
-def test_numbers_are_said_for_people(said: str, expected: str) -> None:
-    assert said == expected
+def test_numbers_are_written_for_people(text: str, expected: str) -> None:
+    assert text == expected
 
 
 def test_ticks_are_round_and_few() -> None:

@@ -326,9 +326,9 @@ CURRENCIES = {
 @pytest.mark.parametrize(
     ("given_ones", "says"),
     [
-        ((), "nothing says how much may be spent"),
-        (("compute", "money"), "compute already says .*, and money says it again; keep one"),
-        (("device_hours", "energy", "loss"), "device_hours already says .*, and energy says it again"),
+        ((), "no key sets how much may be spent"),
+        (("compute", "money"), "compute and money both set .*; keep one"),
+        (("device_hours", "energy", "loss"), "device_hours and energy both set"),
     ],
 )
 def test_a_budget_has_exactly_one_currency(given_ones: tuple[str, ...], says: str) -> None:

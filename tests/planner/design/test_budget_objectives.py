@@ -327,7 +327,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "two currencies": (
         FRONTIER + "energy: 5 MWh\n",
         12,
-        "compute already says how much may be spent, and energy says it again",
+        "compute and energy both set how much may be spent",
         None,
     ),
     "money on a cluster without a price": (
