@@ -217,11 +217,12 @@ def test_plan_never_imports_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("name", ["plan", "isoplan plan"])
 def test_help_names_the_command_as_people_call_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not the module that happens to hold it."""
     monkeypatch.setattr(sys, "argv", ["plan", "--help"])
     with pytest.raises(SystemExit):
-        planner.cli.main()
-    assert "Usage: isoplan plan " in capsys.readouterr().out
+        planner.cli.main(name)
+    assert f"Usage: {name} " in capsys.readouterr().out
