@@ -33,7 +33,9 @@ def resampled_counts(size: Array, tokens: Array, draws: int, seed: int, needed: 
     runs_of_cell = [np.flatnonzero(cell_of_run == cell) for cell in range(cell_of_run.max() + 1)]
     cells = len(runs_of_cell)
     if cells < needed:
-        raise ValueError(f"{cells} different (size, tokens) are too few to fit {needed} constants under resampling")
+        raise ValueError(
+            f"{cells} different (size, tokens) are too few to fit {needed} constants under resampling"
+        )
     chosen = generator.multinomial(cells, np.full(cells, 1 / cells), size=draws)
     while (poor := np.flatnonzero((chosen > 0).sum(axis=1) < needed)).size:
         chosen[poor] = generator.multinomial(cells, np.full(cells, 1 / cells), size=poor.size)
