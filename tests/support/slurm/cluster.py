@@ -308,6 +308,7 @@ class Cluster:
             "--no-defaults",
             "--user=root",
             f"--datadir={settings.database}/data",
+            f"--tmpdir={settings.database}",  # tables are named by PIDs, which other clusters' databases have too
             "--skip-name-resolve",
         )
         head.run("mariadb-install-db", *common, "--auth-root-authentication-method=normal", "--skip-test-db")
