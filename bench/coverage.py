@@ -14,7 +14,7 @@ from rich.table import Table
 
 from planner.scaling import laws
 from planner.scaling.laws import Array
-from planner.scaling.model_averaging import fit_mixture, forecast
+from planner.scaling.model_averaging import fit_mixture, forecast_loss
 from planner.scaling.posterior import points
 
 SURFACES, QUICK_SURFACES = 200, 20
@@ -97,7 +97,7 @@ def study(ladder: Ladder, seed: int) -> tuple[float, float, float, float]:
     )
     target_flop = ladder.budgets[-1] * ladder.beyond
     target_size = float(laws.optimum(form, params, target_flop)[0]) * np.exp(generator.uniform(-0.3, 0.3))
-    told = forecast(evidence, target_size, target_flop / target_size)
+    told = forecast_loss(evidence, target_size, target_flop / target_size)
     true = float(laws.value(form, params, target_size, target_flop / target_size))
     true *= np.exp(ladder.noise * generator.standard_normal())
     inside95, inside50 = told.low_95 < true < told.high_95, told.low_50 < true < told.high_50

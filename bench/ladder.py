@@ -32,7 +32,7 @@ from planner.design.pilot_design import (
 from planner.design.pilot_runs import pilot_shapes
 from planner.scaling import laws
 from planner.scaling.laws import Array
-from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, fit_mixture, forecast
+from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, fit_mixture, forecast_loss
 from planner.scaling.posterior import NOISE_SD, Points, points
 from specs.budget import Budget, Pilots
 from specs.document.files import from_catalog, load
@@ -175,7 +175,7 @@ def study(ladder: Ladder, setting: PilotSetting, seed: int) -> tuple[float, floa
     decades = np.log10(setting.target_flop / np.array(ladder.budgets_flop(setting.target_flop)))
     miss = seed % 2 * walk(decades, np.random.default_rng([seed, 5]))
     runs = pilots_of(ladder, setting, miss, form, params, generator)
-    told = forecast(fit_mixture(runs, draws=1000), size, SCALE_FLOP / size)
+    told = forecast_loss(fit_mixture(runs, draws=1000), size, SCALE_FLOP / size)
     half = float(np.log(told.high_95 / told.low_95)) / 2
     return half, float(np.log(told.median)) - true, bool(told.low_95 < np.exp(true) < told.high_95)
 

@@ -23,10 +23,10 @@ from bench.coverage import coverage_rows
 from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
 from planner.scaling import laws
 from planner.scaling.fit import FormFit, fit
-from planner.scaling.isoflop import power_laws, profiles
+from planner.scaling.isoflop import fit_minima, power_laws
 from planner.scaling.laws import Array
 from planner.scaling.levenberg_marquardt import HUBER_DELTA, huber
-from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, fit_mixture, forecast
+from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, fit_mixture, forecast_loss
 from planner.scaling.posterior import Points, points
 
 DATA = Path(__file__).parents[1].parent / "shared/data"
@@ -207,7 +207,9 @@ def held_out_rows(quick: bool) -> Iterator[Row]:
         goal, chosen = f"<= 1.1x of {reference}", f"{singles[form.name]:.2f} ({form.name})"
         yield f"{name}: form chosen on the {len(below[2])} runs below", goal, chosen
         evidence = fit_mixture(runs)
-        told = [forecast(evidence, size, tokens) for size, tokens in zip(above[0], above[1], strict=True)]
+        told = [
+            forecast_loss(evidence, size, tokens) for size, tokens in zip(above[0], above[1], strict=True)
+        ]
         errors = [100 * abs(np.log(t.median / loss)) for t, loss in zip(told, above[2], strict=True)]
         inside = sum(t.low_95 < loss < t.high_95 for t, loss in zip(told, above[2], strict=True))
         width = np.mean([50 * np.log(t.high_95 / t.low_95) for t in told])
@@ -230,7 +232,7 @@ def porian_rows(quick: bool) -> Iterator[Row]:
     chosen = [r for r in rows if r["param_count"] == "standard" and r["loss_split"] == "val"]
     size, tokens, loss = np.array([[float(r[c]) for c in ("n", "tokens", "loss")] for r in chosen]).T
     near = near_minimum(size, tokens, loss)
-    size_law, _ = power_laws(profiles(size[near], tokens[near], loss[near], cost_per=6.0))
+    size_law, _ = power_laws(fit_minima(size[near], tokens[near], loss[near], cost_per=6.0))
     low, high = (size_law.exponent + sign * 1.96 * size_law.exponent_sd for sign in (-1, 1))
     yield "exponent of N_opt", "0.497 [0.491, 0.505]", f"{size_law.exponent:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -33,7 +33,7 @@ from planner.performance import cost
 from planner.performance.cost import Architecture
 from planner.performance.engine_features import Engine
 from planner.performance.layout_grid import LayoutGrid, balanced_cut, grid_of
-from planner.performance.layout_search import choose_layout
+from planner.performance.layout_search import fastest_by_closed_form
 from planner.performance.memory import memory_parts
 from planner.performance.step_time import cluster_rates, step_seconds
 from specs.cluster import Cluster
@@ -197,7 +197,7 @@ def long_runs(rates: Clusters) -> Iterator[Case]:
         published = flop / (mfu * cluster.device.peak_bf16 * devices)
         yield Case(f"{name}, {devices} GPUs, s", published, step_s(a, MEGATRON_CORE, cluster, grid), False)
     h800, model, devices, batch = from_catalog(Cluster, "h800-2048", None), DEEPSEEK_67B, 512, 4608
-    best = choose_layout(model, h800, devices, batch, "bf16")
+    best = fastest_by_closed_form(model, h800, devices, batch, "bf16")
     assert best.step_s is not None
     assert h800.efficiency is not None
     hours = best.step_s * devices / (batch * model.context) / h800.efficiency.uptime * 1e12 / 3600

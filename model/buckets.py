@@ -1,4 +1,4 @@
-"""Communication of data-parallel ranks in a step, bucket by bucket, overlapped with the passes.
+"""ZeRO-1's reduce-scatters and all-gathers of a step, bucket by bucket, overlapped with the passes.
 
 Gradients are reduce-scattered to the ranks that own them: each bucket as soon as the backward pass of a step's last
 micro-batch has gone through every module in it (until then gradients accumulate). New parameters are all-gathered from

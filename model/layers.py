@@ -113,7 +113,7 @@ def _buffer(weight: Tensor) -> Tensor:
 
 
 class SavedActivations(NamedTuple):
-    """What a block saves for its backward pass. The rest is recomputed (activation checkpointing), bit for bit."""
+    """What a block saves for its backward pass. The rest is recomputed bitwise (activation checkpointing)."""
 
     sub_layers: bool
     """The activations of both sub-layers; else the block's input alone."""

@@ -38,6 +38,8 @@ def connect(
 ) -> Iterator[Mesh]:
     """Join the process group; this rank's mesh. One process never touches torch.distributed.
 
+    A rank that waits longer than `timeout_s` in a collective, as when another rank hangs, fails with an error.
+
     ValueError, before any group forms, for a rank that the sizes have no place for. After an error the groups stay open
     until the process exits: the other ranks fail when they close, and by then this one has printed its error.
     """

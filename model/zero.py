@@ -88,13 +88,15 @@ class AdamW:
     def step(self, lr: float) -> float:
         """One update from the summed gradients, which are zeroed; returns the global norm before clipping.
 
+        Rehearsals and tests call it; the training loop calls its parts, between which the spike guard may reject.
+
         Where the norm is not finite, nothing is updated.
         """
         norm = self.reduce_gradients()
         if math.isfinite(norm):
             self.apply(lr, norm)
         else:
-            self.skip()
+            self.reject()
         return norm
 
     @torch.no_grad()
@@ -111,8 +113,8 @@ class AdamW:
         self._buckets.all_gather_parameters(self._rounded)
         self.stage.gradients.zero_()
 
-    def skip(self) -> None:
-        """Skip the step: zero the gradients; the weights stay."""
+    def reject(self) -> None:
+        """Reject the step: zero the gradients; the weights stay."""
         self.stage.gradients.zero_()
 
     @torch.no_grad()

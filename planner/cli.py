@@ -38,8 +38,9 @@ def plan(
 ) -> None:
     """Turn a budget into fully specified runs, and seal their forecast before any of them starts.
 
-    A budget on a published law gives plan.target.yaml at once. A budget on pilots gives plan.pilots.yaml first; once
-    those runs are audited, the same command gives plan.target.yaml.
+    A budget that uses a published scaling law (evidence.kind: published) gives plan.target.yaml at once. A budget with
+    pilots (evidence.kind: pilots) gives plan.pilots.yaml first; once those runs are audited, rerun the same command to
+    get plan.target.yaml.
     """
     path, sealed = write_plan(budget, out)
     if json:
@@ -73,7 +74,7 @@ def _load_sealed(plan_path: Path, budget: Budget, budget_path: Path, folder: Pat
     sealed = load(plan_path, Plan)
     if sealed.budget != budget:
         make_plan(load_inputs(budget, budget_path, folder, CORPORA))
-        what = f"{plan_path} is sealed, and is the plan of another budget with this name"
+        what = f"{plan_path} is sealed and was planned from a different budget of the same name"
         raise locate(budget_path, "name", what, "give this budget another name")
     return sealed
 

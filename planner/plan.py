@@ -58,7 +58,7 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     missing = audited.missing([run.run.fingerprint() for run in pilots.runs])
     if missing:
         of = f"{len(missing)} of {len(pilots.runs)}"
-        reason = f"{of} pilots are not audited yet; run this plan, audit it, and plan the budget again"
+        reason = f"{of} pilots are not audited yet; run and audit this plan, then plan the budget again"
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
     points = ledger_evidence.points(audited, inputs.family.min_steps)
     feasibility.check_points(inputs, points)

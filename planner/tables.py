@@ -37,10 +37,10 @@ def show(plan: Plan, path: Path, console: Console) -> None:
 def _next(plan: Plan, path: Path) -> str:
     """The next command, or what to change in the budget."""
     if plan.runs[0].run.data.digest is None:
-        return "to train, give the budget your own text (data.text, source: files) and another name, and plan it again"
+        return "to train, give the budget your own text (data.text, source: files) and another name, then: plan BUDGET"
     if plan.phase == "target":
         return f"run {path}"
-    return f"run {path}; audit {path}; then plan the budget again"
+    return f"run {path}; audit {path}; plan BUDGET"
 
 
 def _run_table(plan: Plan) -> Table:
@@ -85,7 +85,7 @@ def _model(planned: PlannedRun) -> Iterator[Row]:
     yield "shape", shape_text(model)
     yield "parameters", f"{count(model.params)}, of which {count(model.block_params)} in blocks"
     exact, paper = model.flop_per_token, model.paper_flop_per_token
-    yield "M", f"{exact:.4g} FLOP/token exact; {paper:.4g} by the paper's Eq. 2"
+    yield "M", f"{exact:.4g} FLOP/token exact; {paper:.4g} by Eq. 2 of DeepSeek LLM"
 
 
 def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
@@ -171,7 +171,9 @@ def _show_forecast(plan: Plan, console: Console) -> None:
     console.print(f"          {escape(forecast.basis)}", highlight=False)
     if plan.fit is not None and plan.fit.optimum is not None:
         split = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
-        console.print(f"[bold]optimal split[/]  by these forms (95 % interval): {split}", highlight=False)
+        console.print(
+            f"[bold]compute-optimal allocation[/]  by these forms (95 % interval): {split}", highlight=False
+        )
     if plan.fit is not None:
         console.print(_form_table(plan))
         for flag in plan.fit.flags:

@@ -55,7 +55,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (DocumentError, RefusedError, CorpusError) as error:
             _die(str(error), BAD_INPUT)
         except KeyboardInterrupt:
-            _die("interrupted; run the same command again to resume", RESUME)
+            _die("interrupted; rerun the same command to resume", RESUME)
         except typer.Exit:
             raise
         except Exception as error:

@@ -175,7 +175,7 @@ def _audit_state(path: Path) -> str:
     if not path.exists():
         return "not done yet"
     found = load(path, Audit).verdict
-    return "to be repeated: it cannot tell yet" if found == "cannot tell" else f"done: {found}"
+    return "to be repeated: no verdict yet" if found == "cannot tell" else f"done: {found}"
 
 
 def _plan_summary(plan: Plan) -> str:
@@ -196,8 +196,8 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
 
     spec, base = data_of(document, path)
     if isinstance(spec.text, DeclaredText):
-        what = "the text is only declared, so it can be planned for but not trained on"
-        raise locate(path, "data.text", what, "write 'source: files' with paths, or 'source: installed'")
+        what = "data.text names no files (source: declared), so this budget can be planned but not trained"
+        raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
     try:
         return corpus.build(spec, base, driver.workspace.data, driver.console)
     except NoTextError as error:

@@ -8,7 +8,7 @@ from specs.data import DataSpec, DeclaredText
 from specs.document.base import Slug, Spec
 from specs.document.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
 from specs.humanize import duration, energy
-from specs.spike_guard import StepGuard
+from specs.spike_guard import SpikeGuardSpec
 
 
 class Published(Spec):
@@ -24,8 +24,8 @@ class Published(Spec):
     hyper: Slug | None = None
     """Law for learning rate and batch size instead of `law`'s."""
     reach: float = Field(default=1e4, ge=1)
-    """Largest ratio of the target's compute to the compute that `law` was fitted on, beyond which there is no plan. The
-    paper itself went 3,300 times beyond its 3e20 FLOP (DeepSeek LLM, section 3.3 and the 67B)."""
+    """Largest ratio of the target's compute to the compute that `law` was fitted on, beyond which there is no plan.
+    DeepSeek LLM went 3,300 times beyond its 3e20 FLOP (section 3.3 and the 67B)."""
 
 
 class Pilots(Spec):
@@ -38,8 +38,8 @@ class Pilots(Spec):
     share: float = Field(gt=0, le=1)
     """Compute of all pilots as a share of the target's."""
     budgets: int | None = Field(default=None, ge=2, le=12)
-    """isoFLOP budgets, half a decade apart as the paper's; null leaves their number and their distance to the planner,
-    which takes what should leave the target's loss least unsure (planner/design/pilot_design.py)."""
+    """isoFLOP budgets, half a decade apart as in DeepSeek LLM; null leaves number and distance to the planner, which takes
+    what should leave the target's loss least unsure (planner/design/pilot_design.py)."""
     sizes: int | None = Field(default=None, ge=4, le=15)
     """Model sizes of each budget; null is chosen as above."""
     spread: float | None = Field(default=None, gt=1, le=4)
@@ -47,8 +47,8 @@ class Pilots(Spec):
     prior's optimum, where a parabola's bias is 1.4 % in size (docs/log.md); closer ones scatter less, but need a prior
     that is right."""
     reach: float = Field(default=1e3, ge=1)
-    """Largest ratio of the target's compute to the largest pilot's, beyond which there is no plan; the paper predicted
-    its loss 1000 times beyond its pilots (DeepSeek LLM, Fig. 5)."""
+    """Largest ratio of the target's compute to the largest pilot's, beyond which there is no plan; DeepSeek LLM
+    predicted its loss 1000 times beyond its pilots (Fig. 5)."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 2.0)
     """Multiples of the learning rate that are tried besides 1, at the middle size of the second largest budget."""
 
@@ -70,7 +70,7 @@ class Inference(Spec):
     kind: Literal["inference"]
     """Selects this objective."""
     served: Tokens
-    """Tokens that the model is expected to read and write in its life."""
+    """Inference tokens: all that the model is expected to read and write after training."""
 
 
 class FixedSize(Spec):
@@ -137,7 +137,7 @@ class Budget(Spec):
     """Precision of parameters and activations."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of weights and data order."""
-    guard: StepGuard | None = StepGuard()
+    guard: SpikeGuardSpec | None = SpikeGuardSpec()
     """Loss-spike guard against diverging runs; null applies every step."""
     ledger: Annotated[
         str,
@@ -170,7 +170,7 @@ class Budget(Spec):
     def _pilots_need_text(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
         if isinstance(info.data.get("evidence"), Pilots) and isinstance(data.text, DeclaredText):
             raise ValueError(
-                "pilots train on real text, but data.text is only declared; "
+                "pilots train on real text, but data.text names no files (source: declared); "
                 "write source: files or source: installed, or evidence.kind: published"
             )
         return data
@@ -188,7 +188,7 @@ class Budget(Spec):
             "device_hours": lambda value: f"{value:,.6g} device-hours",
             "money": lambda value: f"${value:,.0f}",
             "energy": energy,
-            "loss": lambda value: f"a loss of {value:g} nats/token",
+            "loss": lambda value: f"a loss of {value:g} nats per token",
             "deadline": duration,
         }
         return text[self.currency](getattr(self, self.currency))

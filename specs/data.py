@@ -86,7 +86,7 @@ class CorpusRef(Spec):
     corpus: Fingerprint
     """Fingerprint of the DataSpec: the folder under `data/`."""
     digest: Sha256 | None
-    """SHA-256 of tokens and tokenizer; null where the text was only declared, and such a run cannot start."""
+    """SHA-256 of tokens and tokenizer; null where data.text has source: declared, and such a run cannot start."""
 
 
 class Split(Spec):

@@ -49,7 +49,7 @@ class Losses:
     """How the losses of a text are shown. Documents hold nats per token; bits per byte compare between tokenizers."""
 
     bytes_per_token: float | None
-    """UTF-8 bytes of a held-out token; None where the text was only declared."""
+    """UTF-8 bytes of a held-out token; None where data.text has source: declared."""
 
     @property
     def unit(self) -> str:

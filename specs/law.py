@@ -122,7 +122,7 @@ class Family(Spec):
     vocab_multiple: int = Field(default=1, ge=1)
     """The vocabulary is padded to a multiple of this."""
     warmup_steps: int = Field(ge=1)
-    """Warm-up steps, cut for very short runs."""
+    """Warmup steps, cut for very short runs."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary angles (LLaMA's, for contexts of thousands of tokens); short contexts want less."""
     min_steps: int = Field(ge=1)
@@ -147,7 +147,7 @@ class Interval(Spec):
 
 
 class Band(Spec):
-    """A forecast of one number: median, 50 % and 95 % intervals."""
+    """A forecast of one number: median, 50 % and 95 % bands. A loss's come from planner/scaling/model_averaging.py."""
 
     median: float
     """Half of the probability lies below."""
@@ -250,7 +250,7 @@ class RateCheck(Spec):
     bracketed: bool
     """The best is not at an edge."""
     near_optimal: bool
-    """The law's own rate is within 0.25 % of the best loss (the paper's definition of near-optimal, section 3.1)."""
+    """The law's own rate is within 0.25 % of the best loss (near-optimal by DeepSeek LLM, section 3.1)."""
 
 
 class LawFit(Spec):

@@ -1,4 +1,4 @@
-"""The layout of a run: data, pipeline and tensor parallel sizes, and whether they fit a model."""
+"""The parallel layout of a run: data, pipeline and tensor parallel sizes, and whether they fit a model."""
 
 from itertools import accumulate, pairwise
 from typing import Literal

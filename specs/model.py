@@ -73,7 +73,7 @@ class ModelSpec(Spec):
 
     @property
     def paper_flop_per_token(self) -> int:
-        """M by the paper's Eq. 2, 72 L d^2 + 12 L d s, which takes 12 L d^2 parameters for granted."""
+        """M by Eq. 2 of DeepSeek LLM, 72 L d^2 + 12 L d s, which takes 12 L d^2 parameters for granted."""
         return int(paper_flop_per_token(self.layers, self.width, self.context))
 
     @property

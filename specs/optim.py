@@ -27,7 +27,7 @@ class OptimSpec(Spec):
     peak_lr: float = Field(gt=0)
     """Maximum learning rate."""
     warmup_steps: int = Field(ge=0)
-    """Steps of linear warm-up from zero."""
+    """Steps of linear warmup from zero."""
     milestones: tuple[Milestone, ...] = ()
     """Drops of the learning rate, in order."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -44,13 +44,13 @@ class OptimSpec(Spec):
         marks = [self.warmup_steps, *(m.step for m in self.milestones), self.steps]
         if any(a >= b for a, b in pairwise(marks)):
             raise ValueError(
-                f"warm-up, milestones and the last step must increase, but are {marks}; "
+                f"warmup, milestones and the last step must increase, but are {marks}; "
                 "write them strictly increasing"
             )
         return self
 
     def lr(self, step: int) -> float:
-        """Learning rate of the update number `step` (1-based): warm-up, peak, then the milestones' factors."""
+        """Learning rate of the update number `step` (1-based): warmup, peak, then the milestones' factors."""
         if step <= self.warmup_steps:
             return self.peak_lr * (
                 step / self.warmup_steps
@@ -65,7 +65,7 @@ class OptimSpec(Spec):
 def multi_step(steps: int, warmup_steps: int) -> tuple[int, tuple[Milestone, ...]]:
     """The paper's schedule: drops to 31.6 % and 10 % of the peak after 80 % and 90 % of the steps.
 
-    Returns (warm-up steps, milestones), the warm-up cut to a twentieth of a run that is too short for it.
+    Returns (warmup steps, milestones), the warmup cut to a twentieth of a run that is too short for it.
     Source: DeepSeek LLM, section 2.3. The cut is ours: 5 % of the steps, measured on tiny runs (docs/log.md).
     """
     first, second = round(0.8 * steps), round(0.9 * steps)

@@ -40,7 +40,7 @@ class Span(NamedTuple):
 def one_f_one_b(pp: int, rank: int, micro_batches: int, chunks: int = 1) -> tuple[Action, ...]:
     """A rank's actions in a training step: 1F1B, interleaved with several chunks (arXiv 2104.04473, section 2.2).
 
-    After its warm-up of forwards a rank alternates one forward and one backward, then drains the backwards. ValueError
+    After its warmup of forwards a rank alternates one forward and one backward, then drains the backwards. ValueError
     for what has no such order: a rank outside the pipeline, or interleaved micro-batches that are no multiple of pp.
     """
     if not 0 <= rank < pp or micro_batches < 1 or chunks < 1:

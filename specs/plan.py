@@ -33,7 +33,7 @@ class CurveBand(Spec):
     def _same_length(self) -> Self:
         columns = (self.median, self.low_50, self.high_50, self.low_95, self.high_95)
         if any(len(column) != len(self.step) for column in columns):
-            raise ValueError("the columns of a curve must have one value per step; plan again")
+            raise ValueError("the columns of a curve must have one value per step; plan the budget again")
         return self
 
 
@@ -156,7 +156,7 @@ class LadderChoice(Spec):
     best_half_width: float
     """The same for the ladder that would be chosen for this share if the budget set none of its fields."""
     paper_half_width: float
-    """The same for the paper's 8 budgets x 10 allocations at equal cost (DeepSeek LLM, section 3.2)."""
+    """The same for DeepSeek LLM's 8 budgets x 10 allocations at equal cost (section 3.2)."""
     considered: int
     """Ladders of equal cost that were compared."""
 
@@ -203,7 +203,7 @@ class Plan(Spec):
     ledger: str
     """The ledger's path from this file's folder."""
     bytes_per_token: float | None
-    """Held-out UTF-8 bytes per token, for bits per byte; null where the text was only declared."""
+    """Held-out UTF-8 bytes per token, for bits per byte; null where data.text has source: declared."""
     unique_tokens: int
     """Unique training tokens."""
     law: PublishedLaw
@@ -238,7 +238,8 @@ class Plan(Spec):
         if self.seal != expected:
             raise ValueError(
                 f"the plan was changed after it was sealed, or sealed by another version of isoplan (its content "
-                f"hashes to {expected[:16]}, the seal says {self.seal[:16]}); restore the file, or plan again elsewhere"
+                f"hashes to {expected[:16]}, the seal says {self.seal[:16]}); restore the file, or plan the budget "
+                "again under another name"
             )
         return self
 

@@ -89,7 +89,7 @@ IncidentKind = Literal[
     "damaged_checkpoint",
     "unsaved_checkpoint",
     "non_finite",
-    "skipped_step",
+    "rejected_step",
     "interrupted",
     "crashed",
 ]
@@ -168,7 +168,7 @@ class StepLine(Spec):
     lr: float = Field(ge=0)
     """Learning rate of the step."""
     applied: bool = True
-    """False for a step that the spike guard skipped."""
+    """False for a step that the spike guard rejected."""
 
 
 class EvalLine(Spec):

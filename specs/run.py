@@ -10,7 +10,7 @@ from specs.document.base import Fingerprint, Sha256, Spec
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
-from specs.spike_guard import StepGuard
+from specs.spike_guard import SpikeGuardSpec
 
 
 class Evaluation(Spec):
@@ -63,7 +63,7 @@ class RunSpec(Spec):
     """Parameters and activations; gradients, masters and moments are always fp32."""
     seed: int = Field(ge=0, lt=2**32)
     """Seed of the weights and of the order of the data."""
-    guard: StepGuard | None = StepGuard()
+    guard: SpikeGuardSpec | None = SpikeGuardSpec()
     """Loss-spike guard; null applies every step, and stops where a loss is not finite."""
     parent: Annotated[Parent | Imported, Field(discriminator="kind")] | None = None
     """Where the first weights come from, another run or an import; null draws them from the seed."""

@@ -62,7 +62,11 @@ def prepare(folder: Path) -> None:
         if match := re.match(r"# (\S+)\n", block):
             (folder / match[1]).write_text(block)
     (folder / "notes").mkdir()
-    sources = [path for top in ("planner", "runtime", "model") for path in sorted((ROOT / top).rglob("*.py"))]
+    sources = [
+        path
+        for top in ("specs", "planner", "runtime", "model", "tests")
+        for path in sorted((ROOT / top).rglob("*.py"))
+    ]
     for number, path in enumerate(sources):
         shutil.copy(path, folder / "notes" / f"{number}.md")
 

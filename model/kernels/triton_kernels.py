@@ -88,7 +88,7 @@ def gate_forward(
     inside = at < width
     gate = tl.load(projected + row * stride + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(projected + row * stride + width + at, mask=inside, other=0.0).to(tl.float32)
-    opened = gate * (1.0 / (1.0 + tl.exp(-gate)))  # as in backward, bit for bit
+    opened = gate * (1.0 / (1.0 + tl.exp(-gate)))  # bitwise as in backward
     result = opened * up
     tl.store(inner + row * width + at, result.to(inner.dtype.element_ty), mask=inside)
 

@@ -77,8 +77,8 @@ class LossSurface:
         if not too_small(low) or too_small(high):
             where = "larger" if too_small(high) else "smaller"
             raise NoOptimumError(
-                f"the loss law {self.name} has no interior optimum at {compute_flop:.3g} FLOP: it falls towards ever "
-                f"{where} models"
+                f"the loss law {self.name} has no interior optimum at {compute_flop:.3g} FLOP: the predicted loss "
+                f"keeps falling towards {where} models"
             )
         for _ in range(_HALVINGS):
             middle = (low + high) / 2

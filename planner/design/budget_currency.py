@@ -67,12 +67,12 @@ def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str
         return f"spend {bound} {compute_flop:.2g} FLOP"
     if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
-        return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
+        return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats per token"
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
     except (NoLayoutError, UndividedBatchError):
-        return f"spend {bound} the cost of {compute_flop:.2g} FLOP"
+        return f"set {inputs.budget.currency} so that it buys {bound} {compute_flop:.2g} FLOP"
     costs = [cost_in_currency(inputs, planned.cost) for planned in (drafted, balanced)]
     return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"
 

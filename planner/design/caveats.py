@@ -43,10 +43,11 @@ def ladder_note(ladder: LadderChoice) -> str:
     text = (
         f"expected 95 % interval of the target's loss: ±{ladder.half_width:.1%} with this ladder of pilots, "
     )
-    text += f"±{ladder.paper_half_width:.1%} with the paper's 8 x 10 ladder at equal cost"
+    text += f"±{ladder.paper_half_width:.1%} with DeepSeek LLM's ladder (8 budgets x 10 sizes) at equal cost"
     if round(ladder.best_half_width, 3) < round(ladder.half_width, 3):
         text += (
-            f", ±{ladder.best_half_width:.1%} with the best ladder (omit evidence.budgets, sizes and spread)"
+            f", ±{ladder.best_half_width:.1%} with the best ladder (to use it, omit "
+            "evidence.budgets, evidence.sizes and evidence.spread)"
         )
     return text.replace("%", " %").replace("  %", " %")
 
@@ -75,8 +76,8 @@ def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
         if epochs > 1:
             worth = effective_tokens(planned.run.tokens, inputs.unique_tokens) / planned.run.tokens
             yield (
-                f"{planned.title}: {epochs:.2f} epochs over the unique tokens; these tokens are worth {worth:.1%} of "
-                "as many unique ones (Muennighoff et al., arXiv 2305.16264)"
+                f"{planned.title}: {epochs:.2f} epochs over the unique tokens; the repeated tokens are worth "
+                f"{worth:.1%} of the same number of unique tokens (Muennighoff et al., arXiv 2305.16264)"
             )
 
 
@@ -88,7 +89,7 @@ def _short_runs(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]
 
 
 def _objective(inputs: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[str]:
-    """How far the run is from the compute-optimal split, where the budget has another objective."""
+    """How far the run is from the compute-optimal allocation, where the budget has another objective."""
     objective = inputs.budget.objective
     if isinstance(objective, Inference):
         yield _serving(inputs, laws, planned, objective)
@@ -99,12 +100,13 @@ def _objective(inputs: PlanInputs, laws: Laws, planned: PlannedRun) -> Iterator[
             .shape(planned.budget_flop)
         )
         share = best.flop_per_token / planned.run.model.flop_per_token
-        excess = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the size"
-        yield f"the budget fixes the size: the run has {excess} of the compute-optimal run"
+        excess = f"{share:.3g} times the tokens" if share > 1 else f"{1 / share:.3g} times the parameters"
+        field = "params" if isinstance(objective, FixedSize) else "tokens_per_param"
+        yield f"the budget sets objective.{field}: the run has {excess} of the compute-optimal run"
 
 
 def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inference) -> str:
-    """FLOP of training and serving, against those of the compute-optimal model with the same loss."""
+    """FLOP of training and inference, against those of the compute-optimal model with the same loss."""
     surface, model, served = laws.surface, planned.run.model, objective.served
     assert surface is not None  # check_laws refuses this objective without a loss law
     loss = surface.loss(surface.measure(model), planned.run.tokens)
@@ -114,8 +116,8 @@ def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inf
     ours = planned.run.compute_flop + serving_flop(model, served)
     theirs = plain + serving_flop(other, served)
     return (
-        f"with {count(served)} served tokens, training and serving take {ours:.3g} FLOP; the compute-optimal model "
-        f"with the same loss by {surface.name} has {count(other.params)} parameters and takes {theirs:.3g} FLOP"
+        f"training and inference on {count(served)} tokens take {ours:.3g} FLOP; the compute-optimal model of the same "
+        f"loss (by the loss law {surface.name}) has {count(other.params)} parameters and takes {theirs:.3g} FLOP"
     )
 
 
@@ -124,11 +126,11 @@ def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvic
     yield from (note for note in (disagreement_note(hypers), ledger_rate_note(hypers, planned)) if note)
     if inputs.budget.batch is not None:
         yield (
-            f"the budget fixes the batch, but the learning rate of the law {inputs.hyper_law.name} assumes that "
-            f"{inputs.hyper.regime}"
+            f"the budget sets batch, but the learning rate of the law {inputs.hyper_law.name} assumes that "
+            f"{inputs.hyper.regime}; to use the law's batch size, omit batch"
         )
     if planned.execution.layout.devices < inputs.cluster.devices:
         yield (
             f"the run uses {planned.execution.layout.devices} of the cluster's {inputs.cluster.devices} devices: with "
-            "more, each would get too small a share of the batch"
+            "more, the batch per device would be too small"
         )

@@ -30,6 +30,7 @@ _LOSS_LAW_REMEDY = (
     "give the budget in compute, or fit a law on your own data (evidence.kind: pilots): a published loss law holds "
     "only for the text that it was fitted on"
 )
+_FIRST_PILOTS = "first plan a budget that sets compute, then run and audit its pilots"
 _MAX_DOUBLINGS = 20
 """Clusters up to a million times as large, and budgets down to a millionth, are tried."""
 
@@ -41,7 +42,7 @@ def check_laws(search: TargetSearch) -> None:
     if missing:
         field = "evidence.law" if isinstance(inputs.budget.evidence, Published) else "evidence"
         if "allocation" in missing:
-            what = f"the law {inputs.law.name} has no allocation of compute to size and tokens"
+            what = f"the law {inputs.law.name} gives no compute-optimal allocation (parameters and tokens)"
             raise inputs.refuse(field, what, _allocation_remedy(inputs))
         raise inputs.refuse(
             field, f"the objective needs {missing}", _loss_law_remedy(inputs, DEFAULT_LOSS_LAW)
@@ -63,17 +64,17 @@ def _allocation_remedy(inputs: PlanInputs) -> str:
     """Name a law with an allocation, and keep the named law for learning rate and batch."""
     named = inputs.budget.evidence
     if isinstance(named, Published) and named.hyper is None and inputs.law.hyper is not None:
-        return f"write law: deepseek, hyper: {inputs.law.name}"
-    return "write law: deepseek"
+        return f"write evidence.law: deepseek and evidence.hyper: {inputs.law.name}"
+    return "write evidence.law: deepseek"
 
 
 def _loss_law_remedy(inputs: PlanInputs, *fitting: str) -> str:
-    """Name a loss law beside the law of the budget, the first of `fitting`."""
+    """Name a loss law in addition to the law of the budget, the first of `fitting`."""
     if not isinstance(inputs.budget.evidence, Published):
-        return "first plan a budget in compute, and run and audit its pilots"
+        return _FIRST_PILOTS
     if not fitting:
         return _LOSS_LAW_REMEDY
-    return f"write law: {inputs.law.name}, loss: {fitting[0]}"
+    return f"write evidence.law: {inputs.law.name} and evidence.loss: {fitting[0]}"
 
 
 def _loss_laws(inputs: PlanInputs) -> list[PublishedLaw]:
@@ -85,8 +86,10 @@ def _loss_laws(inputs: PlanInputs) -> list[PublishedLaw]:
 def prior_allocation(inputs: PlanInputs) -> Allocation:
     """The prior law's allocation, on which the pilots' sizes are centred."""
     if inputs.law.allocation is None:
-        what = f"the law {inputs.law.name} has no allocation of compute to size and tokens"
-        raise inputs.refuse("evidence.prior", what, "name a law that has one, like deepseek")
+        what = f"the law {inputs.law.name} gives no compute-optimal allocation (parameters and tokens)"
+        raise inputs.refuse(
+            "evidence.prior", what, "set evidence.prior to a law that gives one, e.g. deepseek"
+        )
     return inputs.law.allocation
 
 
@@ -97,11 +100,12 @@ def check_pilot_reach(inputs: PlanInputs, evidence: Pilots, ladder: Ladder) -> N
         return
     share = evidence.share * beyond / evidence.reach
     what = (
-        f"the target has {beyond:,.4g} times the compute of the largest pilot, and reach allows {evidence.reach:,.6g} "
-        "times"
+        f"the target has {beyond:,.4g} times the compute of the largest pilot, but evidence.reach allows only "
+        f"{evidence.reach:,.6g} times"
     )
     write = (
-        f"write share: {math.ceil(share * 1e4) / 1e4:g} for larger pilots, or reach: {rounded_up(beyond):g}"
+        f"write evidence.share: {math.ceil(share * 1e4) / 1e4:g} for larger pilots, or evidence.reach: "
+        f"{rounded_up(beyond):g}"
     )
     raise inputs.refuse("evidence.share", what, write)
 
@@ -111,7 +115,7 @@ def check_points(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> None:
     if inputs.budget.loss is None or len({point.budget_flop for point in points}) > 1:
         return
     what = f"a target loss needs a loss law, and the ledger's {len(points)} runs on this text are too few to fit one"
-    raise inputs.refuse("loss", what, "first plan a budget in compute, and run and audit its pilots")
+    raise inputs.refuse("loss", what, _FIRST_PILOTS)
 
 
 def check_minima(inputs: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:
@@ -125,9 +129,9 @@ def check_minima(inputs: PlanInputs, minima: Sequence[Minimum], ladder: LadderCh
     if len(sides) != 1:
         return
     reasons = "; ".join(f"at {minimum.flop:.3g} FLOP {minimum.reason}" for minimum in minima)
-    write = "plan and audit pilots over a wider range of sizes in a budget with another name"
+    write = "give the budget another name, then plan, run and audit pilots over a wider range of sizes"
     if ladder is not None:
-        write += f": write evidence.spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
+        write += f" with evidence.spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
     raise inputs.refuse(
         "evidence", f"no isoFLOP profile of the ledger has an interior minimum: {reasons}", write
     )
@@ -153,7 +157,7 @@ def indivisible_batch_error(
         if _has_layout(search.with_budget(batch=sequences * context), compute_flop):
             return inputs.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
     return inputs.refuse(
-        "batch", str(error), "omit it; the law's batch is then rounded to one that a layout divides"
+        "batch", str(error), "omit batch; the law's batch size is then rounded so that a layout divides it"
     )
 
 
@@ -208,7 +212,7 @@ def check_data(search: TargetSearch, planned: PlannedRun) -> None:
     declared = isinstance(budget.data.text, DeclaredText)
     what = (
         f"the run needs {count(tokens)} tokens, {tokens / unique:.3g} epochs over the {count(unique)} unique tokens, "
-        f"and the budget allows {budget.epochs:g}"
+        f"but the budget allows only {budget.epochs:g}"
     )
     most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop)
     remedies = [f"provide {count(tokens / budget.epochs)} unique tokens", spend_at_most(search, most)]

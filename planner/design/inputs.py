@@ -29,7 +29,7 @@ class PlanInputs:
     """Shapes, with the budget's aspect ratio."""
     cluster: Cluster
     corpus: Corpus | None
-    """The built corpus; None where the text is only declared."""
+    """The built corpus; None where data.text has source: declared."""
 
     @property
     def ledger(self) -> Path:
@@ -46,7 +46,7 @@ class PlanInputs:
         """Training tokens that exist: the built corpus's, or the declared ones."""
         if self.corpus is not None:
             return self.corpus.train.tokens
-        assert isinstance(self.budget.data.text, DeclaredText)  # only declared text has no corpus
+        assert isinstance(self.budget.data.text, DeclaredText)  # other text has a corpus
         return self.budget.data.text.unique
 
     @property
@@ -60,7 +60,8 @@ class PlanInputs:
         """Learning rate and batch size against size, data and compute."""
         if self.hyper_law.hyper is None:
             what = f"the law {self.hyper_law.name} gives no learning rate and batch size"
-            raise self.refuse("evidence", what, "set hyper to a law that does, like deepseek or step-law")
+            field = "evidence.hyper" if isinstance(self.budget.evidence, Published) else "evidence.prior"
+            raise self.refuse("evidence", what, f"set {field} to a law that does, e.g. deepseek or step-law")
         return self.hyper_law.hyper
 
     @property

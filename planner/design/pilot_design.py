@@ -31,13 +31,13 @@ from specs.model import ModelSpec
 from specs.plan import LadderChoice
 
 HALF_DECADE = math.sqrt(10.0)
-"""Ratio of neighbouring budgets; the paper's eight budgets from 1e17 to 3e20 are as far apart."""
+"""Ratio of neighbouring budgets; DeepSeek LLM's eight budgets from 1e17 to 3e20 are as far apart."""
 MAX_TOP_SHARE = 0.1
 """The largest pilot budget is at most this share of the target."""
 PAPER_BUDGETS, PAPER_SIZES = 8, 10
 """DeepSeek LLM, arXiv 2401.02954, section 3.2: budgets from 1e17 to 3e20 FLOP, around ten allocations each."""
 MAX_COMPUTE_RANGE = HALF_DECADE ** (PAPER_BUDGETS - 1)
-"""Largest over smallest budget of the paper's ladder: no published ladder shows one law to hold over a wider range."""
+"""Largest over smallest budget of DeepSeek LLM's ladder: no published one shows a law to hold over a wider range."""
 _BUDGETS = range(3, 13)
 """Two budgets to fit and one held out are the fewest that test a law (planner/scaling/holdout.py); the most is what
 specs/budget.py allows."""
@@ -248,7 +248,7 @@ class LadderDesign:
     best_half_width: float
     """The same for the best ladder if the budget fixed neither budgets, sizes nor spread."""
     paper_half_width: float
-    """The same for the paper's 8 x 10 ladder at equal cost, with its best spacing of budgets and sizes."""
+    """The same for DeepSeek LLM's 8 x 10 ladder at equal cost, with its best spacing of budgets and sizes."""
 
     def to_document(self, target_flop: float) -> LadderChoice:
         """The choice as a document of the plan."""
@@ -292,7 +292,7 @@ def candidate_ladders(pilots: Pilots) -> list[Ladder]:
 
 def paper_ladders(pilots: Pilots) -> list[Ladder]:
     """The paper's eight budgets and ten sizes for the same share: budgets half a decade apart or closer, where half
-    decades reach too far down, and sizes of any spacing, since the paper does not print it."""
+    decades reach too far down, and sizes of any spacing, since DeepSeek LLM does not print it."""
     return [
         affordable_ladder(pilots, PAPER_BUDGETS, PAPER_SIZES, spread, ratio)
         for ratio in _BUDGET_RATIOS
@@ -323,8 +323,8 @@ def half_widths(ladders: Sequence[Ladder], setting: PilotSetting) -> Array:
 
 
 def constraint_violation(ladder: Ladder, setting: PilotSetting) -> float:
-    """By how much, in logarithms, a ladder goes below the smallest shape, beyond the paper's range of compute, or too
-    far below the target; 0 is allowed."""
+    """By how much, in logarithms, a ladder goes below the smallest shape, beyond DeepSeek LLM's range of compute, or
+    too far below the target; 0 is allowed."""
     lowest = ladder.budgets_flop(setting.target_flop)[0]
     smallest = setting.prior.flop_per_token.at(compute_flop=lowest) * ladder.spread ** -(
         (ladder.sizes - 1) / 2

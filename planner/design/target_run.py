@@ -52,7 +52,8 @@ def find_target(search: TargetSearch) -> Target:
         if run.execution.layout.pp > 1:
             run = min(_run_for_budget(search, run.execution.layout.pp), run, key=_hours_per_flop)
     except NoOptimumError as error:
-        raise inputs.refuse("evidence", str(error), "name a law with an allocation, like deepseek") from None
+        write = "set evidence.law to a law that gives a compute-optimal allocation, e.g. deepseek"
+        raise inputs.refuse("evidence", str(error), write) from None
     target = _with_fastest_layout(search, run)
     feasibility.check_data(search, target.planned)
     feasibility.check_deadline(search, target.planned)
@@ -148,7 +149,7 @@ def _compute_for_loss(search: TargetSearch, loss: float, stages: int) -> float:
     if math.isinf(compute):
         model = search.shape(MAX_FLOP)
         least = surface.loss(surface.measure(model), MAX_FLOP / model.flop_per_token)
-        what = f"by the loss law {surface.name} even {MAX_FLOP:g} FLOP reach only {least:.4g} nats/token, not {loss:g}"
+        what = f"by the loss law {surface.name} {MAX_FLOP:g} FLOP reach only {least:.4g} nats per token, not {loss:g}"
         raise inputs.refuse("loss", what, spend_at_most(search, _allowed_compute(inputs)[1]))
     return compute
 
@@ -166,12 +167,12 @@ def _check_amount(inputs: PlanInputs, flop: float) -> None:
     field = inputs.budget.currency
     if flop < least:
         what = (
-            f"this buys {flop:.3g} FLOP, and the shortest run of the smallest shape of the family {inputs.family.name} "
-            f"needs {least:.3g}"
+            f"this budget buys {flop:.3g} FLOP, but the shortest run of the smallest model of the family "
+            f"{inputs.family.name} needs {least:.3g}"
         )
-        raise inputs.refuse(field, what, "give a larger budget, or name a family with smaller shapes")
+        raise inputs.refuse(field, what, "give a larger budget, or name a family with smaller models")
     if flop > MAX_FLOP:
-        what = f"this buys {flop:.3g} FLOP, and a plan may have at most {MAX_FLOP:g}"
+        what = f"this budget buys {flop:.3g} FLOP, but a plan may use at most {MAX_FLOP:g}"
         raise inputs.refuse(field, what, "give a smaller budget")
 
 
@@ -193,7 +194,7 @@ def _check_extrapolation(search: TargetSearch, flop: float) -> None:
     beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
     what = (
         f"{flop:.3g} FLOP is {beyond:,.4g} times outside the range that the law {law.name} was fitted on, "
-        f"{law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} FLOP, and evidence.reach allows "
+        f"{law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} FLOP, but evidence.reach allows only "
         f"{inputs.budget.evidence.reach:,.6g} times"
     )
     nearest = spend_at_most(search, high) if flop > high else spend_at_least(search, low)

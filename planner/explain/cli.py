@@ -28,7 +28,7 @@ PlanFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 _SHORT = ", ".join([*SHORT_NAMES, "loss", "allocation"])
-_FIELD = f"A path in the plan (runs.0.run.optim.peak_lr), the end of one, or: {_SHORT}."
+_FIELD = f"A path in the plan (runs.0.run.optim.peak_lr), its last part (peak_lr), or one of: {_SHORT}."
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

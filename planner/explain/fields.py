@@ -62,7 +62,7 @@ BEST_SPLIT = {
     "D/N": "tokens_per_block_param",
     "L*": "loss",
 }
-"""Names of the parts of the compute-optimal split, as a plan on a ledger prints them."""
+"""Names of the parts of the compute-optimal allocation, as a plan on a ledger prints them."""
 
 _NATS = {"loss", "median", "low_50", "high_50", "low_95", "high_95", "forecast", "losses"}
 _UNITS = {

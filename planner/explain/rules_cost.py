@@ -17,7 +17,9 @@ def layout(field: Field, plan: Plan) -> Reason:
     planned = run_of(field, plan)
     chosen, compared = planned.execution.layout, plan.layouts
     if compared is None or planned.role != "target":
-        target_only = "; only the target's plan keeps the comparison" if planned.role != "target" else ""
+        target_only = (
+            "; the comparison of layouts is only in plan.target.yaml" if planned.role != "target" else ""
+        )
         where = f"{several(chosen.devices, 'device')} of {plan.budget.cluster}"
         return Reason(
             f"the planner, on {where}: the fastest layout that fits, or the one with the least model parallelism if "
@@ -26,7 +28,7 @@ def layout(field: Field, plan: Plan) -> Reason:
     best = compared.ranked[0]
     return Reason(
         decided_by=f"the fastest of {compared.fitting:,} layouts that fit, of {compared.considered:,} legal ones",
-        law="step times by closed forms, of the best layouts by simulation (planner/performance/layout_search.py)",
+        law="closed-form step times; those of the best layouts are simulated (planner/performance/layout_search.py)",
         equation=f"{layout_text(chosen)}: {best.step_s:.4g} s a step, {memory(best.memory_bytes)}",
         evidence=(compared.reason, *_other_layouts(field, compared.ranked)),
     )
@@ -64,9 +66,9 @@ def execution(field: Field, plan: Plan) -> Reason:
 def fallback_layouts(field: Field, plan: Plan) -> Reason:
     """The layouts for fewer nodes."""
     return Reason(
-        decided_by="the planner: for repeatedly halved numbers of nodes the fastest layout that fits, or the one with "
+        decided_by="the planner: for each halving of the nodes, the fastest layout that fits, or the one with "
         f"the least model parallelism if the cluster file of {plan.budget.cluster} gives no efficiency; same batch",
-        law="step time by closed forms (planner/performance/layout_search.py), not simulated",
+        law="closed-form step times (planner/performance/layout_search.py), not simulated",
     )
 
 
@@ -79,7 +81,9 @@ def memory_bytes(field: Field, plan: Plan) -> Reason:
     return Reason(
         decided_by=f"the layout {layout_text(planned.execution.layout)}",
         equation=" + ".join(text) or None,
-        evidence=() if compared is None else (f"a plan may fill {memory(compared.limit_bytes)} of a device",),
+        evidence=()
+        if compared is None
+        else (f"a plan may use {memory(compared.limit_bytes)} of a device's memory",),
     )
 
 

@@ -182,7 +182,7 @@ def _best_at(field: Field, fit: LawFit) -> tuple[float, float] | None:
 
 
 def _best_split(plan: Plan) -> Iterator[str]:
-    """The compute-optimal split at the target's compute, by the allocation and by the forms."""
+    """The compute-optimal allocation at the target's compute, by the allocation and by the forms."""
     fit = _fit(plan)
     if fit.optimum is None:
         return
@@ -193,7 +193,7 @@ def _best_split(plan: Plan) -> Iterator[str]:
 
 
 def optimum(field: Field, plan: Plan) -> Reason:
-    """The compute-optimal split of the target's compute by the forms."""
+    """The compute-optimal allocation of the target's compute by the forms."""
     named = field.value if isinstance(field.value, Interval) else None
     return Reason(
         decided_by="the fit: draws of all forms of the loss law, by weight",

@@ -14,6 +14,7 @@ from specs.plan import Plan, PlannedRun
 
 BEST_SPLIT_INTERVAL = "95 % interval of the compute-optimal value by the ledger's forms:"
 """What the interval of a size or of tokens holds."""
+_SYMBOLS = "X model size, D training tokens"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ def _target_size(plan: Plan, planned: PlannedRun) -> TargetSize:
                 text = f"D = {ratio:g} N_all, so M N_all = C / {ratio:g} = {flop / ratio:.4g}; here {product:.4g}"
                 return TargetSize(text, "the budget's field objective", flop / ratio, product)
             case Inference():
-                text = "dL/dln X = (1 + D_served / (3 D)) dL/dln D at the budget's compute"
-                served = f"D_served = {objective.served:.4g}"
+                text = f"dL/dln X = (1 + D_served / (3 D)) dL/dln D at the budget's compute; {_SYMBOLS}"
+                served = f"D_served = {objective.served:.4g} inference tokens"
                 return TargetSize(
                     f"{text}, {served}", f"Sardana et al., arXiv 2401.00448, Eq. 3; {_loss_law_text(plan)}"
                 )
@@ -68,7 +69,7 @@ def _size_from_allocation(plan: Plan, planned: PlannedRun) -> TargetSize:
     """M as the allocation has it, or the loss law's best split where there is no allocation."""
     law, actual = allocation_of(plan, planned), float(planned.run.model.flop_per_token)
     if law is None:
-        return TargetSize("dL/dln X = dL/dln D at the budget's compute", _loss_law_text(plan))
+        return TargetSize(f"dL/dln X = dL/dln D at the budget's compute; {_SYMBOLS}", _loss_law_text(plan))
     best = law.flop_per_token.at(compute_flop=planned.budget_flop)
     text = f"M_opt = {monomial_text(law.flop_per_token)} at C = {planned.budget_flop:.4g}: {best:.4g} FLOP per token"
     source = allocation_source(plan, planned)

@@ -29,7 +29,7 @@ def peak_lr(field: Field, plan: Plan) -> Reason:
     """The law's learning rate, and how the learning-rate check changed it."""
     planned, followed = run_of(field, plan), hyper_of(plan)
     if followed is None:
-        return Reason("the planner; the plan's law has no learning rate")
+        return Reason("the planner's default, since the plan's law gives no learning rate")
     hyper, source = followed
     own, where = law_value(hyper.peak_lr, planned)
     multiple = "" if planned.rate_multiple == 1 else f", x {planned.rate_multiple:.4g}"
@@ -38,7 +38,9 @@ def peak_lr(field: Field, plan: Plan) -> Reason:
     decided_by = _rate_decided_by(planned, check)
     if not math.isclose(target, actual, rel_tol=_RELATIVE_TOLERANCE):
         deviation = deviation_text(target, actual)
-        decided_by = f"not the law alone: the law gives {target:.4g}, the plan has {actual:.4g} ({deviation})"
+        decided_by = (
+            f"differs from the law: the law gives {target:.4g}, the plan has {actual:.4g} ({deviation})"
+        )
     return Reason(
         decided_by=decided_by,
         law=source,
@@ -98,7 +100,7 @@ def rate_evidence(check: RateCheck) -> str:
     )
     edge = "" if check.bracketed else ", the lowest or highest rate tried"
     best = f"best at x {check.best_multiple:.3g}{edge}"
-    return f"learning-rate check on the shape of run {check.run}: {tried} nats/token; {best}"
+    return f"learning-rate check on the shape of run {check.run}: {tried} nats per token; {best}"
 
 
 def batch(field: Field, plan: Plan) -> Reason:
@@ -106,7 +108,7 @@ def batch(field: Field, plan: Plan) -> Reason:
     planned, followed = run_of(field, plan), hyper_of(plan)
     model = planned.run.model
     if followed is None:
-        return Reason("the planner; the plan's law has no batch size")
+        return Reason("the planner's default, since the plan's law gives no batch size")
     hyper, source = followed
     own, where = law_value(hyper.batch_tokens, planned)
     target = own / model.context
@@ -140,8 +142,8 @@ def _batch_decided_by(plan: Plan, planned: PlannedRun, target: float) -> str:
         f"the law gives {target:,.1f} sequences, the plan has {actual:,} ({deviation_text(target, actual)})"
     )
     if abs(actual - target) <= max(dp, _BATCH_TOLERANCE * target):
-        return f"rounding to equal shares for dp {dp}: {text}"
-    return f"not the law alone: {text}"
+        return f"rounding to a batch that dp {dp} divides: {text}"
+    return f"differs from the law: {text}"
 
 
 def steps(field: Field, plan: Plan) -> Reason:
@@ -166,14 +168,14 @@ def milestones(field: Field, plan: Plan) -> Reason:
     return Reason(
         decided_by="the multi-step schedule, rounded to whole steps"
         if same
-        else f"not the paper's schedule, {text}",
+        else f"differs from DeepSeek LLM's schedule: {text}",
         law=f"{PAPER}, section 2.3",
         equation=f"{text}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
     )
 
 
 def warmup(field: Field, plan: Plan) -> Reason:
-    """The family's warm-up, shortened for short runs."""
+    """The family's warmup, shortened for short runs."""
     planned, family = run_of(field, plan), family_of(plan)
     total, actual = planned.run.optim.steps, planned.run.optim.warmup_steps
     cut = (
@@ -237,7 +239,7 @@ def vocabulary(field: Field, plan: Plan) -> Reason:
 def data(field: Field, plan: Plan) -> Reason:
     """The corpus by content."""
     return Reason(
-        "the budget's field data: the fingerprint of its text and tokenizer, the digest of what was built of it"
+        "the budget's field data: the fingerprint is of its text and tokenizer settings, the digest of the built corpus"
     )
 
 
@@ -280,8 +282,8 @@ def ladder(field: Field, plan: Plan) -> Reason:
         "with run-to-run noise and the laws' discrepancy per decade (planner/design/pilot_design.py)",
         equation="half width = 1.96 sqrt(sum over forms of weight J' (prior precision + information)^-1 J + noise^2)",
         evidence=(
-            f"expected 95 % interval of the target's loss: {own} with this ladder, {best} with the best one, {paper} "
-            "with the paper's 8 x 10 at equal cost",
+            f"expected 95 % interval of the target's loss: {own} with this ladder, {best} with the best ladder, "
+            f"{paper} with DeepSeek LLM's ladder (8 budgets x 10 sizes) at equal cost",
         ),
     )
 

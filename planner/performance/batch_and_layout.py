@@ -8,17 +8,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planner.performance.layout_search import NoLayoutError, UndividedBatchError, choose_layout
+from planner.performance.layout_search import NoLayoutError, UndividedBatchError, fastest_by_closed_form
 from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
 
 BATCH_GRAIN = 16
-"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in the paper's
-Table 2."""
+"""A batch is a multiple of the largest power of two below a 16th of it: 2252 becomes 2304, as in DeepSeek
+LLM, Table 2."""
 BATCH_FREEDOM = 0.05
-"""Batches this close to the law's are as good: the paper's own are up to 9 % from it (2304 for 2252, 4608 for 5043),
-and its near-optimal bands are far wider (DeepSeek LLM, Fig. 3)."""
+"""Batches this close to the law's are as good: DeepSeek LLM's own are up to 9 % from it (2304 for 2252, 4608 for 5043),
+and its near-optimal bands are far wider (Fig. 3)."""
 MIN_DOUBLING_SPEEDUP = 1.25
 """Devices are doubled as long as that makes a step at least this much faster; more would mostly be idle."""
 
@@ -78,9 +78,9 @@ def _halvings(devices: int) -> Iterator[int]:
 def _with_batch(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int
 ) -> BatchAndLayout:
-    fit = choose_layout(model, cluster, devices, batch, precision)
+    fit = fastest_by_closed_form(model, cluster, devices, batch, precision)
     if batch % fit.layout.dp:
-        raise UndividedBatchError(f"no layout of {devices} devices divides {batch} sequences")
+        raise UndividedBatchError(devices, batch)
     return BatchAndLayout(batch, fit.layout, fit.memory_bytes, fit.step_s)
 
 
@@ -89,7 +89,7 @@ def _by_memory(
 ) -> BatchAndLayout:
     """Without step times to compare: at most one device per sequence, and the batch rounded to the replicas."""
     devices = min(devices, 2 ** math.floor(math.log2(max(1.0, sequences))))
-    fit = choose_layout(model, cluster, devices, round_batch(sequences, 1), precision)
+    fit = fastest_by_closed_form(model, cluster, devices, round_batch(sequences, 1), precision)
     layout, batch = fit.layout, round_batch(sequences, fit.layout.dp)
     micro_batch = math.gcd(layout.micro_batch_sequences, batch // layout.dp)
     divided = layout.model_copy(update={"micro_batch_sequences": micro_batch})

@@ -1,4 +1,4 @@
-"""Every legal layout of a model on a cluster with its memory and step time; the fastest that fits is chosen.
+"""Every legal parallel layout of a model on a cluster with its memory and step time; the fastest that fits is chosen.
 
 All layouts are ranked at once by closed forms (planner/performance/step_time.py, planner/performance/memory.py); the
 best twenty are then timed by simulating their pipelines (planner/performance/pipeline_simulator.py), and ranked again.
@@ -32,7 +32,7 @@ from specs.model import ModelSpec
 from specs.plan import LayoutChoice, LayoutEstimate
 
 USABLE_MEMORY = 0.9
-"""Share of a device's memory that a plan may fill; the rest is for the allocator, CUDA's context and NCCL."""
+"""Share of a device's memory that a plan may use; the rest is for the allocator, CUDA's context and NCCL."""
 SIMULATED = 20
 """Layouts that are timed by simulation."""
 Column = NDArray[np.float64]
@@ -44,6 +44,11 @@ class NoLayoutError(ValueError):
 
 class UndividedBatchError(ValueError):
     """No legal layout divides the batch."""
+
+    def __init__(self, devices: int, sequences: int) -> None:
+        super().__init__(
+            f"no layout of {devices} devices has a data-parallel size that divides the batch of {sequences} sequences"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,16 +139,16 @@ def rank_layouts(problem: LayoutProblem) -> Ranking:
     """Every legal layout by closed form; UndividedBatchError where there is none."""
     grid = legal_grid(problem.model, problem.devices, problem.batch_sequences)
     if grid is None:
-        raise UndividedBatchError(
-            f"no layout of {problem.devices} devices divides {problem.batch_sequences} sequences"
-        )
+        raise UndividedBatchError(problem.devices, problem.batch_sequences)
     width = problem.width_bytes
     memory = sum(memory_parts(problem.a, problem.engine, width, grid).values())
     seconds = sum(step_seconds(problem.a, problem.engine, problem.rates, width, grid).values())
     return Ranking(problem, grid, np.asarray(memory), np.asarray(seconds))
 
 
-def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str) -> LayoutFit:
+def fastest_by_closed_form(
+    model: ModelSpec, cluster: Cluster, devices: int, batch: int, precision: str
+) -> LayoutFit:
     """The fastest layout by closed form (without efficiencies: the first that fits), not simulated.
 
     NoLayoutError where none fits, UndividedBatchError where none divides the batch.
@@ -161,7 +166,10 @@ def choose_layout(model: ModelSpec, cluster: Cluster, devices: int, batch: int, 
 def compare_layouts(
     model: ModelSpec, cluster: Cluster, devices: int, batch_sequences: int, precision: str
 ) -> LayoutChoice:
-    """The best layouts, timed by simulation. Errors as in `choose_layout`; ValueError without efficiencies."""
+    """The best layouts, timed by simulation; the target run takes the first (planner/design/target_run.py).
+
+    Errors as in `fastest_by_closed_form`; ValueError without efficiencies.
+    """
     problem = LayoutProblem(model, cluster, devices, batch_sequences, precision)
     ranking = rank_layouts(problem)
     fits = ranking.fits
@@ -271,8 +279,9 @@ def _no_layout_error(ranking: Ranking) -> NoLayoutError:
 def _no_fit_error(problem: LayoutProblem, layout: Layout, memory_bytes: float) -> NoLayoutError:
     over = memory_bytes - problem.limit_bytes
     return NoLayoutError(
-        f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits; the nearest "
-        f"({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a plan may fill"
+        f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits in memory; "
+        f"the closest ({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a "
+        "plan may use"
     )
 
 

@@ -8,7 +8,7 @@ last the head's. Beside these a rank's memory peaks at one of three moments:
     buckets    the last block's backward of a step, with bucket copies of all small gradients in flight (dp > 1)
 
 Under 1F1B a rank saves the activations of as many micro-batches as there are ranks from it to the end; with
-interleaving, of the passes of its warm-up and one more. The fullest rank is the first one, the first of those with the
+interleaving, of the passes of its warmup and one more. The fullest rank is the first one, the first of those with the
 most blocks, or the last one: all three are counted, for all layouts of a grid at once."""
 
 from functools import lru_cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from specs.pipeline_schedule import Action, one_f_one_b
 
 WARM_ROUNDS = 2
-"""Rounds of pp micro-batches after which a pipeline is periodic: the first is all warm-up when it is interleaved."""
+"""Rounds of pp micro-batches after which a pipeline is periodic: the first is all warmup when it is interleaved."""
 
 
 @dataclass(frozen=True)

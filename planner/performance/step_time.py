@@ -89,7 +89,8 @@ def cluster_rates(cluster: Cluster, width_bytes: int) -> ClusterRates:
     """The rates of a cluster for 16-bit (2) or fp32 (4) training; ValueError where its efficiencies aren't known."""
     efficiency, device = cluster.efficiency, cluster.device
     if efficiency is None:
-        raise ValueError(f"the file of cluster {cluster.name} gives no efficiency, so step times are unknown")
+        what = f"the file of cluster {cluster.name} has no efficiency, so step times are unknown"
+        raise ValueError(f"{what}; add efficiency, or measure it with isoplan doctor")
     peak = device.peak_bf16 if width_bytes == 2 else device.peak_fp32
     return ClusterRates(
         flop_per_s=peak * efficiency.matmul,

@@ -94,7 +94,8 @@ def fit(
         predicted = value(form, params, *columns(form, sizes, token_counts, cost_per))
     if not np.isfinite(predicted).all():
         raise ValueError(
-            f"the fit of the {form.name} law to these runs diverges: no finite constants are best"
+            f"the fit of the {form.name} law to these runs diverges: its constants do not stay finite; run pilots "
+            "over a wider range of sizes and budgets"
         )
     return FormFit(
         form=form,

@@ -7,7 +7,7 @@ import numpy as np
 
 from planner.scaling import fit, laws, loss_curve, model_averaging
 from planner.scaling.data_constrained import effective_tokens
-from planner.scaling.isoflop import Minimum, profiles
+from planner.scaling.isoflop import Minimum, fit_minima
 from planner.scaling.lr_annealing import Trace, smoothed
 from planner.scaling.posterior import Points, Posterior
 from planner.scaling.posterior import points as posterior_points
@@ -35,7 +35,7 @@ class ForecastResult:
     held_out_error: float | None
     """Of the mixture of forms; None where no budget could be held out."""
     optimum: Optimum | None
-    """The compute-optimal split of the target's compute; None without a forecast."""
+    """The compute-optimal allocation of the target's compute; None without a forecast."""
 
 
 def from_published(
@@ -63,7 +63,7 @@ def from_published(
     }
     predicted = loss.loss.at(size[loss.loss.size], target.run.tokens)
     return NoForecast(
-        reason=f"the loss law {loss.name} predicts {predicted:.4f} nats/token, but without an interval, so a run "
+        reason=f"the loss law {loss.name} predicts {predicted:.4f} nats per token, but without an interval, so a run "
         "cannot be audited against it; run pilots for a forecast with an interval"
     )
 
@@ -75,7 +75,7 @@ def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
     minimum would lie beyond them. A law is fitted on the runs of all budgets and needs them less.
     """
     runs = _runs(points)
-    return profiles(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+    return fit_minima(runs.size, runs.tokens, runs.loss, weights=runs.weights)
 
 
 def best_loss_fit(points: Sequence[EvidencePoint]) -> fit.FormFit:
@@ -88,7 +88,8 @@ def from_ledger(
 ) -> ForecastResult:
     """The target's final loss and curve from the ledger's runs, or why they are not enough.
 
-    Repeated tokens count as the number of unique tokens that they are worth.
+    The final loss's band is `model_averaging.forecast_loss`'s. Repeated tokens count as the number of unique tokens
+    that they are worth.
     """
     runs, run = _runs(points), target.run
     try:
@@ -101,7 +102,7 @@ def from_ledger(
             None,
             None,
         )
-    predicted = model_averaging.forecast(
+    predicted = model_averaging.forecast_loss(
         mixture, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
     )
     band = Band(
@@ -134,14 +135,14 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
 
 def _basis(predicted: model_averaging.MixtureForecast) -> str:
     floors, losses = predicted.floor.floor, predicted.floor.loss
-    origin = "by its prior, as no budget could be held out"
+    origin = "its prior, as no budget could be held out"
     if predicted.held_out_error is not None:
-        origin = "by the errors on held-out budgets"
+        origin = "from the errors on held-out budgets"
     return (
-        f"extrapolated to {predicted.extrapolation:.3g}x the compute of the largest pilot; the interval combines the "
+        f"extrapolated to {predicted.extrapolation:.3g}x the compute of the largest pilot. The interval combines the "
         f"spread of the forms and their constants, run-to-run noise of {predicted.noise_sd:.2%}, and an extrapolation "
-        f"error of {predicted.discrepancy_sd:.2%} {origin}; for the floor E at {floors[0]:.3g}, {floors[1]:.3g} and "
-        f"{floors[2]:.3g} the loss would be {losses[0]:.4f}, {losses[1]:.4f} and {losses[2]:.4f}"
+        f"error of {predicted.discrepancy_sd:.2%} ({origin}). With an irreducible loss E of {floors[0]:.3g}, "
+        f"{floors[1]:.3g} or {floors[2]:.3g} the loss would be {losses[0]:.4f}, {losses[1]:.4f} or {losses[2]:.4f}"
     )
 
 
@@ -170,7 +171,7 @@ def _constants(law: Posterior) -> dict[str, Interval]:
 
 
 def _optimum(mixture: model_averaging.Mixture, target: PlannedRun) -> Optimum:
-    """The compute-optimal split of the target's compute; N* by the ratio of N to M of the target's shape."""
+    """The compute-optimal allocation of the target's compute; N* by the ratio of N to M of the target's shape."""
     split = {
         name: _interval(ends)
         for name, ends in model_averaging.best_split(mixture, target.budget_flop).items()

@@ -66,7 +66,7 @@ def budget_groups(flop: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> list[
     return [part.tolist() for part in np.split(order, starts)]
 
 
-def profiles(
+def fit_minima(
     size: ArrayLike,
     tokens: ArrayLike,
     loss: ArrayLike,
@@ -75,14 +75,14 @@ def profiles(
     noise_sd: float | None = None,
     weights: ArrayLike | None = None,
 ) -> list[Minimum]:
-    """One Minimum per budget with at least three sizes, lowest budget first.
+    """Fit the isoFLOP minimum of every budget with at least three sizes, lowest budget first.
 
     `noise_sd` is the standard deviation of log L from run to run (replicates); without it the parabolas'
     residuals, pooled over the budgets, stand in for it. `weights` divide a run's variance.
     """
     sizes, token_counts, losses, run_weights = checked_runs(size, tokens, loss, weights)
     groups = [g for g in budget_groups(cost_per * sizes * token_counts) if len(np.unique(sizes[g])) >= 3]
-    fits = [_parabola(np.log(sizes[g]), np.log(losses[g]), run_weights[g]) for g in groups]
+    fits = [_fit_parabola(np.log(sizes[g]), np.log(losses[g]), run_weights[g]) for g in groups]
     sd = _pooled_sd(fits) if noise_sd is None else noise_sd
     return [
         _minimum(fitted, sizes[g], cost_per * sizes[g] * token_counts[g], cost_per, sd)
@@ -101,7 +101,7 @@ class _Parabola:
     freedom: int
 
 
-def _parabola(log_size: Array, log_loss: Array, weights: Array) -> _Parabola:
+def _fit_parabola(log_size: Array, log_loss: Array, weights: Array) -> _Parabola:
     centre = float(log_size.mean())
     design = np.vander(log_size - centre, 3, increasing=True)
     root = np.sqrt(weights)[:, None]

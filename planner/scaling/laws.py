@@ -2,7 +2,7 @@
 
 A law says what loss a model of a given size reaches after a given number of tokens. Each is one Python
 expression in its constants, which numbers, NumPy arrays and sympy symbols all pass through: the value needs
-no sympy, while the gradient in log-constants, the LaTeX and the compute-optimal split are derived from that
+no sympy, while the gradient in log-constants, the LaTeX and the compute-optimal allocation are derived from that
 same expression. The size X is any positive number that grows with the model; the caller decides whether it is
 N (parameters) or M (FLOP per token) and says so through `cost_per`, the FLOP that one unit of size costs per
 token: 6 for N, 1 for M.

@@ -20,7 +20,7 @@ from specs.law import Band
 Array = NDArray[np.float64]
 
 SETTLED_WARMUPS = 2.0
-"""A curve is used after this many times its warm-up: before, it shows the ramp of the learning rate, whose share of the
+"""A curve is used after this many times its warmup: before, it shows the ramp of the learning rate, whose share of the
 steps differs from run to run (docs/log.md: loss curve)."""
 SLOPE_SD = 0.2
 """Prior spread of the shape's relative drift per e-fold of compute, and of tokens per size. Collapse says 0; ladders of
@@ -59,7 +59,7 @@ class Pilot:
     tokens: float
     """Tokens trained on."""
     warmup: float
-    """Warm-up steps over all steps."""
+    """Warmup steps over all steps."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class CurveForecast:
     """A curve before its run: median, 50 % and 95 % bands of each point by itself, nats per token."""
 
     step: NDArray[np.int64]
-    """Finished steps, from twice the warm-up and the first evaluation of a pilot on."""
+    """Finished steps, from twice the warmup and the first evaluation of a pilot on."""
     median: Array
     low_50: Array
     high_50: Array
@@ -134,7 +134,7 @@ def forecast_curve(
 ) -> CurveForecast:
     """The curve of a run of this size and tokens at its evaluation steps; at the last step it is `final` itself.
 
-    `steps` are finished steps, increasing. Points before twice the warm-up, or before half of the pilots have a curve,
+    `steps` are finished steps, increasing. Points before twice the warmup, or before half of the pilots have a curve,
     are omitted.
     ValueError where `final` does not lie above the shape's floor.
     """
@@ -187,7 +187,7 @@ def _check(pilot: Pilot, floor: float, i: int) -> None:
 
 
 def _log_excess(pilot: Pilot, floor: float, grid: Array) -> Array:
-    """ln (L(x) - E) / (L(1) - E) on the grid; NaN in the warm-up and before the first evaluation."""
+    """ln (L(x) - E) / (L(1) - E) on the grid; NaN in the warmup and before the first evaluation."""
     curve = pilot.curve
     log_excess = np.log((curve.loss - floor) / (curve.loss[-1] - floor))
     start = max(SETTLED_WARMUPS * pilot.warmup, float(curve.fraction[0]))

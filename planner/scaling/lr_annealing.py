@@ -5,7 +5,7 @@ drop of it, over some time:
 
     L(t) = L0 + A P(t)^-alpha - B sum_k d_k G_k(t)      P(t) = sum_{i <= t} eta_i^p
 
-with eta the learning rate in units of its peak, d_k = eta_{k-1} - eta_k the drops after the warm-up, and G_k(t) from 0
+with eta the learning rate in units of its peak, d_k = eta_{k-1} - eta_k the drops after the warmup, and G_k(t) from 0
 to 1 the share of drop k's gain that is reached by step t. Published laws take p = 1. With p = 1/2 they extrapolate
 better, to longer runs and from one drop to another (bench/curves.py). The reason: once updates and weight decay are in
 balance, AdamW rotates the weights by sqrt(2 eta lambda) a step (Kosson et al. 2023, arXiv 2305.17212), so that progress
@@ -37,7 +37,7 @@ class Trace:
     lr: Array
     """(steps,) learning rate of every update, from the first."""
     step: NDArray[np.int64]
-    """(points,) finished steps, 1 to steps. Points inside the warm-up are not used."""
+    """(points,) finished steps, 1 to steps. Points inside the warmup are not used."""
     loss: Array
     """(points,) nats per token."""
 
@@ -161,7 +161,7 @@ def fit_annealing(
 
 
 def smoothed(trace: Trace, law: AnnealingLaw = ROOT) -> Array:
-    """The losses of a curve, smoothed by the law fitted to it, nats per token; those of the warm-up are unchanged.
+    """The losses of a curve, smoothed by the law fitted to it, nats per token; those of the warmup are unchanged.
 
     One curve needs half of the grid's starts, since on 18 tiny runs all starts ended in the same constants
     (docs/log.md). ValueError where the curve has no drop, or is invalid.

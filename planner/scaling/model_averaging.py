@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.scaling.fit import DrawInterval, FormFit, fit, interval
 from planner.scaling.holdout import HoldOut, decades_beyond, holdout_splits
-from planner.scaling.isoflop import budget_groups, profiles
+from planner.scaling.isoflop import budget_groups, fit_minima
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
 from planner.scaling.noise_scale import NoiseScale, noise_scale
 from planner.scaling.posterior import Points, Posterior, posterior
@@ -209,8 +209,11 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     return Mixture(runs, laws, weights, member, discrepancy, error, seed)
 
 
-def forecast(mixture: Mixture, size: float, tokens: float) -> MixtureForecast:
-    """The forecast of one run: the spread of the laws, the discrepancy at its distance, and the run's own noise."""
+def forecast_loss(mixture: Mixture, size: float, tokens: float) -> MixtureForecast:
+    """The forecast of one run: the spread of the laws, the discrepancy at its distance, and the run's own noise.
+
+    The 50 and 95 % bands (prediction intervals) are percentiles of these draws.
+    """
     log_losses = [law.log_loss(size, tokens)[:, 0] for law in mixture.laws]
     centre = mixture.mixed(log_losses)
     noise = mixture.mixed([law.noise_sd for law in mixture.laws])
@@ -329,7 +332,7 @@ def flags(runs: Points) -> tuple[str, ...]:
     found = []
     if short := int(runs.short.sum()):
         found.append(f"{short} of {len(runs.loss)} runs have under 1000 steps and get a ninth of the weight")
-    minima = profiles(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
+    minima = fit_minima(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
     found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
     if (budgets := len(budget_groups(runs.flop))) < 4:
         found.append(

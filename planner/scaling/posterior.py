@@ -18,7 +18,7 @@ from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, d
 from planner.scaling.noise_scale import NoiseScale, noise_scale_from_residuals
 
 SHORT_RUN_STEPS = 1000
-"""Below this many steps warm-up and noise dominate: the spread of byte-level pilots doubled to tripled
+"""Below this many steps warmup and noise dominate: the spread of byte-level pilots doubled to tripled
 (docs/log.md)."""
 SHORT_RUN_NOISE = 3.0
 NOISE_SD, _NOISE_FACTOR = 0.005, 3.0

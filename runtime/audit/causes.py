@@ -19,7 +19,8 @@ from specs.record import RunAudit, StepLine
 FREE_EPOCHS = 4
 """Up to four epochs are nearly as good as new text (Muennighoff et al. 2023, arXiv 2305.16264, section 5)."""
 SPIKE, SPIKE_STEPS, BEFORE_STEPS = 1.25, 20, 100
-"""A loss spike is a mean training loss of 20 steps above 1.25 times that of the hundred before. Our measurement: 18
+"""A lasting loss spike is a mean training loss of 20 steps above 1.25 times that of the hundred before (the guard,
+specs/spike_guard.py, judges single steps instead). Our measurement: 18
 sound runs of 400 to 13,780 tiny steps peaked at 1.06 to 1.14; single steps, on unusual documents, at up to 3.9."""
 SHAPE_POINTS = 6
 """The shape of a curve with fewer points cannot be told from noise: the slope alone takes two of them."""
@@ -59,7 +60,7 @@ class ForecastMiss:
     metrics: Sequence[StepLine]
     """The target's training curve."""
     clipped_pilots: Sequence[float]
-    """Share of clipped steps after the warm-up, of each pilot whose records are available."""
+    """Share of clipped steps after the warmup, of each pilot whose records are available."""
 
     @property
     def planned(self) -> PlannedRun:
@@ -93,7 +94,7 @@ def causes(miss: ForecastMiss) -> tuple[str, ...]:
 
 
 def clipped_share(metrics: Sequence[StepLine], optim: OptimSpec) -> float:
-    """Share of the steps after the warm-up whose gradient was clipped."""
+    """Share of the steps after the warmup whose gradient was clipped."""
     clipped = [
         line.grad_norm > optim.clip_norm
         for line in metrics
@@ -192,14 +193,14 @@ def _instability(miss: ForecastMiss) -> Iterator[Cause]:
         yield Cause(CauseRank.POINTED_AT, "learning rate", message)
     spikes = spike_count(losses)
     if spikes:
-        message = f"{several(spikes, 'loss spike')} after the warm-up, above {SPIKE:g} times the loss before"
+        message = (
+            f"{several(spikes, 'loss spike')} after warmup, above {SPIKE:g} times the loss before the spike"
+        )
         yield Cause(CauseRank.POINTED_AT, "learning rate", message)
     share = clipped_share(miss.metrics, optim)
     most = max(miss.clipped_pilots, default=1.0)
     if share > most:
-        message = (
-            f"{share:.0%} of the steps after the warm-up were clipped, of the pilots' at most {most:.0%}"
-        )
+        message = f"{share:.0%} of the gradients after warmup were clipped, in the pilots at most {most:.0%}"
         yield Cause(CauseRank.POINTED_AT, "learning rate", message)
 
 
@@ -259,10 +260,10 @@ def _interruptions(miss: ForecastMiss) -> Iterator[Cause]:
     kinds = {"environments": len(run.environments), "layouts": len(run.layouts)}
     several_of = [f"{number} different {kind}" for kind, number in kinds.items() if number > 1]
     if run.restarts and several_of:
-        message = f"restarted {times}, in {' and '.join(several_of)}, which may round differently"
+        message = f"restarted {times}, in {' and '.join(several_of)}, between which floating-point rounding may differ"
         yield Cause(CauseRank.POSSIBLE, "interruptions", message)
     elif run.restarts:
-        message = f"restarted {times}; runs resume bit for bit, so this does not explain the loss"
+        message = f"restarted {times}; resuming is bitwise identical, so this does not explain the loss"
         yield Cause(CauseRank.NO_EFFECT, "interruptions", message)
 
 

@@ -161,7 +161,7 @@ def _tokens(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
 
 
 def _learning_rates(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
-    """Every step's learning rate equals the schedule's, bit for bit: the same arithmetic, printed exactly."""
+    """Every step's learning rate equals the schedule's, bitwise: the same arithmetic, printed exactly."""
     optim = planned.run.optim
     wrong = next((line for line in metrics if line.lr != optim.lr(line.step)), None)
     detail = "every step's learning rate is the scheduled one"

@@ -24,7 +24,9 @@ def ledger_path(plan_path: Path, plan: Plan) -> Path:
     path = plan_path.parent / named
     if not path.parent.is_dir():
         what = f"the ledger's folder {path.parent} does not exist"
-        raise locate(plan_path, "ledger", what, "move the plan back to where it was planned, or plan again")
+        raise locate(
+            plan_path, "ledger", what, "move the plan back to where it was planned, or plan the budget again"
+        )
     return path
 
 

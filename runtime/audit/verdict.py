@@ -75,7 +75,10 @@ def show(audit: Audit, plan: Plan, path: Path, console: Console) -> None:
                 _print(console, "red", check.name, f"{run.title}: {check.detail}")
     if audit.curve_share_inside is not None:
         _print(
-            console, "dim", "curve", f"{audit.curve_share_inside:.0%} of the points are inside the 95 % band"
+            console,
+            "dim",
+            "curve",
+            f"{audit.curve_share_inside:.0%} of the loss curve's points are inside the 95 % band",
         )
     verdict = "accepted" if plan.phase == "pilots" and audit.verdict == "inside" else audit.verdict
     _print(console, f"bold {_COLOURS[audit.verdict]}", verdict, audit.reason)
@@ -132,7 +135,7 @@ def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
     if missing:
         return "cannot tell", missing
     if plan.phase == "pilots":
-        return "inside", f"all {len(runs)} runs are accepted; plan again for the target"
+        return "inside", f"all {len(runs)} runs are accepted; plan the budget again to get the target run"
     if isinstance(plan.forecast, NoForecast):
         return "cannot tell", f"the plan has no forecast: {plan.forecast.reason}"
     loss = runs[-1].loss
@@ -155,7 +158,7 @@ def _compared(loss: float, forecast: Forecast) -> str:
     band = forecast.loss
     off = loss / band.median - 1
     return (
-        f"final held-out loss {loss:.4f} nats/token, {off:+.2%} from the forecast {band.median:.4f}; "
+        f"final held-out loss {loss:.4f} nats per token, {off:+.2%} from the forecast {band.median:.4f}; "
         f"50 % band {band.low_50:.4f} to {band.high_50:.4f}, 95 % band {band.low_95:.4f} to {band.high_95:.4f}"
     )
 

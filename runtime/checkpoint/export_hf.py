@@ -132,9 +132,10 @@ def _checkpoint(folder: RunFolder, run: RunSpec, step: int | None) -> Path:
     latest, problems = find_latest_intact(folder.checkpoints, run, folder.skipped())
     end = folder.end()
     if end is not None and (latest is None or step_of(latest) != end.step):
-        reason = problems[0] if problems else "it is missing"
-        what = f"the checkpoint of the final weights is damaged: {reason}"
-        write = f"run isoplan checkpoints {folder.path} --prune and then the run, or give an earlier --step"
+        what = "the checkpoint of the final weights is missing"
+        if problems:
+            what = f"the checkpoint of the final weights is damaged: {problems[0]}"
+        write = f"give an earlier --step, or rerun the last steps after: isoplan checkpoints {folder.path} --prune"
         raise DocumentError(folder.checkpoints, 1, 1, what, write)
     if latest is None:
         what = problems[0] if problems else "this run has no checkpoint yet"

@@ -187,7 +187,9 @@ def usable_manifest(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -
         what, write = f"this checkpoint belongs to {other}", "move the checkpoint away and rerun"
         raise DocumentError(path / "manifest.json", 1, 1, what, write)
     if path.name != checkpoint_name(manifest.step):
-        raise CheckpointError(f"{path} holds the checkpoint of step {manifest.step}")
+        raise CheckpointError(
+            f"{path} holds the checkpoint of step {manifest.step}, not of the step in its name"
+        )
     present = {one.name for one in path.glob("*.safetensors")}
     if unlisted := sorted(present - set(manifest.files)):
         raise CheckpointError(f"{path / unlisted[0]} is not listed in the manifest")

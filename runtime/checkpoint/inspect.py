@@ -130,7 +130,9 @@ def _reopen(folder: RunFolder, step: int, removed: list[Path]) -> None:
     """Record that a run is no longer finished, where its final weights are removed."""
     end = folder.end()
     if end is not None and end.step in map(step_of, removed):
-        message = f"the final weights were damaged and removed; rerun to train them again from step {step}, bit for bit"
+        message = (
+            f"the final weights were damaged and removed; rerun to repeat the steps after {step} bitwise"
+        )
         append_line(
             folder.record_jsonl,
             Incident(time=time.time(), step=end.step, what="damaged_checkpoint", message=message),

@@ -53,7 +53,7 @@ class Shard(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """TypeError: a shard is for saving and loading only."""
-        raise TypeError(f"{func} was called on a shard, which holds only a box of its tensor")
+        raise TypeError(f"{func} was called on a shard, which holds only a part of its tensor")
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         return [self._chunk()]

@@ -61,9 +61,9 @@ def logs_command(
     rank: Annotated[int, typer.Option(min=0, help="The rank whose log to show.")] = 0,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Continue until the run ends, also when its job is requeued."),
+        typer.Option("--follow", "-f", help="Print new lines until the run ends, also across requeues."),
     ] = False,
-    lines: Annotated[int, typer.Option(min=1, help="Number of last lines.")] = 40,
+    lines: Annotated[int, typer.Option(min=1, help="Number of lines to show, from the end of the log.")] = 40,
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -101,7 +101,7 @@ def logs_command(
 def cancel_command(target: Annotated[Path, Target], json: AsJson = False, debug: Debug = False) -> None:
     """Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's runs and its study.
 
-    Running jobs save a checkpoint first, and resume from it when they are run again.
+    Running jobs save a checkpoint first, and resume from it when they are rerun.
     A run on this machine is not cancelled: press Ctrl-C where it was started; it saves and exits.
     """
     from runtime.status.cancel import cancel_and_report

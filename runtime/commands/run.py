@@ -38,7 +38,8 @@ def run_command(
     until_done: Annotated[
         bool,
         typer.Option(
-            "--until-done", help="With --slurm and a budget: continue automatically, from job to job."
+            "--until-done",
+            help="With --slurm and a budget: queue all further steps of its study automatically.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -55,14 +56,14 @@ def run_command(
 
     A budget's study is: data, plan, pilots, audit, plan, target, audit.
 
-    Running twice is free: finished runs are skipped, and interrupted runs resume from their latest checkpoint.
+    Rerunning is safe: finished runs are skipped, and interrupted runs resume from their latest checkpoint.
     Ctrl-C lets every run save a checkpoint and exit; a second Ctrl-C kills them at once.
 
-    With --slurm, the runs that are due are queued, and the command exits: run it again to continue, or add
-    --until-done. A run that is pending or running is never queued twice.
+    With --slurm, all unfinished runs whose inputs are ready are queued, and the command exits: rerun it to continue,
+    or add --until-done. A run that is pending or running is never queued twice.
 
-    Exit codes: 0 finished, or queued (a budget: inside its forecast), 1 outside, 2 bad input, 3 cannot tell yet,
-    70 a run failed or internal error, 75 interrupted or busy (run the same command again).
+    Exit codes: 0 finished or queued (a budget: the target is inside its forecast), 1 the target is outside,
+    2 bad input, 3 no verdict yet, 70 a run failed or internal error, 75 interrupted or busy (rerun the same command).
     """
     if slurm and local:
         raise RefusedError("--slurm and --local exclude each other; drop one of them")
@@ -119,7 +120,7 @@ def audit_command(
     Writes audit.<phase>.json and audit.html beside the plan.
     Appends accepted runs to the ledger, on which the next plan is fitted.
 
-    Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 cannot tell yet.
+    Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 no verdict yet.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
     document = load(plan, Plan)
@@ -131,13 +132,18 @@ def audit_command(
 
 
 def data_command(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A budget or a plan.", show_default=False)],
+    spec: Annotated[
+        Path,
+        typer.Argument(
+            metavar="BUDGET|PLAN", help="The budget or plan whose corpus to build.", show_default=False
+        ),
+    ],
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Build the corpus of a budget: its text as tokens under data/, with digests.
 
-    A corpus that exists already is not built again, so running it twice is free.
+    A corpus that is already built is not changed, so rerunning is cheap.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
     document = load_any(spec)
@@ -209,7 +215,9 @@ def _preview(driver: Driver, requests: list[RunRequest], json: bool) -> int:
         )
     driver.console.print(table)
     if missing:
-        driver.say(f"This cannot run here: {escape('; '.join(missing))}. Nothing was started.")
+        driver.say(
+            f"These runs cannot start on this machine: {escape('; '.join(missing))}. Nothing was started."
+        )
         return OK
     disk = sum(one.disk_bytes() for one in todo)
     slots = len(driver.machine.slots(on_gpu=requests[0].on_gpu, limit=driver.limit))

@@ -106,7 +106,9 @@ def import_command(
 def _write_run(path: Path, run: RunSpec) -> None:
     """Write the spec; DocumentError where another document would be overwritten."""
     if path.exists() and load(path, RunSpec) != run:
-        raise DocumentError(path, 1, 1, "this is another run spec", "choose another name with --out")
+        raise DocumentError(
+            path, 1, 1, "this file exists and is a different run spec", "choose another name with --out"
+        )
     write_yaml(path, run)
 
 
@@ -121,7 +123,7 @@ def rehearse_command(
     """Rehearse a training step of a plan at its full size, without its cluster.
 
     The engine's own code runs on tensor shapes alone, at the plan's number of ranks.
-    Shows each rank's memory and communication beside the planner's estimates.
+    Shows each rank's memory and communication, compared with the planner's estimates.
     Of a plan with several runs, the one on the most devices is rehearsed.
 
     Exit codes: 0 all sends, receives and collectives match, 1 some do not, 2 bad input.
@@ -190,7 +192,7 @@ def checkpoints_command(
         for path in reversed(gone):
             console.print(f"removed {escape(str(path))}", soft_wrap=True, highlight=False)
         if gone and finished and folder.end() is None:
-            console.print("the final weights were damaged; run again to repeat the last steps")
+            console.print("the final weights were damaged; rerun to repeat the last steps")
         inspect.show(folder, left, console)
     raise typer.Exit(1 if any(line.damaged for line in left) else 0)
 
@@ -216,17 +218,17 @@ def doctor_command(
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Check what would stop a run on this machine, and measure the machine into a cluster file.
+    """Check this machine for problems that would prevent a run, and write its measured speed to a cluster file.
 
     Measures one device alone, and the link between two.
     A budget that names the file is planned with these rates. The next call overwrites it; a file that the
     doctor did not write is never overwritten.
 
     With --slurm, a preflight compares the cluster file with the site's partitions, limits and nodes. If it finds
-    nothing that stops a run, a job of a few minutes checks and measures two nodes, all devices at once. Ctrl-C
+    no problem, a job of a few minutes checks and measures two nodes, all devices at once. Ctrl-C
     cancels the job.
 
-    Exit codes: 0 nothing would stop a run, 1 something would, 2 bad input.
+    Exit codes: 0 no problem would prevent a run, 1 at least one would, 2 bad input.
     """
     from runtime.doctor import local
 
@@ -236,7 +238,7 @@ def doctor_command(
     base = local.base_cluster(cluster, machine)
     path = out or Path(f"{base.name}.measured.yaml")
     local.check_output(path)
-    with console.status("measuring: half a minute"):
+    with console.status("measuring, for about half a minute"):
         report = local.examine(base, machine, Path())
     if not json:
         local.show(report, base, console)
@@ -309,7 +311,7 @@ def init_command(
         return
     for path, new in written.items():
         typer.echo(f"wrote  {path}" if new else f"kept   {path}, which exists already")
-    typer.echo(f"next: isoplan run {folder / 'demo.yaml'} --dry-run")
+    typer.echo(f"next: run {folder / 'demo.yaml'} --dry-run")
 
 
 def _write_new(path: Path, text: str) -> bool:

@@ -67,7 +67,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console) -> Corpus:
     """
     if isinstance(spec.text, DeclaredText):
         raise CorpusError(
-            "data.text is only declared, so there is no text to read; write source: files or source: installed"
+            "data.text names no files to read (source: declared); write source: files or source: installed"
         )
     folder = data / spec.fingerprint()
     try:
@@ -85,14 +85,14 @@ def load_corpus(data: Path, fingerprint: str) -> Corpus:
     """The manifest of a built corpus, its files' sizes checked; CorpusError where one is missing or truncated."""
     folder = data / fingerprint
     if not (folder / "manifest.json").exists():
-        raise CorpusError(f"there is no corpus {fingerprint} under {data}; build it with 'isoplan data SPEC'")
+        raise CorpusError(f"there is no corpus {fingerprint} under {data}; run: isoplan data BUDGET")
     corpus = load(folder / "manifest.json", Corpus)
     for name, split in (("train", corpus.train), ("held_out", corpus.held_out)):
         path = folder / f"{name}.bin"
         expected = split.tokens * _token_type(corpus.spec).itemsize
         if not path.exists() or path.stat().st_size != expected:
             raise CorpusError(
-                f"{path} is not {expected} bytes long, as its manifest says; delete {folder} and rerun"
+                f"{path} does not have the {expected} bytes that its manifest requires; delete {folder} and rerun"
             )
     return corpus
 

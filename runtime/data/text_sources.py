@@ -166,10 +166,10 @@ def _text_of(path: Path, number: int, line: bytes, field: str) -> bytes:
         value = json.loads(line)
         text = value[field] if isinstance(value, dict) else None
         if not isinstance(text, str):
-            raise ValueError(f"its '{field}' is not text")
+            raise ValueError(f"not a JSON object with a string '{field}'")
         return text.encode()
     except KeyError:
-        what = f"there is no '{field}'"
+        what = f"this line has no key '{field}'"
     except (ValueError, RecursionError) as error:
         what = f"this line is not a document ({str(error) or 'nested too deeply'})"
     raise DocumentError(

@@ -32,13 +32,13 @@ COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 GATHERED_BYTES = 2**26
 """Per rank: a bucket of gradients, large enough that latency does not count."""
 CONTEXT, HEADS, HEAD_DIM = {"cpu": 1024, "cuda": 4096}, 8, 128
-"""Of the measured attention; on GPUs the paper's context (DeepSeek LLM, section 2.2)."""
+"""Of the measured attention; on GPUs DeepSeek LLM's context (section 2.2)."""
 LINK_TIMEOUT_S = 120.0
 """For two processes to start, rendezvous and communicate."""
 
 
 def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
-    """Median time of a call by the device's own clock, after three warm-up calls."""
+    """Median time of a call by the device's own clock, after three warmup calls."""
     for _ in range(3):
         work()
     if device == "cpu":

@@ -23,7 +23,7 @@ from runtime.doctor.slurm_preflight import finding_of, message_and_remedy, prefl
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import (
+from runtime.slurm.sbatch_script import (
     PROBE_TIME_LIMIT_S,
     JobShape,
     full_shape,
@@ -100,7 +100,9 @@ def show(report: DoctorReport, base: Cluster, console: Console) -> None:
         return
     line = f"job {report.job} measured nothing, so no cluster file was written"
     if report.job is None:
-        line = "no job was queued and no cluster file was written, since the failures above would stop a run"
+        line = (
+            "no job was queued and no cluster file was written, since the failures above would prevent a run"
+        )
     console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -151,7 +153,7 @@ def _run_probe(
         message = (
             f"job {probe_job.job} was cancelled, since it was still pending after {duration(patience_s)}"
         )
-        remedy = "increase --patience, or try again when the queue is shorter"
+        remedy = "increase --patience, or rerun when the queue is shorter"
         return None, [Finding(False, f"{message} (reason: {pending_reason})", remedy)]
     state, nodes = _final_state(probe_job.job), client.expand_nodes(client.job_nodes(probe_job.job))
     console.print(f"job {probe_job.job} has ended: {state.lower()}", highlight=False)
@@ -161,7 +163,9 @@ def _run_probe(
         limit = f" after {duration(PROBE_TIME_LIMIT_S)}" if state == "TIMEOUT" else ""
         found.append(
             Finding(
-                False, f"job {probe_job.job} ended as {state}{limit}", f"see its logs in {probe_job.folder}"
+                False,
+                f"job {probe_job.job} ended in state {state}{limit}",
+                f"see its logs in {probe_job.folder}",
             )
         )
     if state == "COMPLETED" and healthy(found):

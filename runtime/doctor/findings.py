@@ -110,7 +110,7 @@ def findings(reports: Reports, here: Software, begun: float, ended: float) -> It
         yield from _names(reports)
     unconnected = reports.first_of([rank for rank in reports.failures if rank in reports.facts])
     for node, rank in unconnected.items():
-        message = f"rank {rank} on {node} failed in the rendezvous ({RENDEZVOUS_TIMEOUT_S:.0f} s) or in the measurement"
+        message = f"rank {rank} on {node} failed in the rendezvous (timeout {RENDEZVOUS_TIMEOUT_S:.0f} s) or benchmark"
         remedy = (
             "on nodes with several networks, set GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME in slurm.prologue"
         )
@@ -183,7 +183,7 @@ def _nodes(reports: Reports, begun: float, ended: float) -> Iterator[Finding]:
         message = (
             f"other processes used {cores:.1f} cores of {', '.join(busy)}: the measured rates may be too low"
         )
-        yield Finding(False, message, "measure again with slurm.exclusive: true", blocking=False)
+        yield Finding(False, message, "write slurm.exclusive: true and rerun", blocking=False)
     free = min(facts.free_bytes for facts in nodes.values())
     shm = min(facts.shm_bytes for facts in nodes.values())
     message = f"{', '.join(nodes)}: the folder is shared, {free / 2**30:.1f} GiB of disk space are free, /dev/shm has "
@@ -214,6 +214,7 @@ def _clocks(reports: Reports) -> Iterator[Finding]:
 
 
 def _stragglers(reports: Reports) -> Iterator[Finding]:
+    """Ranks whose device is slow beside the median, in the doctor's measurement."""
     if _busy_nodes(reports):
         return
     rates = {rank: one.device.bf16_flop_per_s for rank, one in reports.rates.items()}

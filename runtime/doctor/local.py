@@ -258,7 +258,9 @@ def check_machine(folder: Path) -> Iterator[Finding]:
 def check_variables(is_left: Callable[[str], bool]) -> Finding:
     """Whether variables of a launcher, or those that `is_left` names, are left in this shell."""
     left = sorted(name for name in os.environ if name in _LAUNCHER_VARIABLES or is_left(name))
-    message = f"variables of a job are set: {', '.join(left)}" if left else "no variables of a job are set"
+    message = "no environment variables of a launcher or job are set"
+    if left:
+        message = f"environment variables of a launcher or job are set: {', '.join(left)}"
     return Finding(not left, message, "start from a fresh shell, or unset them")
 
 
@@ -316,7 +318,7 @@ def _device_rows(rates: DeviceRates, base: Cluster) -> Iterator[tuple[str, str, 
         f"{rates.copy_bytes_per_s / 1e9:,.1f} GB/s",
     )
     if rates.half_depth >= 1:
-        yield "inner dimension at half the rate", "-", f"{rates.half_depth:,.0f}"
+        yield "matmul inner dimension (K) for half the rate", "-", f"{rates.half_depth:,.0f}"
     yield (
         "kernels",
         "-",

@@ -114,7 +114,8 @@ def probe(folder: Path, rank_info: RankInfo, first: str) -> None:
     """Check this task's node and measure; `first` is the name of the rendezvous node. SystemExit where it fails."""
     order = _wait_for_report(folder, "order", ProbeOrder, time.monotonic() + RENDEZVOUS_TIMEOUT_S)
     if order is None:
-        sys.exit(f"OSError: {folder / 'order.json'} does not exist here: this is not the caller's folder")
+        what = f"{folder / 'order.json'} does not exist on this node"
+        sys.exit(f"OSError: {what}, which does not see the folder in which isoplan doctor was started")
     leads = rank_info.local_rank == 0
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1] if leads else 0

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from runtime.doctor.local import Finding
-from runtime.slurm.sbatch import JobShape
+from runtime.slurm.sbatch_script import JobShape
 from runtime.slurm.site import Node, Partition, SlurmSite, enforces_memory, kill_wait_s
 from runtime.slurm.submit import ClusterFile
 from specs.document.files import locate
@@ -45,14 +45,18 @@ def _partitions(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]
         there = site.partition(name)
         if there is None:
             what = (
-                "the site has no default partition" if name is None else f"there is no partition {name} here"
+                "the site has no default partition" if name is None else f"the site has no partition {name}"
             )
             meant = nearest(name or "", names)
-            write = f"write {meant}" if meant else f"write one of {', '.join(names)}"
+            write = (
+                f"write slurm.{field}: {meant}"
+                if meant
+                else f"set slurm.{field} to one of {', '.join(names)}"
+            )
             yield refused_field(cluster_file, f"slurm.{field}", what, write)
         elif there.state != "UP":
             what = f"the partition {there.name} is {there.state}: it accepts no jobs, or starts none"
-            remedy = "name another partition, or ask the cluster's administrators"
+            remedy = f"set slurm.{field} to another partition, or ask the cluster's administrators"
             yield refused_field(cluster_file, f"slurm.{field}", what, remedy)
 
 
@@ -60,8 +64,10 @@ def _limits(cluster_file: ClusterFile, shape: JobShape, partition: Partition) ->
     slurm = cluster_file.cluster.slurm
     if slurm.time_limit > partition.max_time_s:
         most = duration(partition.max_time_s)
-        what = f"jobs request {duration(slurm.time_limit)}, and the partition {partition.name} allows {most}"
-        write = f"write {in_minutes(partition.max_time_s)} or less; runs resume from job to job"
+        what = f"jobs request {duration(slurm.time_limit)}, but the partition {partition.name} allows only {most}"
+        write = (
+            f"write slurm.time_limit: {in_minutes(partition.max_time_s)} or less; runs resume from job to job"
+        )
         yield refused_field(cluster_file, "slurm.time_limit", what, write)
     else:
         most = (
@@ -74,9 +80,12 @@ def _limits(cluster_file: ClusterFile, shape: JobShape, partition: Partition) ->
     if shape.nodes > partition.max_nodes:
         most = f"{partition.max_nodes:.0f}"
         what = f"{several(cluster_file.cluster.devices, 'device')} need {several(shape.nodes, 'node')}"
-        what += f", and the partition {partition.name} allows {most} per job"
+        what += f", but the partition {partition.name} allows only {most} per job"
         yield refused_field(
-            cluster_file, "devices", what, f"write {int(partition.max_nodes) * shape.tasks_per_node} or less"
+            cluster_file,
+            "devices",
+            what,
+            f"write devices: {int(partition.max_nodes) * shape.tasks_per_node} or less",
         )
 
 
@@ -87,9 +96,9 @@ def _nodes(
     nodes = [node for node in site.nodes if partition.name in node.partitions]
     if shape.nodes > len(nodes):
         what = f"{several(cluster_file.cluster.devices, 'device')} need {several(shape.nodes, 'node')} with "
-        what += f"{shape.tasks_per_node} each, and the partition {partition.name} has {several(len(nodes), 'node')}"
+        what += f"{shape.tasks_per_node} each, but the partition {partition.name} has {several(len(nodes), 'node')}"
         yield refused_field(
-            cluster_file, "devices", what, f"write {len(nodes) * shape.tasks_per_node} or less"
+            cluster_file, "devices", what, f"write devices: {len(nodes) * shape.tasks_per_node} or less"
         )
         return
     enough, insufficient = list(nodes), False
@@ -99,10 +108,13 @@ def _nodes(
         if len(fitting) < shape.nodes:
             have = f"{len(fitting)} of the {several(len(nodes), 'node')} of {partition.name} have that"
             what = (
-                f"the file requests {required} on each of {several(shape.nodes, 'node')}, and {have} ({most})"
+                f"jobs request {required} on each of {several(shape.nodes, 'node')}, but only {have} ({most})"
             )
             yield refused_field(
-                cluster_file, field, what, "request what they have, or name another partition"
+                cluster_file,
+                field,
+                what,
+                f"write {field} as those nodes have it, or set slurm.partition to another partition",
             )
             insufficient = True
     if insufficient:
@@ -210,7 +222,7 @@ def _preempted(partition: Partition) -> Finding:
         return Finding(True, f"{message} (PreemptMode REQUEUE)")
     message = f"preempted jobs of the partition {name} have {grace} to save (PreemptMode {partition.preempt})"
     remedies = {
-        "CANCEL": "rerun what was cancelled",
+        "CANCEL": "rerun the runs of preempted jobs; they resume from the latest checkpoints",
         "SUSPEND": "use another partition: peers of suspended ranks time out",
     }
     remedy = remedies.get(mode, "ask the cluster's administrators what happens to them")

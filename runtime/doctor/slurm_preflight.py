@@ -13,7 +13,7 @@ from runtime.doctor.slurm_limits import in_minutes, refused_field
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import JobShape
+from runtime.slurm.sbatch_script import JobShape
 from runtime.slurm.site import SlurmSite, seconds_of
 from runtime.slurm.submit import ClusterFile
 from specs.document.files import DocumentError
@@ -75,9 +75,11 @@ def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]
     if slurm.reservation is not None:
         names = [one["ReservationName"] for one in client.scontrol_show("reservation")]
         if slurm.reservation not in names:
-            write = f"write one of {', '.join(names)}" if names else "remove it"
+            write = (
+                f"set slurm.reservation to one of {', '.join(names)}" if names else "remove slurm.reservation"
+            )
             yield refused_field(
-                cluster_file, "slurm.reservation", f"there is no reservation {slurm.reservation} now", write
+                cluster_file, "slurm.reservation", f"the site has no reservation {slurm.reservation}", write
             )
     try:
         client.check_accounting()
@@ -95,9 +97,11 @@ def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]
         user = getpass.getuser()
         known = sorted({one for [one] in client.sacctmgr_show("assoc", f"user={user}", "format=Account")})
         if slurm.account not in known:
-            message = f"the user {user} has no account {slurm.account} here"
+            message = f"the user {user} has no account {slurm.account} at this site"
             write = (
-                f"write one of {', '.join(known)}" if known else "ask the cluster's administrators for one"
+                f"set slurm.account to one of {', '.join(known)}"
+                if known
+                else "ask the cluster's administrators for one"
             )
             yield refused_field(
                 cluster_file, "slurm.account", message, write, blocking="associations" in enforced
@@ -107,18 +111,18 @@ def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]
             name: seconds_of(most) for name, most in client.sacctmgr_show("qos", "format=Name,MaxWall")
         }
         if slurm.qos not in longest:
-            write = f"write one of {', '.join(longest)}"
+            write = f"set slurm.qos to one of {', '.join(longest)}"
             yield refused_field(
                 cluster_file,
                 "slurm.qos",
-                f"there is no qos {slurm.qos} here",
+                f"the site has no qos {slurm.qos}",
                 write,
                 blocking="qos" in enforced,
             )
         elif slurm.time_limit > longest[slurm.qos]:
             most = duration(longest[slurm.qos])
-            what = f"jobs request {duration(slurm.time_limit)}, and the qos {slurm.qos} allows {most}"
-            write = f"write {in_minutes(longest[slurm.qos])} or less"
+            what = f"jobs request {duration(slurm.time_limit)}, but the qos {slurm.qos} allows only {most}"
+            write = f"write slurm.time_limit: {in_minutes(longest[slurm.qos])} or less"
             yield refused_field(cluster_file, "slurm.time_limit", what, write)
 
 

@@ -30,7 +30,7 @@ State = Literal[
     "unknown",
 ]
 """`requeued` has begun and is pending again; `held` stays pending until it is released; `cancelled` and `stopped`
-resume when they are run again; `failed` may fail again."""
+resume when they are rerun; `failed` may fail again."""
 _TAIL_BYTES = 4096
 """More than the last lines of a rank's log."""
 _FAILED = ("FAILED", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -99,7 +99,7 @@ def why_not_running(
     """
     if cancelled:
         return "cancelled", _why_cancelled(job, records)
-    job_end = f"job {job} ended as {end}" if end else f"job {job} ended" if job else ""
+    job_end = f"job {job} ended in state {end}" if end else f"job {job} ended" if job else ""
     last = recorded_end(records)
     if last:
         crashed = isinstance(records[-1], Incident) and records[-1].what == "crashed"

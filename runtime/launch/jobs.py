@@ -26,7 +26,7 @@ from specs.record import Order
 from specs.run import Execution, RunSpec
 
 _PASS_TOKENS = 4096
-"""Tokens of a bare run spec's micro-batch: one sequence of the paper's context (DeepSeek LLM, section 2.2)."""
+"""Tokens of a bare run spec's micro-batch: one sequence of DeepSeek LLM's context (section 2.2)."""
 _CHECKPOINT_S = 60.0
 """Checkpoint interval of a bare run spec in seconds: our choice; a crash costs at most a minute of training."""
 STATE_BYTES = 4 + 4 + 4
@@ -206,7 +206,9 @@ def _check_layout(request: RunRequest) -> None:
     layout = request.order.execution.layout
     problems = layout.problems(request.run.model, request.run.optim)
     if problems:
-        raise request.refuse("execution.layout", problems[0], "plan again for another number of devices")
+        raise request.refuse(
+            "execution.layout", problems[0], "plan the budget again for another number of devices"
+        )
 
 
 def _missing(
@@ -227,32 +229,34 @@ def _missing_devices(request: RunRequest, machine: Machine, limit: int | None) -
         write = f"omit --devices, or give at least {slots:,}"
     elif usable:
         most = several(usable, kind)
-        write = f"plan again for a cluster of at most {most}, or run on a machine with {slots:,}"
+        write = f"plan the budget again for a cluster of at most {most}, or run on a machine with {slots:,}"
     else:
-        write = f"run on a machine with {slots:,}, or plan again for a cluster without GPUs"
-    yield MissingResource("execution", f"it needs {several(slots, kind)}; available here: {usable}", write)
+        write = f"run on a machine with {slots:,}, or plan the budget again for a cluster without GPUs"
+    yield MissingResource(
+        "execution", f"the run needs {several(slots, kind)}; available on this machine: {usable}", write
+    )
 
 
 def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[MissingResource]:
     data = request.run.data
     if data.digest is None:
-        what = "its text is only declared, so there is no corpus to train on"
-        write = "write 'source: files' with paths in the budget, run 'isoplan data BUDGET', and plan again"
+        what = "data.text of the budget names no files (source: declared), so there is no corpus to train on"
+        write = "write source: files with paths in the budget, then: isoplan data BUDGET; plan BUDGET"
         yield MissingResource("run.data", what, write)
         return
     manifest = workspace.data / data.corpus / "manifest.json"
     source = request.document if request.field else "BUDGET"
     if not manifest.exists():
         yield MissingResource(
-            "run.data", f"its corpus {manifest.parent} is missing", f"run: isoplan data {source}"
+            "run.data", f"the run's corpus {manifest.parent} is missing", f"run: isoplan data {source}"
         )
         return
     corpus = load(manifest, Corpus)
     if corpus.digest != data.digest:
-        what = (
-            f"it was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {corpus.digest[:16]}"
+        what = f"the run was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {corpus.digest[:16]}"
+        yield MissingResource(
+            "run.data", what, "restore that text, or plan the budget again under another name"
         )
-        yield MissingResource("run.data", what, "restore that text, or plan again under another name")
 
 
 def _missing_space(requests: Sequence[RunRequest], workspace: Workspace) -> str:

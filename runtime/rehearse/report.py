@@ -73,8 +73,8 @@ def show(rehearsal: Rehearsal, plan: Plan, run: PlannedRun, console: Console) ->
     console.print(_beside(fullest, planned_memory(plan, run)))
     volumes, traffic = rehearsal.volumes(fullest), planned_traffic(plan, fullest)
     if volumes:
-        beside = ", beside the plan's" if traffic else ""
-        console.print(f"\ncommunication of rank {fullest.rank} in a step{beside}")
+        compared = ", compared with the plan's estimate" if traffic else ""
+        console.print(f"\ncommunication of rank {fullest.rank} in a step{compared}")
         console.print(_communication(volumes, traffic))
     if rehearsal.mismatch:
         console.print(f"\n[red]communication mismatch:[/] {rehearsal.mismatch}")
@@ -86,10 +86,10 @@ def _compared(rehearsal: Rehearsal) -> str:
     """The heading of the memory comparison; the plan's memory is of the device that the planner finds fullest."""
     rank, devices = rehearsal.fullest.rank, rehearsal.layout.devices
     if devices == 1:
-        return "memory beside the plan's"
+        return "memory, compared with the plan's estimate"
     if len(rehearsal.ranks) == 1:
-        return f"rank {rank} beside the plan's fullest device, which may be another rank"
-    return f"rank {rank}, the fullest, beside the plan's fullest device"
+        return f"memory of rank {rank}, compared with the plan's fullest device, which may be another rank"
+    return f"memory of rank {rank}, the fullest, compared with the plan's fullest device"
 
 
 def _unit(size_bytes: float) -> str:

@@ -2,7 +2,7 @@
 
 A rank builds its stage and runs micro-batches, the optimizer step and the all-gather of the weights with the engine's
 own code (see tracer.py). One rank of each kind is rehearsed: the first and the last tensor-parallel rank of every
-stage, and one of the last data-parallel replica. Micro-batches after the pipeline's warm-up and three steady ones
+stage, and one of the last data-parallel replica. Micro-batches after the pipeline's warmup and three steady ones
 repeat, so their communication is multiplied.
 """
 
@@ -27,7 +27,7 @@ from specs.layout import Layout
 from specs.run import Execution, RunSpec
 
 _STEADY = 3
-"""Micro-batches after a pipeline's warm-up: two results may still be in flight while a third is computed
+"""Micro-batches after a pipeline's warmup: two results may still be in flight while a third is computed
 (model/pipeline_parallel.py)."""
 
 
@@ -179,7 +179,7 @@ def representative_ranks(layout: Layout) -> list[int]:
 
 
 def _rehearsed_micro_batches(layout: Layout, total: int) -> int:
-    """Micro-batches to rehearse: warm-up and `_STEADY` more; for interleaved schedules a multiple of the stages."""
+    """Micro-batches to rehearse: warmup and `_STEADY` more; for interleaved schedules a multiple of the stages."""
     return min(total, 2 * layout.pp if layout.interleave > 1 else layout.pp - 1 + _STEADY)
 
 

@@ -106,7 +106,7 @@ def _due(driver: Driver, plan: Plan, path: Path) -> DueSubmissions:
     requests = from_plan(plan, path)
     todo = {one.run.fingerprint(): one for one in requests if not one.finished(driver.workspace)}
     notes = [
-        f"This would be refused: {missing}."
+        f"These runs could not start: {missing}."
         for missing in missing_resources(list(todo.values()), driver.workspace, None, None)
     ]
     live, max_array = {}, submit.DEFAULT_MAX_ARRAY_SIZE
@@ -115,13 +115,13 @@ def _due(driver: Driver, plan: Plan, path: Path) -> DueSubmissions:
         live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in todo])
     else:
         notes.append(
-            "SLURM is not installed here: jobs that are already queued are unknown, and arrays have at most "
+            "SLURM is not installed here: pending and running jobs are unknown, and arrays have at most "
             f"{max_array} jobs, SLURM's default."
         )
     due = [one for run, one in todo.items() if run not in live]
     finished = len(requests) - len(todo)
     notes.append(
-        f"{several(len(due), 'run')} to queue, {len(live)} already queued or running, {finished} finished."
+        f"{several(len(due), 'run')} to queue, {len(live)} already pending or running, {finished} finished."
     )
     titles, cluster_file = {run: one.title for run, one in todo.items()}, _cluster_file(plan, path)
     name = f"{plan.budget.name}-{plan.phase}"
@@ -136,7 +136,7 @@ def _refusals(cluster_file: ClusterFile, submissions: Sequence[PreparedSubmissio
         try:
             submit.sbatch_test_only(cluster_file, one)
         except DocumentError as error:
-            found[f"This would be refused: {error}"] = None
+            found[f"SLURM would refuse a job: {error}"] = None
     return list(found)
 
 

@@ -144,7 +144,7 @@ def _after_failure(folder: RunFolder, failure: TaskFailure, submission: Submissi
         decision = "not retried, since it would fail in the same way"
     else:
         decision = (
-            f"not retried after {several(failures, 'failure')} without a checkpoint after step {checkpoint}"
+            f"not retried, after {several(failures, 'failure')} and no new checkpoint since step {checkpoint}"
         )
     message = f"{failure.summary(folder)}: {decision}"
     step = last_step(folder.metrics_jsonl)

@@ -44,11 +44,11 @@ def refusal(cluster: Path, slurm: Slurm, output: str) -> DocumentError | NoAnswe
 
 
 def _remedy(cluster: Path, field: str) -> str:
-    correct = f"correct {field} here"
+    correct = f"correct {field} in this file"
     if cluster.is_relative_to(CATALOG):
-        correct = f"name a copy of this file in the budget and correct {field} there"
+        correct = f"name a copy of this file in the budget and correct {field} in the copy"
     if field == "devices":  # a plan's layouts rest on it
-        correct += " and plan again under another name"
+        correct += " and plan the budget again under another name"
     return f"{correct}, or ask the cluster's administrators"
 
 

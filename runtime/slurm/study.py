@@ -83,15 +83,15 @@ def _check_devices(requests: Sequence[RunRequest], cluster_file: ClusterFile) ->
     device = cluster_file.cluster.device
     for one in requests:
         execution = one.order.execution
-        remedy = "restore the file, or plan again under another name"
+        remedy = "restore the file, or plan the budget again under another name"
         if execution.device != device.backend:
             kinds = {"cpu": "CPU cores", "cuda": "GPUs"}
             planned, has = kinds[execution.device], kinds[device.backend]
-            what = f"{one.title} was planned for {planned}, and this cluster has {has}"
+            what = f"{one.title} was planned for {planned}, but this cluster has {has}"
             raise locate(cluster_file.path, "device.backend", what, remedy)
         if execution.layout.devices > cluster_file.cluster.devices:
             what = f"{one.title} was planned for {several(execution.layout.devices, 'device')}"
-            what += f", and this cluster has {cluster_file.cluster.devices}"
+            what += f", but this cluster has {cluster_file.cluster.devices}"
             raise locate(cluster_file.path, "devices", what, remedy)
 
 
@@ -237,7 +237,8 @@ def _final_state(study: StudyResult) -> StudyState:
     failed = [one for one in study.results.outcomes if one.state == "failed"]
     if not failed:
         return StudyState(
-            state="stopped", message=f"{study.plan.phase}: the planner requests the same runs again"
+            state="stopped",
+            message=f"{study.plan.phase}: the planner requests the same runs again; see what the audit rejected",
         )
     runs = f"{study.plan.phase}: {len(failed)} of {several(len(study.results.requests), 'run')} failed"
     return StudyState(

@@ -28,8 +28,8 @@ from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import LiveJob
-from runtime.slurm.sbatch import JobShape, job_shape, parameters, python, study_parameters
 from runtime.slurm.sbatch_errors import refusal
+from runtime.slurm.sbatch_script import JobShape, job_shape, parameters, python, study_parameters
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, load
 from specs.document.write import write_json
@@ -293,6 +293,7 @@ def submit(
 
 
 def _submit(workspace: Workspace, cluster_file: ClusterFile, prepared: PreparedSubmission) -> Submission:
+    """Call sbatch, through submitit: one job or one array."""
     from submitit import SlurmExecutor  # half a second
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 

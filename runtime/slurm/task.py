@@ -104,7 +104,10 @@ def _take_lock(folder: RunFolder, stop: StopRequest) -> FolderLock | None:
         if attempt.owner_is_alive:
             attempt = LockAttempt(folder.path)
         if not printed:
-            print(f"waiting: {busy_message(folder.path)}, or was when its host was lost", flush=True)
+            print(
+                f"waiting: {busy_message(folder.path)}; if its host was lost, its lock expires soon",
+                flush=True,
+            )
             printed = True
         time.sleep(_POLL_S)
     return None

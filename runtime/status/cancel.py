@@ -113,7 +113,7 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
     say(f"to resume from the latest checkpoints: {_resume_command(collector, cancelled)}")
     for other in snapshot.studies:
         if other.in_progress:
-            say(f"the study {other.name} {other.message}; to end it too: isoplan cancel with its budget")
+            say(f"the study {other.name} {other.message}; to cancel it too: isoplan cancel BUDGET")
 
 
 def _resume_command(collector: StatusCollector, cancelled: Cancelled) -> str:

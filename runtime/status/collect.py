@@ -191,7 +191,7 @@ class StatusCollector:
         other = next((one for one in above if (one / "plans" / name).exists() and one != here), None)
         if other is None:
             return ""
-        return f"{here} has no runs of {name}, {other} has; change to it: cd {shlex.quote(str(other))}"
+        return f"the runs of {name} are in {other}, not in {here}; change to that folder: cd {shlex.quote(str(other))}"
 
     def _continue_command(self, name: str) -> str:
         """The command that continues a study, with the target budget, or the one that its newest job was given."""
@@ -276,7 +276,7 @@ def _uses_slurm(plan: Plan, path: Path) -> bool:
 
 
 def _run_study(budget: Path | None) -> str:
-    file = "its budget" if budget is None else shlex.quote(str(budget))
+    file = "BUDGET" if budget is None else shlex.quote(str(budget))
     return f"run {file} --slurm --until-done"
 
 

@@ -79,7 +79,7 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
     """Train this rank's part of the run, resuming where it was; the exit status."""
     if folder.end() is not None:
         return OK
-    run, order = folder.run(), _choose_layout(folder.order(), rank_info)
+    run, order = folder.run(), _layout_for_ranks(folder.order(), rank_info)
     devices = order.execution.layout.devices
     if rank_info.rank >= devices:
         print(
@@ -178,8 +178,8 @@ def _train_steps(
             values = {"loss": loss, "gradient norm": grad_norm, "learning rate": lr}
             _fail_if_not_finite(logger, step, values)
         if reject_reason:
-            worker.optimizer.skip()
-            logger.incident("skipped_step", step, f"step {step} was rejected: {reject_reason}")
+            worker.optimizer.reject()
+            logger.incident("rejected_step", step, f"step {step} was rejected: {reject_reason}")
         else:
             worker.optimizer.apply(lr, grad_norm)
         logger.step(step, loss, grad_norm, lr, applied=not reject_reason)
@@ -223,7 +223,7 @@ def _train_steps(
     return OK
 
 
-def _choose_layout(order: Order, rank_info: RankInfo) -> Order:
+def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:
     """The order with the layout for this many ranks; RunError where even the smallest needs more."""
     layout = order.layout_for(rank_info.world_size)
     if layout is None:
@@ -243,16 +243,18 @@ def _check_run(run: RunSpec, order: Order, corpus: Corpus) -> None:
         problems.append("a run that branches off another run cannot be trained yet; write parent: null")
     problems += layout.problems(run.model, run.optim)
     if order.run != run.fingerprint():
-        problems.append(f"order.json is for run {order.run}, not {run.fingerprint()}; launch the run again")
+        problems.append(
+            f"order.json is for run {order.run}, not {run.fingerprint()}; rerun the command that started it"
+        )
     if corpus.digest != run.data.digest:
         problems.append(
             f"the corpus {run.data.corpus} has digest {corpus.digest}, but the run was planned on {run.data.digest}; "
-            "plan again"
+            "plan the budget again"
         )
     if corpus.spec.vocab > run.model.vocab:
         problems.append(
             f"the corpus has {corpus.spec.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
-            "plan again with a larger vocabulary"
+            "plan the budget again with a larger vocabulary"
         )
     if problems:
         raise RunError(problems[0])

@@ -148,7 +148,10 @@ def _find_damage(worker: RankWorker, path: Path) -> str | None:
     bad = next((name for name, ranks in reports if ranks), None)
     if bad is None:
         return None
-    return file_damage(path, manifest, bad) or f"{path / bad} cannot be read on every host"
+    return (
+        file_damage(path, manifest, bad)
+        or f"{path / bad} is intact on this host, but missing or damaged on another"
+    )
 
 
 def _is_usable(path: Path, run: RunSpec, skipped: Sequence[SkippedRange]) -> bool:

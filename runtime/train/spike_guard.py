@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from specs.spike_guard import SpikeGuardState, StepGuard
+from specs.spike_guard import SpikeGuardSpec, SpikeGuardState
 
 _NORMAL = 1.4826
 """Standard deviation of normal noise over its median absolute deviation (Rousseeuw & Croux, JASA 1993)."""
@@ -22,7 +22,7 @@ _LEAST_LOSS = 1e-12
 class SpikeGuard:
     """One run's guard; without a spec it rejects nothing."""
 
-    def __init__(self, spec: StepGuard | None, state: SpikeGuardState) -> None:
+    def __init__(self, spec: SpikeGuardSpec | None, state: SpikeGuardState) -> None:
         self._spec = spec
         self._losses = deque(state.losses, maxlen=spec.window_steps if spec else 0)
         self.rejected_in_a_row = state.rejected_in_a_row
@@ -58,7 +58,7 @@ class SpikeGuard:
         if height <= self._spec.spike_deviations:
             return ""
         last = f"the last {len(self._losses)} steps"
-        return f"loss spike, {loss:.4g} is {height:.3g} deviations above the median of {last}"
+        return f"loss spike: loss {loss:.4g} is {height:.3g} robust standard deviations above the median of {last}"
 
 
 def deviations(loss: float, before: Sequence[float] | deque[float]) -> float:

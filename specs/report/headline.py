@@ -87,7 +87,7 @@ def _objective_question(case: Case) -> str:
     match budget.objective:
         case Inference():
             served = count(budget.objective.served)
-            return f"Which model is cheapest to train with {given} on {text} and to serve {served} tokens?"
+            return f"Which model is cheapest to train with {given} on {text} and for inference on {served} tokens?"
         case FixedSize():
             size = count(budget.objective.params)
             return f"How good does a model of {size} parameters get with {given} on {text}?"

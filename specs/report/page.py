@@ -53,7 +53,7 @@ def _sections(case: Case) -> Iterator[Html]:
             "At the target’s compute, averaged over the forms, with 95 % intervals: a check on the plan’s size, which "
             "follows the minima of the isoFLOP profiles. N and N* are parameters in blocks."
         )
-        yield _section("Compute-optimal split", tables.best(case), note)
+        yield _section("Compute-optimal allocation", tables.best(case), note)
     note = f"The formulas behind the numbers, with their values for {formulas.shown_for(case).title}."
     yield _section("Formulas", formulas.formulas(case), note)
     yield _section(

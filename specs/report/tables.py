@@ -150,7 +150,7 @@ def target(planned: PlannedRun) -> Html:
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
             ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
-            ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warm-up steps; {drops}"),
+            ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warmup steps; {drops}"),
             ("steps", f"{optim.steps:,}"),
             ("precision", f"{run.precision}, seed {run.seed}"),
             (

@@ -14,7 +14,7 @@ from runtime.doctor.cluster import examine
 from runtime.doctor.slurm_preflight import preflight
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import full_shape
+from runtime.slurm.sbatch_script import full_shape
 from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster as ClusterSpec
 from specs.document.files import load
@@ -125,22 +125,30 @@ def test_tasks_that_cannot_start_are_named_with_what_they_printed(client: Cluste
 def test_what_cannot_run_is_named_with_its_line(client: Cluster, tmp_path: Path) -> None:
     assert wrong(tmp_path, CLUSTER) == []
     for was, becomes, says in (
-        ("memory: 2 GB", "partition: mian", "14:14: there is no partition mian here; write main"),
+        (
+            "memory: 2 GB",
+            "partition: mian",
+            "14:14: the site has no partition mian; write slurm.partition: main",
+        ),
         (
             "memory: 2 GB",
             "gres: gpu:h100",
-            "14:9: the file requests gpu:h100:2 on each of 2 nodes, and 0 of the 4 nodes",
+            "14:9: jobs request gpu:h100:2 on each of 2 nodes, but only 0 of the 4 nodes",
         ),
         ("memory: 2 GB", "{partition: short, time_limit: 20 min}", "the partition short allows 10 min 0 s"),
-        ("memory: 2 GB", "qos: none", "14:8: there is no qos none here; write one of normal"),
-        ("memory: 2 GB", "account: none", "14:12: the user root has no account none here; write one of root"),
-        ("memory: 2 GB", "reservation: none", "14:16: there is no reservation none now; remove it"),
+        ("memory: 2 GB", "qos: none", "14:8: the site has no qos none; set slurm.qos to one of normal"),
+        (
+            "memory: 2 GB",
+            "account: none",
+            "14:12: the user root has no account none at this site; set slurm.account to one of root",
+        ),
+        ("memory: 2 GB", "reservation: none", "14:16: the site has no reservation none; remove slurm.reservation"),
         ("memory: 2 GB", "extra: {nice-not: 3}", "SLURM refuses the job: "),
         ("memory: 2 GB", "constraint: a&b", "14:15: SLURM refuses the job: Invalid feature specification"),
         (
             "devices: 4",
             "devices: 12",
-            "6:10: 12 devices need 6 nodes with 2 each, and the partition main has 4 nodes; write 8",
+            "6:10: 12 devices need 6 nodes with 2 each, but the partition main has 4 nodes; write devices: 8",
         ),
     ):
         text = (
@@ -156,7 +164,7 @@ def test_what_cannot_run_is_not_queued(client: Cluster, tmp_path: Path) -> None:
     (tmp_path / "ours.yaml").write_text(CLUSTER.replace("memory: 2 GB", "qos: none"))
     done = isoplan(tmp_path, "doctor", "--slurm", "--cluster", "ours.yaml")
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("14:8: there is no qos none here; write one of normal") == 1
+    assert done.stdout.count("14:8: the site has no qos none; set slurm.qos to one of normal") == 1
     assert done.stdout.splitlines()[-1].startswith("no job was queued and no cluster file was written, ")
     assert [path.name for path in tmp_path.iterdir()] == ["ours.yaml"]
     assert client.run("squeue", "--noheader") == ""
@@ -181,7 +189,10 @@ def test_variables_that_a_job_left_behind(
     for name in ("RANK", "SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "SLURM_TIME_FORMAT", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "7")
     said = wrong(tmp_path, CLUSTER)
-    assert "variables of a job are set: CUDA_VISIBLE_DEVICES, RANK, SLURM_JOB_ID; start" in said[0]
+    assert (
+        "environment variables of a launcher or job are set: CUDA_VISIBLE_DEVICES, RANK, SLURM_JOB_ID; start"
+        in said[0]
+    )
     assert said[1].startswith("variables override the cluster file's options for sbatch: SBATCH_PARTITION;")
     monkeypatch.delenv("SBATCH_PARTITION")
     job = client.submit("--wrap", "srun sleep 600")

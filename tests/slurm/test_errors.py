@@ -25,7 +25,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         execution(),
         "partition: |nope",
         "invalid partition specified: nope",
-        "correct slurm.partition here, or ask the cluster's administrators",
+        "correct slurm.partition in this file, or ask the cluster's administrators",
     ),
     "account": (
         ("partition: main", "account: nope"),
@@ -64,7 +64,13 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         "slurm.time_limit",
     ),
     "memory": (("memory: 100 GB",), execution(), "memory: |100 GB", "Memory specification", "slurm.memory"),
-    "nodes": ((), execution(dp=16), "devices: |16", "Node count", "correct devices here and plan again"),
+    "nodes": (
+        (),
+        execution(dp=16),
+        "devices: |16",
+        "Node count",
+        "correct devices in this file and plan the budget again",
+    ),
     "CPUs": ((), execution(threads=9), "devices_per_node: |2", "CPU count per node", "devices_per_node"),
     "CPUs for a GPU": (
         ("cpus_per_device: 64",),
@@ -180,7 +186,7 @@ def test_a_study_that_could_not_go_on_by_itself_does_not_begin(desk: Desk, field
     text = desk.says(f"{field}: nope")
     place = f"lab.yaml:{place_of(text, f'{field}: |nope')}"
     done = desk.run("budget.yaml", "--slurm", "--until-done")
-    refused(done, place, "invalid partition specified: nope", f"correct slurm.{field} here")
+    refused(done, place, "invalid partition specified: nope", f"correct slurm.{field} in this file")
     assert (desk.queued(), desk.written()) == ([], {})
     assert not (desk.folder / "plans").exists()
 

@@ -78,7 +78,7 @@ def test_a_failed_pilot_is_named_and_repeated_alone(cluster: Cluster, tmp_path: 
 
     [failed] = ask(retry_failed=False).outcomes
     assert (failed.job.title, failed.state) == (f"pilot {BROKEN}", "failed")
-    assert failed.message.startswith(f"job {job}_{BROKEN} ended as FAILED: Killed (rank 0 on node")
+    assert failed.message.startswith(f"job {job}_{BROKEN} ended in state FAILED: Killed (rank 0 on node")
 
     broken.unlink()
     [repeated] = ask(retry_failed=True).outcomes

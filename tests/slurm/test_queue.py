@@ -243,7 +243,7 @@ def test_a_dry_run_shows_the_very_scripts_and_queues_nothing(desk: Desk, data: C
     shown, plain = desk.run(path, "--slurm", "--dry-run"), desk.run(path, "--slurm", "--dry-run", "--json")
     assert (shown.code, plain.code) == (0, 0), shown.err + plain.err
     assert (sorted(desk.folder.rglob("*")), desk.queued()) == (before, [])
-    assert "9 runs to queue, 0 already queued or running, 0 finished." in shown.out
+    assert "9 runs to queue, 0 already pending or running, 0 finished." in shown.out
     assert "Nothing was queued." in shown.out
     assert desk.run(path, "--slurm").code == 0
     scripts = json.loads(plain.out)["scripts"]
@@ -265,7 +265,7 @@ def test_a_dry_run_shows_the_very_scripts_and_queues_nothing(desk: Desk, data: C
         assert script.replace(made.name, name) in shown.out
     again = desk.run(path, "--slurm", "--dry-run")
     assert "#!/bin/bash" not in again.out
-    assert "0 runs to queue, 9 already queued or running, 0 finished." in again.out
+    assert "0 runs to queue, 9 already pending or running, 0 finished." in again.out
 
 
 def test_a_dry_run_of_a_budget(desk: Desk) -> None:
@@ -343,5 +343,5 @@ def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: C
     desk.says("partition: main", devices=2)
     refused = desk.run(path, "--slurm")
     assert refused.code == 2
-    assert "was planned for 4 devices, and this cluster has 2; restore the file" in refused.err
+    assert "was planned for 4 devices, but this cluster has 2; restore the file" in refused.err
     assert desk.queued() == []

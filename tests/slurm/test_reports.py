@@ -69,7 +69,7 @@ def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
     said = wrong(Reports.read(tmp_path, "7", ORDER, ("node1", "node2")))
     assert said[0].startswith("rank 2 on node2 did not report; last output: python: not found")
     assert said[1] == "rank 1 on node1 did not report; srun: Killed"
-    assert said[2].startswith("rank 0 on node1 failed in the rendezvous (60 s) or in the measurement; ")
+    assert said[2].startswith("rank 0 on node1 failed in the rendezvous (timeout 60 s) or benchmark; ")
     assert "RuntimeError: no such network" in said[2]
     assert len(said) == 3
 

@@ -15,7 +15,7 @@ from runtime.doctor.local import Finding
 from runtime.doctor.slurm_limits import limit_findings
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm.client import parse_fields
-from runtime.slurm.sbatch import full_shape
+from runtime.slurm.sbatch_script import full_shape
 from runtime.slurm.site import SlurmSite, seconds_of
 from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster
@@ -116,22 +116,32 @@ def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "becomes", "line", "says"),
     [
-        ("memory: 2 GB", "partition: shrt", 14, "there is no partition shrt here; write short"),
-        ("memory: 2 GB", "planning_partition: cpu", 14, "there is no partition cpu here; write one of short"),
+        (
+            "memory: 2 GB",
+            "partition: shrt",
+            14,
+            "the site has no partition shrt; write slurm.partition: short",
+        ),
+        (
+            "memory: 2 GB",
+            "planning_partition: cpu",
+            14,
+            "the site has no partition cpu; set slurm.planning_partition to one of short",
+        ),
         (
             "memory: 2 GB",
             "time_limit: 25 h",
             14,
-            "and the partition short allows 1 d 0 h; write 1450 min or less",
+            "but the partition short allows only 1 d 0 h; write slurm.time_limit: 1450 min or less",
         ),
         ("memory: 2 GB", "memory: 9 GB", 14, "and 0 of the 4 nodes of short have that (at most 4.19 GB)"),
-        ("memory: 2 GB", "constraint: h100", 14, "the file requests the feature h100 on each of 2 nodes"),
+        ("memory: 2 GB", "constraint: h100", 14, "jobs request the feature h100 on each of 2 nodes"),
         ("memory: 2 GB", "gres: gpu:h100", 14, "0 of the 4 nodes of short have that (they have gpu:2)"),
         (
             "devices: 4",
             "devices: 6",
             6,
-            "6 devices need 3 nodes, and the partition short allows 2 per job; write 4",
+            "6 devices need 3 nodes, but the partition short allows only 2 per job; write devices: 4",
         ),
         ("devices: 4\ndevices_per_node: 2", "devices: 8\ndevices_per_node: 8", 7, "8 CPUs on each of 1 node"),
     ],
@@ -149,7 +159,10 @@ def test_what_the_site_has_not_is_named_with_its_line(
 def test_more_nodes_than_there_are(tmp_path: Path) -> None:
     few = site(PARTITION.replace("MaxNodes=2", "MaxNodes=UNLIMITED"), NODE)
     [said] = wrong(tmp_path, CLUSTER, few)
-    assert "4 devices need 2 nodes with 2 each, and the partition short has 1 node; write 2 or less" in said
+    assert (
+        "4 devices need 2 nodes with 2 each, but the partition short has 1 node; write devices: 2 or less"
+        in said
+    )
 
 
 def test_nodes_that_are_down_are_no_refusal(tmp_path: Path) -> None:
@@ -202,7 +215,7 @@ def test_whether_a_site_holds_runs_to_their_memory(
 def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:
     cancelled = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=GANG,CANCEL"))
     [one] = [one for one in found(tmp_path, CLUSTER, cancelled) if not one.ok]
-    assert one.remedy == "rerun what was cancelled"
+    assert one.remedy == "rerun the runs of preempted jobs; they resume from the latest checkpoints"
     queued = site(PARTITION.replace("PreemptMode=OFF", "PreemptMode=REQUEUE").replace("Grace", "Was"))
     assert wrong(tmp_path, CLUSTER, queued) == []
 
@@ -243,9 +256,10 @@ def test_nothing_is_queued_where_a_run_would_be_stopped(
         doctor_command(slurm=True, cluster=str(one.path), out=out)
     assert ended.value.exit_code == 1
     *_, last = said = capsys.readouterr().out.splitlines()
-    assert sum("there is no partition shrt here; write short" in line for line in said) == 1
+    assert sum("the site has no partition shrt; write slurm.partition: short" in line for line in said) == 1
     assert (
-        last == "no job was queued and no cluster file was written, since the failures above would stop a run"
+        last
+        == "no job was queued and no cluster file was written, since the failures above would prevent a run"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.yaml"]
 

@@ -132,12 +132,15 @@ def test_it_survives_the_end_of_its_time_without_a_warning(
 ) -> None:
     """Or with one that was too short to save in. SLURM never queues such a job again; its script does."""
     running = start(*LIMITED, pace_s=LONG_S, deaf=True)
-    cluster.until(lambda: len(running.starts) == 2, "it has been queued again", 240)
+    # Out of time, the job is TIMEOUT for a moment: as often as a busy machine needs.
+    cluster.until(lambda: running.folder.end() is not None, "it has been queued again until its end", 600)
     running.wait_for_end()
     assert outcome(running.folder) == undisturbed
-    [left] = running.incidents("interrupted")
-    assert "SIGTERM" in left.message
-    report(capsys, "the end of its time", running, left.time)
+    left = running.incidents("interrupted")
+    assert len(running.starts) >= 2
+    assert len(left) == len(running.starts) - 1
+    assert all("SIGTERM" in one.message for one in left)
+    report(capsys, "the end of its time", running, left[0].time)
 
 
 def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture) -> None:
@@ -255,7 +258,7 @@ def test_it_is_given_up_where_it_crashes_again_and_again(
     cluster.wait(running.job, "FAILED", timeout_s=240)
     crashes = running.incidents("crashed")
     assert "retry 1 of 1" in crashes[-2].message
-    assert "not retried after 2 failures without a checkpoint after step" in crashes[-1].message
+    assert "not retried, after 2 failures and no new checkpoint since step" in crashes[-1].message
     [outcome_] = running.queue(retry_failed=False).outcomes
     assert outcome_.state == "failed"
     assert crashes[-1].message in outcome_.message

@@ -280,7 +280,7 @@ BUDGETS: dict[str, tuple[str | bytes, str, str, str]] = {
     "pilots without text": (
         budget("installed, packages: [numpy]", "declared, describe: x, unique: 2T tokens"),
         "8:3",
-        "pilots train on real text, but data.text is only declared",
+        "pilots train on real text, but data.text names no files (source: declared)",
         "write source: files",
     ),
     # not the document that is wanted
@@ -429,7 +429,7 @@ RUNS: dict[str, tuple[str, str, str, str]] = {
         "[5, 95, 90, 100]",
         "strictly increasing",
     ),
-    "warm-up without end": (
+    "warmup without end": (
         run_json('"warmup_steps": 5', '"warmup_steps": 80'),
         "20:11",
         "must increase",
@@ -512,7 +512,7 @@ def test_a_plan_edited_after_sealing(tmp_path: Path) -> None:
     assert path.read_text() != text
     message = refusal(lambda: load(path, Plan))
     assert message.startswith(f"{path}:2:1: the plan was changed after it was sealed")
-    assert message.endswith("; restore the file, or plan again elsewhere")
+    assert message.endswith("; restore the file, or plan the budget again under another name")
     path.write_text(text + "# a comment changes nothing\n")
     assert load(path, Plan) == samples.plan()
 
@@ -909,6 +909,6 @@ def test_a_sealed_plan_of_another_budget_is_not_taken_for_this_one(tmp_path: Pat
     refused(
         call("plan", "b.yaml", folder=tmp_path),
         "b.yaml:2:7: ",
-        "is the plan of another budget with this name; ",
+        "was planned from a different budget of the same name; ",
     )
     assert (tmp_path / "plans" / "small" / "plan.target.yaml").read_bytes() == sealed

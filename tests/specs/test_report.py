@@ -352,7 +352,7 @@ def test_every_section_of_an_audited_target() -> None:
         "Learning-rate check",
         "The target run",
         "Loss-law forms compared",
-        "Compute-optimal split",
+        "Compute-optimal allocation",
         "Formulas",
         "Runs",
         "Cost",

@@ -145,7 +145,7 @@ def test_shapes_that_cannot_be(changes: dict[str, Any], what: str) -> None:
 
 
 def test_the_multi_step_schedule_of_the_paper() -> None:
-    """Section 2.3: warm-up over 2000 steps, then the maximum, 31.6 % of it after 80 % and 10 % after 90 %."""
+    """Section 2.3: warmup over 2000 steps, then the maximum, 31.6 % of it after 80 % and 10 % after 90 %."""
     warmup, milestones = multi_step(100_000, 2000)
     spec = samples.optim(steps=100_000, peak_lr=4.2e-4, warmup_steps=warmup, milestones=milestones)
     shares = {

@@ -77,7 +77,7 @@ def make_plan(phase: Phase = "target", **changes: Any) -> Plan:
     """A sealed plan: the ladder, the target with its fit and forecast, or a target from a published law."""
     runs = pilots() if phase == "pilots" else (target(),)
     no_pilots = NoForecast(
-        reason="17 of 17 pilots are not audited yet; run this plan, audit it, and plan the budget again"
+        reason="17 of 17 pilots are not audited yet; run and audit this plan, then plan the budget again"
     )
     no_loss = NoForecast(
         reason="the law deepseek gives no loss coefficients; a forecast of the loss needs pilots on your own data "
@@ -503,7 +503,10 @@ def _verdict(
     if finished < 1:
         return "cannot tell", f"{len(plan.runs)} of {len(plan.runs)} runs are not finished"
     if plan.phase == "pilots":
-        return "inside", f"all {len(plan.runs)} runs are accepted; plan again for the target"
+        return (
+            "inside",
+            f"all {len(plan.runs)} runs are accepted; plan the budget again to get the target run",
+        )
     if not isinstance(plan.forecast, Forecast) or last.loss is None:
         return "cannot tell", "there is no forecast"
     band = plan.forecast.loss

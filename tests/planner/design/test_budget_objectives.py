@@ -169,14 +169,14 @@ def test_both_ways_of_saying_the_inference_optimum_agree() -> None:
 
 
 def test_serving_makes_the_model_smaller_and_training_takes_the_budget(tmp_path: Path) -> None:
-    """10T served tokens at 1e24 FLOP: less than half the size of the optimum, and a note with what it saves."""
+    """10T inference tokens at 1e24 FLOP: less than half the size of the optimum, and a note with what it saves."""
     text = budget(rest_on(LOSS), ("unique: 2T", "unique: 20T"))
     plain = target(tmp_path, text.replace("law: deepseek, loss", "law: deepseek, hyper: deepseek, loss"))
     plan = planned(tmp_path, text + "objective: {kind: inference, served: 10T tokens}\n")
     run = plan.runs[0].run
     assert run.compute_flop == pytest.approx(1e24, rel=0.01)
     assert run.model.params < 0.5 * plain.run.model.params
-    assert any(note.startswith("with 10T served tokens, training and serving take") for note in plan.notes)
+    assert any(note.startswith("training and inference on 10T tokens take") for note in plan.notes)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_batch_of_the_budgets_own_is_kept(tmp_path: Path) -> None:
     plan = planned(tmp_path, FRONTIER + f"batch: {4608 * 4096} tokens\n")
     assert plan.runs[0].run.optim.batch_sequences == 4608
     assert plan.runs[0].execution.layout.problems(plan.runs[0].run.model, plan.runs[0].run.optim) == []
-    assert any(note.startswith("the budget fixes the batch") for note in plan.notes)
+    assert any(note.startswith("the budget sets batch,") for note in plan.notes)
 
 
 # --- what is shipped ---
@@ -288,13 +288,13 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "pilots too far below the target": (
         LEDGERLESS.replace("share: 0.1", "share: 0.01, reach: 100"),
         4,
-        "times the compute of the largest pilot, and reach allows 100 times",
+        "times the compute of the largest pilot, but evidence.reach allows only 100 times",
         (r"write (share: [\d.]+)", "share: 0.01"),
     ),
     "too few tokens": (
         budget(("unique: 2T", "unique: 100B")),
         10,
-        "the run needs 1.52T tokens, 15.2 epochs over the 100B unique tokens, and the budget allows 4",
+        "the run needs 1.52T tokens, 15.2 epochs over the 100B unique tokens, but the budget allows only 4",
         (r"write (epochs: [\d.]+)", ""),
     ),
     "too few tokens, less compute": (
@@ -308,7 +308,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         .replace("unique: 2T", "unique: 20T")
         .replace("law: deepseek", "law: deepseek, reach: 2e5"),
         8,
-        "needs 101 GiB more than the 67.1 GiB that a plan may fill",
+        "needs 101 GiB more than the 67.1 GiB that a plan may use",
         (r"at most (\S+ FLOP)", "3e25 FLOP"),
     ),
     "a batch of no sequences": (
@@ -437,10 +437,10 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "a law without an allocation": (
         budget(rest_on("{kind: published, law: step-law}")),
         6,
-        "the law step-law has no allocation",
+        "the law step-law gives no compute-optimal allocation",
         (r"write (law: \S+ hyper: \S+)", "law: step-law"),
     ),
-    "pilots on text that is only declared": (
+    "pilots on declared text": (
         budget(rest_on("{kind: pilots, prior: deepseek, share: 0.1}")),
         10,
         "pilots train on real text",
@@ -509,7 +509,9 @@ def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
     monkeypatch.chdir(tmp_path)
     write_plan(Path("b.yaml"), None)
     Path("b.yaml").write_text(budget(spend("compute: 2e24 FLOP")))
-    with pytest.raises(DocumentError, match="sealed, and is the plan of another budget") as refused:
+    with pytest.raises(
+        DocumentError, match="sealed and was planned from a different budget of the same name"
+    ) as refused:
         write_plan(Path("b.yaml"), None)
     assert FRONTIER.splitlines()[refused.value.line - 1].startswith("name:")
 

@@ -46,5 +46,5 @@ def test_small_amounts_are_not_rounded_to_nothing() -> None:
 
 
 def test_the_best_split_is_shown_with_its_interval() -> None:
-    assert "optimal split  by these forms (95 % interval): M* " in printed(examples.make_plan())
-    assert "optimal split" not in printed(examples.make_plan("published"))
+    assert "compute-optimal allocation  by these forms (95 % interval): M* " in printed(examples.make_plan())
+    assert "compute-optimal allocation" not in printed(examples.make_plan("published"))

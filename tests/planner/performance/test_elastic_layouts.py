@@ -11,7 +11,12 @@ from planner.design.run_draft import DraftRequest, draft
 from planner.design.target_search import run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
 from planner.performance.layout_grid import grid_of
-from planner.performance.layout_search import LayoutProblem, NoLayoutError, UndividedBatchError, choose_layout
+from planner.performance.layout_search import (
+    LayoutProblem,
+    NoLayoutError,
+    UndividedBatchError,
+    fastest_by_closed_form,
+)
 from planner.performance.memory import memory_parts
 from planner.plan import make_plan
 from runtime.launch.jobs import from_plan
@@ -91,9 +96,12 @@ def test_the_frontier_run_is_halved_as_far_as_it_fits() -> None:
     spec = run.run
     for layout in run.fallback_layouts:
         batch = spec.optim.batch_sequences
-        assert layout == choose_layout(spec.model, FRONTIER.cluster, layout.devices, batch, "bf16").layout
+        assert (
+            layout
+            == fastest_by_closed_form(spec.model, FRONTIER.cluster, layout.devices, batch, "bf16").layout
+        )
     with pytest.raises(NoLayoutError):
-        choose_layout(spec.model, FRONTIER.cluster, 16, spec.optim.batch_sequences, "bf16")
+        fastest_by_closed_form(spec.model, FRONTIER.cluster, 16, spec.optim.batch_sequences, "bf16")
     assert make_plan(FRONTIER).canonical_json() == plan.canonical_json()
 
 

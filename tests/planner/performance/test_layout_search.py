@@ -14,8 +14,8 @@ from planner.performance.layout_search import (
     LayoutProblem,
     NoLayoutError,
     UndividedBatchError,
-    choose_layout,
     compare_layouts,
+    fastest_by_closed_form,
     rank_layouts,
 )
 from planner.performance.pipeline_simulator import PassTimes, Simulator, pipeline_end_s, timed_program
@@ -96,7 +96,7 @@ def test_the_67b_runs_at_the_papers_pace() -> None:
     """HAI-LLM trained it at about 924 tokens/s per H800 (300.6K GPU-hours per trillion tokens, arXiv 2405.04434): ours,
     with the best layout and without interruptions, is between that and a quarter more."""
     for devices in (512, 1024):
-        fit = choose_layout(SIXTY_SEVEN_B, H800, devices, 4608, "bf16")
+        fit = fastest_by_closed_form(SIXTY_SEVEN_B, H800, devices, 4608, "bf16")
         assert fit.step_s is not None
         assert 1 < 4608 * 4096 / fit.step_s / devices / 924 < 1.25
 
@@ -105,31 +105,34 @@ def test_nothing_fits_says_the_nearest_miss() -> None:
     """In bytes, with the layout; and a batch that nothing divides is another refusal."""
     with pytest.raises(
         NoLayoutError,
-        match=r"4 devices \(NVIDIA H800 SXM\) fits; the nearest \(dp 1 .*\) needs .* GiB more than the",
+        match=r"4 devices \(NVIDIA H800 SXM\) fits in memory; the closest \(dp 1 .*\) needs .* GiB more than the",
     ):
-        choose_layout(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
+        fastest_by_closed_form(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
     with pytest.raises(NoLayoutError, match="more than the"):
         compare_layouts(SIXTY_SEVEN_B, H800, 4, 4608, "bf16")
-    with pytest.raises(UndividedBatchError, match="no layout of 2048 devices divides 101 sequences"):
-        choose_layout(SIXTY_SEVEN_B, H800, 2048, 101, "bf16")
     with pytest.raises(
-        NoLayoutError, match=r"2 devices \(CPU core\) fits; the nearest .* needs .* more than"
+        UndividedBatchError,
+        match="of 2048 devices has a data-parallel size that divides the batch of 101 sequences",
     ):
-        choose_layout(SIXTY_SEVEN_B, LAPTOP, 2, 64, "bf16")
+        fastest_by_closed_form(SIXTY_SEVEN_B, H800, 2048, 101, "bf16")
+    with pytest.raises(
+        NoLayoutError, match=r"2 devices \(CPU core\) fits in memory; the closest .* needs .* more than"
+    ):
+        fastest_by_closed_form(SIXTY_SEVEN_B, LAPTOP, 2, 64, "bf16")
     with pytest.raises(NoLayoutError, match="a batch of 1 sequences is too small for 1024 devices"):
-        choose_layout(TINY, LAPTOP.model_copy(update={"devices_per_node": 1}), 1024, 1, "fp32")
+        fastest_by_closed_form(TINY, LAPTOP.model_copy(update={"devices_per_node": 1}), 1024, 1, "fp32")
 
 
 def test_a_plain_computer_takes_replicas_and_whole_micro_batches() -> None:
     """No seconds are claimed; one device is no special case."""
     for devices in (1, 2):
-        fit = choose_layout(TINY, LAPTOP, devices, 64, "fp32")
+        fit = fastest_by_closed_form(TINY, LAPTOP, devices, 64, "fp32")
         assert (fit.layout.dp, fit.layout.pp, fit.layout.tp) == (devices, 1, 1)
         assert fit.layout.micro_batch_sequences == 64 // devices
         assert fit.layout.recompute == "none"
         assert fit.step_s is None
     small = LAPTOP.device.model_copy(update={"memory": fit.memory_bytes / 0.9 * 0.8})
-    narrower = choose_layout(TINY, LAPTOP.model_copy(update={"device": small}), 2, 64, "fp32")
+    narrower = fastest_by_closed_form(TINY, LAPTOP.model_copy(update={"device": small}), 2, 64, "fp32")
     assert narrower.layout.micro_batch_sequences < 32
 
 

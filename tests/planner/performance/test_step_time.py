@@ -183,5 +183,5 @@ def test_the_papers_67b_is_cut_as_in_the_paper() -> None:
 
 
 def test_a_cluster_without_efficiencies_has_no_seconds() -> None:
-    with pytest.raises(ValueError, match="laptop gives no efficiency"):
+    with pytest.raises(ValueError, match="laptop has no efficiency"):
         step_time.cluster_rates(from_catalog(Cluster, "laptop", None), 4)

@@ -109,7 +109,7 @@ def test_a_plan_of_pilots_says_how_sure_its_ladder_should_make(workspace: Path) 
     assert plan.ladder is not None
     assert (plan.ladder.budgets, plan.ladder.sizes, plan.ladder.considered) == (3, 4, 1)
     (note,) = [one for one in plan.notes if one.startswith("expected 95 % interval of the target's loss: ±")]
-    assert f"±{100 * plan.ladder.paper_half_width:.1f} % with the paper's 8 x 10 ladder" in note
+    assert f"±{100 * plan.ladder.paper_half_width:.1f} % with DeepSeek LLM's ladder" in note
     budget = workspace / "demo.yaml"
     budget.write_text(budget.read_text().replace("budgets: 3, sizes: 4, spread: 1.3", "rates: []"))
     chosen = planned(workspace)
@@ -179,7 +179,7 @@ def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path)
     assert isinstance(plan.forecast, Forecast)
     assert plan.fit is not None
     assert plan.fit.held_out_error is None
-    assert "% by its prior, as no budget could be held out" in plan.forecast.basis
+    assert "% (its prior, as no budget could be held out)" in plan.forecast.basis
     assert "held-out budgets showed" not in plan.forecast.basis
 
 

@@ -15,7 +15,7 @@ from planner.scaling.model_averaging import (
     chosen_form,
     compare_forms,
     fit_mixture,
-    forecast,
+    forecast_loss,
 )
 from planner.scaling.posterior import Points, points, posterior
 from tests.support.needs import shared
@@ -53,7 +53,7 @@ def _ladder(
 
 
 def _forecast(runs: Points, size: float, tokens: float, draws: int = 2000, seed: int = 0) -> MixtureForecast:
-    return forecast(fit_mixture(runs, draws=draws, seed=seed), size, tokens)
+    return forecast_loss(fit_mixture(runs, draws=draws, seed=seed), size, tokens)
 
 
 def _sweep() -> Points:
@@ -200,7 +200,7 @@ def test_the_measured_sweep_lies_inside_up_to_ten_times_beyond(
     there = np.flatnonzero(np.abs(sweep.flop / target - 1) < 0.01)
     planned = np.log(best_split(evidence, target)["size"].median)
     run = there[np.argmin(np.abs(np.log(sweep.size[there]) - planned))]
-    told = forecast(evidence, sweep.size[run], sweep.tokens[run])
+    told = forecast_loss(evidence, sweep.size[run], sweep.tokens[run])
     assert told.low_95 < sweep.loss[run] < told.high_95
 
 
@@ -209,7 +209,7 @@ def test_a_band_widens_with_distance_and_noise() -> None:
     calm, noisy = (fit_mixture(_ladder(form, params, noise=noise), draws=1000) for noise in (0.003, 0.03))
 
     def width(evidence: Mixture, flop: float) -> float:
-        told = forecast(evidence, *_target(form, params, flop))
+        told = forecast_loss(evidence, *_target(form, params, flop))
         return float(np.log(told.high_95 / told.low_95))
 
     assert width(calm, 3e12) < width(calm, 1e13) < width(calm, 1e14)
@@ -220,7 +220,9 @@ def test_more_budget_never_gives_a_worse_forecast() -> None:
     form, params = _pilot_surface()
     evidence = fit_mixture(_ladder(form, params), draws=1000)
     splits = [best_split(evidence, flop) for flop in np.geomspace(1e12, 1e15, 7)]
-    medians = [forecast(evidence, split["size"].median, split["tokens"].median).median for split in splits]
+    medians = [
+        forecast_loss(evidence, split["size"].median, split["tokens"].median).median for split in splits
+    ]
     assert medians == sorted(medians, reverse=True)
     assert all(a["size"].median < b["size"].median for a, b in pairwise(splits))
 

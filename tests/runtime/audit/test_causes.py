@@ -106,7 +106,7 @@ def test_clipping_counts_against_the_pilots() -> None:
     metrics = lines(grad_norm=2.0)
     found = causes(miss(SOUND, metrics=metrics))
     assert (
-        "learning rate: 100% of the steps after the warm-up were clipped, of the pilots' at most 30%" in found
+        "learning rate: 100% of the gradients after warmup were clipped, in the pilots at most 30%" in found
     )
     assert not any("clipped" in one for one in causes(miss(SOUND, metrics=metrics, clipped_pilots=(1.0,))))
     assert not any("clipped" in one for one in causes(miss(SOUND, metrics=metrics, clipped_pilots=())))
@@ -118,7 +118,7 @@ def test_spikes() -> None:
     odd = dict.fromkeys(range(500, 6000, 500), 7.0)
     assert not any("loss spike" in one for one in causes(miss(SOUND, metrics=lines(losses=odd))))
     high = dict.fromkeys([*range(3000, 3060), *range(4000, 4060)], 4.0)
-    assert "learning rate: 2 loss spikes after the warm-up, above 1.25 times the loss before" in causes(
+    assert "learning rate: 2 loss spikes after warmup, above 1.25 times the loss before" in causes(
         miss(SOUND, metrics=lines(losses=high))
     )
 
@@ -183,13 +183,14 @@ def test_throughput_and_plain_restarts_come_last_as_no_explanation() -> None:
     found = causes(miss(run=run))
     assert (
         found[-2]
-        == "interruptions: restarted 2 times; runs resume bit for bit, so this does not explain the loss"
+        == "interruptions: restarted 2 times; resuming is bitwise identical, so this does not explain the loss"
     )
     assert found[-1].startswith("throughput: 1e+03 tokens/s, planned ")
     other = examples.ENVIRONMENT.model_copy(update={"host": "elsewhere"})
     run = run.model_copy(update={"environments": (examples.ENVIRONMENT, other)})
     assert any(
-        "in 2 different environments, which may round differently" in one for one in causes(miss(run=run))
+        "in 2 different environments, between which floating-point rounding may differ" in one
+        for one in causes(miss(run=run))
     )
     two = (samples.layout(dp=2), samples.layout(dp=1))
     run = run.model_copy(update={"layouts": two})

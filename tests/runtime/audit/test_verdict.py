@@ -412,7 +412,7 @@ def test_pilots_enter_the_ledger_in_the_plans_order(workspace: Path, plan: Plan)
     audit = audited(workspace, pilots)
     assert (audit.verdict, audit.reason) == (
         "inside",
-        "all 3 runs are accepted; plan again for the target",
+        "all 3 runs are accepted; plan the budget again to get the target run",
     )
     assert [record.run.seed for record in ledger(workspace)] == [3, 1, 2]
     before = (workspace / "plans" / "ledger.jsonl").read_bytes()
@@ -468,7 +468,7 @@ def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> N
     audit = audited(workspace, plan)
     assert audit.verdict == "outside"
     assert audit.causes[0] == (
-        "learning rate: 100% of the steps after the warm-up were clipped, of the pilots' at most 0%"
+        "learning rate: 100% of the gradients after warmup were clipped, in the pilots at most 0%"
     )
     assert audit.causes[-1].startswith("throughput: 4e+03 tokens/s, planned 1e+04")
 
@@ -589,7 +589,7 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     assert "1 of 1 runs accepted" in said
     assert "3.1739" in said, "bits per byte"
     assert "alarm  target 0: outside_band at step 40: held-out loss [red] is above" in said
-    assert "curve  0% of the points are inside the 95 % band" in said
+    assert "curve  0% of the loss curve's points are inside the 95 % band" in said
     assert "outside  final held-out loss 2.2000 nats/token, +10.00%" in said
     assert f"report  {path.with_name('audit.html')}" in said
     assert duration(plan.runs[0].cost.hours * 3600) in said, "planned"

@@ -211,7 +211,9 @@ def test_the_newest_always_stays(
 ) -> None:
     kept = Retention(newest=newest, period_steps=every, best=best).kept(losses)
     assert set(sorted(losses)[-newest:]) <= kept <= set(losses)
-    assert len(kept) + 1 <= Retention(newest=newest, period_steps=every, best=best).max_checkpoints(max(losses))
+    assert len(kept) + 1 <= Retention(newest=newest, period_steps=every, best=best).max_checkpoints(
+        max(losses)
+    )
     measured = [loss for loss in losses.values() if loss is not None]
     if best and measured:
         assert min(measured) in {losses[step] for step in kept}

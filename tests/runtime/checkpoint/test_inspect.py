@@ -89,7 +89,7 @@ def test_what_is_damaged_is_found_and_pruned(home: Path) -> None:
     pruned = isoplan(home, "checkpoints", folder.path, "--prune")
     assert pruned.returncode == 0, pruned.stderr
     assert pruned.stdout.count("removed ") == 2
-    assert "run again to repeat the last steps" in pruned.stdout
+    assert "rerun to repeat the last steps" in pruned.stdout
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step-00000064"]
     assert folder.end() is None
     metrics = folder.metrics_jsonl.read_bytes()

@@ -147,15 +147,21 @@ def test_a_dry_run_shows_what_this_machine_lacks(home: Path) -> None:
     assert head.split()[:3] == ["run", "state", "devices"]
     assert len(rows) == 2
     assert last == (
-        "This cannot run here: it needs 2 GPUs; available here: 0; "
-        "its text is only declared, so there is no corpus to train on. Nothing was started."
+        "These runs cannot start on this machine: the run needs 2 GPUs; available on this machine: 0; "
+        "data.text of the budget names no files (source: declared), so there is no corpus to train on. "
+        "Nothing was started."
     )
     listed = isoplan(home, "run", path, "--dry-run", "--json", CUDA_VISIBLE_DEVICES="")
     assert len(json.loads(listed.stdout)["missing"]) == 2
     refused = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(refused, "needs 2 GPUs", "run on a machine with 2, or plan again for a cluster without GPUs")
     one_line(
-        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"), "plan again for a cluster of at most 1 GPU"
+        refused,
+        "needs 2 GPUs",
+        "run on a machine with 2, or plan the budget again for a cluster without GPUs",
+    )
+    one_line(
+        isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="0"),
+        "plan the budget again for a cluster of at most 1 GPU",
     )
     asked = isoplan(home, "run", path, "--devices", "1", CUDA_VISIBLE_DEVICES="0,1")
     one_line(asked, "omit --devices, or give at least 2")
@@ -169,7 +175,7 @@ def test_an_audit_that_was_asked_too_early_is_to_be_done_again(home: Path) -> No
     steps = json.loads(isoplan(home, "run", "budget.yaml", "--dry-run", "--json").stdout)["steps"]
     assert [step["state"] for step in steps[2:]] == [
         "0 of 1 runs are finished",
-        "to be repeated: it cannot tell yet",
+        "to be repeated: no verdict yet",
     ]
     verdict = plan.parent / "audit.target.json"
     verdict.write_text(verdict.read_text().replace('"cannot tell"', '"inside"'))
@@ -210,7 +216,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(home: Path) -
         ({"pp": 9}, ["9 pipeline stages are more than the"]),
         ({"tp": 3}, ["heads", "not a multiple of tp 3"]),
         ({"micro_batch_sequences": 3}, ["2 sequences is not a multiple"]),
-        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores; available here: 1"]),
+        ({"dp": 2, "micro_batch_sequences": 1}, ["needs 2 CPU cores; available on this machine: 1"]),
     ],
 )
 def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
@@ -229,13 +235,13 @@ def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
     path = tiny_plan(home, tiny_run(home), execution=execution)
     done = isoplan(home, "run", path, CUDA_VISIBLE_DEVICES="")
-    one_line(done, "needs 1 GPU; available here: 0")
+    one_line(done, "needs 1 GPU; available on this machine: 0")
 
 
 def test_data_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
     declared = tiny_run(home, data=CorpusRef(corpus="0" * 16, digest=None))
     path = tiny_plan(home, declared)
-    one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "only declared", "isoplan data BUDGET")
+    one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "source: declared", "isoplan data BUDGET")
     path = tiny_plan(home, tiny_run(home))
     shutil.rmtree(home / "data")
     one_line(isoplan(home, "run", path), "plan.pilots.yaml:", "is missing", f"isoplan data {path}")
@@ -245,7 +251,7 @@ def test_data_that_changed_since_it_was_planned_is_refused(home: Path) -> None:
     data = tiny_run(home).data
     changed = data.model_copy(update={"digest": "1" * 64})
     path = tiny_plan(home, tiny_run(home, data=changed))
-    one_line(isoplan(home, "run", path), "it was planned on corpus", "1" * 16, str(data.digest)[:16])
+    one_line(isoplan(home, "run", path), "the run was planned on corpus", "1" * 16, str(data.digest)[:16])
 
 
 def test_a_declared_text_can_be_planned_for_not_run(home: Path) -> None:
@@ -253,7 +259,7 @@ def test_a_declared_text_can_be_planned_for_not_run(home: Path) -> None:
     budget = home / "declared.yaml"
     budget.write_text(BUDGET.replace("text: {source: files, paths: [text.jsonl]}\n", text))
     for verb in ("data", "run"):
-        one_line(isoplan(home, verb, budget), "declared.yaml:8:", "only declared", "source: files")
+        one_line(isoplan(home, verb, budget), "declared.yaml:8:", "source: declared", "source: files")
 
 
 def test_text_that_is_not_there_is_refused_at_the_budgets_own_line(home: Path) -> None:

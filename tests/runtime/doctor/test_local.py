@@ -138,7 +138,7 @@ def test_the_file_that_is_written_can_be_planned_with(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr  # for the variables
     told = json.loads(done.stdout)
     (wrong,) = (one for one in told["findings"] if not one["ok"])
-    assert wrong["message"] == "variables of a job are set: RANK, SLURM_JOB_ID"
+    assert wrong["message"] == "environment variables of a launcher or job are set: RANK, SLURM_JOB_ID"
     cluster = load(tmp_path / told["file"], Cluster)
     assert cluster.device.peak_fp32 == pytest.approx(told["rates"]["device"]["fp32_flop_per_s"], rel=0.01)
     assert cluster.devices == len(os.sched_getaffinity(0))

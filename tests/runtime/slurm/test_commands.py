@@ -63,8 +63,8 @@ def test_without_slurm_a_dry_run_shows_the_scripts(desk: Desk, data: CorpusRef) 
     run = desk.run_folder(tiny_run(data, seed=2)).path
     assert f"  pilot 2: Task(folder='{run}')\n" in shown.out
     assert shown.out.endswith(
-        "SLURM is not installed here: jobs that are already queued are unknown, and arrays have at most 1001 jobs, "
-        "SLURM's default.\n3 runs to queue, 0 already queued or running, 0 finished.\nNothing was queued.\n"
+        "SLURM is not installed here: pending and running jobs are unknown, and arrays have at most 1001 jobs, "
+        "SLURM's default.\n3 runs to queue, 0 already pending or running, 0 finished.\nNothing was queued.\n"
     )
     plain = desk.run(path, "--slurm", "--dry-run", "--json")
     scripts = json.loads(plain.out)["scripts"]
@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_would_be_refused(desk: Desk, data: CorpusRef) -> No
     (desk.folder / "data").unlink()
     shown = desk.run(path, "--slurm", "--dry-run")
     assert shown.code == 0, shown.err
-    assert f"This would be refused: its corpus data/{data.corpus} is missing.\n" in shown.out
+    assert f"These runs could not start: the run's corpus data/{data.corpus} is missing.\n" in shown.out
 
 
 @pytest.mark.parametrize("words", [["--slurm"], ["--slurm", "--dry-run"]])

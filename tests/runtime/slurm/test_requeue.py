@@ -108,7 +108,7 @@ def test_a_run_that_stops_without_a_checkpoint_is_not_retried_for_ever(
         decided.append(place.decides(140 if printed else 0, printed))
     assert decided == [REQUEUE, REQUEUE, DO_NOT_REQUEUE]
     assert place.said[0].endswith("retry 1 of 2, from step 50")
-    assert place.said[-1].endswith("not retried after 3 failures without a checkpoint after step 50")
+    assert place.said[-1].endswith("not retried, after 3 failures and no new checkpoint since step 50")
 
 
 def test_crashes_are_counted_since_the_newest_checkpoint(place: Place) -> None:

@@ -235,10 +235,10 @@ def test_a_run_in_the_queue(home: Path) -> None:
 def test_a_job_that_ended_before_its_run(home: Path) -> None:
     folder = target(home)
     run = looked(home, with_slurm(folder, ended=EndedJob("TIMEOUT", "0:0", "")))
-    assert (run.state, run.end_reason) == ("stopped", "job 12 ended as TIMEOUT")
+    assert (run.state, run.end_reason) == ("stopped", "job 12 ended in state TIMEOUT")
     started(folder, job="12, restart 0, on node1")
     run = looked(home, with_slurm(folder, ended=EndedJob("FAILED", "1:0", "node1")))
-    assert (run.state, run.end_reason) == ("failed", "job 12 ended as FAILED")
+    assert (run.state, run.end_reason) == ("failed", "job 12 ended in state FAILED")
     said(folder, "crashed", "given up")
     assert looked(home, with_slurm(folder)).end_reason == "job 12 ended: given up"
     # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
@@ -328,14 +328,14 @@ STUDY = StudyState(
          ("continues automatically, waiting for 1 job", "job 12, pending, Dependency")),
         (STUDY, JobStates(studies={"small-study-0a0b0c": live("PENDING", "JobHeldUser")}), "held",
          ("its job is held (JobHeldUser)", "scontrol release 12")),
-        (STUDY, JobStates(), "lost", ("SLURM no longer has its job", "run its budget --slurm --until-done")),
+        (STUDY, JobStates(), "lost", ("SLURM no longer has its job", "run BUDGET --slurm --until-done")),
         (STUDY, JobStates(cancelled={"small-study-0a0b0c"}), "cancelled",
-         ("cancelled; continue with: run its budget --slurm --until-done",)),
+         ("cancelled; continue with: run BUDGET --slurm --until-done",)),
         (StudyState(state="cancelled", message="cancelled while waiting"), JobStates(), "cancelled",
-         ("cancelled; continue with: run its budget --slurm --until-done",)),
+         ("cancelled; continue with: run BUDGET --slurm --until-done",)),
         (STUDY, JobStates(problem="no answer"), "waiting", ("as of the last answer from SLURM",)),
         (StudyState(state="stopped", message="target: 1 run failed"), JobStates(), "stopped",
-         ("target: 1 run failed", "run its budget --slurm --until-done")),
+         ("target: 1 run failed", "run BUDGET --slurm --until-done")),
         (StudyState(state="done", message="inside: 1.2"), JobStates(), "done", ("plans/small/audit.html",)),
     ],
 )  # fmt: skip
@@ -391,7 +391,7 @@ def test_a_study_of_another_folder_is_not_looked_for_here(
     plan = load(home / "plans" / "small" / "plan.target.yaml", Plan)
     write_yaml(home / "small.yaml", plan.budget)
     other = tmp_path_factory.mktemp("other")
-    line = f"{other} has no runs of small, {home} has; change to it: cd {home}"
+    line = f"the runs of small are in {home}, not in {other}; change to that folder: cd {home}"
     for asked in ("small.yaml", "plans/small/plan.target.yaml"):
         shown = isoplan(other, "status", home / asked)
         assert line in shown.stdout.splitlines()

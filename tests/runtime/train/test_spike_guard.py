@@ -18,10 +18,10 @@ from specs.data import CorpusRef
 from specs.exit_codes import NO_RETRY, OK
 from specs.record import Incident, Rollback, SkippedRange, Start
 from specs.run import RunSpec
-from specs.spike_guard import SpikeGuardState, StepGuard
+from specs.spike_guard import SpikeGuardSpec, SpikeGuardState
 from tests.support.training import Ranks, corpus, opened, order, poison, tiny_run
 
-SPEC = StepGuard(window_steps=16, spike_deviations=10.0, patience_steps=3)
+SPEC = SpikeGuardSpec(window_steps=16, spike_deviations=10.0, patience_steps=3)
 
 
 def fed(guard: SpikeGuard, losses: list[float]) -> list[str]:
@@ -48,7 +48,7 @@ def test_only_what_rises_is_a_spike() -> None:
     guard = SpikeGuard(SPEC, SpikeGuardState())
     assert fed(guard, noisy(16)) == [""] * 16
     assert guard.reject_reason(0.5, 1.0) == ""
-    assert "deviations above the median of the last 16 steps" in guard.reject_reason(4.0, 1.0)
+    assert "robust standard deviations above the median of the last 16 steps" in guard.reject_reason(4.0, 1.0)
     assert guard.rejected_in_a_row == 1
     assert guard.reject_reason(3.0, 1.0) == ""
     assert guard.rejected_in_a_row == 0
@@ -114,7 +114,7 @@ STEPS = 60
 
 def run_of(home: Path, **changes: Any) -> RunSpec:
     data: CorpusRef = corpus(home)
-    return tiny_run(data, steps=STEPS, guard=StepGuard(window_steps=16, patience_steps=4), **changes)
+    return tiny_run(data, steps=STEPS, guard=SpikeGuardSpec(window_steps=16, patience_steps=4), **changes)
 
 
 def trained(home: Path, where: Path, run: RunSpec, first: int, last: int, dp: int = 1) -> RunFolder:
@@ -130,7 +130,9 @@ def test_a_few_bad_steps_are_left_out_and_the_run_goes_on(home: Path, tmp_path: 
     assert [line.step for line in metrics if not line.applied] == [30, 31, 32]
     assert [line.loss for line in metrics if not line.applied] == [None] * 3
     incidents = [line for line in folder.records() if isinstance(line, Incident)]
-    assert [(line.what, line.step) for line in incidents] == [("skipped_step", step) for step in (30, 31, 32)]
+    assert [(line.what, line.step) for line in incidents] == [
+        ("rejected_step", step) for step in (30, 31, 32)
+    ]
     path, problems = find_latest_intact(folder.checkpoints, folder.run(), ())
     assert path is not None
     assert problems == []

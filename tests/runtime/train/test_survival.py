@@ -45,7 +45,7 @@ def undisturbed(home: Path, run: RunSpec) -> Outcome:
 
 MOMENTS: dict[str, Callable[[RunFolder], object]] = {
     "at the start": lambda folder: folder.record_jsonl.exists(),
-    "in the warm-up": lambda folder: folder.metrics_jsonl.exists(),
+    "in the warmup": lambda folder: folder.metrics_jsonl.exists(),
     "while a checkpoint is written": lambda folder: list(folder.checkpoints.glob(".step-*.part")),
     "when one has been written": lambda folder: list(folder.checkpoints.glob("step-*")),
     "while one is removed": lambda folder: list(folder.checkpoints.glob(".step-*.old")),

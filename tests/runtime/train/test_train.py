@@ -221,7 +221,7 @@ def test_too_few_ranks_for_any_layout_are_refused(home: Path, data: CorpusRef) -
 def test_an_order_for_another_run_is_refused(home: Path, data: CorpusRef) -> None:
     run = tiny_run(data, seed=4)
     folder = opened(home, run, order(tiny_run(data, seed=5)))
-    with pytest.raises(RunError, match=r"order\.json is for run .*; launch the run again"):
+    with pytest.raises(RunError, match=r"order\.json is for run .*; rerun the command that started it"):
         train_here(folder, home / "data")
 
 

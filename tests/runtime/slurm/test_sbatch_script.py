@@ -14,8 +14,8 @@ from runtime.launch.jobs import RunRequest
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import submit
 from runtime.slurm.client import SlurmError
-from runtime.slurm.sbatch import JobShape, job_shape
 from runtime.slurm.sbatch_errors import refusal
+from runtime.slurm.sbatch_script import JobShape, job_shape
 from runtime.slurm.study import ContinueStudy
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
