@@ -38,8 +38,8 @@ class Pilots(Spec):
     share: float = Field(gt=0, le=1)
     """Compute of all pilots as a share of the target's."""
     budgets: int | None = Field(default=None, ge=2, le=12)
-    """isoFLOP budgets, half a decade apart as in DeepSeek LLM; null leaves number and distance to the planner, which takes
-    what should leave the target's loss least unsure (planner/design/pilot_design.py)."""
+    """isoFLOP budgets, half a decade apart as in DeepSeek LLM; null leaves number and distance to the planner, which
+    takes what should leave the target's loss least unsure (planner/design/pilot_design.py)."""
     sizes: int | None = Field(default=None, ge=4, le=15)
     """Model sizes of each budget; null is chosen as above."""
     spread: float | None = Field(default=None, gt=1, le=4)

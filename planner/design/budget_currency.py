@@ -67,7 +67,7 @@ def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str
         return f"spend {bound} {compute_flop:.2g} FLOP"
     if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
-        return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats per token"
+        return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)

@@ -131,7 +131,7 @@ def check_minima(inputs: PlanInputs, minima: Sequence[Minimum], ladder: LadderCh
     reasons = "; ".join(f"at {minimum.flop:.3g} FLOP {minimum.reason}" for minimum in minima)
     write = "give the budget another name, then plan, run and audit pilots over a wider range of sizes"
     if ladder is not None:
-        write += f" with evidence.spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
+        write += f": write evidence.spread: {min(4.0, math.ceil(15 * ladder.spread) / 10):g}"
     raise inputs.refuse(
         "evidence", f"no isoFLOP profile of the ledger has an interior minimum: {reasons}", write
     )

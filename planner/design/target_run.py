@@ -149,7 +149,7 @@ def _compute_for_loss(search: TargetSearch, loss: float, stages: int) -> float:
     if math.isinf(compute):
         model = search.shape(MAX_FLOP)
         least = surface.loss(surface.measure(model), MAX_FLOP / model.flop_per_token)
-        what = f"by the loss law {surface.name} {MAX_FLOP:g} FLOP reach only {least:.4g} nats per token, not {loss:g}"
+        what = f"by the loss law {surface.name} even {MAX_FLOP:g} FLOP reach {least:.4g} nats per token, not {loss:g}"
         raise inputs.refuse("loss", what, spend_at_most(search, _allowed_compute(inputs)[1]))
     return compute
 

@@ -578,7 +578,7 @@ def test_columns_that_say_nothing_are_left_out() -> None:
     [
         ({}, "What is the best model that 10¹³ FLOP can train on"),
         ({"compute": None, "device_hours": 2e6}, "What is the best model that 2e+06 device-hours can train"),
-        ({"compute": None, "loss": 2.05}, "What does it take to reach a loss of 2.05 nats/token on"),
+        ({"compute": None, "loss": 2.05}, "What does it take to reach a loss of 2.05 nats per token on"),
         (
             {"objective": Inference.model_validate({"kind": "inference", "served": "10T tokens"})},
             "cheapest to train with 10¹³ FLOP",

@@ -289,7 +289,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         LEDGERLESS.replace("share: 0.1", "share: 0.01, reach: 100"),
         4,
         "times the compute of the largest pilot, but evidence.reach allows only 100 times",
-        (r"write (share: [\d.]+)", "share: 0.01"),
+        (r"write evidence\.(share: [\d.]+)", "share: 0.01"),
     ),
     "too few tokens": (
         budget(("unique: 2T", "unique: 100B")),
@@ -321,7 +321,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         budget(spend("compute: 1e20 FLOP"), ("cluster: h800-2048", "cluster: h100-64"))
         + f"batch: {101 * 4096} tokens\n",
         12,
-        "no layout of 64 devices divides 101 sequences",
+        "no layout of 64 devices has a data-parallel size that divides the batch of 101 sequences",
         (r"write (batch: \d+ tokens)", f"batch: {101 * 4096} tokens"),
     ),
     "two currencies": (
@@ -358,7 +358,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         budget(spend("loss: 2 nats/token"), ("our-web-mix", "massivetext")),
         5,
         "a target loss needs a loss law",
-        (r"write (law: \S+ loss: \S+)", "law: deepseek"),
+        (r"write evidence\.(law: \S+) and evidence\.(loss: \S+)", "law: deepseek"),
     ),
     "a loss of another text": (
         budget(spend("loss: 2 nats/token"), rest_on(LOSS)),
@@ -369,7 +369,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "a loss below the floor": (
         budget(spend("loss: 1.8 nats/token"), rest_on(LOSS), ("our-web-mix", "massivetext")),
         5,
-        "even 1e+30 FLOP reach only 1.829 nats/token, not 1.8",
+        "even 1e+30 FLOP reach 1.829 nats per token, not 1.8",
         (r"a loss of at least (\S+ nats/token)", "1.8 nats/token"),
     ),
     "a loss beyond the law's reach": (
@@ -432,13 +432,13 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         FRONTIER + "objective: {kind: inference, served: 1T tokens}\n",
         6,
         "the objective needs a loss law",
-        (r"write (law: \S+ loss: \S+)", "law: deepseek"),
+        (r"write evidence\.(law: \S+) and evidence\.(loss: \S+)", "law: deepseek"),
     ),
     "a law without an allocation": (
         budget(rest_on("{kind: published, law: step-law}")),
         6,
         "the law step-law gives no compute-optimal allocation",
-        (r"write (law: \S+ hyper: \S+)", "law: step-law"),
+        (r"write evidence\.(law: \S+) and evidence\.(hyper: \S+)", "law: step-law"),
     ),
     "pilots on declared text": (
         budget(rest_on("{kind: pilots, prior: deepseek, share: 0.1}")),
@@ -487,7 +487,7 @@ def test_a_refusal_names_the_line_and_what_would_work(
     pattern, replaces = remedy
     found = re.search(pattern, said.partition("; ")[2])
     assert found, said
-    mended = text.replace(replaces, found[1]) if replaces else text + found[1] + "\n"
+    mended = text.replace(replaces, ", ".join(found.groups())) if replaces else text + found[1] + "\n"
     assert planned(tmp_path, mended).runs
 
 

@@ -128,7 +128,7 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         ),
         ("compute: 1e24 FLOP", "money: $1e300", 5, "a plan may use at most"),
         ("compute: 1e24 FLOP", "money: $1e-300", 5, "the shortest run of the smallest"),
-        ("compute: 1e24 FLOP", "device_hours: 1e308 GPU-hours", 5, "this buys inf FLOP"),
+        ("compute: 1e24 FLOP", "device_hours: 1e308 GPU-hours", 5, "this budget buys inf FLOP"),
     ],
     ids=[
         "deadline",

@@ -274,7 +274,7 @@ def test_a_grid_of_rates_has_a_law_of_its_own_beside_the_published(workspace: Pa
     own = plan.hypers[-1]
     assert (own.law, own.used) == ("ledger", False)
     assert own.peak_lr == pytest.approx(1.1 * grid.run.optim.peak_lr / grid.rate_multiple, rel=1e-3)
-    assert "learning rates alone were varied; from so few sizes" in own.hyper.regime
+    assert "varied only the learning rate; the learning rate is the same for all sizes" in own.hyper.regime
     half = math.sqrt(math.log(1.0025) / 0.05) * math.log(2)  # where .05 log2(lr / best)^2 is 0.25 %
     assert own.near_optimal_lr == pytest.approx(
         (own.peak_lr * math.exp(-half), own.peak_lr * math.exp(half)), rel=1e-3
