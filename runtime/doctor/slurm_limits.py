@@ -114,7 +114,7 @@ def _nodes(
                 cluster_file,
                 field,
                 what,
-                f"write {field} as those nodes have it, or set slurm.partition to another partition",
+                f"change {field} to what the nodes have, or set slurm.partition to another partition",
             )
             insufficient = True
     if insufficient:

@@ -86,10 +86,10 @@ def _compared(rehearsal: Rehearsal) -> str:
     """The heading of the memory comparison; the plan's memory is of the device that the planner finds fullest."""
     rank, devices = rehearsal.fullest.rank, rehearsal.layout.devices
     if devices == 1:
-        return "memory, compared with the plan's estimate"
+        return "memory, with the plan's estimate"
     if len(rehearsal.ranks) == 1:
-        return f"memory of rank {rank}, compared with the plan's fullest device, which may be another rank"
-    return f"memory of rank {rank}, the fullest, compared with the plan's fullest device"
+        return f"memory of rank {rank} and of the plan's fullest device, maybe another rank"
+    return f"memory of rank {rank}, the fullest, and of the plan's fullest device"
 
 
 def _unit(size_bytes: float) -> str:

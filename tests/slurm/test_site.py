@@ -134,7 +134,12 @@ def test_a_site_that_has_it_all_has_nothing_wrong(tmp_path: Path) -> None:
             14,
             "but the partition short allows only 1 d 0 h; write slurm.time_limit: 1450 min or less",
         ),
-        ("memory: 2 GB", "memory: 9 GB", 14, "and 0 of the 4 nodes of short have that (at most 4.19 GB)"),
+        (
+            "memory: 2 GB",
+            "memory: 9 GB",
+            14,
+            "but only 0 of the 4 nodes of short have that (at most 4.19 GB)",
+        ),
         ("memory: 2 GB", "constraint: h100", 14, "jobs request the feature h100 on each of 2 nodes"),
         ("memory: 2 GB", "gres: gpu:h100", 14, "0 of the 4 nodes of short have that (they have gpu:2)"),
         (

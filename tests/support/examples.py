@@ -511,7 +511,7 @@ def _verdict(
         return "cannot tell", "there is no forecast"
     band = plan.forecast.loss
     inside = band.inside_95(last.loss)
-    said = f"final held-out loss {last.loss:.4f} nats/token, {last.loss / band.median - 1:+.2%} from the forecast"
+    said = f"final held-out loss {last.loss:.4f} nats per token, {last.loss / band.median - 1:+.2%} from the forecast"
     return "inside" if inside else "outside", f"{said} {band.median:.4f}"
 
 

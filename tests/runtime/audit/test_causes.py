@@ -118,7 +118,7 @@ def test_spikes() -> None:
     odd = dict.fromkeys(range(500, 6000, 500), 7.0)
     assert not any("loss spike" in one for one in causes(miss(SOUND, metrics=lines(losses=odd))))
     high = dict.fromkeys([*range(3000, 3060), *range(4000, 4060)], 4.0)
-    assert "learning rate: 2 loss spikes after warmup, above 1.25 times the loss before" in causes(
+    assert "learning rate: 2 loss spikes after warmup, above 1.25 times the loss before the spike" in causes(
         miss(SOUND, metrics=lines(losses=high))
     )
 
@@ -195,5 +195,6 @@ def test_throughput_and_plain_restarts_come_last_as_no_explanation() -> None:
     two = (samples.layout(dp=2), samples.layout(dp=1))
     run = run.model_copy(update={"layouts": two})
     assert any(
-        "in 2 different environments and 2 different layouts, which" in one for one in causes(miss(run=run))
+        "in 2 different environments and 2 different layouts, between which" in one
+        for one in causes(miss(run=run))
     )

@@ -590,7 +590,7 @@ def test_the_terminal_says_what_the_page_says(workspace: Path, plan: Plan) -> No
     assert "3.1739" in said, "bits per byte"
     assert "alarm  target 0: outside_band at step 40: held-out loss [red] is above" in said
     assert "curve  0% of the loss curve's points are inside the 95 % band" in said
-    assert "outside  final held-out loss 2.2000 nats/token, +10.00%" in said
+    assert "outside  final held-out loss 2.2000 nats per token, +10.00%" in said
     assert f"report  {path.with_name('audit.html')}" in said
     assert duration(plan.runs[0].cost.hours * 3600) in said, "planned"
     forged = replace(told, metrics=told.metrics[:-3])

@@ -314,7 +314,9 @@ def test_one_under_another_name_is_not_used(tmp_path: Path) -> None:
     save(tmp_path, 5).rename(tmp_path / "step-00000009")
     path, problems = find_latest_intact(tmp_path, RUN, ())
     assert path is None
-    assert problems == [f"{tmp_path / 'step-00000009'} holds the checkpoint of step 5"]
+    assert problems == [
+        f"{tmp_path / 'step-00000009'} holds the checkpoint of step 5, not of the step in its name"
+    ]
 
 
 def test_other_things_in_the_folder_are_left_alone(tmp_path: Path) -> None:

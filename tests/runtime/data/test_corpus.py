@@ -191,7 +191,11 @@ CUT_OFF = gzip.compress(b'{"text": "a"}\n', mtime=0)[:-9]
             b'{"text": "fine"}\n{"text": 1}\n',
             r"a\.jsonl:2:1: .*not a JSON object with a string 'text'\); write",
         ),
-        ("a.jsonl", b'{"txt": "fine"}\n', r"a\.jsonl:1:1: there is no 'text'; write .* or name the key"),
+        (
+            "a.jsonl",
+            b'{"txt": "fine"}\n',
+            r"a\.jsonl:1:1: this line has no key 'text'; write .* or name the key",
+        ),
         ("a.jsonl", b"[]\n", r"a\.jsonl:1:1: .*not a JSON object with a string 'text'"),
         ("a.jsonl", b'{"text": "half\n', r"a\.jsonl:1:1: this line is not a document"),
         ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1:1: this line is not a document"),
@@ -226,7 +230,9 @@ def test_too_few_documents_to_hold_something_out_are_refused(tmp_path: Path) -> 
 def test_declared_text_cannot_be_built(tmp_path: Path) -> None:
     declared = DeclaredText(source="declared", describe="elsewhere", unique="1T tokens")  # type: ignore[arg-type]
     data_spec = DataSpec(text=declared, tokenizer=Bytes(kind="bytes"))
-    with pytest.raises(CorpusError, match=r"names no files to read \(source: declared\); write source: files"):
+    with pytest.raises(
+        CorpusError, match=r"names no files to read \(source: declared\); write source: files"
+    ):
         built(data_spec, tmp_path)
 
 

@@ -306,10 +306,7 @@ def test_memory_and_communication_stand_beside_the_plans(tmp_path: Path) -> None
     assert sum(fullest["memory_bytes"].values()) == pytest.approx(planned["all"], rel=0.02)
     assert fullest["memory_bytes"]["activations"] == pytest.approx(planned["activations"], rel=0.05)
     shown = asked_for(tmp_path / "plan.yaml", "--rank", "3").output
-    assert (
-        "memory of rank 3, compared with the plan's fullest device, which may be another rank, in GiB"
-        in shown
-    )
+    assert "memory of rank 3 and of the plan's fullest device, maybe another rank, in GiB" in shown
     (line,) = (line for line in shown.splitlines() if line.startswith("reduce_scatter"))
     assert line.split()[-1] == "1.000"
 
@@ -323,7 +320,7 @@ def test_a_small_plan_is_shown_in_small_units(tmp_path: Path) -> None:
     _, real, planned, ratio = line.split()
     assert float(planned.replace(",", "")) == pytest.approx(1e8 / 2**20, abs=0.01)
     assert float(ratio) == pytest.approx(float(real) / float(planned), abs=0.002)
-    assert "the fullest, compared with the plan's fullest device, in MiB" in shown
+    assert "the fullest, and of the plan's fullest device, in MiB" in shown
 
 
 def test_a_rank_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_no_answer_is_no_refusal(reason: str) -> None:
 def test_a_file_of_the_catalog_is_not_to_be_corrected() -> None:
     error = refusal(catalog_path(Cluster, "laptop"), Slurm(), "sbatch: error: Invalid qos specification\n")
     assert isinstance(error, DocumentError)
-    assert error.write.startswith("name a copy of this file in the budget and correct slurm.qos there")
+    assert error.write.startswith("name a copy of this file in the budget and correct slurm.qos in the copy")
 
 
 def test_a_job_that_may_start_on_fewer_nodes_asks_for_cpus_and_leaves_the_tasks_to_srun(

@@ -361,7 +361,7 @@ def test_a_study_names_its_budgets_file(home: Path) -> None:
         [study] = StatusCollector(Workspace(home), asked).collect(answer(JobStates())).studies
         return study.message
 
-    assert said_of(None).endswith(again.format("its budget"))
+    assert said_of(None).endswith(again.format("BUDGET"))
     assert said_of(home / "our study.yaml").endswith(again.format(f"'{home}/our study.yaml'"))
     for name, time_s, budget in (("0a0b0c", 1.0, "old.yaml"), ("0a0b0d", 2.0, "our study.yaml")):
         submission = Submission(name=f"small-study-{name}", time=time_s, runs=(), budget=budget, retries=3)

@@ -179,7 +179,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(home: Path
     run = tiny_run(data, seed=2)
     assert "not a multiple of dp x micro-batch = 1 x 3" in refusal(home, run, micro_batch=3)
     assert "has digest" in refusal(home, tiny_run(CorpusRef(corpus=data.corpus, digest="0" * 64)))
-    assert "planned on None; plan again" in refusal(
+    assert "planned on None; plan the budget again" in refusal(
         home, tiny_run(CorpusRef(corpus=data.corpus, digest=None))
     )
     assert "isoplan data" in refusal(home, tiny_run(CorpusRef(corpus="0" * 16, digest=data.digest)))
