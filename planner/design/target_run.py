@@ -53,6 +53,10 @@ def find_target(search: TargetSearch) -> Target:
             run = min(_run_for_budget(search, run.execution.layout.pp), run, key=_hours_per_flop)
     except NoOptimumError as error:
         write = "set evidence.law to a law that gives a compute-optimal allocation, e.g. deepseek"
+        if isinstance(inputs.budget.evidence, Pilots):
+            write = (
+                "give the budget another name, then plan, run and audit pilots over a wider range of sizes"
+            )
         raise inputs.refuse("evidence", str(error), write) from None
     target = _with_fastest_layout(search, run)
     feasibility.check_data(search, target.planned)
