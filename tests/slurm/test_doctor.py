@@ -142,7 +142,11 @@ def test_what_cannot_run_is_named_with_its_line(client: Cluster, tmp_path: Path)
             "account: none",
             "14:12: the user root has no account none at this site; set slurm.account to one of root",
         ),
-        ("memory: 2 GB", "reservation: none", "14:16: the site has no reservation none; remove slurm.reservation"),
+        (
+            "memory: 2 GB",
+            "reservation: none",
+            "14:16: the site has no reservation none; remove slurm.reservation",
+        ),
         ("memory: 2 GB", "extra: {nice-not: 3}", "SLURM refuses the job: "),
         ("memory: 2 GB", "constraint: a&b", "14:15: SLURM refuses the job: Invalid feature specification"),
         (
