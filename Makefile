@@ -19,9 +19,9 @@ demo: .venv/.set-up
 	@status=0; $(BIN)/run specs/$(BUDGET).yaml || status=$$?; \
 	ls -1 $(CURDIR)/plans/$(BUDGET)/*.html 2>/dev/null | sed 's/^/report: /'; [ $$status -eq 1 ] || exit $$status
 
-# Six processes on two cores, since the four whose tests are SLURM's mostly wait.
+# Five processes on two cores, since the four whose tests are SLURM's mostly wait.
 test: lint
-	$(BIN)/pytest -n 6 -m "not soak"
+	$(BIN)/pytest -n 5 -m "not soak"
 
 check: lint
 	$(BIN)/pytest -n 2 -m "$(QUICK)"

@@ -47,7 +47,7 @@ def test_what_groups_name_is_there_and_in_one_group() -> None:
 def test_a_group_is_named_by_its_files_and_any_other_test_is_one_of_its_own() -> None:
     alone = "tests/model/test_hf.py::test_it[a/b::c]"
     assert group("tests/slurm/test_queue.py::test_it[x]") == "slurm 4"
-    assert group("tests/slurm/test_survival.py::test_it_survives_its_time_limit_twice") == "slurm 1"
+    assert group("tests/slurm/test_survival.py::test_it_survives_a_node_without_power[x]") == "slurm 1"
     assert group(alone) == alone
     assert (
         place("tests/slurm/test_survival.py::test_it")

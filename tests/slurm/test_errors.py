@@ -233,7 +233,9 @@ def test_a_cluster_of_the_catalog_is_to_be_copied(desk: Desk, monkeypatch: pytes
     done = desk.run("budget.yaml", "--slurm", "--until-done")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "clusters/laptop.yaml:1:1: SLURM refuses the job: invalid partition specified: nope" in done.err
-    assert "name a copy of this file in the budget and correct slurm.partition there, or ask" in done.err
+    assert (
+        "name a copy of this file in the budget and correct slurm.partition in the copy, or ask" in done.err
+    )
 
 
 def test_a_controller_that_does_not_answer(desk: Desk, data: CorpusRef, run: RunSpec) -> None:

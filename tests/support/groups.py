@@ -10,7 +10,6 @@ SURVIVAL = "slurm/test_survival.py"
 GROUPS = {
     # A cluster each, which is brought up once; they take about the same time.
     "slurm 1": (
-        f"{SURVIVAL}::test_it_survives_its_time_limit_twice",
         f"{SURVIVAL}::test_it_survives_the_end_of_its_time_without_a_warning",
         f"{SURVIVAL}::test_it_survives_a_node_without_power",
     ),

@@ -393,7 +393,7 @@ def test_a_bare_run_spec_is_run(home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_an_interrupted_plan_goes_on_and_ends_as_if_it_never_was(
     home: Path, started: Callable[..., subprocess.Popen[str]], number: signal.Signals
 ) -> None:
@@ -502,7 +502,7 @@ def test_a_budget_goes_all_the_way_and_twice_costs_nothing(home: Path) -> None:
     assert (home / "ledger.jsonl").read_bytes() == ledger
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_study_killed_among_its_pilots_goes_on_to_its_verdict(
     home: Path, started: Callable[..., subprocess.Popen[str]]
 ) -> None:
