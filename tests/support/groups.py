@@ -12,6 +12,7 @@ GROUPS = {
     "slurm 1": (
         f"{SURVIVAL}::test_it_survives_the_end_of_its_time_without_a_warning",
         f"{SURVIVAL}::test_it_survives_a_node_without_power",
+        f"{SURVIVAL}::test_it_survives_without_a_controller",
     ),
     "slurm 2": (SURVIVAL,),
     "slurm 3": ("slurm/test_study.py", "slurm/test_status.py", "slurm/test_doctor.py"),
