@@ -125,8 +125,6 @@ def layout_text(layout: Layout) -> str:
 
 
 SYMBOLS = {"compute_flop": "C", "flop_per_token": "M", "block_params": "N", "tokens": "D", "width": "d"}
-
-
 """The letter of each variable of a law."""
 
 

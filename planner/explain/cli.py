@@ -1,8 +1,6 @@
 """`isoplan explain` and `isoplan diff`: they read sealed plans and print; nothing is decided or written here."""
 
-import json as jsonlib
 import re
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +18,7 @@ from planner.explain.diff import Difference
 from planner.explain.diff import diff as differences
 from planner.explain.fields import SHORT_NAMES, NoFieldError
 from specs.document.files import DocumentError, load
+from specs.document.write import print_json
 from specs.exit_codes import run_command_line
 from specs.plan import Plan
 
@@ -42,7 +41,7 @@ def explain(
     """Explain where a number of a plan comes from: law, equation, evidence, interval, and what decided it."""
     explanation = explained(load(plan, Plan), field)
     if json:
-        _print_json(explanation.plain())
+        print_json(explanation.plain())
     else:
         _show_explanation(explanation, Console())
 
@@ -53,7 +52,7 @@ def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
     one, other = load(before, Plan), load(after, Plan)
     found = differences(one, other)
     if json:
-        _print_json(
+        print_json(
             {"before": str(before), "after": str(after), "differences": [each.plain() for each in found]}
         )
     else:
@@ -115,10 +114,6 @@ def ratio_text(ratio: float | None) -> str:
     if 0.5 < ratio < 2:
         return f"{ratio - 1:+.2%}".replace("%", " %")
     return f"x {ratio:.3g}"
-
-
-def _print_json(plain: object) -> None:
-    sys.stdout.write(jsonlib.dumps(plain, indent=1) + "\n")
 
 
 def main() -> None:

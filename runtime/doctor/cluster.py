@@ -17,8 +17,8 @@ from rich.markup import escape
 from runtime.doctor import findings
 from runtime.doctor.findings import Reports
 from runtime.doctor.local import DoctorReport, Finding, check_machine, healthy, show_findings, show_rates
-from runtime.doctor.node_benchmark import ProbeOrder
 from runtime.doctor.node_probe import Probe, Software, write_report
+from runtime.doctor.probe_order import ProbeOrder
 from runtime.doctor.slurm_preflight import finding_of, message_and_remedy, preflight
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit

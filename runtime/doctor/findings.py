@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from runtime.doctor.benchmark import DeviceRates, LinkRates
 from runtime.doctor.local import MIN_FREE_BYTES, Finding, MeasuredRates, three_digits, with_rates
-from runtime.doctor.node_benchmark import RENDEZVOUS_TIMEOUT_S, NodeRates, ProbeOrder
+from runtime.doctor.node_benchmark import NodeRates
 from runtime.doctor.node_probe import NameCheck, NodeFacts, Software, read_report, task_log
+from runtime.doctor.probe_order import RENDEZVOUS_TIMEOUT_S, ProbeOrder
 from runtime.launch.failure import Log
 from runtime.launch.jobs import STATE_BYTES
 from runtime.slurm.requeue import srun_error_of

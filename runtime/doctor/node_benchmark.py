@@ -12,11 +12,10 @@ from torch import Tensor
 from model.collectives import all_gather, all_reduce
 from model.mesh import Axis, Mesh, connect
 from runtime.doctor.benchmark import COPIED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
+from runtime.doctor.probe_order import RENDEZVOUS_TIMEOUT_S, ProbeOrder
 from runtime.train.process import RankInfo
 from specs.humanize import several
 
-RENDEZVOUS_TIMEOUT_S = 60.0
-"""For peers to report, and then to rendezvous."""
 CPU_SIZE = 1024
 """Rows of the matrices on a CPU: a core's rate there is within a tenth of that at 2048, in an eighth of the time."""
 GATHERED_BYTES = {"cpu": 2**25, "cuda": 2**27}
@@ -25,22 +24,6 @@ WRITTEN_BYTES = 2**27
 """Written by each node: the size of a small model's checkpoint."""
 _CLOCK_READINGS = 5
 """Barriers after which the clocks are read."""
-
-
-@dataclass(frozen=True)
-class ProbeOrder:
-    """The instructions for the doctor's tasks."""
-
-    token: str
-    """Repeated in each report, which proves that the task sees the caller's folder."""
-    device: str
-    """`cpu` or `cuda`."""
-    nodes: int
-    """Nodes of the job."""
-    tasks_per_node: int
-    """Tasks on each."""
-    data: str | None
-    """The data folder, which must be readable; None where it does not exist yet."""
 
 
 @dataclass(frozen=True)

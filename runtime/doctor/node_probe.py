@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from runtime.doctor.node_benchmark import RENDEZVOUS_TIMEOUT_S, ProbeOrder
+from runtime.doctor.probe_order import RENDEZVOUS_TIMEOUT_S, ProbeOrder
 from runtime.run_folder.provenance import commit, versions
 from runtime.slurm import client
 from runtime.slurm.task import export_rendezvous, redirect_output

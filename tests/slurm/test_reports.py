@@ -9,8 +9,9 @@ import pytest
 from runtime.doctor.benchmark import DeviceRates, LinkRates
 from runtime.doctor.findings import Reports, findings, measured_cluster, measured_rates, time_to_save
 from runtime.doctor.local import Finding
-from runtime.doctor.node_benchmark import NodeRates, ProbeOrder
+from runtime.doctor.node_benchmark import NodeRates
 from runtime.doctor.node_probe import NameCheck, NodeFacts, Software, read_report, task_log, write_report
+from runtime.doctor.probe_order import ProbeOrder
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 
