@@ -181,3 +181,9 @@ def test_the_street_map_in_the_design_shows_every_package_in_import_order() -> N
     for top in MAY_IMPORT:
         own = [floors[name] for name in shown if name.partition(".")[0] == top]
         assert own == sorted(own, reverse=True), top
+
+
+def test_the_doctors_task_reports_before_torch_is_loaded(tmp_path: Path) -> None:
+    """So that a node without a working torch is named, and does not just fail to start."""
+    loaded = import_cold(["runtime.doctor.node_probe"], "print('torch' in sys.modules)", tmp_path)
+    assert loaded == "False\n"
