@@ -60,7 +60,7 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         of = f"{len(missing)} of {len(pilots.runs)}"
         reason = f"{of} pilots are not audited yet; run and audit this plan, then plan the budget again"
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
-    points = ledger_evidence.points(audited, inputs.family.min_steps)
+    points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_tokens)
     feasibility.check_points(inputs, points)
     minima = forecast.minima(points)
     feasibility.check_minima(inputs, minima, pilots.ladder)

@@ -176,6 +176,8 @@ class EvidencePoint(Spec):
     """M."""
     tokens: int
     """D."""
+    unique_tokens: int = Field(ge=1)
+    """Training tokens of the corpus, each counted once: the run repeats data where `tokens` is larger."""
     loss: float
     """Final held-out loss, nats per token."""
     short: bool

@@ -59,14 +59,18 @@ def read_evidence(
     )
 
 
-def points(evidence: LedgerEvidence, min_steps: int) -> tuple[EvidencePoint, ...]:
-    """The pilots as points of the loss surface; runs under `min_steps` are marked short."""
+def points(evidence: LedgerEvidence, min_steps: int, unique_tokens: int) -> tuple[EvidencePoint, ...]:
+    """The pilots as points of the loss surface; runs under `min_steps` are marked short.
+
+    All of them were trained on one corpus, which has `unique_tokens` training tokens.
+    """
     return tuple(
         EvidencePoint(
             run=record.run.fingerprint(),
             budget_flop=record.budget_flop,
             flop_per_token=float(record.run.model.flop_per_token),
             tokens=record.tokens,
+            unique_tokens=unique_tokens,
             loss=record.loss,
             short=record.run.optim.steps < min_steps,
         )

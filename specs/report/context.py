@@ -67,6 +67,7 @@ class Case:
                     budget_flop=planned.budget_flop,
                     flop_per_token=float(planned.run.model.flop_per_token),
                     tokens=planned.run.tokens,
+                    unique_tokens=self.plan.unique_tokens,
                     loss=run.loss,
                     short=False,
                 )

@@ -51,6 +51,7 @@ def fit(text: str = "") -> LawFit:
                 budget_flop=flop,
                 flop_per_token=size,
                 tokens=int(flop / size),
+                unique_tokens=10**9,
                 loss=3.0 - 0.1 * rung + 0.1 * abs(i - 1.4),
                 short=i == 3,
             )

@@ -316,6 +316,7 @@ def _fit() -> LawFit:
             budget_flop=planned.budget_flop,
             flop_per_token=float(planned.run.model.flop_per_token),
             tokens=planned.run.tokens,
+            unique_tokens=UNIQUE_TOKENS,
             loss=_final(planned),
             short=planned.run.optim.steps < MIN_STEPS,
         )

@@ -10,6 +10,7 @@ from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
 from planner.scaling.ledger_evidence import allocation, rate_check, read_evidence
+from planner.scaling.ledger_evidence import points as evidence_points
 from planner.scaling.model_averaging import fit_mixture
 from planner.scaling.posterior import points
 from specs.budget import Budget
@@ -212,6 +213,16 @@ def test_other_text_and_larger_runs_do_not_count(workspace: Path) -> None:
     assert not read_evidence(path, "4" * 64, 256, "fp32", 1e13).pilots
     assert not read_evidence(path, "2" * 64, 512, "fp32", 1e13).pilots
     assert not read_evidence(path, "2" * 64, 256, "bf16", 1e13).pilots
+
+
+def test_a_point_knows_how_many_different_tokens_its_run_could_read(workspace: Path) -> None:
+    """The corpus's training tokens, so that a fit can tell repeated data from new."""
+    train(workspace, planned(workspace), seed=0)
+    ledger = read_evidence(workspace / "ledger.jsonl", "2" * 64, 256, "fp32", 1e13)
+    assert {point.unique_tokens for point in evidence_points(ledger, 1000, 7 * 10**7)} == {7 * 10**7}
+    plan = planned(workspace)
+    assert plan.fit is not None
+    assert {point.unique_tokens for point in plan.fit.points} == {10**8} == {plan.unique_tokens}
 
 
 def minimum(flop: float, size: float, log_sd: float = 0.05, bracketed: bool = True) -> Minimum:
