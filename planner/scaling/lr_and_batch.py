@@ -4,7 +4,8 @@ Near its lowest point ln L is a bowl in ln learning rate and ln batch, and the b
 size and tokens (Step Law, Li et al. 2025, arXiv 2503.04715; DeepSeek LLM, section 3.1, along compute). All cells of a
 grid, each a size with its tokens, share the bowl's shape; so one linear regression on the runs near each cell's best
 gives the shape and the laws together, and few runs per cell are enough. What did not vary is not fitted: a grid with
-one batch gives the law of the learning rate at that batch, and a single cell gives no exponents.
+one batch gives the law of the learning rate at that batch, and a single cell gives no exponents. What varied is counted
+in different rates, batches and sizes, never in runs: a second seed of the same settings adds none.
 
 Legend: z = (ln lr, ln batch), z* the bottom, H the bowl's curvature: ln L = c + (z - z*)' H (z - z*) / 2.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.scaling.isoflop import BUDGET_TOLERANCE, budget_groups
 from planner.scaling.laws import Array
 from specs.law import Hyper, Monomial
 from specs.record import LedgerRecord
@@ -24,6 +26,10 @@ NEAR_OPTIMAL = 0.0025
 BOWL_SHARE = 0.01
 """Runs within this share of their cell's lowest loss are in the bowl; further out the loss is not a parabola. On Step
 Law's grid a cell's rate and batch fitted on the other cells cost .09 % at .01, .12 at .015, .16 at .02, .22 at .03."""
+LEVEL_TOLERANCE = 0.01
+"""Rates, batches, sizes or tokens that differ by less than this share are one level: rounding, or a second seed."""
+_MIN_LEVELS = 3
+"""A parabola needs three."""
 _NEGLIGIBLE_POWER = 0.05
 """Powers below this change a batch by at most an eighth per decade."""
 _MAX_CORRELATION = 0.98
@@ -47,7 +53,12 @@ class RateGrid:
     @property
     def cell(self) -> NDArray[np.int64]:
         """Number of each run's (size, tokens)."""
-        return np.asarray(np.unique(np.stack([self.size, self.tokens]), axis=1, return_inverse=True)[1])
+        return _number(_level(self.size), _level(self.tokens))
+
+    @property
+    def setting(self) -> NDArray[np.int64]:
+        """Number of each run's (size, tokens, learning rate, batch); runs that differ only in seed share one."""
+        return _number(self.cell, _level(self.lr), _level(self.batch))
 
     def take(self, rows: Array | NDArray[np.bool_] | NDArray[np.int64]) -> "RateGrid":
         """The runs under a mask or at indices."""
@@ -124,13 +135,18 @@ class RateLaw:
 def fit_rates(grid: RateGrid) -> RateLaw:
     """The bowl and its laws from a grid; ValueError where the learning rate has no lowest point inside."""
     several = grid.take(
-        np.bincount(grid.cell)[grid.cell] > 1
-    )  # a single run of a cell says nothing about the learning rate
+        _settings_in_cell(grid) > 1
+    )  # one setting of a cell says nothing about the learning rate
     if len(several.loss) == 0:
         raise ValueError("no size was run at several learning rates; run several around the best")
     inside = several.take(several.above_best() <= BOWL_SHARE)
+    if not _varies(inside.lr, inside.cell):
+        raise ValueError(
+            f"no size was run at {_MIN_LEVELS} different learning rates within {BOWL_SHARE:.1%} of its lowest loss; "
+            "run more learning rates around the best"
+        )
     log_lr, log_batch = np.log(inside.lr), np.log(inside.batch)
-    batch_varied = _varies(log_batch, inside.cell)
+    batch_varied = _varies(inside.batch, inside.cell)
     knobs = np.stack([log_lr, log_batch] if batch_varied else [log_lr])
     directions, features = _directions(inside)
     middle = knobs.mean(axis=1)
@@ -138,6 +154,7 @@ def fit_rates(grid: RateGrid) -> RateLaw:
     slopes = np.linalg.solve(curvature, moved)
     bottom = slopes @ directions
     bottom[:, 0] += middle
+    _check_inside(bottom, inside)
     return RateLaw(bottom, curvature, batch_varied, int(inside.cell.max()) + 1, len(inside.loss))
 
 
@@ -148,10 +165,11 @@ def _bowl(knobs: Array, features: Array, inside: RateGrid) -> tuple[Array, Array
     squares = [knobs[i] * knobs[j] * (0.5 if i == j else 1.0) for i, j in pairs]
     moved = [-knobs[i] * feature for i in range(count) for feature in features]
     design = np.stack([*np.eye(cells)[:, inside.cell], *squares, *moved], axis=1)
-    if len(inside.loss) <= design.shape[1]:
+    different = len(np.unique(inside.setting))
+    if different <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
         raise ValueError(
-            f"{len(inside.loss)} runs within {BOWL_SHARE:.1%} of the lowest loss of their size are too few to fit "
-            f"{design.shape[1]} constants; run more learning rates around the best"
+            f"{different} different settings within {BOWL_SHARE:.1%} of the lowest loss of their size are too few to "
+            f"fit {design.shape[1]} constants; run more learning rates around the best"
         )
     solution = np.linalg.lstsq(design, np.log(inside.loss), rcond=None)[0]
     curvature = np.zeros((count, count))
@@ -165,26 +183,58 @@ def _bowl(knobs: Array, features: Array, inside: RateGrid) -> tuple[Array, Array
 def _directions(inside: RateGrid) -> tuple[Array, Array]:
     """What the bottom may move along: (features, 3) in (1, ln size, ln tokens), and its values, (features, runs).
 
-    Size and tokens where they vary by themselves, compute where they vary together, a constant where few cells do.
+    Size and tokens where they vary by themselves, compute where they vary together, a constant where few cells do or
+    all have one compute.
     """
     _, first = np.unique(inside.cell, return_index=True)
     logs = np.stack([np.log(inside.size), np.log(inside.tokens)])
     at = logs[:, first]
-    still = at.std(axis=1) < 1e-6
+    still = np.ptp(at, axis=1) < BUDGET_TOLERANCE
     rows: list[Array] = []
     if len(first) >= 3 and still.any():
         rows = [row for row, same in zip(np.eye(2), still, strict=True) if not same]
     elif len(first) >= 3:
         apart = len(first) >= 4 and abs(np.corrcoef(at)[0, 1]) < _MAX_CORRELATION
-        rows = list(np.eye(2)) if apart else [np.ones(2)]
+        rows = list(np.eye(2)) if apart else [np.ones(2)] if np.ptp(at.sum(axis=0)) > BUDGET_TOLERANCE else []
     centre = at.mean(axis=1)
     directions = np.array([[1.0, 0.0, 0.0], *([-float(row @ centre), *row] for row in rows)])
     return directions, directions @ np.vstack([np.ones(logs.shape[1]), logs])
 
 
+def _check_inside(bottom: Array, inside: RateGrid) -> None:
+    """ValueError where in every cell the best rate or batch lies beyond those that were run: an extrapolation."""
+    at = np.stack([np.ones_like(inside.size), np.log(inside.size), np.log(inside.tokens)])
+    for name, row, values in zip(("learning rate", "batch"), bottom, (inside.lr, inside.batch), strict=False):
+        best = np.exp(row @ at)
+        cells = [inside.cell == one for one in np.unique(inside.cell)]
+        if not any(values[cell].min() <= best[cell][0] <= values[cell].max() for cell in cells):
+            raise ValueError(f"the best {name} lies beyond those that were run; run a wider range")
+
+
 def _varies(values: Array, cell: NDArray[np.int64]) -> bool:
     """Whether the values take three different levels inside some cell."""
-    return any(len(np.unique(values[cell == one])) >= 3 for one in np.unique(cell))
+    return any(len(np.unique(_level(values[cell == one]))) >= _MIN_LEVELS for one in np.unique(cell))
+
+
+def _level(values: Array) -> NDArray[np.int64]:
+    """Number of each value's level, from the lowest."""
+    numbers = np.zeros(len(values), np.int64)
+    for number, members in enumerate(budget_groups(values, LEVEL_TOLERANCE) if len(values) else []):
+        numbers[members] = number
+    return numbers
+
+
+def _number(*levels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of each run's combination of levels."""
+    return np.asarray(np.unique(np.stack(levels), axis=1, return_inverse=True)[1]).reshape(-1)
+
+
+def _settings_in_cell(grid: RateGrid) -> NDArray[np.int64]:
+    """How many different settings were run in each run's cell."""
+    counts = np.bincount(
+        [cell for cell, _ in {*zip(grid.cell.tolist(), grid.setting.tolist(), strict=True)}], minlength=1
+    )
+    return counts[grid.cell]
 
 
 def _features(size: float, tokens: float) -> Array:

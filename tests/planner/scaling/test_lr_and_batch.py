@@ -112,3 +112,70 @@ def test_runs_alone_in_their_cell_change_nothing() -> None:
     for nothing in (alone, alone.take(np.array([], int))):
         with pytest.raises(ValueError, match="no size was run at several learning rates"):
             fit_rates(nothing)
+
+
+def _again(grid: RateGrid, seeds: int) -> RateGrid:
+    """The same settings under several seeds: the loss alone differs, and rounding."""
+    generator = np.random.default_rng(1)
+    rows = [
+        (*(column * (1 + 1e-6 * seed) for column in (grid.size, grid.tokens, grid.lr, grid.batch)), grid.loss)
+        for seed in range(seeds)
+    ]
+    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    columns[-1] = columns[-1] * np.exp(0.0005 * generator.standard_normal(len(columns[-1])))
+    return RateGrid(*columns)
+
+
+def test_a_second_seed_is_no_second_rate() -> None:
+    """A ladder at the law's own rate, each run under several seeds: different rates are counted, not runs."""
+    ladder = RateGrid(*np.array([(s * 1e8, s * 3e9, 0.01 * s, 1e5, 3.0 - 0.1 * s) for s in range(2, 9)]).T)
+    for seeds in (2, 5, 40):
+        with pytest.raises(ValueError, match="no size was run at several learning rates"):
+            fit_rates(_again(ladder, seeds))
+
+
+def test_two_rates_make_no_law_however_often_they_were_run() -> None:
+    grid = _grid(CELLS, batches=(0.0,))
+    two = grid.take(np.isin(np.arange(len(grid.loss)) % 7, (2, 3)))
+    with pytest.raises(ValueError, match="3 different learning rates"):
+        fit_rates(_again(two, 9))
+
+
+def test_several_batches_at_one_rate_say_nothing_about_the_rate() -> None:
+    """Nor does a rate that always moves with the batch: their effects cannot be told apart."""
+    grid = _grid(CELLS)
+    one_rate = grid.take(np.arange(len(grid.loss)) // 5 % 7 == 3)
+    with pytest.raises(ValueError, match="3 different learning rates"):
+        fit_rates(_again(one_rate, 3))
+    tied = RateGrid(grid.size, grid.tokens, grid.lr, 1e5 * grid.lr, grid.loss)
+    with pytest.raises(ValueError):
+        fit_rates(_again(tied, 3))
+
+
+def test_seeds_leave_the_laws_as_they_are() -> None:
+    law = fit_rates(_again(_grid(CELLS), 3))
+    assert law.cells == len(CELLS)
+    np.testing.assert_allclose(law.best(1e9, 1e10), np.exp(_bottom(1e9, 1e10)), rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [(1e8, 2e10), (2e8, 1.02e10), (4e8, 4.9e9)],
+        [(1e8, 2e10), (1.001e8, 2.02e10), (1.002e8, 1.98e10)],
+    ],
+)
+def test_what_hardly_varies_gets_no_power(cells: list[tuple[float, float]]) -> None:
+    """Sizes of one compute, or one size whose steps were rounded: the rate is a constant, not a power of rounding."""
+    law = fit_rates(_grid(cells, batches=(0.0,)))
+    assert law.bottom[:, 1:].tolist() == [[0, 0]]
+
+
+def test_a_best_rate_beyond_those_that_were_run_is_no_advice() -> None:
+    """All rates are above the best, and the parabola's minimum is an extrapolation."""
+    grid = _grid(CELLS, batches=(0.0,))
+    squeezed = np.exp(np.array([_bottom(s, d)[0] for s, d in zip(grid.size, grid.tokens, strict=True)]))
+    off = 0.6 + 0.15 * np.log(grid.lr / squeezed)
+    loss = 3.0 * np.exp(CURVATURE[0, 0] * off**2 / 2)
+    with pytest.raises(ValueError, match="the best learning rate lies beyond those that were run"):
+        fit_rates(RateGrid(grid.size, grid.tokens, squeezed * np.exp(off), grid.batch, loss))
