@@ -7,6 +7,7 @@ in the paper.
     L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary    s context
 """
 
+import math
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -65,6 +66,11 @@ class ModelSpec(Spec):
     def params(self) -> int:
         """All parameters: blocks, embedding, head and norms."""
         return int(self.block_params + 2 * self.vocab * self.width + (2 * self.layers + 1) * self.width)
+
+    @property
+    def uniform_loss(self) -> float:
+        """ln V: loss of a uniform prediction over the vocabulary, nats per token. No model that learned is above it."""
+        return math.log(self.vocab)
 
     @property
     def flop_per_token(self) -> int:

@@ -70,7 +70,7 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         curve_loss=tuple(line.loss for line in evals),
         lost_steps=sum(start.lost_steps for start in starts),
         lost_s=sum(start.lost_s for start in starts),
-        incidents=tuple(_incidents(records)),
+        incidents=(*_incidents(records), *_learned_nothing(planned, evals if end is not None else ())),
         checks=checks,
         environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
         layouts=tuple(dict.fromkeys(s.execution.layout for s in starts)),
@@ -92,6 +92,16 @@ def _incidents(records: Sequence[RecordLine]) -> Iterator[str]:
             yield f"{line.what} at step {line.step}: {line.message}"
         elif isinstance(line, Rollback):
             yield f"rollback at step {line.skipped.step}: {line.message}"
+
+
+def _learned_nothing(planned: PlannedRun, evals: Sequence[EvalLine]) -> Iterator[str]:
+    """An alarm where the final loss is no lower than that of a uniform prediction."""
+    uniform = planned.run.model.uniform_loss
+    if evals and evals[-1].loss >= uniform:
+        yield (
+            f"the final held-out loss {evals[-1].loss:.4f} is not below ln V = {uniform:.4f} nats per token, that of a "
+            "uniform prediction: the run learned nothing, and no plan uses it; lower its learning rate"
+        )
 
 
 def _checks(records: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check, ...]:

@@ -454,6 +454,19 @@ def test_restarts_and_incidents_are_told(workspace: Path, plan: Plan) -> None:
     assert run.incidents == ("crashed at step 40: killed",)
 
 
+def test_a_run_that_learned_nothing_raises_an_alarm(workspace: Path, plan: Plan) -> None:
+    """Its records are in order, so it is accepted; its line in the ledger carries the alarm."""
+    runs = [samples.run(data=planned_run(plan).data, seed=seed) for seed in (1, 2)]
+    pilots = with_runs(plan, *runs, role="pilot", phase="pilots", forecast=NoForecast(reason="pilots first"))
+    for run, loss in zip(runs, (5.5, 5.6), strict=True):  # ln 256 is 5.545
+        tell(workspace, story(run, pilots.seal, loss))
+    good, bad = audited(workspace, pilots).runs
+    assert (good.state, bad.state) == ("accepted", "accepted")
+    assert good.incidents == ()
+    assert "5.6000 is not below ln V = 5.5452 nats per token" in bad.incidents[0]
+    assert [one.flags for one in ledger(workspace)] == [(), bad.incidents]
+
+
 def test_a_miss_is_explained_beside_its_pilots(workspace: Path, plan: Plan) -> None:
     """Every step of the target is clipped; of the pilot that is at hand, none."""
     pilot = samples.run(data=planned_run(plan).data, seed=5)
