@@ -11,16 +11,17 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from planner.design import feasibility, pilot_runs
+from planner.design import evidence_checks, feasibility, pilot_runs
 from planner.design.allocation import Laws, LossSurface, published_loss_surface
 from planner.design.caveats import ladder_note, notes, prior_target_note
 from planner.design.hyperparameters import advice
 from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import choose_ladder, pilot_setting
-from planner.design.run_draft import draft
+from planner.design.run_draft import draft, law_lr, same_size_run
 from planner.design.target_run import Target, find_target, target_compute
 from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
@@ -52,20 +53,21 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     prior = feasibility.prior_allocation(inputs)
     pilots = _pilots(inputs, evidence, prior)
     assert inputs.corpus is not None  # loading refuses a budget with pilots on declared text
-    audited = ledger_evidence.read_evidence(
-        inputs.ledger, inputs.corpus.digest, inputs.family.context, inputs.budget.precision, pilots.below_flop
-    )
+    own = partial(same_size_run, run_settings(inputs))
+    evidence_checks.check_sealed_pilots(inputs, pilots.runs, own)
+    audited = ledger_evidence.read_evidence(inputs.ledger, inputs.corpus.digest, own, pilots.below_flop)
     missing = audited.missing([run.run.fingerprint() for run in pilots.runs])
     if missing:
         of = f"{len(missing)} of {len(pilots.runs)}"
         reason = f"{of} pilots are not audited yet; run and audit this plan, then plan the budget again"
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
+    evidence_checks.check_usable(inputs, audited)
     points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_tokens)
     feasibility.check_points(inputs, points)
     minima = forecast.minima(points)
     feasibility.check_minima(inputs, minima, pilots.ladder)
     allocation, basis = ledger_evidence.allocation(minima, prior)
-    rate = ledger_evidence.rate_check(audited)
+    rate = ledger_evidence.rate_check(audited, partial(law_lr, inputs.hyper))
     laws = Laws(allocation, _ledger_loss_surface(inputs, points))
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(TargetSearch(inputs, laws, multiple))
@@ -79,7 +81,7 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         held_out_error=result.held_out_error,
         optimum=result.optimum,
         rate_check=rate,
-        flags=result.flags,
+        flags=(*audited.flags, *ledger_evidence.rate_flags(rate), *result.flags),
     )
     return _target_plan(inputs, laws, target, result.forecast, fit, audited.pilots + audited.rates)
 

@@ -155,6 +155,7 @@ def _show_forecast(plan: Plan, console: Console) -> None:
     forecast = plan.forecast
     if not isinstance(forecast, Forecast):
         console.print(f"[bold]forecast[/]  none: {escape(forecast.reason)}", highlight=False)
+        _show_flags(plan, console)
         return
     band, losses = forecast.loss, plan.losses
     console.print(
@@ -176,8 +177,12 @@ def _show_forecast(plan: Plan, console: Console) -> None:
         )
     if plan.fit is not None:
         console.print(_form_table(plan))
-        for flag in plan.fit.flags:
-            console.print(f"[yellow]flag[/]  {escape(flag)}", highlight=False)
+    _show_flags(plan, console)
+
+
+def _show_flags(plan: Plan, console: Console) -> None:
+    for flag in plan.fit.flags if plan.fit is not None else ():
+        console.print(f"[yellow]flag[/]  {escape(flag)}", highlight=False, soft_wrap=True)
 
 
 def _form_table(plan: Plan) -> Table:

@@ -244,13 +244,15 @@ class RateCheck(Spec):
     run: Fingerprint
     """The run at the law's own rate."""
     multiples: tuple[float, ...]
-    """Multiples of the law's learning rate that were tried."""
+    """Multiples of the law's learning rate that were tried, each once, without runs that learned nothing."""
     losses: tuple[float, ...]
-    """Their final held-out losses."""
+    """Their final held-out losses, nats per token; of several seeds the geometric mean."""
     best_multiple: float
-    """Minimum of a parabola of ln L in ln lr, or the best tried one where that is at an edge."""
+    """Minimum of a parabola of ln L in ln lr through the best rate and its neighbours, or the best rate tried."""
     bracketed: bool
-    """The best is not at an edge."""
+    """The best is the minimum of a parabola."""
+    reason: str
+    """Why the best is a rate that was tried: it is at an edge, or a neighbour is too far; empty for a parabola's."""
     near_optimal: bool
     """The law's own rate is within 0.25 % of the best loss (near-optimal by DeepSeek LLM, section 3.1)."""
 
@@ -259,7 +261,7 @@ class LawFit(Spec):
     """The fit on the ledger's runs: evidence, profiles, forms with their held-out errors, and the laws used."""
 
     points: tuple[EvidencePoint, ...]
-    """The runs."""
+    """The runs that are used."""
     profiles: tuple[IsoflopProfile, ...]
     """isoFLOP profiles, by budget."""
     allocation: Allocation
@@ -276,4 +278,4 @@ class LawFit(Spec):
     rate_check: RateCheck | None
     """The learning-rate check; null where there was none."""
     flags: tuple[str, ...]
-    """Warnings: unbracketed minima, short runs, missing evidence."""
+    """Warnings: runs that are not used and why, unbracketed minima, short runs, missing evidence."""

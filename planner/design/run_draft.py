@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from planner.design.model_shape import make_shape
 from planner.performance.batch_and_layout import BatchAndLayout, choose_batch_and_layout
 from specs.budget import Budget
 from specs.cluster import Cluster
@@ -49,23 +50,15 @@ def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | 
     Errors as in `choose_batch_and_layout`.
     """
     shape, cluster = request.shape, setting.cluster
+    own_lr = law_lr(setting.hyper, shape, request.compute_flop)
     known = law_variables(shape, request.compute_flop)
     law_sequences = setting.hyper.batch_tokens.at(**known) / shape.context
     fixed_sequences = None if request.batch_tokens is None else request.batch_tokens // shape.context
     chosen = chosen or choose_batch_and_layout(
         shape, cluster, setting.budget.precision, request.devices, law_sequences, fixed_sequences
     )
-    peak_lr = setting.hyper.peak_lr.at(**known)
-    optim = _optim(setting.family, request, chosen.batch_sequences, request.rate_multiple * peak_lr)
-    run = RunSpec(
-        model=shape,
-        data=setting.data,
-        optim=optim,
-        evaluation=_evaluation(setting.family, shape, optim),
-        precision=setting.budget.precision,
-        seed=setting.budget.seed,
-        guard=setting.budget.guard,
-    )
+    optim = _optim(setting.family, request, chosen.batch_sequences, request.rate_multiple * own_lr)
+    run = _run_spec(setting, shape, optim, _evaluation(setting.family, shape, optim))
     return PlannedRun(
         role=request.role,
         title=request.title,
@@ -81,6 +74,43 @@ def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | 
         ),
         cost=cost_of(run, cluster, chosen),
     )
+
+
+def same_size_run(setting: RunSettings, run: RunSpec) -> RunSpec:
+    """The run that these settings give at another run's size, length, batch and learning rate.
+
+    ValueError where the family has no shape of that width, or no schedule of so few steps.
+    """
+    shape = make_shape(setting.family, run.model.width, run.model.layers, setting.vocab)
+    warmup, milestones = multi_step(run.optim.steps, setting.family.warmup_steps)
+    optim = OptimSpec(
+        steps=run.optim.steps,
+        batch_sequences=run.optim.batch_sequences,
+        peak_lr=run.optim.peak_lr,
+        warmup_steps=warmup,
+        milestones=milestones,
+    )
+    evaluation = _evaluation(setting.family, shape, optim).model_copy(
+        update={"every_steps": run.evaluation.every_steps}
+    )
+    return _run_spec(setting, shape, optim, evaluation)
+
+
+def _run_spec(setting: RunSettings, shape: ModelSpec, optim: OptimSpec, evaluation: Evaluation) -> RunSpec:
+    return RunSpec(
+        model=shape,
+        data=setting.data,
+        optim=optim,
+        evaluation=evaluation,
+        precision=setting.budget.precision,
+        seed=setting.budget.seed,
+        guard=setting.budget.guard,
+    )
+
+
+def law_lr(hyper: Hyper, shape: ModelSpec, compute_flop: float) -> float:
+    """The law's learning rate for a shape trained with this compute."""
+    return hyper.peak_lr.at(**law_variables(shape, compute_flop))
 
 
 def law_variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:

@@ -95,7 +95,9 @@ def points(field: Field, plan: Plan) -> Reason:
     fit = _fit(plan)
     if len(field.path) < 3:
         return Reason(
-            "the ledger: every accepted run on this text, smaller than the target", evidence=_runs(fit)
+            "the ledger: every accepted run smaller than the target that matches it in all but size and rate, and that "
+            "learned something",
+            evidence=_runs(fit),
         )
     point = fit.points[int(field.path[2])]
     return Reason(
@@ -206,8 +208,11 @@ def optimum(field: Field, plan: Plan) -> Reason:
 def rate_check(field: Field, plan: Plan) -> Reason:
     """The learning-rate check."""
     check = None if plan.fit is None else plan.fit.rate_check
+    text = "a parabola of ln L in ln lr through the best rate and its neighbours"
+    if check is not None and not check.bracketed:
+        text = f"the lowest loss, without a parabola: x {check.best_multiple:.3g} is {check.reason}"
     return Reason(
-        decided_by="the fit: a parabola of ln L in ln lr through the best rate and its neighbours",
+        decided_by=f"the fit: {text}",
         law="near-optimal is within 0.25 % of the lowest loss (DeepSeek LLM, section 3.1)",
         evidence=() if check is None else (rate_evidence(check),),
     )

@@ -69,7 +69,7 @@ def _near_optimal_rates(plan: Plan, planned: PlannedRun, own: float) -> tuple[fl
 
 
 def _rates_from_check(check: RateCheck, own: float) -> tuple[float, float]:
-    """By the parabola through the best rate and its neighbours; the best must not be the lowest or highest rate tried.
+    """By the parabola through the best rate and its neighbours, which only a bracketed best has.
 
     Applying the check's multiples to a larger run relies on the law.
     """
@@ -98,7 +98,7 @@ def rate_evidence(check: RateCheck) -> str:
     tried = ", ".join(
         f"x {multiple:g}: {loss:.4f}" for multiple, loss in zip(check.multiples, check.losses, strict=True)
     )
-    edge = "" if check.bracketed else ", the lowest or highest rate tried"
+    edge = "" if check.bracketed else f", {check.reason}"
     best = f"best at x {check.best_multiple:.3g}{edge}"
     return f"learning-rate check on the shape of run {check.run}: {tried} nats per token; {best}"
 

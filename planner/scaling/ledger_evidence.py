@@ -1,25 +1,34 @@
 """The ledger's evidence for a budget: points, the learning-rate check, and the allocation that they support.
 
-Only runs on the same text, with the same tokens, context and precision count, and only those smaller than the target.
+Only runs smaller than the target count that differ from the budget's own in nothing but size and rate, and that learned
+something (planner/scaling/usable_runs.py).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from planner.scaling import usable_runs
 from planner.scaling.isoflop import Minimum, power_laws
 from specs.document.files import read_lines
 from specs.law import Allocation, EvidencePoint, IsoflopProfile, Monomial, RateCheck
+from specs.model import ModelSpec
 from specs.record import LedgerRecord
+from specs.run import RunSpec
 
 EXPONENT_SD = 0.053
 """Spread of the allocation exponent over texts: .450, .524 and .578 in DeepSeek LLM, Table 4. As a prior it keeps the
 exponent of a short ladder, with only a few noisy minima, in a plausible range."""
 NEAR_OPTIMAL = 0.0025
 """Learning rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
+MAX_RATE_RATIO = 4.0
+"""Parabolas lead only through rates within this factor of the best one tried. On Step Law's runs their minimum costs
+.125 % of loss at a factor 4 and the best rate tried .165 %; at a factor 5.7 it is .35 % and .19 % (docs/log.md)."""
+RATE_TOLERANCE = 0.01
+"""Learning rates this close, in logarithms, are one rate."""
 
 
 @dataclass(frozen=True)
@@ -30,32 +39,40 @@ class LedgerEvidence:
     """isoFLOP pilots, and targets of smaller budgets."""
     rates: tuple[LedgerRecord, ...]
     """Runs of learning-rate checks."""
+    failed: tuple[LedgerRecord, ...] = ()
+    """Runs that learned nothing: in no fit."""
+    audited: frozenset[str] = frozenset()
+    """Fingerprints of all runs on this text, also of those that cannot be used."""
+    flags: tuple[str, ...] = ()
+    """Which runs are not used, and why."""
 
     def missing(self, fingerprints: Sequence[str]) -> list[str]:
         """Those of the given runs that the ledger does not have."""
-        audited = {record.run.fingerprint() for record in self.pilots + self.rates}
-        return [fingerprint for fingerprint in fingerprints if fingerprint not in audited]
+        return [fingerprint for fingerprint in fingerprints if fingerprint not in self.audited]
 
 
 def read_evidence(
-    ledger: Path, digest: str, context: int, precision: str, below_flop: float
+    ledger: Path, digest: str, own: Callable[[RunSpec], RunSpec], below_flop: float
 ) -> LedgerEvidence:
-    """The ledger's runs on this text and context in this precision, below a compute; none where there is no ledger."""
+    """The ledger's runs on this text below a compute that match the budget's own (`usable_runs.matching`) and learned
+    something (`usable_runs.sound`); none where there is no ledger."""
     records = read_lines(ledger, LedgerRecord) if ledger.exists() else []
-    usable = sorted(
+    on_text = sorted(
         {
             record.run.fingerprint(): record
             for record in records
-            if record.run.data.digest == digest
-            and record.run.model.context == context
-            and record.run.precision == precision
-            and record.compute_flop < below_flop
+            if record.run.data.digest == digest and record.compute_flop < below_flop
         }.values(),
         key=lambda record: (record.budget_flop, record.run.model.flop_per_token, record.run.fingerprint()),
     )
+    alike, differing = usable_runs.matching(on_text, own)
+    usable, failed, learned_nothing = usable_runs.sound(alike)
     return LedgerEvidence(
         pilots=tuple(record for record in usable if record.role != "rate"),
         rates=tuple(record for record in usable if record.role == "rate"),
+        failed=tuple(failed),
+        audited=frozenset(record.run.fingerprint() for record in on_text),
+        flags=(*differing, *learned_nothing),
     )
 
 
@@ -132,33 +149,92 @@ def _precision_share(exponent_sd: float) -> float:
     return EXPONENT_SD**2 / (EXPONENT_SD**2 + exponent_sd**2)
 
 
-def rate_check(evidence: LedgerEvidence) -> RateCheck | None:
-    """The largest learning-rate check in the ledger, compared with the pilot at the law's own learning rate."""
-    for record in reversed(evidence.rates):
-        shape, budget = record.run.model, record.budget_flop
-        own = [r for r in evidence.pilots if r.run.model == shape and r.budget_flop == budget]
-        if own:
-            beside = [r for r in evidence.rates if r.run.model == shape and r.budget_flop == budget]
-            return _fit_rate_check(sorted([own[0], *beside], key=lambda r: r.rate_multiple), own[0])
+def rate_check(evidence: LedgerEvidence, law_lr: Callable[[ModelSpec, float], float]) -> RateCheck | None:
+    """The largest learning-rate check in the ledger that includes the law's own rate; None where there is none.
+
+    `law_lr` is the rate of the plan's law for a shape and a compute. Runs of one check have the same shape, compute,
+    batch and length.
+    """
+    runs = (*evidence.pilots, *evidence.rates, *evidence.failed)
+    for record in sorted(runs, key=lambda one: -one.budget_flop):
+        own_lr = law_lr(record.run.model, record.budget_flop)
+        beside = [one for one in runs if _setting(one) == _setting(record)]
+        tried = {one.run.fingerprint(): one.run.optim.peak_lr / own_lr for one in beside}
+        own = [one for one in beside if _same_rate(tried[one.run.fingerprint()], 1)]
+        if own and record.role == "rate" and len(own) < len(beside):
+            failed = {one.run.fingerprint() for one in evidence.failed}
+            learned = [one for one in beside if one.run.fingerprint() not in failed]
+            levels = _levels([(tried[one.run.fingerprint()], one.loss) for one in learned])
+            if levels:
+                return _fit_rate_check(levels, own[0].run.fingerprint(), len(learned) < len(beside))
     return None
 
 
-def _fit_rate_check(tried: Sequence[LedgerRecord], own: LedgerRecord) -> RateCheck:
-    multiples = [record.rate_multiple for record in tried]
-    losses = [record.loss for record in tried]
+def rate_flags(check: RateCheck | None) -> tuple[str, ...]:
+    """A warning where the check gives only the best of the rates that were tried."""
+    if check is None or check.bracketed:
+        return ()
+    return (
+        f"learning-rate check: x {check.best_multiple:.3g} is {check.reason}; the best rate may lie beside it",
+    )
+
+
+def _setting(record: LedgerRecord) -> tuple[ModelSpec, float, int, int]:
+    """What the runs of one learning-rate check have in common."""
+    optim = record.run.optim
+    return record.run.model, record.budget_flop, optim.batch_sequences, optim.steps
+
+
+def _same_rate(one: float, other: float) -> bool:
+    return abs(math.log(one / other)) < RATE_TOLERANCE
+
+
+def _levels(tried: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Different multiples, in order, each with the geometric mean loss of its runs."""
+    levels: list[tuple[float, list[float]]] = []
+    for multiple, loss in sorted(tried):
+        if not levels or not _same_rate(levels[-1][0], multiple):
+            levels.append((1.0 if _same_rate(multiple, 1) else float(f"{multiple:.6g}"), []))
+        levels[-1][1].append(math.log(loss))
+    return [(multiple, math.exp(float(np.mean(logs)))) for multiple, logs in levels]
+
+
+def _fit_rate_check(levels: Sequence[tuple[float, float]], own: str, some_failed: bool) -> RateCheck:
+    multiples, losses = [multiple for multiple, _ in levels], [loss for _, loss in levels]
     lowest = int(np.argmin(losses))
-    bracketed = 0 < lowest < len(tried) - 1
-    best, best_loss = multiples[lowest], losses[lowest]
-    if bracketed:
+    best, best_loss = levels[lowest]
+    reason = _no_parabola(multiples, lowest, some_failed)
+    if not reason:
         x, y = np.log(multiples[lowest - 1 : lowest + 2]), np.log(losses[lowest - 1 : lowest + 2])
         c2, c1, c0 = np.polyfit(x, y, 2)
         best = float(math.exp(-c1 / (2 * c2)))
         best_loss = float(math.exp(c0 - c1 * c1 / (4 * c2)))
+    own_loss = dict(levels).get(1.0, math.inf)
     return RateCheck(
-        run=own.run.fingerprint(),
+        run=own,
         multiples=tuple(multiples),
         losses=tuple(losses),
         best_multiple=best,
-        bracketed=bracketed,
-        near_optimal=own.loss <= best_loss * (1 + NEAR_OPTIMAL),
+        bracketed=not reason,
+        reason=reason,
+        near_optimal=own_loss <= best_loss * (1 + NEAR_OPTIMAL),
     )
+
+
+def _no_parabola(multiples: Sequence[float], lowest: int, some_failed: bool) -> str:
+    """Why no parabola leads through the best rate and its neighbours; empty where one does."""
+    learned = " that learned" if some_failed else ""
+    if len(multiples) == 1:
+        return f"the only rate tried{learned}"
+    if lowest in (0, len(multiples) - 1):
+        return f"the {'highest' if lowest else 'lowest'} rate tried{learned}"
+    beside = (multiples[lowest - 1], multiples[lowest + 1])
+    far = [
+        one
+        for one in beside
+        if abs(math.log(one / multiples[lowest])) > math.log(MAX_RATE_RATIO) + RATE_TOLERANCE
+    ]
+    if not far:
+        return ""
+    names = " and ".join(f"x {one:.3g}" for one in far)
+    return f"the best rate tried, as {names} {'is' if len(far) == 1 else 'are'} too far away for a parabola"

@@ -168,7 +168,7 @@ def _learning_rate(miss: ForecastMiss) -> Iterator[Cause]:
         yield Cause(
             CauseRank.POSSIBLE,
             "learning rate",
-            f"the check did not bracket the best rate: x {check.best_multiple:.2g} is at the edge of its range",
+            f"the check did not bracket the best rate: x {check.best_multiple:.2g} is {check.reason}",
         )
     if check is not None and not check.near_optimal:
         yield Cause(

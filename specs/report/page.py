@@ -169,7 +169,7 @@ def _best_rate(case: Case) -> str:
     check = None if case.plan.fit is None else case.plan.fit.rate_check
     if check is None:
         return ""
-    edge = "" if check.bracketed else ", at the edge of the range that was tried"
+    edge = "" if check.bracketed else f", {check.reason}"
     own = (
         "is as good" if check.near_optimal else "is worse, so the target’s rate is changed by the same factor"
     )

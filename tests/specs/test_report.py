@@ -73,6 +73,7 @@ def fit(text: str = "") -> LawFit:
             losses=(3.1, 3.0, 3.2),
             best_multiple=1.02,
             bracketed=True,
+            reason="",
             near_optimal=True,
         ),
         flags=(f"a flag of the fit {text}",),

@@ -428,6 +428,7 @@ def _rate_check() -> RateCheck:
         losses=tuple(_final(planned) for planned in tried),
         best_multiple=0.98,
         bracketed=True,
+        reason="",
         near_optimal=True,
     )
 

@@ -190,6 +190,7 @@ def test_rates_that_are_as_good_as_the_best_are_given_as_an_interval() -> None:
         losses=tuple(2.0 * math.exp(rise[m]) for m in multiples),
         best_multiple=1.0,
         bracketed=True,
+        reason="",
         near_optimal=True,
     )
     plan = samples.sealed(FITTED, fit=FITTED.fit.model_copy(update={"rate_check": check}))

@@ -1,26 +1,32 @@
 """From a ledger to a target: the law that made the ledger is found again, and what the plan says of it is true."""
 
+import html
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from planner.design.run_draft import same_size_run
+from planner.design.target_search import run_settings
 from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
-from planner.scaling.ledger_evidence import allocation, rate_check, read_evidence
+from planner.scaling.ledger_evidence import allocation, read_evidence
 from planner.scaling.ledger_evidence import points as evidence_points
 from planner.scaling.model_averaging import fit_mixture
 from planner.scaling.posterior import points
 from specs.budget import Budget
 from specs.data import Corpus, Split
-from specs.document.files import from_catalog, load
-from specs.document.write import append_line, write_json
+from specs.document.files import DocumentError, from_catalog, load, read_lines
+from specs.document.write import append_line, write_json, write_yaml
 from specs.law import PublishedLaw
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
 from specs.report import render
+from specs.run import RunSpec
 from tests.support.paths import SPECS
 from tests.support.planning import inputs_of
 
@@ -54,6 +60,12 @@ def workspace(tmp_path: Path) -> Path:
 def planned(workspace: Path) -> Plan:
     """What `plan demo.yaml` gives now."""
     return make_plan(inputs_of(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data"))
+
+
+def own_runs(workspace: Path) -> Callable[[RunSpec], RunSpec]:
+    """The budget's run of another run's size, length, batch and rate."""
+    inputs = inputs_of(workspace / "demo.yaml", workspace / "plans" / "demo", workspace / "data")
+    return partial(same_size_run, run_settings(inputs))
 
 
 def train(workspace: Path, plan: Plan, seed: int) -> None:
@@ -205,24 +217,79 @@ def test_the_curve_steps_down_at_the_milestones(workspace: Path) -> None:
 
 
 def test_other_text_and_larger_runs_do_not_count(workspace: Path) -> None:
-    """Only the same digest, context and precision below the target's compute."""
+    """Only the same digest below the target's compute; they are not even counted."""
     train(workspace, planned(workspace), seed=0)
     path = workspace / "ledger.jsonl"
-    assert len(read_evidence(path, "2" * 64, 256, "fp32", 1e13).pilots) == 12
-    assert len(read_evidence(path, "2" * 64, 256, "fp32", 2e11).pilots) == 4
-    assert not read_evidence(path, "4" * 64, 256, "fp32", 1e13).pilots
-    assert not read_evidence(path, "2" * 64, 512, "fp32", 1e13).pilots
-    assert not read_evidence(path, "2" * 64, 256, "bf16", 1e13).pilots
+    assert len(read_evidence(path, "2" * 64, own_runs(workspace), 1e13).pilots) == 12
+    assert len(read_evidence(path, "2" * 64, own_runs(workspace), 2e11).pilots) == 4
+    other = read_evidence(path, "4" * 64, own_runs(workspace), 1e13)
+    assert not other.pilots
+    assert not other.flags
 
 
 def test_a_point_knows_how_many_different_tokens_its_run_could_read(workspace: Path) -> None:
     """The corpus's training tokens, so that a fit can tell repeated data from new."""
     train(workspace, planned(workspace), seed=0)
-    ledger = read_evidence(workspace / "ledger.jsonl", "2" * 64, 256, "fp32", 1e13)
+    ledger = read_evidence(workspace / "ledger.jsonl", "2" * 64, own_runs(workspace), 1e13)
     assert {point.unique_tokens for point in evidence_points(ledger, 1000, 7 * 10**7)} == {7 * 10**7}
     plan = planned(workspace)
     assert plan.fit is not None
     assert {point.unique_tokens for point in plan.fit.points} == {10**8} == {plan.unique_tokens}
+
+
+def rewrite(workspace: Path, change: Callable[[LedgerRecord], LedgerRecord]) -> None:
+    """Replace every line of the ledger."""
+    path = workspace / "ledger.jsonl"
+    records = read_lines(path, LedgerRecord)
+    path.unlink()
+    for one in records:
+        append_line(path, change(one))
+
+
+def of_vocabulary(one: LedgerRecord, vocab: int) -> LedgerRecord:
+    model = one.run.model.model_copy(update={"vocab": vocab})
+    return one.model_copy(update={"run": one.run.model_copy(update={"model": model})})
+
+
+def test_runs_of_another_vocabulary_are_counted_and_not_used(workspace: Path) -> None:
+    """The text's digest is the same, as where a tokenizer asks for more tokens than the text gives it."""
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace("budgets: 3,", "budgets: 2,"))
+    first = planned(workspace)
+    train(workspace, first, seed=0)
+    rewrite(workspace, lambda one: of_vocabulary(one, 1400))
+    train(workspace, first, seed=1)
+    plan = planned(workspace)
+    assert plan.fit is not None
+    assert {point.run for point in plan.fit.points} == {
+        one.run.fingerprint() for one in first.runs if one.role == "pilot"
+    }
+    half, everything = len(first.runs), 2 * len(first.runs)
+    flag = f"{half} of the ledger's {everything} runs on this text are not used: vocabulary 1400, not 256"
+    assert flag in plan.fit.flags
+    assert flag in explain(plan, "loss").evidence
+    assert html.escape(flag) in render(plan, None)
+
+
+def test_perplexities_are_refused_in_one_line(workspace: Path) -> None:
+    """Above ln V, each of them: the ledger holds nothing to plan on."""
+    train(workspace, planned(workspace), seed=0)
+    rewrite(workspace, lambda one: one.model_copy(update={"loss": 10 * math.exp(one.loss)}))
+    with pytest.raises(
+        DocumentError, match=r"none of the ledger's runs on this text can be used: .* ln V = 5\.5452"
+    ):
+        planned(workspace)
+
+
+def test_pilots_of_other_settings_are_no_pilots_of_this_budget(workspace: Path) -> None:
+    """The budget was edited after its pilots were sealed: a target in bf16 does not rest on pilots in fp32."""
+    write_yaml(workspace / "plans" / "demo" / "plan.pilots.yaml", planned(workspace))
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace("precision: fp32", "precision: bf16"))
+    with pytest.raises(
+        DocumentError, match="differ from the runs that this budget gives now: precision fp32, not bf16"
+    ):
+        planned(workspace)
 
 
 def minimum(flop: float, size: float, log_sd: float = 0.05, bracketed: bool = True) -> Minimum:
@@ -262,9 +329,12 @@ def test_a_better_learning_rate_is_found_and_used(workspace: Path) -> None:
             -0.1 * math.log2(one.rate_multiple)
         )
         append_line(workspace / "ledger.jsonl", record(one, loss, first.seal))
-    found = rate_check(read_evidence(workspace / "ledger.jsonl", "2" * 64, 256, "fp32", 1e13))
+    fit = planned(workspace).fit
+    assert fit is not None
+    found = fit.rate_check
     assert found is not None
     assert (found.best_multiple, found.bracketed, found.near_optimal) == (2.0, False, False)
+    assert found.reason == "the highest rate tried"
     target = planned(workspace).runs[0].run
     assert target.optim.peak_lr == pytest.approx(2 * 0.06788 * target.model.width**-0.75)
 

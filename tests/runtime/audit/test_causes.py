@@ -151,10 +151,15 @@ def test_a_rate_check_that_failed() -> None:
     assert fit is not None
     assert fit.rate_check is not None
     check = fit.rate_check.model_copy(
-        update={"bracketed": False, "near_optimal": False, "best_multiple": 2.0}
+        update={
+            "bracketed": False,
+            "near_optimal": False,
+            "best_multiple": 2.0,
+            "reason": "the highest rate tried",
+        }
     )
     found = causes(miss(samples.sealed(SOUND, fit=fit.model_copy(update={"rate_check": check}))))
-    assert any("did not bracket the best rate: x 2 is at the edge" in cause for cause in found)
+    assert any("did not bracket the best rate: x 2 is the highest rate tried" in cause for cause in found)
     assert any("not near-optimal (x 2 is best)" in cause for cause in found)
 
 
