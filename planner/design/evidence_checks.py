@@ -24,5 +24,6 @@ def check_sealed_pilots(
 def check_usable(inputs: PlanInputs, evidence: LedgerEvidence) -> None:
     """Refuse a ledger with runs on this text of which none can be used."""
     if evidence.flags and not evidence.pilots:
-        what = f"none of the ledger's runs on this text can be used: {'; '.join(evidence.flags)}"
+        what = f"the ledger's {len(evidence.audited)} runs on this text carry no plan; the first of the reasons: "
+        what += evidence.flags[0]
         raise inputs.refuse("evidence", what, _ANEW)

@@ -276,7 +276,7 @@ def test_perplexities_are_refused_in_one_line(workspace: Path) -> None:
     train(workspace, planned(workspace), seed=0)
     rewrite(workspace, lambda one: one.model_copy(update={"loss": 10 * math.exp(one.loss)}))
     with pytest.raises(
-        DocumentError, match=r"none of the ledger's runs on this text can be used: .* ln V = 5\.5452"
+        DocumentError, match=r"runs on this text carry no plan; .* its loss .* is not below ln V = 5\.5452"
     ):
         planned(workspace)
 
