@@ -7,7 +7,7 @@ import math
 
 from planner.design.inputs import PlanInputs
 from planner.design.target_search import TargetSearch
-from planner.performance.layout_search import NoLayoutError, UndividedBatchError
+from planner.performance.layout_search import NoLayoutError
 from specs.humanize import count, energy
 from specs.plan import Cost
 
@@ -71,7 +71,7 @@ def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
-    except (NoLayoutError, UndividedBatchError):
+    except NoLayoutError:
         return f"set {inputs.budget.currency} so that it buys {bound} {compute_flop:.2g} FLOP"
     costs = [cost_in_currency(inputs, planned.cost) for planned in (drafted, balanced)]
     return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"

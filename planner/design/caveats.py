@@ -130,7 +130,11 @@ def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvic
             f"{inputs.hyper.regime}; to use the law's batch size, omit batch"
         )
     if planned.execution.layout.devices < inputs.cluster.devices:
-        yield (
-            f"the run uses {planned.execution.layout.devices} of the cluster's {inputs.cluster.devices} devices: with "
-            "more, the batch per device would be too small"
-        )
+        used = f"the run uses {planned.execution.layout.devices} of the cluster's {inputs.cluster.devices} devices"
+        if inputs.budget.batch is None:
+            yield f"{used}: with more, the batch per device would be too small"
+        else:
+            yield (
+                f"{used}: more of them cannot share the budget's batch of "
+                f"{several(planned.run.optim.batch_sequences, 'sequence')} evenly, or would have too little of it each"
+            )

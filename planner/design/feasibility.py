@@ -14,7 +14,7 @@ from planner.design.budget_currency import (
 from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import Ladder
 from planner.design.target_search import TargetSearch
-from planner.performance.layout_search import NoLayoutError, UndividedBatchError
+from planner.performance.layout_search import NoLayoutError
 from planner.scaling.data_constrained import TRUSTED_EPOCHS
 from planner.scaling.isoflop import Minimum
 from specs.budget import FixedSize, Pilots, Published
@@ -146,19 +146,15 @@ def check_batch(inputs: PlanInputs) -> None:
         raise inputs.refuse("batch", what, f"write batch: {nearest} tokens")
 
 
-def indivisible_batch_error(
-    search: TargetSearch, compute_flop: float, error: UndividedBatchError
-) -> DocumentError:
-    """The error of a batch that no layout divides, with the nearest batch that one does."""
-    inputs = search.inputs
-    batch, context = inputs.budget.batch, inputs.family.context
-    assert batch is not None  # only a batch of the budget's is kept as it is
+def _batch_that_fits(search: TargetSearch, compute_flop: float) -> str | None:
+    """The batch nearest to the budget's that a layout fits: with more replicas a device keeps less of the optimizer."""
+    batch, context = search.inputs.budget.batch, search.inputs.family.context
+    if batch is None:
+        return None
     for sequences in _nearby_batches(batch // context):
         if _has_layout(search.with_budget(batch=sequences * context), compute_flop):
-            return inputs.refuse("batch", str(error), f"write batch: {sequences * context} tokens")
-    return inputs.refuse(
-        "batch", str(error), "omit batch; the law's batch size is then rounded so that a layout divides it"
-    )
+            return f"write batch: {sequences * context} tokens"
+    return None
 
 
 def _nearby_batches(sequences: int) -> list[int]:
@@ -169,13 +165,13 @@ def _nearby_batches(sequences: int) -> list[int]:
 
 
 def no_layout_error(search: TargetSearch, compute_flop: float, error: NoLayoutError) -> DocumentError:
-    """The error of a run that no layout fits, with the smallest cluster and the largest budget that would fit."""
+    """The error of a run that no layout fits, with the cluster, the budget and the batch nearest to it that fit."""
     inputs = search.inputs
     devices = (inputs.cluster.devices * 2**k for k in range(1, _MAX_DOUBLINGS + 1))
     enough = next((n for n in devices if _has_layout(search.with_devices(n), compute_flop)), None)
     remedies = [] if enough is None else [f"name a cluster of {enough} such devices"]
     smaller = _largest_that_fits(search, compute_flop)
-    remedies += [] if smaller is None else [smaller]
+    remedies += [remedy for remedy in (smaller, _batch_that_fits(search, compute_flop)) if remedy]
     return inputs.refuse(
         "cluster", str(error), ", or ".join(remedies) or "name a cluster whose devices have more memory"
     )
@@ -198,7 +194,7 @@ def _largest_that_fits(search: TargetSearch, compute_flop: float) -> str | None:
 def _has_layout(search: TargetSearch, compute_flop: float) -> bool:
     try:
         search.draft(compute_flop)
-    except (NoLayoutError, UndividedBatchError):
+    except NoLayoutError:
         return False
     return True
 

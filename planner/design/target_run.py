@@ -24,7 +24,7 @@ from planner.design.model_shape import family_shapes
 from planner.design.run_draft import EVALUATIONS, peak_flop_per_s
 from planner.design.target_search import TargetSearch
 from planner.performance.batch_and_layout import BatchAndLayout
-from planner.performance.layout_search import NoLayoutError, UndividedBatchError, compare_layouts
+from planner.performance.layout_search import NoLayoutError, compare_layouts
 from specs.budget import Pilots, Published
 from specs.plan import LayoutChoice, PlannedRun
 
@@ -129,8 +129,6 @@ def _checked_draft(search: TargetSearch, compute_flop: float, stages: int) -> Pl
     _check_compute(search, compute_flop)
     try:
         return search.draft(compute_flop, stages)
-    except UndividedBatchError as error:
-        raise feasibility.indivisible_batch_error(search, compute_flop, error) from None
     except NoLayoutError as error:
         raise feasibility.no_layout_error(search, compute_flop, error) from None
 

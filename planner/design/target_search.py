@@ -39,7 +39,7 @@ class TargetSearch:
         )
 
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
-        """The run of this compute; NoLayoutError or UndividedBatchError where no layout fits it."""
+        """The run of this compute; NoLayoutError where no layout fits it."""
         return self.draft_shape(self.shape(compute_flop, stages), compute_flop)
 
     def draft_shape(

@@ -1,14 +1,22 @@
 """Batch, devices and layout of a run, chosen together, since each limits the others.
 
 The batch is the law's, rounded so that many devices can share it evenly. The devices are those of the cluster, as long
-as doubling them makes a step clearly faster. A batch that the budget fixes is kept exactly.
+as doubling them makes a step clearly faster. A batch that the budget fixes is kept exactly: it decides how many devices
+can share it evenly.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-from planner.performance.layout_search import NoLayoutError, UndividedBatchError, fastest_by_closed_form
+from planner.performance.layout_search import (
+    LayoutFit,
+    LayoutProblem,
+    NoLayoutError,
+    UndividedBatchError,
+    fastest_by_closed_form,
+    fastest_that_divides,
+)
 from specs.cluster import Cluster
 from specs.layout import Layout
 from specs.model import ModelSpec
@@ -44,13 +52,25 @@ def choose_batch_and_layout(
 ) -> BatchAndLayout:
     """Batch and layout on at most these devices, with about `law_sequences` a step or exactly `fixed_sequences`.
 
-    NoLayoutError where no layout fits the memory, UndividedBatchError where none divides the fixed batch.
+    NoLayoutError where no layout fits the memory.
     """
     if fixed_sequences is not None:
-        return _with_batch(model, cluster, precision, devices, fixed_sequences)
-    if cluster.efficiency is None:
-        return _by_memory(model, cluster, precision, devices, law_sequences)
-    return _by_speed(model, cluster, precision, devices, law_sequences)
+        return _with_fixed_batch(LayoutProblem(model, cluster, devices, fixed_sequences, precision))
+    try:
+        if cluster.efficiency is None:
+            return _by_memory(model, cluster, precision, devices, law_sequences)
+        return _by_speed(
+            devices,
+            lambda count: layout_of_batch(
+                model, cluster, precision, count, divisible_batch(law_sequences, count)
+            ),
+        )
+    except NoLayoutError as error:  # the devices may not divide into layouts that fit, and fewer or more of them may
+        batch = divisible_batch(law_sequences, _power_of_two(min(devices, law_sequences)))
+        try:
+            return _with_fixed_batch(LayoutProblem(model, cluster, devices, batch, precision))
+        except NoLayoutError:
+            raise error from None
 
 
 def round_batch(sequences: float, multiple: int) -> int:
@@ -75,20 +95,44 @@ def _halvings(devices: int) -> Iterator[int]:
         yield devices
 
 
-def _with_batch(
+def _power_of_two(number: float) -> int:
+    """The largest power of two that is not above the number; 1 at least."""
+    return int(2 ** math.floor(math.log2(max(1.0, number))))
+
+
+def layout_of_batch(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, batch: int
 ) -> BatchAndLayout:
-    fit = fastest_by_closed_form(model, cluster, devices, batch, precision)
-    if batch % fit.layout.dp:
-        raise UndividedBatchError(devices, batch)
+    """The best layout that divides a batch on exactly these devices; errors as in `fastest_by_closed_form`."""
+    if cluster.efficiency is None:
+        problem = LayoutProblem(model, cluster, devices, batch, precision)
+        return _chosen(batch, fastest_that_divides(problem, fewest=devices))
+    return _chosen(batch, fastest_by_closed_form(model, cluster, devices, batch, precision))
+
+
+def _chosen(batch: int, fit: LayoutFit) -> BatchAndLayout:
     return BatchAndLayout(batch, fit.layout, fit.memory_bytes, fit.step_s)
+
+
+def _with_fixed_batch(problem: LayoutProblem) -> BatchAndLayout:
+    """The batch as it is, on as many of the devices as can share it and are worth it; NoLayoutError where none can."""
+    batch = problem.batch_sequences
+    fit = fastest_that_divides(problem)
+    if problem.cluster.efficiency is None:
+        return _chosen(batch, fit)
+
+    def up_to(devices: int) -> BatchAndLayout:
+        fewest = devices // 2 + 1
+        return _chosen(batch, fastest_that_divides(replace(problem, devices=devices), fewest))
+
+    return _by_speed(problem.devices, up_to)
 
 
 def _by_memory(
     model: ModelSpec, cluster: Cluster, precision: str, devices: int, sequences: float
 ) -> BatchAndLayout:
     """Without step times to compare: at most one device per sequence, and the batch rounded to the replicas."""
-    devices = min(devices, 2 ** math.floor(math.log2(max(1.0, sequences))))
+    devices = min(devices, _power_of_two(sequences))
     fit = fastest_by_closed_form(model, cluster, devices, round_batch(sequences, 1), precision)
     layout, batch = fit.layout, round_batch(sequences, fit.layout.dp)
     micro_batch = math.gcd(layout.micro_batch_sequences, batch // layout.dp)
@@ -96,18 +140,17 @@ def _by_memory(
     return BatchAndLayout(batch, divided, fit.memory_bytes, fit.step_s)
 
 
-def _by_speed(
-    model: ModelSpec, cluster: Cluster, precision: str, devices: int, sequences: float
-) -> BatchAndLayout:
-    """The best layout on the cluster's devices, halved as long as that costs little time."""
+def _by_speed(devices: int, best_on: Callable[[int], BatchAndLayout]) -> BatchAndLayout:
+    """The best on these devices, halved as long as that costs little time; NoLayoutError where none fits."""
     best: BatchAndLayout | None = None
+    misfit: NoLayoutError | None = None
     while devices:
         try:
-            half = _with_batch(model, cluster, precision, devices, divisible_batch(sequences, devices))
-        except NoLayoutError:
-            if best is None:
-                raise
-            break
+            half = best_on(devices)
+        except NoLayoutError as error:
+            if best is not None:
+                break
+            half, misfit = None, misfit or error
         except UndividedBatchError:
             half = None
         if (
@@ -118,7 +161,9 @@ def _by_speed(
             break
         best = half or best
         devices //= 2
-    assert best is not None  # one device divides any batch
+    if best is None:
+        assert misfit is not None  # one device divides any batch
+        raise misfit
     return best
 
 

@@ -4,7 +4,7 @@ Model and batch stay, since they change the numbers. Closed forms choose, which 
 1 % (tests/planner/performance/test_layout_search.py): a simulation of each would take as long as the rest of the plan.
 """
 
-from planner.performance.batch_and_layout import choose_batch_and_layout
+from planner.performance.batch_and_layout import layout_of_batch
 from planner.performance.layout_search import NoLayoutError, UndividedBatchError
 from specs.cluster import Cluster
 from specs.layout import Layout
@@ -33,7 +33,7 @@ def _best_layout(run: RunSpec, cluster: Cluster, nodes: int) -> list[Layout]:
     next_half, step = (nodes // 2 * each, each) if nodes > 1 else (0, 1)
     for devices in range(nodes * each, next_half, -step):
         try:
-            return [choose_batch_and_layout(run.model, cluster, run.precision, devices, batch, batch).layout]
+            return [layout_of_batch(run.model, cluster, run.precision, devices, batch).layout]
         except UndividedBatchError:
             continue
     return []

@@ -56,6 +56,20 @@ class LayoutGrid:
         return self.recompute == 2
 
 
+@dataclass(frozen=True)
+class DeviceRange:
+    """The numbers of devices that a layout may use: whole nodes, or devices of a single one."""
+
+    fewest: int
+    most: int
+    per_node: int = 1
+
+    def allows(self, devices: int) -> bool:
+        """Whether a layout may use this number."""
+        whole = devices <= self.per_node or devices % self.per_node == 0
+        return self.fewest <= devices <= self.most and whole
+
+
 def rank_blocks(sizes: tuple[int, ...], pp: int) -> tuple[int, int, int, int]:
     """Blocks of the first, fullest, and last rank, and where the fullest is, of virtual stages in order of depth."""
     ranks = [sum(sizes[rank::pp]) for rank in range(pp)]
@@ -116,12 +130,9 @@ def balanced_cut(a: Architecture, pp: int, interleave: int) -> tuple[int, ...] |
     return stage_cut(a.layers, stages, head / (forward_flop(a, causal=True) - head) * a.layers)
 
 
-def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> LayoutGrid | None:
-    """The columns of all legal layouts on exactly these devices; None where there is none."""
-    columns = [
-        _columns(model, tp, pp, devices // (tp * pp), batch_sequences)
-        for tp, pp in _splits(model, devices, batch_sequences)
-    ]
+def legal_grid(model: ModelSpec, devices: DeviceRange, batch_sequences: int) -> LayoutGrid | None:
+    """The columns of all legal layouts on so many devices, each with its most replicas; None where there is none."""
+    columns = [_columns(model, *split, batch_sequences) for split in splits(model, devices, batch_sequences)]
     rows = np.concatenate([np.empty((0, len(fields(LayoutGrid))), dtype=np.int64), *columns])
     return (
         LayoutGrid(**dict(zip((f.name for f in fields(LayoutGrid)), rows.T, strict=True)))
@@ -130,12 +141,14 @@ def legal_grid(model: ModelSpec, devices: int, batch_sequences: int) -> LayoutGr
     )
 
 
-def _splits(model: ModelSpec, devices: int, batch_sequences: int) -> Iterator[tuple[int, int]]:
-    """Legal tensor- and pipeline-parallel sizes whose number of replicas divides the batch."""
-    for tp in divisors(math.gcd(devices, model.heads, model.kv_heads, model.ffn)):
-        for pp in divisors(devices // tp):
-            if pp <= model.layers and batch_sequences % (devices // (tp * pp)) == 0:
-                yield tp, pp
+def splits(model: ModelSpec, devices: DeviceRange, batch_sequences: int) -> Iterator[tuple[int, int, int]]:
+    """Legal tensor- and pipeline-parallel sizes, each with the most replicas on so many devices that divide the batch."""
+    replicas = divisors(batch_sequences)[::-1]
+    for tp in divisors(math.gcd(model.heads, model.kv_heads, model.ffn)):
+        for pp in range(1, min(model.layers, devices.most // tp) + 1):
+            dp = next((dp for dp in replicas if devices.allows(dp * tp * pp)), None)
+            if dp is not None:
+                yield tp, pp, dp
 
 
 def _columns(model: ModelSpec, tp: int, pp: int, dp: int, batch_sequences: int) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ best twenty are then timed by simulating their pipelines (planner/performance/pi
 On a cluster without efficiencies, like a laptop, no step time is known: there the least model parallelism that fits is
 taken, with the largest micro-batch."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,7 +14,16 @@ from numpy.typing import NDArray
 from planner.performance.communication import stage_traffic
 from planner.performance.cost import Architecture, architecture
 from planner.performance.engine_features import ON_CPU, OURS, Engine
-from planner.performance.layout_grid import RECOMPUTE, LayoutGrid, balanced_cut, divisors, grid_of, legal_grid
+from planner.performance.layout_grid import (
+    RECOMPUTE,
+    DeviceRange,
+    LayoutGrid,
+    balanced_cut,
+    divisors,
+    grid_of,
+    legal_grid,
+    splits,
+)
 from planner.performance.memory import memory_parts
 from planner.performance.pipeline_simulator import PassTimes, Simulator
 from planner.performance.step_time import (
@@ -135,9 +145,13 @@ class Ranking:
         return plain if sizes == even else plain.model_copy(update={"stage_layers": sizes})
 
 
-def rank_layouts(problem: LayoutProblem) -> Ranking:
-    """Every legal layout by closed form; UndividedBatchError where there is none."""
-    grid = legal_grid(problem.model, problem.devices, problem.batch_sequences)
+def rank_layouts(problem: LayoutProblem, devices: DeviceRange | None = None) -> Ranking:
+    """Every legal layout by closed form, on exactly the problem's devices or in a range below them.
+
+    UndividedBatchError where there is none.
+    """
+    exactly = DeviceRange(problem.devices, problem.devices)
+    grid = legal_grid(problem.model, devices or exactly, problem.batch_sequences)
     if grid is None:
         raise UndividedBatchError(problem.devices, problem.batch_sequences)
     width = problem.width_bytes
@@ -151,15 +165,34 @@ def fastest_by_closed_form(
 ) -> LayoutFit:
     """The fastest layout by closed form (without efficiencies: the first that fits), not simulated.
 
-    NoLayoutError where none fits, UndividedBatchError where none divides the batch.
+    NoLayoutError where none fits, UndividedBatchError where none divides the batch; without efficiencies the first that
+    fits need not divide it.
     """
     problem = LayoutProblem(model, cluster, devices, batch, precision)
     if cluster.efficiency is None:
-        return _by_memory(problem)
-    ranking = rank_layouts(problem)
+        return _by_memory(problem, _least_parallel(problem))
+    return _fastest(rank_layouts(problem))
+
+
+def fastest_that_divides(problem: LayoutProblem, fewest: int = 1) -> LayoutFit:
+    """The fastest layout by closed form on at most the problem's devices, and at least `fewest`, that divides the batch.
+
+    Without efficiencies it is the first that fits. UndividedBatchError where there is none, NoLayoutError where none
+    fits.
+    """
+    devices = DeviceRange(fewest, problem.devices, problem.cluster.devices_per_node)
+    if problem.cluster.efficiency is None:
+        layouts = _ordered(problem, splits(problem.model, devices, problem.batch_sequences))
+        if not layouts:
+            raise UndividedBatchError(problem.devices, problem.batch_sequences)
+        return _by_memory(problem, layouts, "at most ")
+    return _fastest(rank_layouts(problem, devices), "at most ")
+
+
+def _fastest(ranking: Ranking, at_most: str = "") -> LayoutFit:
     rows = ranking.order(ranking.fits)
     if not rows:
-        raise _no_layout_error(ranking)
+        raise _no_layout_error(ranking, at_most)
     return LayoutFit(ranking.layout(rows[0]), float(ranking.memory[rows[0]]), float(ranking.step_s[rows[0]]))
 
 
@@ -271,24 +304,28 @@ def _comparable_parts(seconds: dict[str, float]) -> dict[str, float]:
     return {"computing": computing} | {name: s for name, s in seconds.items() if name not in COMPUTE_PARTS}
 
 
-def _no_layout_error(ranking: Ranking) -> NoLayoutError:
+def _no_layout_error(ranking: Ranking, at_most: str = "") -> NoLayoutError:
     row = int(ranking.memory.argmin())
-    return _no_fit_error(ranking.problem, ranking.layout(row), float(ranking.memory[row]))
+    return _no_fit_error(ranking.problem, ranking.layout(row), float(ranking.memory[row]), at_most)
 
 
-def _no_fit_error(problem: LayoutProblem, layout: Layout, memory_bytes: float) -> NoLayoutError:
+def _no_fit_error(
+    problem: LayoutProblem, layout: Layout, memory_bytes: float, at_most: str = ""
+) -> NoLayoutError:
+    """The error of layouts on exactly the problem's devices, or on "at most " as many that divide its batch."""
     over = memory_bytes - problem.limit_bytes
+    divides = f" that divides a batch of {several(problem.batch_sequences, 'sequence')}" if at_most else ""
     return NoLayoutError(
-        f"no layout on {several(problem.devices, 'device')} ({problem.cluster.device.name}) fits in memory; "
-        f"the closest ({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a "
+        f"no layout on {at_most}{several(problem.devices, 'device')} ({problem.cluster.device.name}){divides} fits in "
+        f"memory; the closest ({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a "
         "plan may use"
     )
 
 
-def _by_memory(problem: LayoutProblem) -> LayoutFit:
-    """The least model parallelism that fits with at least one sequence per replica, with the largest micro-batch."""
+def _by_memory(problem: LayoutProblem, layouts: list[Layout], at_most: str = "") -> LayoutFit:
+    """The first of the layouts that fits with at least one sequence per replica, with the largest micro-batch."""
     misses: list[tuple[float, Layout]] = []
-    for layout in _least_parallel(problem):
+    for layout in layouts:
         if layout.dp > problem.batch_sequences or layout.problems_of_shape(problem.model):
             continue
         needed = _memory_bytes(problem, layout)
@@ -300,27 +337,33 @@ def _by_memory(problem: LayoutProblem) -> LayoutFit:
             f"a batch of {problem.batch_sequences} sequences is too small for {problem.devices} devices"
         )
     needed, layout = min(misses, key=lambda miss: miss[0])
-    raise _no_fit_error(problem, layout, needed)
+    raise _no_fit_error(problem, layout, needed, at_most)
 
 
 def _least_parallel(problem: LayoutProblem) -> list[Layout]:
-    """Layouts with the least model parallelism first; tensor parallelism inside a node before pipeline stages."""
-    devices, found = problem.devices, []
-    for tp in divisors(devices):
-        if tp > problem.cluster.devices_per_node:
-            break
-        for pp in divisors(devices // tp):
-            found.append(
-                Layout(
-                    dp=devices // (tp * pp),
-                    pp=pp,
-                    tp=tp,
-                    sequence_parallel=tp > 1 and problem.model.context % tp == 0,
-                    micro_batch_sequences=1,
-                    recompute="none",
-                )
-            )
-    return sorted(found, key=lambda layout: (layout.pp * layout.tp, layout.pp))
+    """Layouts on exactly the problem's devices, whether or not they divide the batch."""
+    devices = problem.devices
+    return _ordered(
+        problem,
+        ((tp, pp, devices // (tp * pp)) for tp in divisors(devices) for pp in divisors(devices // tp)),
+    )
+
+
+def _ordered(problem: LayoutProblem, found: Iterable[tuple[int, int, int]]) -> list[Layout]:
+    """Layouts of (tp, pp, dp), least model parallelism first; tensor parallelism inside a node before stages."""
+    layouts = [
+        Layout(
+            dp=dp,
+            pp=pp,
+            tp=tp,
+            sequence_parallel=tp > 1 and problem.model.context % tp == 0,
+            micro_batch_sequences=1,
+            recompute="none",
+        )
+        for tp, pp, dp in found
+        if tp <= problem.cluster.devices_per_node
+    ]
+    return sorted(layouts, key=lambda layout: (layout.pp * layout.tp, layout.pp))
 
 
 def _memory_bytes(problem: LayoutProblem, layout: Layout) -> float:

@@ -124,6 +124,6 @@ def test_a_cluster_without_efficiencies_is_halved_too() -> None:
 
 def test_nodes_that_do_not_divide_the_batch_are_left_out() -> None:
     """14 sequences on seven nodes: three cannot share them, two can."""
-    cluster = nodes(H100, 7, 2)
+    cluster = nodes(PLAIN, 7, 2)
     found = with_fallback_layouts(planned(TINY, cluster, 14), cluster).fallback_layouts
     assert [layout.devices for layout in found] == [4, 2]
