@@ -68,25 +68,52 @@ def _bound_text(search: TargetSearch, compute_flop: float, *, most: bool) -> str
     if inputs.budget.currency == "loss":
         bound = "at least" if most else "at most"
         return f"set a loss of {bound} {reachable_loss(search, compute_flop, most=most):g} nats/token"
+    costs = _costs(search, compute_flop)
+    if not costs:
+        return f"set {inputs.budget.currency} so that it buys {bound} {compute_flop:.2g} FLOP"
+    return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"
+
+
+def most_to_spend(search: TargetSearch, compute_flop: float) -> float | None:
+    """The amount that `spend_at_most` names, in the budget's unit; None where it names none."""
+    inputs = search.inputs
+    if inputs.budget.currency == "compute":
+        return compute_flop
+    if inputs.budget.currency == "loss":
+        return reachable_loss(search, compute_flop)
+    costs = _costs(search, compute_flop)
+    return _rounded(inputs, min(costs), most=True) * _unit(inputs) if costs else None
+
+
+def _costs(search: TargetSearch, compute_flop: float) -> list[float]:
+    """What the run of this compute costs, and the same with its depth balanced; empty where it fits no layout."""
     try:
         drafted = search.draft(compute_flop)
         balanced = search.draft(compute_flop, drafted.execution.layout.pp)
     except NoLayoutError:
-        return f"set {inputs.budget.currency} so that it buys {bound} {compute_flop:.2g} FLOP"
-    costs = [cost_in_currency(inputs, planned.cost) for planned in (drafted, balanced)]
-    return f"spend {bound} {amount_text(inputs, min(costs) if most else max(costs), most=most)}"
+        return []
+    return [cost_in_currency(search.inputs, planned.cost) for planned in (drafted, balanced)]
+
+
+def _unit(inputs: PlanInputs) -> float:
+    """What amounts are written in: hours, as a budget keeps seconds and joules."""
+    return 3600.0 if inputs.budget.currency in ("energy", "deadline") else 1.0
+
+
+def _rounded(inputs: PlanInputs, amount: float, *, most: bool) -> float:
+    """An amount in its unit, to two digits, a little inside of the bound."""
+    in_unit = amount / _unit(inputs)
+    return rounded_down(_MARGIN * in_unit) if most else rounded_up(in_unit / _MARGIN)
 
 
 def amount_text(inputs: PlanInputs, amount: float, *, most: bool = True) -> str:
     """An amount in the budget's currency as a budget writes it, to two digits, a little inside of the bound."""
-    unit = 3600.0 if inputs.budget.currency in ("energy", "deadline") else 1.0
-    in_unit = amount / unit
-    rounded = rounded_down(_MARGIN * in_unit) if most else rounded_up(in_unit / _MARGIN)
+    rounded = _rounded(inputs, amount, most=most)
     match inputs.budget.currency:
         case "money":
             return f"${count(rounded)}"
         case "energy":
-            return energy(rounded * unit)
+            return energy(rounded * _unit(inputs))
         case "deadline":
             return f"{rounded:g} h"
     return f"{count(rounded)} device-hours"

@@ -1,12 +1,13 @@
 """Why a budget has no feasible target run, and the nearest budget that has one. Proposals are tried where possible."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from planner.design.allocation import missing_law
 from planner.design.budget_currency import (
     amount_text,
     cost_in_currency,
+    most_to_spend,
     rounded_down,
     rounded_up,
     spend_at_most,
@@ -146,13 +147,16 @@ def check_batch(inputs: PlanInputs) -> None:
         raise inputs.refuse("batch", what, f"write batch: {nearest} tokens")
 
 
-def _batch_that_fits(search: TargetSearch, compute_flop: float) -> str | None:
+def _batch_that_fits(
+    search: TargetSearch, compute_flop: float, has_run: Callable[[TargetSearch], bool]
+) -> str | None:
     """The batch nearest to the budget's that a layout fits: with more replicas a device keeps less of the optimizer."""
     batch, context = search.inputs.budget.batch, search.inputs.family.context
     if batch is None:
         return None
     for sequences in _nearby_batches(batch // context):
-        if _has_layout(search.with_budget(batch=sequences * context), compute_flop):
+        other = search.with_budget(batch=sequences * context)
+        if _has_layout(other, compute_flop) and has_run(other):
             return f"write batch: {sequences * context} tokens"
     return None
 
@@ -164,30 +168,40 @@ def _nearby_batches(sequences: int) -> list[int]:
     return sorted(nearby - {sequences}, key=lambda batch: (abs(batch - sequences), batch))
 
 
-def no_layout_error(search: TargetSearch, compute_flop: float, error: NoLayoutError) -> DocumentError:
-    """The error of a run that no layout fits, with the cluster, the budget and the batch nearest to it that fit."""
+def no_layout_error(
+    search: TargetSearch, compute_flop: float, error: NoLayoutError, has_run: Callable[[TargetSearch], bool]
+) -> DocumentError:
+    """The error of a run that no layout fits, with the cluster, the budget and the batch nearest to it that fit.
+
+    `has_run` tells whether a changed budget or cluster buys a run: on other devices the same money buys another one.
+    """
     inputs = search.inputs
     devices = (inputs.cluster.devices * 2**k for k in range(1, _MAX_DOUBLINGS + 1))
-    enough = next((n for n in devices if _has_layout(search.with_devices(n), compute_flop)), None)
+    larger = ((n, search.with_devices(n)) for n in devices)
+    enough = next((n for n, other in larger if _has_layout(other, compute_flop) and has_run(other)), None)
     remedies = [] if enough is None else [f"name a cluster of {enough} such devices"]
-    smaller = _largest_that_fits(search, compute_flop)
-    remedies += [remedy for remedy in (smaller, _batch_that_fits(search, compute_flop)) if remedy]
+    smaller = _largest_that_fits(search, compute_flop, has_run)
+    remedies += [remedy for remedy in (smaller, _batch_that_fits(search, compute_flop, has_run)) if remedy]
     return inputs.refuse(
         "cluster", str(error), ", or ".join(remedies) or "name a cluster whose devices have more memory"
     )
 
 
-def _largest_that_fits(search: TargetSearch, compute_flop: float) -> str | None:
+def _largest_that_fits(
+    search: TargetSearch, compute_flop: float, has_run: Callable[[TargetSearch], bool]
+) -> str | None:
     """The largest of repeatedly halved budgets (or sizes, where the budget fixes one) that fits the cluster."""
     objective = search.inputs.budget.objective
     for k in range(1, _MAX_DOUBLINGS + 1):
         if isinstance(objective, FixedSize):
             params = round(rounded_down(objective.params / 2**k))
             smaller = search.with_budget(objective=FixedSize(kind="size", params=max(1, params)))
-            if _has_layout(smaller, compute_flop):
+            if _has_layout(smaller, compute_flop) and has_run(smaller):
                 return f"write objective.params: {count(params)} params"
-        elif _has_layout(search, rounded_down(compute_flop / 2**k)):
-            return spend_at_most(search, rounded_down(compute_flop / 2**k))
+        elif _has_layout(search, less := rounded_down(compute_flop / 2**k)):
+            amount = most_to_spend(search, less)
+            if amount is not None and has_run(search.with_budget(**{search.inputs.budget.currency: amount})):
+                return spend_at_most(search, less)
     return None
 
 

@@ -7,6 +7,7 @@ budget that would work, come from planner/design/feasibility.py.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.design import feasibility
@@ -26,11 +27,22 @@ from planner.design.target_search import TargetSearch
 from planner.performance.batch_and_layout import BatchAndLayout
 from planner.performance.layout_search import NoLayoutError, compare_layouts
 from specs.budget import Pilots, Published
+from specs.document.files import DocumentError
 from specs.plan import LayoutChoice, PlannedRun
 
 COST_TOLERANCE = 0.002
 """A cost within this share of the budget is close enough: shapes come in whole layers, steps in twenties."""
 _MAX_DRAFTS = 6
+_MAX_TRIES = 30
+"""Drafts of a search, with those that fit no layout."""
+
+
+class _MisfitError(Exception):
+    """A run of this compute fits no layout."""
+
+    def __init__(self, compute_flop: float, reason: NoLayoutError) -> None:
+        super().__init__(compute_flop, reason)
+        self.compute_flop, self.reason = compute_flop, reason
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ def find_target(search: TargetSearch) -> Target:
         run = _run_for_budget(search, stages=1)
         if run.execution.layout.pp > 1:
             run = min(_run_for_budget(search, run.execution.layout.pp), run, key=_hours_per_flop)
+    except _MisfitError as misfit:
+        raise feasibility.no_layout_error(search, misfit.compute_flop, misfit.reason, _has_run) from None
     except NoOptimumError as error:
         write = "set evidence.law to a law that gives a compute-optimal allocation, e.g. deepseek"
         if isinstance(inputs.budget.evidence, Pilots):
@@ -93,6 +107,15 @@ def _with_fastest_layout(search: TargetSearch, draft: PlannedRun) -> Target:
     return Target(search.draft_shape(run.model, draft.budget_flop * ratio, chosen), layouts)
 
 
+def _has_run(search: TargetSearch) -> bool:
+    """Whether the budget buys a run."""
+    try:
+        _run_for_budget(search, stages=1)
+    except (_MisfitError, NoOptimumError, DocumentError):
+        return False
+    return True
+
+
 def _run_for_budget(search: TargetSearch, stages: int) -> PlannedRun:
     """The run that the budget buys."""
     budget = search.inputs.budget
@@ -105,18 +128,38 @@ def _run_for_budget(search: TargetSearch, stages: int) -> PlannedRun:
 
 def _run_for_amount(search: TargetSearch, amount: float, stages: int) -> PlannedRun:
     """The run that costs the amount. The search stays inside the compute that the law allows, and checks it only at the
-    end: costs jump with the layout, so that a draft on the way may need more compute than the last one."""
+    end: costs jump with the layout, so that a draft on the way may need more compute than the last one. It stays below
+    compute that fits no layout, too: small runs may reach so little of the peak that the first guess is far too large.
+    """
     low, high = _allowed_compute(search.inputs)
     guess, compute, drafts = _first_guess(search, amount), 0.0, list[PlannedRun]()
-    while len(drafts) < _MAX_DRAFTS and compute != (compute := min(max(guess, low), high)):
-        drafts.append(_checked_draft(search, compute, stages))
+    misfit: _MisfitError | None = None
+    for _ in range(_MAX_TRIES):
+        if len(drafts) == _MAX_DRAFTS or compute == (compute := min(max(guess, low), high)):
+            break
+        try:
+            drafts.append(_checked_draft(search, compute, stages))
+        except _MisfitError as error:
+            misfit = error
+            high, guess = compute, math.sqrt(compute * max(_largest(drafts), compute / 4))
+            continue
         if _cost_error(search, drafts[-1], amount) < COST_TOLERANCE:
             break
         guess = compute * amount / cost_in_currency(search.inputs, drafts[-1].cost)
+    if not drafts:
+        assert misfit is not None  # the first try is always made
+        raise misfit
     best = min(drafts, key=lambda planned: _cost_error(search, planned, amount))
     if _cost_error(search, best, amount) >= COST_TOLERANCE:
-        _check_extrapolation(search, best.budget_flop * amount / cost_in_currency(search.inputs, best.cost))
+        needed = best.budget_flop * amount / cost_in_currency(search.inputs, best.cost)
+        _check_extrapolation(search, needed)
+        if misfit is not None and needed > best.budget_flop:
+            raise misfit
     return best
+
+
+def _largest(drafts: Sequence[PlannedRun]) -> float:
+    return max((planned.budget_flop for planned in drafts), default=0.0)
 
 
 def _cost_error(search: TargetSearch, planned: PlannedRun, amount: float) -> float:
@@ -125,12 +168,13 @@ def _cost_error(search: TargetSearch, planned: PlannedRun, amount: float) -> flo
 
 
 def _checked_draft(search: TargetSearch, compute_flop: float, stages: int) -> PlannedRun:
-    """The run of this compute; DocumentError if it is too little, too much, too far from the law, or fits no layout."""
+    """The run of this compute; DocumentError if it is too little, too much or too far from the law, _MisfitError if it
+    fits no layout."""
     _check_compute(search, compute_flop)
     try:
         return search.draft(compute_flop, stages)
     except NoLayoutError as error:
-        raise feasibility.no_layout_error(search, compute_flop, error) from None
+        raise _MisfitError(compute_flop, error) from None
 
 
 def _first_guess(search: TargetSearch, amount: float) -> float:

@@ -65,7 +65,9 @@ def choose_batch_and_layout(
                 model, cluster, precision, count, divisible_batch(law_sequences, count)
             ),
         )
-    except NoLayoutError as error:  # the devices may not divide into layouts that fit, and fewer or more of them may
+    except (
+        NoLayoutError
+    ) as error:  # the devices may not divide into layouts that fit, and fewer or more of them may
         batch = divisible_batch(law_sequences, _power_of_two(min(devices, law_sequences)))
         try:
             return _with_fixed_batch(LayoutProblem(model, cluster, devices, batch, precision))

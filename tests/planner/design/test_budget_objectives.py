@@ -239,6 +239,18 @@ def test_a_batch_of_the_budgets_own_is_kept(tmp_path: Path) -> None:
     assert any(note.startswith("the budget sets batch,") for note in plan.notes)
 
 
+def test_a_batch_that_all_devices_cannot_share_runs_on_fewer(tmp_path: Path) -> None:
+    """101 sequences on 64 devices: a note says how many of them can share the batch."""
+    frontier = budget(spend("compute: 1e20 FLOP"), ("cluster: h800-2048", "cluster: h100-64"))
+    plan = planned(tmp_path, frontier + f"batch: {101 * 4096} tokens\n")
+    run, layout = plan.runs[0].run, plan.runs[0].execution.layout
+    assert run.optim.batch_sequences == 101
+    assert layout.problems(run.model, run.optim) == []
+    assert layout.devices < 64
+    (note,) = (note for note in plan.notes if note.startswith("the run uses"))
+    assert f"{layout.devices} of the cluster's 64 devices: more of them cannot share" in note
+
+
 # --- what is shipped ---
 
 
@@ -316,13 +328,6 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
         12,
         "20,971,000 tokens are not a whole number of sequences of 4,096",
         (r"write (batch: \d+ tokens)", "batch: 20971000 tokens"),
-    ),
-    "a batch that no layout divides": (
-        budget(spend("compute: 1e20 FLOP"), ("cluster: h800-2048", "cluster: h100-64"))
-        + f"batch: {101 * 4096} tokens\n",
-        12,
-        "no layout of 64 devices has a data-parallel size that divides the batch of 101 sequences",
-        (r"write (batch: \d+ tokens)", f"batch: {101 * 4096} tokens"),
     ),
     "two currencies": (
         FRONTIER + "energy: 5 MWh\n",
