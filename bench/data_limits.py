@@ -163,7 +163,7 @@ def repeat_rows() -> Iterator[Row]:
     names = ("params", "tokens", "unique_tokens", "val_loss")
     with DATA.open() as file:
         size, tokens, unique, loss = np.array([[float(r[n]) for n in names] for r in csv.DictReader(file)]).T
-    worth = np.array([effective_tokens(d, u) for d, u in zip(tokens, unique, strict=True)])
+    worth = effective_tokens(tokens, unique)
     epochs = tokens / unique
     once = epochs < EPOCHS[0][0]
     law = fit(laws.STANDARD, size[once], tokens[once], loss[once], cost_per=6.0)

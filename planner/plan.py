@@ -42,10 +42,14 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 
 def _plan_from_published_law(inputs: PlanInputs) -> Plan:
-    surface = None if inputs.loss_law is None else published_loss_surface(inputs.loss_law)
+    surface = (
+        None if inputs.loss_law is None else published_loss_surface(inputs.loss_law, inputs.unique_tokens)
+    )
     laws = Laws(inputs.law.allocation, surface)
     target = find_target(TargetSearch(inputs, laws))
-    no_forecast = forecast.from_published(inputs.budget, inputs.law, inputs.loss_law, target.planned)
+    no_forecast = forecast.from_published(
+        inputs.budget, inputs.law, inputs.loss_law, target.planned, inputs.unique_tokens
+    )
     return _target_plan(inputs, laws, target, no_forecast, None, ())
 
 
@@ -132,7 +136,8 @@ def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) ->
         return None
     fitted = forecast.best_loss_fit(points)
     name = f"{fitted.form.name} (fitted on the ledger)"
-    return LossSurface(name, "flop_per_token", fitted.form, tuple(fitted.params.tolist()))
+    params = tuple(fitted.params.tolist())
+    return LossSurface(name, "flop_per_token", fitted.form, params, inputs.unique_tokens)
 
 
 def _pilot_plan(inputs: PlanInputs, pilots: _Pilots, no_forecast: NoForecast) -> Plan:

@@ -9,6 +9,10 @@ training step (Sardana et al., arXiv 2401.00448, Eq. 3). By Lagrange's rule that
 
 on the line c X D = C of the budget, so that the training takes the budget whole.
 
+The loss is that of the text at hand: tokens beyond the unique ones count as the fresh ones that they are worth
+(planner/scaling/data_constrained.py), in every loss, optimum and target loss alike. So where text is short, the best
+size is larger and a loss takes more compute.
+
     X size (N or M)    D tokens    C compute    c FLOP per token and unit of X
 """
 
@@ -20,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from planner.design.model_shape import shape_for
+from planner.scaling.data_constrained import effective_tokens
 from planner.scaling.laws import STANDARD, Array, Form, columns, value
 from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
 from specs.law import Allocation, Family, PublishedLaw
@@ -41,7 +46,7 @@ class NoOptimumError(ValueError):
 
 @dataclass(frozen=True)
 class LossSurface:
-    """A loss law L(X, D) with its constants, and what its size X counts."""
+    """A loss law L(X, D) with its constants, what its size X counts, and the text that its tokens are drawn from."""
 
     name: str
     """Name of the law, for messages."""
@@ -50,6 +55,8 @@ class LossSurface:
     form: Form
     params: tuple[float, ...]
     """In the order of form.constants."""
+    unique_tokens: float = math.inf
+    """Tokens of the text; more are repeats, which are worth less."""
 
     @property
     def cost_per(self) -> float:
@@ -62,7 +69,11 @@ class LossSurface:
 
     def loss(self, size: float, tokens: float) -> float:
         """Loss in nats per token."""
-        return float(self._losses(np.array([size]), np.array([tokens]))[0])
+        return float(np.exp(self._log_losses(np.array([size]), np.array([tokens]))[0]))
+
+    def log_losses(self, size: Array, fresh_tokens: Array) -> Array:
+        """ln L of models of these sizes after these fresh tokens, none of them repeated: the law itself."""
+        return np.log(value(self.form, self.params, *columns(self.form, size, fresh_tokens, self.cost_per)))
 
     def best_size(self, compute_flop: float, served_tokens: float = 0.0) -> float:
         """X of the run of this compute that is cheapest to train and to serve; NoOptimumError where there is none."""
@@ -86,14 +97,15 @@ class LossSurface:
         return math.exp(low)
 
     def _slopes(self, log_size: float, log_tokens: float) -> tuple[float, float]:
-        """dL/dln X and dL/dln D, times twice the step."""
+        """dln L/dln X and dln L/dln D, times twice the step."""
         x = np.exp(log_size + _STEP * np.array([1, -1, 0, 0]))
         d = np.exp(log_tokens + _STEP * np.array([0, 0, 1, -1]))
-        loss = self._losses(x, d)
-        return float(loss[0] - loss[1]), float(loss[2] - loss[3])
+        log_loss = self._log_losses(x, d)
+        return float(log_loss[0] - log_loss[1]), float(log_loss[2] - log_loss[3])
 
-    def _losses(self, size: Array, tokens: Array) -> Array:
-        return value(self.form, self.params, *columns(self.form, size, tokens, self.cost_per))
+    def _log_losses(self, size: Array, tokens: Array) -> Array:
+        """ln L after these tokens, of which those beyond the unique ones are repeats."""
+        return self.log_losses(size, effective_tokens(tokens, self.unique_tokens))
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,13 @@ class Laws:
     surface: LossSurface | None
 
 
-def published_loss_surface(law: PublishedLaw) -> LossSurface | None:
-    """The loss surface that a law's source prints; None where it prints none."""
+def published_loss_surface(law: PublishedLaw, unique_tokens: float = math.inf) -> LossSurface | None:
+    """The loss surface that a law's source prints, on so much text; None where it prints none."""
     if law.loss is None:
         return None
     loss = law.loss
-    return LossSurface(law.name, loss.size, STANDARD, (loss.E, loss.A, loss.B, loss.alpha, loss.beta))
+    constants = loss.E, loss.A, loss.B, loss.alpha, loss.beta
+    return LossSurface(law.name, loss.size, STANDARD, constants, unique_tokens)
 
 
 def shape_for_objective(

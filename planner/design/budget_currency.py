@@ -127,10 +127,10 @@ def reachable_loss(search: TargetSearch, compute_flop: float, *, most: bool = Tr
     return (math.ceil(1e3 * loss + 0.2) if most else math.floor(1e3 * loss - 0.2)) / 1e3
 
 
-def rounded_up(value: float) -> float:
-    """Two significant digits, upwards."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")
+def rounded_up(value: float, digits: int = 2) -> float:
+    """So many significant digits, upwards."""
+    unit = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
+    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.{digits}g}")
 
 
 def rounded_down(value: float) -> float:

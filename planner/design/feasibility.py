@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 
-from planner.design.allocation import missing_law
+from planner.design.allocation import least_compute_for_loss, missing_law
 from planner.design.budget_currency import (
+    MAX_FLOP,
     amount_text,
     cost_in_currency,
     most_to_spend,
@@ -13,12 +14,13 @@ from planner.design.budget_currency import (
     spend_at_most,
 )
 from planner.design.inputs import PlanInputs
+from planner.design.model_shape import SIZE_FREEDOM
 from planner.design.pilot_design import Ladder
 from planner.design.target_search import TargetSearch
 from planner.performance.layout_search import NoLayoutError
 from planner.scaling.data_constrained import TRUSTED_EPOCHS
 from planner.scaling.isoflop import Minimum
-from specs.budget import FixedSize, Pilots, Published
+from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
 from specs.data import DeclaredText
 from specs.document.files import DocumentError, catalog_names, from_catalog
 from specs.humanize import count, duration
@@ -224,8 +226,11 @@ def check_data(search: TargetSearch, planned: PlannedRun) -> None:
         f"the run needs {count(tokens)} tokens, {tokens / unique:.3g} epochs over the {count(unique)} unique tokens, "
         f"but the budget allows only {budget.epochs:g}"
     )
-    most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop)
-    remedies = [f"provide {count(tokens / budget.epochs)} unique tokens", spend_at_most(search, most)]
+    stages = planned.execution.layout.pp
+    most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop, stages)
+    enough = _enough_unique_tokens(search, tokens / budget.epochs, planned.budget_flop)
+    remedies = [] if enough is None else [f"provide {count(enough)} unique tokens"]
+    remedies.append(spend_at_most(search, most))
     passes = math.ceil(10 * tokens / unique) / 10
     if passes <= TRUSTED_EPOCHS:
         remedies.append(f"write epochs: {passes:g}")
@@ -233,12 +238,89 @@ def check_data(search: TargetSearch, planned: PlannedRun) -> None:
     raise inputs.refuse(field, what, ", or ".join(remedies))
 
 
-def _compute_for_tokens(search: TargetSearch, tokens: float, above_flop: float) -> float:
-    """The largest compute, within a hundredth, whose run takes at most these tokens."""
+def unreachable_loss_error(search: TargetSearch, loss: float, allowed_flop: float) -> DocumentError:
+    """The error of a target loss that no compute reaches: what the text lacks, or the lowest loss to ask for."""
+    inputs, surface = search.inputs, search.laws.surface
+    assert surface is not None  # check_laws refuses a target loss without a loss law
+    unlimited = search.with_unique_tokens(math.inf)
+    lowest, on = _lowest_loss(unlimited), ""
+    if lowest <= loss:
+        lowest, on = (
+            _lowest_loss(search),
+            f" on {count(surface.unique_tokens)} unique tokens, repeated without end,",
+        )
+    what = f"by the loss law {surface.name} even {MAX_FLOP:g} FLOP{on} reach {lowest:.4g} nats per token, not {loss:g}"
+    enough = _enough_unique_tokens(search, surface.unique_tokens, allowed_flop) if on else None
+    remedies = [] if enough is None else [f"provide {count(enough)} unique tokens"]
+    remedies.append(spend_at_most(search, within_epochs(search, allowed_flop)))
+    return inputs.refuse("loss", what, ", or ".join(remedies))
+
+
+def _lowest_loss(search: TargetSearch) -> float:
+    """The loss that MAX_FLOP reaches."""
+    surface, model = search.laws.surface, search.shape(MAX_FLOP)
+    assert surface is not None  # check_laws refuses a target loss without a loss law
+    return surface.loss(surface.measure(model), MAX_FLOP / model.flop_per_token)
+
+
+def _enough_unique_tokens(search: TargetSearch, least: float, most_flop: float) -> float | None:
+    """The least text, within some hundredths, whose run takes no more passes over it than the budget allows.
+
+    `least` unique tokens, where the run does not depend on the text. Where it does, more: with more text the best run
+    of a compute takes more tokens. None where no text lets `most_flop` reach the budget's loss.
+    """
+    if not _depends_on_text(search):
+        return rounded_up(least, digits=3)
+
+    def is_enough(unique: float) -> bool:
+        other = search.with_unique_tokens(unique)
+        compute = _compute_with(other, most_flop)
+        return compute / other.shape(min(compute, MAX_FLOP)).flop_per_token <= limit * unique
+
+    limit = search.inputs.budget.epochs / (1 + SIZE_FREEDOM)
+    low, high = math.log(least), math.log(2 * least)
+    while not is_enough(math.exp(high)):
+        low, high = high, high + math.log(2)
+        if high - math.log(least) > _MAX_DOUBLINGS * math.log(2):
+            return None
+    while high - low > 0.03:
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_enough(math.exp(middle)) else (middle, high)
+    return rounded_up(math.exp(high), digits=3)
+
+
+def _depends_on_text(search: TargetSearch) -> bool:
+    """Whether the amount of text changes the run, by the loss surface, and not only how often it is read."""
+    objective, laws = search.inputs.budget.objective, search.laws
+    by_surface = isinstance(objective, Inference) or (
+        isinstance(objective, Optimal) and laws.allocation is None
+    )
+    return laws.surface is not None and (by_surface or search.inputs.budget.loss is not None)
+
+
+def _compute_with(search: TargetSearch, most_flop: float) -> float:
+    """C that a budget in loss takes, infinite where `most_flop` does not reach it; of other budgets `most_flop`."""
+    loss, surface = search.inputs.budget.loss, search.laws.surface
+    if loss is None or surface is None:
+        return most_flop
+    return least_compute_for_loss(loss, surface, search.shape, most_flop)
+
+
+def within_epochs(search: TargetSearch, compute_flop: float) -> float:
+    """This compute, or less where its run would take more passes over the text than the budget allows."""
+    tokens = search.inputs.budget.epochs * search.inputs.unique_tokens / (1 + SIZE_FREEDOM)
+    if compute_flop / search.shape(compute_flop).flop_per_token <= tokens:
+        return compute_flop
+    return _compute_for_tokens(search, tokens, compute_flop)
+
+
+def _compute_for_tokens(search: TargetSearch, tokens: float, above_flop: float, stages: int = 1) -> float:
+    """The largest compute, within a hundredth, whose run takes at most these tokens, balanced over stages or not."""
     low, high = 0.0, math.log(above_flop)
     while high - low > 0.01:
         middle = (low + high) / 2
-        fits = math.exp(middle) / search.shape(math.exp(middle)).flop_per_token <= tokens
+        shapes = [search.shape(math.exp(middle), count) for count in {1, stages}]
+        fits = math.exp(middle) / min(shape.flop_per_token for shape in shapes) <= tokens
         low, high = (middle, high) if fits else (low, middle)
     return rounded_down(math.exp(low))
 

@@ -8,6 +8,7 @@ its 67B, so that 30 and 95 layers make nearly 32 and 96 equal pieces (DeepSeek L
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from specs.law import Family
 from specs.model import ModelSpec
@@ -44,6 +45,7 @@ def practice_depth(family: Family, width: int) -> float:
     return float(l0 * (width / w0) ** slope)
 
 
+@cache
 def heads_for(width: int, head_dim: int) -> int:
     """The number of heads whose size is nearest to `head_dim` (in ratio) among those that divide the width evenly."""
     legal = [h for h in range(1, width // 2 + 1) if width % (2 * h) == 0]

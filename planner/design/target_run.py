@@ -193,10 +193,7 @@ def _compute_for_loss(search: TargetSearch, loss: float, stages: int) -> float:
     assert surface is not None  # check_laws refuses a target loss without a loss law
     compute = least_compute_for_loss(loss, surface, lambda flop: search.shape(flop, stages), MAX_FLOP)
     if math.isinf(compute):
-        model = search.shape(MAX_FLOP)
-        least = surface.loss(surface.measure(model), MAX_FLOP / model.flop_per_token)
-        what = f"by the loss law {surface.name} even {MAX_FLOP:g} FLOP reach {least:.4g} nats per token, not {loss:g}"
-        raise inputs.refuse("loss", what, spend_at_most(search, _allowed_compute(inputs)[1]))
+        raise feasibility.unreachable_loss_error(search, loss, _allowed_compute(inputs)[1])
     return compute
 
 
@@ -243,7 +240,8 @@ def _check_extrapolation(search: TargetSearch, flop: float) -> None:
         f"{law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} FLOP, but evidence.reach allows only "
         f"{inputs.budget.evidence.reach:,.6g} times"
     )
-    nearest = spend_at_most(search, high) if flop > high else spend_at_least(search, low)
+    most = feasibility.within_epochs(search, high) if flop > high else low
+    nearest = spend_at_most(search, most) if flop > high else spend_at_least(search, low)
     raise inputs.refuse(
         inputs.budget.currency, what, f"{nearest}, or write evidence.reach: {rounded_up(beyond):g}"
     )

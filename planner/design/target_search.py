@@ -38,6 +38,13 @@ class TargetSearch:
             self, inputs=replace(self.inputs, budget=self.inputs.budget.model_copy(update=changes))
         )
 
+    def with_unique_tokens(self, unique_tokens: float) -> "TargetSearch":
+        """The same search with another amount of text behind the loss surface."""
+        surface = self.laws.surface
+        if surface is None:
+            return self
+        return replace(self, laws=replace(self.laws, surface=replace(surface, unique_tokens=unique_tokens)))
+
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
         """The run of this compute; NoLayoutError where no layout fits it."""
         return self.draft_shape(self.shape(compute_flop, stages), compute_flop)

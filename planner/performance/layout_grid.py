@@ -142,7 +142,7 @@ def legal_grid(model: ModelSpec, devices: DeviceRange, batch_sequences: int) -> 
 
 
 def splits(model: ModelSpec, devices: DeviceRange, batch_sequences: int) -> Iterator[tuple[int, int, int]]:
-    """Legal tensor- and pipeline-parallel sizes, each with the most replicas on so many devices that divide the batch."""
+    """Legal tensor- and pipeline-parallel sizes, each with the most replicas that divide the batch."""
     replicas = divisors(batch_sequences)[::-1]
     for tp in divisors(math.gcd(model.heads, model.kv_heads, model.ffn)):
         for pp in range(1, min(model.layers, devices.most // tp) + 1):

@@ -175,7 +175,7 @@ def fastest_by_closed_form(
 
 
 def fastest_that_divides(problem: LayoutProblem, fewest: int = 1) -> LayoutFit:
-    """The fastest layout by closed form on at most the problem's devices, and at least `fewest`, that divides the batch.
+    """The fastest layout by closed form that divides the batch, on at most the problem's devices and at least `fewest`.
 
     Without efficiencies it is the first that fits. UndividedBatchError where there is none, NoLayoutError where none
     fits.
@@ -317,8 +317,8 @@ def _no_fit_error(
     divides = f" that divides a batch of {several(problem.batch_sequences, 'sequence')}" if at_most else ""
     return NoLayoutError(
         f"no layout on {at_most}{several(problem.devices, 'device')} ({problem.cluster.device.name}){divides} fits in "
-        f"memory; the closest ({layout_text(layout)}) needs {memory(over)} more than the {memory(problem.limit_bytes)} that a "
-        "plan may use"
+        f"memory; the closest ({layout_text(layout)}) needs {memory(over)} more than the "
+        f"{memory(problem.limit_bytes)} that a plan may use"
     )
 
 

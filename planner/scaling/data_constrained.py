@@ -1,6 +1,9 @@
 """When text is short: a token that is seen again teaches less, so that repeated data count as fewer fresh ones."""
 
+from typing import overload
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 REPEAT_SCALE = 15.39
 """R_D*: repeated epochs after which one more is worth 1/e of a fresh one (Muennighoff et al. 2023, arXiv 2305.16264,
@@ -10,15 +13,21 @@ TRUSTED_EPOCHS = 16.0
 above it, more beyond, since they overfit (bench/data_limits.py)."""
 
 
-def effective_tokens(tokens: float, unique: float) -> float:
+@overload
+def effective_tokens(tokens: float, unique: float) -> float: ...
+@overload
+def effective_tokens(tokens: NDArray[np.float64], unique: ArrayLike) -> NDArray[np.float64]: ...
+def effective_tokens(tokens: ArrayLike, unique: ArrayLike) -> float | NDArray[np.float64]:
     """Fresh tokens that `tokens` drawn from `unique` ones are worth: U + U R* (1 - exp(-(D/U - 1) / R*)).
+
+    Numbers or arrays of one shape; unique tokens may be infinite.
 
     Muennighoff et al. 2023, Eq. 5, for D tokens from U unique ones. Four epochs are worth 3.73 fresh ones, sixteen
     10.6, endless ones 16.4.
     """
-    if not (tokens > 0 and unique > 0):
-        raise ValueError(f"tokens {tokens} and unique tokens {unique} must be positive")
-    repeats = tokens / unique - 1
-    if repeats <= 0:
-        return float(tokens)
-    return float(unique * (1 - REPEAT_SCALE * np.expm1(-repeats / REPEAT_SCALE)))
+    drawn, existing = np.asarray(tokens, float), np.asarray(unique, float)
+    if not (np.all(drawn > 0) and np.all(existing > 0)):
+        raise ValueError(f"tokens {tokens!r} and unique tokens {unique!r} must be positive")
+    seen = np.minimum(drawn, existing)
+    worth = seen * (1 - REPEAT_SCALE * np.expm1(-(drawn / seen - 1) / REPEAT_SCALE))
+    return float(worth) if worth.ndim == 0 else worth

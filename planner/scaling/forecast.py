@@ -39,9 +39,12 @@ class ForecastResult:
 
 
 def from_published(
-    budget: Budget, law: PublishedLaw, loss: PublishedLaw | None, target: PlannedRun
+    budget: Budget, law: PublishedLaw, loss: PublishedLaw | None, target: PlannedRun, unique_tokens: int
 ) -> Forecast | NoForecast:
-    """Why a published law gives no forecast of the loss, with the loss that it predicts if its text is the budget's."""
+    """Why a published law gives no forecast of the loss, with the loss that it predicts if its text is the budget's.
+
+    Repeated tokens count as the number of unique tokens that they are worth.
+    """
     if loss is None or loss.loss is None:
         source = law.name if loss is None else loss.name
         return NoForecast(
@@ -61,7 +64,9 @@ def from_published(
         "block_params": model.block_params,
         "flop_per_token": model.flop_per_token,
     }
-    predicted = loss.loss.at(size[loss.loss.size], target.run.tokens)
+    predicted = loss.loss.at(
+        size[loss.loss.size], effective_tokens(float(target.run.tokens), float(unique_tokens))
+    )
     return NoForecast(
         reason=f"the loss law {loss.name} predicts {predicted:.4f} nats per token, but without an interval, so a run "
         "cannot be audited against it; run pilots for a forecast with an interval"

@@ -24,3 +24,15 @@ def test_a_repeat_is_worth_less_than_a_fresh_token_and_more_than_nothing() -> No
 def test_tokens_of_no_text_are_refused() -> None:
     with pytest.raises(ValueError, match="unique tokens 0 must be positive"):
         effective_tokens(1e9, 0)
+
+
+def test_arrays_are_discounted_as_their_numbers() -> None:
+    """Tokens alone or with as many unique ones, which may be infinite."""
+    tokens, unique = np.array([1e8, 1e9, 4e9, 1e12]), np.array([1e9, 1e9, 1e9, np.inf])
+    assert effective_tokens(tokens, 1e9).tolist() == [effective_tokens(float(d), 1e9) for d in tokens]
+    assert effective_tokens(tokens, unique).tolist() == [
+        effective_tokens(float(d), float(u)) for d, u in zip(tokens, unique, strict=True)
+    ]
+    assert effective_tokens(1e12, np.inf) == 1e12
+    with pytest.raises(ValueError, match="must be positive"):
+        effective_tokens(tokens, np.array([1e9, 0, 1e9, 1e9]))
