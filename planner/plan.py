@@ -21,7 +21,7 @@ from planner.design.caveats import ladder_note, notes, prior_target_note
 from planner.design.hyperparameters import advice
 from planner.design.inputs import PlanInputs
 from planner.design.pilot_design import choose_ladder, pilot_setting
-from planner.design.run_draft import draft, law_lr, same_size_run
+from planner.design.run_draft import law_lr, same_size_run
 from planner.design.target_run import Target, find_target, target_compute
 from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
@@ -125,7 +125,8 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
         design.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
     )
     runs = tuple(
-        with_fallback_layouts(draft(run_settings(inputs), request), inputs.cluster) for request in requests
+        with_fallback_layouts(feasibility.draft_pilot(inputs, request), inputs.cluster)
+        for request in requests
     )
     return _Pilots(compute, runs, design.to_document(compute), preview)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from planner.design.allocation import least_compute_for_loss, missing_law
 from planner.design.budget_currency import (
@@ -16,7 +17,8 @@ from planner.design.budget_currency import (
 from planner.design.inputs import PlanInputs
 from planner.design.model_shape import SIZE_FREEDOM
 from planner.design.pilot_design import Ladder
-from planner.design.target_search import TargetSearch
+from planner.design.run_draft import DraftRequest, draft
+from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.layout_search import NoLayoutError
 from planner.scaling.data_constrained import TRUSTED_EPOCHS
 from planner.scaling.isoflop import Minimum
@@ -111,6 +113,18 @@ def check_pilot_reach(inputs: PlanInputs, evidence: Pilots, ladder: Ladder) -> N
         f"{rounded_up(beyond):g}"
     )
     raise inputs.refuse("evidence.share", what, write)
+
+
+def draft_pilot(inputs: PlanInputs, request: DraftRequest) -> PlannedRun:
+    """A pilot on its share of the devices, or on twice, four times as many where it fits no fewer."""
+    try:
+        return draft(run_settings(inputs), request)
+    except NoLayoutError as error:
+        if request.devices < inputs.cluster.devices:
+            more = min(2 * request.devices, inputs.cluster.devices)
+            return draft_pilot(inputs, replace(request, devices=more))
+        what = f"the pilot {request.title}: {error}"
+        raise inputs.refuse("cluster", what, "name a cluster whose devices have more memory") from None
 
 
 def check_points(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> None:
@@ -227,7 +241,10 @@ def check_data(search: TargetSearch, planned: PlannedRun) -> None:
         f"but the budget allows only {budget.epochs:g}"
     )
     stages = planned.execution.layout.pp
-    most = _compute_for_tokens(search, budget.epochs * unique, planned.budget_flop, stages)
+    allowed = (
+        budget.epochs * unique / (1 if budget.loss is None else 1 + SIZE_FREEDOM)
+    )  # a loss keeps three digits
+    most = _compute_for_tokens(search, allowed, planned.budget_flop, stages)
     enough = _enough_unique_tokens(search, tokens / budget.epochs, planned.budget_flop)
     remedies = [] if enough is None else [f"provide {count(enough)} unique tokens"]
     remedies.append(spend_at_most(search, most))

@@ -251,6 +251,15 @@ def test_a_batch_that_all_devices_cannot_share_runs_on_fewer(tmp_path: Path) -> 
     assert f"{layout.devices} of the cluster's 64 devices: more of them cannot share" in note
 
 
+def test_a_pilot_that_fits_no_share_of_the_devices_takes_more(tmp_path: Path) -> None:
+    """Large pilots of a large target; the small ones keep theirs."""
+    text = LEDGERLESS.replace("1e21 FLOP", "2e24 FLOP").replace("share: 0.1", "share: 0.1, reach: 1e6")
+    (tmp_path / "b.yaml").write_text(text)
+    build_corpus(tmp_path, load(tmp_path / "b.yaml", Budget), 10**13)
+    devices = [one.execution.layout.devices for one in planned(tmp_path, text).runs]
+    assert min(devices) < max(devices) <= 64
+
+
 # --- what is shipped ---
 
 
