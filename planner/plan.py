@@ -26,10 +26,11 @@ from planner.design.target_run import Target, find_target, target_compute
 from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.elastic_layouts import with_fallback_layouts
 from planner.scaling import forecast, ledger_evidence
-from specs.budget import Inference, Optimal, Pilots, Published
+from planner.scaling.isoflop import Minimum
+from specs.budget import Optimal, Pilots, Published
 from specs.document.base import canonical_json
 from specs.document.files import load
-from specs.law import Allocation, EvidencePoint, LawFit
+from specs.law import Allocation, Interval, LawFit
 from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRun, seal_of
 from specs.record import LedgerRecord
 
@@ -67,17 +68,18 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
     evidence_checks.check_usable(inputs, audited)
     points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_tokens)
-    feasibility.check_points(inputs, points)
-    minima = forecast.minima(points)
+    fitted = forecast.fit_ledger(points)
+    feasibility.check_evidence(inputs, fitted.reason)
+    minima = fitted.minima
     feasibility.check_minima(inputs, minima, pilots.ladder)
-    allocation, basis = ledger_evidence.allocation(minima, prior)
     rate = ledger_evidence.rate_check(audited, partial(law_lr, inputs.hyper))
-    laws = Laws(allocation, _ledger_loss_surface(inputs, points))
+    allocation, basis, surface = _ledger_laws(inputs, fitted, minima, pilots.below_flop, prior)
+    laws = Laws(allocation, surface)
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(TargetSearch(inputs, laws, multiple))
-    result = forecast.from_ledger(points, audited.pilots, target.planned, inputs.unique_tokens)
+    result = forecast.from_ledger(fitted, audited.pilots, target.planned, inputs.unique_tokens)
     fit = LawFit(
-        points=points,
+        points=fitted.points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
         allocation=allocation,
         allocation_basis=basis,
@@ -131,14 +133,29 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     return _Pilots(compute, runs, design.to_document(compute), preview)
 
 
-def _ledger_loss_surface(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> LossSurface | None:
-    """The best loss law of the ledger's runs, fitted on all of them; None where the budget needs none."""
-    if inputs.budget.loss is None and not isinstance(inputs.budget.objective, Inference):
-        return None
-    fitted = forecast.best_loss_fit(points)
-    name = f"{fitted.form.name} (fitted on the ledger)"
-    params = tuple(fitted.params.tolist())
-    return LossSurface(name, "flop_per_token", fitted.form, params, inputs.unique_tokens)
+def _ledger_laws(
+    inputs: PlanInputs,
+    fitted: forecast.LedgerLaws,
+    minima: Sequence[Minimum],
+    target_flop: float,
+    prior: Allocation,
+) -> tuple[Allocation, str, LossSurface | None]:
+    """Allocation and loss surface by the laws that the forecast uses too, and where the allocation comes from."""
+    unique = inputs.unique_tokens
+    # A target loss has no compute yet: a decade beyond the runs stands for it.
+    flop = (
+        target_flop if math.isfinite(target_flop) else 10 * max(point.budget_flop for point in fitted.points)
+    )
+
+    def size_at(compute: float) -> Interval | None:
+        split = fitted.best_split(compute, unique)
+        return None if split is None else split["size"]
+
+    allocation, basis = ledger_evidence.allocation(minima, prior, flop, size_at)
+    surface = None
+    if fitted.mixture is not None:
+        surface = LossSurface("of the ledger's runs", "flop_per_token", fitted.log_losses, unique)
+    return allocation, basis, surface
 
 
 def _pilot_plan(inputs: PlanInputs, pilots: _Pilots, no_forecast: NoForecast) -> Plan:

@@ -202,10 +202,12 @@ class IsoflopProfile(Spec):
 
 
 class FormScore(Spec):
-    """One form of the loss law: its error on held-out budgets, and its forecast of the target."""
+    """One member of the forecast, a form of the loss law on some of the runs: its held-out error and its forecast."""
 
     form: str
     """Name of the form."""
+    window_decades: float | None
+    """It is fitted on the runs of so many decades of compute below the largest run; null for all runs."""
     latex: str
     """The form as LaTeX."""
     held_out_error: float | None

@@ -25,7 +25,7 @@ import numpy as np
 
 from planner.design.model_shape import shape_for
 from planner.scaling.data_constrained import effective_tokens
-from planner.scaling.laws import STANDARD, Array, Form, columns, value
+from planner.scaling.laws import STANDARD, Array, value
 from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
 from specs.law import Allocation, Family, PublishedLaw
 from specs.model import ModelSpec
@@ -52,9 +52,8 @@ class LossSurface:
     """Name of the law, for messages."""
     size: SizeName
     """What X counts."""
-    form: Form
-    params: tuple[float, ...]
-    """In the order of form.constants."""
+    log_losses: Callable[[Array, Array], Array]
+    """ln L of models of these sizes after these fresh tokens, none of them repeated: the law itself."""
     unique_tokens: float = math.inf
     """Tokens of the text; more are repeats, which are worth less."""
 
@@ -70,10 +69,6 @@ class LossSurface:
     def loss(self, size: float, tokens: float) -> float:
         """Loss in nats per token."""
         return float(np.exp(self._log_losses(np.array([size]), np.array([tokens]))[0]))
-
-    def log_losses(self, size: Array, fresh_tokens: Array) -> Array:
-        """ln L of models of these sizes after these fresh tokens, none of them repeated: the law itself."""
-        return np.log(value(self.form, self.params, *columns(self.form, size, fresh_tokens, self.cost_per)))
 
     def best_size(self, compute_flop: float, served_tokens: float = 0.0) -> float:
         """X of the run of this compute that is cheapest to train and to serve; NoOptimumError where there is none."""
@@ -122,7 +117,11 @@ def published_loss_surface(law: PublishedLaw, unique_tokens: float = math.inf) -
         return None
     loss = law.loss
     constants = loss.E, loss.A, loss.B, loss.alpha, loss.beta
-    return LossSurface(law.name, loss.size, STANDARD, constants, unique_tokens)
+
+    def log_losses(size: Array, fresh_tokens: Array) -> Array:
+        return np.log(value(STANDARD, constants, size, fresh_tokens))
+
+    return LossSurface(law.name, loss.size, log_losses, unique_tokens)
 
 
 def shape_for_objective(

@@ -26,7 +26,7 @@ from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
 from specs.data import DeclaredText
 from specs.document.files import DocumentError, catalog_names, from_catalog
 from specs.humanize import count, duration
-from specs.law import Allocation, EvidencePoint, PublishedLaw
+from specs.law import Allocation, PublishedLaw
 from specs.plan import LadderChoice, PlannedRun
 
 DEFAULT_LOSS_LAW = "epoch-chinchilla"
@@ -127,12 +127,18 @@ def draft_pilot(inputs: PlanInputs, request: DraftRequest) -> PlannedRun:
         raise inputs.refuse("cluster", what, "name a cluster whose devices have more memory") from None
 
 
-def check_points(inputs: PlanInputs, points: Sequence[EvidencePoint]) -> None:
-    """Refuse a target loss where the ledger has too few runs to fit a loss law."""
-    if inputs.budget.loss is None or len({point.budget_flop for point in points}) > 1:
-        return
-    what = f"a target loss needs a loss law, and the ledger's {len(points)} runs on this text are too few to fit one"
-    raise inputs.refuse("loss", what, _FIRST_PILOTS)
+def check_evidence(inputs: PlanInputs, reason: str) -> None:
+    """Refuse a target loss or an inference objective where the ledger's runs give no loss law; `reason` says why."""
+    budget = inputs.budget
+    if reason and budget.loss is not None:
+        raise inputs.refuse(
+            "loss", f"a target loss needs a loss law of the ledger's runs: {reason}", _FIRST_PILOTS
+        )
+    if reason and isinstance(budget.objective, Inference):
+        what = f"the inference objective needs a loss law of the ledger's runs: {reason}"
+        raise inputs.refuse(
+            "objective", what, "plan, run and audit more pilots, or write objective: {kind: optimal}"
+        )
 
 
 def check_minima(inputs: PlanInputs, minima: Sequence[Minimum], ladder: LadderChoice | None) -> None:

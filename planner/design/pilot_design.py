@@ -24,7 +24,8 @@ from planner.design.model_shape import family_shapes
 from planner.design.run_draft import EVALUATIONS
 from planner.scaling.laws import Array, Form, columns, log_gradient
 from planner.scaling.model_averaging import CANDIDATES, DISCREPANCY_PER_DECADE, PRIOR_WEIGHTS
-from planner.scaling.posterior import NOISE_SD, SHORT_RUN_NOISE, prior_of
+from planner.scaling.points import SHORT_RUN_NOISE
+from planner.scaling.posterior import NOISE_SD, prior_of
 from specs.budget import Pilots
 from specs.law import Allocation, Family, Hyper, Monomial
 from specs.model import ModelSpec

@@ -21,9 +21,8 @@ from planner.scaling.levenberg_marquardt import (
     unscaled,
     without_prior,
 )
-
-LOG_LARGEST = 690.0
-"""ln of 1e300, the largest constant that is written: a diverging constant stops there."""
+from planner.scaling.points import checked_runs
+from planner.scaling.posterior import LOG_LARGEST
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,6 @@ class FormFit:
         return value(self.form, self.params, *columns(self.form, size, tokens, self.cost_per))
 
 
-@dataclass(frozen=True)
-class DrawInterval:
-    """Median and central interval of draws."""
-
-    low: float
-    median: float
-    high: float
-
-
 def fit(
     form: Form,
     size: ArrayLike,
@@ -86,7 +76,7 @@ def fit(
         )
     starts = _starts(problem)
     ends, objectives = descend(
-        problem, without_prior(problem, starts, np.broadcast_to(run_weights, (len(starts), len(losses))))
+        form, without_prior(problem, starts, np.broadcast_to(run_weights, (len(starts), len(losses))))
     )
     ends, best_first = _polished(problem, ends, objectives, run_weights)
     params = np.exp(np.minimum(unscaled(problem, ends[:1]), LOG_LARGEST))[0]
@@ -108,31 +98,6 @@ def fit(
         weights=run_weights,
         cost_per=cost_per,
     )
-
-
-def interval(draws: ArrayLike) -> DrawInterval:
-    """Median and central 95 % interval of draws of one quantity."""
-    tail = 50 * (1 - 0.95)
-    low, median, high = np.percentile(np.asarray(draws, float), [tail, 50, 100 - tail])
-    return DrawInterval(float(low), float(median), float(high))
-
-
-def checked_runs(
-    size: ArrayLike, tokens: ArrayLike, loss: ArrayLike, weights: ArrayLike | None = None
-) -> tuple[Array, Array, Array, Array]:
-    """Runs as flat float64 arrays of one length; ValueError naming the first bad one."""
-    named = {"size": size, "tokens": tokens, "loss": loss}
-    arrays = {name: np.asarray(column, float).ravel() for name, column in named.items()}
-    arrays["weights"] = (
-        np.ones(len(arrays["loss"])) if weights is None else np.asarray(weights, float).ravel()
-    )
-    for name, column in arrays.items():
-        if len(column) != len(arrays["loss"]):
-            raise ValueError(f"{name} has {len(column)} entries for {len(arrays['loss'])} losses")
-        bad = np.flatnonzero(~(np.isfinite(column) & ((column > 0) if name != "weights" else (column >= 0))))
-        if len(bad):
-            raise ValueError(f"{name} of run {bad[0]} is {column[bad[0]]}; it must be positive and finite")
-    return arrays["size"], arrays["tokens"], arrays["loss"], arrays["weights"]
 
 
 def _starts(problem: LeastSquaresProblem) -> Array:
@@ -165,6 +130,6 @@ def _polished(
     """The eight best results, refined to convergence, best first."""
     best = np.argsort(objectives, kind="stable")[:8]
     repeated = np.broadcast_to(weights, (len(best), len(weights)))
-    polished, values = descend(problem, without_prior(problem, ends[best], repeated), POLISH_TOLERANCE)
+    polished, values = descend(problem.form, without_prior(problem, ends[best], repeated), POLISH_TOLERANCE)
     order = np.argsort(values, kind="stable")
     return polished[order], values[order]

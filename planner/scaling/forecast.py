@@ -5,14 +5,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.scaling import fit, laws, loss_curve, model_averaging
+from planner.scaling import laws, loss_curve, model_averaging
+from planner.scaling.best_split import best_split, undetermined
 from planner.scaling.data_constrained import effective_tokens
-from planner.scaling.isoflop import Minimum, fit_minima
+from planner.scaling.diverged import LeftOut
+from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
 from planner.scaling.lr_annealing import Trace, smoothed
-from planner.scaling.posterior import Points, Posterior
-from planner.scaling.posterior import points as posterior_points
+from planner.scaling.points import Points
+from planner.scaling.points import points as posterior_points
+from planner.scaling.posterior import DrawInterval, Posterior, interval
 from specs.budget import Budget
 from specs.data import DeclaredText
+from specs.humanize import several
 from specs.law import Band, EvidencePoint, FormScore, Interval, Optimum, PublishedLaw
 from specs.plan import CurveBand, Forecast, NoForecast, PlannedRun
 from specs.record import LedgerRecord
@@ -73,42 +77,69 @@ def from_published(
     )
 
 
-def minima(points: Sequence[EvidencePoint]) -> list[Minimum]:
-    """isoFLOP minima of the pilots, by budget. Short runs have full weight here, and a ninth of it in fits of a law.
+@dataclass(frozen=True)
+class LedgerLaws:
+    """The laws of a ledger's runs: fitted once, for the allocation, a target loss and the forecast alike."""
 
-    At a small budget the short runs are the large sizes, the whole right arm of its parabola: with less weight the
-    minimum would lie beyond them. A law is fitted on the runs of all budgets and needs them less.
-    """
+    points: tuple[EvidencePoint, ...]
+    """The runs that the laws are fitted on."""
+    mixture: model_averaging.Mixture | None
+    """None where the runs are not enough."""
+    reason: str
+    """Why they are not enough; empty where they are."""
+    flags: tuple[str, ...]
+    """What weakens the evidence."""
+
+    @property
+    def minima(self) -> list[Minimum]:
+        """isoFLOP minima of the pilots, by budget. Short runs have full weight here, a ninth of it in fits of a law.
+
+        At a small budget the short runs are the large sizes, the whole right arm of its parabola: with less weight the
+        minimum would lie beyond them. A law is fitted on the runs of all budgets and needs them less.
+        """
+        runs = _runs(self.points)
+        return fit_minima(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+
+    def log_losses(self, size: laws.Array, fresh_tokens: laws.Array) -> laws.Array:
+        """ln L of models of these M after these fresh tokens: the mean over the mixture's draws."""
+        assert self.mixture is not None  # the caller refuses a budget that needs it
+        return np.asarray(self.mixture.log_loss(size, fresh_tokens).mean(axis=0))
+
+    def best_split(self, flop: float, unique_tokens: float) -> dict[str, Interval] | None:
+        """Intervals of the compute-optimal size and tokens; None where the runs leave them open."""
+        if self.mixture is None:
+            return None
+        split = best_split(self.mixture, flop, unique_tokens)
+        return None if undetermined(split) else {name: _interval(ends) for name, ends in split.items()}
+
+
+def fit_ledger(points: Sequence[EvidencePoint]) -> LedgerLaws:
+    """The laws of the ledger's runs, without those far off all others, which are named."""
     runs = _runs(points)
-    return fit_minima(runs.size, runs.tokens, runs.loss, weights=runs.weights)
-
-
-def best_loss_fit(points: Sequence[EvidencePoint]) -> fit.FormFit:
-    """The form that predicts held-out budgets best, fitted on all runs: for loss budgets and inference objectives."""
-    return model_averaging.chosen_fit(_runs(points))
+    try:
+        mixture = model_averaging.fit_mixture(runs)
+    except ValueError as error:
+        return LedgerLaws(tuple(points), None, str(error), _flags(runs))
+    gone = {left.row for left in mixture.left_out}
+    kept = tuple(point for row, point in enumerate(points) if row not in gone)
+    named = [_left_out_flag(points[left.row], left) for left in mixture.left_out]
+    return LedgerLaws(kept, mixture, "", (*named, *_flags(mixture.runs)))
 
 
 def from_ledger(
-    points: Sequence[EvidencePoint], records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
+    fitted: LedgerLaws, records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
 ) -> ForecastResult:
-    """The target's final loss and curve from the ledger's runs, or why they are not enough.
+    """The target's final loss and curve from the ledger's laws, or why they are not enough.
 
     The final loss's band is `model_averaging.forecast_loss`'s. Repeated tokens count as the number of unique tokens
     that they are worth.
     """
-    runs, run = _runs(points), target.run
-    try:
-        mixture = model_averaging.fit_mixture(runs)
-    except ValueError as error:
-        return ForecastResult(
-            NoForecast(reason=f"the ledger's runs are not enough for a forecast: {error}"),
-            (),
-            model_averaging.flags(runs),
-            None,
-            None,
-        )
+    run, mixture = target.run, fitted.mixture
+    if mixture is None:
+        reason = f"the ledger's runs are not enough for a forecast: {fitted.reason}"
+        return ForecastResult(NoForecast(reason=reason), (), fitted.flags, None, None)
     predicted = model_averaging.forecast_loss(
-        mixture, float(run.model.flop_per_token), effective_tokens(run.tokens, unique_tokens)
+        mixture, float(run.model.flop_per_token), float(run.tokens), float(unique_tokens)
     )
     band = Band(
         median=predicted.median,
@@ -117,15 +148,28 @@ def from_ledger(
         low_95=predicted.low_95,
         high_95=predicted.high_95,
     )
+    used = {point.run for point in fitted.points}
+    pilots = [record for record in records if record.run.fingerprint() in used]
     forecast = Forecast(
-        loss=band, curve=_curve_band(records, band, predicted.floor.floor[0], target), basis=_basis(predicted)
+        loss=band, curve=_curve_band(pilots, band, predicted.floor.floor[0], target), basis=_basis(predicted)
     )
+    split = best_split(mixture, target.budget_flop, unique_tokens)
+    flags = fitted.flags
+    if undetermined(split):
+        ratio = split["tokens_per_size"]
+        flags = (
+            *flags,
+            _undetermined_flag(
+                ratio.low * target.run.model.flop_per_token / target.run.model.block_params,
+                ratio.high * target.run.model.flop_per_token / target.run.model.block_params,
+            ),
+        )
     return ForecastResult(
         forecast,
         _forms(mixture, predicted),
-        predicted.flags,
+        flags,
         predicted.held_out_error,
-        _optimum(mixture, target),
+        _optimum(split, target),
     )
 
 
@@ -134,8 +178,38 @@ def _runs(points: Sequence[EvidencePoint]) -> Points:
         [point.flop_per_token for point in points],
         [point.tokens for point in points],
         [point.loss for point in points],
+        unique_tokens=[float(point.unique_tokens) for point in points],
     )
     return replace(checked, short=np.array([float(point.short) for point in points]))
+
+
+def _flags(runs: Points) -> tuple[str, ...]:
+    """Texts on what weakens the evidence: short runs, minima that are not bracketed, few budgets."""
+    found = []
+    if short := int(runs.short.sum()):
+        found.append(f"{short} of {len(runs.loss)} runs have under 1000 steps and get a ninth of the weight")
+    minima = fit_minima(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
+    found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
+    if (budgets := len(budget_groups(runs.flop))) < 4:
+        found.append(
+            f"only {several(budgets, 'budget')}: the loss floor is mostly that of the prior, from published laws"
+        )
+    return tuple(found)
+
+
+def _left_out_flag(point: EvidencePoint, left: LeftOut) -> str:
+    return (
+        f"run {point.run} ({point.budget_flop:.2g} FLOP) is left out of the fits: its loss {point.loss:.4f} is "
+        f"{np.expm1(left.off):+.0%} off what all other runs say; look for a loss spike or a bad node in its "
+        "report, and run it again under another seed"
+    )
+
+
+def _undetermined_flag(low: float, high: float) -> str:
+    return (
+        f"the runs do not say how to split the compute: 95 % of the best tokens per parameter lie in [{low:.2g}, "
+        f"{high:.2g}]; add pilots that trade size against tokens at one budget"
+    )
 
 
 def _basis(predicted: model_averaging.MixtureForecast) -> str:
@@ -154,45 +228,42 @@ def _basis(predicted: model_averaging.MixtureForecast) -> str:
 def _forms(
     mixture: model_averaging.Mixture, predicted: model_averaging.MixtureForecast
 ) -> tuple[FormScore, ...]:
-    """Every form with its held-out error, weight, constants and forecast; largest weight first."""
-    errors = {score.form.name: score.held_out_error for score in model_averaging.compare_forms(mixture.runs)}
-    constants = {law.form.name: _constants(law) for law in mixture.laws}
-    return tuple(
+    """Every member with its held-out error, weight, constants and forecast; largest weight first."""
+    found = [
         FormScore(
             form=member.form.name,
+            window_decades=member.window,
             latex=laws.latex(member.form, "M"),
-            held_out_error=errors.get(member.form.name),
+            held_out_error=member.held_out_error,
             weight=member.weight,
-            constants=constants[member.form.name],
+            constants=_constants(law),
             forecast=member.median,
         )
-        for member in sorted(predicted.members, key=lambda member: -member.weight)
-    )
+        for member, law in zip(predicted.members, mixture.laws, strict=True)
+    ]
+    return tuple(sorted(found, key=lambda score: -score.weight))
 
 
 def _constants(law: Posterior) -> dict[str, Interval]:
     """Intervals of the constants over the draws that the forecast uses."""
-    return {name: _interval(fit.interval(law.constant(name))) for name in law.form.constants}
+    return {name: _interval(interval(law.constant(name))) for name in law.law.form.constants}
 
 
-def _optimum(mixture: model_averaging.Mixture, target: PlannedRun) -> Optimum:
-    """The compute-optimal allocation of the target's compute; N* by the ratio of N to M of the target's shape."""
-    split = {
-        name: _interval(ends)
-        for name, ends in model_averaging.best_split(mixture, target.budget_flop).items()
-    }
+def _optimum(split: dict[str, DrawInterval], target: PlannedRun) -> Optimum:
+    """The compute-optimal split of the target's compute; N* by the ratio of N to M of the target's shape."""
+    found = {name: _interval(ends) for name, ends in split.items()}
     params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
     return Optimum(
         compute_flop=target.budget_flop,
-        flop_per_token=split["size"],
-        block_params=_scaled_interval(split["size"], params_per_flop),
-        tokens=split["tokens"],
-        tokens_per_block_param=_scaled_interval(split["tokens_per_size"], 1 / params_per_flop),
-        loss=split["loss"],
+        flop_per_token=found["size"],
+        block_params=_scaled_interval(found["size"], params_per_flop),
+        tokens=found["tokens"],
+        tokens_per_block_param=_scaled_interval(found["tokens_per_size"], 1 / params_per_flop),
+        loss=found["loss"],
     )
 
 
-def _interval(ends: fit.DrawInterval) -> Interval:
+def _interval(ends: DrawInterval) -> Interval:
     """An interval of draws as a document."""
     return Interval(value=ends.median, low=ends.low, high=ends.high)
 

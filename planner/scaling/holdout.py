@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.scaling.isoflop import budget_groups
 from planner.scaling.laws import Array
-from planner.scaling.posterior import Points
+from planner.scaling.points import Points
 
 _SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """If there are many possible splits: shares of the runs that are fitted."""
@@ -38,6 +38,22 @@ def holdout_splits(runs: Points, needed: int) -> list[HoldOut]:
     ]
 
 
-def decades_beyond(runs: Points, flop: Array) -> Array:
-    """Decades of compute between the largest run and each target; at least 0."""
-    return np.asarray(np.maximum(np.log10(flop / runs.flop.max()), 0.0))
+def decades_beyond(runs: Points, size: Array, fresh_tokens: Array) -> Array:
+    """How far targets lie outside of the runs, in decades of compute; at least 0.
+
+    That is the largest of the decades by which compute is above the runs', tokens per size outside of theirs, and size
+    or tokens above theirs. The latter two count sqrt(2) times, so that the lines of equal distance are those of an
+    octagon in log size and log tokens, and a step along both axes counts as the compute that it adds.
+    """
+    log_size, log_tokens = np.log10(size), np.log10(fresh_tokens)
+    run_sizes, run_tokens = np.log10(runs.size), np.log10(runs.fresh_tokens)
+    ratio, ratios = log_tokens - log_size, run_tokens - run_sizes
+    parts = [
+        log_size + log_tokens - (run_sizes + run_tokens).max(),
+        ratio - ratios.max(),
+        ratios.min() - ratio,
+        np.sqrt(2) * (log_size - run_sizes.max()),
+        np.sqrt(2) * (log_tokens - run_tokens.max()),
+        np.zeros_like(ratio),
+    ]
+    return np.asarray(np.max(parts, axis=0))

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.scaling.fit import checked_runs
 from planner.scaling.laws import Array
+from planner.scaling.points import checked_runs
 
 BUDGET_TOLERANCE = 0.05
 """Runs whose compute differs by less than this share belong to one budget: steps come in whole batches, so C
@@ -58,12 +58,22 @@ class PowerLaw:
 
 
 def budget_groups(flop: ArrayLike, tolerance: float = BUDGET_TOLERANCE) -> list[list[int]]:
-    """Indices of the runs of each budget, lowest budget first: a gap of more than `tolerance` starts a new
-    budget."""
-    compute = np.asarray(flop, float)
+    """Indices of the runs of each budget, lowest budget first.
+
+    A gap of more than `tolerance` starts a new budget, and so does compute that is further than twice that above the
+    budget's lowest: runs at every compute are many budgets, not one.
+    """
+    compute = np.log(np.asarray(flop, float))
     order = np.argsort(compute, kind="stable")
-    starts = np.flatnonzero(np.diff(np.log(compute[order])) > np.log1p(tolerance)) + 1
-    return [part.tolist() for part in np.split(order, starts)]
+    groups, gap, span = list[list[int]](), np.log1p(tolerance), np.log1p(2 * tolerance)
+    lowest = last = -np.inf
+    for run in order.tolist():
+        if compute[run] - last > gap or compute[run] - lowest > span:
+            groups.append([])
+            lowest = compute[run]
+        groups[-1].append(run)
+        last = compute[run]
+    return groups
 
 
 def fit_minima(

@@ -159,13 +159,13 @@ def log_value_and_gradient(
 ) -> tuple[Array, Array]:
     """log L, shape (batch, runs), and its derivatives in the log-constants, (batch, constants, runs).
 
-    `log_params` is (batch, constants); each log variable is (runs,). Overflow gives inf or nan, never an
-    exception.
+    `log_params` is (batch, constants); each log variable is (runs,) or (batch, runs). Overflow gives inf or nan,
+    never an exception.
     """
     arguments = [log_params[:, i, None] for i in range(log_params.shape[1])]
     with np.errstate(all="ignore"):
         log_loss, *gradient = _log_value_and_gradient(form)(*log_variables, *arguments)
-    jacobian = np.empty((log_params.shape[0], log_params.shape[1], log_variables[0].shape[0]))
+    jacobian = np.empty((log_params.shape[0], log_params.shape[1], log_variables[0].shape[-1]))
     for i, column in enumerate(gradient):
         jacobian[:, i] = column
     return np.broadcast_to(log_loss, jacobian[:, 0].shape), jacobian

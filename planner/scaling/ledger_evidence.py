@@ -14,7 +14,7 @@ import numpy as np
 from planner.scaling import usable_runs
 from planner.scaling.isoflop import Minimum, power_laws
 from specs.document.files import read_lines
-from specs.law import Allocation, EvidencePoint, IsoflopProfile, Monomial, RateCheck
+from specs.law import Allocation, EvidencePoint, Interval, IsoflopProfile, Monomial, RateCheck
 from specs.model import ModelSpec
 from specs.record import LedgerRecord
 from specs.run import RunSpec
@@ -22,6 +22,13 @@ from specs.run import RunSpec
 EXPONENT_SD = 0.053
 """Spread of the allocation exponent over texts: .450, .524 and .578 in DeepSeek LLM, Table 4. As a prior it keeps the
 exponent of a short ladder, with only a few noisy minima, in a plausible range."""
+LEVEL_SD = math.log(2)
+"""Spread of ln M_opt over texts and recipes: at 1e24 FLOP published laws differ by a factor of two (58B parameters by
+Llama 3's, 97B by Epoch's fit of Chinchilla's runs)."""
+_SLOPE_DECADE = 10.0
+"""The exponent of the forecast's laws is their slope over the last decade below the target."""
+_INTERVAL_SDS = 3.92
+"""Standard deviations between the ends of a 95 % interval."""
 NEAR_OPTIMAL = 0.0025
 """Learning rates within 0.25 % of the lowest loss are as good as the best (DeepSeek LLM, section 3.1)."""
 MAX_RATE_RATIO = 4.0
@@ -109,30 +116,52 @@ def profile(minimum: Minimum) -> IsoflopProfile:
     )
 
 
-def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation, str]:
+def allocation(
+    minima: Sequence[Minimum], prior: Allocation, flop: float, split_at: Callable[[float], Interval | None]
+) -> tuple[Allocation, str]:
     """M_opt(C) and D_opt(C) = C / M_opt, and a text on where they come from.
 
     The level is the ladder's, at its middle; the exponent is the ladder's slope and the prior's exponent, each weighted
-    by its precision (Gaussian posterior; the prior's spread is EXPONENT_SD).
+    by its precision (Gaussian posterior; the prior's spread is EXPONENT_SD). Without a bracketed minimum, it is the
+    allocation of the prior and of the forecast's laws, again by precision. `split_at` gives the laws' 95 %
+    interval of M at a compute, None where it is open; at the target's compute `flop` the allocation lies inside it.
     """
     held = [minimum for minimum in minima if minimum.bracketed]
     prior_exponent = prior.flop_per_token.exponents["compute_flop"]
+    split, below = split_at(flop), split_at(flop / _SLOPE_DECADE)
     if not held:
-        return prior, "the prior's allocation, as no isoFLOP minimum is bracketed"
-    middle = math.exp(float(np.mean([math.log(minimum.flop) for minimum in held])))
-    if len(held) == 1:
-        level, exponent = held[0].size, prior_exponent
-        basis = "level of one bracketed isoFLOP minimum, exponent of the prior"
-    else:
-        line, _ = power_laws(held)
-        share = _precision_share(line.exponent_sd)
-        level = float(line.at(middle))
-        exponent = share * line.exponent + (1 - share) * prior_exponent
+        level = prior.flop_per_token.at(compute_flop=flop)
+        if split is None or below is None:
+            return prior, "the prior's allocation, as no isoFLOP minimum is bracketed"
+        slope = math.log(split.value / below.value) / math.log(_SLOPE_DECADE)
+        share = _precision_share(math.log(split.high / split.low) / _INTERVAL_SDS, LEVEL_SD)
+        level = math.exp(share * math.log(split.value) + (1 - share) * math.log(level))
+        exponent, middle = share * slope + (1 - share) * prior_exponent, flop
         basis = (
-            f"{len(held)} bracketed isoFLOP minima: exponent {line.exponent:.3f} ± {line.exponent_sd:.3f} of the runs, "
-            f"{prior_exponent:.3f} ± {EXPONENT_SD} of the prior, combined {exponent:.3f}"
+            f"no isoFLOP minimum is bracketed: the best split of the forecast's laws at {flop:.3g} FLOP, with a "
+            f"weight of {share:.0%}, and the prior's"
         )
+    else:
+        middle = math.exp(float(np.mean([math.log(minimum.flop) for minimum in held])))
+        if len(held) == 1:
+            level, exponent = held[0].size, prior_exponent
+            basis = "level of one bracketed isoFLOP minimum, exponent of the prior"
+        else:
+            line, _ = power_laws(held)
+            share = _precision_share(line.exponent_sd, EXPONENT_SD)
+            level = float(line.at(middle))
+            exponent = share * line.exponent + (1 - share) * prior_exponent
+            basis = (
+                f"{len(held)} bracketed isoFLOP minima: exponent {line.exponent:.3f} ± {line.exponent_sd:.3f} of the "
+                f"runs, {prior_exponent:.3f} ± {EXPONENT_SD} of the prior, combined {exponent:.3f}"
+            )
     coefficient = level / middle**exponent
+    if split is not None and not split.low <= (found := coefficient * flop**exponent) <= split.high:
+        moved = min(max(found, split.low), split.high) / found
+        coefficient *= moved
+        basis += (
+            f"; moved by {moved - 1:+.0%} into the 95 % interval of the best split by the forecast's laws"
+        )
     return (
         Allocation(
             flop_per_token=Monomial(coefficient=coefficient, exponents={"compute_flop": exponent}),
@@ -142,11 +171,11 @@ def allocation(minima: Sequence[Minimum], prior: Allocation) -> tuple[Allocation
     )
 
 
-def _precision_share(exponent_sd: float) -> float:
-    """Weight of the ladder's slope against the prior's; 0 where the ladder cannot estimate its own error."""
-    if not math.isfinite(exponent_sd):
+def _precision_share(own_sd: float, prior_sd: float) -> float:
+    """Weight of the runs' value against the prior's; 0 where the runs cannot estimate their own error."""
+    if not math.isfinite(own_sd):
         return 0.0
-    return EXPONENT_SD**2 / (EXPONENT_SD**2 + exponent_sd**2)
+    return prior_sd**2 / (prior_sd**2 + own_sd**2)
 
 
 def rate_check(evidence: LedgerEvidence, law_lr: Callable[[ModelSpec, float], float]) -> RateCheck | None:

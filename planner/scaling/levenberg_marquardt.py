@@ -42,6 +42,11 @@ class LeastSquaresProblem:
     log_loss: Array
     centre: tuple[float, ...]
 
+    def rows(self, batch: int) -> Array:
+        """The same variables for every row of a batch, (batch, variables, runs)."""
+        stacked = np.stack(self.log_variables)
+        return np.broadcast_to(stacked, (batch, *stacked.shape))
+
 
 def huber(residuals: Array, delta: ArrayLike = HUBER_DELTA) -> Array:
     """Huber loss of each residual: a parabola up to delta, a line beyond."""
@@ -55,10 +60,12 @@ class Descents:
     distance of the state from its anchor in the metric of `precision`.
 
     Every array's first axis is the batch: starts and anchors are (batch, constants) in scaled logarithms,
-    precision is (batch, constants, constants); targets, weights and delta are (batch, runs).
+    precision is (batch, constants, constants); log_variables are (batch, variables, runs); targets, weights and delta
+    are (batch, runs).
     """
 
     starts: Array
+    log_variables: Array
     targets: Array
     weights: Array
     delta: Array
@@ -75,6 +82,7 @@ def without_prior(problem: LeastSquaresProblem, starts: Array, weights: Array) -
     shape = weights.shape
     return Descents(
         starts=starts,
+        log_variables=problem.rows(len(starts)),
         targets=np.broadcast_to(problem.log_loss, shape),
         weights=weights,
         delta=np.broadcast_to(HUBER_DELTA, shape),
@@ -124,23 +132,21 @@ class _Batch:
         return _Batch(goal=goal, **columns)
 
 
-def descend(
-    problem: LeastSquaresProblem, descents: Descents, tolerance: float = _SEARCH_TOLERANCE
-) -> tuple[Array, Array]:
+def descend(form: Form, descents: Descents, tolerance: float = _SEARCH_TOLERANCE) -> tuple[Array, Array]:
     """Scaled log-constants, (batch, constants), and objective, (batch,), where each descent ends."""
-    block = max(1, _BLOCK_ELEMENTS // len(problem.log_loss))
+    block = max(1, _BLOCK_ELEMENTS // descents.targets.shape[1])
     parts = [
-        _descend_block(problem, descents.rows(slice(i, i + block)), tolerance)
+        _descend_block(form, descents.rows(slice(i, i + block)), tolerance)
         for i in range(0, len(descents.starts), block)
     ]
     return np.concatenate([ends for ends, _ in parts]), np.concatenate([values for _, values in parts])
 
 
-def _descend_block(problem: LeastSquaresProblem, goal: Descents, tolerance: float) -> tuple[Array, Array]:
+def _descend_block(form: Form, goal: Descents, tolerance: float) -> tuple[Array, Array]:
     ends, values = np.empty_like(goal.starts), np.empty(len(goal.starts))
-    batch = _batch(problem, goal)
+    batch = _batch(form, goal)
     for _ in range(_MAX_STEPS):
-        _advance(problem, batch, tolerance)
+        _advance(form, batch, tolerance)
         done = batch.idle >= _IDLE_END
         if done.any():
             ends[batch.rows[done]], values[batch.rows[done]] = batch.state[done], batch.values[done]
@@ -151,9 +157,9 @@ def _descend_block(problem: LeastSquaresProblem, goal: Descents, tolerance: floa
     return ends, values
 
 
-def _evaluated(problem: LeastSquaresProblem, goal: Descents, state: Array) -> tuple[Array, Array, Array]:
+def _evaluated(form: Form, goal: Descents, state: Array) -> tuple[Array, Array, Array]:
     """Residuals, Jacobian and objective of each row; an overflow counts as an infinite objective."""
-    log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
+    log_loss, jacobian = log_value_and_gradient(form, state, tuple(np.moveaxis(goal.log_variables, 1, 0)))
     residuals = goal.targets - log_loss
     with np.errstate(invalid="ignore"):  # an overflow times a weight of nothing
         fit_part = (goal.weights * huber(residuals, goal.delta)).sum(axis=1)
@@ -166,8 +172,8 @@ def _prior_pull(goal: Descents, state: Array) -> Array:
     return np.asarray((goal.precision @ (state - goal.anchors)[:, :, None])[:, :, 0])
 
 
-def _batch(problem: LeastSquaresProblem, goal: Descents) -> _Batch:
-    residuals, jacobian, values = _evaluated(problem, goal, goal.starts)
+def _batch(form: Form, goal: Descents) -> _Batch:
+    residuals, jacobian, values = _evaluated(form, goal, goal.starts)
     count = len(goal.starts)
     return _Batch(
         rows=np.arange(count),
@@ -181,10 +187,10 @@ def _batch(problem: LeastSquaresProblem, goal: Descents) -> _Batch:
     )
 
 
-def _advance(problem: LeastSquaresProblem, batch: _Batch, tolerance: float) -> None:
+def _advance(form: Form, batch: _Batch, tolerance: float) -> None:
     """One damped step of every row, kept where it lowers that row's objective."""
-    trial = _bounded(problem.form, batch.state + _step(batch))
-    residuals, jacobian, values = _evaluated(problem, batch.goal, trial)
+    trial = _bounded(form, batch.state + _step(batch))
+    residuals, jacobian, values = _evaluated(form, batch.goal, trial)
     better = values < batch.values
     with np.errstate(invalid="ignore"):
         progress = batch.values - values > tolerance * batch.values

@@ -1,51 +1,53 @@
 """Model averaging over loss laws: hold-out scores, weights, and a forecast whose intervals cover.
 
 Laws are scored on held-out larger budgets only: fitted on the runs of the smaller budgets, they predict the larger
-ones, at several hold-out splits. A forecast is a mixture of the laws, each drawn from its posterior and weighted by the
-density that it gave to the held-out runs. To their spread it adds two errors that no law has: a discrepancy that grows
-with the distance of the extrapolation, estimated on the held-out budgets, and the noise of the target run itself.
-Nothing is tuned on a target.
+ones, at several hold-out splits. A member of the mixture is a law fitted on all runs, or on those of the last decade or
+so of compute, since small runs pull exponents and floor away from where large ones go. A forecast is a mixture of the
+members, each drawn from its posterior and weighted by the density that it gave to the held-out runs. To their spread it
+adds two errors that no law has: a discrepancy that grows with the distance of the extrapolation, estimated on the
+held-out budgets, and the noise of the target run itself. Nothing is tuned on a target.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from planner.scaling.fit import DrawInterval, FormFit, fit, interval
+from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.diverged import LeftOut, without_diverged
 from planner.scaling.holdout import HoldOut, decades_beyond, holdout_splits
-from planner.scaling.isoflop import budget_groups, fit_minima
-from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, optimum
+from planner.scaling.isoflop import budget_groups
+from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form
 from planner.scaling.noise_scale import NoiseScale, noise_scale
-from planner.scaling.posterior import Points, Posterior, posterior
+from planner.scaling.points import Cells, Points, cells
+from planner.scaling.posterior import FittedLaw, Posterior, Prediction, fit_laws
 from specs.humanize import several
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
-"""Fewest constants first: the order in which equally good laws are preferred."""
+"""Fewest constants first."""
 PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Weights before any held-out budget: the standard and tied laws are the coupled law with a coupling of 1, and none of
 six public data sets has one near 1 (posterior.py), so these two have small weights."""
-_HOLDOUT_DRAWS = 200
+WINDOWS = (1.3, 0.8)
+"""Decades of compute below the largest run: besides the laws of all runs, the members are laws of these runs only.
+Exponents and floor drift over scale: on the public sources such members take a third off the error and a half off the
+interval score (docs/log.md)."""
+_WINDOW_RUNS, _WINDOW_BUDGETS = 12, 3
+"""A window holds at least twice as many different runs as the largest law has constants, at three budgets: with fewer
+its priors decide."""
 DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR = 0.004, 1.6
 """Prior of the discrepancy: standard deviation of log L per decade of compute beyond a law's runs, two thirds of it
 within this factor. Laws chosen on the smaller runs of Farseer, Epoch, Gemstones and misfitting miss their larger ones
 by 0.4 to 1.5 %, their own spread included, which leaves 0.4 to 0.9 % a decade (docs/log.md)."""
-_HOLDOUT_SHARE = 0.5
-"""Hold-out splits share most of their held-out runs, so together they count as half their number."""
-
-
-@dataclass(frozen=True)
-class HeldOutScore:
-    """How a law predicts budgets larger than those it was fitted on."""
-
-    form: Form
-    held_out_error: float
-    """Mean |log L measured - predicted| over the held-out runs, every split with the same weight."""
-    behind_best: float
-    """Difference of that error to the best law's."""
-    behind_best_sd: float
-    """Standard error of that difference, with the runs of one size counted as one."""
+_SHORTEST_DECADES = 0.1
+"""Of an extrapolation, when its error is divided by its distance."""
+_MEDIAN_INEFFICIENCY = np.pi / 2
+"""Variance of a median over that of a mean of as many Gaussian values."""
+_MEMBER_DRAWS = 200
+"""At least, for a member's own interval."""
+_TAIL = 5
+"""Degrees of freedom of the Student density by which held-out runs are scored: a single odd run does not decide."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class MixtureMember:
     """One law in a mixture forecast: its weight, and its own median and 95 % interval of the loss."""
 
     form: Form
+    window: float | None
+    """Decades of compute below the largest run that it is fitted on; None for all runs."""
     weight: float
+    held_out_error: float | None
+    """Its own mean |log L measured - predicted| on held-out larger budgets; None without any."""
     median: float
     low_95: float
     high_95: float
@@ -87,144 +93,163 @@ class MixtureForecast:
     extrapolation: float
     """Target compute over the largest compute that was run; at least 1."""
     held_out_error: float | None
-    """Mean |log L measured - forecast| of the weighted laws on held-out larger budgets; None without any."""
-    flags: tuple[str, ...]
-    """What weakens the evidence: short runs, minima that are not bracketed, few budgets."""
+    """Mean |log L measured - forecast| of the weighted members on held-out larger budgets; None without any."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """All laws fitted on the runs, with their weights: fitted once, then used for any target."""
+    """All members fitted on the runs, with their weights: fitted once, then used for any target."""
 
     runs: Points
+    """Without those that were left out."""
+    left_out: tuple[LeftOut, ...]
+    """Diverged runs, largest deviation first."""
+    windows: tuple[float | None, ...]
+    """Of each member."""
     laws: tuple[Posterior, ...]
+    """Each member's draws; the mixture uses the first `counts` of them."""
     weights: Array
-    member: NDArray[np.int64]
-    """(draws,) the law that each draw of the mixture comes from."""
+    counts: NDArray[np.int64]
+    held_out_errors: tuple[float | None, ...]
+    """Of each member."""
     discrepancy: NoiseScale
     """Error of the laws in log L per decade of compute beyond their runs."""
     held_out_error: float | None
     seed: int
 
     def mixed(self, per_law: Sequence[Array]) -> Array:
-        """One value per draw, each from its own law's draws."""
-        return np.asarray(np.stack(per_law)[self.member, np.arange(len(self.member))])
+        """Draws of the mixture from each member's draws, whose first axis they are."""
+        return np.concatenate(
+            [draws[:count] for draws, count in zip(per_law, self.counts.tolist(), strict=True)]
+        )
+
+    def log_loss(self, size: ArrayLike, fresh_tokens: ArrayLike) -> Array:
+        """log L without noise at each target, by every draw: (draws, targets)."""
+        return self.mixed([law.log_loss(size, fresh_tokens) for law in self.laws])
 
 
 @dataclass(frozen=True)
-class _HoldOutError:
-    """Error of the weighted laws on the held-out runs of a split, in log L."""
+class _Member:
+    """A law and the runs that it is fitted on."""
 
-    mean: float
-    """Measured - forecast."""
+    form: Form
+    window: float | None
+    prior_weight: float
+    joined: Cells
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the members say of a split's held-out runs."""
+
+    split: HoldOut
+    decades: Array
+    """(runs,) distance from the fitted runs."""
+    predictions: tuple[Prediction, ...]
+    """By member."""
+
+    @property
+    def residuals(self) -> Array:
+        """(members, runs) log L measured - predicted."""
+        measured = np.log(self.split.held_out.loss)
+        return np.stack([measured - prediction.log_loss for prediction in self.predictions])
+
+    @property
+    def log_densities(self) -> Array:
+        """(members,) mean log density of the held-out runs under a Student t around each prediction."""
+        residuals, precision = self.residuals, self.split.held_out.precision
+        distance = DISCREPANCY_PER_DECADE * self.decades
+        variance = np.stack([one.law_variance + one.noise_sd**2 for one in self.predictions]) + distance**2
+        density = -(_TAIL + 1) / 2 * np.log1p(residuals**2 / variance / _TAIL) - np.log(variance) / 2
+        return np.asarray(density @ (precision / precision.sum()))
+
+
+@dataclass(frozen=True)
+class _BudgetError:
+    """Error of the weighted members on one held-out budget of a split, in log L."""
+
+    median: float
+    """Measured - forecast: the median over the budget's runs, which one diverged run does not move."""
     explained: float
-    """Variance of that mean by the laws' own spread and the runs' noise."""
+    """Variance of that by the members' own spread and the runs' noise."""
     decades: float
-    """Distance of the held-out runs from the fitted ones; at least a tenth."""
-    error: float
-    """Mean absolute."""
+    """Distance from the fitted runs."""
+    share: float
+    """Of its split, which counts once: the errors of its budgets are those of one fit."""
 
 
-def compare_forms(runs: Points, forms: Sequence[Form] = CANDIDATES) -> tuple[HeldOutScore, ...]:
-    """Every law's error on held-out larger budgets, best first; empty where the runs allow no hold-out split.
+@dataclass(frozen=True)
+class _Evidence:
+    """What the hold-out splits say."""
 
-    Plain fits without priors, each on more runs than any law has constants. A law whose fit or prediction diverges is
-    omitted.
-    """
-    splits = holdout_splits(runs, max(len(form.constants) for form in forms) + 1)
-    if not splits:
-        return ()
-    tried = {form: np.concatenate([_errors(form, split) for split in splits]) for form in forms}
-    errors = {form: error for form, error in tried.items() if np.isfinite(error).all()}
-    if not errors:
-        return ()
-    shares = [split.held_out.precision / (split.held_out.precision.sum() * len(splits)) for split in splits]
-    share, cluster = np.concatenate(shares), np.concatenate([split.held_out.size for split in splits])
-    best = min(errors.values(), key=lambda error: float(share @ error))
-    scores = [
-        HeldOutScore(
-            form=form,
-            held_out_error=float(share @ error),
-            behind_best=float(share @ (error - best)),
-            behind_best_sd=_clustered_sd(share * (error - best), cluster),
-        )
-        for form, error in errors.items()
-    ]
-    return tuple(sorted(scores, key=lambda score: score.held_out_error))
-
-
-def chosen_form(scores: Sequence[HeldOutScore]) -> Form:
-    """The law with the fewest constants within one standard error of the best (Breiman et al. 1984), of equally many
-    the best one; without scores, the law with the fewest constants.
-    """
-    if not scores:
-        return CANDIDATES[0]
-    close = [score for score in scores if score.behind_best <= score.behind_best_sd]
-    return min(close, key=lambda score: (len(score.form.constants), score.held_out_error)).form
-
-
-def chosen_fit(runs: Points) -> FormFit:
-    """The chosen law fitted on all runs, to allocate a budget with."""
-    form = chosen_form(compare_forms(runs))
-    return fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.precision)
-
-
-def _errors(form: Form, split: HoldOut) -> Array:
-    train, held_out = split.train, split.held_out
-    try:
-        fitted = fit(
-            form, train.size, train.tokens, train.loss, cost_per=train.cost_per, weights=train.precision
-        )
-    except ValueError:  # these runs do not determine the law
-        return np.full(len(held_out.loss), np.inf)
-    with np.errstate(invalid="ignore"):
-        return np.abs(np.log(fitted.predict(held_out.size, held_out.tokens) / held_out.loss))
-
-
-def _clustered_sd(parts: Array, cluster: Array) -> float:
-    """Standard error of a sum whose parts are dependent inside each cluster."""
-    _, index = np.unique(cluster, return_inverse=True)
-    sums = np.bincount(index, weights=parts)
-    return float(np.sqrt(((sums - sums.mean()) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)))
+    weights: Array
+    member_errors: tuple[float | None, ...]
+    error: float | None
+    discrepancy: NoiseScale
 
 
 def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
-    """Every law's posterior with its weight; deterministic in its arguments.
+    """Every member's posterior with its weight; deterministic in its arguments.
 
-    ValueError with one budget, or with no more different runs than the largest law has constants: there is
-    nothing to extrapolate from.
+    ValueError with one budget, or with no more different runs than the largest law has constants: there is nothing to
+    extrapolate from. ValueError too where the losses cannot be nats per token.
     """
-    budgets = len(budget_groups(runs.flop))
-    different = len(np.unique(runs.cell))
+    kept, left_out = without_diverged(runs)
+    budgets, different = len(budget_groups(kept.flop)), len(np.unique(kept.cell))
     needed = max(len(form.constants) for form in CANDIDATES) + 1
     if budgets < 2 or different < needed:
         raise ValueError(
             f"{several(different, 'different run')} at {several(budgets, 'budget')}, but a forecast needs at least "
             f"{needed} runs at two or more budgets"
         )
-    weights, discrepancy, error = _holdout_evidence(runs, seed)
-    laws = tuple(posterior(form, runs, draws, seed + i) for i, form in enumerate(CANDIDATES))
-    generator = np.random.Generator(np.random.PCG64([seed, 0]))
-    member = generator.choice(len(laws), size=draws, p=weights)
-    return Mixture(runs, laws, weights, member, discrepancy, error, seed)
+    found = _members(kept)
+    evidence = _holdout_evidence(kept, found)
+    counts = np.diff(np.round(np.cumsum([0.0, *evidence.weights]) * draws)).astype(np.int64)
+    laws = tuple(
+        fit_laws(member.form, [member.joined])[0].draw(max(int(count), _MEMBER_DRAWS), seed + i)
+        for i, (member, count) in enumerate(zip(found, counts, strict=True))
+    )
+    return Mixture(
+        runs=kept,
+        left_out=left_out,
+        windows=tuple(member.window for member in found),
+        laws=laws,
+        weights=evidence.weights,
+        counts=counts,
+        held_out_errors=evidence.member_errors,
+        discrepancy=evidence.discrepancy,
+        held_out_error=evidence.error,
+        seed=seed,
+    )
 
 
-def forecast_loss(mixture: Mixture, size: float, tokens: float) -> MixtureForecast:
-    """The forecast of one run: the spread of the laws, the discrepancy at its distance, and the run's own noise.
+def forecast_loss(
+    mixture: Mixture, size: float, tokens: float, unique_tokens: float = np.inf
+) -> MixtureForecast:
+    """The forecast of one run: the spread of the members, the discrepancy at its distance, and the run's own noise.
 
-    The 50 and 95 % bands (prediction intervals) are percentiles of these draws.
+    The 50 and 95 % bands (prediction intervals) are percentiles of these draws. Repeated tokens count as the fresh ones
+    that they are worth.
     """
-    log_losses = [law.log_loss(size, tokens)[:, 0] for law in mixture.laws]
+    fresh = float(effective_tokens(tokens, unique_tokens))
+    log_losses = [law.log_loss(size, fresh)[:, 0] for law in mixture.laws]
     centre = mixture.mixed(log_losses)
     noise = mixture.mixed([law.noise_sd for law in mixture.laws])
-    decades = float(decades_beyond(mixture.runs, np.array([size * tokens * mixture.runs.cost_per]))[0])
+    decades = float(decades_beyond(mixture.runs, np.array([size]), np.array([fresh]))[0])
     generator = np.random.Generator(np.random.PCG64([mixture.seed, 1]))
     discrepancy = mixture.discrepancy.draw(generator, len(centre)) * decades
     total = centre + np.hypot(discrepancy, noise) * generator.standard_normal(len(centre))
     low_95, low_50, median, high_50, high_95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
     members = tuple(
-        MixtureMember(law.form, float(weight), *_median_and_95(log_loss))
-        for law, weight, log_loss in zip(mixture.laws, mixture.weights, log_losses, strict=True)
+        MixtureMember(law.law.form, window, float(weight), error, *_median_and_95(log_loss))
+        for law, window, weight, error, log_loss in zip(
+            mixture.laws,
+            mixture.windows,
+            mixture.weights,
+            mixture.held_out_errors,
+            log_losses,
+            strict=True,
+        )
     )
     return MixtureForecast(
         size=size,
@@ -238,82 +263,135 @@ def forecast_loss(mixture: Mixture, size: float, tokens: float) -> MixtureForeca
         floor=_floor_effect(mixture.mixed([law.constant("E") for law in mixture.laws]), centre),
         noise_sd=float(np.median(noise)),
         discrepancy_sd=mixture.discrepancy.median * decades,
-        extrapolation=10**decades,
+        extrapolation=max(mixture.runs.cost_per * size * tokens / float(mixture.runs.flop.max()), 1.0),
         held_out_error=mixture.held_out_error,
-        flags=flags(mixture.runs),
     )
 
 
-def best_split(mixture: Mixture, flop: float) -> dict[str, DrawInterval]:
-    """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over
-    all weighted laws."""
-    splits = [optimum(law.form, np.exp(law.log_params), flop, law.cost_per) for law in mixture.laws]
-    size, tokens, loss = (mixture.mixed(column) for column in zip(*splits, strict=True))
-    quantities = {"size": size, "tokens": tokens, "tokens_per_size": tokens / size, "loss": loss}
-    return {name: interval(values) for name, values in quantities.items()}
+def _members(runs: Points) -> list[_Member]:
+    """Every law on all runs, and on each window; a window weighs as much as the share of the decades that it leaves
+    out, for the more it leaves out, the more its runs may differ from those."""
+    decades = float(np.log10(runs.flop.max() / runs.flop.min()))
+    shares = {window: max(1 - window / decades, 0.0) / len(WINDOWS) for window in WINDOWS}
+    return [
+        _Member(
+            form, window, weight * (1 - sum(shares.values()) if window is None else shares[window]), joined
+        )
+        for window, joined in _windows_of(runs).items()
+        for form, weight in zip(CANDIDATES, PRIOR_WEIGHTS, strict=True)
+    ]
+
+
+def _windows_of(runs: Points) -> dict[float | None, Cells]:
+    """All runs, and those of each window that leaves some out and keeps enough to fit a law."""
+    found: dict[float | None, Cells] = {None: cells(runs)}
+    for window in WINDOWS:
+        inside = runs.flop >= runs.flop.max() / 10**window
+        chosen = runs.take(inside)
+        few = len(np.unique(chosen.cell)) < _WINDOW_RUNS or len(budget_groups(chosen.flop)) < _WINDOW_BUDGETS
+        if not (inside.all() or few):
+            found[window] = cells(chosen)
+    return found
+
+
+def _holdout_evidence(runs: Points, members: Sequence[_Member]) -> _Evidence:
+    """The members' weights and errors, and the discrepancy per decade.
+
+    A member's score is the sum over splits of the mean log density of the held-out runs (pseudo-Bayesian model
+    averaging).
+    """
+    weights = np.array([member.prior_weight for member in members])
+    splits = holdout_splits(runs, 5)
+    if not splits:
+        return _Evidence(weights / weights.sum(), (None,) * len(members), None, _discrepancy(()))
+    scored = _predictions(splits, members)
+    scores = np.sum([one.log_densities for one in scored], axis=0)
+    weights = weights * np.exp(scores - scores.max())
+    weights = weights / weights.sum()
+    own = np.mean([np.abs(one.residuals).mean(axis=1) for one in scored], axis=0)
+    mixed = [float(np.abs(weights @ one.residuals).mean()) for one in scored]
+    errors = [error for one in scored for error in _budget_errors(one, weights)]
+    return _Evidence(weights, tuple(own.tolist()), float(np.mean(mixed)), _discrepancy(errors))
+
+
+def _predictions(splits: Sequence[HoldOut], members: Sequence[_Member]) -> list[_Scored]:
+    """What each member, fitted on each split's smaller budgets, says of the larger ones."""
+    evidence = [_windows_of(split.train) for split in splits]
+    laws: list[dict[tuple[Form, float | None], FittedLaw]] = [{} for _ in splits]
+    for form in CANDIDATES:
+        wanted = {member.window for member in members if member.form is form}
+        rows = [
+            (at, window, joined)
+            for at, windows in enumerate(evidence)
+            for window, joined in windows.items()
+            if window in wanted
+        ]
+        fitted = fit_laws(form, [joined for _, _, joined in rows])
+        for (at, window, _), law in zip(rows, fitted, strict=True):
+            laws[at][form, window] = law
+    scored = []
+    for split, own in zip(splits, laws, strict=True):
+        size, tokens = split.held_out.size, split.held_out.fresh_tokens
+        chosen = [own.get((member.form, member.window), own[member.form, None]) for member in members]
+        predictions = tuple(law.predict(size, tokens) for law in chosen)
+        scored.append(_Scored(split, decades_beyond(split.train, size, tokens), predictions))
+    return scored
+
+
+def _budget_errors(scored: _Scored, weights: Array) -> list[_BudgetError]:
+    held_out, residuals = scored.split.held_out, weights @ scored.residuals
+    groups = budget_groups(held_out.flop)
+    errors = []
+    for group in groups:
+        part = held_out.precision[group] / held_out.precision[group].sum()
+        levels = np.array([one.log_loss[group] @ part for one in scored.predictions])
+        within = np.array([_mean_variance(one, group, part) for one in scored.predictions])
+        noise = np.array([(one.noise_sd[group] ** 2).mean() for one in scored.predictions]) / len(group)
+        noise = noise * (_MEDIAN_INEFFICIENCY if len(group) > 2 else 1.0)
+        errors.append(
+            _BudgetError(
+                median=_weighted_median(residuals[group], part),
+                explained=float(weights @ (within + (levels - weights @ levels) ** 2 + noise)),
+                decades=max(float(part @ scored.decades[group]), _SHORTEST_DECADES),
+                share=1 / len(groups),
+            )
+        )
+    return errors
+
+
+def _mean_variance(prediction: Prediction, group: Sequence[int], part: Array) -> float:
+    """Variance of a weighted mean of log L over a group of runs, from the law's constants."""
+    slope = prediction.gradient[:, group] @ part
+    return float(slope @ prediction.covariance @ slope)
+
+
+def _weighted_median(values: Array, weights: Array) -> float:
+    """The value below which half of the weight lies, between neighbours in proportion; the weights sum to 1."""
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(0.5, below, values[order]))
+
+
+def _discrepancy(errors: Sequence[_BudgetError]) -> NoiseScale:
+    """The posterior of the discrepancy after all hold-out splits.
+
+    A budget's error is Gaussian: the members' own spread, the noise, and the discrepancy times the distance.
+    """
+    square = np.array([one.median**2 for one in errors])
+    explained = np.array([one.explained for one in errors])
+    decades = np.array([one.decades for one in errors])
+    share = np.array([one.share for one in errors])
+
+    def log_likelihood(sd: Array) -> Array:
+        variance = explained + (sd[:, None] * decades) ** 2
+        return np.asarray(-0.5 * (share * (np.log(variance) + square / variance)).sum(axis=1))
+
+    return noise_scale(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
 
 
 def _median_and_95(log_loss: Array) -> tuple[float, float, float]:
     low, median, high = np.exp(np.percentile(log_loss, [2.5, 50, 97.5])).tolist()
     return median, low, high
-
-
-def _holdout_evidence(runs: Points, seed: int) -> tuple[Array, NoiseScale, float | None]:
-    """The laws' weights, the discrepancy per decade, and the mean error of the weighted laws on held-out budgets.
-
-    A law's score is the sum over splits of the mean log density of the held-out runs (pseudo-Bayesian model averaging).
-    """
-    splits = holdout_splits(runs, 5)
-    weights = np.array(PRIOR_WEIGHTS)
-    if not splits:
-        return weights, _discrepancy(()), None
-    laws = [[posterior(form, split.train, _HOLDOUT_DRAWS, seed) for form in CANDIDATES] for split in splits]
-    densities = [[_log_density(law, split) for law in row] for row, split in zip(laws, splits, strict=True)]
-    scores = np.sum(densities, axis=0)
-    weights = weights * np.exp(scores - scores.max())
-    weights = weights / weights.sum()
-    errors = [_holdout_error(row, split, weights) for row, split in zip(laws, splits, strict=True)]
-    return weights, _discrepancy(errors), float(np.mean([one.error for one in errors]))
-
-
-def _discrepancy(errors: Sequence[_HoldOutError]) -> NoiseScale:
-    """The posterior of the discrepancy after all hold-out splits.
-
-    The mean error of a split is Gaussian: the laws' own spread, the noise, and the discrepancy times the distance.
-    """
-    square = np.array([one.mean**2 for one in errors])
-    explained = np.array([one.explained for one in errors])
-    decades = np.array([one.decades for one in errors])
-
-    def log_likelihood(sd: Array) -> Array:
-        variance = explained + (sd[:, None] * decades) ** 2
-        return np.asarray(-0.5 * _HOLDOUT_SHARE * (np.log(variance) + square / variance).sum(axis=1))
-
-    return noise_scale(DISCREPANCY_PER_DECADE, _DISCREPANCY_FACTOR, log_likelihood)
-
-
-def _log_density(law: Posterior, split: HoldOut) -> float:
-    """Mean log density of the held-out runs under a Student t (5 degrees) around the law's draws."""
-    log_loss = law.log_loss(split.held_out.size, split.held_out.tokens)
-    distance = DISCREPANCY_PER_DECADE * decades_beyond(split.train, split.held_out.flop)
-    scale = np.sqrt(log_loss.var(axis=0) + np.median(law.noise_sd) ** 2 + distance**2)
-    standard = (np.log(split.held_out.loss) - log_loss.mean(axis=0)) / scale
-    density = -3 * np.log1p(standard**2 / 5) - np.log(scale)
-    return float(np.average(density, weights=split.held_out.precision))
-
-
-def _holdout_error(laws: Sequence[Posterior], split: HoldOut, weights: Array) -> _HoldOutError:
-    draws = [law.log_loss(split.held_out.size, split.held_out.tokens) for law in laws]
-    residuals = np.log(split.held_out.loss) - weights @ np.stack([draw.mean(axis=0) for draw in draws])
-    levels = np.stack([draw.mean(axis=1) for draw in draws])
-    within, between = levels.var(axis=1), (levels.mean(axis=1) - weights @ levels.mean(axis=1)) ** 2
-    noise = np.array([np.median(law.noise_sd) ** 2 for law in laws]) / len(residuals)
-    return _HoldOutError(
-        mean=float(residuals.mean()),
-        explained=float(weights @ (within + between + noise)),
-        decades=max(float(np.mean(decades_beyond(split.train, split.held_out.flop))), 0.1),
-        error=float(np.abs(residuals).mean()),
-    )
 
 
 def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:
@@ -325,17 +403,3 @@ def _floor_effect(floors: Array, log_loss: Array) -> FloorEffect:
     low, median, high = (float(np.median(floors[part])) for part in parts)
     at_low, at_median, at_high = (float(np.exp(np.median(log_loss[part]))) for part in parts)
     return FloorEffect((low, median, high), (at_low, at_median, at_high))
-
-
-def flags(runs: Points) -> tuple[str, ...]:
-    """Texts on what weakens the evidence."""
-    found = []
-    if short := int(runs.short.sum()):
-        found.append(f"{short} of {len(runs.loss)} runs have under 1000 steps and get a ninth of the weight")
-    minima = fit_minima(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
-    found += [f"at {m.flop:.3g} FLOP {m.reason}" for m in minima if not m.bracketed]
-    if (budgets := len(budget_groups(runs.flop))) < 4:
-        found.append(
-            f"only {several(budgets, 'budget')}: the loss floor is mostly that of the prior, from published laws"
-        )
-    return tuple(found)

@@ -1,161 +1,162 @@
 """The posterior of a law's constants given few, noisy runs and priors from published laws.
 
 A ladder of a dozen small runs hardly determines the floor E, and so any extrapolation. So the constants get
-priors, wide enough for every public data set we know, and are drawn from their posterior by randomised maximum
-a posteriori (Oliver 1996; Bardsley et al. 2014, "randomize-then-optimize"): each draw perturbs every run by its
-noise and every prior by its width, and descends. All draws advance as one batch. With many runs the priors
-become negligible.
+priors, wide enough for every public data set we know. `fit_law` finds the most probable constants and a Gaussian around
+them, by which hold-out splits are scored. `FittedLaw.draw` draws from the posterior by randomised maximum a posteriori
+(Oliver 1996; Bardsley et al. 2014, "randomize-then-optimize"): each draw perturbs every run by its noise and every
+prior by its width, and descends. All draws advance as one batch. With many runs the priors become negligible.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from planner.scaling.fit import LOG_LARGEST, checked_runs
 from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, columns, log_value_and_gradient
-from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, descend, scale, unscaled
+from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, descend, unscaled
 from planner.scaling.noise_scale import NoiseScale, noise_scale_from_residuals
+from planner.scaling.points import Cells, Points, cells
 
-SHORT_RUN_STEPS = 1000
-"""Below this many steps warmup and noise dominate: the spread of byte-level pilots doubled to tripled
-(docs/log.md)."""
-SHORT_RUN_NOISE = 3.0
 NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
 """Prior of the run-to-run standard deviation of log L, two thirds of it within this factor: seeds of byte-level pilots
 of 1e11..1e13 FLOP spread 0.3 to 1.4 %, large runs 0.1 % (docs/log.md; Open Athena's Delphi)."""
-_HUBER_BEND_SDS = 1.5
-"""Huber's bend in units of the noise: 96 % efficient on Gaussian noise (Huber 1981)."""
+NOISE_SLOPE, _NOISE_SLOPE_SD = 0.1, 0.05
+"""Prior of the decimal orders by which that noise falls in a decade of compute: .8 orders over the nine decades between
+those pilots and those large runs. The runs' own residuals move it."""
+_SLOPES = np.linspace(-0.3, 0.6, 46)
 _FIRST_NOISE_SD, _ROUNDS = 0.02, 6
 """Constants and noise are estimated in turn, starting from a large noise, so that no useful residual is clipped."""
+_CLIP_SDS = 3.0
+"""Residuals beyond this count as this in the estimate of the noise."""
 _DRAW_TOLERANCE = 1e-6
+LOG_LARGEST = 690.0
+"""ln of 1e300, the largest constant that is written: a diverging constant stops there."""
 
 
 @dataclass(frozen=True)
-class Points:
-    """Finished runs: the evidence of a fit or a forecast. Arrays of one length; C = cost_per * size *
-    tokens."""
+class DrawInterval:
+    """Median and central interval of draws."""
 
-    size: Array
-    tokens: Array
-    loss: Array
-    cost_per: float
-    weights: Array
-    """A run's noise variance is divided by its weight."""
-    short: Array
-    """1.0 where the run had fewer than SHORT_RUN_STEPS steps, else 0.0."""
-
-    @property
-    def cell(self) -> NDArray[np.int64]:
-        """Number of each run's (size, tokens): runs of one cell differ in their seed only."""
-        return np.asarray(np.unique(np.stack([self.size, self.tokens]), axis=1, return_inverse=True)[1])
-
-    @property
-    def flop(self) -> Array:
-        """Compute of each run."""
-        return self.cost_per * self.size * self.tokens
-
-    @property
-    def precision(self) -> Array:
-        """Weight of each run in a fit: its own, or a ninth of that if it is short."""
-        return self.weights / np.where(self.short > 0, SHORT_RUN_NOISE**2, 1.0)
-
-    def take(self, rows: ArrayLike) -> "Points":
-        """The runs at these indices or under this mask."""
-        chosen = np.asarray(rows)
-        return Points(
-            self.size[chosen],
-            self.tokens[chosen],
-            self.loss[chosen],
-            self.cost_per,
-            self.weights[chosen],
-            self.short[chosen],
-        )
+    low: float
+    median: float
+    high: float
 
 
-def points(
-    size: ArrayLike,
-    tokens: ArrayLike,
-    loss: ArrayLike,
-    *,
-    cost_per: float = 1.0,
-    steps: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-) -> Points:
-    """Checked runs; `steps` (optimizer steps of each run) flags short ones. ValueError names the first bad
-    run."""
-    sizes, token_counts, losses, run_weights = checked_runs(size, tokens, loss, weights)
-    lengths = np.full(len(losses), np.inf) if steps is None else np.asarray(steps, float).ravel()
-    short = np.where(lengths < SHORT_RUN_STEPS, 1.0, 0.0)
-    if len(short) != len(losses):
-        raise ValueError(f"steps has {len(short)} entries for {len(losses)} losses")
-    return Points(sizes, token_counts, losses, cost_per, run_weights, short)
+def interval(draws: ArrayLike) -> DrawInterval:
+    """Median and central 95 % interval of draws of one quantity."""
+    low, median, high = np.percentile(np.asarray(draws, float), [2.5, 50, 97.5])
+    return DrawInterval(float(low), float(median), float(high))
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """Runs with their replicates averaged, to which a law is fitted."""
+class Prediction:
+    """What a fitted law says of runs that it has not seen, to first order in its constants."""
 
-    size: Array
-    tokens: Array
     log_loss: Array
-    """Means weighted by the runs' precision."""
-    precision: Array
-    """Mean precision of a run of the cell."""
-    runs: Array
-    """Number of runs in the cell."""
-    square: float
-    """Squared deviations of ln L from the cells' means, times precision."""
-    freedom: float
-    """Their degrees of freedom: 0 without replicates."""
+    """(runs,) at the most probable constants."""
+    gradient: Array
+    """(constants, runs) derivatives of log L in the scaled log-constants."""
+    covariance: Array
+    """(constants, constants) of these constants' Gaussian."""
+    noise_sd: Array
+    """(runs,) standard deviation of log L that each run's own noise adds."""
 
-    def relative(self, seed_share: float) -> Array:
-        """Standard deviation of each cell's mean over that of one run.
+    @property
+    def law_variance(self) -> Array:
+        """(runs,) variance of log L that comes from the constants."""
+        return np.asarray(((self.covariance @ self.gradient) * self.gradient).sum(axis=0))
 
-        `seed_share` of a run's variance changes with its seed and averages out; the rest, by which a shape lies off
-        any smooth law, is the cell's own and does not.
-        """
-        return np.asarray(np.sqrt((1 - seed_share + seed_share / self.runs) / self.precision))
+    def mean_variance(self, weights: Array) -> float:
+        """The same of a weighted mean over the runs; the weights sum to 1."""
+        slope = self.gradient @ weights
+        return float(slope @ self.covariance @ slope)
 
 
-def _cells(runs: Points) -> _Cells:
-    precision = np.maximum(runs.precision, 1e-12)
-    _, first, cell = np.unique(
-        np.stack([runs.size, runs.tokens]), axis=1, return_index=True, return_inverse=True
-    )
-    total, count = np.bincount(cell, precision), np.bincount(cell)
-    mean = np.bincount(cell, precision * np.log(runs.loss)) / total
-    return _Cells(
-        size=runs.size[first],
-        tokens=runs.tokens[first],
-        log_loss=mean,
-        precision=total / count,
-        runs=count.astype(float),
-        square=float((precision * (np.log(runs.loss) - mean[cell]) ** 2).sum()),
-        freedom=float(len(cell) - len(first)),
-    )
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law's most probable constants on some runs, and the Gaussian around them."""
+
+    form: Form
+    cost_per: float
+    problem: LeastSquaresProblem
+    """Of the runs' bins."""
+    prior: "Prior"
+    state: Array
+    """(constants,) most probable scaled log-constants."""
+    covariance: Array
+    """(constants, constants)"""
+    noise: NoiseScale
+    """Standard deviation of log L of one full-length run of the largest compute."""
+    noise_slope: float
+    """Decimal orders by which the noise falls in a decade of compute."""
+    relative_sd: Array
+    """(bins,) standard deviation of a bin's mean over that of one run of the largest compute."""
+    bend: Array
+    """(bins,) Huber's bend over the same."""
+    log10_flop: float
+    """Of the largest compute."""
+
+    def predict(self, size: Array, fresh_tokens: Array) -> Prediction:
+        """Its prediction of runs of these sizes and fresh tokens."""
+        log_loss, gradient = log_value_and_gradient(
+            self.form, self.state[None], self._scaled_logs(size, fresh_tokens)
+        )
+        noise = self.noise.median * self._noise_shape(size, fresh_tokens)
+        return Prediction(log_loss[0], gradient[0], self.covariance, noise)
+
+    def draw(self, draws: int, seed: int) -> "Posterior":
+        """Draws from the posterior; deterministic in (law, draws, seed)."""
+        generator = np.random.Generator(np.random.PCG64(seed))
+        sds = self.noise.draw(generator, draws)
+        noise = sds[:, None] * self.relative_sd
+        targets = self.problem.log_loss + noise * generator.standard_normal(noise.shape)
+        anchors = self.prior.draw(generator, draws)
+        starts = np.broadcast_to(self.state, anchors.shape).copy()
+        bend, places = sds[:, None] * self.bend, self.problem.rows(draws)
+        goal = _descents(starts, places, targets, noise, bend, anchors, self.prior)
+        ends, _ = descend(self.form, goal, _DRAW_TOLERANCE)
+        return Posterior(self, unscaled(self.problem, ends), sds)
+
+    def _scaled_logs(self, size: Array, fresh_tokens: Array) -> tuple[Array, ...]:
+        variables = columns(self.form, size, fresh_tokens, self.cost_per)
+        return tuple(np.log(v) - centre for v, centre in zip(variables, self.problem.centre, strict=True))
+
+    def _noise_shape(self, size: Array, fresh_tokens: Array) -> Array:
+        """Noise of runs over that of the largest; larger runs are as noisy as the largest."""
+        beyond = np.log10(self.cost_per * size * fresh_tokens) - self.log10_flop
+        return np.asarray(10.0 ** (-self.noise_slope * np.minimum(beyond, 0.0)))
 
 
 @dataclass(frozen=True)
 class Posterior:
     """Draws of a law's constants and of the runs' noise."""
 
-    form: Form
+    law: FittedLaw
     log_params: Array
     """(draws, constants)"""
     noise_sd: Array
-    """(draws,) standard deviation of log L of one full-length run."""
-    cost_per: float
+    """(draws,) standard deviation of log L of one full-length run of the largest compute."""
 
-    def log_loss(self, size: ArrayLike, tokens: ArrayLike) -> Array:
+    def log_loss(self, size: ArrayLike, fresh_tokens: ArrayLike) -> Array:
         """log L without noise at each target, (draws, targets)."""
-        variables = columns(self.form, np.atleast_1d(size), np.atleast_1d(tokens), self.cost_per)
-        logs = tuple(np.log(column) for column in variables)
-        return log_value_and_gradient(self.form, self.log_params, logs)[0]
+        sizes, tokens = np.atleast_1d(size)[None], np.atleast_1d(fresh_tokens)[None]
+        return self._log_losses(sizes, tokens)
+
+    def log_loss_of_each(self, size: Array, fresh_tokens: Array) -> Array:
+        """log L without noise by each draw at a target of its own, (draws,)."""
+        return self._log_losses(size[:, None], fresh_tokens[:, None])[:, 0]
+
+    def _log_losses(self, size: Array, fresh_tokens: Array) -> Array:
+        form = self.law.form
+        constants = np.moveaxis(np.exp(self.log_params)[:, None], -1, 0)
+        with np.errstate(over="ignore"):
+            loss = form.expression(*columns(form, size, fresh_tokens, self.law.cost_per), *constants)
+        return np.asarray(np.log(loss))
 
     def constant(self, name: str) -> Array:
         """Draws of one constant, limited to the largest number that a document can hold."""
-        return np.exp(np.minimum(self.log_params[:, self.form.index(name)], LOG_LARGEST))
+        return np.exp(np.minimum(self.log_params[:, self.law.form.index(name)], LOG_LARGEST))
 
 
 # Median and standard deviation of the logarithm of each exponent, over fits to public data.
@@ -181,20 +182,140 @@ _EXCESS_SHARE, _COEFFICIENT_WIDTH = 0.3, 1.2
 """Each power term's part of the median loss at the middle of the runs, within a factor of ten either way."""
 
 
-def posterior(form: Form, runs: Points, draws: int, seed: int) -> Posterior:
-    """Draws of the form's constants from runs; deterministic in (runs, draws, seed)."""
-    cells = _cells(runs)
-    logs = tuple(np.log(column) for column in columns(form, cells.size, cells.tokens, runs.cost_per))
-    problem, prior = scale(form, logs, cells.log_loss), prior_of(form, runs.loss)
-    best, noise_posterior, relative = _best(problem, prior, cells)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    sds = noise_posterior.draw(generator, draws)
-    noise = sds[:, None] * relative
-    targets = problem.log_loss + noise * generator.standard_normal(noise.shape)
-    anchors = prior.draw(generator, draws)
-    starts = np.broadcast_to(best, anchors.shape).copy()
-    ends, _ = descend(problem, _descents(starts, targets, noise, anchors, prior), _DRAW_TOLERANCE)
-    return Posterior(form, unscaled(problem, ends), sds, runs.cost_per)
+def fit_law(form: Form, runs: Points) -> FittedLaw:
+    """The most probable constants and noise of runs."""
+    [law] = fit_laws(form, [cells(runs)])
+    return law
+
+
+def fit_laws(form: Form, evidence: Sequence[Cells]) -> list[FittedLaw]:
+    """The most probable constants and noise of a law on each evidence, estimated in turn; all advance as one batch."""
+    estimates = [_Estimate(form, joined) for joined in evidence]
+    for _ in range(_ROUNDS):
+        ends, _ = descend(form, _stacked([estimate.goal() for estimate in estimates]), _DRAW_TOLERANCE)
+        for estimate, end in zip(estimates, ends, strict=True):
+            estimate.update(end)
+    return [estimate.law() for estimate in estimates]
+
+
+class _Estimate:
+    """A law's constants and noise on some cells, on their way to the most probable ones.
+
+    A bin's target is the law there plus the mean residual of its cells, which is exact to first order. Replicates give
+    the share of the noise that is due to seeds.
+    """
+
+    def __init__(self, form: Form, joined: Cells) -> None:
+        variables = columns(form, joined.size, joined.fresh_tokens, joined.cost_per)
+        logs = tuple(np.log(variable) for variable in variables)
+        self._form, self._joined, self._prior = form, joined, prior_of(form, joined.loss)
+        self._centre = tuple(float(log.mean()) for log in logs)
+        self._variables = tuple(np.exp(log - at) for log, at in zip(logs, self._centre, strict=True))
+        self._places = np.stack([joined.mean(np.log(v), np.ones_like(v)) for v in self._variables])
+        flop = np.log10(joined.cost_per * joined.size * joined.fresh_tokens)
+        self._log10_flop, self._below = float(flop.max()), flop.max() - flop
+        self._seeds = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, joined.square, joined.freedom)
+        self._noise_sd, self._seed_share, self._slope = _FIRST_NOISE_SD, 1.0, NOISE_SLOPE
+        self._move(self._prior.mean)
+        self._weigh()
+
+    def goal(self) -> Descents:
+        """One row: from here to the best constants for this noise."""
+        noise, mean = self._noise_sd * self._relative[None], self._prior.mean[None]
+        bend = self._noise_sd * self._bend[None]
+        return _descents(
+            self._state[None], self._places[None], self._targets[None], noise, bend, mean, self._prior
+        )
+
+    def update(self, state: Array) -> None:
+        """Take these constants, and the noise that the residuals show."""
+        self._move(state)
+        scaled_gradient = self._gradient / (self._noise_sd * self._relative)
+        self._covariance, used = _spread_of_constants(scaled_gradient, self._prior)
+        joined = self._joined
+        residuals = self._residuals / joined.relative_sd(self._seed_share)
+        freedom = max(len(residuals) - used, 0.0)
+        self._slope = self._noise_slope(self._clipped(residuals), freedom)
+        standard = self._clipped(residuals) / 10 ** (self._slope * self._below)
+        square = float((standard**2).sum())
+        if self._seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
+            square, freedom = square + joined.square, freedom + joined.freedom
+        self._noise = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, square, freedom)
+        self._noise_sd = self._noise.median
+        self._seed_share = min((self._seeds.median / self._noise_sd) ** 2, 1.0) if joined.freedom else 1.0
+        self._weigh()
+
+    def law(self) -> FittedLaw:
+        """The law as it is now."""
+        return FittedLaw(
+            form=self._form,
+            cost_per=self._joined.cost_per,
+            problem=LeastSquaresProblem(self._form, tuple(self._places), self._targets, self._centre),
+            prior=self._prior,
+            state=self._state,
+            covariance=self._covariance,
+            noise=self._noise,
+            noise_slope=self._slope,
+            relative_sd=self._relative,
+            bend=self._bend,
+            log10_flop=self._log10_flop,
+        )
+
+    def _move(self, state: Array) -> None:
+        """Residuals of the cells, and the law and its gradient at the bins."""
+        with np.errstate(over="ignore"):
+            law = np.log(self._form.expression(*self._variables, *np.exp(state).tolist()))
+        self._state, self._residuals = state, self._joined.log_loss - law
+        values, gradients = log_value_and_gradient(self._form, state[None], tuple(self._places))
+        self._at_places, self._gradient = values[0], gradients[0]
+
+    def _weigh(self) -> None:
+        """Weights and targets of the bins."""
+        own_sd = self._joined.relative_sd(self._seed_share)
+        self._relative, self._bend = self._joined.spread(own_sd * 10 ** (self._slope * self._below))
+        self._targets = self._at_places + self._joined.mean(self._residuals, own_sd**-2)
+
+    def _clipped(self, residuals: Array) -> Array:
+        most = _CLIP_SDS * self._noise_sd * 10 ** (self._slope * self._below)
+        return np.clip(residuals, -most, most)
+
+    def _noise_slope(self, residuals: Array, freedom: float) -> float:
+        """Posterior mean of the noise's slope, whatever its level."""
+        below = self._joined.mean(self._below, np.ones_like(self._below))
+        count = np.bincount(self._joined.bin)
+        square = np.bincount(self._joined.bin, residuals**2)
+        tried = 10 ** (_SLOPES[:, None] * below)
+        level = np.log((square / tried**2).sum(axis=1) / count.sum() + 1e-14)
+        likelihood = -freedom * (np.log(tried) @ count / count.sum() + level / 2)
+        log_density = likelihood - 0.5 * ((_SLOPES - NOISE_SLOPE) / _NOISE_SLOPE_SD) ** 2
+        density = np.exp(log_density - log_density.max())
+        return float(density @ _SLOPES / density.sum())
+
+
+def _stacked(rows: Sequence[Descents]) -> Descents:
+    """One batch of rows; those with fewer runs are filled up with runs of no weight."""
+    most = max(row.targets.shape[1] for row in rows)
+
+    def filled(array: Array, value: float) -> Array:
+        widths = [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])]
+        return np.pad(array, widths, constant_values=value)
+
+    return Descents(
+        starts=np.concatenate([row.starts for row in rows]),
+        log_variables=np.concatenate([filled(row.log_variables, 0.0) for row in rows]),
+        targets=np.concatenate([filled(row.targets, 0.0) for row in rows]),
+        weights=np.concatenate([filled(row.weights, 0.0) for row in rows]),
+        delta=np.concatenate([filled(row.delta, 1.0) for row in rows]),
+        anchors=np.concatenate([row.anchors for row in rows]),
+        precision=np.concatenate([row.precision for row in rows]),
+    )
+
+
+def _spread_of_constants(scaled_gradient: Array, prior: "Prior") -> tuple[Array, float]:
+    """Covariance of the constants, and how many of them the runs determine: the trace of the hat matrix."""
+    information = scaled_gradient @ scaled_gradient.T
+    covariance = np.asarray(np.linalg.inv(information + prior.precision), float)
+    return covariance, float((covariance * information).sum())
 
 
 @dataclass(frozen=True)
@@ -236,39 +357,21 @@ def prior_of(form: Form, loss: Array) -> Prior:
     return Prior(np.asarray(apart @ logs, float), np.asarray(apart @ widths, float))
 
 
-def _descents(starts: Array, targets: Array, noise: Array, anchors: Array, prior: Prior) -> Descents:
+def _descents(
+    starts: Array,
+    log_variables: Array,
+    targets: Array,
+    noise: Array,
+    bend: Array,
+    anchors: Array,
+    prior: Prior,
+) -> Descents:
     return Descents(
         starts=starts,
+        log_variables=log_variables,
         targets=targets,
         weights=noise**-2,
-        delta=_HUBER_BEND_SDS * noise,
+        delta=bend,
         anchors=anchors,
         precision=np.broadcast_to(prior.precision, (len(starts), *prior.root.shape)),
     )
-
-
-def _best(problem: LeastSquaresProblem, prior: Prior, cells: _Cells) -> tuple[Array, NoiseScale, Array]:
-    """The most probable constants, the posterior of one run's noise, and the cells' noise relative to it.
-
-    Noise and constants are estimated in turn; the effective number of constants is the trace of the hat matrix.
-    Replicates give the share of the noise that is due to seeds.
-    """
-    state, noise_sd, seed_share = prior.mean[None], _FIRST_NOISE_SD, 1.0
-    seeds = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, cells.square, cells.freedom)
-    for _ in range(_ROUNDS):
-        relative = cells.relative(seed_share)
-        noise = noise_sd * relative[None]
-        goal = _descents(state, problem.log_loss[None], noise, prior.mean[None], prior)
-        state, _ = descend(problem, goal, _DRAW_TOLERANCE)
-        log_loss, jacobian = log_value_and_gradient(problem.form, state, problem.log_variables)
-        scaled_jacobian = jacobian[0] / noise
-        information = scaled_jacobian @ scaled_jacobian.T
-        used = float(np.trace(np.linalg.solve(information + prior.precision, information)))
-        standard = np.clip((problem.log_loss - log_loss[0]) / relative, -3 * noise_sd, 3 * noise_sd)
-        square, freedom = float((standard**2).sum()), max(len(relative) - used, 0.0)
-        if seed_share == 1.0:  # the seeds explain all: their deviations show the same noise
-            square, freedom = square + cells.square, freedom + cells.freedom
-        noise_posterior = noise_scale_from_residuals(NOISE_SD, _NOISE_FACTOR, square, freedom)
-        noise_sd = noise_posterior.median
-        seed_share = min((seeds.median / noise_sd) ** 2, 1.0) if cells.freedom else 1.0
-    return state, noise_posterior, relative
