@@ -4,6 +4,7 @@
 node: rank = (dp * PP + pp) * TP + tp.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,15 +52,36 @@ def connect(
         return
     import torch.distributed as dist
 
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
         backend="nccl" if device == "cuda" else "gloo",
-        init_method=rendezvous,
+        store=_store(rendezvous, rank, ranks, timeout),
         rank=rank,
         world_size=ranks,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
     )
     yield mesh_of(dp, pp, tp)
     dist.destroy_process_group()
+
+
+def _store(rendezvous: str, rank: int, ranks: int, timeout: timedelta) -> Any:
+    """Where the ranks meet. A launcher that listens at MASTER_PORT leaves rank 0 the socket in MASTER_LISTEN_FD."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous as meet
+
+    listener = os.environ.get("MASTER_LISTEN_FD")
+    if rendezvous == "env://" and rank == 0 and listener:
+        return TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            ranks,
+            is_master=True,
+            timeout=timeout,
+            master_listen_fd=int(listener),
+        )
+    store, _, _ = next(meet(rendezvous, rank, ranks, timeout=timeout))
+    store.set_timeout(timeout)
+    return store
 
 
 def mesh_of(dp: int, pp: int, tp: int) -> Mesh:

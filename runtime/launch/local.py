@@ -250,35 +250,33 @@ def _start(job: Job, argv: list[str], slots: tuple[str, ...], lock: FolderLock, 
     """Start a job's ranks, which write to its logs and inherit its lock."""
     (job.folder / "log").mkdir(exist_ok=True)
     run = RunningJob(job, [], slots, lock, [Log.to_append(job.log(rank)) for rank in range(job.ranks)])
-    port = free_port()
     try:
-        for rank, log in enumerate(run.logs):
-            with log.path.open("ab") as output:
-                run.ranks.append(
-                    subprocess.Popen(
-                        argv,
-                        stdin=pipe,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=_environment(job, rank, port, slots),
-                        pass_fds=(lock.descriptor,),
-                        process_group=0,
+        with rendezvous_socket() as listener:
+            for rank, log in enumerate(run.logs):
+                with log.path.open("ab") as output:
+                    run.ranks.append(
+                        subprocess.Popen(
+                            argv,
+                            stdin=pipe,
+                            stdout=output,
+                            stderr=subprocess.STDOUT,
+                            env=_environment(job, rank, slots) | rendezvous_environment(rank, listener),
+                            pass_fds=(lock.descriptor, *([] if rank else [listener.fileno()])),
+                            process_group=0,
+                        )
                     )
-                )
     except BaseException:
         run.end()
         raise
     return run
 
 
-def _environment(job: Job, rank: int, port: int, slots: tuple[str, ...]) -> dict[str, str]:
-    """The environment of a rank: rendezvous, threads, GPUs, and no imports from the current folder."""
+def _environment(job: Job, rank: int, slots: tuple[str, ...]) -> dict[str, str]:
+    """The environment of a rank: its place, threads, GPUs, and no imports from the current folder."""
     own = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(job.ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(job.threads_per_rank),
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
@@ -313,8 +311,17 @@ def _outcome(run: RunningJob, *, stopped: bool) -> Outcome | None:
     return Outcome(run.job, "interrupted", "stopped; rerun the same command to resume", seconds=seconds)
 
 
-def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def rendezvous_socket() -> socket.socket:
+    """A socket that listens where the ranks of a run meet; rank 0 inherits it.
+
+    A port that is only found to be free can be taken before rank 0 binds it: that takes a process longer than another
+    needs to open a connection.
+    """
+    return socket.create_server(("127.0.0.1", 0), backlog=socket.SOMAXCONN)
+
+
+def rendezvous_environment(rank: int, listener: socket.socket) -> dict[str, str]:
+    """Where this rank meets the others."""
+    address, port = listener.getsockname()
+    where = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+    return where if rank else where | {"MASTER_LISTEN_FD": str(listener.fileno())}

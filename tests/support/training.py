@@ -4,7 +4,9 @@ import json
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from torch import Tensor
 
 from runtime.data.batches import first_sample_of_step
 from runtime.data.corpus import build
+from runtime.launch.local import rendezvous_environment, rendezvous_socket
 from runtime.run_folder.folder import RunFolder, open_folder
 from runtime.train.loop import main, train
 from runtime.train.process import RankInfo, StopRequest
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
+from specs.exit_codes import OK, RESUME
 from specs.layout import Layout
 from specs.optim import Milestone
 from specs.plan import CurveBand
@@ -121,15 +125,17 @@ class Ranks:
     def __init__(
         self, folder: RunFolder, data: Path, ranks: int = 1, prepare: Callable[[], None] | None = None
     ) -> None:
-        port = _free_port()
-        self.processes = [
-            PROCESSES.Process(
-                target=_rank, args=(folder.path, data, _environment(rank, ranks, port), prepare)
-            )
-            for rank in range(ranks)
-        ]
-        for process in self.processes:
-            process.start()
+        with rendezvous_socket() as listener:  # as runtime/launch/local.py has it
+            self.processes = [
+                PROCESSES.Process(
+                    target=_rank,
+                    args=(folder.path, data, _environment(rank, ranks, listener), prepare),
+                    kwargs={} if rank else {"listener": listener},
+                )
+                for rank in range(ranks)
+            ]
+            for process in self.processes:
+                process.start()
 
     def kill(self) -> None:
         """SIGKILL, to all of them."""
@@ -138,27 +144,36 @@ class Ranks:
         self.join()
 
     def join(self) -> list[int | None]:
-        """Wait for the ends; exit statuses."""
-        for process in self.processes:
-            process.join(180)
+        """Wait for the ends; exit statuses. As by a launcher, who waits for a rank that has failed is killed."""
+        until_s = time.monotonic() + 180
+        while alive := [process.sentinel for process in self.processes if process.is_alive()]:
+            if any(process.exitcode not in (None, OK, RESUME) for process in self.processes):
+                until_s = min(until_s, time.monotonic() + 20)
+            if time.monotonic() > until_s:
+                self.kill()
+            wait(alive, timeout=1)
         return [process.exitcode for process in self.processes]
 
 
-def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    return {
+def _environment(rank: int, ranks: int, listener: socket.socket) -> dict[str, str]:
+    return rendezvous_environment(rank, listener) | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
 
 
 def _rank(
-    folder: Path, data: Path, environment: Mapping[str, str], prepare: Callable[[], None] | None
+    folder: Path,
+    data: Path,
+    environment: Mapping[str, str],
+    prepare: Callable[[], None] | None,
+    listener: socket.socket | None = None,
 ) -> None:
     os.environ.update(environment)
+    if listener is not None:  # has another number in this process
+        os.environ["MASTER_LISTEN_FD"] = str(listener.fileno())
     (folder / "log").mkdir(exist_ok=True)
     log = os.open(folder / "log" / f"rank-{environment['RANK']}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -166,9 +181,3 @@ def _rank(
     if prepare is not None:
         prepare()
     os._exit(main([str(folder), "--data", str(data)]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

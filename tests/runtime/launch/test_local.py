@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from runtime.launch.failure import Log
-from runtime.launch.local import Job, Outcome, RunningJob, free_port, launch
+from runtime.launch.local import Job, Outcome, RunningJob, launch
 from runtime.launch.progress import ProgressDisplay, RunProgress, remaining_s
 from runtime.run_folder.lock import LockAttempt, recorded_owner
 from runtime.run_folder.tail import last_line
@@ -312,11 +312,67 @@ def orphans(folder: Path) -> list[int]:
     return found
 
 
-def test_a_free_port_can_be_bound() -> None:
-    import socket
+TAKES_THE_PORT = """
+import errno, socket
+address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+thief = socket.socket()
+thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+try:
+    thief.bind((address, port))
+except OSError as error:
+    sys.exit(error.errno != errno.EADDRINUSE)
+sys.exit('RuntimeError: the port was free')
+"""
 
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", free_port()))
+
+def test_nobody_takes_the_port_where_the_ranks_are_to_meet(tmp_path: Path) -> None:
+    outcomes = launch([make_job(tmp_path, "run")], ["0"], python(TAKES_THE_PORT), ignore)
+    assert [(o.state, o.message) for o in outcomes] == [("finished", "")]
+
+
+MEETS = """
+import socket
+port = int(os.environ['MASTER_PORT'])
+if rank == 0:
+    elsewhere = socket.create_server(('127.0.0.2', port))
+import torch
+import torch.distributed as dist
+from model.mesh import connect
+with connect(2, 1, 1, rank=rank, rendezvous='env://', device='cpu', timeout_s=60) as mesh:
+    total = torch.ones(1)
+    dist.all_reduce(total, group=mesh.dp.group)
+    assert total.item() == 2
+"""
+
+
+@pytest.mark.slow
+def test_ranks_meet_at_a_port_that_another_address_of_the_machine_uses_too(tmp_path: Path) -> None:
+    outcomes = launch([make_job(tmp_path, "run", ranks=2)], ["0", "1"], python(MEETS), ignore)
+    assert [(o.state, o.message) for o in outcomes] == [("finished", "")]
+
+
+LEAVES = """
+import socket
+if rank == 0:
+    sys.exit()
+address, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+for attempt in range(2000):
+    try:
+        with socket.create_connection((address, port), timeout=1) as meeting:
+            meeting.recv(1)
+    except ConnectionRefusedError:
+        sys.exit()
+    except ConnectionResetError:  # it was closed meanwhile
+        pass
+    time.sleep(.01)
+sys.exit('RuntimeError: somebody still listens')
+"""
+
+
+def test_a_rank_finds_nobody_where_rank_0_has_left(tmp_path: Path) -> None:
+    """Neither the launcher nor another rank keeps the socket open."""
+    outcomes = launch([make_job(tmp_path, "run", ranks=2)], ["0", "1"], python(LEAVES), ignore)
+    assert [(o.state, o.message) for o in outcomes] == [("finished", "")]
 
 
 @pytest.mark.parametrize(
