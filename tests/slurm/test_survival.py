@@ -158,7 +158,9 @@ def test_it_survives_a_signal(start: Start, cluster: Cluster, undisturbed: Outco
     assert [start.lost_steps for start in running.starts] == [0, 0]
 
 
-@pytest.mark.parametrize(("partition", "grace_s"), [("low", 30), ("low0", 0)])
+@pytest.mark.parametrize(
+    ("partition", "grace_s"), [("low", 30), pytest.param("low0", 0, marks=pytest.mark.soak)]
+)
 def test_it_survives_preemption(
     start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, partition: str, grace_s: int
 ) -> None:
@@ -172,7 +174,7 @@ def test_it_survives_preemption(
     assert running.incidents("crashed") == []
 
 
-@pytest.mark.parametrize("node", ["node2", "node1"])
+@pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.soak)])
 def test_it_survives_a_node_without_power(
     start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, node: str
 ) -> None:
