@@ -243,7 +243,7 @@ def _check(ranks: int, cases: list[Case], timeout_s: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 4])
 def test_every_pair_of_choices_equals_one_process(ranks: int) -> None:
     cases = _pairs(_every_case(ranks, steps=3))
     assert {case.layout for case in cases} >= set(_layouts(ranks))

@@ -15,13 +15,17 @@ GROUPS = {
         f"{SURVIVAL}::test_it_survives_without_a_controller",
     ),
     "slurm 2": (SURVIVAL,),
-    "slurm 3": ("slurm/test_study.py", "slurm/test_status.py", "slurm/test_doctor.py"),
+    "slurm 3": (
+        "slurm/test_study.py",
+        "slurm/test_status.py",
+        "slurm/test_doctor.py",
+        "slurm/test_errors.py",
+    ),
     "slurm 4": (
         "slurm/test_pilots.py",
         "slurm/test_going_on.py",
         "slurm/test_cluster.py",
         "slurm/test_queue.py",
-        "slurm/test_errors.py",
     ),
     # They start ranks and kill them at chosen moments, and would disturb each other.
     "ranks": (

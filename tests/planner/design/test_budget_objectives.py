@@ -534,7 +534,7 @@ def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
 
 
 def ledger(folder: Path, loss: Callable[[float, float], float]) -> None:
-    """What audits of a budget's pilots would leave, on a surface of M and D; curves of too few points to be smoothed."""
+    """What audits of a budget's pilots would leave, on a surface of M and D; too few points of a curve to smooth it."""
     plan = make_plan(inputs_of(folder / "b.yaml", folder / "out", folder / "data"))
     for one in plan.runs:
         steps = np.arange(4, 21, 2) * one.run.evaluation.every_steps
