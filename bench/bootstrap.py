@@ -3,9 +3,10 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.scaling.fit import LOG_LARGEST, DrawInterval, FormFit, interval
+from bench.log_huber import FormFit, without_prior
 from planner.scaling.laws import Array, columns, optimum, value
-from planner.scaling.levenberg_marquardt import descend, huber, scale, unscaled, without_prior
+from planner.scaling.levenberg_marquardt import descend, huber, scale, unscaled
+from planner.scaling.posterior import LOG_LARGEST, DrawInterval, interval
 
 
 def bootstrap(fitted: FormFit, draws: int, seed: int) -> Array:
@@ -22,7 +23,7 @@ def bootstrap(fitted: FormFit, draws: int, seed: int) -> Array:
         problem, log_params
     )  # scaling shifts coefficients, as far the other way
     descents = without_prior(problem, np.repeat(start, draws, axis=0), counts * fitted.weights)
-    return np.exp(np.minimum(unscaled(problem, descend(problem, descents)[0]), LOG_LARGEST))
+    return np.exp(np.minimum(unscaled(problem, descend(fitted.form, descents)[0]), LOG_LARGEST))
 
 
 def resampled_counts(size: Array, tokens: Array, draws: int, seed: int, needed: int) -> Array:

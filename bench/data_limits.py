@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 
+from bench.log_huber import fit
 from planner.design.allocation import SERVING_SHARE
 from planner.scaling import laws
 from planner.scaling.data_constrained import effective_tokens
-from planner.scaling.fit import fit
 from planner.scaling.laws import Array, Form, optimum, value
 
 DATA = Path(__file__).parents[1].parent / "shared/data/datablations/c4_repeat_runs.csv"

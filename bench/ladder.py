@@ -33,7 +33,8 @@ from planner.design.pilot_runs import pilot_shapes
 from planner.scaling import laws
 from planner.scaling.laws import Array
 from planner.scaling.model_averaging import DISCREPANCY_PER_DECADE, fit_mixture, forecast_loss
-from planner.scaling.posterior import NOISE_SD, Points, points
+from planner.scaling.points import Points, points
+from planner.scaling.posterior import NOISE_SD
 from specs.budget import Budget, Pilots
 from specs.document.files import from_catalog, load
 from specs.law import Family, PublishedLaw

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from bench.bootstrap import resampled_counts
-from planner.scaling.fit import FormFit
+from bench.log_huber import FormFit
 from planner.scaling.laws import Array
 
 CHINCHILLA_GRID = {

@@ -8,7 +8,7 @@ from bench.data_limits import EPOCH, FittedLaw, flop_for_loss, inference_optimum
 from bench.laws import DATA, epoch
 from bench.rates import best_lr_at
 from planner.scaling import laws
-from planner.scaling.fit import fit
+from bench.log_huber import fit
 from planner.scaling.lr_and_batch import RateLaw
 
 COUPLED = FittedLaw(laws.COUPLED, (1.5, 4e3, 9e3, 0.5, 0.55, 0.6), 1.0)

@@ -23,7 +23,6 @@ _LOG_EXPONENT_BOUNDS = (np.log(1e-3), np.log(30.0))
 _SEARCH_TOLERANCE = 1e-6
 """A step that gains less than this share has gained little. On 4000 resamples of Epoch's 240 rows descents
 then end within 3e-6 of where they would converge (median 2e-10)."""
-POLISH_TOLERANCE = 1e-13
 _SMALL_GAIN, _NO_GAIN, _IDLE_END = 2, 1, 6
 """A descent ends after three steps in a row of little gain, or six that were refused."""
 _OUTSIDE_CURVATURE = 0.1
@@ -75,20 +74,6 @@ class Descents:
     def rows(self, chosen: slice) -> "Descents":
         """A slice of the batch."""
         return Descents(**{name: column[chosen] for name, column in vars(self).items()})
-
-
-def without_prior(problem: LeastSquaresProblem, starts: Array, weights: Array) -> Descents:
-    """Descents on the runs themselves at HUBER_DELTA; weights (batch, runs)."""
-    shape = weights.shape
-    return Descents(
-        starts=starts,
-        log_variables=problem.rows(len(starts)),
-        targets=np.broadcast_to(problem.log_loss, shape),
-        weights=weights,
-        delta=np.broadcast_to(HUBER_DELTA, shape),
-        anchors=starts,
-        precision=np.broadcast_to(0.0, (*starts.shape, starts.shape[1])),
-    )
 
 
 def scale(form: Form, log_variables: tuple[Array, ...], log_loss: Array) -> LeastSquaresProblem:

