@@ -1,39 +1,65 @@
 """The laws' figures beside their references: `python -m bench.laws [--quick]`.
 
-Real runs are read from ../shared/data relative to the repository; a part whose data are absent says so and is
-skipped. References are published figures or our own measurements of other tools on the same rows, named in
-each line. One thread: run with OMP_NUM_THREADS=1.
+References are published figures, our own measurements of other tools on the same rows, or ours of commit 0797fa8, named
+in each line. One thread: run with OMP_NUM_THREADS=1.
 """
 
-import csv
-import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
-from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
+from bench import scores
 from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals, resampled_counts
-from bench.coverage import coverage_rows
+from bench.coverage import coverage_table
 from bench.law_peers import bfgs_on_same_draws, chinchilla_fit, has_chinchilla
+from bench.log_huber import FormFit, fit
+from bench.public_runs import HeldOutSet, cuts, epoch, held_out_sets, porian
+from bench.scores import Scores
 from planner.scaling import laws
-from planner.scaling.fit import FormFit, fit
-from planner.scaling.isoflop import fit_minima, power_laws
+from planner.scaling.isoflop import budget_groups, fit_minima, power_laws
 from planner.scaling.laws import Array
 from planner.scaling.levenberg_marquardt import HUBER_DELTA, huber
-from planner.scaling.model_averaging import CANDIDATES, chosen_form, compare_forms, fit_mixture, forecast_loss
-from planner.scaling.posterior import Points, points
+from planner.scaling.model_averaging import fit_mixture, forecast_loss
+from planner.scaling.points import points
 
-DATA = Path(__file__).parents[1].parent / "shared/data"
 BOOTSTRAP_DRAWS, QUICK_DRAWS = 4000, 200
+PEER_DRAWS = 200
 Row = tuple[str, str, str]
-Runs = tuple[Array, Array, Array]
-Mask = NDArray[np.bool_]
+BEFORE = {
+    "Farseer, up to 25B": Scores(0.49, 0.45, 85.7, 14.3, 0.88, 1.76),
+    "misfitting, best rates, C > 2.5e19": Scores(0.62, 0.62, 100.0, 75.0, 1.98, 4.02),
+    "misfitting, rate .002, C > 2.5e19": Scores(0.41, 0.41, 100.0, 50.0, 1.74, 3.48),
+    "Epoch, C > 1e21": Scores(0.77, 0.11, 87.0, 26.1, 1.24, 4.71),
+    "Gemstones, N > 1B": Scores(0.89, -0.43, 98.3, 66.1, 3.10, 6.16),
+    "Kempner fineweb, 1e21": Scores(2.86, 2.86, 0.0, 0.0, 1.65, 49.40),
+    "Kempner proof-pile-2, 1e21": Scores(3.89, 3.89, 0.0, 0.0, 2.27, 71.27),
+    "Kempner starcoder, 1e21": Scores(5.13, 5.13, 0.0, 0.0, 2.91, 100.11),
+    "Farseer": Scores(0.53, 0.50, 77.8, 15.4, 0.64, 3.00),
+    "Epoch": Scores(0.94, 0.58, 67.2, 32.3, 1.20, 10.81),
+    "Gemstones": Scores(1.16, 0.29, 97.9, 51.2, 2.90, 7.28),
+    "Gemstones hot": Scores(0.88, 0.13, 98.6, 58.4, 2.38, 6.39),
+    "misfitting, best rates": Scores(1.53, -1.20, 100.0, 37.5, 3.24, 6.83),
+    "misfitting, rate .002": Scores(5.25, -5.20, 53.1, 12.2, 4.01, 81.01),
+    "datablations, one epoch": Scores(2.30, -0.47, 96.5, 82.5, 9.27, 21.96),
+    "Kempner fineweb": Scores(0.66, 0.51, 80.2, 28.3, 1.45, 4.31),
+    "Kempner proof-pile-2": Scores(1.23, 0.06, 81.0, 7.4, 1.99, 6.95),
+    "Kempner starcoder": Scores(2.46, -0.68, 62.5, 14.1, 2.71, 13.21),
+    "Porian rw base long kaplan": Scores(8.76, -8.21, 60.4, 17.4, 9.18, 93.71),
+    "Porian rw base short kaplan": Scores(4.13, -3.67, 100.0, 34.3, 8.29, 16.89),
+    "Porian rw base short chinchilla": Scores(1.52, 0.40, 100.0, 63.5, 5.20, 10.91),
+    "Porian rw tuned short const": Scores(2.61, 1.28, 92.5, 68.8, 7.46, 18.18),
+    "Porian owt2 base long kaplan": Scores(6.33, -6.18, 68.7, 17.4, 7.17, 55.10),
+    "Porian owt2 base short kaplan": Scores(2.68, -1.96, 100.0, 51.5, 6.93, 14.03),
+    "Porian owt2 base short chinchilla": Scores(2.07, -0.09, 100.0, 61.7, 5.29, 11.16),
+    "Porian owt2 tuned short const": Scores(2.54, 0.99, 95.6, 68.7, 7.61, 16.58),
+}
+"""Of commit 0797fa8 on the same sets, measured 2026-11-30."""
 
 
 def main() -> None:
@@ -42,9 +68,8 @@ def main() -> None:
     parts: list[tuple[str, Callable[[bool], Iterator[Row]]]] = [
         ("Point fit and bootstrap, Epoch's 240 rows", epoch_rows),
         ("Point fit against chinchilla 0.2.0, Epoch's 240 rows, 4500 starts", chinchilla_rows),
-        ("Held-out larger runs: mean |error| of the loss and share inside 95 %", held_out_rows),
         ("isoFLOP exponents, Porian's tuned RefinedWeb", porian_rows),
-        ("Synthetic surfaces and ladders", coverage_rows),
+        ("Time and memory of a mixture", speed_rows),
     ]
     for title, rows in parts:
         table = Table("what", "reference", "ours", title=title, title_justify="left")
@@ -54,19 +79,77 @@ def main() -> None:
         except FileNotFoundError as absent:
             table.add_row("skipped", "", f"{absent.filename} is absent")
         Console(width=150).print(table)
+    Console(width=190).print(held_out_table(quick))
+    Console(width=150).print(coverage_table(quick))
 
 
-def epoch() -> Runs:
-    """Size, tokens and loss of Epoch's rows without the five highest losses."""
-    with (DATA / "epoch_chinchilla/svg_extracted_data.csv").open() as file:
-        rows = [[float(r[c]) for c in ("Model Size", "Training FLOP", "loss")] for r in csv.DictReader(file)]
-    size, flop, loss = np.array(sorted(rows, key=lambda row: row[2])[:-5]).T
-    return size, flop / (6 * size), loss
+def held_out_table(quick: bool) -> Table:
+    """Every set and source: the standard law by log-Huber with bootstrap, ours before, ours now."""
+    table = Table(title="Held-out larger runs, in % of loss: who, and how far off", title_justify="left")
+    for head in ("held out", "runs", "by", *scores.HEADS):
+        table.add_column(head, justify="left" if head in ("held out", "by") else "right")
+    try:
+        groups = {one.name: [one] for one in held_out_sets()} | ({} if quick else cuts())
+    except FileNotFoundError as absent:
+        table.add_row("skipped", "", f"{absent.filename} is absent", *[""] * len(scores.HEADS))
+        return table
+    sums: dict[str, list[Scores]] = {}
+    for name, sets in track(groups.items(), description="held-out sets"):
+        count = f"{min(len(s.below.loss) for s in sets)}+ → {sum(len(s.above.loss) for s in sets)}"
+        found = {
+            "standard, log-Huber, bootstrap": scores.mean([standard_law(one) for one in sets]),
+            "mixture, 0797fa8": BEFORE[name],
+            "mixture": scores.mean([mixture(one) for one in sets]),
+        }
+        for by, value in found.items():
+            table.add_row(name if by.startswith("standard") else "", count, by, *value.cells())
+            sums.setdefault(by, []).append(value)
+    table.add_section()
+    for by, values in sums.items():
+        table.add_row("mean of all rows", str(len(values)), by, *scores.mean(values).cells())
+    return table
+
+
+def mixture(one: HeldOutSet) -> Scores:
+    """The forecast's scores on a set."""
+    below, above = one.below, one.above
+    evidence = fit_mixture(points(below.size, below.tokens, below.loss, cost_per=6.0, steps=below.steps))
+    told = [forecast_loss(evidence, n, d) for n, d in zip(above.size, above.tokens, strict=True)]
+    return scores.of_forecasts(told, above.loss.tolist())
+
+
+def standard_law(one: HeldOutSet) -> Scores:
+    """The peer: Hoffmann et al.'s law by log-Huber, refitted on resampled runs, with a resampled residual as noise."""
+    below, above = one.below, one.above
+    fitted = fit(laws.STANDARD, below.size, below.tokens, below.loss, cost_per=6.0)
+    draws = bootstrap(fitted, PEER_DRAWS, seed=0)
+    noise = np.random.default_rng(0).choice(fitted.residuals, size=(PEER_DRAWS, len(above.loss)))
+    losses = laws.value(laws.STANDARD, draws, above.size, above.tokens) * np.exp(noise)
+    low_95, low_50, median, high_50, high_95 = np.percentile(losses, [2.5, 25, 50, 75, 97.5], axis=0)
+    return scores.scored(median, np.stack([low_50, high_50]), np.stack([low_95, high_95]), above.loss)
+
+
+def speed_rows(quick: bool) -> Iterator[Row]:
+    """Synthetic runs at every compute over four decades, learned and weighed against held-out budgets."""
+    for count, before, goal in ((1000, "15 + 68 s", 2), (10_000, "81 + 178 s, 713 MB", 15)):
+        generator = np.random.default_rng(0)
+        flop = 10 ** generator.uniform(18, 22, count)
+        size = np.sqrt(flop / 120) * np.exp(generator.normal(0, 1, count))
+        tokens = flop / 6 / size
+        loss = laws.value(laws.COUPLED, [1.8, 2.9e4, 3e5, 0.6, 0.62, 0.55], size, tokens)
+        runs = points(size, tokens, loss * np.exp(0.005 * generator.standard_normal(count)), cost_per=6.0)
+        start = time.perf_counter()
+        fit_mixture(runs)
+        seconds = time.perf_counter() - start
+        yield f"{count:,} runs, s", f"{before} (03cfca7); {goal}", f"{seconds:.1f}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    yield "most memory of this process so far, MB", "500", f"{peak:.0f}"
 
 
 def epoch_rows(quick: bool) -> Iterator[Row]:
     """Objective, bootstrap and times, against the global optimum and scipy's BFGS."""
-    size, tokens, loss = epoch()
+    runs = epoch()
+    size, tokens, loss = runs.size, runs.tokens, runs.loss
     fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)  # sympy's derivation, once
     orders = [np.random.default_rng(seed).permutation(len(loss)) for seed in range(5)]
     start = time.perf_counter()
@@ -115,7 +198,8 @@ def chinchilla_rows(quick: bool) -> Iterator[Row]:
         why = "left out of --quick" if quick else "chinchilla is not installed; see bench/law_peers.py"
         yield "skipped", "", why
         return
-    size, tokens, loss = epoch()
+    runs = epoch()
+    size, tokens, loss = runs.size, runs.tokens, runs.loss
     fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)  # sympy's derivation, once
     theirs_s, params = chinchilla_fit(size, tokens, loss, HUBER_DELTA)
     start = time.perf_counter()
@@ -133,114 +217,18 @@ def weighted_objectives(fitted: FormFit, draws: Array, count: int) -> Array:
     return np.asarray((weights * huber(np.log(fitted.loss / predicted))).sum(axis=1))
 
 
-def split(runs: Runs, above: Mask) -> tuple[Runs, Runs]:
-    """(below, above) of a mask."""
-    size, tokens, loss = runs
-    return (size[~above], tokens[~above], loss[~above]), (size[above], tokens[above], loss[above])
-
-
-def farseer() -> tuple[Runs, Runs]:
-    """404 runs, and 7 larger ones up to 25B."""
-    folder = DATA / "scalebench/farseer_scaling_law"
-    tables = [
-        pyarrow.parquet.read_table(folder / f"{part}-00000-of-00001.parquet") for part in ("train", "test")
-    ]
-    below, above = (
-        tuple(table[name].to_numpy().astype(float) for name in ("N", "D", "loss")) for table in tables
-    )
-    return below, above
-
-
-def epoch_above_1e21() -> tuple[Runs, Runs]:
-    """Epoch's rows, C > 1e21 held out."""
-    size, tokens, loss = epoch()
-    return split((size, tokens, loss), 6 * size * tokens > 1e21)
-
-
-def gemstones() -> tuple[Runs, Runs]:
-    """Gemstones after cool-down, N > 1B held out."""
-    text = (DATA / "gemstones/wandb_df_for_fitting_cool_end.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
-    size, tokens, loss = np.array(
-        [[row["params_active_precise"], row["tokens"], row["final_loss"]] for row in rows], float
-    ).T
-    return split((size, tokens, loss), size > 1e9)
-
-
-def misfitting(rate: str | None = None) -> tuple[Runs, Runs, Array]:
-    """Finished runs, N with embeddings, C > 2.5e19 held out; the steps of those below.
-
-    At the best learning rate of each (N, D), which leaves four above; or all at one rate, which leaves two.
-    """
-    best: dict[tuple[float, float], tuple[float, float]] = {}
-    with (DATA / "misfitting/scaling_results_last_ckpt_only.csv").open() as file:
-        for row in csv.DictReader(file):
-            if float(row["portion_steps_elapsed"]) >= 0.99 and row["peak_lr"] in (
-                rate or row["peak_lr"],
-                rate,
-            ):
-                cell = float(row["N"]), float(row["D"])
-                run = float(row["loss"]), float(row["total_steps"])
-                best[cell] = min(best.get(cell, run), run)
-    size, tokens, loss, steps = np.array([(*cell, *run) for cell, run in sorted(best.items())]).T
-    held_out = 6 * size * tokens > 2.5e19
-    return *split((size, tokens, loss), held_out), steps[~held_out]
-
-
-def held_out_rows(quick: bool) -> Iterator[Row]:
-    """Single forms, the form chosen on the runs below, and the weighted forecast, on each set."""
-    rate = "0.44 (coupled; tied 1.00, standard .98)"
-    sets: list[tuple[str, str, Callable[[], tuple[Array | Runs, ...]]]] = [
-        ("Farseer", "0.47 (coupled)", farseer),
-        ("misfitting, best rates", "its best single form", misfitting),
-        ("misfitting, rate .002", rate, lambda: misfitting("0.002")),
-        ("Epoch", "0.84 (tied)", epoch_above_1e21),
-        ("Gemstones", "1.52 (tied)", gemstones),
-    ]
-    covered = total = 0
-    for name, reference, load in sets:
-        below, above, *steps = load()
-        runs = points(*below, cost_per=6.0, steps=steps[0] if steps else None)
-        singles = {form.name: mean_error(form, runs, above) for form in CANDIDATES}
-        yield f"{name}: each form alone, %", reference, "  ".join(f"{k} {v:.2f}" for k, v in singles.items())
-        form = chosen_form(compare_forms(runs))
-        goal, chosen = f"<= 1.1x of {reference}", f"{singles[form.name]:.2f} ({form.name})"
-        yield f"{name}: form chosen on the {len(below[2])} runs below", goal, chosen
-        evidence = fit_mixture(runs)
-        told = [
-            forecast_loss(evidence, size, tokens) for size, tokens in zip(above[0], above[1], strict=True)
-        ]
-        errors = [100 * abs(np.log(t.median / loss)) for t, loss in zip(told, above[2], strict=True)]
-        inside = sum(t.low_95 < loss < t.high_95 for t, loss in zip(told, above[2], strict=True))
-        width = np.mean([50 * np.log(t.high_95 / t.low_95) for t in told])
-        covered, total = covered + inside, total + len(told)
-        yield f"{name}: weighted forecast", goal, f"{np.mean(errors):.2f}"
-        yield f"{name}: held-out runs inside 95 %", "", f"{inside} of {len(told)}, +-{width:.2f} %"
-    yield "all held-out runs inside 95 %", "90-98 %", f"{covered} of {total}, {covered / total:.1%}"
-
-
-def mean_error(form: laws.Form, runs: Points, above: Runs) -> float:
-    """Mean |error| in per cent of a plain fit below on the runs above."""
-    fitted = fit(form, runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per)
-    return float(100 * np.mean(np.abs(fitted.predict(above[0], above[1]) / above[2] - 1)))
-
-
 def porian_rows(quick: bool) -> Iterator[Row]:
     """The exponent of N_opt in C by isoFLOP parabolas."""
-    with (DATA / "porian/isoflop_points.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["dataset"] == "rw" and r["hparams"] == "tuned"]
-    chosen = [r for r in rows if r["param_count"] == "standard" and r["loss_split"] == "val"]
-    size, tokens, loss = np.array([[float(r[c]) for c in ("n", "tokens", "loss")] for r in chosen]).T
-    near = near_minimum(size, tokens, loss)
-    size_law, _ = power_laws(fit_minima(size[near], tokens[near], loss[near], cost_per=6.0))
+    runs = porian()["Porian rw tuned short const"]
+    near = near_minimum(runs.size, runs.tokens, runs.loss)
+    minima = fit_minima(runs.size[near], runs.tokens[near], runs.loss[near], cost_per=6.0)
+    size_law, _ = power_laws(minima)
     low, high = (size_law.exponent + sign * 1.96 * size_law.exponent_sd for sign in (-1, 1))
     yield "exponent of N_opt", "0.497 [0.491, 0.505]", f"{size_law.exponent:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def near_minimum(size: Array, tokens: Array, loss: Array) -> list[int]:
     """Runs within a factor of five of their budget's best size: where a parabola holds."""
-    from planner.scaling.isoflop import budget_groups
-
     kept: list[int] = []
     for group in budget_groups(6 * size * tokens, 0.2):
         best = size[group[int(np.argmin(loss[group]))]]

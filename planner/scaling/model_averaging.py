@@ -128,14 +128,17 @@ class Mixture:
         return self.mixed([law.log_loss(size, fresh_tokens) for law in self.laws])
 
 
+_Laws = dict[tuple[Form, float | None], FittedLaw]
+"""By form and window; without those windows that have too few runs, or all of them."""
+
+
 @dataclass(frozen=True)
 class _Member:
-    """A law and the runs that it is fitted on."""
+    """A law, the window that it is fitted on, and its weight before any held-out budget."""
 
     form: Form
     window: float | None
     prior_weight: float
-    joined: Cells
 
 
 @dataclass(frozen=True)
@@ -202,17 +205,19 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
             f"{several(different, 'different run')} at {several(budgets, 'budget')}, but a forecast needs at least "
             f"{needed} runs at two or more budgets"
         )
-    found = _members(kept)
-    evidence = _holdout_evidence(kept, found)
+    splits = holdout_splits(kept, 5)
+    all_runs, *smaller = _fitted([kept, *(split.train for split in splits)])
+    members = _members(kept, all_runs)
+    evidence = _holdout_evidence(splits, smaller, members)
     counts = np.diff(np.round(np.cumsum([0.0, *evidence.weights]) * draws)).astype(np.int64)
     laws = tuple(
-        fit_laws(member.form, [member.joined])[0].draw(max(int(count), _MEMBER_DRAWS), seed + i)
-        for i, (member, count) in enumerate(zip(found, counts, strict=True))
+        all_runs[member.form, member.window].draw(max(int(count), _MEMBER_DRAWS), seed + i)
+        for i, (member, count) in enumerate(zip(members, counts, strict=True))
     )
     return Mixture(
         runs=kept,
         left_out=left_out,
-        windows=tuple(member.window for member in found),
+        windows=tuple(member.window for member in members),
         laws=laws,
         weights=evidence.weights,
         counts=counts,
@@ -268,18 +273,19 @@ def forecast_loss(
     )
 
 
-def _members(runs: Points) -> list[_Member]:
-    """Every law on all runs, and on each window; a window weighs as much as the share of the decades that it leaves
-    out, for the more it leaves out, the more its runs may differ from those."""
-    decades = float(np.log10(runs.flop.max() / runs.flop.min()))
-    shares = {window: max(1 - window / decades, 0.0) / len(WINDOWS) for window in WINDOWS}
-    return [
-        _Member(
-            form, window, weight * (1 - sum(shares.values()) if window is None else shares[window]), joined
-        )
+def _fitted(evidence: Sequence[Points]) -> list[_Laws]:
+    """Every law on all runs of each evidence, and on each of its windows."""
+    rows = [
+        (at, window, joined)
+        for at, runs in enumerate(evidence)
         for window, joined in _windows_of(runs).items()
-        for form, weight in zip(CANDIDATES, PRIOR_WEIGHTS, strict=True)
     ]
+    laws: list[_Laws] = [{} for _ in evidence]
+    for form in CANDIDATES:
+        fitted = fit_laws(form, [joined for _, _, joined in rows])
+        for (at, window, _), law in zip(rows, fitted, strict=True):
+            laws[at][form, window] = law
+    return laws
 
 
 def _windows_of(runs: Points) -> dict[float | None, Cells]:
@@ -294,48 +300,43 @@ def _windows_of(runs: Points) -> dict[float | None, Cells]:
     return found
 
 
-def _holdout_evidence(runs: Points, members: Sequence[_Member]) -> _Evidence:
-    """The members' weights and errors, and the discrepancy per decade.
+def _members(runs: Points, laws: _Laws) -> list[_Member]:
+    """The laws with their weights. A window weighs as much as the share of the decades that it leaves out: the more
+    that is, the more its runs may differ from those."""
+    decades = float(np.log10(runs.flop.max() / runs.flop.min()))
+    shares: dict[float | None, float] = {w: max(1 - w / decades, 0.0) / len(WINDOWS) for w in WINDOWS}
+    shares[None] = 1 - sum(shares.values())
+    weights = dict(zip(CANDIDATES, PRIOR_WEIGHTS, strict=True))
+    return [_Member(form, window, weights[form] * shares[window]) for form, window in laws]
+
+
+def _holdout_evidence(
+    splits: Sequence[HoldOut], laws: Sequence[_Laws], members: Sequence[_Member]
+) -> _Evidence:
+    """The members' weights and errors, and the discrepancy per decade, from the laws of each split's smaller budgets.
 
     A member's score is the sum over splits of the mean log density of the held-out runs (pseudo-Bayesian model
     averaging).
     """
     weights = np.array([member.prior_weight for member in members])
-    splits = holdout_splits(runs, 5)
     if not splits:
         return _Evidence(weights / weights.sum(), (None,) * len(members), None, _discrepancy(()))
-    scored = _predictions(splits, members)
+    scored = [_scored(split, own, members) for split, own in zip(splits, laws, strict=True)]
     scores = np.sum([one.log_densities for one in scored], axis=0)
     weights = weights * np.exp(scores - scores.max())
     weights = weights / weights.sum()
-    own = np.mean([np.abs(one.residuals).mean(axis=1) for one in scored], axis=0)
+    own_errors = np.mean([np.abs(one.residuals).mean(axis=1) for one in scored], axis=0)
     mixed = [float(np.abs(weights @ one.residuals).mean()) for one in scored]
     errors = [error for one in scored for error in _budget_errors(one, weights)]
-    return _Evidence(weights, tuple(own.tolist()), float(np.mean(mixed)), _discrepancy(errors))
+    return _Evidence(weights, tuple(own_errors.tolist()), float(np.mean(mixed)), _discrepancy(errors))
 
 
-def _predictions(splits: Sequence[HoldOut], members: Sequence[_Member]) -> list[_Scored]:
-    """What each member, fitted on each split's smaller budgets, says of the larger ones."""
-    evidence = [_windows_of(split.train) for split in splits]
-    laws: list[dict[tuple[Form, float | None], FittedLaw]] = [{} for _ in splits]
-    for form in CANDIDATES:
-        wanted = {member.window for member in members if member.form is form}
-        rows = [
-            (at, window, joined)
-            for at, windows in enumerate(evidence)
-            for window, joined in windows.items()
-            if window in wanted
-        ]
-        fitted = fit_laws(form, [joined for _, _, joined in rows])
-        for (at, window, _), law in zip(rows, fitted, strict=True):
-            laws[at][form, window] = law
-    scored = []
-    for split, own in zip(splits, laws, strict=True):
-        size, tokens = split.held_out.size, split.held_out.fresh_tokens
-        chosen = [own.get((member.form, member.window), own[member.form, None]) for member in members]
-        predictions = tuple(law.predict(size, tokens) for law in chosen)
-        scored.append(_Scored(split, decades_beyond(split.train, size, tokens), predictions))
-    return scored
+def _scored(split: HoldOut, laws: _Laws, members: Sequence[_Member]) -> _Scored:
+    """What each member says of the held-out runs; the law of all runs stands for a window that the split has not."""
+    size, tokens = split.held_out.size, split.held_out.fresh_tokens
+    chosen = [laws.get((member.form, member.window), laws[member.form, None]) for member in members]
+    predictions = tuple(law.predict(size, tokens) for law in chosen)
+    return _Scored(split, decades_beyond(split.train, size, tokens), predictions)
 
 
 def _budget_errors(scored: _Scored, weights: Array) -> list[_BudgetError]:

@@ -1,0 +1,66 @@
+"""Scores of forecasts: point error, coverage of both bands, their width, and the interval score, always together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.scaling.laws import Array
+from planner.scaling.model_averaging import MixtureForecast
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over runs, in % of loss; coverage in % of runs."""
+
+    error: float
+    """Mean |ln(forecast / measured)|."""
+    bias: float
+    inside_95: float
+    inside_50: float
+    half_width: float
+    """Half of the 95 % band, its median over the runs."""
+    interval_score: float
+    """Of the 95 % band, lower is better: its width, plus 2 / .05 of what a run lies outside (Gneiting & Raftery 2007,
+    JASA 102:359, Eq. 43)."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Texts for a table."""
+        return (
+            f"{self.error:.2f}",
+            f"{self.bias:+.2f}",
+            f"{self.inside_95:.1f}",
+            f"{self.inside_50:.0f}",
+            f"{self.half_width:.2f}",
+            f"{self.interval_score:.2f}",
+        )
+
+
+HEADS = ("error", "bias", "in 95", "in 50", "± 95", "score")
+
+
+def scored(median: Array, band_50: Array, band_95: Array, measured: Array) -> Scores:
+    """Scores of forecasts of runs (runs,), with bands (2, runs)."""
+    middle, inner, outer = (np.log(np.asarray(losses) / measured) for losses in (median, band_50, band_95))
+    width = outer[1] - outer[0]
+    missed = np.maximum(outer[0], 0) + np.maximum(-outer[1], 0)
+    return Scores(
+        error=100 * float(np.abs(middle).mean()),
+        bias=100 * float(middle.mean()),
+        inside_95=100 * float((missed == 0).mean()),
+        inside_50=100 * float(((inner[0] <= 0) & (inner[1] >= 0)).mean()),
+        half_width=50 * float(np.median(width)),
+        interval_score=100 * float((width + 2 / 0.05 * missed).mean()),
+    )
+
+
+def of_forecasts(forecasts: Sequence[MixtureForecast], measured: Sequence[float]) -> Scores:
+    """Scores of these forecasts."""
+    rows = [(f.median, f.low_50, f.high_50, f.low_95, f.high_95) for f in forecasts]
+    median, low_50, high_50, low_95, high_95 = np.array(rows).T
+    return scored(median, np.stack([low_50, high_50]), np.stack([low_95, high_95]), np.asarray(measured))
+
+
+def mean(scores: Sequence[Scores]) -> Scores:
+    """The mean over sets, each with the same weight."""
+    return Scores(**{name: float(np.mean([getattr(s, name) for s in scores])) for name in vars(scores[0])})
