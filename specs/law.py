@@ -202,28 +202,33 @@ class IsoflopProfile(Spec):
 
 
 class FormScore(Spec):
-    """One member of the forecast, a form of the loss law on some of the runs: its held-out error and its forecast."""
+    """One member of the mixture that forecasts: a form of the loss law, fitted on all runs or on the largest of them.
+
+    Exponents and floor drift with scale, so a form that has seen the largest runs only may predict larger ones better.
+    """
 
     form: str
-    """Name of the form."""
+    """Name of the form; members of several windows have the same."""
     window_decades: float | None
-    """It is fitted on the runs of so many decades of compute below the largest run; null for all runs."""
+    """It is fitted on the runs of this many decades of compute, the largest run's at the top; null for all runs."""
     latex: str
     """The form as LaTeX."""
     held_out_error: float | None
-    """Mean absolute relative error on held-out larger budgets; null where the form could not be tested."""
+    """Mean absolute relative error on held-out larger budgets, fitted on the smaller ones; null where no budget could
+    be held out."""
     weight: float = Field(ge=0, le=1)
-    """Its share in the forecast."""
+    """Its share in the forecast: a prior weight times the density that it gave to the held-out runs."""
     constants: dict[str, Interval]
-    """Constants of the draws that make the forecast: their median with 95 % interval."""
+    """Constants of its draws: their median with 95 % interval."""
     forecast: float
     """Loss it predicts for the target, nats per token."""
 
 
 class Optimum(Spec):
-    """The best split of a compute by all forms together, each with its weight: medians with 95 % intervals.
+    """The best split of a compute by all members together, each with its weight: medians with 95 % intervals.
 
-    A cross-check on the allocation, which comes from the isoFLOP minima: the two need not agree.
+    The allocation, which comes from the isoFLOP minima, is kept inside the interval of M*, unless the runs leave the
+    split open (a flag says so).
     """
 
     compute_flop: float
@@ -233,7 +238,7 @@ class Optimum(Spec):
     block_params: Interval
     """N*, in blocks: M* times N / M of the target's shape."""
     tokens: Interval
-    """D* = C / M*, fresh ones."""
+    """D* = C / M*, repeats among them where the text has fewer."""
     tokens_per_block_param: Interval
     """D* / N*."""
     loss: Interval
@@ -263,21 +268,22 @@ class LawFit(Spec):
     """The fit on the ledger's runs: evidence, profiles, forms with their held-out errors, and the laws used."""
 
     points: tuple[EvidencePoint, ...]
-    """The runs that are used."""
+    """The runs that are used; diverged ones are named in `flags`."""
     profiles: tuple[IsoflopProfile, ...]
     """isoFLOP profiles, by budget."""
     allocation: Allocation
-    """M_opt(C) and D_opt(C) that the plan uses."""
+    """M_opt(C) and D_opt(C) that the plan uses, inside the interval of `optimum` at the target's compute."""
     allocation_basis: str
     """Where that allocation comes from."""
     forms: tuple[FormScore, ...]
-    """The forms compared."""
+    """The members of the forecast's mixture, largest weight first."""
     held_out_error: float | None
-    """Mean absolute relative error of the forms together, each with its weight, on held-out larger budgets; null where
-    the runs allow none to be held out, and the weights are the prior's."""
+    """Mean absolute relative error of the members together, each with its weight, on held-out larger budgets; null
+    where the runs allow none to be held out, and the weights are the prior's."""
     optimum: Optimum | None
     """The best split of the target's compute; null where the runs carry no forecast."""
     rate_check: RateCheck | None
     """The learning-rate check; null where there was none."""
     flags: tuple[str, ...]
-    """Warnings: runs that are not used and why, unbracketed minima, short runs, missing evidence."""
+    """Warnings: runs that are not used and why, diverged runs among them, unbracketed minima, short runs, missing
+    evidence."""
