@@ -1,16 +1,27 @@
 """A plan as tables in the terminal: the runs, their cost, the forecast or why there is none, and the next command."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from planner.design.caveats import cost_text
-from specs.formatting import best_split, layout_text, memory, shape_text
+from specs.formatting import (
+    best_split,
+    layout_text,
+    listed_members,
+    member_name,
+    memory,
+    shape_text,
+    small_members_name,
+    windows_text,
+)
 from specs.humanize import count, duration
+from specs.law import FormScore
 from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
 
 Row = tuple[str, str]
@@ -28,8 +39,7 @@ def show(plan: Plan, path: Path, console: Console) -> None:
         console.print(_layout_table(plan.layouts))
         console.print(_nearest_miss(plan.layouts), highlight=False)
     _show_forecast(plan, console)
-    for note in plan.notes:
-        console.print(f"[yellow]note[/]  {escape(note)}", highlight=False)
+    _show_remarks("note", plan.notes, console)
     for word, what in (("plan", path), ("report", path.parent / "report.html"), ("next", _next(plan, path))):
         console.print(f"{word:<8}{escape(str(what))}", highlight=False, soft_wrap=True)
 
@@ -114,14 +124,14 @@ def _execution(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
 
 
 def _evidence(plan: Plan) -> str:
-    """The evidence of the plan, and its error on held-out budgets."""
+    """The evidence of the plan, and the error of its forecast on held-out budgets."""
     law = plan.law
     if plan.fit is None:
         fitted = f"{law.compute_low_flop:.1e} to {law.compute_high_flop:.1e} FLOP on {law.data}"
         return f"law {law.name}, fitted on {fitted}; its source gives no held-out error"
     flops = [point.budget_flop for point in plan.fit.points]
-    tested = [form for form in plan.fit.forms if form.held_out_error is not None]
-    error = f"{tested[0].held_out_error:.2%} ({tested[0].form})" if tested else "not measured"
+    own = plan.fit.held_out_error
+    error = "not measured" if own is None else f"{own:.2%} (all forms together, by weight)"
     return (
         f"{len(flops)} runs of the ledger, {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
     )
@@ -169,27 +179,47 @@ def _show_forecast(plan: Plan, console: Console) -> None:
             f"{losses.of(band.high_95):.4f}",
             highlight=False,
         )
-    console.print(f"          {escape(forecast.basis)}", highlight=False)
+    console.print(Padding(escape(forecast.basis), (0, 0, 0, 10)), highlight=False)
     if plan.fit is not None and plan.fit.optimum is not None:
         split = ", ".join(f"{name} {value}" for name, value in best_split(plan.fit.optimum, losses))
         console.print(
             f"[bold]compute-optimal allocation[/]  by these forms (95 % interval): {split}", highlight=False
         )
     if plan.fit is not None:
-        console.print(_form_table(plan))
+        console.print(_form_table(plan.fit.forms))
     _show_flags(plan, console)
 
 
 def _show_flags(plan: Plan, console: Console) -> None:
-    for flag in plan.fit.flags if plan.fit is not None else ():
-        console.print(f"[yellow]flag[/]  {escape(flag)}", highlight=False, soft_wrap=True)
+    _show_remarks("flag", () if plan.fit is None else plan.fit.flags, console)
 
 
-def _form_table(plan: Plan) -> Table:
-    table = Table(title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD)
+def _show_remarks(kind: str, remarks: Sequence[str], console: Console) -> None:
+    """Sentences after a word for their kind, wrapped beside it."""
+    if not remarks:
+        return
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="yellow", no_wrap=True)
+    table.add_column(overflow="fold")
+    for remark in remarks:
+        table.add_row(kind, escape(remark))
+    console.print(table, highlight=False)
+
+
+def _form_table(forms: Sequence[FormScore]) -> Table:
+    """The members of the forecast; those of small weight in one line."""
+    table = Table(
+        title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD, caption_justify="left"
+    )
+    table.caption = windows_text(forms) or None
     for name in ("form", "held-out error", "weight", "forecast, nats/token"):
         table.add_column(name, justify="left" if name == "form" else "right")
-    for form in plan.fit.forms if plan.fit is not None else ():
+    listed, small = listed_members(forms)
+    for form in listed:
         error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
-        table.add_row(form.form, error, f"{form.weight:.2f}", f"{form.forecast:.4f}")
+        table.add_row(escape(member_name(form)), error, f"{form.weight:.2f}", f"{form.forecast:.4f}")
+    if small:
+        low, high = (end(form.forecast for form in small) for end in (min, max))
+        weight = sum(form.weight for form in small)
+        table.add_row(small_members_name(small), "", f"{weight:.2f}", f"{low:.4f} to {high:.4f}")
     return table

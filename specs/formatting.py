@@ -2,10 +2,10 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from specs.humanize import Losses, count, duration, several
-from specs.law import Band, Interval, LossLaw, Monomial, Optimum
+from specs.law import Band, FormScore, Interval, LossLaw, Monomial, Optimum
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.plan import HyperAdvice
@@ -13,6 +13,8 @@ from specs.plan import HyperAdvice
 _THIN = "\u202f"
 """A narrow space that does not break, between a number and its unit."""
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SMALL_WEIGHT = 0.01
+"""Members of a forecast with less weight do not change its digits."""
 
 
 def power(value: float) -> str:
@@ -55,6 +57,44 @@ def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
         ("D*/N*", text(found.tokens_per_block_param, "")),
         ("L*", text(found.loss, f" {losses.unit}", losses.text)),
     ]
+
+
+def member_name(member: FormScore) -> str:
+    """A member of a forecast: `coupled`, or `coupled, last 1.3 decades` where it is fitted on these runs only."""
+    return member.form if member.window_decades is None else f"{member.form}, {member_runs(member)}"
+
+
+def member_runs(member: FormScore) -> str:
+    """The runs that a member is fitted on: `all runs`, or `last 1.3 decades` of compute."""
+    window = member.window_decades
+    return "all runs" if window is None else f"last {window:g} {'decade' if window == 1 else 'decades'}"
+
+
+def listed_members(
+    members: Sequence[FormScore],
+) -> tuple[tuple[FormScore, ...], tuple[FormScore, ...]]:
+    """The members that a table for people lists, largest weight first, and those of under 1 % that it sums up in one
+    line; a single one of these is listed too."""
+    ordered = sorted(members, key=lambda member: -member.weight)
+    small = tuple(member for member in ordered if member.weight < _SMALL_WEIGHT)
+    if len(small) < 2:
+        return tuple(ordered), ()
+    return tuple(member for member in ordered if member.weight >= _SMALL_WEIGHT), small
+
+
+def small_members_name(small: Sequence[FormScore]) -> str:
+    """The line that sums up members of small weight: `7 more, each under 1 %`."""
+    return f"{len(small)} more, each under {_SMALL_WEIGHT:.0%}".replace("%", " %")
+
+
+def windows_text(members: Sequence[FormScore]) -> str:
+    """What `last 1.3 decades` means, for every window of the members; empty where all are fitted on all runs."""
+    windows = {member.window_decades: member_runs(member) for member in members}
+    widths = sorted((width for width in windows if width is not None), reverse=True)
+    return "; ".join(
+        f"{windows[width]}: fitted on the runs within a factor {10**width:.2g} of the largest compute"
+        for width in widths
+    )
 
 
 def near_optimal(advice: HyperAdvice) -> str:

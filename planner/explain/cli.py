@@ -14,12 +14,13 @@ from rich.table import Table
 
 from planner.explain.answer import Explanation
 from planner.explain.answer import explain as explained
-from planner.explain.diff import Difference
+from planner.explain.diff import Difference, without_small_members
 from planner.explain.diff import diff as differences
 from planner.explain.fields import SHORT_NAMES, NoFieldError
 from specs.document.files import DocumentError, load
 from specs.document.write import print_json
 from specs.exit_codes import run_command_line
+from specs.humanize import several
 from specs.plan import Plan
 
 PlanFile = Annotated[
@@ -56,7 +57,8 @@ def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
             {"before": str(before), "after": str(after), "differences": [each.plain() for each in found]}
         )
     else:
-        _show_differences(found, (before, after), Console())
+        shown, small = without_small_members(found, one, other)
+        _show_differences(shown, small, (before, after), Console())
 
 
 def _show_explanation(explanation: Explanation, console: Console) -> None:
@@ -83,8 +85,11 @@ def _rows(explanation: Explanation) -> Iterator[tuple[str, str]]:
         yield "" if number else "evidence", text
 
 
-def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], console: Console) -> None:
-    if not found:
+def _show_differences(
+    found: tuple[Difference, ...], small: int, plans: tuple[Path, Path], console: Console
+) -> None:
+    """The differences as a table; those of `small` members of the forecast are only counted."""
+    if not found and not small:
         console.print("the plans have the same content", highlight=False)
         return
     for name, path in zip(("before", "after"), plans, strict=True):
@@ -100,6 +105,11 @@ def _show_differences(found: tuple[Difference, ...], plans: tuple[Path, Path], c
             cells = (escape(part) for part in (name, one.text_before, one.text_after))
             table.add_row(f"[bold]{group}[/]" if number == 0 else "", *cells, ratio_text(one.ratio))
     console.print(table, highlight=False)
+    if small:
+        whose = several(small, "form")
+        console.print(
+            f"{whose} of the loss law with under 1 % of the weight in both plans: see --json", highlight=False
+        )
 
 
 def _short_path(path: str) -> str:

@@ -4,12 +4,13 @@ Stored fields and those derived from them (tokens, M, parameters) are compared. 
 pilots with the pilot of the same title; a list of numbers is one field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from planner.explain.fields import Field, children, root_field
 from specs.document.base import Spec
+from specs.formatting import listed_members, member_name
 from specs.humanize import several
 from specs.law import Band, FormScore, Interval, LawFit, Monomial
 from specs.plan import Forecast, HyperAdvice, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
@@ -72,6 +73,23 @@ def diff(before: Plan, after: Plan) -> tuple[Difference, ...]:
     return tuple(sorted(found, key=lambda difference: order.index(difference.group)))
 
 
+def without_small_members(
+    found: Sequence[Difference], before: Plan, after: Plan
+) -> tuple[tuple[Difference, ...], int]:
+    """The differences without those of members of the forecast whose weight is small in both plans, and the number of
+    these members."""
+    fits = [plan.fit for plan in (before, after) if plan.fit is not None]
+    listed = {member_name(member) for fit in fits for member in listed_members(fit.forms)[0]}
+    small = {member_name(member) for fit in fits for member in fit.forms} - listed
+    of = [next((name for name in small if _is_below(one.field, f"fit.forms.{name}")), None) for one in found]
+    kept = tuple(one for one, member in zip(found, of, strict=True) if member is None)
+    return kept, len({*of} - {None})
+
+
+def _is_below(field: str, above: str) -> bool:
+    return f"{field}.".startswith(f"{above}.")
+
+
 def _runs(before: Plan, after: Plan) -> list[Difference]:
     """Differences of runs with the same title, targets taken as one, and the runs that only one plan has."""
     one, other = ({_key(run): run for run in plan.runs} for plan in (before, after))
@@ -120,10 +138,10 @@ def _is_compared_by_part(value: Any) -> bool:
 
 
 def _parts(field: Field) -> Iterator[Field]:
-    """The parts of a field; forms and laws by their names."""
+    """The parts of a field; members of the forecast and laws by their names."""
     for child in children(field):
         if isinstance(child.value, FormScore | HyperAdvice):
-            name = child.value.form if isinstance(child.value, FormScore) else child.value.law
+            name = member_name(child.value) if isinstance(child.value, FormScore) else child.value.law
             yield Field((*field.path, name), child.value, child.info, child.description)
         elif child.info is not None or field.path[:1] != ("budget",):
             yield child
@@ -156,7 +174,11 @@ def _summary(field: Field) -> str:
         case NoForecast():
             return f"none: {field.value.reason}"
         case LawFit():
-            return f"{len(field.value.points)} runs, {len(field.value.forms)} forms"
+            return (
+                f"{several(len(field.value.points), 'run')}, {several(len(field.value.forms), 'fitted law')}"
+            )
+        case FormScore():
+            return f"weight {field.value.weight:.2f}, forecast {field.value.forecast:.4f} nats/token"
         case LayoutChoice():
             return f"{field.value.fitting:,} of {field.value.considered:,} layouts fit"
         case (HyperAdvice(), *_):

@@ -1,12 +1,20 @@
 """Where a forecast comes from: the forms and their weights, the fit and its runs, the law, the data, the budget."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planner.explain.fields import Field
 from planner.explain.reason import Reason, Rule
 from planner.explain.rules_shape import BEST_SPLIT_INTERVAL
 from planner.explain.rules_training import rate_evidence
-from specs.formatting import best_split, monomial_text, text_of
+from specs.formatting import (
+    best_split,
+    listed_members,
+    member_name,
+    member_runs,
+    monomial_text,
+    small_members_name,
+    text_of,
+)
 from specs.law import FormScore, Interval, LawFit
 from specs.plan import Forecast, Plan
 
@@ -24,7 +32,7 @@ def loss(field: Field, plan: Plan) -> Reason:
     band = forecast.loss
     return Reason(
         decided_by=f"the forms of the loss law, {_weights(fit)}",
-        law=None if fit is None else "; ".join(_form(form) for form in fit.forms if form.weight >= 0.01),
+        law=None if fit is None else _listed_forms(fit),
         equation=None if fit is None else _mixture(fit),
         evidence=(*(() if fit is None else _runs(fit)), forecast.basis),
         interval=(band.low_95, band.high_95),
@@ -39,21 +47,35 @@ def _weights(fit: LawFit | None) -> str:
     return f"weighted by how well each predicts held-out budgets; the mean error of their mixture there is {error}"
 
 
-def _form(form: FormScore) -> str:
-    error = (
-        "no held-out error" if form.held_out_error is None else f"held-out error {form.held_out_error:.2%}"
-    )
-    return f"{form.form} {text_of(form.latex)} ({error})".replace("%", " %")
+def _listed_forms(fit: LawFit) -> str:
+    """Each form once, with its error for every set of runs that it is fitted on."""
+    named: dict[str, list[FormScore]] = {}
+    for member in listed_members(fit.forms)[0]:
+        named.setdefault(member.form, []).append(member)
+    return "; ".join(_form(members) for members in named.values())
+
+
+def _form(members: Sequence[FormScore]) -> str:
+    """A form with the errors of its members."""
+    errors = ", ".join(f"{_error(member)} ({member_runs(member)})" for member in members)
+    if all(member.held_out_error is None for member in members):
+        errors = "none"
+    return f"{members[0].form} {text_of(members[0].latex)}, held-out error {errors}"
+
+
+def _error(member: FormScore) -> str:
+    error = member.held_out_error
+    return "none" if error is None else f"{error:.2%}".replace("%", " %")
 
 
 def _mixture(fit: LawFit) -> str:
-    """The median of all draws together: not the sum of the forms' own medians."""
+    """The median of all draws together: not the sum of the members' own medians."""
+    listed, small = listed_members(fit.forms)
     parts = [
-        f"{form.weight:.2f} of {form.form} (median {form.forecast:.4f})"
-        for form in fit.forms
-        if form.weight >= 0.01
+        f"{member.weight:.2f} of {member_name(member)} (median {member.forecast:.4f})" for member in listed
     ]
-    return f"median of draws, with noise, from the mixture {', '.join(parts)}"
+    parts += [small_members_name(small)] if small else []
+    return f"median of draws, with noise, from the mixture {'; '.join(parts)}"
 
 
 def _runs(fit: LawFit) -> tuple[str, ...]:
@@ -95,8 +117,8 @@ def points(field: Field, plan: Plan) -> Reason:
     fit = _fit(plan)
     if len(field.path) < 3:
         return Reason(
-            "the ledger: every accepted run smaller than the target that matches it in all but size and rate, and that "
-            "learned something",
+            "the ledger: every accepted run smaller than the target that matches it in all but size and rate, learned "
+            "something, and lies near what all other runs say",
             evidence=_runs(fit),
         )
     point = fit.points[int(field.path[2])]
@@ -136,22 +158,42 @@ def profiles(field: Field, plan: Plan) -> Reason:
 
 
 def forms(field: Field, plan: Plan) -> Reason:
-    """One form of the loss law, or one of its constants."""
+    """One member of the forecast, a form of the loss law on some of the runs, or one of its constants."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Reason("the fit: all forms, largest weight first", evidence=_runs(fit))
-    form = fit.forms[int(field.path[2])]
-    constant = form.constants.get(field.path[4]) if len(field.path) > 4 else None
-    text = "median and 95 % interval of the draws that the forecast uses (planner/scaling/posterior.py)"
-    if field.path[-1] == "weight":
-        text = _weights(fit)
+        return Reason(
+            "the fit: every form on all runs, and on those of the last decades of compute where these are enough, "
+            "largest weight first",
+            law=_listed_forms(fit),
+            evidence=_runs(fit),
+        )
+    member = fit.forms[int(field.path[2])]
+    constant = member.constants.get(field.path[4]) if len(field.path) > 4 else None
+    text = "median and 95 % interval of the member's draws (planner/scaling/posterior.py)"
+    reasons = {
+        "weight": _weights(fit),
+        "window_decades": "exponents and floor drift with scale, so each form is also fitted on the largest runs only",
+        "held_out_error": "the member fitted on the smaller budgets, against the runs of the larger ones",
+        "forecast": "median of the member's draws at the target",
+    }
     return Reason(
-        decided_by=f"the fit: {text}",
-        law=_form(form),
-        equation=text_of(form.latex),
-        evidence=_runs(fit),
+        decided_by=f"the fit: {reasons.get(field.path[3] if len(field.path) > 3 else '', text)}",
+        law=_form([member]),
+        equation=text_of(member.latex),
+        evidence=(_window(member, fit), *_runs(fit)),
         interval=(constant.low, constant.high) if isinstance(constant, Interval) else None,
     )
+
+
+def _window(member: FormScore, fit: LawFit) -> str:
+    """How many of the runs a member is fitted on."""
+    flops = [point.flop_per_token * point.tokens for point in fit.points]
+    window = member.window_decades
+    if window is None or not flops:
+        return f"fitted on {member_runs(member)}"
+    least = max(flops) / 10**window
+    inside = sum(flop >= least for flop in flops)
+    return f"fitted on the {member_runs(member)} of compute: {inside} of {len(flops)} runs, from {least:.3g} FLOP on"
 
 
 def allocation(field: Field, plan: Plan) -> Reason:
@@ -176,7 +218,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
 
 
 def _best_at(field: Field, fit: LawFit) -> tuple[float, float] | None:
-    """Interval, by the forms, of M_opt or D_opt at the target's compute; None for other fields of the allocation."""
+    """95 % interval, by all forms, of M_opt or D_opt at the target's compute; None for other fields."""
     if fit.optimum is None or field.path[-1] not in ("flop_per_token", "tokens"):
         return None
     ends = fit.optimum.flop_per_token if field.path[-1] == "flop_per_token" else fit.optimum.tokens
@@ -199,7 +241,8 @@ def optimum(field: Field, plan: Plan) -> Reason:
     named = field.value if isinstance(field.value, Interval) else None
     return Reason(
         decided_by="the fit: draws of all forms of the loss law, by weight",
-        law="M dL/dM = D dL/dD at C = M D; a check on the allocation, which follows the isoFLOP minima",
+        law="M dL/dM = D dL/dD at C = M D; the allocation follows the isoFLOP minima and is kept inside the interval "
+        "of M*, unless the runs leave the split open",
         evidence=(*_best_split(plan), *_runs(_fit(plan))),
         interval=None if named is None else (named.low, named.high),
     )

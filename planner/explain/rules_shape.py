@@ -87,7 +87,7 @@ def _loss_law_text(plan: Plan) -> str:
     return (
         f"loss law {named}"
         if plan.fit is None
-        else f"loss law fitted on {len(plan.fit.points)} runs of the ledger"
+        else f"forms of the loss law, by weight, fitted on {several(len(plan.fit.points), 'run')} of the ledger"
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from specs.formatting import flop, loss_latex, monomial_latex, near_optimal
+from specs.formatting import flop, loss_latex, member_name, monomial_latex, near_optimal
 from specs.humanize import count
 from specs.law import Monomial
 from specs.plan import Plan, PlannedRun
@@ -41,7 +41,8 @@ def _rows(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:
         yield "loss", loss_latex(plan.law.loss), "", source
     if plan.fit is not None and plan.fit.forms:
         best = plan.fit.forms[0]
-        yield "loss", best.latex, f"weight {best.weight:.2f}", "own fit, constants in the table of forms"
+        value = f"{member_name(best)}: weight {best.weight:.2f}"
+        yield "loss", best.latex, value, "own fit, constants in the table of forms"
 
 
 def _allocation(plan: Plan, planned: PlannedRun) -> Iterator[_Row]:

@@ -6,7 +6,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from specs.formatting import percent
+from specs.formatting import percent, windows_text
+from specs.law import LawFit
 from specs.report import forecast_figure, formulas, layout_bars, scaling_figures, tables
 from specs.report.context import Case
 from specs.report.figure_parts import Figure
@@ -44,14 +45,10 @@ def _sections(case: Case) -> Iterator[Html]:
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
-        note = "Each form’s forecast of the target, and its mean error on held-out larger budgets. "
-        if case.plan.fit.held_out_error is None:
-            note = "Each form’s forecast of the target. No budget could be held out: the weights are the prior’s. "
-        note += "Constants: medians of the draws behind the forecast."
-        yield _section("Loss-law forms compared", tables.forms(case), note)
+        yield _section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
         note = (
-            "At the target’s compute, averaged over the forms, with 95 % intervals: a check on the plan’s size, which "
-            "follows the minima of the isoFLOP profiles. N and N* are parameters in blocks."
+            "At the target’s compute, by all forms together, with 95 % intervals. The plan’s allocation follows the "
+            "minima of the isoFLOP profiles and is kept inside the interval of M*. N and N* are parameters in blocks."
         )
         yield _section("Compute-optimal allocation", tables.best(case), note)
     note = f"The formulas behind the numbers, with their values for {formulas.shown_for(case).title}."
@@ -64,6 +61,21 @@ def _sections(case: Case) -> Iterator[Html]:
         note = "What the audit recomputed from the runs’ records."
         yield _section("Audit checks", tables.checks(case.audit), note)
     yield _section("Provenance", tables.provenance(case))
+
+
+def _form_note(fit: LawFit) -> str:
+    """What the rows of the table of forms are, and where their weights come from."""
+    note = "The forecast mixes these laws by their weights. "
+    if fit.held_out_error is None:
+        note += "No budget could be held out: the weights are the prior’s. "
+    else:
+        note += (
+            "A law gains weight by how well it, fitted on the smaller budgets, predicted the larger ones that were "
+            f"held out; together they missed these by {percent(fit.held_out_error)} on average. "
+        )
+    windows = windows_text(fit.forms)
+    note += f"{windows[0].upper()}{windows[1:]}. " if windows else ""
+    return f"{note}Constants: medians of the draws behind the forecast."
 
 
 def _layouts(case: Case) -> Iterator[Html]:
@@ -103,7 +115,7 @@ def _figures(case: Case) -> Iterator[Html]:
         _section(
             "Compute frontier",
             _figure("frontier", scaling_figures.frontier(case)),
-            "The lowest loss at each compute. Ticks beside the target: each form’s forecast.",
+            "The lowest loss at each compute. Ticks beside the target: each form’s forecast, thicker with its weight.",
         ),
     )
     ladder = _figure("ladder", scaling_figures.ladder(case))

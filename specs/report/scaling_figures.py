@@ -6,7 +6,7 @@ C compute (FLOP)    M non-embedding FLOP per token    D tokens
 import math
 from collections.abc import Iterator, Sequence
 
-from specs.formatting import flop, percent, signed
+from specs.formatting import flop, listed_members, member_name, percent, signed
 from specs.humanize import count
 from specs.law import EvidencePoint, IsoflopProfile
 from specs.report import figure_parts
@@ -119,8 +119,8 @@ def frontier(case: Case) -> Figure | None:
         )
     drawn += _straight(case, held, end)
     drawn += _minima(case, held)
-    for form in fit.forms:
-        text = f"{form.form}: {case.losses.text(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
+    for form in listed_members(fit.forms)[0]:
+        text = f"{member_name(form)}: {case.losses.text(form.forecast)} {case.losses.unit}, weight {form.weight:.2f}"
         mark = {"symbol": "line-ew", "size": 9, "line": {"color": FORECAST, "width": 1 + 3 * form.weight}}
         drawn.append(
             figure_parts.dots([end * 1.35], [case.losses.of(form.forecast)], FORECAST, None, [text], **mark)

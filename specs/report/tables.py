@@ -3,7 +3,20 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from specs.formatting import best_split, device_time, dollars, flop, memory, percent, power, readable, shape
+from specs.formatting import (
+    best_split,
+    device_time,
+    dollars,
+    flop,
+    listed_members,
+    member_name,
+    memory,
+    percent,
+    power,
+    readable,
+    shape,
+    small_members_name,
+)
 from specs.humanize import count, duration, energy, several
 from specs.law import FormScore
 from specs.plan import PlannedRun
@@ -33,36 +46,46 @@ def formula(latex: str) -> Html:
 
 
 def forms(case: Case) -> Html:
-    """The forms side by side, heaviest first."""
-    fit = case.plan.fit
+    """The members of the forecast side by side, heaviest first; those of small weight in one line."""
+    listed, small = listed_members(() if case.plan.fit is None else case.plan.fit.forms)
     losses, last = case.losses.heads, "constants with 95 % interval"
     head = ("form", "L =", "held-out error", "weight", *losses, last)
-    rows = [] if fit is None else [_form(case, form) for form in fit.forms]
+    rows = [_form(case, form) for form in listed]
+    if small:
+        lowest, highest = (case.losses.cells(end(form.forecast for form in small)) for end in (min, max))
+        forecasts = (f"{low} to {high}" for low, high in zip(lowest, highest, strict=True))
+        weight = _weight(sum(form.weight for form in small))
+        rows.append((small_members_name(small), "", "", weight, *forecasts, ""))
     return dense(head, rows, text=("form", "L =", last))
 
 
 def best(case: Case) -> Html:
-    """The best split of the target's compute by all forms together; nothing without one."""
+    """The best split of the target's compute by all members together; nothing without one."""
     optimum = None if case.plan.fit is None else case.plan.fit.optimum
     return Html() if optimum is None else pairs(best_split(optimum, case.losses))
 
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:
     error = "–" if form.held_out_error is None else percent(form.held_out_error)
-    weight = tag("span", class_="weight", style=f"width:{60 * form.weight:.0f}px")
     ends = ", ".join(
         f"{_GREEK.get(name, name)} {v.value:.3g} ({v.low:.3g} to {v.high:.3g})"
         for name, v in form.constants.items()
     )
     right = form.latex.removeprefix("L = ")
     return (
-        form.form,
+        member_name(form),
         formula(right),
         error,
-        join((weight, f" {form.weight:.2f}")),
+        _weight(form.weight),
         *case.losses.cells(form.forecast),
         tag("small", ends),
     )
+
+
+def _weight(weight: float) -> Html:
+    """A weight as a bar and a number."""
+    bar = tag("span", class_="weight", style=f"width:{60 * weight:.0f}px")
+    return join((bar, f" {weight:.2f}"))
 
 
 def runs(case: Case) -> Html:

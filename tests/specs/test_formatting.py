@@ -2,11 +2,50 @@ import pytest
 
 from planner.scaling import laws
 from specs.document.files import from_catalog
-from specs.formatting import loss_latex, monomial_latex, monomial_text, text_of
-from specs.law import Monomial, PublishedLaw
+from specs.formatting import (
+    listed_members,
+    loss_latex,
+    member_name,
+    monomial_latex,
+    monomial_text,
+    small_members_name,
+    text_of,
+    windows_text,
+)
+from specs.law import FormScore, Monomial, PublishedLaw
 from specs.report.tables import formula
 
 LAW = Monomial(coefficient=3.1e-7, exponents={"compute_flop": -0.125, "tokens": 1})
+
+
+def member(weight: float, window: float | None = None) -> FormScore:
+    return FormScore(
+        form="coupled",
+        window_decades=window,
+        latex="L = E",
+        held_out_error=None,
+        weight=weight,
+        constants={},
+        forecast=2.0,
+    )
+
+
+def test_a_member_of_the_forecast_is_named_by_its_form_and_its_runs() -> None:
+    assert member_name(member(1)) == "coupled"
+    assert member_name(member(1, 1.3)) == "coupled, last 1.3 decades"
+    assert windows_text([member(1), member(1)]) == ""
+    assert windows_text([member(1), member(1, 0.8), member(1, 1.3), member(1, 0.8)]) == (
+        "last 1.3 decades: fitted on the runs within a factor 20 of the largest compute; "
+        "last 0.8 decades: fitted on the runs within a factor 6.3 of the largest compute"
+    )
+
+
+def test_members_of_small_weight_are_summed_up_where_that_saves_a_line() -> None:
+    large, small, smaller = member(0.99, 1.3), member(0.009), member(0.001)
+    assert listed_members([small, large]) == ((large, small), ())
+    assert listed_members([smaller, small, large]) == ((large,), (small, smaller))
+    assert small_members_name((small, smaller)) == "2 more, each under 1 %"
+    assert listed_members([]) == ((), ())
 
 
 def test_power_laws_are_written_with_their_constants() -> None:

@@ -94,6 +94,7 @@ def _profile(flop: float, coefficients: tuple[float, float, float] | None, brack
 def _form(name: str, error: float | None, text: str) -> FormScore:
     return FormScore(
         form=name + text,
+        window_decades=None,
         latex="L = E + A M^{- \\alpha}",
         held_out_error=error,
         weight=0.5,
@@ -545,6 +546,16 @@ def test_forms_that_nothing_was_held_out_for_have_the_priors_weights() -> None:
     note = "No budget could be held out: the weights are the prior’s."
     assert note in render(samples.sealed(WHOLE, fit=untested), None)
     assert note not in render(WHOLE, None)
+
+
+def test_forms_of_small_weight_share_a_row_and_windows_are_explained() -> None:
+    page = Page(render(WHOLE, None))
+    rows = page.text.partition("Loss-law forms compared")[2].partition("Compute-optimal allocation")[0]
+    assert "Last 0.8 decades: fitted on the runs within a factor 6.3 of the largest compute." in rows
+    assert "coupled, last 0.8 decades" in rows
+    assert "4 more, each under 1 % 0.02 2.140 to 2.269 1.4830 to 1.5728" in rows
+    assert "tied" not in rows
+    assert sum("weight" in str(trace.text) for figure in page.figures for trace in figure.data) == 4
 
 
 def test_laws_of_learning_rate_stand_side_by_side_the_one_followed_first() -> None:

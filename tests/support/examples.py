@@ -380,22 +380,28 @@ def _forms() -> tuple[FormScore, ...]:
     }
     coupled = r"L = E + \left(A M^{- \alpha} + B D^{- \beta}\right)^{k}"
     valley = r"L = \left(E + C^{- \gamma} K\right) e^{\frac{\kappa \log{\left(C^{- a} M Q \right)}^{2}}{2}}"
-    rows: tuple[tuple[str, str, float | None, float, float], ...] = (
-        ("coupled", coupled, 0.0139, 0.53, 1.012),
-        ("isoFLOP valley", valley, 0.0178, 0.39, 0.994),
-        ("standard", r"L = A M^{- \alpha} + B D^{- \beta} + E", 0.0478, 0.06, 1.046),
-        ("tied", r"L = A M^{- \alpha} + B D^{- \alpha} + E", None, 0.02, 1.051),
+    standard, tied = r"L = A M^{- \alpha} + B D^{- \beta} + E", r"L = A M^{- \alpha} + B D^{- \alpha} + E"
+    rows: tuple[tuple[str, float | None, str, float | None, float, float], ...] = (
+        ("coupled", None, coupled, 0.0139, 0.53, 1.012),
+        ("isoFLOP valley", None, valley, 0.0178, 0.29, 0.994),
+        ("coupled", 0.8, coupled, 0.0131, 0.12, 1.004),
+        ("standard", None, standard, 0.0478, 0.04, 1.046),
+        ("isoFLOP valley", 0.8, valley, 0.0192, 0.008, 0.991),
+        ("tied", None, tied, None, 0.006, 1.051),
+        ("standard", 0.8, standard, 0.0316, 0.004, 1.031),
+        ("tied", 0.8, tied, 0.0335, 0.002, 1.037),
     )
     return tuple(
         FormScore(
             form=form,
+            window_decades=window,
             latex=latex,
             held_out_error=error,
             weight=weight,
             constants=floorless if form == "isoFLOP valley" else intervals,
             forecast=told * ratio,
         )
-        for form, latex, error, weight, ratio in rows
+        for form, window, latex, error, weight, ratio in rows
     )
 
 

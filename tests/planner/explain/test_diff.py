@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from planner.explain import cli
-from planner.explain.diff import Difference, diff
+from planner.explain.diff import Difference, diff, without_small_members
 from specs.document.write import write_yaml
 from specs.plan import HyperAdvice, NoForecast, Plan
 from tests.support import examples, samples
@@ -91,8 +91,30 @@ def test_a_plan_of_pilots_against_a_target() -> None:
     found = by_field(PILOTS, PLAN)
     assert found["phase"].text_after == "target"
     assert found["fit"].text_before == "none"
-    assert found["fit"].text_after == "15 runs, 4 forms"
+    assert found["fit"].text_after == "15 runs, 8 fitted laws"
     assert found["forecast"].text_before.startswith("none: 17 of 17 pilots")
+
+
+def test_members_of_the_forecast_are_compared_by_form_and_runs() -> None:
+    """Those of small weight in both plans are left out of the table, and stay in the differences."""
+    assert PLAN.fit is not None
+    moved = tuple(
+        one.model_copy(update={"forecast": 1.01 * one.forecast})
+        for one in PLAN.fit.forms
+        if one.form != "standard"
+    )
+    other = samples.sealed(PLAN, fit=PLAN.fit.model_copy(update={"forms": moved}))
+    found = diff(PLAN, other)
+    by_name = {one.field: one for one in found}
+    assert len(by_name) == len(found) == len(PLAN.fit.forms)
+    assert by_name["fit.forms.coupled.forecast"].ratio == pytest.approx(1.01)
+    assert by_name["fit.forms.coupled, last 0.8 decades.forecast"].ratio == pytest.approx(1.01)
+    gone = by_name["fit.forms.standard"]
+    assert (gone.text_before, gone.text_after) == ("weight 0.04, forecast 1.5653 nats/token", "none")
+    shown, small = without_small_members(found, PLAN, other)
+    assert small == 4
+    assert len(shown) == len(found) - 4
+    assert not any("tied" in one.field for one in shown)
 
 
 def test_laws_of_learning_rate_are_compared_by_name() -> None:

@@ -117,7 +117,12 @@ def test_a_forecast_names_forms_runs_and_its_interval() -> None:
     assert told.interval == (band.low_95, band.high_95)
     assert "L = E + (A M^(-α) + B D^(-β))^k" in str(told.law)
     assert "0.53 of coupled (median 1.5145)" in str(told.equation)
+    assert "0.12 of coupled, last 0.8 decades (median 1.5025)" in str(told.equation)
+    assert "held-out error 1.39 % (all runs), 1.31 % (last 0.8 decades)" in str(told.law)
+    assert str(told.equation).endswith("; 4 more, each under 1 %")
     assert all(point.run in told.evidence[0] for point in FITTED.fit.points)
+    window = explain(FITTED, "fit.forms.2.window_decades")
+    assert window.evidence[0].startswith("fitted on the last 0.8 decades of compute: 10 of 15 runs, from ")
     constant = explain(FITTED, "fit.forms.0.constants.alpha")
     interval = FITTED.fit.forms[0].constants["alpha"]
     assert constant.interval == (interval.low, interval.high)

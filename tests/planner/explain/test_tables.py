@@ -45,6 +45,28 @@ def test_small_amounts_are_not_rounded_to_nothing() -> None:
     assert said["tokens"] == "102k, 0.000501 per parameter, 0.00102 epochs over the text"
 
 
+def test_forms_of_small_weight_share_a_line_and_windows_are_explained() -> None:
+    lines = [" ".join(line.split()) for line in printed(examples.make_plan()).splitlines()]
+    first = lines.index("coupled 1.39% 0.53 1.5145")
+    assert lines[first + 2] == "coupled, last 0.8 decades 1.31% 0.12 1.5025"
+    assert lines[first + 4] == "4 more, each under 1 % 0.02 1.4830 to 1.5728"
+    assert "last 0.8 decades: fitted on the runs within a factor 6.3 of the largest" in " ".join(lines)
+    assert "held-out error: 1.47% (all forms together, by weight)" in " ".join(lines)
+
+
+def test_a_long_flag_is_wrapped_beside_its_mark() -> None:
+    plan = examples.make_plan()
+    assert plan.fit is not None
+    flag = "a run is left out of the fits: " + "its loss is off what all other runs say; " * 4
+    console = Console(file=io.StringIO(), width=60)
+    show(samples.sealed(plan, fit=plan.fit.model_copy(update={"flags": (flag,)})), Path("plan.yaml"), console)
+    assert isinstance(console.file, io.StringIO)
+    first, *rest = console.file.getvalue().partition("flag  ")[2].splitlines()
+    assert first.startswith("a run is left out")
+    assert rest[0].startswith("      ")
+    assert max(map(len, rest[:3])) <= 60
+
+
 def test_the_best_split_is_shown_with_its_interval() -> None:
     assert "compute-optimal allocation  by these forms (95 % interval): M* " in printed(examples.make_plan())
     assert "compute-optimal allocation" not in printed(examples.make_plan("published"))
