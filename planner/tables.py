@@ -208,12 +208,10 @@ def _show_remarks(kind: str, remarks: Sequence[str], console: Console) -> None:
 
 def _form_table(forms: Sequence[FormScore]) -> Table:
     """The members of the forecast; those of small weight in one line."""
-    table = Table(
-        title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD, caption_justify="left"
-    )
-    table.caption = windows_text(forms) or None
+    table = Table(title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = windows_text(forms) or None, "left"
     for name in ("form", "held-out error", "weight", "forecast, nats/token"):
-        table.add_column(name, justify="left" if name == "form" else "right")
+        table.add_column(name, justify="left" if name == "form" else "right", no_wrap=True)
     listed, small = listed_members(forms)
     for form in listed:
         error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
