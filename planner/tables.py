@@ -211,7 +211,7 @@ def _form_table(forms: Sequence[FormScore]) -> Table:
     table = Table(title="forms of the loss law", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.caption, table.caption_justify = windows_text(forms) or None, "left"
     for name in ("form", "held-out error", "weight", "forecast, nats/token"):
-        table.add_column(name, justify="left" if name == "form" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "form" else "right", no_wrap=name == "form")
     listed, small = listed_members(forms)
     for form in listed:
         error = "-" if form.held_out_error is None else f"{form.held_out_error:.2%}"
