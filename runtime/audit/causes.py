@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from statistics import mean
 
+from specs.formatting import member_name
 from specs.humanize import several
 from specs.law import LawFit
 from specs.optim import OptimSpec
@@ -244,13 +245,13 @@ def _forms(miss: ForecastMiss, fit: LawFit) -> Iterator[Cause]:
         form = max(scored, key=lambda form: form.weight)
         held_out = f"held-out budgets by {form.held_out_error:.2%} on average"
         target = f"the target by {_percent(math.log(miss.loss / form.forecast))}"
-        message = f"the form with the largest weight, {form.form}, missed {held_out}, and {target}"
+        message = f"the form with the largest weight, {member_name(form)}, missed {held_out}, and {target}"
         yield Cause(CauseRank.POSSIBLE, "law", message)
     nearest = min(fit.forms, key=lambda form: abs(math.log(miss.loss / form.forecast)), default=None)
     heaviest = max(fit.forms, key=lambda form: form.weight, default=None)
     if nearest is not None and nearest != heaviest:
         off = _percent(math.log(miss.loss / nearest.forecast))
-        message = f"the form {nearest.form} was closest ({off}), with a weight of {nearest.weight:.2f}"
+        message = f"the form {member_name(nearest)} was closest ({off}), with a weight of {nearest.weight:.2f}"
         yield Cause(CauseRank.POSSIBLE, "law", message)
 
 
