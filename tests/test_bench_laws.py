@@ -5,10 +5,10 @@ import pytest
 
 from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals
 from bench.data_limits import EPOCH, FittedLaw, flop_for_loss, inference_optimum, overtrained
-from bench.laws import DATA, epoch
+from bench.log_huber import fit
+from bench.public_runs import DATA, epoch
 from bench.rates import best_lr_at
 from planner.scaling import laws
-from bench.log_huber import fit
 from planner.scaling.lr_and_batch import RateLaw
 
 COUPLED = FittedLaw(laws.COUPLED, (1.5, 4e3, 9e3, 0.5, 0.55, 0.6), 1.0)
@@ -52,8 +52,8 @@ def test_bootstrap_redraws_resamples_that_cannot_fix_the_constants() -> None:
     not (DATA / "epoch_chinchilla").exists(), reason="Epoch's rows are not beside the repository"
 )
 def test_epoch_s_intervals_are_the_published_ones() -> None:
-    size, tokens, loss = epoch()
-    fitted = fit(laws.STANDARD, size, tokens, loss, cost_per=6.0)
+    runs = epoch()
+    fitted = fit(laws.STANDARD, runs.size, runs.tokens, runs.loss, cost_per=6.0)
     assert fitted.objective < objective(
         fitted, [1.8172, 482.01, 2085.43, 0.3478, 0.3658]
     )  # Besiroglu et al. 2024

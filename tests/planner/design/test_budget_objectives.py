@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import planner.cli
-from bench.data_limits import FittedLaw, inference_optimum
+from bench.data_limits import EPOCH, inference_optimum
 from planner.cli import write_plan
 from planner.design.allocation import LossSurface, published_loss_surface
 from planner.plan import make_plan
@@ -162,9 +162,11 @@ def test_a_model_that_serves_is_the_cheapest_with_its_loss(
 
 def test_both_ways_of_saying_the_inference_optimum_agree() -> None:
     """Sardana et al. start from the loss of a compute-optimal run, a budget from what training takes."""
+    printed = from_catalog(PublishedLaw, "epoch-chinchilla", None).loss
+    assert printed is not None
+    constants = (printed.E, printed.A, printed.B, printed.alpha, printed.beta)
+    size, tokens = inference_optimum(replace(EPOCH, params=constants), 1e24, 1e13)
     surface = surface_of("epoch-chinchilla")
-    law = FittedLaw(surface.form, surface.params, surface.cost_per)
-    size, tokens = inference_optimum(law, 1e24, 1e13)
     assert surface.best_size(6 * size * tokens, 1e13) == pytest.approx(size, rel=1e-4)
 
 

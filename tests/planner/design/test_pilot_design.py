@@ -31,7 +31,8 @@ from planner.design.pilot_design import (
 from planner.scaling import laws
 from planner.scaling.laws import Array
 from planner.scaling.model_averaging import CANDIDATES, DISCREPANCY_PER_DECADE, PRIOR_WEIGHTS
-from planner.scaling.posterior import NOISE_SD, SHORT_RUN_NOISE, prior_of
+from planner.scaling.points import SHORT_RUN_NOISE
+from planner.scaling.posterior import NOISE_SD, prior_of
 from specs.budget import Budget, Pilots
 from specs.document.files import load
 from tests.planner.scaling.test_ledger_evidence import SPECS

@@ -76,6 +76,15 @@ def test_budgets_met_only_nearly_are_one_budget() -> None:
     assert budget_groups([1e18, 1.01e18, 3e18, 0.99e18, 3.04e18]) == [[3, 0, 1], [2, 4]]
 
 
+def test_runs_at_every_compute_are_many_budgets() -> None:
+    """None of them spans more than a tenth, though no gap parts them."""
+    flop = np.random.default_rng(0).permutation(np.geomspace(1e18, 1e19, 1000))
+    groups = budget_groups(flop)
+    assert sorted(run for group in groups for run in group) == list(range(1000))
+    assert max(flop[group].max() / flop[group].min() for group in groups) < 1.1
+    assert len(groups) == pytest.approx(np.log(10) / np.log(1.1), abs=2)
+
+
 def test_budgets_of_two_sizes_have_no_profile() -> None:
     size = np.array([1e7, 2e7, 1e8, 2e8, 4e8])
     tokens = np.array([1e18, 1e18, 1e19, 1e19, 1e19]) / size

@@ -17,12 +17,12 @@ from planner.scaling.isoflop import Minimum
 from planner.scaling.ledger_evidence import allocation, read_evidence
 from planner.scaling.ledger_evidence import points as evidence_points
 from planner.scaling.model_averaging import fit_mixture
-from planner.scaling.posterior import points
+from planner.scaling.points import points
 from specs.budget import Budget
 from specs.data import Corpus, Split
 from specs.document.files import DocumentError, from_catalog, load, read_lines
 from specs.document.write import append_line, write_json, write_yaml
-from specs.law import PublishedLaw
+from specs.law import Interval, PublishedLaw
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
 from specs.report import render
@@ -55,6 +55,14 @@ def workspace(tmp_path: Path) -> Path:
     corpus = Corpus(spec=spec, digest="2" * 64, train=split, held_out=split, tokenizer_sha256=None)
     write_json(tmp_path / "data" / spec.fingerprint() / "manifest.json", corpus)
     return tmp_path
+
+
+def with_text(workspace: Path, unique_tokens: int) -> None:
+    """Another amount of text behind the same corpus."""
+    spec = load(workspace / "demo.yaml", Budget).data
+    split = Split(documents=10, text_bytes=unique_tokens, tokens=unique_tokens, digest="1" * 64)
+    corpus = Corpus(spec=spec, digest="2" * 64, train=split, held_out=split, tokenizer_sha256=None)
+    write_json(workspace / "data" / spec.fingerprint() / "manifest.json", corpus)
 
 
 def planned(workspace: Path) -> Plan:
@@ -176,7 +184,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
         )
     )
     for law in known.laws:
-        (form,) = (one for one in fit.forms if one.form == law.form.name)
+        (form,) = (one for one in fit.forms if one.form == law.law.form.name)
         for name, ends in form.constants.items():
             low, middle, high = np.percentile(law.constant(name), [2.5, 50, 97.5])
             assert (ends.low, ends.value, ends.high) == pytest.approx((low, middle, high))
@@ -303,7 +311,7 @@ def test_the_allocation_leans_on_the_prior_as_far_as_the_ladder_is_unsure() -> N
     assert PRIOR is not None
     for log_sd, low, high in ((1e-4, 0.299, 0.302), (10.0, 0.52, 0.525)):
         minima = [minimum(10.0**k, 10.0 ** (0.3 * k), log_sd) for k in (11, 12, 13)]
-        found, said = allocation(minima, PRIOR)
+        found, said = allocation(minima, PRIOR, 1e15, lambda flop: None)
         assert low < found.flop_per_token.exponents["compute_flop"] < high
         assert found.flop_per_token.at(compute_flop=1e12) == pytest.approx(10**3.6)
         product = found.flop_per_token.at(compute_flop=1e15) * found.tokens.at(compute_flop=1e15)
@@ -314,10 +322,132 @@ def test_the_allocation_leans_on_the_prior_as_far_as_the_ladder_is_unsure() -> N
 def test_without_bracketed_minima_the_prior_stands() -> None:
     """None leaves the prior as it is, one moves its level."""
     assert PRIOR is not None
-    assert allocation([minimum(1e12, 1e5, bracketed=False)], PRIOR)[0] == PRIOR
-    moved, _ = allocation([minimum(1e12, 1e5)], PRIOR)
+    unbracketed = [minimum(1e12, 1e5, bracketed=False)]
+    same, said = allocation(unbracketed, PRIOR, 1e13, lambda flop: None)
+    assert same == PRIOR
+    assert said == "the prior's allocation, as no isoFLOP minimum is bracketed"
+    moved, _ = allocation([minimum(1e12, 1e5)], PRIOR, 1e13, lambda flop: None)
     assert moved.flop_per_token.at(compute_flop=1e12) == pytest.approx(1e5)
     assert moved.flop_per_token.exponents == PRIOR.flop_per_token.exponents
+
+
+def split_of(level: float, exponent: float, width: float) -> Callable[[float], Interval]:
+    """A best split of the laws: level at 1e13 FLOP, and a 95 % interval this factor either side."""
+
+    def at(flop: float) -> Interval:
+        value = level * (flop / 1e13) ** exponent
+        return Interval(value=value, low=value / width, high=value * width)
+
+    return at
+
+
+def test_without_bracketed_minima_the_forecasts_laws_allocate_as_far_as_they_are_sure() -> None:
+    assert PRIOR is not None
+    unbracketed = [minimum(1e12, 1e5, bracketed=False)]
+    level = PRIOR.flop_per_token.at(compute_flop=1e13)
+    sharp, said = allocation(unbracketed, PRIOR, 1e13, split_of(5 * level, 0.6, 1.01))
+    assert sharp.flop_per_token.at(compute_flop=1e13) == pytest.approx(5 * level, rel=0.01)
+    assert sharp.flop_per_token.exponents["compute_flop"] == pytest.approx(0.6, abs=1e-3)
+    assert "no isoFLOP minimum is bracketed: the best split of the forecast's laws at 1e+13 FLOP" in said
+    vague, said = allocation(unbracketed, PRIOR, 1e13, split_of(5 * level, 0.6, 50.0))
+    assert "with a weight of 11%" in said
+    assert vague.flop_per_token.at(compute_flop=1e13) == pytest.approx(level * 5**0.108, rel=0.01)
+
+
+def test_minima_outside_of_the_laws_interval_are_moved_into_it() -> None:
+    """At the target's compute; the text says by how much. Inside it they stay."""
+    assert PRIOR is not None
+    minima = [minimum(10.0**k, 10.0 ** (0.5 * k)) for k in (10, 11, 12)]
+    own, text = allocation(minima, PRIOR, 1e13, lambda flop: None)
+    level = own.flop_per_token.at(compute_flop=1e13)
+    same, same_text = allocation(minima, PRIOR, 1e13, split_of(1.1 * level, 0.5, 1.2))
+    assert (same, same_text) == (own, text)
+    for off, said in (
+        (2.0, "; moved by +67% into the 95 % interval"),
+        (0.5, "; moved by -40% into the 95 %"),
+    ):
+        moved, text = allocation(minima, PRIOR, 1e13, split_of(off * level, 0.5, 1.2))
+        assert said in text
+        ratio = moved.flop_per_token.at(compute_flop=1e13) / (off * level)
+        assert ratio == pytest.approx(1 / 1.2 if off > 1 else 1.2)
+        assert moved.flop_per_token.exponents == own.flop_per_token.exponents
+        assert moved.tokens.at(compute_flop=1e13) * ratio * off * level == pytest.approx(1e13)
+
+
+def one_budget_learned(workspace: Path) -> None:
+    """Pilots at two budgets, of which all at the smaller learned nothing."""
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace("budgets: 3,", "rates: [], budgets: 2,"))
+    first = planned(workspace)
+    train(workspace, first, seed=0)
+    least = min(one.budget_flop for one in first.runs)
+    rewrite(
+        workspace,
+        lambda one: one.model_copy(update={"loss": 11.0}) if one.budget_flop == least else one,
+    )
+
+
+@pytest.mark.parametrize(
+    ("find", "write", "line", "what"),
+    [
+        (
+            "compute: 1e13 FLOP",
+            "loss: 1.5 nats/token",
+            "loss",
+            "a target loss needs a loss law of the ledger's runs",
+        ),
+        (
+            "family: tiny",
+            "objective: {kind: inference, served: 1B tokens}\nfamily: tiny",
+            "objective",
+            "the inference objective needs a loss law of the ledger's runs",
+        ),
+    ],
+)
+def test_what_needs_a_law_is_refused_where_one_budget_alone_learned(
+    workspace: Path, find: str, write: str, line: str, what: str
+) -> None:
+    one_budget_learned(workspace)
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text().replace(find, write))
+    why = "4 different runs at 1 budget, but a forecast needs at least 7 runs at two or more budgets"
+    with pytest.raises(DocumentError, match=f"{what}: {why}") as refused:
+        planned(workspace)
+    assert refused.value.line is not None
+    assert budget.read_text().splitlines()[refused.value.line - 1].startswith(f"{line}:")
+
+
+def test_a_plan_on_one_budget_has_no_forecast_and_says_why(workspace: Path) -> None:
+    one_budget_learned(workspace)
+    plan = planned(workspace)
+    assert isinstance(plan.forecast, NoForecast)
+    assert "runs are not enough for a forecast: 4 different runs at 1 budget, but" in plan.forecast.reason
+
+
+@pytest.mark.parametrize("unique_tokens", [10**8, 10**6], ids=["once", "repeated"])
+def test_a_target_loss_and_the_forecast_are_of_one_law(workspace: Path, unique_tokens: int) -> None:
+    """Within a per cent: the target loss is the mean over the draws, the forecast their median with the run's noise and
+    the distance's error, and shapes come in whole layers."""
+    with_text(workspace, unique_tokens)
+    budget = workspace / "demo.yaml"
+    budget.write_text(budget.read_text() + "epochs: 60\n")
+    train(workspace, planned(workspace), seed=0)
+    budget.write_text(budget.read_text().replace("compute: 1e13 FLOP", "loss: 1.55 nats/token"))
+    plan = planned(workspace)
+    assert (plan.runs[0].run.tokens > 2 * unique_tokens) == (unique_tokens == 10**6)
+    assert isinstance(plan.forecast, Forecast)
+    assert plan.forecast.loss.median == pytest.approx(1.55, rel=0.01)
+
+
+def test_the_page_and_the_run_say_the_same_of_the_best_split(workspace: Path) -> None:
+    """The allocation at the target's compute lies inside the plan's own interval."""
+    train(workspace, planned(workspace), seed=0)
+    plan = planned(workspace)
+    assert plan.fit is not None
+    assert plan.fit.optimum is not None
+    best = plan.fit.allocation.flop_per_token.at(compute_flop=1e13)
+    split = plan.fit.optimum.flop_per_token
+    assert split.low * (1 - 1e-9) <= best <= split.high * (1 + 1e-9)
 
 
 @pytest.mark.slow
