@@ -5,7 +5,8 @@ A ladder is judged before any of its runs is trained. Near the prior law, ln L i
 the variance of ln L at the target, given runs at known sizes and budgets, has a closed form that does not depend on the
 runs' results (Bayesian linear design: Chaloner & Verdinelli 1995, Statistical Science 10:273). Its assumptions are the
 forecast's own: the priors of the constants and the noise of a run (planner/scaling/posterior.py), the laws' weights and
-their discrepancy per decade (planner/scaling/model_averaging.py). From the target down to the largest budget the
+their discrepancy per decade (planner/scaling/model_averaging.py); but all runs are as noisy, and none of the laws is
+fitted on the last decades only, since a ladder is short. From the target down to the largest budget the
 discrepancy is that of a forecast; below, it is a random walk with one value per budget, so that runs far below the
 target tell less.
 
