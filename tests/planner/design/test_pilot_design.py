@@ -35,7 +35,7 @@ from planner.scaling.points import SHORT_RUN_NOISE
 from planner.scaling.posterior import NOISE_SD, prior_of
 from specs.budget import Budget, Pilots
 from specs.document.files import load
-from tests.planner.scaling.test_ledger_evidence import SPECS
+from tests.support.paths import SPECS
 
 CASES = {one.name: one for one in cases()}
 ROOMY = ("the paper's", "afternoon", "budget_1e21")
