@@ -180,10 +180,14 @@ def cells(runs: Points) -> Cells:
 
 
 def _numbered(column: Array) -> NDArray[np.int64]:
-    """The same number for values within `_SAME` of their neighbour."""
+    """The same number for values within `_SAME` of their neighbour, and of twice that of the lowest such value: tens of
+    thousands of runs leave no gaps."""
     order = np.argsort(column, kind="stable")
-    numbers = np.empty(len(column), np.int64)
-    numbers[order] = np.cumsum(np.diff(np.log(column[order]), prepend=np.log(column[order[0]])) > _SAME)
+    logs, numbers = np.log(column[order]), np.empty(len(column), np.int64)
+    chain = np.cumsum(np.diff(logs, prepend=logs[:1]) > _SAME)
+    lowest = logs[np.unique(chain, return_index=True)[1]][chain]
+    step = np.floor((logs - lowest) / (2 * _SAME)).astype(np.int64)
+    numbers[order] = np.cumsum((np.diff(chain, prepend=0) != 0) | (np.diff(step, prepend=0) != 0))
     return numbers
 
 

@@ -44,6 +44,15 @@ def test_tokens_that_differ_by_less_than_a_batch_are_the_same_run_under_another_
     assert joined.square == pytest.approx(np.log(3.1 / 3.0) ** 2 / 2)
 
 
+def test_many_runs_are_no_cell_though_no_gap_parts_them() -> None:
+    runs = cloud(30_000)
+    assert np.diff(np.log(np.sort(runs.tokens))).mean() < 5e-4
+    order = np.argsort(runs.cell, kind="stable")
+    firsts = np.unique(runs.cell[order], return_index=True)[1]
+    for column in (np.log(runs.size[order]), np.log(runs.tokens[order])):
+        assert (np.maximum.reduceat(column, firsts) - np.minimum.reduceat(column, firsts)).max() <= 2e-3
+
+
 def test_bins_are_small_where_cells_are_many_and_single_where_they_are_few() -> None:
     """Each cell has one, and no bin spans more than a third of a decade of the three that the runs cover."""
     few, many = cells(cloud(100)), cells(cloud(1000))
