@@ -24,8 +24,8 @@ from planner.design.pilot_design import choose_ladder, pilot_setting
 from planner.design.run_draft import law_lr, same_size_run
 from planner.design.target_run import Target, find_target, target_compute
 from planner.design.target_search import TargetSearch, run_settings
+from planner.evidence import forecast, ledger_evidence
 from planner.performance.elastic_layouts import with_fallback_layouts
-from planner.scaling import forecast, ledger_evidence
 from planner.scaling.isoflop import Minimum
 from specs.budget import Optimal, Pilots, Published
 from specs.document.base import canonical_json

@@ -21,6 +21,7 @@ FLOORS = (
     ("specs",),
     ("specs.report",),
     ("planner.scaling", "planner.performance"),
+    ("planner.evidence",),
     ("planner.design",),
     ("planner.explain", "planner.plan", "planner.tables"),
     ("planner.cli",),

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from planner.design.inputs import PlanInputs
-from planner.scaling.ledger_evidence import LedgerEvidence
-from planner.scaling.usable_runs import differences
+from planner.evidence.ledger_evidence import LedgerEvidence
+from planner.evidence.usable_runs import differences
 from specs.plan import PlannedRun
 from specs.run import RunSpec
 

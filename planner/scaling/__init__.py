@@ -1,5 +1,4 @@
-"""Scaling laws: forms, robust fits, hold-out errors, model averaging, and the forecast of a loss with its bands.
+"""Scaling laws: forms, posteriors, hold-out errors, model averaging, isoFLOP minima and the forecast of a run's loss.
 
-Evidence from the ledger (`ledger_evidence`) or a published law comes in; isoFLOP minima, constants with intervals and
-the forecast of the target's loss curve come out. Front door: `planner.scaling.forecast`.
+Runs come in as `points.Points`, whoever trained them. Front door: `model_averaging.fit_mixture`, then `forecast_loss`.
 """

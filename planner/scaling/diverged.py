@@ -35,7 +35,7 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
     """The runs without those far off all others, and which those are, in their order.
 
     The farthest are taken out first and the laws fitted again, since they pull the laws towards themselves and others
-    seem far. ValueError where the losses cannot be nats per token.
+    seem far. ValueError where the losses cannot be nats per token, or too many of the runs are far off.
     """
     _check_losses(runs)
     kept = np.ones(len(runs.loss), bool)
@@ -45,7 +45,10 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
             break
         kept &= ~(far & (np.abs(off) >= np.abs(off[far & kept]).max() / 2))
         if (~kept).mean() > _MOST_LEFT_OUT:
-            return runs, ()
+            raise ValueError(
+                f"{(~kept).sum()} of {len(kept)} runs lie far off what the others say, so that no law can rest on "
+                "them; look for runs of other texts or units among them, and for diverged ones"
+            )
     kept |= ~far
     return runs.take(kept), tuple(LeftOut(row, float(off[row])) for row in np.flatnonzero(~kept).tolist())
 

@@ -11,11 +11,11 @@ import pytest
 
 from planner.design.run_draft import same_size_run
 from planner.design.target_search import run_settings
+from planner.evidence.ledger_evidence import allocation, read_evidence
+from planner.evidence.ledger_evidence import points as evidence_points
 from planner.explain.answer import explain
 from planner.plan import make_plan
 from planner.scaling.isoflop import Minimum
-from planner.scaling.ledger_evidence import allocation, read_evidence
-from planner.scaling.ledger_evidence import points as evidence_points
 from planner.scaling.model_averaging import fit_mixture
 from planner.scaling.points import points
 from specs.budget import Budget

@@ -1,7 +1,7 @@
 """The ledger's evidence for a budget: points, the learning-rate check, and the allocation that they support.
 
 Only runs smaller than the target count that differ from the budget's own in nothing but size and rate, and that learned
-something (planner/scaling/usable_runs.py).
+something (planner/evidence/usable_runs.py).
 """
 
 import math
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.scaling import usable_runs
+from planner.evidence import usable_runs
 from planner.scaling.isoflop import Minimum, power_laws
 from specs.document.files import read_lines
 from specs.law import Allocation, EvidencePoint, Interval, IsoflopProfile, Monomial, RateCheck

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from planner.design.run_draft import RunSettings, same_size_run
-from planner.scaling.ledger_evidence import LedgerEvidence, rate_check, rate_flags
-from planner.scaling.usable_runs import MAY_DIFFER, differences, matching, sound
+from planner.evidence.ledger_evidence import LedgerEvidence, rate_check, rate_flags
+from planner.evidence.usable_runs import MAY_DIFFER, differences, matching, sound
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import CorpusRef

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
+from planner.evidence.forecast import LedgerLaws, fit_ledger, from_ledger
+from planner.evidence.ledger_evidence import allocation
 from planner.plan import make_plan
 from planner.scaling import laws
 from planner.scaling.best_split import UNDETERMINED
-from planner.scaling.forecast import LedgerLaws, fit_ledger, from_ledger
-from planner.scaling.ledger_evidence import allocation
 from planner.scaling.points import Points, points
 from specs.document.files import from_catalog
 from specs.law import EvidencePoint, Interval, PublishedLaw
