@@ -567,6 +567,7 @@ def chinchilla(flop_per_token: float, tokens: float) -> float:
     return 1.8172 + 482.01 * (flop_per_token / 6) ** -0.3478 + 2085.43 * tokens**-0.3658
 
 
+@pytest.mark.slow
 def test_a_ledger_without_an_interior_optimum_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,7 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         "law without allocation",
         "law without learning rate",
         "unknown cluster",
-        "nothing fits",
+        pytest.param("nothing fits", marks=pytest.mark.slow),
         "two currencies",
         "no such cluster file",
         "too little compute",

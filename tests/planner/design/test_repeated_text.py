@@ -173,6 +173,7 @@ def remedies_that_plan(folder: Path, text: str, why: str) -> list[str]:
     return [remedy.split()[0] for remedy in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evidence", [(), (BY_OPTIMUM,)], ids=["allocation", "optimum"])
 @pytest.mark.parametrize("epochs", ["4", "30"])
 def test_a_loss_that_the_text_cannot_reach_is_refused_with_what_reaches_it(
@@ -183,6 +184,7 @@ def test_a_loss_that_the_text_cannot_reach_is_refused_with_what_reaches_it(
     assert remedies_that_plan(tmp_path, text, why) == ["provide", "set"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spend", ["loss: 2.4 nats/token", "compute: 1e21 FLOP"])
 def test_too_many_passes_are_refused_with_remedies_of_the_same_law(tmp_path: Path, spend: str) -> None:
     """More text moves the optimum to more tokens: what is proposed is enough for those."""

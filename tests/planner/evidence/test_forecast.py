@@ -100,6 +100,7 @@ def size_at(fitted: LedgerLaws, flop: float) -> Interval | None:
     return None if split is None else split["size"]
 
 
+@pytest.mark.slow
 def test_runs_on_one_ray_are_flagged_and_the_prior_allocates(target: PlannedRun) -> None:
     """The forecast stands; the interval of tokens per parameter is in the flag."""
     assert PRIOR is not None
@@ -174,6 +175,7 @@ def flags(runs: Points) -> tuple[str, ...]:
     return fit_ledger(evidence(runs)).flags
 
 
+@pytest.mark.slow
 def test_weak_evidence_is_flagged() -> None:
     runs = ladder(noise=0.0)
     assert flags(runs) == ("only 3 budgets: the loss floor is mostly that of the prior, from published laws",)
