@@ -106,7 +106,7 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         ("law: deepseek}", "law: step-law}", 6, "gives no compute-optimal allocation"),
         ("law: deepseek}", "law: epoch-chinchilla}", 6, "no learning rate and batch size"),
         ("cluster: h800-2048", "cluster: h100", 8, "h100-64"),
-        ("cluster: h800-2048", "cluster: laptop", 8, "more than the "),
+        pytest.param("cluster: h800-2048", "cluster: laptop", 8, "more than the ", marks=pytest.mark.slow),
         ("compute: 1e24 FLOP", "compute: 1e24 FLOP\nmoney: $2M", 6, "keep one"),
         (
             "cluster: h800-2048",
@@ -135,7 +135,7 @@ def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
         "law without allocation",
         "law without learning rate",
         "unknown cluster",
-        pytest.param("nothing fits", marks=pytest.mark.slow),
+        "nothing fits",
         "two currencies",
         "no such cluster file",
         "too little compute",
