@@ -1,0 +1,45 @@
+"""A table of finished runs, checked and in one unit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+SizeKind = Literal["params", "block_params", "flop_per_token"]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """Finished runs in the table's own convention of size and compute. Arrays by run, nan where a cell is empty."""
+
+    path: Path
+    sha256: str
+    """Of the file's bytes."""
+    line: NDArray[np.int64]
+    """(runs,) line of the file that each run stands in (row number, from 1, in a Parquet file)."""
+    name: tuple[str, ...]
+    """Each run's own name, or "line 7"."""
+    size: Array
+    size_kind: SizeKind
+    tokens: Array
+    loss: Array
+    """Nats per token, whatever the table's unit was."""
+    flop: Array
+    """Compute as the table gives it; cost_per * size * tokens where it gives none."""
+    cost_per: float
+    """FLOP that one unit of size costs per token: 6 for parameters, 1 for FLOP per token."""
+    steps: Array | None
+    lr: Array | None
+    batch_tokens: Array | None
+    seed: Array | None
+    unique_tokens: Array | None
+    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    """Unit that the table gives, in which results are shown as well."""
+    bytes_per_token: float | None
+    columns: dict[str, str]
+    """The table's column for each quantity that was found."""
+    notes: tuple[str, ...]
+    """What was assumed or skipped, a line each."""
