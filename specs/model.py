@@ -65,7 +65,7 @@ class ModelSpec(Spec):
     @property
     def params(self) -> int:
         """All parameters: blocks, embedding, head and norms."""
-        return int(self.block_params + 2 * self.vocab * self.width + (2 * self.layers + 1) * self.width)
+        return int(params(self.block_params, self.layers, self.width, self.vocab))
 
     @property
     def uniform_loss(self) -> float:
@@ -94,6 +94,11 @@ def block_params(L: Any, d: Any, kv_width: Any, f: Any, ffn_matrices: Any = 3) -
     A feed-forward without a gate (GELU) has two matrices instead of three.
     """
     return L * (2 * d * d + 2 * d * kv_width + ffn_matrices * d * f)
+
+
+def params(block_params: Any, L: Any, d: Any, V: Any) -> Any:
+    """All parameters: blocks, embedding and head (V x d each), and the norms' weights."""
+    return block_params + 2 * V * d + (2 * L + 1) * d
 
 
 def flop_per_token(block_params: Any, L: Any, d: Any, s: Any) -> Any:

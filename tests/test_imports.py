@@ -20,7 +20,7 @@ FLOORS = (
     ("specs.document", "specs.exit_codes", "specs.humanize"),
     ("specs",),
     ("specs.report",),
-    ("planner.scaling", "planner.performance"),
+    ("planner.scaling", "planner.performance", "planner.run_table"),
     ("planner.evidence",),
     ("planner.design",),
     ("planner.explain", "planner.plan", "planner.tables"),

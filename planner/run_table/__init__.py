@@ -1,4 +1,4 @@
 """Tables of runs that people already have, from any engine: read, checked, and brought to one unit.
 
-Front door: `read.read_table`, from a CSV, JSONL or Parquet file to a `RunTable`.
+Front door: `read.read_table`, from a CSV, JSONL, JSON or Parquet file to a `RunTable`.
 """

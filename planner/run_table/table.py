@@ -1,6 +1,6 @@
 """A table of finished runs, checked and in one unit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ class RunTable:
     line: NDArray[np.int64]
     """(runs,) line of the file that each run stands in (row number, from 1, in a Parquet file)."""
     name: tuple[str, ...]
-    """Each run's own name, or "line 7"."""
+    """Each run's own name, or "line 7" where it has none ("row 7" where a line holds several)."""
     size: Array
     size_kind: SizeKind
     tokens: Array
@@ -40,6 +40,9 @@ class RunTable:
     """Unit that the table gives, in which results are shown as well."""
     bytes_per_token: float | None
     columns: dict[str, str]
-    """The table's column for each quantity that was found."""
+    """The table's column for each quantity that was found: this class's names, a size by its kind, shape columns by
+    theirs in `specs.model.ModelSpec`."""
     notes: tuple[str, ...]
     """What was assumed or skipped, a line each."""
+    other_sizes: dict[SizeKind, Array] = field(default_factory=dict)
+    """Size in the other conventions that the table gives."""

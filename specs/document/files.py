@@ -35,11 +35,13 @@ __all__ = [
     "DocumentError",
     "catalog_names",
     "catalog_path",
+    "decode_text",
     "from_catalog",
     "is_file",
     "load",
     "load_any",
     "locate",
+    "read_bytes",
     "read_lines",
 ]
 
@@ -75,7 +77,7 @@ def read_lines(path: Path, line_type: type[S]) -> list[S]: ...
 def read_lines(path: Path, line_type: Any) -> list[Any]: ...
 def read_lines(path: Path, line_type: Any) -> list[Any]:
     """Every line of a JSON-lines file as the type, which may be a union. A last line without its end is refused."""
-    text = _decode(path, _bytes(path, None))
+    text = decode_text(path, read_bytes(path, None))
     adapter: TypeAdapter[Any] = TypeAdapter(line_type)
     if text and not text.endswith("\n"):
         raise cut_off(path, text.count("\n") + 1)
@@ -128,16 +130,16 @@ def locate(path: Path, field: str, what: str, write: str) -> DocumentError:
 
 def _read(path: Path) -> Document:
     """The file as plain data, its size checked before anything is parsed."""
-    data = _bytes(path, GENERATED_BYTES)
-    text = _decode(path, data)
+    data = read_bytes(path, GENERATED_BYTES)
+    text = decode_text(path, data)
     kind = re.search(r"^\W*kind\W*:\W*(\w+)", text[:WRITTEN_BYTES], re.MULTILINE)
     if len(data) > WRITTEN_BYTES and not (kind and kind[1] in _GENERATED):
         raise _too_large(path, WRITTEN_BYTES)
     return read_json(path, text) if path.suffix == ".json" else read_yaml(path, text)
 
 
-def _bytes(path: Path, most: int | None) -> bytes:
-    """The file's bytes; only a regular file is opened."""
+def read_bytes(path: Path, most: int | None) -> bytes:
+    """The file's bytes, no more than `most`; only a regular file is opened."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -158,7 +160,8 @@ def _bytes(path: Path, most: int | None) -> bytes:
     return data
 
 
-def _decode(path: Path, data: bytes) -> str:
+def decode_text(path: Path, data: bytes) -> str:
+    """The bytes as UTF-8 text, without a byte order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

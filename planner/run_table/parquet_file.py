@@ -1,0 +1,37 @@
+"""Tables in Parquet, read by pyarrow, which is imported only here."""
+
+from pathlib import Path
+
+from planner.run_table.grid import MOST_RUNS, Grid, too_many
+from specs.document.parse import DocumentError, Place
+from specs.humanize import first_line
+
+
+def read_parquet(path: Path, data: bytes) -> Grid:
+    """The table in the bytes of a Parquet file; fields of a struct are joined by dots. A row's line is its number."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        what = "Parquet is read by pyarrow, which is not installed"
+        write = "run pip install 'isoplan[parquet]', or save the table as CSV"
+        raise DocumentError(path, 1, 1, what, write) from None
+    try:
+        file = parquet.ParquetFile(pyarrow.BufferReader(data))
+        if file.metadata.num_rows > MOST_RUNS:
+            raise too_many(path)
+        table = file.read()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        what = f"this is not a Parquet file that can be read ({first_line(error)})"
+        raise DocumentError(path, 1, 1, what, "write the file again, or save the table as CSV") from None
+    while any(pyarrow.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    if table.num_rows == 0:
+        raise DocumentError(path, 1, 1, "the file has no run", "write a row for each run")
+    names = list(table.column_names)
+
+    def place(row: int | None, column: str) -> Place:
+        return (1 if row is None else row + 1), (names.index(column) + 1 if column in names else 1)
+
+    columns = {name: table.column(at).to_pylist() for at, name in enumerate(names)}
+    return Grid(path, columns, list(range(1, table.num_rows + 1)), place)
