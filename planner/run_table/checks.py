@@ -37,7 +37,7 @@ def check_needed(found: Found, quantity: str, values: Array) -> None:
         return
     row = int(bad[0])
     what, write = _explain(found, quantity, row)
-    what += f" ({several(bad.size - 1, 'more row')} like it below)" if bad.size > 1 else ""
+    what += f" ({several(bad.size - 1, 'row')} below cannot be used either)" if bad.size > 1 else ""
     raise found.grid.refuse(row, found.column[quantity], what, write)
 
 
@@ -85,10 +85,12 @@ def _explain(found: Found, quantity: str, row: int) -> tuple[str, str]:
         return f"{name} is {show(cell)}, which is not finite", "write a number, or drop the row"
     if value <= 0:
         return f"{name} is {show(cell)} and must be above 0", "write a positive number, or drop the row"
-    if value > MOST.get(quantity, 1e15):
+    scale = found.means[column].scale
+    if value * scale > MOST.get(quantity, 1e15):
         return f"{name} of {show(cell)} is more than any run has", f"write it like {example}, or drop the row"
     what = f"{name} of {show(cell)} is too small to be in units"
-    return what, f"write it like {example}, or name the column '{column} (B)' if it is in billions"
+    named = f", or name the column '{column} (B)' if it is in billions" if scale == 1 else ""
+    return what, f"write it like {example}{named}"
 
 
 def refuse_column(found: Found, quantity: str, what: str, write: str) -> DocumentError:

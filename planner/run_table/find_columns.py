@@ -98,7 +98,9 @@ def missing(found: Found, quantity: str, usual: str) -> DocumentError:
 
 
 def _in_words(quantity: str) -> str:
-    return {"tokens": "number of training tokens", "params": "model size"}.get(quantity, quantity)
+    return {"tokens": "number of training tokens", "params": "model size", "flop": "compute"}.get(
+        quantity, quantity
+    )
 
 
 def _mapped(grid: Grid, mapping: Mapping[str, str]) -> dict[str, str]:

@@ -195,7 +195,7 @@ TABLES: dict[str, tuple[str, str | bytes, str, str, str]] = {
         ".csv",
         good("3.0").replace("2.8", "n/a"),
         "4:9",
-        "(1 more row like it below)",
+        "(1 row below cannot be used either)",
         "drop",
     ),
     "nan": (".csv", good("3.0", "NaN"), "4:9", "loss is nan", "write a number, or drop the row"),
