@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 from specs.humanize import Losses, count, duration, several
-from specs.law import Band, FormScore, Interval, LossLaw, Monomial, Optimum
+from specs.law import Band, Interval, LossLaw, Monomial, Optimum
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.plan import HyperAdvice
@@ -59,20 +60,37 @@ def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:
     ]
 
 
-def member_name(member: FormScore) -> str:
+class Member(Protocol):
+    """What a member of a forecast is called, and what it weighs."""
+
+    @property
+    def form(self) -> str:
+        """Name of the form."""
+
+    @property
+    def window_decades(self) -> float | None:
+        """Decades of compute of the runs that it is fitted on; None for all runs."""
+
+    @property
+    def weight(self) -> float:
+        """Its share in the forecast."""
+
+
+def member_name(member: Member) -> str:
     """A member of a forecast: `coupled`, or `coupled, last 1.3 decades` where it is fitted on these runs only."""
     return member.form if member.window_decades is None else f"{member.form}, {member_runs(member)}"
 
 
-def member_runs(member: FormScore) -> str:
+def member_runs(member: Member) -> str:
     """The runs that a member is fitted on: `all runs`, or `last 1.3 decades` of compute."""
     window = member.window_decades
     return "all runs" if window is None else f"last {window:g} {'decade' if window == 1 else 'decades'}"
 
 
-def listed_members(
-    members: Sequence[FormScore],
-) -> tuple[tuple[FormScore, ...], tuple[FormScore, ...]]:
+M = TypeVar("M", bound=Member)
+
+
+def listed_members(members: Sequence[M]) -> tuple[tuple[M, ...], tuple[M, ...]]:
     """The members that a table for people lists, largest weight first, and those of under 1 % that it sums up in one
     line; a single one of these is listed too."""
     ordered = sorted(members, key=lambda member: -member.weight)
@@ -82,12 +100,12 @@ def listed_members(
     return tuple(member for member in ordered if member.weight >= _SMALL_WEIGHT), small
 
 
-def small_members_name(small: Sequence[FormScore]) -> str:
+def small_members_name(small: Sequence[Member]) -> str:
     """The line that sums up members of small weight: `7 more, each under 1 %`."""
     return f"{len(small)} more, each under {_SMALL_WEIGHT:.0%}".replace("%", " %")
 
 
-def windows_text(members: Sequence[FormScore]) -> str:
+def windows_text(members: Sequence[Member]) -> str:
     """What `last 1.3 decades` means, for every window of the members; empty where all are fitted on all runs."""
     windows = {member.window_decades: member_runs(member) for member in members}
     widths = sorted((width for width in windows if width is not None), reverse=True)

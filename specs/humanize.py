@@ -50,26 +50,36 @@ class Losses:
 
     bytes_per_token: float | None
     """UTF-8 bytes of a held-out token; None where data.text has source: declared."""
+    per_token_in_bits: bool = False
+    """Where the bytes are not known: bits per token, not nats, as some tables give them."""
 
     @property
     def unit(self) -> str:
         """What `of` gives."""
-        return "nats per token" if self.bytes_per_token is None else "bits per byte"
+        if self.bytes_per_token is not None:
+            return "bits per byte"
+        return "bits per token" if self.per_token_in_bits else "nats per token"
 
     def of(self, nats: float) -> float:
         """A loss in nats per token, in the unit that is shown."""
-        return nats if self.bytes_per_token is None else nats / (self.bytes_per_token * math.log(2))
+        if self.bytes_per_token is not None:
+            return nats / (self.bytes_per_token * math.log(2))
+        return nats / math.log(2) if self.per_token_in_bits else nats
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Heads of the columns of a table that `cells` fills."""
-        return ("nats/token",) if self.bytes_per_token is None else (self.unit, "nats/token")
+        return ("nats/token",) if self._only_nats else (self.unit, "nats/token")
 
     def cells(self, nats: float | None) -> tuple[str, ...]:
         """A loss in the shown unit and in nats per token; dashes where there is none."""
         if nats is None:
             return ("–",) * len(self.heads)
-        return (f"{nats:.4f}",) if self.bytes_per_token is None else (self.text(nats), f"{nats:.4f}")
+        return (f"{nats:.4f}",) if self._only_nats else (self.text(nats), f"{nats:.4f}")
+
+    @property
+    def _only_nats(self) -> bool:
+        return self.unit == "nats per token"
 
     def text(self, nats: float) -> str:
         """A loss in the shown unit, as text without it."""

@@ -21,6 +21,10 @@ _RISING, _COMPARED = 0.75, 500
 """If more than this share of the pairs of runs rise, they are no losses; so many runs are compared."""
 
 
+class LossUnitError(ValueError):
+    """The losses cannot be nats per token; the message says what they look like."""
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """A run that no law is fitted on."""
@@ -35,7 +39,7 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
     """The runs without those far off all others, and which those are, in their order.
 
     The farthest are taken out first and the laws fitted again, since they pull the laws towards themselves and others
-    seem far. ValueError where the losses cannot be nats per token, or too many of the runs are far off.
+    seem far. LossUnitError where the losses cannot be nats per token, ValueError where too many of the runs are far off.
     """
     _check_losses(runs)
     kept = np.ones(len(runs.loss), bool)
@@ -71,12 +75,12 @@ def _check_losses(runs: Points) -> None:
     """Refuse perplexities and accuracies, as far as they can be told from losses."""
     middle = float(np.median(runs.loss))
     if middle > LARGEST_LOSS:
-        raise ValueError(
+        raise LossUnitError(
             f"the median loss is {middle:.4g}, but no vocabulary has losses above {LARGEST_LOSS:g} nats per token; are "
             "these perplexities? Give their natural logarithms"
         )
     if _share_rising(runs) > _RISING:
-        raise ValueError(
+        raise LossUnitError(
             "the losses rise with size and with tokens; are these accuracies? A forecast needs losses in nats per token"
         )
 

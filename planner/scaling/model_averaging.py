@@ -50,6 +50,10 @@ _TAIL = 5
 """Degrees of freedom of the Student density by which held-out runs are scored: a single odd run does not decide."""
 
 
+class NotEnoughRunsError(ValueError):
+    """The runs are too few, or all of one budget: there is nothing to extrapolate from."""
+
+
 @dataclass(frozen=True)
 class MixtureMember:
     """One law in a mixture forecast: its weight, and its own median and 95 % interval of the loss."""
@@ -194,14 +198,14 @@ class _Evidence:
 def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0) -> Mixture:
     """Every member's posterior with its weight; deterministic in its arguments.
 
-    ValueError with one budget, or with no more different runs than the largest law has constants: there is nothing to
-    extrapolate from. ValueError too where the losses cannot be nats per token.
+    NotEnoughRunsError with one budget, or with no more different runs than the largest law has constants. LossUnitError
+    where the losses cannot be nats per token.
     """
     kept, left_out = without_diverged(runs)
     budgets, different = len(budget_groups(kept.flop)), len(np.unique(kept.cell))
     needed = max(len(form.constants) for form in CANDIDATES) + 1
     if budgets < 2 or different < needed:
-        raise ValueError(
+        raise NotEnoughRunsError(
             f"{several(different, 'different run')} at {several(budgets, 'budget')}, but a forecast needs at least "
             f"{needed} runs at two or more budgets"
         )
@@ -239,12 +243,8 @@ def forecast_loss(
     fresh = float(effective_tokens(tokens, unique_tokens))
     log_losses = [law.log_loss(size, fresh)[:, 0] for law in mixture.laws]
     centre = mixture.mixed(log_losses)
-    noise = mixture.mixed([law.noise_sd for law in mixture.laws])
-    decades = float(decades_beyond(mixture.runs, np.array([size]), np.array([fresh]))[0])
-    generator = np.random.Generator(np.random.PCG64([mixture.seed, 1]))
-    discrepancy = mixture.discrepancy.draw(generator, len(centre)) * decades
-    total = centre + np.hypot(discrepancy, noise) * generator.standard_normal(len(centre))
-    low_95, low_50, median, high_50, high_95 = np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5])).tolist()
+    decades = decades_beyond(mixture.runs, np.array([size]), np.array([fresh]))
+    low_95, low_50, median, high_50, high_95 = _percentiles(mixture, centre[:, None], decades)[:, 0].tolist()
     members = tuple(
         MixtureMember(law.law.form, window, float(weight), error, *_median_and_95(log_loss))
         for law, window, weight, error, log_loss in zip(
@@ -266,11 +266,28 @@ def forecast_loss(
         high_95=high_95,
         members=members,
         floor=_floor_effect(mixture.mixed([law.constant("E") for law in mixture.laws]), centre),
-        noise_sd=float(np.median(noise)),
-        discrepancy_sd=mixture.discrepancy.median * decades,
+        noise_sd=float(np.median(mixture.mixed([law.noise_sd for law in mixture.laws]))),
+        discrepancy_sd=mixture.discrepancy.median * float(decades[0]),
         extrapolation=max(mixture.runs.cost_per * size * tokens / float(mixture.runs.flop.max()), 1.0),
         held_out_error=mixture.held_out_error,
     )
+
+
+def loss_bands(mixture: Mixture, size: Array, fresh_tokens: Array) -> Array:
+    """Forecasts of many runs (runs,): 2.5, 25, 50, 75 and 97.5 % as `forecast_loss` gives them, (5, runs)."""
+    decades = decades_beyond(mixture.runs, size, fresh_tokens)
+    return _percentiles(mixture, mixture.log_loss(size, fresh_tokens), decades)
+
+
+def _percentiles(mixture: Mixture, centre: Array, decades: Array) -> Array:
+    """2.5, 25, 50, 75 and 97.5 % of the loss, (5, runs): to ln L without noise by every draw, (draws, runs), come the
+    discrepancy at each run's distance and the run's own noise."""
+    noise = mixture.mixed([law.noise_sd for law in mixture.laws])
+    generator = np.random.Generator(np.random.PCG64([mixture.seed, 1]))
+    discrepancy = mixture.discrepancy.draw(generator, len(centre))
+    deviation = generator.standard_normal(len(centre))
+    total = centre + np.hypot(discrepancy[:, None] * decades, noise[:, None]) * deviation[:, None]
+    return np.asarray(np.exp(np.percentile(total, [2.5, 25, 50, 75, 97.5], axis=0)))
 
 
 def _fitted(evidence: Sequence[Points]) -> list[_Laws]:

@@ -1,11 +1,11 @@
 """The top of the page: the budget's question, the verdict or the forecast in one sentence, a gauge, large numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from specs.budget import FixedRatio, FixedSize, Inference, Pilots
 from specs.data import DeclaredText, FileText, InstalledText
 from specs.formatting import device_time, dollars, flop, half_width, percent, signed
-from specs.humanize import count, duration, several
+from specs.humanize import Losses, count, duration, several
 from specs.law import Band
 from specs.plan import NoForecast
 from specs.report.context import Case
@@ -25,8 +25,8 @@ def headline(case: Case) -> Html:
         tag("p", *_sentences(case), class_="lede"),
     ]
     if case.forecast is not None:
-        parts.append(_gauge(case, case.forecast.loss))
-    return tag("header", *parts, _numbers(case))
+        parts.append(gauge(case.losses, case.forecast.loss, case.actual))
+    return tag("header", *parts, large_numbers(_numbers(case)))
 
 
 def _verdict_class(case: Case) -> str:
@@ -110,9 +110,8 @@ def _text(case: Case) -> str:
             return f"the source and documentation of {listed}"
 
 
-def _gauge(case: Case, band: Band) -> Html:
-    """The band as a strip, the median as a tick, the outcome as a dot."""
-    losses, actual = case.losses, case.actual
+def gauge(losses: Losses, band: Band, actual: float | None) -> Html:
+    """The band as a strip, the median as a tick, the outcome as a dot where there is one."""
     ends = [band.low_95, band.high_95, *([] if actual is None else [actual])]
     shown = max(ends) - min(ends) or band.median  # a band of no width is still drawn
     room = shown * GAUGE_MARGIN / (1 - 2 * GAUGE_MARGIN)
@@ -140,12 +139,13 @@ def _gauge(case: Case, band: Band) -> Html:
     return tag("div", tag("div", *parts, class_="gauge"), class_="gauge-box")
 
 
-def _numbers(case: Case) -> Html:
-    rows = (tag("div", tag("dd", value), tag("dt", label)) for value, label in _large_numbers(case))
+def large_numbers(numbers: Iterable[tuple[str, str]]) -> Html:
+    """Numbers in large type, each with its label."""
+    rows = (tag("div", tag("dd", value), tag("dt", label)) for value, label in numbers)
     return tag("dl", join(rows), class_="numbers")
 
 
-def _large_numbers(case: Case) -> Iterator[tuple[str, str]]:
+def _numbers(case: Case) -> Iterator[tuple[str, str]]:
     plan, forecast, target = case.plan, case.forecast, case.target
     if forecast is not None:
         yield (

@@ -1,66 +1,49 @@
-"""The page: headline, figures, tables, provenance, in one HTML file that needs no network."""
+"""The page of a plan: headline, figures, tables, provenance."""
 
-import json
 from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 from specs.formatting import percent, windows_text
 from specs.law import LawFit
 from specs.report import forecast_figure, formulas, layout_bars, scaling_figures, tables
 from specs.report.context import Case
-from specs.report.figure_parts import Figure
 from specs.report.headline import headline
-from specs.report.html import Html, bullets, join, tag
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""What a browser may load for this page: nothing from anywhere (Content Security Policy Level 3)."""
-
-_NO_SCRIPT = Html("<noscript>The figures need JavaScript; the tables hold the same numbers.</noscript>")
+from specs.report.html import Html, bullets
+from specs.report.page_parts import document, place_of_figure, section, two_columns
 
 
 def page(case: Case) -> str:
     """The whole document."""
     title = f"{case.plan.budget.name}, {case.plan.phase}"
-    sections = [section for section in _sections(case) if section]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"{tag('title', title)}\n<style>\n{_file('page.css')}</style>\n<script>{_plotly()}</script>\n</head>\n"
-        f"<body>\n{headline(case)}\n{tag('main', *sections)}\n{_NO_SCRIPT}\n"
-        f"<script>\n{_file('page.js')}</script>\n</body>\n</html>\n"
-    )
+    return document(title, headline(case), _sections(case))
 
 
 def _sections(case: Case) -> Iterator[Html]:
     """Everything below the headline."""
     notes = _notes(case)
-    yield _section("Notes", bullets(notes) if notes else None)
+    yield section("Notes", bullets(notes) if notes else None)
     yield from _figures(case)
-    yield _two_columns(
+    yield two_columns(
         _reach(case) or _rates(case),
-        _section("The target run", tables.target(case.target) if case.target is not None else None),
+        section("The target run", tables.target(case.target) if case.target is not None else None),
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
-        yield _section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
+        yield section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
         note = (
             "At the target’s compute, by all forms together, with 95 % intervals. The plan’s allocation follows the "
             "minima of the isoFLOP profiles and is kept inside the interval of M*. N and N* are parameters in blocks."
         )
-        yield _section("Compute-optimal allocation", tables.best(case), note)
+        yield section("Compute-optimal allocation", tables.best(case), note)
     note = f"The formulas behind the numbers, with their values for {formulas.shown_for(case).title}."
-    yield _section("Formulas", formulas.formulas(case), note)
-    yield _section(
+    yield section("Formulas", formulas.formulas(case), note)
+    yield section(
         "Runs", tables.runs(case), "Times with ~ are planned. Losses are from the final evaluation."
     )
-    yield _section("Cost", tables.cost(case))
+    yield section("Cost", tables.cost(case))
     if case.audit is not None and any(run.checks for run in case.audit.runs):
         note = "What the audit recomputed from the runs’ records."
-        yield _section("Audit checks", tables.checks(case.audit), note)
-    yield _section("Provenance", tables.provenance(case))
+        yield section("Audit checks", tables.checks(case.audit), note)
+    yield section("Provenance", tables.provenance(case))
 
 
 def _form_note(fit: LawFit) -> str:
@@ -83,14 +66,14 @@ def _layouts(case: Case) -> Iterator[Html]:
     choice = case.plan.layouts
     if choice is None:
         return
-    yield _two_columns(
-        _section(
+    yield two_columns(
+        section(
             "Layouts compared",
             layout_bars.steps(choice),
             "Seconds per step, by part. This plan’s layout is on top, the best of each other split below. "
             f"Why this layout: {choice.reason}.",
         ),
-        _section(
+        section(
             "Memory",
             layout_bars.memories(choice),
             f"Memory of the device that needs most. {layout_bars.counts(choice)}",
@@ -100,26 +83,26 @@ def _layouts(case: Case) -> Iterator[Html]:
 
 def _figures(case: Case) -> Iterator[Html]:
     """The forecast's curve and what it rests on; the ladder where nothing is known yet."""
-    curve = _figure("curve", forecast_figure.curve(case), tall=True)
+    curve = place_of_figure("curve", forecast_figure.curve(case), tall=True)
     note = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
     title = "Forecast" if case.audit is None else "Forecast and measured loss"
-    yield _section(title, curve, note)
+    yield section(title, curve, note)
     fitted = "One curve per budget. Diamonds: the best size. Open dots: short runs."
     joined = "One line per budget. The target’s plan will fit parabolas."
-    yield _two_columns(
-        _section(
+    yield two_columns(
+        section(
             "isoFLOP profiles",
-            _figure("isoflop", scaling_figures.isoflop(case)),
+            place_of_figure("isoflop", scaling_figures.isoflop(case)),
             joined if case.plan.fit is None else fitted,
         ),
-        _section(
+        section(
             "Compute frontier",
-            _figure("frontier", scaling_figures.frontier(case)),
+            place_of_figure("frontier", scaling_figures.frontier(case)),
             "The lowest loss at each compute. Ticks beside the target: each form’s forecast, thicker with its weight.",
         ),
     )
-    ladder = _figure("ladder", scaling_figures.ladder(case))
-    yield _section("Pilot ladder", ladder, "Every pilot: its size, and the tokens that its budget pays for.")
+    ladder = place_of_figure("ladder", scaling_figures.ladder(case))
+    yield section("Pilot ladder", ladder, "Every pilot: its size, and the tokens that its budget pays for.")
 
 
 def _reach(case: Case) -> Html:
@@ -127,25 +110,13 @@ def _reach(case: Case) -> Html:
     note = "The law’s allocation, solid within the compute that its source covers. Dots: this plan’s target"
     off = case.plan.budget.objective.kind != "optimal"
     note += ", off the lines because its objective is not the lowest loss." if off else "."
-    return _section("Extrapolation of the law", _figure("reach", scaling_figures.reach(case)), note)
+    return section("Extrapolation of the law", place_of_figure("reach", scaling_figures.reach(case)), note)
 
 
 def _rates(case: Case) -> Html:
     """The learning-rate check."""
     note = "The same pilot at several peak learning rates." + _best_rate(case)
-    return _section("Learning-rate check", _figure("rates", scaling_figures.rates(case)), note)
-
-
-def _two_columns(*sections: Html) -> Html:
-    """Sections beside each other where the screen is wide; nothing where all are empty."""
-    return tag("div", *sections, class_="two") if any(sections) else Html()
-
-
-def _section(title: str, content: Html | None, note: str = "") -> Html:
-    """A section; nothing where it has no content."""
-    if not content:
-        return Html()
-    return tag("section", tag("h2", title), tag("p", note, class_="note") if note else "", content)
+    return section("Learning-rate check", place_of_figure("rates", scaling_figures.rates(case)), note)
 
 
 def _notes(case: Case) -> list[tuple[str, str]]:
@@ -186,31 +157,3 @@ def _best_rate(case: Case) -> str:
         "is as good" if check.near_optimal else "is worse, so the target’s rate is changed by the same factor"
     )
     return f" The best is × {check.best_multiple:.2g}{edge}; the law’s own rate {own}."
-
-
-def _figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
-    """A place for a figure with its data beside it; `<` is escaped so that no text can end the script."""
-    if drawn is None:
-        return None
-    data = Html(json.dumps(drawn, sort_keys=True, ensure_ascii=False).replace("<", "\\u003c"))
-    return join(
-        (
-            tag("div", id=name, class_="figure tall" if tall else "figure", role="img", aria_label=name),
-            tag("script", data, type="application/json", data_figure=name),
-        )
-    )
-
-
-def _file(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
-
-
-@cache
-def _plotly() -> str:
-    """plotly.js as the installed package ships it, found without importing plotly's Python classes, which is slow."""
-    found = find_spec("plotly")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("plotly is not installed; install isoplan with its dependencies")
-    return (Path(found.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_text(
-        encoding="utf-8"
-    )

@@ -1,7 +1,7 @@
 """The tables of the page: forms, runs, the target in full, cost, checks, provenance."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from specs.formatting import (
     best_split,
@@ -18,7 +18,7 @@ from specs.formatting import (
     small_members_name,
 )
 from specs.humanize import count, duration, energy, several
-from specs.law import FormScore
+from specs.law import FormScore, Interval
 from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.context import Case
@@ -54,7 +54,7 @@ def forms(case: Case) -> Html:
     if small:
         lowest, highest = (case.losses.cells(end(form.forecast for form in small)) for end in (min, max))
         forecasts = (f"{low} to {high}" for low, high in zip(lowest, highest, strict=True))
-        weight = _weight(sum(form.weight for form in small))
+        weight = weight_bar(sum(form.weight for form in small))
         rows.append((small_members_name(small), "", "", weight, *forecasts, ""))
     return dense(head, rows, text=("form", "L =", last))
 
@@ -67,22 +67,26 @@ def best(case: Case) -> Html:
 
 def _form(case: Case, form: FormScore) -> tuple[str, ...]:
     error = "–" if form.held_out_error is None else percent(form.held_out_error)
-    ends = ", ".join(
-        f"{_GREEK.get(name, name)} {v.value:.3g} ({v.low:.3g} to {v.high:.3g})"
-        for name, v in form.constants.items()
-    )
     right = form.latex.removeprefix("L = ")
     return (
         member_name(form),
         formula(right),
         error,
-        _weight(form.weight),
+        weight_bar(form.weight),
         *case.losses.cells(form.forecast),
-        tag("small", ends),
+        tag("small", constants_text(form.constants)),
     )
 
 
-def _weight(weight: float) -> Html:
+def constants_text(constants: Mapping[str, Interval]) -> str:
+    """Constants of a law with their 95 % intervals."""
+    return ", ".join(
+        f"{_GREEK.get(name, name)} {v.value:.3g} ({v.low:.3g} to {v.high:.3g})"
+        for name, v in constants.items()
+    )
+
+
+def weight_bar(weight: float) -> Html:
     """A weight as a bar and a number."""
     bar = tag("span", class_="weight", style=f"width:{60 * weight:.0f}px")
     return join((bar, f" {weight:.2f}"))

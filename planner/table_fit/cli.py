@@ -1,0 +1,138 @@
+"""`isoplan fit TABLE`: reads a table of finished runs, writes the report of its fit, and prints it."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from planner.run_table.table import RunTable
+from planner.scaling.diverged import LossUnitError
+from planner.table_fit.analysis import analyse
+from planner.table_fit.targets import ComputeTarget, Target, TargetError, parse_target
+from planner.table_fit.terminal import show
+from specs.document.files import DocumentError
+from specs.document.write import write_text
+from specs.exit_codes import run_command_line
+from specs.report.table_fit_page import render_table_fit
+from specs.table_fit import TableFit
+
+FURTHER = 10.0
+"""Without --at, the forecast is at the best split of this many times the table's largest compute."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class RefusedError(ValueError):
+    """An option or a table is refused; the message says what to write instead."""
+
+
+@app.command()
+def fit(
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE", help="Finished runs, a row each: CSV, JSONL or Parquet.", show_default=False
+        ),
+    ],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="QUANTITY=COLUMN",
+            help="Which column holds a quantity, where its name does not say: loss=val/loss. Repeat for others.",
+        ),
+    ] = None,
+    bytes_per_token: Annotated[
+        float | None, typer.Option(metavar="X", help="UTF-8 bytes of a token, for losses per byte.")
+    ] = None,
+    loss_unit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT",
+            help="Unit of the losses where the table does not say: nats/token, bits/token, bits/byte.",
+        ),
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Forecast the loss at '1e22 FLOP' in the best split, or of a run of '7B params 2T tokens'. Repeat "
+            "for others.",
+            show_default="10 times the largest compute",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report.", show_default="fits/<table>")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
+) -> None:
+    """Fit scaling laws to a table of runs that you already have, and forecast larger ones.
+
+    Gives the isoFLOP profiles, every form of the law with its held-out error and weight, the best split of compute
+    into size and tokens, forecasts with 50 and 95 % bands, and a backtest: what the law would have said of the
+    table's own largest runs before them. Flags say what weakens each of these.
+
+    The law is in the table's own size, tokens and compute. Losses are in nats per token or bits per token or byte.
+
+    Exit codes: 0 done, 2 bad input.
+    """
+    runs = _read(table, column or [], bytes_per_token, loss_unit)
+    found = _fitted(runs, at or [])
+    folder = Path("fits") / folder_name(table) if out is None else out
+    report = folder / "fit.html"
+    write_text(report, render_table_fit(found))
+    if json:
+        sys.stdout.write(found.canonical_json() + "\n")
+    else:
+        show(found, report, Console())
+
+
+def _read(
+    path: Path, columns: Sequence[str], bytes_per_token: float | None, loss_unit: str | None
+) -> RunTable:
+    from planner.run_table.read import read_table
+
+    mapping: dict[str, str] = {}
+    for text in columns:
+        quantity, equals, name = text.partition("=")
+        if not (quantity and equals and name):
+            raise RefusedError(f"--column {text}: write quantity=column, for example loss=val/loss")
+        if mapping.get(quantity, name) != name:
+            raise RefusedError(
+                f"--column {text}: {quantity} is already in column {mapping[quantity]}; keep one of them"
+            )
+        mapping[quantity] = name
+    return read_table(path, mapping, bytes_per_token=bytes_per_token, loss_unit=_unit(loss_unit))
+
+
+def _unit(text: str | None) -> Literal["nats/token", "bits/token", "bits/byte"] | None:
+    match text:
+        case None | "nats/token" | "bits/token" | "bits/byte":
+            return text
+    raise RefusedError(f"--loss-unit {text}: write nats/token, bits/token or bits/byte")
+
+
+def _fitted(runs: RunTable, texts: Sequence[str]) -> TableFit:
+    targets: list[Target] = [parse_target(text, runs.size_kind) for text in texts]
+    largest = float(runs.cost_per * (runs.size * runs.tokens).max())
+    try:
+        return analyse(runs, targets or [ComputeTarget(FURTHER * largest)])
+    except LossUnitError as error:
+        raise RefusedError(f"{runs.path}: {error}") from None
+
+
+def folder_name(table: Path) -> str:
+    """A table's name as a folder: its file's name without the ending, and without what shells take for their own."""
+    return re.sub(r"[^\w.-]+", "-", table.stem).strip("-.") or "table"
+
+
+def main() -> None:
+    """Entry point of `isoplan fit`."""
+    run_command_line(app, "isoplan fit", (DocumentError, RefusedError, TargetError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What weakens a table's evidence, each with what follows from it and what would help."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from planner.run_table.table import RunTable
+from planner.scaling.diverged import LeftOut
+from planner.scaling.isoflop import Minimum
+from planner.scaling.points import SHORT_RUN_STEPS, Points
+from specs.humanize import count, several
+from specs.table_fit import BestSplit, Flag, TableSource
+
+_FEW_BUDGETS = 4
+"""With fewer, the floor is mostly the prior's (planner/scaling/posterior.py)."""
+_RAY_WIDTH = np.log(1.5)
+"""Runs within this of a straight line in ln(size) and ln(tokens) do not trade one against the other."""
+_OTHER_COMPUTE = 0.03
+"""The table's own compute is another if half of the runs differ from c x size x tokens by more than this."""
+_LISTED = 3
+
+
+def evidence_flags(
+    table: RunTable,
+    source: TableSource,
+    kept: Points,
+    left_out: Sequence[LeftOut],
+    minima: Sequence[Minimum],
+    budgets: int,
+) -> Iterator[Flag]:
+    """Flags of the runs themselves, before any law."""
+    yield from _compute(table, source)
+    for left in left_out:
+        yield Flag(
+            kind="diverged run",
+            message=f"{_name(table, left.row)} is left out of fits and backtest: its loss {table.loss[left.row]:.4f} "
+            f"nats/token is {np.expm1(left.off):+.0%} off what all other runs say; look for a loss spike, another text "
+            "or a wrong cell",
+        )
+    yield from _budgets(kept, budgets)
+    if budgets > 1:
+        yield from _ray(kept, source)
+    yield from _unbracketed(minima)
+    yield from _short(kept)
+    if table.unique_tokens is not None and bool(np.isfinite(table.unique_tokens).any()):
+        yield Flag(
+            kind="repeated text",
+            message="repeated tokens of the table's runs count as the fresh ones that they are worth; best splits and "
+            "forecasts are for text that is not repeated",
+        )
+
+
+def open_split_flag(split: BestSplit, source: TableSource) -> Flag:
+    """The best split at the largest compute is anything."""
+    low, high = split.tokens_per_size.low, split.tokens_per_size.high
+    return Flag(
+        kind="open split",
+        message=f"the runs do not say how to split compute: at {_flop(split.compute_flop)} the best D/{source.symbol} "
+        f"lies between {low:.2g} and {high:.2g}; read no optimum from this table, and give targets as size and tokens, "
+        "not as compute. Runs that trade size against tokens at one compute would settle it",
+    )
+
+
+def no_backtest_flag(reason: str) -> Flag:
+    """No part of the table can forecast another."""
+    return Flag(
+        kind="no backtest",
+        message=f"no backtest: {reason}; how far the forecasts are off is known from published laws alone",
+    )
+
+
+def _compute(table: RunTable, source: TableSource) -> Iterator[Flag]:
+    if "flop" not in table.columns:
+        return
+    log_ratio = np.log(table.flop / (table.cost_per * table.size * table.tokens))
+    log_ratio = log_ratio[np.isfinite(log_ratio)]
+    if len(log_ratio) and np.median(np.abs(log_ratio)) > _OTHER_COMPUTE:
+        own, formula = f"column {table.columns['flop']}", source.compute_formula
+        middle, low, high = np.exp([np.median(log_ratio), log_ratio.min(), log_ratio.max()]).tolist()
+        yield Flag(
+            kind="compute",
+            message=f"the table's own compute ({own}) is {middle:.3g} times {formula} ({low:.3g} to {high:.3g}): C "
+            f"means {formula} here, in every result and in --at; divide a compute that is counted like the table's "
+            f"by {middle:.3g}",
+        )
+
+
+def _budgets(kept: Points, budgets: int) -> Iterator[Flag]:
+    if budgets == 1:
+        only = _flop(float(np.exp(np.log(kept.flop).mean())))
+        yield Flag(
+            kind="one budget",
+            message=f"all runs have one compute, {only}: the profile shows the best size there, but nothing shows how "
+            "the loss falls with compute; add runs at a second compute, a factor 3 or more away",
+        )
+    elif budgets < _FEW_BUDGETS:
+        yield Flag(
+            kind="few budgets",
+            message=f"only {several(budgets, 'budget')}: the loss floor E is mostly that of the prior, from published "
+            "laws, and the bands are as wide as that leaves them; a further budget narrows them",
+        )
+
+
+def _ray(kept: Points, source: TableSource) -> Iterator[Flag]:
+    """All runs on one line of ln(size) and ln(tokens)."""
+    logs = np.stack([np.log(kept.size), np.log(kept.tokens)], axis=1)
+    _, _, axes = np.linalg.svd(logs - logs.mean(axis=0), full_matrices=False)
+    along, across = (np.ptp(logs @ axis) for axis in axes) if len(axes) == 2 else (0.0, 0.0)
+    if across > _RAY_WIDTH or along <= across:
+        return
+    slope = np.arctan2(abs(axes[0][1]), abs(axes[0][0])) / (np.pi / 2)  # 0: size varies, 1: tokens vary
+    ratio = float(np.exp(np.median(logs[:, 1] - logs[:, 0])))
+    if np.ptp(logs[:, 1] - logs[:, 0]) <= 2 * _RAY_WIDTH:
+        what = f"all runs have about {ratio:.3g} tokens per unit of {source.symbol}"
+    elif slope > 0.95:
+        what = f"all runs have one size, {source.symbol} = {count(float(np.median(kept.size)))}"
+    elif slope < 0.05:
+        what = f"all runs have {count(float(np.median(kept.tokens)))} tokens"
+    else:
+        what = "the tokens of all runs follow their size"
+    yield Flag(
+        kind="single ray",
+        message=f"{what}: no run trades size against tokens, so the best split is the prior's, from published laws, "
+        "and forecasts are safe only along this line; add runs of other sizes at a compute that was run",
+    )
+
+
+def _unbracketed(minima: Sequence[Minimum]) -> Iterator[Flag]:
+    loose = [minimum for minimum in minima if not minimum.bracketed]
+    if loose:
+        listed = "; ".join(f"{_flop(one.flop)}: {one.reason}" for one in loose[:_LISTED])
+        more = f"; and {len(loose) - _LISTED} more" if len(loose) > _LISTED else ""
+        yield Flag(
+            kind="unbracketed minimum",
+            message=f"{len(loose)} of {several(len(minima), 'isoFLOP profile')} show no minimum ({listed}{more}): "
+            "these say nothing of the best size by themselves, the law still uses their runs",
+        )
+
+
+def _short(kept: Points) -> Iterator[Flag]:
+    short = int(kept.short.sum())
+    if short:
+        yield Flag(
+            kind="short runs",
+            message=f"{short} of {several(len(kept.loss), 'run')} had under {SHORT_RUN_STEPS} steps: warmup and noise "
+            "show in their loss, and they get a ninth of the weight",
+        )
+
+
+def _name(table: RunTable, row: int) -> str:
+    name, line = table.name[row], int(table.line[row])
+    return f"run {name} (line {line})" if name != f"line {line}" else f"the run of line {line}"
+
+
+def _flop(flop: float) -> str:
+    return f"{flop:.3g} FLOP".replace("e+", "e")
