@@ -29,6 +29,11 @@ def plan_command(context: typer.Context) -> None:
     _call_planner("planner.cli", context)
 
 
+def fit_command(context: typer.Context) -> None:
+    """Fit scaling laws to a table of runs; see `isoplan fit --help`."""
+    _call_planner("planner.table_fit.cli", context)
+
+
 def explain_command(context: typer.Context) -> None:
     """Explain where a value of a plan comes from; see `isoplan explain --help`."""
     _call_planner("planner.explain.cli", context, "explain")
@@ -97,7 +102,13 @@ def isoplan_app() -> typer.Typer:
     other = monitor.COMMANDS | tools.COMMANDS
     app = _app(run=run_command, audit=audit_command, data=data_command, init=init_command, **other)
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-    for name, command in (("plan", plan_command), ("explain", explain_command), ("diff", diff_command)):
+    of_planner = {
+        "plan": plan_command,
+        "fit": fit_command,
+        "explain": explain_command,
+        "diff": diff_command,
+    }
+    for name, command in of_planner.items():
         app.command(name, context_settings=passed_on, add_help_option=False)(command)
     app.callback()(isoplan_options)
     return app

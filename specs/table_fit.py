@@ -289,4 +289,4 @@ class TableFit(Spec):
     @property
     def open_split(self) -> bool:
         """Whether the runs leave open how to split compute."""
-        return any(flag.kind == "open split" for flag in self.flags)
+        return any(flag.kind in ("open split", "single ray") for flag in self.flags)

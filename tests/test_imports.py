@@ -22,7 +22,7 @@ FLOORS = (
     ("specs.report",),
     ("planner.scaling", "planner.performance", "planner.run_table"),
     ("planner.evidence",),
-    ("planner.design",),
+    ("planner.design", "planner.table_fit"),
     ("planner.explain", "planner.plan", "planner.tables"),
     ("planner.cli",),
     ("model.kernels",),

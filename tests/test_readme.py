@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def blocks(language: str) -> list[str]:
     ]
 
 
+def tables() -> list[tuple[str, str]]:
+    """Name and content of the tables that the pages show."""
+    return [
+        found
+        for text in (README, *PAGES.values())
+        for found in re.findall(r'```csv title="(\S+)"\n(.*?)```', text, flags=re.DOTALL)
+    ]
+
+
 def commands() -> list[str]:
     """Every command line that is not make's."""
     lines = [line for block in blocks("sh") for line in block.splitlines()]
@@ -43,7 +53,7 @@ def commands() -> list[str]:
 def typed(command: str, folder: Path, environment: Mapping[str, str], timeout_s: float) -> str:
     """What a command prints that is typed in a folder; it must succeed."""
     done = subprocess.run(
-        command.split(),
+        shlex.split(command),
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -61,6 +71,8 @@ def prepare(folder: Path) -> None:
     for block in blocks("yaml"):
         if match := re.match(r"# (\S+)\n", block):
             (folder / match[1]).write_text(block)
+    for name, block in tables():
+        (folder / name).write_text(block)
     (folder / "notes").mkdir()
     sources = [
         path
@@ -82,6 +94,7 @@ def test_the_commands_work_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "plans" / "smoke" / "audit.html").exists()
     assert (tmp_path / "plans" / "budget_1e24" / "report.html").exists()
     assert (tmp_path / "exports" / "example" / "config.json").exists()
+    assert (tmp_path / "fits" / "runs" / "fit.html").exists()
 
 
 def test_the_budget_that_is_shown_is_a_budget(tmp_path: Path) -> None:

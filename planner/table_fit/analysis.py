@@ -20,8 +20,8 @@ from planner.scaling.model_averaging import (
 from planner.scaling.points import Points, points
 from planner.scaling.posterior import DrawInterval, interval
 from planner.table_fit.backtest import backtests, to_band
-from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag
-from planner.table_fit.targets import ComputeTarget, Target, TargetError, target_text
+from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag, single_ray
+from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, target_text
 from specs.law import Band, Interval
 from specs.table_fit import (
     Backtest,
@@ -38,6 +38,8 @@ from specs.table_fit import (
 
 REACH = 100.0
 """Best splits are given up to this many times the table's largest compute."""
+FURTHER = 10.0
+"""Times the largest compute, where no target is given."""
 _PER_DECADE = 4
 _SAME = 0.05
 """Computes that differ by less are one."""
@@ -50,7 +52,7 @@ def analyse(table: RunTable, targets: Sequence[Target]) -> TableFit:
 
     LossUnitError where the losses cannot be nats per token, TargetError where a target cannot be split.
     """
-    runs, source = _points(table), _source(table)
+    runs, source = table_points(table), table_source(table)
     mixture, kept, left_out, reason = _fitted(runs)
     budgets = len(budget_groups(kept.flop))
     minima = fit_minima(kept.size, kept.tokens, kept.loss, cost_per=kept.cost_per, weights=kept.weights)
@@ -83,6 +85,17 @@ def analyse(table: RunTable, targets: Sequence[Target]) -> TableFit:
     )
 
 
+def default_target(table: RunTable) -> Target:
+    """Where a forecast is wanted if nobody says: at the best split of `FURTHER` times the largest compute, or that far
+    along the line where all runs lie on one."""
+    runs = table_points(table)
+    last = int(runs.flop.argmax())
+    if single_ray(runs):
+        further = math.sqrt(FURTHER)
+        return RunTarget(float(runs.size[last]) * further, float(runs.tokens[last]) * further)
+    return ComputeTarget(FURTHER * float(runs.flop[last]))
+
+
 def best_splits(mixture: Mixture, flops: Sequence[float]) -> tuple[BestSplit, ...]:
     """The best split of each compute, without those that the runs leave infinite, and the loss of one run at it."""
     found = [(flop, best_split(mixture, flop)) for flop in flops]
@@ -107,7 +120,8 @@ def _fitted(runs: Points) -> tuple[Mixture | None, Points, tuple[LeftOut, ...], 
     return mixture, mixture.runs, mixture.left_out, ""
 
 
-def _points(table: RunTable) -> Points:
+def table_points(table: RunTable) -> Points:
+    """The table's runs as the laws see them."""
     unique = np.inf if table.unique_tokens is None else np.nan_to_num(table.unique_tokens, nan=np.inf)
     return points(
         table.size,
@@ -119,7 +133,8 @@ def _points(table: RunTable) -> Points:
     )
 
 
-def _source(table: RunTable) -> TableSource:
+def table_source(table: RunTable) -> TableSource:
+    """The table itself, as a document."""
     return TableSource(
         path=str(table.path),
         sha256=table.sha256,

@@ -31,6 +31,9 @@ def backtests(runs: Points, named: Sequence[tuple[str, int]]) -> tuple[tuple[Bac
     reason = ""
     for decades in DECADES:
         held_out = runs.flop > _EDGE * runs.flop.max() / 10**decades
+        if held_out.all():
+            reason = reason or f"all runs are within {decades:g} decades of the largest compute"
+            break
         if len(found) == _BACKTESTS or (found and int(held_out.sum()) == len(found[-1].runs)):
             continue
         try:

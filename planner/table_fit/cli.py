@@ -11,17 +11,14 @@ from rich.console import Console
 
 from planner.run_table.table import RunTable
 from planner.scaling.diverged import LossUnitError
-from planner.table_fit.analysis import analyse
-from planner.table_fit.targets import ComputeTarget, Target, TargetError, parse_target
+from planner.table_fit.analysis import analyse, default_target
+from planner.table_fit.targets import Target, TargetError, parse_target
 from planner.table_fit.terminal import show
 from specs.document.files import DocumentError
 from specs.document.write import write_text
 from specs.exit_codes import run_command_line
 from specs.report.table_fit_page import render_table_fit
 from specs.table_fit import TableFit
-
-FURTHER = 10.0
-"""Without --at, the forecast is at the best split of this many times the table's largest compute."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -117,9 +114,8 @@ def _unit(text: str | None) -> Literal["nats/token", "bits/token", "bits/byte"] 
 
 def _fitted(runs: RunTable, texts: Sequence[str]) -> TableFit:
     targets: list[Target] = [parse_target(text, runs.size_kind) for text in texts]
-    largest = float(runs.cost_per * (runs.size * runs.tokens).max())
     try:
-        return analyse(runs, targets or [ComputeTarget(FURTHER * largest)])
+        return analyse(runs, targets or [default_target(runs)])
     except LossUnitError as error:
         raise RefusedError(f"{runs.path}: {error}") from None
 

@@ -101,16 +101,29 @@ def _budgets(kept: Points, budgets: int) -> Iterator[Flag]:
         )
 
 
-def _ray(kept: Points, source: TableSource) -> Iterator[Flag]:
-    """All runs on one line of ln(size) and ln(tokens)."""
-    logs = np.stack([np.log(kept.size), np.log(kept.tokens)], axis=1)
+def single_ray(runs: Points) -> bool:
+    """Whether all runs lie on one line of ln(size) and ln(tokens)."""
+    along, across, _ = _line(runs)
+    return across <= _RAY_WIDTH and along > across
+
+
+def _line(runs: Points) -> tuple[float, float, float]:
+    """Extent of the runs along and across the line through them, and its slope: 0 where size varies, 1 where tokens
+    vary."""
+    logs = np.stack([np.log(runs.size), np.log(runs.tokens)], axis=1)
     _, _, axes = np.linalg.svd(logs - logs.mean(axis=0), full_matrices=False)
-    along, across = (np.ptp(logs @ axis) for axis in axes) if len(axes) == 2 else (0.0, 0.0)
-    if across > _RAY_WIDTH or along <= across:
+    if len(axes) < 2:
+        return 0.0, 0.0, 0.0
+    slope = np.arctan2(abs(axes[0][1]), abs(axes[0][0])) / (np.pi / 2)
+    return float(np.ptp(logs @ axes[0])), float(np.ptp(logs @ axes[1])), float(slope)
+
+
+def _ray(kept: Points, source: TableSource) -> Iterator[Flag]:
+    if not single_ray(kept):
         return
-    slope = np.arctan2(abs(axes[0][1]), abs(axes[0][0])) / (np.pi / 2)  # 0: size varies, 1: tokens vary
-    ratio = float(np.exp(np.median(logs[:, 1] - logs[:, 0])))
-    if np.ptp(logs[:, 1] - logs[:, 0]) <= 2 * _RAY_WIDTH:
+    slope, log_ratio = _line(kept)[2], np.log(kept.tokens / kept.size)
+    ratio = float(np.exp(np.median(log_ratio)))
+    if np.ptp(log_ratio) <= 2 * _RAY_WIDTH:
         what = f"all runs have about {ratio:.3g} tokens per unit of {source.symbol}"
     elif slope > 0.95:
         what = f"all runs have one size, {source.symbol} = {count(float(np.median(kept.size)))}"

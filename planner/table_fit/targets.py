@@ -69,5 +69,8 @@ def target_text(target: Target, size_kind: SizeKind) -> str:
     """A target as a user would write it."""
     if isinstance(target, ComputeTarget):
         return f"{target.flop:.3g} FLOP".replace("e+", "e")
-    unit = " FLOP/token" if size_kind == "flop_per_token" else " params"
-    return f"{count(target.size)}{unit}, {count(target.tokens)} tokens"
+    if size_kind == "flop_per_token":
+        size = f"{target.size:.3g} FLOP/token".replace("e+", "e")
+    else:
+        size = f"{count(target.size)} params"
+    return f"{size}, {count(target.tokens)} tokens"

@@ -106,8 +106,8 @@ def _exponents(fit: TableFit) -> str:
 
 def _forecasts(fit: TableFit) -> Table:
     unit = fit.table.losses.heads
-    heads = ("at", fit.table.symbol, "D", *unit, f"50 %, {unit[0]}", f"95 %, {unit[0]}", "largest run")
-    table = _table("forecast: final loss of one run", heads)
+    heads = ("at", fit.table.symbol, "D", *unit, "50 %", "95 %")
+    table = _table(f"forecast: final loss of one run, bands in {unit[0]}", heads)
     for one in fit.forecasts:
         table.add_row(
             one.target,
@@ -115,7 +115,6 @@ def _forecasts(fit: TableFit) -> Table:
             count(one.tokens),
             *_losses(fit, one.loss.median),
             *_bands(fit, one.loss),
-            f"x {one.extrapolation:.3g}",
         )
     return table
 
@@ -125,21 +124,19 @@ def _backtest(fit: TableFit, test: Backtest) -> Table:
     table = _table(
         f"backtest: {several(len(test.runs), 'run')} within {test.window_text} of the largest compute, forecast "
         f"from {several(test.fitted_runs, 'run')} up to {_flop(test.fitted_to_flop)}",
-        ("run", "C, FLOP", f"forecast, {unit}", "95 %", "measured", "error", "in 50 %", "in 95 %"),
+        ("run", "C, FLOP", f"{unit}, 95 %", "measured", "error", "inside"),
     )
     for run in test.runs[:_RUNS]:
         table.add_row(
             escape(run.name),
             f"{run.compute_flop:.3g}".replace("e+", "e"),
-            _shown_loss(fit, run.forecast.median),
-            _bands(fit, run.forecast)[1],
+            f"{_shown_loss(fit, run.forecast.median)} ({_bands(fit, run.forecast)[1]})",
             _shown_loss(fit, run.measured),
             f"{run.error:+.2%}",
-            _yes(run.inside_50),
-            _yes(run.inside_95),
+            "50 %" if run.inside_50 else "95 %" if run.inside_95 else "no",
         )
     if len(test.runs) > _RUNS:
-        table.add_row(f"{len(test.runs) - _RUNS} more", *[""] * 7)
+        table.add_row(f"{len(test.runs) - _RUNS} more", *[""] * 5)
     table.caption = (
         f"mean error {test.mean_error:.2%}, bias {test.bias:+.2%}; {test.coverage_50:.0%} in the 50 % band, "
         f"{test.coverage_95:.0%} in the 95 % band; interval score {test.interval_score:.2%}"
@@ -226,10 +223,6 @@ def _bands(fit: TableFit, band: Band) -> tuple[str, str]:
 
 def _shown_loss(fit: TableFit, nats: float) -> str:
     return f"{fit.table.losses.of(nats):.4f}"
-
-
-def _yes(inside: bool) -> str:
-    return "yes" if inside else "no"
 
 
 def _flop(flop: float) -> str:

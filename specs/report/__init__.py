@@ -1,7 +1,8 @@
 """The report: a plan, and its audit where there is one, as one self-contained page that opens offline.
 
 `plan` and `audit` draw the same page from the same documents, so it lives with the documents. Nothing is computed here
-but units and lines for the eye: a figure shows what the plan and the records hold.
+but units and lines for the eye: a figure shows what the plan and the records hold. The page of `isoplan fit` is made of
+the same parts (`table_fit_page`).
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,11 @@ from specs.table_fit import Backtest, BacktestRun, SizeProfile, TableFit, TableR
 
 _FAINT = "#c3c9d0"
 _LABELLED = 10
-"""With more profiles than this, only every second, third... is labelled."""
+"""With more profiles than this, none is labelled and only those with a minimum are drawn as lines."""
 _MOST_RUNS = 200
 """Held-out runs that a figure shows, spread evenly over their forecasts."""
+_VAGUE = 3.0
+"""A minimum whose size is known to no better than this factor is not drawn."""
 _DIAMOND = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
 
 
@@ -24,17 +26,10 @@ def isoflop(fit: TableFit) -> Figure:
     profiles = [profile for profile in fit.profiles if _runs_of(profile, runs)]
     loose = [run for run in runs if not any(_near(run, profile) for profile in profiles)]
     drawn = [_dots(fit, loose, _FAINT, 6)] if loose else []
-    every = math.ceil(len(profiles) / _LABELLED) if profiles else 1
+    few = len(profiles) <= _LABELLED
     for i, profile in enumerate(profiles):
         own = sorted(_runs_of(profile, runs), key=lambda run: run.size)
-        labelled = (len(profiles) - 1 - i) % every == 0
-        drawn += _profile(
-            fit,
-            profile,
-            own,
-            figure_parts.budget_colour(i, len(profiles)),
-            flop(profile.compute_flop) * labelled,
-        )
+        drawn += _profile(fit, profile, own, figure_parts.budget_colour(i, len(profiles)), few)
     sizes = [run.size for run in runs]
     room = [min(sizes), max(sizes) * (max(sizes) / min(sizes)) ** 0.2]
     return figure_parts.figure(
@@ -115,7 +110,7 @@ def _against_compute(
         f"{flop(c)}: {count(ends.value)} ({count(ends.low)} to {count(ends.high)})"
         for c, ends in zip(x, best, strict=True)
     ]
-    held = [profile for profile in fit.profiles if profile.bracketed]
+    held = _minima_of(fit)
     y = [at(profile) for profile in held]
     middle = figure_parts.line(x, [ends.value for ends in best], FORECAST, "best split")
     minima = figure_parts.dots(
@@ -168,26 +163,42 @@ def backtest(fit: TableFit, test: Backtest) -> Figure:
 
 
 def _profile(
-    fit: TableFit, profile: SizeProfile, runs: Sequence[TableRun], colour: str, name: str
+    fit: TableFit, profile: SizeProfile, runs: Sequence[TableRun], colour: str, few: bool
 ) -> Iterator[Trace]:
-    shown = fit.table.losses.of
+    """One compute: its runs, its parabola and minimum; where there are few, a dotted line for none, and its name."""
+    shown, name = fit.table.losses.of, flop(profile.compute_flop)
     x, y = [run.size for run in runs], [shown(run.loss) for run in runs]
-    if profile.bracketed:
-        low, high = math.log(min(x)), math.log(max(x))
-        logs = [low + (high - low) * i / 40 for i in range(41)]
-        centre = math.log(profile.size)
-        losses = [profile.loss * math.exp(profile.curvature / 2 * (v - centre) ** 2) for v in logs]
-        yield figure_parts.line([math.exp(v) for v in logs], [shown(loss) for loss in losses], colour)
-    else:
+    clear = profile in _minima_of(fit)
+    if clear:
+        yield _parabola(fit, profile, x, colour)
+    elif few:
         yield figure_parts.line(x, y, colour, width=1.5, dash="dot")
     yield _dots(fit, runs, colour, 8)
-    if profile.bracketed:
+    if clear:
         best = f"{fit.table.symbol} {count(profile.size)}"
-        text = f"{flop(profile.compute_flop)}: lowest at {best}, {_loss(fit, profile.loss)}"
+        text = f"{name}: lowest at {best}, {_loss(fit, profile.loss)}"
         yield figure_parts.dots([profile.size], [shown(profile.loss)], INK, None, [text], **_DIAMOND)
-    if name:
-        missing = "" if profile.bracketed else "<br>   no minimum"
+    if few:
+        missing = "" if clear else "<br>   no minimum"
         yield figure_parts.label(x[-1], y[-1], name + missing, colour, "middle right")
+
+
+def _parabola(fit: TableFit, profile: SizeProfile, sizes: Sequence[float], colour: str) -> Trace:
+    low, high, centre = math.log(min(sizes)), math.log(max(sizes)), math.log(profile.size)
+    logs = [low + (high - low) * i / 40 for i in range(41)]
+    losses = [profile.loss * math.exp(profile.curvature / 2 * (v - centre) ** 2) for v in logs]
+    return figure_parts.line(
+        [math.exp(v) for v in logs], [fit.table.losses.of(loss) for loss in losses], colour
+    )
+
+
+def _minima_of(fit: TableFit) -> list[SizeProfile]:
+    """Profiles whose minimum says something."""
+    return [
+        one
+        for one in fit.profiles
+        if one.bracketed and (one.size_factor_95 is None or one.size_factor_95 < _VAGUE)
+    ]
 
 
 def _dots(fit: TableFit, runs: Sequence[TableRun], colour: str, size: int) -> Trace:
@@ -212,7 +223,7 @@ def _hover(fit: TableFit, run: TableRun) -> str:
 
 
 def _minima(fit: TableFit) -> Iterator[Trace]:
-    held = [profile for profile in fit.profiles if profile.bracketed]
+    held = _minima_of(fit)
     if held:
         yield figure_parts.dots(
             [one.compute_flop for one in held],

@@ -11,6 +11,7 @@ from typer.main import get_command
 
 import planner.cli
 import planner.explain.cli
+import planner.table_fit.cli
 from runtime.cli import isoplan_app
 from specs.document.write import write_text
 from tests.support.paths import ROOT
@@ -33,7 +34,7 @@ def generate() -> str:
     explain = get_command(planner.explain.cli.app)
     assert isinstance(explain, typer.core.TyperGroup)
     commands = {"plan": get_command(planner.cli.app), **group.commands, **explain.commands}
-    commands["plan"] = get_command(planner.cli.app)
+    commands |= {"plan": get_command(planner.cli.app), "fit": get_command(planner.table_fit.cli.app)}
     sections = [
         get_docs_for_click(obj=command, ctx=context, indent=1, name=name, call_prefix="isoplan")
         for name, command in commands.items()
