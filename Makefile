@@ -12,7 +12,7 @@ help:
 	@echo "make test    format, lint, types, every test but the soak"
 	@echo "make soak    what is random, exhaustive or long"
 	@echo "make docs    the documentation, into site/; python3 -m http.server -d site shows it, search included"
-	@echo "make generate  JSON Schemas, reference pages and the page of commands, from the types and the help texts"
+	@echo "make generate  JSON Schemas, reference pages, the page of commands and the laws' gradients, from their sources"
 
 # A forecast that is missed (status 1) is a result of the demo; whatever else goes wrong is a failure.
 demo: .venv/.set-up
@@ -41,6 +41,7 @@ generate: .venv/.set-up
 	$(BIN)/python -m specs.document.schemas
 	$(BIN)/python -m specs.document.reference
 	$(BIN)/python -m tests.support.commands_page
+	$(BIN)/python -m tests.support.derived_laws
 
 .venv/.docs: .venv/.set-up
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'

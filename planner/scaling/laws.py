@@ -3,7 +3,8 @@
 A law says what loss a model of a given size reaches after a given number of tokens. Each is one Python
 expression in its constants, which numbers, NumPy arrays and sympy symbols all pass through: the value needs
 no sympy, while the gradient in log-constants, the LaTeX and the compute-optimal allocation are derived from that
-same expression. The size X is any positive number that grows with the model; the caller decides whether it is
+same expression: by sympy, whose import and derivations take .8 s of CPU, so `make generate` writes them into
+`derived_laws.py`. The size X is any positive number that grows with the model; the caller decides whether it is
 N (parameters) or M (FLOP per token) and says so through `cost_per`, the FLOP that one unit of size costs per
 token: 6 for N, 1 for M.
 
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from planner.scaling import derived_laws
 
 Array = NDArray[np.float64]
 
@@ -141,8 +144,21 @@ def _symbols(form: Form) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     return variables, constants, form.expression(*variables, *constants)
 
 
+FORMS = (STANDARD, TIED, COUPLED, VALLEY)
+"""The laws whose derivations are written into derived_laws.py."""
+LATEX_SYMBOLS = ("M", "N")
+"""The letters of the size that LaTeX is written for."""
+
+
 @cache
 def _log_value_and_gradient(form: Form) -> Callable[..., Any]:
+    if form in FORMS:
+        return derived_laws.LOG_VALUE_AND_GRADIENT[form.name]
+    return derive_log_value_and_gradient(form)
+
+
+def derive_log_value_and_gradient(form: Form) -> Callable[..., Any]:
+    """[log L, its derivative in each log-constant] as a function of (log variables, log-constants), by sympy."""
     import sympy
 
     variables, constants, loss = _symbols(form)
@@ -187,6 +203,10 @@ def log_gradient(form: Form, log_params: Array, variables: tuple[Array, ...]) ->
 
 @cache
 def _optimal_log_size(form: Form) -> Callable[..., Any]:
+    return derived_laws.OPTIMAL_LOG_SIZE[form.name] if form in FORMS else derive_optimal_log_size(form)
+
+
+def derive_optimal_log_size(form: Form) -> Callable[..., Any]:
     """log X* as a function of (log T, log cost_per, constants), where T = X * D is what the budget buys.
 
     At the optimum a per cent more size and a per cent fewer tokens change nothing. For a law of X and D that
@@ -229,6 +249,13 @@ def optimum(
 
 def latex(form: Form, size_symbol: str = "M") -> str:
     """The law as LaTeX, with the size written as `size_symbol` (M or N)."""
+    if form in FORMS and size_symbol in LATEX_SYMBOLS:
+        return derived_laws.LATEX[form.name, size_symbol]
+    return derive_latex(form, size_symbol)
+
+
+def derive_latex(form: Form, size_symbol: str) -> str:
+    """The law as LaTeX, by sympy."""
     import sympy
 
     _, _, loss = _symbols(form)
