@@ -72,10 +72,11 @@ def _constant(name: str, ends: Interval) -> str:
 
 
 def _optimum(fit: TableFit) -> Table:
-    symbol = fit.table.symbol
+    symbol, doubt = fit.table.symbol, ", not known from these runs (see the flags)" if fit.open_split else ""
     loss = tuple(f"L*, {head}" for head in fit.table.losses.heads)
     table = _table(
-        "optimum: best split of a compute (95 %)", ("C, FLOP", f"{symbol}*", "D*", f"D*/{symbol}*", *loss)
+        f"optimum: best split of a compute (95 %){doubt}",
+        ("C, FLOP", f"{symbol}*", "D*", f"D*/{symbol}*", *loss),
     )
     for split in _shown(fit):
         table.add_row(

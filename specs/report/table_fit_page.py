@@ -95,6 +95,7 @@ def _sections(fit: TableFit) -> Iterator[Html]:
     remarks = [("flag", flag.message) for flag in fit.flags] + [("note", note) for note in fit.table.notes]
     yield section("Notes", bullets(remarks) if remarks else None)
     yield section("Forecasts", _forecasts(fit), "Final loss of one run: median with the 50 and 95 % band.")
+    doubt = " The runs leave it open: see the flags." if fit.open_split else ""
     dropped = sum(run.diverged for run in fit.runs)
     not_drawn = f" {several(dropped, 'diverged run')} not drawn." if dropped else ""
     yield two_columns(
@@ -124,7 +125,9 @@ def _sections(fit: TableFit) -> Iterator[Html]:
             "At the best split, with its 95 % interval.",
         ),
     )
-    yield section("Best split", _splits(fit), "Medians with 95 % intervals; L* is without a run’s noise.")
+    yield section(
+        "Best split", _splits(fit), f"Medians with 95 % intervals; L* is without a run’s noise.{doubt}"
+    )
     yield section("Forms of the law", _members(fit), _member_note(fit))
     yield section(
         "Profiles", _profiles(fit), "The lowest point of each parabola, with the 95 % interval of its size."

@@ -168,13 +168,15 @@ def test_few_budgets_are_named() -> None:
     assert list(flags(ladder(BUDGETS[:3]))) == ["few budgets"]
 
 
-def test_runs_along_one_ray_leave_the_split_open() -> None:
+def test_runs_along_one_ray_leave_the_split_open(tmp_path: Path) -> None:
     size = np.geomspace(2e7, 2e9, 12)
     tokens = 20 * size
     table = run_table(size, tokens, law_value(STANDARD, TRUTH, size, tokens))
     fit = analyse(table, [default_target(table)])
     assert "20 tokens per unit of N" in message(fit, "single ray")
     assert fit.open_split
+    assert "not known from these runs" in shown(fit, tmp_path)
+    assert "The runs leave it open" in render_table_fit(fit)
     [one] = fit.forecasts  # further along the ray, not at a split that the runs do not know
     assert one.tokens / one.size == pytest.approx(20)
     assert one.extrapolation == pytest.approx(10)
