@@ -20,7 +20,18 @@ def answered(folder: Path, *words: object) -> object:
 @pytest.mark.slow
 def test_every_verb_offers_json(tmp_path: Path) -> None:
     verbs = re.findall(r"^│ ([a-z]+) ", isoplan(tmp_path, "--help").stdout, re.MULTILINE)
-    assert set(verbs) >= {"plan", "run", "audit", "fit", "explain", "diff", "data", "init", "export", "import"}
+    assert set(verbs) >= {
+        "plan",
+        "run",
+        "audit",
+        "fit",
+        "explain",
+        "diff",
+        "data",
+        "init",
+        "export",
+        "import",
+    }
     assert [verb for verb in verbs if "--json" not in isoplan(tmp_path, verb, "--help").stdout] == []
 
 
