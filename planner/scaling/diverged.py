@@ -39,7 +39,8 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
     """The runs without those far off all others, and which those are, in their order.
 
     The farthest are taken out first and the laws fitted again, since they pull the laws towards themselves and others
-    seem far. LossUnitError where the losses cannot be nats per token, ValueError where too many of the runs are far off.
+    seem far. LossUnitError where the losses cannot be nats per token, ValueError where too
+    many of the runs are far off.
     """
     _check_losses(runs)
     kept = np.ones(len(runs.loss), bool)
