@@ -30,9 +30,11 @@ PRIOR_WEIGHTS = (0.025, 0.025, 0.475, 0.475)
 """Weights before any held-out budget: the standard and tied laws are the coupled law with a coupling of 1, and none of
 six public data sets has one near 1 (posterior.py), so these two have small weights."""
 WINDOWS = (1.3, 0.8)
-"""Decades of compute below the largest run: besides the laws of all runs, the members are laws of these runs only.
+"""Decades of compute below the largest runs: besides the laws of all runs, the members are laws of these runs only.
 Exponents and floor drift over scale: on the public sources such members take a third off the error and a half off the
 interval score (docs/log.md)."""
+_WINDOW_TOP = 3
+"""A window is measured from the third largest run: one that stands alone above a ladder is no decade of runs."""
 _WINDOW_RUNS, _WINDOW_BUDGETS = 12, 3
 """A window holds at least twice as many different runs as the largest law has constants, at three budgets: with fewer
 its priors decide."""
@@ -309,7 +311,7 @@ def _windows_of(runs: Points) -> dict[float | None, Cells]:
     """All runs, and those of each window that leaves some out and keeps enough to fit a law."""
     found: dict[float | None, Cells] = {None: cells(runs)}
     for window in WINDOWS:
-        inside = runs.flop >= runs.flop.max() / 10**window
+        inside = runs.flop >= np.sort(runs.flop)[-_WINDOW_TOP] / 10**window
         chosen = runs.take(inside)
         few = len(np.unique(chosen.cell)) < _WINDOW_RUNS or len(budget_groups(chosen.flop)) < _WINDOW_BUDGETS
         if not (inside.all() or few):

@@ -76,6 +76,17 @@ def test_short_or_thin_ladders_have_none(
     assert set(fit_mixture(ladder(budgets, sizes=sizes), draws=50).windows) == windows
 
 
+def test_a_run_that_stands_alone_leaves_the_windows_where_its_ladder_ends() -> None:
+    below, (size, tokens) = ladder(DECADES, noise=0.003, kink=-0.1), target(3e14)
+    columns = [below.size, below.tokens, below.loss]
+    joint = points(
+        *(np.append(c, one) for c, one in zip(columns, (size, tokens, true_loss(size, tokens)), strict=True))
+    )
+    mixture = fit_mixture(joint, draws=200)
+    assert set(mixture.windows) == {None, 1.3, 0.8}
+    assert forecast_loss(mixture, size, tokens).median == pytest.approx(true_loss(size, tokens), rel=0.01)
+
+
 @pytest.mark.parametrize("kink", [-0.1, -0.05, 0.05])
 def test_where_small_runs_follow_another_law_the_last_decades_decide(
     kink: float, monkeypatch: pytest.MonkeyPatch
