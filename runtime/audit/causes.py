@@ -251,7 +251,9 @@ def _forms(miss: ForecastMiss, fit: LawFit) -> Iterator[Cause]:
     heaviest = max(fit.forms, key=lambda form: form.weight, default=None)
     if nearest is not None and nearest != heaviest:
         off = _percent(math.log(miss.loss / nearest.forecast))
-        message = f"the form {member_name(nearest)} was closest ({off}), with a weight of {nearest.weight:.2f}"
+        message = (
+            f"the form {member_name(nearest)} was closest ({off}), with a weight of {nearest.weight:.2f}"
+        )
         yield Cause(CauseRank.POSSIBLE, "law", message)
 
 
