@@ -30,7 +30,7 @@ _HALVINGS = 200
 
 
 @dataclass(frozen=True)
-class FittedLaw:
+class LawConstants:
     """A law of size and tokens with its constants."""
 
     form: Form
@@ -49,7 +49,7 @@ class FittedLaw:
         return float(size), float(tokens), float(loss)
 
 
-EPOCH = FittedLaw(laws.STANDARD, (1.81722, 477.83, 2143.42, 0.34731, 0.36717), 6.0)
+EPOCH = LawConstants(laws.STANDARD, (1.81722, 477.83, 2143.42, 0.34731, 0.36717), 6.0)
 """The global optimum on Epoch's 240 rows (bench/laws.py)."""
 
 
@@ -100,7 +100,7 @@ def arithmetic_rows() -> Iterator[Row]:
     )
 
 
-def flop_for_loss(law: FittedLaw, loss: float) -> float:
+def flop_for_loss(law: LawConstants, loss: float) -> float:
     """The least compute that reaches a loss; ValueError where none does."""
     lowest = law.best(_MOST_FLOP)[2]
     if loss <= lowest:
@@ -112,7 +112,7 @@ def flop_for_loss(law: FittedLaw, loss: float) -> float:
     return float(np.exp(high))
 
 
-def inference_optimum(law: FittedLaw, compute_flop: float, served_tokens: float) -> tuple[float, float]:
+def inference_optimum(law: LawConstants, compute_flop: float, served_tokens: float) -> tuple[float, float]:
     """Size and tokens that reach the compute-optimal loss of `compute_flop` at the lowest cost of training and serving.
 
     Minimises cost_per X (D + S/3) at that loss. The training alone then costs more than `compute_flop`, and serving
@@ -133,7 +133,7 @@ def inference_optimum(law: FittedLaw, compute_flop: float, served_tokens: float)
     return _served_size(law, tokens, served_tokens), tokens
 
 
-def _served_size(law: FittedLaw, tokens: float, served: float) -> float:
+def _served_size(law: LawConstants, tokens: float, served: float) -> float:
     """The size at which a per cent of cost gains the same spent on size as on tokens.
 
     alpha A X**-alpha = beta B D**-beta (1 + S / 3D), whatever function of the two terms' sum the loss is.
@@ -144,7 +144,7 @@ def _served_size(law: FittedLaw, tokens: float, served: float) -> float:
     return float((alpha * known["A"] / slope) ** (1 / alpha))
 
 
-def overtrained(law: FittedLaw, compute_flop: float, factor: float) -> Overtrained:
+def overtrained(law: LawConstants, compute_flop: float, factor: float) -> Overtrained:
     """The run of the same compute with `factor` times the optimum's tokens per size (below 1: with fewer).
 
     Four times costs .0044 nats at 1e24 FLOP on Epoch's constants, worth 16 % of the compute.

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from bench.bootstrap import bootstrap, constant_intervals, objective, optimum_intervals
-from bench.data_limits import EPOCH, FittedLaw, flop_for_loss, inference_optimum, overtrained
+from bench.data_limits import EPOCH, LawConstants, flop_for_loss, inference_optimum, overtrained
 from bench.log_huber import fit
 from bench.public_runs import DATA, epoch
 from bench.rates import best_lr_at
 from planner.scaling import laws
 from planner.scaling.lr_and_batch import RateLaw
 
-COUPLED = FittedLaw(laws.COUPLED, (1.5, 4e3, 9e3, 0.5, 0.55, 0.6), 1.0)
+COUPLED = LawConstants(laws.COUPLED, (1.5, 4e3, 9e3, 0.5, 0.55, 0.6), 1.0)
 TRUTH = [1.7, 400.0, 1200.0, 0.33, 0.36]
 
 
@@ -78,7 +78,7 @@ def test_serving_moves_the_optimum_as_sardana_s_does() -> None:
 
 
 @pytest.mark.parametrize("law", [EPOCH, COUPLED], ids=["standard", "coupled"])
-def test_no_other_run_of_that_loss_is_cheaper_to_train_and_serve(law: FittedLaw) -> None:
+def test_no_other_run_of_that_loss_is_cheaper_to_train_and_serve(law: LawConstants) -> None:
     served = 3e12
     size, tokens = inference_optimum(law, 1e23, served)
     cost, loss = size * (tokens + served / 3), float(law.loss(size, tokens))
