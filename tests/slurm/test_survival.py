@@ -224,6 +224,7 @@ def test_it_survives_the_death_of_a_rank(
     assert "retry 1 of 3" in crash.message
 
 
+@pytest.mark.soak
 def test_it_survives_without_a_controller(
     start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
 ) -> None:
