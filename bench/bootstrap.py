@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bench.log_huber import FormFit, without_prior
+from bench.log_huber import FormFit, scale, without_prior
 from planner.scaling.laws import Array, columns, optimum, value
-from planner.scaling.levenberg_marquardt import descend, huber, scale, unscaled
+from planner.scaling.levenberg_marquardt import descend, huber, unscaled
 from planner.scaling.posterior import LOG_LARGEST, DrawInterval, interval
 
 

@@ -19,7 +19,6 @@ from planner.scaling.levenberg_marquardt import (
     Descents,
     LeastSquaresProblem,
     descend,
-    scale,
     unscaled,
 )
 from planner.scaling.points import checked_runs
@@ -100,6 +99,17 @@ def fit(
         loss=losses,
         weights=run_weights,
         cost_per=cost_per,
+    )
+
+
+def scale(form: Form, log_variables: tuple[Array, ...], log_loss: Array) -> LeastSquaresProblem:
+    """The fitting problem of runs given by the logarithms of the form's variables and of the loss."""
+    centre = tuple(float(log.mean()) for log in log_variables)
+    return LeastSquaresProblem(
+        form=form,
+        log_variables=tuple(log - middle for log, middle in zip(log_variables, centre, strict=True)),
+        log_loss=log_loss,
+        centre=centre,
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from planner.scaling.laws import Array
 from planner.scaling.model_averaging import MixtureForecast
+from planner.table_fit.backtest import interval_score
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,7 @@ class Scores:
     half_width: float
     """Half of the 95 % band, its median over the runs."""
     interval_score: float
-    """Of the 95 % band, lower is better: its width, plus 2 / .05 of what a run lies outside (Gneiting & Raftery 2007,
-    JASA 102:359, Eq. 43)."""
+    """Of the 95 % band, lower is better: planner/table_fit/backtest.py."""
 
     def cells(self) -> tuple[str, ...]:
         """Texts for a table."""
@@ -42,15 +42,13 @@ HEADS = ("error", "bias", "in 95", "in 50", "± 95", "score")
 def scored(median: Array, band_50: Array, band_95: Array, measured: Array) -> Scores:
     """Scores of forecasts of runs (runs,), with bands (2, runs)."""
     middle, inner, outer = (np.log(np.asarray(losses) / measured) for losses in (median, band_50, band_95))
-    width = outer[1] - outer[0]
-    missed = np.maximum(outer[0], 0) + np.maximum(-outer[1], 0)
     return Scores(
         error=100 * float(np.abs(middle).mean()),
         bias=100 * float(middle.mean()),
-        inside_95=100 * float((missed == 0).mean()),
+        inside_95=100 * float(((outer[0] <= 0) & (outer[1] >= 0)).mean()),
         inside_50=100 * float(((inner[0] <= 0) & (inner[1] >= 0)).mean()),
-        half_width=50 * float(np.median(width)),
-        interval_score=100 * float((width + 2 / 0.05 * missed).mean()),
+        half_width=50 * float(np.median(outer[1] - outer[0])),
+        interval_score=100 * interval_score(band_95[0], band_95[1], measured),
     )
 
 

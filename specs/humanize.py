@@ -12,6 +12,16 @@ def count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def scientific(value: float) -> str:
+    """Three digits, with a power of ten where that is shorter: `1.2e21`, as a user writes a compute."""
+    return f"{value:.3g}".replace("e+", "e")
+
+
+def flop_text(value: float) -> str:
+    """A compute as a user writes it: `1.2e21 FLOP`."""
+    return f"{scientific(value)} FLOP"
+
+
 def several(number: int, what: str) -> str:
     """A number of things: `1 layer`, `2,048 devices`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -110,7 +110,7 @@ class LedgerLaws:
         if self.mixture is None:
             return None
         split = best_split(self.mixture, flop, unique_tokens)
-        return None if undetermined(split) else {name: _interval(ends) for name, ends in split.items()}
+        return None if undetermined(split) else {name: ends.to_document() for name, ends in split.items()}
 
 
 def fit_ledger(points: Sequence[EvidencePoint]) -> LedgerLaws:
@@ -141,35 +141,22 @@ def from_ledger(
     predicted = model_averaging.forecast_loss(
         mixture, float(run.model.flop_per_token), float(run.tokens), float(unique_tokens)
     )
-    band = Band(
-        median=predicted.median,
-        low_50=predicted.low_50,
-        high_50=predicted.high_50,
-        low_95=predicted.low_95,
-        high_95=predicted.high_95,
-    )
+    band = predicted.band
     used = {point.run for point in fitted.points}
     pilots = [record for record in records if record.run.fingerprint() in used]
     forecast = Forecast(
         loss=band, curve=_curve_band(pilots, band, predicted.floor.floor[0], target), basis=_basis(predicted)
     )
     split = best_split(mixture, target.budget_flop, unique_tokens)
-    flags = fitted.flags
+    optimum, flags = _optimum(split, target), fitted.flags
     if undetermined(split):
-        ratio = split["tokens_per_size"]
-        flags = (
-            *flags,
-            _undetermined_flag(
-                ratio.low * target.run.model.flop_per_token / target.run.model.block_params,
-                ratio.high * target.run.model.flop_per_token / target.run.model.block_params,
-            ),
-        )
+        flags = (*flags, _undetermined_flag(optimum.tokens_per_block_param))
     return ForecastResult(
         forecast,
         _forms(mixture, predicted),
         flags,
         predicted.held_out_error,
-        _optimum(split, target),
+        optimum,
     )
 
 
@@ -205,10 +192,10 @@ def _left_out_flag(point: EvidencePoint, left: LeftOut) -> str:
     )
 
 
-def _undetermined_flag(low: float, high: float) -> str:
+def _undetermined_flag(ratio: Interval) -> str:
     return (
-        f"the runs do not say how to split the compute: 95 % of the best tokens per parameter lie in [{low:.2g}, "
-        f"{high:.2g}]; add pilots that trade size against tokens at one budget"
+        f"the runs do not say how to split the compute: 95 % of the best tokens per parameter lie in [{ratio.low:.2g}, "
+        f"{ratio.high:.2g}]; add pilots that trade size against tokens at one budget"
     )
 
 
@@ -246,12 +233,12 @@ def _forms(
 
 def _constants(law: Posterior) -> dict[str, Interval]:
     """Intervals of the constants over the draws that the forecast uses."""
-    return {name: _interval(interval(law.constant(name))) for name in law.law.form.constants}
+    return {name: interval(law.constant(name)).to_document() for name in law.law.form.constants}
 
 
 def _optimum(split: dict[str, DrawInterval], target: PlannedRun) -> Optimum:
     """The compute-optimal split of the target's compute; N* by the ratio of N to M of the target's shape."""
-    found = {name: _interval(ends) for name, ends in split.items()}
+    found = {name: ends.to_document() for name, ends in split.items()}
     params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
     return Optimum(
         compute_flop=target.budget_flop,
@@ -261,11 +248,6 @@ def _optimum(split: dict[str, DrawInterval], target: PlannedRun) -> Optimum:
         tokens_per_block_param=_scaled_interval(found["tokens_per_size"], 1 / params_per_flop),
         loss=found["loss"],
     )
-
-
-def _interval(ends: DrawInterval) -> Interval:
-    """An interval of draws as a document."""
-    return Interval(value=ends.median, low=ends.low, high=ends.high)
 
 
 def _scaled_interval(ends: Interval, factor: float) -> Interval:

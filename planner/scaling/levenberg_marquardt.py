@@ -76,17 +76,6 @@ class Descents:
         return Descents(**{name: column[chosen] for name, column in vars(self).items()})
 
 
-def scale(form: Form, log_variables: tuple[Array, ...], log_loss: Array) -> LeastSquaresProblem:
-    """The fitting problem of runs given by the logarithms of the form's variables and of the loss."""
-    centre = tuple(float(log.mean()) for log in log_variables)
-    return LeastSquaresProblem(
-        form=form,
-        log_variables=tuple(log - middle for log, middle in zip(log_variables, centre, strict=True)),
-        log_loss=log_loss,
-        centre=centre,
-    )
-
-
 def unscaled(problem: LeastSquaresProblem, log_params: Array) -> Array:
     """Log-constants of the law in the variables themselves: A * X**-alpha = (A * G**-alpha) * (X/G)**-alpha."""
     form, logs = problem.form, log_params.copy()

@@ -10,6 +10,7 @@ held-out budgets, and the noise of the target run itself. Nothing is tuned on a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ from planner.scaling.noise_scale import NoiseScale, noise_scale
 from planner.scaling.points import Cells, Points, cells
 from planner.scaling.posterior import FittedLaw, Posterior, Prediction, fit_laws
 from specs.humanize import several
+from specs.law import Band
 
 CANDIDATES = (TIED, STANDARD, COUPLED, VALLEY)
 """Fewest constants first."""
@@ -101,6 +103,17 @@ class MixtureForecast:
     held_out_error: float | None
     """Mean |log L measured - forecast| of the weighted members on held-out larger budgets; None without any."""
 
+    @property
+    def band(self) -> Band:
+        """Median and bands for a document."""
+        return Band(
+            median=self.median,
+            low_50=self.low_50,
+            high_50=self.high_50,
+            low_95=self.low_95,
+            high_95=self.high_95,
+        )
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -109,7 +122,7 @@ class Mixture:
     runs: Points
     """Without those that were left out."""
     left_out: tuple[LeftOut, ...]
-    """Diverged runs, largest deviation first."""
+    """Diverged runs, in their order."""
     windows: tuple[float | None, ...]
     """Of each member."""
     laws: tuple[Posterior, ...]
@@ -157,7 +170,7 @@ class _Scored:
     predictions: tuple[Prediction, ...]
     """By member."""
 
-    @property
+    @cached_property
     def residuals(self) -> Array:
         """(members, runs) log L measured - predicted."""
         measured = np.log(self.split.held_out.loss)
@@ -365,7 +378,7 @@ def _budget_errors(scored: _Scored, weights: Array) -> list[_BudgetError]:
     for group in groups:
         part = held_out.precision[group] / held_out.precision[group].sum()
         levels = np.array([one.log_loss[group] @ part for one in scored.predictions])
-        within = np.array([_mean_variance(one, group, part) for one in scored.predictions])
+        within = np.array([one.mean_variance(group, part) for one in scored.predictions])
         noise = np.array([(one.noise_sd[group] ** 2).mean() for one in scored.predictions]) / len(group)
         noise = noise * (_MEDIAN_INEFFICIENCY if len(group) > 2 else 1.0)
         errors.append(
@@ -377,12 +390,6 @@ def _budget_errors(scored: _Scored, weights: Array) -> list[_BudgetError]:
             )
         )
     return errors
-
-
-def _mean_variance(prediction: Prediction, group: Sequence[int], part: Array) -> float:
-    """Variance of a weighted mean of log L over a group of runs, from the law's constants."""
-    slope = prediction.gradient[:, group] @ part
-    return float(slope @ prediction.covariance @ slope)
 
 
 def _weighted_median(values: Array, weights: Array) -> float:

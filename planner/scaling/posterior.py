@@ -17,6 +17,7 @@ from planner.scaling.laws import COUPLED, STANDARD, TIED, VALLEY, Array, Form, c
 from planner.scaling.levenberg_marquardt import Descents, LeastSquaresProblem, descend, unscaled
 from planner.scaling.noise_scale import NoiseScale, noise_scale_from_residuals
 from planner.scaling.points import Cells, Points, cells
+from specs.law import Interval
 
 NOISE_SD, _NOISE_FACTOR = 0.005, 3.0
 """Prior of the run-to-run standard deviation of log L, two thirds of it within this factor: seeds of byte-level pilots
@@ -41,6 +42,10 @@ class DrawInterval:
     low: float
     median: float
     high: float
+
+    def to_document(self) -> Interval:
+        """The same for a document."""
+        return Interval(value=self.median, low=self.low, high=self.high)
 
 
 def interval(draws: ArrayLike) -> DrawInterval:
@@ -67,9 +72,9 @@ class Prediction:
         """(runs,) variance of log L that comes from the constants."""
         return np.asarray(((self.covariance @ self.gradient) * self.gradient).sum(axis=0))
 
-    def mean_variance(self, weights: Array) -> float:
-        """The same of a weighted mean over the runs; the weights sum to 1."""
-        slope = self.gradient @ weights
+    def mean_variance(self, rows: Sequence[int], weights: Array) -> float:
+        """The same of a weighted mean over some of the runs; the weights sum to 1."""
+        slope = self.gradient[:, rows] @ weights
         return float(slope @ self.covariance @ slope)
 
 

@@ -22,7 +22,7 @@ from planner.scaling.posterior import DrawInterval, interval
 from planner.table_fit.backtest import backtests, to_band
 from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag, single_ray
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, target_text
-from specs.law import Band, Interval
+from specs.law import Interval
 from specs.table_fit import (
     Backtest,
     BestSplit,
@@ -106,7 +106,7 @@ def best_splits(mixture: Mixture, flops: Sequence[float]) -> tuple[BestSplit, ..
     tokens = np.array([flop for flop, _ in known]) / (mixture.runs.cost_per * sizes)
     bands = loss_bands(mixture, sizes, tokens).T.tolist()
     return tuple(
-        BestSplit(compute_flop=flop, **{name: _interval(ends) for name, ends in split.items()}, run=to_band(band))
+        BestSplit(compute_flop=flop, **{name: ends.to_document() for name, ends in split.items()}, run=to_band(band))
         for (flop, split), band in zip(known, bands, strict=True)
     )  # fmt: skip
 
@@ -191,7 +191,7 @@ def _members(mixture: Mixture, symbol: str) -> tuple[LawMember, ...]:
             latex=latex(law.law.form, symbol),
             weight=weight,
             held_out_error=error,
-            constants={name: _interval(interval(law.constant(name))) for name in law.law.form.constants},
+            constants={name: interval(law.constant(name)).to_document() for name in law.law.form.constants},
         )
         for law, window, weight, error in zip(
             mixture.laws, mixture.windows, mixture.weights.tolist(), mixture.held_out_errors, strict=True
@@ -207,7 +207,7 @@ def _exponents(mixture: Mixture) -> SplitExponents | None:
     if not _is_finite(ends):
         return None
     return SplitExponents(
-        size=_interval(ends),
+        size=ends.to_document(),
         tokens=Interval(value=1 - ends.median, low=1 - ends.high, high=1 - ends.low),
     )
 
@@ -255,13 +255,7 @@ def _forecast(mixture: Mixture, target: Target, table: RunTable) -> TableForecas
         size=size,
         tokens=tokens,
         compute_flop=table.cost_per * size * tokens,
-        loss=Band(
-            median=found.median,
-            low_50=found.low_50,
-            high_50=found.high_50,
-            low_95=found.low_95,
-            high_95=found.high_95,
-        ),
+        loss=found.band,
         extrapolation=found.extrapolation,
         noise_sd=found.noise_sd,
         extrapolation_sd=found.discrepancy_sd,
@@ -271,7 +265,3 @@ def _forecast(mixture: Mixture, target: Target, table: RunTable) -> TableForecas
 
 def _is_finite(ends: DrawInterval) -> bool:
     return math.isfinite(ends.low) and math.isfinite(ends.high)
-
-
-def _interval(ends: DrawInterval) -> Interval:
-    return Interval(value=ends.median, low=ends.low, high=ends.high)

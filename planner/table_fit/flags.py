@@ -8,7 +8,7 @@ from planner.run_table.table import RunTable
 from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum
 from planner.scaling.points import SHORT_RUN_STEPS, Points
-from specs.humanize import count, several
+from specs.humanize import count, flop_text, several
 from specs.table_fit import BestSplit, Flag, TableSource
 
 _FEW_BUDGETS = 4
@@ -55,9 +55,9 @@ def open_split_flag(split: BestSplit, source: TableSource) -> Flag:
     low, high = split.tokens_per_size.low, split.tokens_per_size.high
     return Flag(
         kind="open split",
-        message=f"the runs do not say how to split compute: at {_flop(split.compute_flop)} the best D/{source.symbol} "
-        f"lies between {low:.2g} and {high:.2g}; read no optimum from this table, and give targets as size and tokens, "
-        "not as compute. Runs that trade size against tokens at one compute would settle it",
+        message=f"the runs do not say how to split compute: at {flop_text(split.compute_flop)} the best "
+        f"D/{source.symbol} lies between {low:.2g} and {high:.2g}; read no optimum from this table, and give targets "
+        "as size and tokens, not as compute. Runs that trade size against tokens at one compute would settle it",
     )
 
 
@@ -87,7 +87,7 @@ def _compute(table: RunTable, source: TableSource) -> Iterator[Flag]:
 
 def _budgets(kept: Points, budgets: int) -> Iterator[Flag]:
     if budgets == 1:
-        only = _flop(float(np.exp(np.log(kept.flop).mean())))
+        only = flop_text(float(np.exp(np.log(kept.flop).mean())))
         yield Flag(
             kind="one budget",
             message=f"all runs have one compute, {only}: the profile shows the best size there, but nothing shows how "
@@ -141,7 +141,7 @@ def _ray(kept: Points, source: TableSource) -> Iterator[Flag]:
 def _unbracketed(minima: Sequence[Minimum]) -> Iterator[Flag]:
     loose = [minimum for minimum in minima if not minimum.bracketed]
     if loose:
-        listed = "; ".join(f"{_flop(one.flop)}: {one.reason}" for one in loose[:_LISTED])
+        listed = "; ".join(f"{flop_text(one.flop)}: {one.reason}" for one in loose[:_LISTED])
         more = f"; and {len(loose) - _LISTED} more" if len(loose) > _LISTED else ""
         yield Flag(
             kind="unbracketed minimum",
@@ -163,7 +163,3 @@ def _short(kept: Points) -> Iterator[Flag]:
 def _name(table: RunTable, row: int) -> str:
     name, line = table.name[row], int(table.line[row])
     return f"run {name} (line {line})" if name != f"line {line}" else f"the run of line {line}"
-
-
-def _flop(flop: float) -> str:
-    return f"{flop:.3g} FLOP".replace("e+", "e")

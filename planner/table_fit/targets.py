@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from planner.run_table.table import SizeKind
 from specs.document.quantity import FLOP, PARAMS, TOKENS
-from specs.humanize import count
+from specs.humanize import count, flop_text, scientific
 
 _EXAMPLES = {
     "params": "7B params 2T tokens",
@@ -68,9 +68,9 @@ def _parsed(text: str, size_kind: SizeKind) -> Target:
 def target_text(target: Target, size_kind: SizeKind) -> str:
     """A target as a user would write it."""
     if isinstance(target, ComputeTarget):
-        return f"{target.flop:.3g} FLOP".replace("e+", "e")
+        return flop_text(target.flop)
     if size_kind == "flop_per_token":
-        size = f"{target.size:.3g} FLOP/token".replace("e+", "e")
+        size = f"{scientific(target.size)} FLOP/token"
     else:
         size = f"{count(target.size)} params"
     return f"{size}, {count(target.tokens)} tokens"

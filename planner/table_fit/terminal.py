@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from specs.formatting import listed_members, member_name, small_members_name, text_of
-from specs.humanize import count, several
+from specs.humanize import count, flop_text, scientific, several
 from specs.law import Band, Interval
 from specs.table_fit import Backtest, BestSplit, SizeProfile, TableFit
 
@@ -39,8 +39,8 @@ def show(fit: TableFit, report: Path, console: Console) -> None:
 def _summary(fit: TableFit) -> str:
     flops, table = [run.compute_flop for run in fit.runs], fit.table
     return (
-        f"{several(len(fit.runs), 'run')} at {several(fit.budgets, 'compute')}, {_flop(min(flops))} to "
-        f"{_flop(max(flops))}; C = {table.compute_formula}, {table.symbol}: {table.size_name}, D: tokens; loss in "
+        f"{several(len(fit.runs), 'run')} at {several(fit.budgets, 'compute')}, {flop_text(min(flops))} to "
+        f"{flop_text(max(flops))}; C = {table.compute_formula}, {table.symbol}: {table.size_name}, D: tokens; loss in "
         f"{table.loss_unit}"
     )
 
@@ -80,7 +80,7 @@ def _optimum(fit: TableFit) -> Table:
     )
     for split in _shown(fit):
         table.add_row(
-            f"{split.compute_flop:.3g}".replace("e+", "e"),
+            scientific(split.compute_flop),
             *(_span(ends) for ends in (split.size, split.tokens, split.tokens_per_size)),
             *_loss_spans(fit, split.loss),
         )
@@ -124,13 +124,13 @@ def _backtest(fit: TableFit, test: Backtest) -> Table:
     unit = fit.table.losses.heads[0]
     table = _table(
         f"backtest: {several(len(test.runs), 'run')} within {test.window_text} of the largest compute, forecast "
-        f"from {several(test.fitted_runs, 'run')} up to {_flop(test.fitted_to_flop)}",
+        f"from {several(test.fitted_runs, 'run')} up to {flop_text(test.fitted_to_flop)}",
         ("run", "C, FLOP", f"{unit}, 95 %", "measured", "error", "inside"),
     )
     for run in test.runs[:_RUNS]:
         table.add_row(
             escape(run.name),
-            f"{run.compute_flop:.3g}".replace("e+", "e"),
+            scientific(run.compute_flop),
             f"{_shown_loss(fit, run.forecast.median)} ({_bands(fit, run.forecast)[1]})",
             _shown_loss(fit, run.measured),
             f"{run.error:+.2%}",
@@ -153,7 +153,7 @@ def _profiles(fit: TableFit) -> Table:
     )
     for profile in fit.profiles[-_PROFILES:]:
         table.add_row(
-            f"{profile.compute_flop:.3g}".replace("e+", "e"),
+            scientific(profile.compute_flop),
             str(profile.runs),
             _profile_size(profile),
             count(profile.tokens),
@@ -224,7 +224,3 @@ def _bands(fit: TableFit, band: Band) -> tuple[str, str]:
 
 def _shown_loss(fit: TableFit, nats: float) -> str:
     return f"{fit.table.losses.of(nats):.4f}"
-
-
-def _flop(flop: float) -> str:
-    return f"{flop:.3g} FLOP".replace("e+", "e")
