@@ -19,8 +19,8 @@ OURS = {*MAY_IMPORT, "tests", "bench"}
 FLOORS = (
     ("specs.document", "specs.exit_codes", "specs.humanize"),
     ("specs",),
-    ("specs.report",),
-    ("planner.scaling", "planner.performance", "planner.run_table"),
+    ("specs.report", "specs.run_table"),
+    ("planner.scaling", "planner.performance"),
     ("planner.evidence",),
     ("planner.design", "planner.table_fit"),
     ("planner.explain", "planner.plan", "planner.tables"),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.scaling.best_split import best_split, undetermined
 from planner.scaling.diverged import LeftOut, without_diverged
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.scaling.diverged import LossUnitError
 from planner.table_fit.analysis import analyse, default_target
 from planner.table_fit.targets import Target, TargetError, parse_target
@@ -90,7 +90,7 @@ def fit(
 def _read(
     path: Path, columns: Sequence[str], bytes_per_token: float | None, loss_unit: str | None
 ) -> RunTable:
-    from planner.run_table.read import read_table
+    from specs.run_table.read import read_table
 
     mapping: dict[str, str] = {}
     for text in columns:

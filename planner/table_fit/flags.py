@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum
 from planner.scaling.points import SHORT_RUN_STEPS, Points

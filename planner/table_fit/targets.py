@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from planner.run_table.table import SizeKind
+from specs.run_table.table import SizeKind
 from specs.document.quantity import FLOP, PARAMS, TOKENS
 from specs.humanize import count, flop_text, scientific
 

@@ -69,7 +69,8 @@ def _active_study(workspace: Workspace, name: str) -> StudyState | None:
 
 
 def _queued_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
-    return [run for run in runs if run.queued_json.exists()]
+    """Those whose job has work left: the job of a finished run is ending by itself."""
+    return [run for run in runs if run.queued_json.exists() and run.end() is None]
 
 
 def cancel_and_report(collector: StatusCollector, console: Console, json: bool) -> None:
@@ -104,7 +105,7 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
             f"not cancelled: {busy_message(folders[left.run].path)}; press Ctrl-C where it was started to save and stop"
         )
     if not cancelled.runs and cancelled.study is None:
-        say(snapshot.other_workspace or "nothing to cancel: none of these runs has a SLURM job")
+        say(snapshot.other_workspace or "nothing to cancel: none of these runs is queued or running in SLURM")
         return
     if any(not one.pending for one in cancelled.runs.values()):
         say(

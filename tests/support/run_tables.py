@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 
 
 def run_table(

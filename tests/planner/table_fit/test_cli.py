@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.scaling.laws import STANDARD, value
 from planner.table_fit import cli
 from specs.document.files import DocumentError
@@ -32,9 +32,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, obj
         questions.append({"mapping": dict(mapping), **options})
         return run_table(size, flop / 6 / size, loss, name=str(path))
 
-    reader = ModuleType("planner.run_table.read")
+    reader = ModuleType("specs.run_table.read")
     reader.read_table = read_table  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "planner.run_table.read", reader)
+    monkeypatch.setitem(sys.modules, "specs.run_table.read", reader)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my runs.csv").write_text("")
     return questions

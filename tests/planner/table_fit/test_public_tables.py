@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.table_fit.analysis import analyse
 from planner.table_fit.targets import ComputeTarget
 from specs.report.table_fit_page import render_table_fit

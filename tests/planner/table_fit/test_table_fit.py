@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from planner.run_table.table import RunTable
+from specs.run_table.table import RunTable
 from planner.scaling.diverged import LossUnitError
 from planner.scaling.isoflop import budget_groups, fit_minima
 from planner.scaling.laws import STANDARD, Array, optimum

@@ -573,7 +573,7 @@ def test_nothing_to_cancel(home: Path) -> None:
     folder = target(home)
     done = isoplan(home, "cancel", "plans/small/plan.target.yaml", PATH="/nowhere")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "nothing to cancel: none of these runs has a SLURM job\n"
+    assert done.stdout == "nothing to cancel: none of these runs is queued or running in SLURM\n"
     assert not (home / "slurm").exists()
     held = LockAttempt(folder.path).acquire()
     assert held is not None
@@ -582,6 +582,16 @@ def test_nothing_to_cancel(home: Path) -> None:
     held.release()
     assert f"not cancelled: process {os.getpid()} on {socket.gethostname()} is using " in done.stdout
     assert "press Ctrl-C where it was started" in done.stdout
+
+
+def test_a_finished_run_is_not_cancelled_though_its_job_has_not_ended(home: Path) -> None:
+    folder = target(home)
+    write_json(folder.queued_json, Queued(submission="small-target-0a0b0c", from_step=0))
+    started(folder)
+    append_line(folder.record_jsonl, End(time=time.time(), step=100, loss=2.0, weights_sha256="0" * 64))
+    done = isoplan(home, "cancel", folder.path.name, PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "nothing to cancel: none of these runs is queued or running in SLURM\n"
 
 
 def test_of_a_plan_logs_names_its_runs(home: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from planner.run_table.grid import MOST_RUNS, Grid, too_many
+from specs.run_table.grid import MOST_RUNS, Grid, too_many
 from specs.document.parse import DocumentError, Place, nearest, show
 from specs.humanize import several
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from planner.run_table.grid import Cell
-from planner.run_table.table import Array
+from specs.run_table.grid import Cell
+from specs.run_table.table import Array
 
 SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 """Of counts, in either case."""

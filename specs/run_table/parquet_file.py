@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from planner.run_table.grid import MOST_RUNS, Grid, too_many
+from specs.run_table.grid import MOST_RUNS, Grid, too_many
 from specs.document.parse import DocumentError, Place
 from specs.humanize import first_line
 

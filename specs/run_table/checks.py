@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from planner.run_table.find_columns import Found
-from planner.run_table.numbers import is_ambiguous, number
-from planner.run_table.quantities import meaning
-from planner.run_table.table import Array
+from specs.run_table.find_columns import Found
+from specs.run_table.numbers import is_ambiguous, number
+from specs.run_table.quantities import meaning
+from specs.run_table.table import Array
 from specs.document.parse import DocumentError, show
 from specs.humanize import several
 

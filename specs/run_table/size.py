@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.run_table.checks import LEAST, needed, optional, refuse_column
-from planner.run_table.find_columns import Found, missing
-from planner.run_table.quantities import SHAPES, SIZES
-from planner.run_table.table import Array, SizeKind
+from specs.run_table.checks import LEAST, needed, optional, refuse_column
+from specs.run_table.find_columns import Found, missing
+from specs.run_table.quantities import SHAPES, SIZES
+from specs.run_table.table import Array, SizeKind
 from specs import model
 from specs.document.parse import DocumentError, show
 

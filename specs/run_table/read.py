@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from planner.run_table.checks import is_missing, optional
-from planner.run_table.delimited_file import read_delimited
-from planner.run_table.find_columns import Found, find_columns, missing
-from planner.run_table.grid import Grid
-from planner.run_table.json_file import read_json_objects
-from planner.run_table.loss import check_is_loss, read_loss
-from planner.run_table.parquet_file import read_parquet
-from planner.run_table.quantities import squeeze
-from planner.run_table.size import COST_PER, Sizes, read_sizes
-from planner.run_table.table import Array, RunTable
+from specs.run_table.checks import is_missing, optional
+from specs.run_table.delimited_file import read_delimited
+from specs.run_table.find_columns import Found, find_columns, missing
+from specs.run_table.grid import Grid
+from specs.run_table.json_file import read_json_objects
+from specs.run_table.loss import check_is_loss, read_loss
+from specs.run_table.parquet_file import read_parquet
+from specs.run_table.quantities import squeeze
+from specs.run_table.size import COST_PER, Sizes, read_sizes
+from specs.run_table.table import Array, RunTable
 from specs.document.files import decode_text, read_bytes
 from specs.document.parse import DocumentError, show
 from specs.humanize import several

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.run_table.grid import Cell, Grid
-from planner.run_table.numbers import has_decimal_commas, numbers
-from planner.run_table.quantities import (
+from specs.run_table.grid import Cell, Grid
+from specs.run_table.numbers import has_decimal_commas, numbers
+from specs.run_table.quantities import (
     MAPPABLE,
     SIZES,
     Meaning,
@@ -17,7 +17,7 @@ from planner.run_table.quantities import (
     meaning,
     squeeze,
 )
-from planner.run_table.table import Array
+from specs.run_table.table import Array
 from specs.document.parse import DocumentError, nearest, show
 
 NEEDED = (*SIZES, "tokens", "loss", "flop")

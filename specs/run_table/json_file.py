@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from planner.run_table.grid import MOST_RUNS, Cell, Grid, too_many
+from specs.run_table.grid import MOST_RUNS, Cell, Grid, too_many
 from specs.document.parse import MAX_DEPTH, DocumentError, Place, place_of_offset, show
 
 _BETWEEN = re.compile(r"[ \t\r\n]*")

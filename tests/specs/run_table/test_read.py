@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.run_table.numbers import number
-from planner.run_table.quantities import MAPPABLE, NAMES, meaning
-from planner.run_table.read import read_table
-from planner.run_table.table import Array, RunTable
+from specs.run_table.numbers import number
+from specs.run_table.quantities import MAPPABLE, NAMES, meaning
+from specs.run_table.read import read_table
+from specs.run_table.table import Array, RunTable
 from specs.model import ModelSpec
 
 SIZE, TOKENS, LOSS = [1e8, 2e8, 4e8], [2e9, 4e9, 8e9], [3.5, 3.25, 3.0]

@@ -5,12 +5,12 @@ import re
 
 import numpy as np
 
-from planner.run_table.checks import check_needed, refuse_column
-from planner.run_table.find_columns import Found, missing
-from planner.run_table.grid import Cell
-from planner.run_table.numbers import numbers
-from planner.run_table.quantities import Unit, as_unit, is_accuracy, is_perplexity, per_character
-from planner.run_table.table import Array
+from specs.run_table.checks import check_needed, refuse_column
+from specs.run_table.find_columns import Found, missing
+from specs.run_table.grid import Cell
+from specs.run_table.numbers import numbers
+from specs.run_table.quantities import Unit, as_unit, is_accuracy, is_perplexity, per_character
+from specs.run_table.table import Array
 from specs.document.parse import DocumentError, show
 
 MOST_NATS = 14.0
