@@ -90,24 +90,13 @@ def shape_for(
     `measure` gives the size of a shape, by default M; it must grow with width and depth.
     """
     candidates = [
-        shape.model_copy(update={"layers": depth})
-        for shape in _nearest_practice_shapes(family, vocab, target_size, measure)
-        for depth in _depths_to_try(family, shape)
+        (abs(math.log(measure(shape) / target_size)), penalty, shape)
+        for practice in _nearest_practice_shapes(family, vocab, target_size, measure)
+        for shape, penalty in _shapes_of_width(family, practice)
     ]
-
-    def size_error(shape: ModelSpec) -> float:
-        return abs(math.log(measure(shape) / target_size))
-
-    def distance(shape: ModelSpec) -> tuple[float, int]:
-        depth = abs(math.log(shape.layers / practice_depth(family, shape.width)))
-        cut = CUT_PENALTY * _forbidden_halvings(shape)
-        return size_error(shape) + DEPTH_PENALTY * depth + cut, shape.width
-
-    nearest = min(candidates, key=distance)
-    close = [shape for shape in candidates if size_error(shape) <= size_error(nearest) + SIZE_FREEDOM]
-    return min(
-        close, key=lambda shape: distance(shape)[0] + IDLE_PENALTY * (1 - stage_balance(shape, stages))
-    )
+    size_error, *_ = min(candidates, key=lambda one: (one[0] + one[1], one[2].width))
+    close = [one for one in candidates if one[0] <= size_error + SIZE_FREEDOM]
+    return min(close, key=lambda one: one[0] + one[1] + IDLE_PENALTY * (1 - stage_balance(one[2], stages)))[2]
 
 
 def stage_balance(shape: ModelSpec, stages: int) -> float:
@@ -142,16 +131,26 @@ def _nearest_practice_shapes(
     return sorted(shapes, key=lambda shape: abs(math.log(measure(shape) / target_size)))[:NEAREST_WIDTHS]
 
 
-def _depths_to_try(family: Family, shape: ModelSpec) -> range:
-    practice = practice_depth(family, shape.width)
-    low = max(1, math.ceil((1 - DEPTH_FREEDOM) * practice))
-    return range(low, max(low, math.floor((1 + DEPTH_FREEDOM) * practice)) + 1)
+@cache
+def _shapes_of_width(family: Family, practice: ModelSpec) -> tuple[tuple[ModelSpec, float], ...]:
+    """The shapes of this width whose depths are near practice, each with what its depth and its heads cost."""
+    depth = practice_depth(family, practice.width)
+    low = max(1, math.ceil((1 - DEPTH_FREEDOM) * depth))
+    cut = CUT_PENALTY * _forbidden_halvings(practice)
+    return tuple(
+        (practice.model_copy(update={"layers": layers}), DEPTH_PENALTY * abs(math.log(layers / depth)) + cut)
+        for layers in range(low, max(low, math.floor((1 + DEPTH_FREEDOM) * depth)) + 1)
+    )
 
 
 def _practice_shapes(family: Family, vocab: int) -> Iterator[ModelSpec]:
     """The family's shapes at practice depth, one a width, smallest first."""
-    for width in _widths(family):
-        yield make_shape(family, width, max(1, round(practice_depth(family, width))), vocab)
+    return (_practice_shape(family, vocab, width) for width in _widths(family))
+
+
+@cache
+def _practice_shape(family: Family, vocab: int, width: int) -> ModelSpec:
+    return make_shape(family, width, max(1, round(practice_depth(family, width))), vocab)
 
 
 def _widths(family: Family) -> list[int]:

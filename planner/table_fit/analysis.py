@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from specs.run_table.table import RunTable
 from planner.scaling.best_split import best_split, undetermined
 from planner.scaling.diverged import LeftOut, without_diverged
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
@@ -23,6 +22,7 @@ from planner.table_fit.backtest import backtests, to_band
 from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag, single_ray
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, target_text
 from specs.law import Interval
+from specs.run_table.table import RunTable
 from specs.table_fit import (
     Backtest,
     BestSplit,

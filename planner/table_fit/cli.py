@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from specs.run_table.table import RunTable
 from planner.scaling.diverged import LossUnitError
 from planner.table_fit.analysis import analyse, default_target
 from planner.table_fit.targets import Target, TargetError, parse_target
@@ -18,6 +17,7 @@ from specs.document.files import DocumentError
 from specs.document.write import write_text
 from specs.exit_codes import run_command_line
 from specs.report.table_fit_page import render_table_fit
+from specs.run_table.table import RunTable
 from specs.table_fit import TableFit
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from specs.run_table.table import RunTable
 from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum
 from planner.scaling.points import SHORT_RUN_STEPS, Points
 from specs.humanize import count, flop_text, several
+from specs.run_table.table import RunTable
 from specs.table_fit import BestSplit, Flag, TableSource
 
 _FEW_BUDGETS = 4

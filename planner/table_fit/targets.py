@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from specs.run_table.table import SizeKind
 from specs.document.quantity import FLOP, PARAMS, TOKENS
 from specs.humanize import count, flop_text, scientific
+from specs.run_table.table import SizeKind
 
 _EXAMPLES = {
     "params": "7B params 2T tokens",

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
+from specs.document.parse import DocumentError, show
+from specs.humanize import several
 from specs.run_table.find_columns import Found
 from specs.run_table.numbers import is_ambiguous, number
 from specs.run_table.quantities import meaning
 from specs.run_table.table import Array
-from specs.document.parse import DocumentError, show
-from specs.humanize import several
 
 LEAST = {"params": 100, "block_params": 100, "flop_per_token": 100, "tokens": 1000, "flop": 1e6}
 """What is below was written in millions or billions: the smallest model of Kaplan et al. 2020 has 768 parameters."""

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from specs.run_table.grid import MOST_RUNS, Grid, too_many
 from specs.document.parse import DocumentError, Place, nearest, show
 from specs.humanize import several
+from specs.run_table.grid import MOST_RUNS, Grid, too_many
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 """In order of preference where a header has as many cells with either."""

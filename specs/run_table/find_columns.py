@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specs.document.parse import DocumentError, nearest, show
 from specs.run_table.grid import Cell, Grid
 from specs.run_table.numbers import has_decimal_commas, numbers
 from specs.run_table.quantities import (
@@ -18,7 +19,6 @@ from specs.run_table.quantities import (
     squeeze,
 )
 from specs.run_table.table import Array
-from specs.document.parse import DocumentError, nearest, show
 
 NEEDED = (*SIZES, "tokens", "loss", "flop")
 """Quantities of which two columns that differ are refused: which one is meant changes the law."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from specs.run_table.grid import MOST_RUNS, Cell, Grid, too_many
 from specs.document.parse import MAX_DEPTH, DocumentError, Place, place_of_offset, show
+from specs.run_table.grid import MOST_RUNS, Cell, Grid, too_many
 
 _BETWEEN = re.compile(r"[ \t\r\n]*")
 _OBJECTS = 'write one object for each run, such as {"params": 410e6, "tokens": 8e9, "loss": 3.02}'

@@ -5,13 +5,13 @@ import re
 
 import numpy as np
 
+from specs.document.parse import DocumentError, show
 from specs.run_table.checks import check_needed, refuse_column
 from specs.run_table.find_columns import Found, missing
 from specs.run_table.grid import Cell
 from specs.run_table.numbers import numbers
 from specs.run_table.quantities import Unit, as_unit, is_accuracy, is_perplexity, per_character
 from specs.run_table.table import Array
-from specs.document.parse import DocumentError, show
 
 MOST_NATS = 14.0
 """Loss of a uniform guess over 1.2 million tokens, more than any vocabulary: what is above is a perplexity."""

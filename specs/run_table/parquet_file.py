@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from specs.run_table.grid import MOST_RUNS, Grid, too_many
 from specs.document.parse import DocumentError, Place
 from specs.humanize import first_line
+from specs.run_table.grid import MOST_RUNS, Grid, too_many
 
 
 def read_parquet(path: Path, data: bytes) -> Grid:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from specs.document.files import decode_text, read_bytes
+from specs.document.parse import DocumentError, show
+from specs.humanize import several
 from specs.run_table.checks import is_missing, optional
 from specs.run_table.delimited_file import read_delimited
 from specs.run_table.find_columns import Found, find_columns, missing
@@ -18,9 +21,6 @@ from specs.run_table.parquet_file import read_parquet
 from specs.run_table.quantities import squeeze
 from specs.run_table.size import COST_PER, Sizes, read_sizes
 from specs.run_table.table import Array, RunTable
-from specs.document.files import decode_text, read_bytes
-from specs.document.parse import DocumentError, show
-from specs.humanize import several
 
 MOST_BYTES = 2**28
 """Largest file that is read."""

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specs import model
+from specs.document.parse import DocumentError, show
 from specs.run_table.checks import LEAST, needed, optional, refuse_column
 from specs.run_table.find_columns import Found, missing
 from specs.run_table.quantities import SHAPES, SIZES
 from specs.run_table.table import Array, SizeKind
-from specs import model
-from specs.document.parse import DocumentError, show
 
 COST_PER: dict[SizeKind, float] = {"params": 6.0, "block_params": 6.0, "flop_per_token": 1.0}
 """FLOP per token that one unit of size costs (Kaplan et al. 2020, Table 1: C = 6 N D)."""

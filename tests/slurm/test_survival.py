@@ -1,6 +1,7 @@
-"""A run on two nodes with two ranks each, and what befalls runs on clusters.
+"""A run on two nodes, and what happens to runs on clusters.
 
-Whatever it is, the job completes by itself, and the run's numbers are those of one to which nothing happened.
+Whatever it is, the job completes by itself, and the run's numbers are those of one to which nothing happened: the same
+under both of these layouts, since a pipeline changes no bit.
 """
 
 import os
@@ -41,21 +42,27 @@ def run(home: Path) -> RunSpec:
 
 
 @pytest.fixture(scope="module")
-def how(run: RunSpec) -> Order:
+def two_ranks(run: RunSpec) -> Order:
+    """Data parallel over the nodes."""
+    return order(run, dp=2, micro_batch=1, every_s=1.0)
+
+
+@pytest.fixture(scope="module")
+def four_ranks(run: RunSpec) -> Order:
     """Data parallel over the nodes, a pipeline within each; one node of two has a layout as well."""
     planned = order(run, dp=2, pp=2, micro_batch=1, every_s=1.0)
     return planned.model_copy(update={"fallback_layouts": (FEWER,)})
 
 
 @pytest.fixture(scope="module")
-def undisturbed(home: Path, run: RunSpec, how: Order) -> Outcome:
-    folder = opened(home / "undisturbed", run, how)
+def undisturbed(home: Path, run: RunSpec, four_ranks: Order) -> Outcome:
+    folder = opened(home / "undisturbed", run, four_ranks)
     assert Ranks(folder, home / "data", 4).join() == [OK] * 4
     return outcome(folder)
 
 
 class Start(Protocol):
-    """Queues the run with these lines in its cluster file."""
+    """Queues the run with these lines in its cluster file, on two ranks unless another order is given."""
 
     def __call__(
         self,
@@ -64,6 +71,7 @@ class Start(Protocol):
         crash: str = "",
         deaf: bool = False,
         partition: str = "main",
+        order: Order | None = None,
     ) -> Running: ...
 
 
@@ -71,7 +79,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, how: Order) -> Start:
+def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, two_ranks: Order) -> Start:
     """Queues the run in a workspace of its own."""
 
     def started(
@@ -80,9 +88,10 @@ def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, how: Order
         crash: str = "",
         deaf: bool = False,
         partition: str = "main",
+        order: Order | None = None,
     ) -> Running:
         said = (f"partition: {partition}", paced(pace_s, crash, deaf=deaf), *lines)
-        return Running.queued(cluster, home, tmp_path / "work", run, how, *said)
+        return Running.queued(cluster, home, tmp_path / "work", run, order or two_ranks, *said)
 
     return started
 
@@ -108,8 +117,8 @@ def befalls(
     report(capsys, what, running, since_s)
 
 
-def test_it_runs_where_nothing_happens(start: Start, undisturbed: Outcome) -> None:
-    running = start()
+def test_it_runs_where_nothing_happens(start: Start, undisturbed: Outcome, four_ranks: Order) -> None:
+    running = start(order=four_ranks)
     running.wait_for_end()
     assert outcome(running.folder) == undisturbed
     assert running.starts[0].job == f"{running.job}, restart 0, on node[1-2]"
@@ -176,10 +185,10 @@ def test_it_survives_preemption(
 
 @pytest.mark.parametrize("node", ["node1", pytest.param("node2", marks=pytest.mark.soak)])
 def test_it_survives_a_node_without_power(
-    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, node: str
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, four_ranks: Order, node: str
 ) -> None:
     """node1 has the batch script and rank 0, whose lock its successor on another host must take for dead first."""
-    running = start()
+    running = start(order=four_ranks)
     running.wait_for_step(50)
     since_s = time.time()
     cluster.fail_node(node)
@@ -191,10 +200,10 @@ def test_it_survives_a_node_without_power(
 
 
 def test_it_comes_back_on_fewer_nodes(
-    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, four_ranks: Order
 ) -> None:
     """Where no other node is free, under the best layout for what there is; the numbers differ by rounding."""
-    running = start("min_nodes: 1")
+    running = start("min_nodes: 1", order=four_ranks)
     running.wait_for_step(50)
     for node in ("node3", "node4"):
         cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
@@ -209,9 +218,9 @@ def test_it_comes_back_on_fewer_nodes(
 
 
 def test_it_survives_the_death_of_a_rank(
-    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, four_ranks: Order
 ) -> None:
-    running = start()
+    running = start(order=four_ranks)
     befalls(
         "kill -9 of a rank",
         running,

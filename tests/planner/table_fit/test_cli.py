@@ -11,10 +11,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from specs.run_table.table import RunTable
 from planner.scaling.laws import STANDARD, value
 from planner.table_fit import cli
 from specs.document.files import DocumentError
+from specs.run_table.table import RunTable
 from tests.support.paths import ROOT
 from tests.support.run_tables import run_table
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from specs.run_table.table import RunTable
 from planner.table_fit.analysis import analyse
 from planner.table_fit.targets import ComputeTarget
 from specs.report.table_fit_page import render_table_fit
+from specs.run_table.table import RunTable
 from specs.table_fit import TableFit
 from tests.support.needs import shared
 from tests.support.paths import SHARED

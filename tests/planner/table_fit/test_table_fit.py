@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from specs.run_table.table import RunTable
 from planner.scaling.diverged import LossUnitError
 from planner.scaling.isoflop import budget_groups, fit_minima
 from planner.scaling.laws import STANDARD, Array, optimum
@@ -23,6 +22,7 @@ from planner.table_fit.flags import evidence_flags
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, parse_target, target_text
 from planner.table_fit.terminal import show
 from specs.report.table_fit_page import render_table_fit
+from specs.run_table.table import RunTable
 from specs.table_fit import FlagKind, TableFit
 from tests.support.run_tables import run_table
 

@@ -427,7 +427,7 @@ def test_a_run_that_fails_is_named_and_only_that_one_is_repeated(
     bad, good = long_run(home), tiny_run(home)
     layout = samples.layout(dp=2, micro_batch_sequences=1)
     path = tiny_plan(
-        home, bad, good, execution=Execution(device="cpu", layout=layout, checkpoint_interval_s=0.2)
+        home, bad, good, execution=Execution(device="cpu", layout=layout, checkpoint_interval_s=2.0)
     )
     folder = folder_of(home, bad)
     launcher = started("run", path)

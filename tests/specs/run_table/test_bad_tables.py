@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from specs.document.parse import DocumentError
 from specs.run_table.grid import MOST_RUNS
 from specs.run_table.read import MOST_BYTES, read_table
-from specs.document.parse import DocumentError
 
 GOOD = "params,tokens,loss\n1e8,2e9,3.5\n2e8,4e9,3.2\n4e8,8e9,3.0\n8e8,16e9,2.8\n16e8,32e9,2.6\n"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specs.document.parse import DocumentError
 from specs.run_table.read import read_table
 from specs.run_table.table import Array, SizeKind
-from specs.document.parse import DocumentError
 from tests.support.needs import shared
 from tests.support.paths import SHARED
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specs.model import ModelSpec
 from specs.run_table.numbers import number
 from specs.run_table.quantities import MAPPABLE, NAMES, meaning
 from specs.run_table.read import read_table
 from specs.run_table.table import Array, RunTable
-from specs.model import ModelSpec
 
 SIZE, TOKENS, LOSS = [1e8, 2e8, 4e8], [2e9, 4e9, 8e9], [3.5, 3.25, 3.0]
 ROWS = list(zip(SIZE, TOKENS, LOSS, strict=True))

@@ -1,4 +1,4 @@
-"""A small run on the tests' SLURM: two nodes with two ranks each, its steps paced, watched while things befall it."""
+"""A small run on two nodes of the tests' SLURM, its steps paced, watched while something happens to it."""
 
 import json
 import os
@@ -26,10 +26,11 @@ from tests.support.slurm.desk import CLUSTER
 PACED = Path(__file__).parent / "paced"
 
 
-def cluster_file(folder: Path, *lines: str) -> Path:
+def cluster_file(folder: Path, *lines: str, devices_per_node: int = 2) -> Path:
     """A cluster file for the tests' SLURM, with these lines under `slurm:`."""
     path = folder / "lab.yaml"
-    path.write_text(CLUSTER + "slurm:\n" + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB")))
+    nodes = CLUSTER.replace("devices_per_node: 2", f"devices_per_node: {devices_per_node}")
+    path.write_text(nodes + "slurm:\n" + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB")))
     return path
 
 
@@ -55,10 +56,10 @@ class Running:
     def queued(
         cluster: Cluster, home: Path, place: Path, run: RunSpec, order: Order, *lines: str
     ) -> "Running":
-        """A run of a workspace of its own, queued with these lines in its cluster file."""
+        """A run of a workspace of its own, on two nodes, queued with these lines in its cluster file."""
         place.mkdir(parents=True, exist_ok=True)
         (place / "data").symlink_to(home / "data")
-        path = cluster_file(place, *lines)
+        path = cluster_file(place, *lines, devices_per_node=order.execution.layout.devices // 2)
         lab, workspace = ClusterFile(path, load(path, ClusterSpec)), Workspace(place)
         request = RunRequest(path, "", "a small run", run, order, 1.0)
         running = Running(cluster, RunFolder(request.folder(workspace)), workspace, lab, request)
