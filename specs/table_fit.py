@@ -4,6 +4,7 @@ N parameters or M FLOP per token: the size, as the table counts it    D tokens  
 c = 6 for parameters and 1 for FLOP per token    L loss (nats per token)
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -24,6 +25,7 @@ FlagKind = Literal[
     "short runs",
     "repeated text",
     "no backtest",
+    "curves",
 ]
 
 
@@ -75,6 +77,25 @@ class TableSource(Spec):
         return Losses(per_byte, per_token_in_bits=self.loss_unit == "bits/token")
 
 
+class CurvesSource(Spec):
+    """The training curves that were given beside the table; their points are drawn, and not part of this document."""
+
+    path: str
+    """The file, as it was named."""
+    sha256: Sha256
+    """Of the file's bytes."""
+    columns: dict[str, str]
+    """The file's column for each quantity that was found."""
+    held_out: bool | None
+    """Whether its losses are of held-out text; false: of the training text; null: their column does not say."""
+    runs: int
+    """Runs of the table that have a curve."""
+    points: int
+    """Points of these curves."""
+    notes: tuple[str, ...]
+    """What was assumed or skipped, and which runs and curves have no counterpart."""
+
+
 class TableRun(Spec):
     """One run of the table."""
 
@@ -96,6 +117,12 @@ class TableRun(Spec):
     """It had under 1000 steps."""
     diverged: bool
     """Its loss is far off what all others say; nothing is fitted on it."""
+    lr: float | None
+    """Peak learning rate; null where the table has none."""
+    batch_tokens: float | None
+    """Tokens of a step; null where the table has none."""
+    residual: float | None
+    """Its loss over that of the law, less one; null without a law."""
 
 
 class SizeProfile(Spec):
@@ -165,6 +192,45 @@ class BestSplit(Spec):
     """Loss there, without the noise of a run."""
     run: Band
     """Loss of one run of the median size with this compute: noise and error of the extrapolation included."""
+
+
+class LossSurface(Spec):
+    """The loss of the law, without a run's noise, on a grid of compute and size."""
+
+    compute_flop: tuple[float, ...]
+    """C, from the smallest of the table to 100 times its largest."""
+    size: tuple[float, ...]
+    """N or M."""
+    loss: tuple[tuple[float, ...], ...]
+    """L at each size, a row each, and each compute: the median of the law's draws."""
+
+
+class ConventionSplit(Spec):
+    """A best split as it comes out in one convention of N and C."""
+
+    at: str
+    """Which compute: of the largest run, or a target."""
+    compute_flop: float
+    """It, as the convention counts it."""
+    size: Interval
+    """Best size, as the convention counts it."""
+    tokens: Interval
+    """Best tokens."""
+    tokens_per_size: Interval
+    """D over size there."""
+
+
+class Convention(Spec):
+    """The law fitted once more, with size or compute counted in another way that the table allows."""
+
+    name: str
+    """How it counts: `N non-embedding parameters, C = 6 N D`."""
+    size_kind: SizeKind
+    """What its sizes count."""
+    exponents: SplitExponents
+    """How the best split moves."""
+    splits: tuple[ConventionSplit, ...]
+    """At the largest compute of the table, and at each target."""
 
 
 class TableForecast(Spec):
@@ -253,6 +319,11 @@ class Flag(Spec):
     """The finding, its consequence, and what would help."""
 
 
+def is_open_split(flags: Sequence[Flag]) -> bool:
+    """Whether the runs leave open how to split compute."""
+    return any(flag.kind in ("open split", "single ray") for flag in flags)
+
+
 class TableFit(Spec):
     """Everything that a table of runs says."""
 
@@ -272,14 +343,27 @@ class TableFit(Spec):
     """How the best split moves; null without a forecast."""
     splits: tuple[BestSplit, ...]
     """Best splits from the smallest compute of the table to 100 times its largest; empty without a forecast."""
+    surface: LossSurface | None
+    """For contours of equal loss; null without a forecast."""
+    conventions: tuple[Convention, ...]
+    """The same law in every convention of N and C that the table allows, its own first; empty where that is the only one
+    or the runs leave the split open."""
     forecasts: tuple[TableForecast, ...]
     """One for each target."""
     no_forecast: str | None
     """Why there is no law, and so no forecast; null where there is one."""
     backtests: tuple[Backtest, ...]
     """What it would have said of its own largest runs, before them."""
+    curves: CurvesSource | None
+    """Training curves of its runs; null where none were given."""
     flags: tuple[Flag, ...]
     """What weakens the evidence."""
+
+    @property
+    def every_note(self) -> tuple[str, ...]:
+        """What was assumed or skipped when the table and its curves were read."""
+        own = () if self.curves is None else self.curves.notes
+        return (*self.table.notes, *(f"curves: {note}" for note in own))
 
     @property
     def largest_flop(self) -> float:
@@ -289,4 +373,4 @@ class TableFit(Spec):
     @property
     def open_split(self) -> bool:
         """Whether the runs leave open how to split compute."""
-        return any(flag.kind in ("open split", "single ray") for flag in self.flags)
+        return is_open_split(self.flags)

@@ -301,16 +301,20 @@ def _stacked(rows: Sequence[Descents]) -> Descents:
     """One batch of rows; those with fewer runs are filled up with runs of no weight."""
     most = max(row.targets.shape[1] for row in rows)
 
-    def filled(array: Array, value: float) -> Array:
-        widths = [(0, 0)] * (array.ndim - 1) + [(0, most - array.shape[-1])]
-        return np.pad(array, widths, constant_values=value)
+    def filled(arrays: Sequence[Array], value: float) -> Array:
+        whole = np.full((sum(map(len, arrays)), *arrays[0].shape[1:-1], most), value)
+        first = 0
+        for array in arrays:
+            whole[first : first + len(array), ..., : array.shape[-1]] = array
+            first += len(array)
+        return whole
 
     return Descents(
         starts=np.concatenate([row.starts for row in rows]),
-        log_variables=np.concatenate([filled(row.log_variables, 0.0) for row in rows]),
-        targets=np.concatenate([filled(row.targets, 0.0) for row in rows]),
-        weights=np.concatenate([filled(row.weights, 0.0) for row in rows]),
-        delta=np.concatenate([filled(row.delta, 1.0) for row in rows]),
+        log_variables=filled([row.log_variables for row in rows], 0.0),
+        targets=filled([row.targets for row in rows], 0.0),
+        weights=filled([row.weights for row in rows], 0.0),
+        delta=filled([row.delta for row in rows], 1.0),
         anchors=np.concatenate([row.anchors for row in rows]),
         precision=np.concatenate([row.precision for row in rows]),
     )

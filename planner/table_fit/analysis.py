@@ -5,50 +5,48 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.scaling.best_split import best_split, undetermined
+from planner.scaling.best_split import UNDETERMINED
 from planner.scaling.diverged import LeftOut, without_diverged
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
-from planner.scaling.laws import Array, latex, optimum
+from planner.scaling.laws import Array, latex
 from planner.scaling.model_averaging import (
     Mixture,
     NotEnoughRunsError,
     fit_mixture,
     forecast_loss,
-    loss_bands,
 )
 from planner.scaling.points import Points, points
-from planner.scaling.posterior import DrawInterval, interval
-from planner.table_fit.backtest import backtests, to_band
+from planner.scaling.posterior import interval
+from planner.table_fit.backtest import backtests
+from planner.table_fit.conventions import conventions
+from planner.table_fit.curves import JoinedCurves
 from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag, single_ray
+from planner.table_fit.splits import best_splits, computes, law_losses, split_exponents, surface
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, target_text
-from specs.law import Interval
 from specs.run_table.table import RunTable
 from specs.table_fit import (
     Backtest,
     BestSplit,
+    Convention,
     Flag,
     LawMember,
+    LossSurface,
     SizeProfile,
-    SplitExponents,
     TableFit,
     TableForecast,
     TableRun,
     TableSource,
+    is_open_split,
 )
 
-REACH = 100.0
-"""Best splits are given up to this many times the table's largest compute."""
 FURTHER = 10.0
 """Times the largest compute, where no target is given."""
-_PER_DECADE = 4
-_SAME = 0.05
-"""Computes that differ by less are one."""
 _LARGEST_FACTOR = 1e6
 """A size that is known to no better than this factor is not known."""
 
 
-def analyse(table: RunTable, targets: Sequence[Target]) -> TableFit:
-    """What the table says, and a forecast for each target; deterministic in its arguments.
+def analyse(table: RunTable, targets: Sequence[Target], curves: JoinedCurves | None = None) -> TableFit:
+    """What the table says, and a forecast for each target; deterministic in its arguments. `curves` are of its runs.
 
     LossUnitError where the losses cannot be nats per token, TargetError where a target cannot be split.
     """
@@ -57,18 +55,27 @@ def analyse(table: RunTable, targets: Sequence[Target]) -> TableFit:
     budgets = len(budget_groups(kept.flop))
     minima = fit_minima(kept.size, kept.tokens, kept.loss, cost_per=kept.cost_per, weights=kept.weights)
     diverged = {left.row for left in left_out}
-    rows = tuple(_runs(table, runs, diverged))
+    laws = None if mixture is None else law_losses(mixture, runs.size, runs.fresh_tokens)
+    rows = tuple(_runs(table, runs, diverged, laws))
     flags = list(evidence_flags(table, source, kept, left_out, minima, budgets))
+    flags += () if curves is None else curves.flags
     splits: tuple[BestSplit, ...] = ()
     tested: tuple[Backtest, ...] = ()
+    forecasts: tuple[TableForecast, ...] = ()
+    others: tuple[Convention, ...] = ()
+    around: LossSurface | None = None
     if mixture is not None:
-        splits = best_splits(mixture, _computes(kept.flop))
-        flags += _open_split(mixture, source)
-        named = [
-            (table.name[row], int(table.line[row])) for row in range(len(table.name)) if row not in diverged
-        ]
-        tested, without = backtests(kept, named)
+        largest = float(kept.flop.max())
+        splits = best_splits(mixture, computes(kept.flop))
+        flags += _open_split(splits, source, largest)
+        sound = [row for row in range(len(table.name)) if row not in diverged]
+        tested, without = backtests(kept, [(table.name[row], int(table.line[row])) for row in sound])
         flags += [no_backtest_flag(without)] if without else []
+        forecasts = tuple(_forecast(mixture, one, table) for one in targets)
+        around = surface(mixture, splits)
+        if not is_open_split(flags):
+            at = [("the largest run", largest), *((one.target, one.compute_flop) for one in forecasts)]
+            others = conventions(table, mixture, sound, at)
     return TableFit(
         table=source,
         runs=rows,
@@ -76,11 +83,14 @@ def analyse(table: RunTable, targets: Sequence[Target]) -> TableFit:
         profiles=tuple(_profile(minimum, rows) for minimum in minima),
         members=() if mixture is None else _members(mixture, source.symbol),
         held_out_error=None if mixture is None else mixture.held_out_error,
-        exponents=None if mixture is None else _exponents(mixture),
+        exponents=None if mixture is None else split_exponents(mixture),
         splits=splits,
-        forecasts=() if mixture is None else tuple(_forecast(mixture, one, table) for one in targets),
+        surface=around,
+        conventions=others,
+        forecasts=forecasts,
         no_forecast=reason or None,
         backtests=tested,
+        curves=None if curves is None else curves.source,
         flags=tuple(flags),
     )
 
@@ -94,21 +104,6 @@ def default_target(table: RunTable) -> Target:
         further = math.sqrt(FURTHER)
         return RunTarget(float(runs.size[last]) * further, float(runs.tokens[last]) * further)
     return ComputeTarget(FURTHER * float(runs.flop[last]))
-
-
-def best_splits(mixture: Mixture, flops: Sequence[float]) -> tuple[BestSplit, ...]:
-    """The best split of each compute, without those that the runs leave infinite, and the loss of one run at it."""
-    found = [(flop, best_split(mixture, flop)) for flop in flops]
-    known = [(flop, split) for flop, split in found if all(_is_finite(ends) for ends in split.values())]
-    if not known:
-        return ()
-    sizes = np.array([split["size"].median for _, split in known])
-    tokens = np.array([flop for flop, _ in known]) / (mixture.runs.cost_per * sizes)
-    bands = loss_bands(mixture, sizes, tokens).T.tolist()
-    return tuple(
-        BestSplit(compute_flop=flop, **{name: ends.to_document() for name, ends in split.items()}, run=to_band(band))
-        for (flop, split), band in zip(known, bands, strict=True)
-    )  # fmt: skip
 
 
 def _fitted(runs: Points) -> tuple[Mixture | None, Points, tuple[LeftOut, ...], str]:
@@ -147,7 +142,7 @@ def table_source(table: RunTable) -> TableSource:
     )
 
 
-def _runs(table: RunTable, runs: Points, diverged: set[int]) -> Iterator[TableRun]:
+def _runs(table: RunTable, runs: Points, diverged: set[int], laws: Array | None) -> Iterator[TableRun]:
     budget = {row: number for number, group in enumerate(budget_groups(runs.flop)) for row in group}
     for row, (size, tokens, flop, loss, short) in enumerate(
         zip(*(c.tolist() for c in (runs.size, runs.tokens, runs.flop, runs.loss, runs.short)), strict=True)
@@ -162,7 +157,14 @@ def _runs(table: RunTable, runs: Points, diverged: set[int]) -> Iterator[TableRu
             loss=loss,
             short=short > 0,
             diverged=row in diverged,
+            lr=_cell(table.lr, row),
+            batch_tokens=_cell(table.batch_tokens, row),
+            residual=None if laws is None else loss / float(laws[row]) - 1,
         )
+
+
+def _cell(column: Array | None, row: int) -> float | None:
+    return None if column is None or math.isnan(column[row]) else float(column[row])
 
 
 def _profile(minimum: Minimum, rows: Sequence[TableRun]) -> SizeProfile:
@@ -200,41 +202,12 @@ def _members(mixture: Mixture, symbol: str) -> tuple[LawMember, ...]:
     return tuple(sorted(found, key=lambda member: -member.weight))
 
 
-def _exponents(mixture: Mixture) -> SplitExponents | None:
-    """Every form's best size is a power of compute, so two computes give each draw's exponent."""
-    logs = [_log_best_size(mixture, flop) for flop in (1.0, 10.0)]
-    ends = interval((logs[1] - logs[0]) / np.log(10.0))
-    if not _is_finite(ends):
-        return None
-    return SplitExponents(
-        size=ends.to_document(),
-        tokens=Interval(value=1 - ends.median, low=1 - ends.high, high=1 - ends.low),
-    )
-
-
-def _log_best_size(mixture: Mixture, times_largest: float) -> Array:
-    flop, cost_per = float(mixture.runs.flop.max()) * times_largest, mixture.runs.cost_per
-    with np.errstate(all="ignore"):
-        return mixture.mixed(
-            [np.log(optimum(law.law.form, np.exp(law.log_params), flop, cost_per)[0]) for law in mixture.laws]
-        )
-
-
-def _open_split(mixture: Mixture, source: TableSource) -> list[Flag]:
-    flop = float(mixture.runs.flop.max())
-    if not undetermined(best_split(mixture, flop)):
-        return []
-    return [open_split_flag(split, source) for split in best_splits(mixture, [flop])]
-
-
-def _computes(flop: Array) -> list[float]:
-    """From the smallest to `REACH` times the largest: the ends, powers of ten, and equal parts of a decade between."""
-    low, high = float(flop.min()), float(flop.max())
-    first, last = (math.log10(end) * _PER_DECADE for end in (low, high * REACH))
-    between = [10.0 ** (step / _PER_DECADE) for step in range(math.ceil(first), math.floor(last) + 1)]
-    ends = [low, high, 10 * high, REACH * high]
-    inner = [flop for flop in between if all(abs(math.log(flop / end)) > _SAME for end in ends)]
-    return sorted([*ends, *inner])
+def _open_split(splits: Sequence[BestSplit], source: TableSource, flop: float) -> list[Flag]:
+    at_largest = [split for split in splits if split.compute_flop == flop]
+    ratios = [(split, split.tokens_per_size) for split in at_largest]
+    return [
+        open_split_flag(split, source) for split, ratio in ratios if not ratio.high < UNDETERMINED * ratio.low
+    ]
 
 
 def _forecast(mixture: Mixture, target: Target, table: RunTable) -> TableForecast:
@@ -261,7 +234,3 @@ def _forecast(mixture: Mixture, target: Target, table: RunTable) -> TableForecas
         extrapolation_sd=found.discrepancy_sd,
         split=split,
     )
-
-
-def _is_finite(ends: DrawInterval) -> bool:
-    return math.isfinite(ends.low) and math.isfinite(ends.high)

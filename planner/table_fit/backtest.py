@@ -50,7 +50,7 @@ def _backtest(
 ) -> Backtest:
     """The held-out runs forecast from all others."""
     others = runs.take(np.setdiff1d(np.arange(len(runs.loss)), held_out))
-    mixture = fit_mixture(others, draws=_DRAWS)
+    mixture = fit_mixture(others, draws=_DRAWS, members_alone=False)
     order = held_out[np.argsort(-runs.flop[held_out], kind="stable")]
     chosen = runs.take(order)
     bands = np.concatenate(

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,14 +11,18 @@ from rich.console import Console
 
 from planner.scaling.diverged import LossUnitError
 from planner.table_fit.analysis import analyse, default_target
+from planner.table_fit.curves import JoinedCurves, join_curves
 from planner.table_fit.targets import Target, TargetError, parse_target
 from planner.table_fit.terminal import show
 from specs.document.files import DocumentError
 from specs.document.write import write_text
 from specs.exit_codes import run_command_line
-from specs.report.table_fit_page import render_table_fit
+from specs.report.table_fit.page import render_table_fit
+from specs.run_table.curves import read_curves
 from specs.run_table.table import RunTable
 from specs.table_fit import TableFit
+
+_Unit = Literal["nats/token", "bits/token", "bits/byte"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,6 +45,18 @@ def fit(
             metavar="QUANTITY=COLUMN",
             help="Which column holds a quantity, where its name does not say: loss=val/loss. Repeat for others.",
         ),
+    ] = None,
+    curves: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Training curves of these runs, joined by the run's name; columns as --column has them.",
+            show_default=False,
+        ),
+    ] = None,
+    curves_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUANTITY=COLUMN", help="As --column, for the file of curves alone."),
     ] = None,
     bytes_per_token: Annotated[
         float | None, typer.Option(metavar="X", help="UTF-8 bytes of a token, for losses per byte.")
@@ -76,46 +92,72 @@ def fit(
 
     Exit codes: 0 done, 2 bad input.
     """
-    runs = _read(table, column or [], bytes_per_token, loss_unit)
-    found = _fitted(runs, at or [])
+    mapping, unit = _mapping("--column", column or []), _unit(loss_unit)
+    runs = _read(table, mapping, bytes_per_token, unit)
+    joined = None
+    if curves is not None:
+        own = _mapping("--curves-column", curves_column or [])
+        joined = _joined(runs, curves, own, mapping, bytes_per_token, unit)
+    elif curves_column:
+        raise RefusedError(
+            f"--curves-column {curves_column[0]}: give the file of curves too, with --curves FILE"
+        )
+    found = _fitted(runs, at or [], joined)
     folder = Path("fits") / folder_name(table) if out is None else out
     report = folder / "fit.html"
-    write_text(report, render_table_fit(found))
+    write_text(report, render_table_fit(found, () if joined is None else joined.drawn))
     if json:
         sys.stdout.write(found.canonical_json() + "\n")
     else:
         show(found, report, Console())
 
 
-def _read(
-    path: Path, columns: Sequence[str], bytes_per_token: float | None, loss_unit: str | None
-) -> RunTable:
-    from specs.run_table.read import read_table
-
+def _mapping(option: str, columns: Sequence[str]) -> dict[str, str]:
+    """The column of each quantity that an option names."""
     mapping: dict[str, str] = {}
     for text in columns:
         quantity, equals, name = text.partition("=")
         if not (quantity and equals and name):
-            raise RefusedError(f"--column {text}: write quantity=column, for example loss=val/loss")
+            raise RefusedError(f"{option} {text}: write quantity=column, for example loss=val/loss")
         if mapping.get(quantity, name) != name:
             raise RefusedError(
-                f"--column {text}: {quantity} is already in column {mapping[quantity]}; keep one of them"
+                f"{option} {text}: {quantity} is already in column {mapping[quantity]}; keep one of them"
             )
         mapping[quantity] = name
-    return read_table(path, mapping, bytes_per_token=bytes_per_token, loss_unit=_unit(loss_unit))
+    return mapping
 
 
-def _unit(text: str | None) -> Literal["nats/token", "bits/token", "bits/byte"] | None:
+def _read(
+    path: Path, mapping: Mapping[str, str], bytes_per_token: float | None, loss_unit: _Unit | None
+) -> RunTable:
+    from specs.run_table.read import read_table
+
+    return read_table(path, mapping, bytes_per_token=bytes_per_token, loss_unit=loss_unit)
+
+
+def _joined(
+    runs: RunTable,
+    path: Path,
+    mapping: Mapping[str, str],
+    shared: Mapping[str, str],
+    bytes_per_token: float | None,
+    loss_unit: _Unit | None,
+) -> JoinedCurves:
+    curves = read_curves(path, mapping, shared=shared, bytes_per_token=bytes_per_token, loss_unit=loss_unit)
+    return join_curves(runs, curves)
+
+
+def _unit(text: str | None) -> _Unit | None:
     match text:
         case None | "nats/token" | "bits/token" | "bits/byte":
             return text
     raise RefusedError(f"--loss-unit {text}: write nats/token, bits/token or bits/byte")
 
 
-def _fitted(runs: RunTable, texts: Sequence[str]) -> TableFit:
+def _fitted(runs: RunTable, texts: Sequence[str], curves: JoinedCurves | None) -> TableFit:
     targets: list[Target] = [parse_target(text, runs.size_kind) for text in texts]
     try:
-        return analyse(runs, targets or [default_target(runs)])
+        return analyse(runs, targets or [default_target(runs)], curves)
     except LossUnitError as error:
         raise RefusedError(f"{runs.path}: {error}") from None
 

@@ -8,7 +8,7 @@ from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum
 from planner.scaling.points import SHORT_RUN_STEPS, Points
 from specs.humanize import count, flop_text, several
-from specs.run_table.table import RunTable
+from specs.run_table.table import Array, RunTable
 from specs.table_fit import BestSplit, Flag, TableSource
 
 _FEW_BUDGETS = 4
@@ -69,12 +69,18 @@ def no_backtest_flag(reason: str) -> Flag:
     )
 
 
-def _compute(table: RunTable, source: TableSource) -> Iterator[Flag]:
+def other_compute(table: RunTable) -> Array | None:
+    """ln of the table's own compute over c x size x tokens, by run that has one; None where they are the same."""
     if "flop" not in table.columns:
-        return
+        return None
     log_ratio = np.log(table.flop / (table.cost_per * table.size * table.tokens))
     log_ratio = log_ratio[np.isfinite(log_ratio)]
-    if len(log_ratio) and np.median(np.abs(log_ratio)) > _OTHER_COMPUTE:
+    return log_ratio if len(log_ratio) and np.median(np.abs(log_ratio)) > _OTHER_COMPUTE else None
+
+
+def _compute(table: RunTable, source: TableSource) -> Iterator[Flag]:
+    log_ratio = other_compute(table)
+    if log_ratio is not None:
         own, formula = f"column {table.columns['flop']}", source.compute_formula
         middle, low, high = np.exp([np.median(log_ratio), log_ratio.min(), log_ratio.max()]).tolist()
         yield Flag(

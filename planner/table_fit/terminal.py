@@ -30,6 +30,7 @@ def show(fit: TableFit, report: Path, console: Console) -> None:
         console.print(Padding(escape(_heaviest(fit)), (0, 0, 1, 1)), highlight=False)
         _print_tables(console, [_optimum(fit)])
         console.print(Padding(_exponents(fit), (0, 0, 1, 1)), highlight=False)
+        _print_tables(console, [_conventions(fit)] if fit.conventions else [])
         _print_tables(console, [_forecasts(fit)] if fit.forecasts else [])
         _print_tables(console, [_backtest(fit, one) for one in fit.backtests])
     _remarks(fit, console)
@@ -105,6 +106,24 @@ def _exponents(fit: TableFit) -> str:
     )
 
 
+def _conventions(fit: TableFit) -> Table:
+    """The split at each compute, as each convention has it."""
+    table = _table(
+        "optimum in other conventions of size and compute",
+        ("convention", "a", "b", "at", "size*", "D*", "D*/size*"),
+    )
+    for one in fit.conventions:
+        exponents = one.exponents
+        heads = (one.name, f"{exponents.size.value:.3f}", f"{exponents.tokens.value:.3f}")
+        for i, split in enumerate(one.splits):
+            table.add_row(
+                *(escape(head) if i == 0 else "" for head in heads),
+                escape(split.at),
+                *(count(ends.value) for ends in (split.size, split.tokens, split.tokens_per_size)),
+            )
+    return table
+
+
 def _forecasts(fit: TableFit) -> Table:
     unit = fit.table.losses.heads
     heads = ("at", fit.table.symbol, "D", *unit, "50 %", "95 %")
@@ -171,7 +190,7 @@ def _profile_size(profile: SizeProfile) -> str:
 
 
 def _remarks(fit: TableFit, console: Console) -> None:
-    remarks = [("flag", flag.message) for flag in fit.flags] + [("note", note) for note in fit.table.notes]
+    remarks = [("flag", flag.message) for flag in fit.flags] + [("note", note) for note in fit.every_note]
     if not remarks:
         return
     table = Table.grid(padding=(0, 2, 0, 0))

@@ -2,7 +2,7 @@
 
 `plan` and `audit` draw the same page from the same documents, so it lives with the documents. Nothing is computed here
 but units and lines for the eye: a figure shows what the plan and the records hold. The page of `isoplan fit` is made of
-the same parts (`table_fit_page`).
+the same parts (`table_fit`).
 """
 
 from collections.abc import Sequence

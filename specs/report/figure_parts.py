@@ -125,6 +125,8 @@ def amount_axis(title: str, values: Sequence[float], powers: bool = False) -> di
     """A logarithmic axis of amounts: powers of ten for compute, k, M and B else."""
     low, high = _ends(values)
     marks = [mark for mark in log_ticks(low, high) if not powers or f"{mark:.0e}"[0] == "1"]
+    if len(marks) < 2 and not powers:
+        marks = ticks(low, high)
     return _logarithmic(title, low, high, marks, [power(m) if powers else count(m) for m in marks])
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 
 from specs.formatting import percent, windows_text
+from specs.humanize import count
 from specs.law import LawFit
-from specs.report import forecast_figure, formulas, layout_bars, scaling_figures, tables
+from specs.report import forecast_figure, formulas, layout_bars, pilot_figures, scaling_figures, tables
 from specs.report.context import Case
 from specs.report.headline import headline
 from specs.report.html import Html, bullets
 from specs.report.page_parts import document, place_of_figure, section, two_columns
+from specs.report.run_figures import rates_and_batches
 
 
 def page(case: Case) -> str:
@@ -101,6 +103,24 @@ def _figures(case: Case) -> Iterator[Html]:
             "The lowest loss at each compute. Ticks beside the target: each form’s forecast, thicker with its weight.",
         ),
     )
+    yield two_columns(
+        section(
+            "Training curves",
+            place_of_figure("curves", pilot_figures.curves(case)),
+            "Held-out loss of every audited run against compute, dark for large ones. No run lies far below the line "
+            "through the minima.",
+        ),
+        section(
+            "Tokens per parameter",
+            place_of_figure("ratio", pilot_figures.tokens_per_param(case)),
+            "At the best split. Bar: the 95 % interval by all forms together at the target’s compute.",
+        ),
+    )
+    grid = pilot_figures.rates_and_batches(case)
+    if grid is not None:
+        drawn = rates_and_batches(grid, case.losses)
+        note = f"Final loss of the runs of M {count(grid.size)}, and by colour how far it is above the best."
+        yield section("Learning rate and batch", place_of_figure("rate-map", drawn), note)
     ladder = place_of_figure("ladder", scaling_figures.ladder(case))
     yield section("Pilot ladder", ladder, "Every pilot: its size, and the tokens that its budget pays for.")
 

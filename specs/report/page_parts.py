@@ -40,7 +40,8 @@ def section(title: str, content: Html | None, note: str = "") -> Html:
 
 
 def place_of_figure(name: str, drawn: Figure | None, tall: bool = False) -> Html | None:
-    """A place for a figure with its data beside it; `<` is escaped so that no text can end the script."""
+    """A place for a figure with its data beside it, and buttons that save both; `<` is escaped so that no text can end
+    the script."""
     if drawn is None:
         return None
     data = Html(json.dumps(drawn, sort_keys=True, ensure_ascii=False).replace("<", "\\u003c"))
@@ -48,7 +49,20 @@ def place_of_figure(name: str, drawn: Figure | None, tall: bool = False) -> Html
         (
             tag("div", id=name, class_="figure tall" if tall else "figure", role="img", aria_label=name),
             tag("script", data, type="application/json", data_figure=name),
+            tag("p", _button(name, "svg"), _button(name, "csv"), class_="save"),
         )
+    )
+
+
+def _button(figure: str, form: str) -> Html:
+    what = {"svg": "as an image", "csv": "as numbers"}[form]
+    return tag(
+        "button",
+        form.upper(),
+        type="button",
+        title=f"save this figure {what}",
+        data_save=form,
+        data_of=figure,
     )
 
 

@@ -180,14 +180,14 @@ def _profile(
     texts = [_hover(case, point) for point in points]
     fills = ["#fff" if point.short else colour for point in points]
     name = flop(budget)
+    runs = {"name": f"runs of {name}"}
     if profile is None or profile.coefficients is None:
-        yield figure_parts.line(x, y, colour, width=1.5, dash="dot")
+        yield figure_parts.line(x, y, colour, width=1.5, dash="dot") | {"name": f"runs of {name}, joined"}
         name += "" if profile is None else "<br>   no minimum"
     else:
-        yield _parabola(case, profile, x, colour)
-    yield figure_parts.dots(
-        x, y, colour, None, texts, color=fills, line={"color": colour, "width": 2}, size=8
-    )
+        yield _parabola(case, profile, x, colour) | {"name": f"parabola of {name}"}
+    look = {"color": fills, "line": {"color": colour, "width": 2}, "size": 8}
+    yield figure_parts.dots(x, y, colour, None, texts, **look) | runs
     if profile is not None and profile.bracketed:
         lowest = f"lowest at M {count(profile.flop_per_token)}: {case.losses.text(profile.loss)} {case.losses.unit}"
         mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}

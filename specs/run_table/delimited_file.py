@@ -1,14 +1,14 @@
 """Tables of text: cells separated by commas, semicolons or tabs, a header in the first line."""
 
 import csv
-import io
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from specs.document.parse import DocumentError, Place, nearest, show
 from specs.humanize import several
-from specs.run_table.grid import MOST_RUNS, Grid, too_many
+from specs.run_table.grid import Cell, Grid, Scope, too_many
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 """In order of preference where a header has as many cells with either."""
@@ -18,35 +18,49 @@ Row = tuple[int, list[str]]
 
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f]")
 _NUMBER = re.compile(r"\s*[-+]?[0-9.,]+([eE][-+]?[0-9]+)?\s*")
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
-def read_delimited(path: Path, text: str) -> Grid:
+def read_delimited(path: Path, text: str, scope: Scope) -> Grid:
     """The table in a text. Comment lines, blank lines and repetitions of the header are skipped."""
     if control := _CONTROL.search(text):
         line = text.count("\n", 0, control.start()) + 1
         what = f"this is not a text of rows and columns (character U+{ord(control[0]):04X})"
         raise DocumentError(path, line, 1, what, "export the table as CSV, JSONL or Parquet")
-    lines = io.StringIO(text, newline=None).readlines()
-    head = next((at for at, line in enumerate(lines) if line.strip() and not line.startswith("#")), None)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    head = next((at for at, line in enumerate(_lines(text)) if line.strip() and line[0] != "#"), None)
     if head is None:
-        raise DocumentError(path, 1, 1, "the file is empty", "write a header, and a row for each run")
-    separator = _separator(path, lines[head], head)
-    if not re.match(r'"?\W*(hex\w*)?colou?r', lines[head].lower()):  # whose values may begin with '#'
-        lines = ["\n" if line.startswith("#") else line for line in lines]
+        raise DocumentError(
+            path, 1, 1, "the file is empty", f"write a header, and a row for each {scope.row}"
+        )
+    header = _line(text, head + 1)
+    separator = _separator(path, header, head)
+    lines = _lines(text)
+    if not re.match(r'"?\W*(hex\w*)?colou?r', header.lower()):  # whose values may begin with '#'
+        lines = ("\n" if line[0] == "#" else line for line in lines)
     rows = _rows(path, lines, separator)
     first, names = next(rows)
     names = [name.strip() for name in names]
-    _check_header(path, first, lines[first - 1], names, separator)
-    kept, repeated = _data(path, rows, names, separator)
-    columns = dict(zip(names, map(list, zip(*(row for _, row in kept), strict=True)), strict=True))
-    columns.pop("", None)
+    _check_header(path, first, _line(text, first), names, separator)
+    columns, starts, repeated = _data(path, rows, names, separator, scope)
 
     def place(row: int | None, column: str) -> Place:
-        line = first if row is None else kept[row][0]
-        return line, _start_of_cell(lines[line - 1], separator, names.index(column) if column in names else 0)
+        line = first if row is None else starts[row]
+        return line, _start_of_cell(
+            _line(text, line), separator, names.index(column) if column in names else 0
+        )
 
     notes = [f"the header stands again in line {line}; skipped" for line in repeated]
-    return Grid(path, columns, [line for line, _ in kept], place, tuple(notes))
+    return Grid(path, columns, starts, place, tuple(notes))
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text one by one, as a list of them would be larger than the text."""
+    return (match[0] for match in _LINE.finditer(text))
+
+
+def _line(text: str, number: int) -> str:
+    return next(itertools.islice(_lines(text), number - 1, None))
 
 
 def _separator(path: Path, line: str, at: int) -> str:
@@ -59,7 +73,7 @@ def _separator(path: Path, line: str, at: int) -> str:
     return best
 
 
-def _rows(path: Path, lines: list[str], separator: str) -> Iterator[Row]:
+def _rows(path: Path, lines: Iterator[str], separator: str) -> Iterator[Row]:
     """Rows that are not blank."""
     reader = csv.reader(lines, delimiter=separator, strict=True)
     line = 1
@@ -87,9 +101,13 @@ def _check_header(path: Path, line: int, text: str, names: list[str], separator:
             raise DocumentError(path, line, column, what, "rename or remove one of them")
 
 
-def _data(path: Path, rows: Iterator[Row], names: list[str], separator: str) -> tuple[list[Row], list[int]]:
-    """Rows below the header, each of its width, and the lines in which the header is repeated."""
-    kept: list[Row] = []
+def _data(
+    path: Path, rows: Iterator[Row], names: list[str], separator: str, scope: Scope
+) -> tuple[dict[str, list[Cell]], list[int], list[int]]:
+    """Cells below the header by column, the line of each row, and the lines in which the header is repeated."""
+    read = [(at, name) for at, name in enumerate(names) if name and scope.wanted(name)]
+    columns: dict[str, list[Cell]] = {name: [] for _, name in read}
+    starts: list[int] = []
     repeated = []
     for line, row in rows:
         if len(row) > len(names) and not any(map(str.strip, row[len(names) :])):
@@ -99,12 +117,16 @@ def _data(path: Path, rows: Iterator[Row], names: list[str], separator: str) -> 
         if row[-1].strip() == names[-1] and [cell.strip() for cell in row] == names:
             repeated.append(line)
             continue
-        kept.append((line, row))
-        if len(kept) > MOST_RUNS:
-            raise too_many(path)
-    if not kept:
-        raise DocumentError(path, 1, 1, "there is no run below the header", "write a row for each run")
-    return kept, repeated
+        starts.append(line)
+        for at, name in read:
+            columns[name].append(row[at])
+        if len(starts) > scope.most_rows:
+            raise too_many(path, scope)
+    if not starts:
+        what = f"there is no {scope.row} below the header"
+        raise DocumentError(path, 1, 1, what, f"write a row for each {scope.row}")
+    unread = [None] * len(starts)
+    return {name: columns.get(name, unread) for name in names if name}, starts, repeated
 
 
 def _ragged(path: Path, line: int, row: list[str], names: list[str], separator: str) -> DocumentError:

@@ -1,7 +1,7 @@
 """Which column holds which quantity: by the user's mapping, or else by its name."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Found:
     decimal_comma: bool
     notes: dict[str, list[str]]
     """Which of two columns was taken, by quantity."""
+    read: dict[str, Array] = field(default_factory=dict, init=False)
+    """Numbers of columns that were asked for before."""
 
     def numbers(self, quantity: str) -> Array:
         """The quantity by run in base units, nan where a cell is empty or no number."""
@@ -45,8 +47,10 @@ class Found:
 
     def of_column(self, column: str) -> Array:
         """A column's numbers in base units."""
-        scale = self.means[column].scale if column in self.means else 1.0
-        return numbers(self.grid.columns[column], self.decimal_comma) * scale
+        if column not in self.read:
+            scale = self.means[column].scale if column in self.means else 1.0
+            self.read[column] = numbers(self.grid.columns[column], self.decimal_comma) * scale
+        return self.read[column]
 
 
 def find_columns(grid: Grid, mapping: Mapping[str, str], loss_unit: str | None) -> Found:

@@ -15,6 +15,31 @@ Cell = Any
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What is read of a file, and how messages call its rows."""
+
+    row: str
+    """What a row is: `run`."""
+    example: str
+    """A row as a JSON object, for messages."""
+    most_rows: int
+    fewer: str
+    """What to write where there are more."""
+    wanted: Callable[[str], bool]
+    """Whether a column of this name is read; the cells of others are None, which saves their memory."""
+
+
+RUNS = Scope(
+    row="run",
+    example='{"params": 410e6, "tokens": 8e9, "loss": 3.02}',
+    most_rows=MOST_RUNS,
+    fewer="give one row for each finished run, its last one if these are training curves",
+    wanted=lambda _: True,
+)
+"""A table of finished runs, all of it."""
+
+
+@dataclass(frozen=True)
 class Grid:
     """Cells of a file, all as they stand in it."""
 
@@ -51,12 +76,6 @@ class Grid:
         return any(cell is not None and str(cell).strip() for cell in self.columns[column])
 
 
-def too_many(path: Path) -> DocumentError:
-    """The refusal of a table that can hardly be one of finished runs."""
-    return DocumentError(
-        path,
-        1,
-        1,
-        f"the table has more than {MOST_RUNS:,} rows",
-        "give one row for each finished run, its last one if these are training curves",
-    )
+def too_many(path: Path, scope: Scope) -> DocumentError:
+    """The refusal of a file with more rows than its scope allows."""
+    return DocumentError(path, 1, 1, f"the table has more than {scope.most_rows:,} rows", scope.fewer)

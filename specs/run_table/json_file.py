@@ -7,41 +7,49 @@ from pathlib import Path
 from typing import Any
 
 from specs.document.parse import MAX_DEPTH, DocumentError, Place, place_of_offset, show
-from specs.run_table.grid import MOST_RUNS, Cell, Grid, too_many
+from specs.run_table.grid import Cell, Grid, Scope, too_many
 
 _BETWEEN = re.compile(r"[ \t\r\n]*")
-_OBJECTS = 'write one object for each run, such as {"params": 410e6, "tokens": 8e9, "loss": 3.02}'
 
 
-def read_json_objects(path: Path, text: str) -> Grid:
+def read_json_objects(path: Path, text: str, scope: Scope) -> Grid:
     """The table of a text that is a list of objects, or objects after one another."""
-    rows: list[dict[str, Cell]] = []
-    spans: list[tuple[int, int]] = []
-    for start, end, plain in _objects(path, text):
+    objects = f"write one object for each {scope.row}, such as {scope.example}"
+    columns: dict[str, list[Cell]] = {}
+    wanted: dict[str, bool] = {}
+    starts: list[int] = []
+    for start, plain in _objects(path, text):
         if not isinstance(plain, dict):
-            raise _refuse(path, text, start, f"expected an object, found {show(plain)}", _OBJECTS)
-        rows.append(dict(_flat(path, text, start, plain)))
-        spans.append((start, end))
-        if len(rows) > MOST_RUNS:
-            raise too_many(path)
-    if not rows:
-        raise DocumentError(path, 1, 1, "the file has no run", _OBJECTS)
-    if len(rows) == 1:
+            raise _refuse(path, text, start, f"expected an object, found {show(plain)}", objects)
+        for name, cell in dict(_flat(path, text, start, plain)).items():
+            if name not in wanted:
+                wanted[name] = scope.wanted(name)
+                columns[name] = []
+            if wanted[name]:
+                columns[name] += [None] * (len(starts) - len(columns[name]))
+                columns[name].append(cell)
+        starts.append(start)
+        if len(starts) > scope.most_rows:
+            raise too_many(path, scope)
+    if not starts:
+        raise DocumentError(path, 1, 1, f"the file has no {scope.row}", objects)
+    if len(starts) == 1:
         what = "the file has a single object"
-        raise _refuse(path, text, spans[0][0], what, f"{_OBJECTS} (pandas: orient='records')")
-    names = list(dict.fromkeys(name for row in rows for name in row))
+        raise _refuse(path, text, starts[0], what, f"{objects} (pandas: orient='records')")
+    unread: list[Cell] = [None] * len(starts)
+    for name, cells in columns.items():
+        columns[name] = cells + unread[len(cells) :] if cells else unread
 
     def place(row: int | None, column: str) -> Place:
-        start, end = spans[row or 0]
-        at = text.find(json.dumps(column.rpartition(".")[2]), start, end)
+        start, *after = starts[row or 0 :][:2]
+        at = text.find(json.dumps(column.rpartition(".")[2]), start, *after)
         return place_of_offset(text, max(at, start))
 
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return Grid(path, columns, _lines(text, [start for start, _ in spans]), place)
+    return Grid(path, columns, _line_numbers(text, starts), place)
 
 
-def _objects(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
-    """(start, end, value) of each value of the list, or of each that follows another."""
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(start, value) of each value of the list, or of each that follows another."""
     decode = json.JSONDecoder(object_pairs_hook=_unique).raw_decode
     at = _after_blanks(text, 0)
     is_list = text[at : at + 1] == "["
@@ -62,7 +70,7 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
         except (ValueError, RecursionError) as error:
             what = f"this JSON cannot be read ({error})"
             raise _refuse(path, text, at, what, "write each key once, and few levels") from None
-        yield at, end, value
+        yield at, value
         at, first = end, False
     if is_list:
         raise _refuse(path, text, len(text), "the list has no end", "write ']', or give the whole file")
@@ -93,7 +101,7 @@ def _after_blanks(text: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _lines(text: str, starts: list[int]) -> list[int]:
+def _line_numbers(text: str, starts: list[int]) -> list[int]:
     """The line of each offset; they are in order."""
     lines = []
     line, last = 1, 0

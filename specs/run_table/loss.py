@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from specs.document.parse import DocumentError, show
+from specs.document.parse import show
 from specs.run_table.checks import check_needed, refuse_column
 from specs.run_table.find_columns import Found, missing
 from specs.run_table.grid import Cell
@@ -40,16 +40,13 @@ def read_loss(
             "; such low values are usual in bits per byte: if they are, say so with --loss-unit bits/byte"
         )
     per_token = _per_token(found, unit or "nats/token", bytes_per_token)
-    nats = values * per_token
-    if (nats > MOST_NATS).any() and not (nats > MOST_NATS).all():
-        raise _too_large(found, nats)
-    return nats, unit or "nats/token", notes
+    return values * per_token, unit or "nats/token", notes
 
 
-def check_is_loss(found: Found, nats: Array, flop: Array) -> None:
-    """DocumentError where the values are perplexities or accuracies."""
+def check_is_loss(found: Found, nats: Array, work: Array) -> None:
+    """DocumentError where the values are perplexities or accuracies; `work` is what losses fall with."""
     write = "give the loss of the runs in nats per token"
-    rises = nats.size >= 4 and _rank_correlation(nats, flop) > RISING
+    rises = nats.size >= 4 and _rank_correlation(nats, work) > RISING
     if rises and ((nats <= 1).all() or (nats > MOST_NATS).all()):
         what = (
             f"the values of {show(found.column['loss'])} rise with compute: they are accuracies, not losses"
@@ -128,15 +125,17 @@ def _per_token(found: Found, unit: Unit, bytes_per_token: float | None) -> float
     return math.log(2) * bytes_per_token
 
 
-def _too_large(found: Found, nats: Array) -> DocumentError:
-    """The refusal of the first loss that no model has, in a column in which others are fine."""
+def check_no_outlier(found: Found, nats: Array) -> None:
+    """DocumentError for the first loss that no model has, in a column in which others are fine."""
+    if not (nats > MOST_NATS).any() or (nats > MOST_NATS).all():
+        return
     row = int(np.flatnonzero(nats > MOST_NATS)[0])
     column = found.column["loss"]
     what = (
         f"a loss of {show(found.grid.columns[column][row])} is above {MOST_NATS:g} nats per token: a perplexity among"
         " losses, or a run that diverged"
     )
-    return found.grid.refuse(row, column, what, "write the loss in the unit of the others, or drop the row")
+    raise found.grid.refuse(row, column, what, "write the loss in the unit of the others, or drop the row")
 
 
 def _rank_correlation(a: Array, b: Array) -> float:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from specs.document.parse import DocumentError, Place
 from specs.humanize import first_line
-from specs.run_table.grid import MOST_RUNS, Grid, too_many
+from specs.run_table.grid import Cell, Grid, Scope, too_many
 
 
-def read_parquet(path: Path, data: bytes) -> Grid:
+def read_parquet(path: Path, data: bytes, scope: Scope) -> Grid:
     """The table in the bytes of a Parquet file; fields of a struct are joined by dots. A row's line is its number."""
     try:
         import pyarrow
@@ -18,8 +18,8 @@ def read_parquet(path: Path, data: bytes) -> Grid:
         raise DocumentError(path, 1, 1, what, write) from None
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(data))
-        if file.metadata.num_rows > MOST_RUNS:
-            raise too_many(path)
+        if file.metadata.num_rows > scope.most_rows:
+            raise too_many(path, scope)
         table = file.read()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         what = f"this is not a Parquet file that can be read ({first_line(error)})"
@@ -27,11 +27,14 @@ def read_parquet(path: Path, data: bytes) -> Grid:
     while any(pyarrow.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()
     if table.num_rows == 0:
-        raise DocumentError(path, 1, 1, "the file has no run", "write a row for each run")
+        raise DocumentError(path, 1, 1, f"the file has no {scope.row}", f"write a row for each {scope.row}")
     names = list(table.column_names)
 
     def place(row: int | None, column: str) -> Place:
         return (1 if row is None else row + 1), (names.index(column) + 1 if column in names else 1)
 
-    columns = {name: table.column(at).to_pylist() for at, name in enumerate(names)}
+    unread: list[Cell] = [None] * table.num_rows
+    columns = {
+        name: table.column(at).to_pylist() if scope.wanted(name) else unread for at, name in enumerate(names)
+    }
     return Grid(path, columns, list(range(1, table.num_rows + 1)), place)

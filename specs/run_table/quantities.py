@@ -113,6 +113,8 @@ _PF_DAYS = (
 _SCALED = ("params", "block_params", "tokens", "unique_tokens", "batch_tokens", "flop")
 _NOT_A_MEAN = {"std", "sd", "stderr", "se", "max", "min", "var", "count"}
 _HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test", "heldout"}
+_HELD_OUT_LOSS, _TRAINING_LOSS = ("loss", 0), ("loss", len(NAMES["loss"]) - 1)
+"""What names of losses that say it mean: the first and the last line of `NAMES`."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,15 @@ def is_perplexity(name: str) -> bool:
 def is_accuracy(name: str) -> bool:
     """Whether a column is named for an accuracy."""
     return bool({"acc", "accuracy", "exactmatch"} & set(_words(name)))
+
+
+def is_held_out(name: str) -> bool | None:
+    """Whether a loss of this name is of held-out text, False for a training loss; None where it does not say."""
+    words = {*_words(name), squeeze(name)}
+    tier = _index().get(squeeze(name), ("", 0))
+    if {"train", "training"} & words or tier == _TRAINING_LOSS:
+        return False
+    return True if _HELD_OUT & words or {"held", "out"} <= words or tier == _HELD_OUT_LOSS else None
 
 
 def per_character(name: str) -> bool:

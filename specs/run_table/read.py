@@ -14,9 +14,9 @@ from specs.humanize import several
 from specs.run_table.checks import is_missing, optional
 from specs.run_table.delimited_file import read_delimited
 from specs.run_table.find_columns import Found, find_columns, missing
-from specs.run_table.grid import Grid
+from specs.run_table.grid import RUNS, Grid, Scope
 from specs.run_table.json_file import read_json_objects
-from specs.run_table.loss import check_is_loss, read_loss
+from specs.run_table.loss import check_is_loss, check_no_outlier, read_loss
 from specs.run_table.parquet_file import read_parquet
 from specs.run_table.quantities import squeeze
 from specs.run_table.size import COST_PER, Sizes, read_sizes
@@ -45,13 +45,14 @@ def read_table(
     `mapping` names the column of a quantity (`{"loss": "wiki/nll"}`) where the column's name does not say so.
     `bytes_per_token` is needed where the loss is in bits per byte, `loss_unit` where no name or cell has the unit.
     """
-    data = _file_bytes(path)
-    grid, notes = _without_repeats(_read_grid(path, data))
+    whole, sha256 = read_grid(path, RUNS)
+    grid, notes = _without_repeats(whole)
     found = find_columns(grid, mapping, loss_unit)
     if "loss" not in found.column:
         raise missing(found, "loss", "val_loss or loss")
     sizes = read_sizes(found)
     loss, unit, loss_notes = read_loss(found, loss_unit, bytes_per_token)
+    check_no_outlier(found, loss)
     check_is_loss(found, loss, sizes.flop)
     optionals = {name: optional(found, name) for name in ("steps", "lr", "seed", "unique_tokens")}
     values = {name: array for name, (array, _) in optionals.items()}
@@ -64,7 +65,7 @@ def read_table(
     found_notes = [note for quantity in used for note in found.notes.get(quantity, [])]
     return RunTable(
         path=path,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         line=np.array(grid.line),
         name=names,
         size=sizes.size,
@@ -91,7 +92,18 @@ def read_table(
     )
 
 
-def _file_bytes(path: Path) -> bytes:
+def read_grid(path: Path, scope: Scope) -> tuple[Grid, str]:
+    """The cells of a file, read by its suffix, and the SHA-256 of its bytes."""
+    data = _file_bytes(path, scope)
+    sha256, suffix = hashlib.sha256(data).hexdigest(), path.suffix.lower()
+    if suffix in PARQUET:
+        return read_parquet(path, data, scope), sha256
+    text = decode_text(path, data)
+    del data
+    return (read_json_objects if suffix in JSON else read_delimited)(path, text, scope), sha256
+
+
+def _file_bytes(path: Path, scope: Scope) -> bytes:
     """The file's bytes, if its name is one of a table."""
     known = (*DELIMITED, *JSON, *PARQUET)
     if os.path.isfile(path) and path.suffix.lower() not in known:
@@ -101,17 +113,8 @@ def _file_bytes(path: Path) -> bytes:
         raise DocumentError(path, 1, 1, what, f"save the table as one of {', '.join(known)}")
     if os.path.isfile(path) and os.path.getsize(path) > MOST_BYTES:
         what = f"the file is larger than {MOST_BYTES >> 20} MiB"
-        raise DocumentError(path, 1, 1, what, "give one row for each finished run, and only needed columns")
+        raise DocumentError(path, 1, 1, what, f"{scope.fewer}, and leave out columns")
     return read_bytes(path, None)
-
-
-def _read_grid(path: Path, data: bytes) -> Grid:
-    """The cells of a file, read by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix in PARQUET:
-        return read_parquet(path, data)
-    text = decode_text(path, data)
-    return read_json_objects(path, text) if suffix in JSON else read_delimited(path, text)
 
 
 def _without_repeats(grid: Grid) -> tuple[Grid, list[str]]:

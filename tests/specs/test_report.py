@@ -352,6 +352,8 @@ def test_every_section_of_an_audited_target() -> None:
         "Forecast and measured loss",
         "isoFLOP profiles",
         "Compute frontier",
+        "Training curves",
+        "Tokens per parameter",
         "Learning-rate check",
         "The target run",
         "Loss-law forms compared",

@@ -68,6 +68,25 @@ def test_json_is_one_document(
     assert Path("here/fit.html").exists()
 
 
+def test_curves_join_the_runs_and_are_drawn(
+    asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        f"{name},{tokens},{loss}"
+        for name in ("line 2", "line 3", "x")
+        for tokens, loss in ((1e8, 5), (2e8, 4))
+    ]
+    Path("curves.csv").write_text("\n".join(["id,tokens,val/ce", *rows]))
+    words = ["--curves", "curves.csv", "--curves-column", "loss=val/ce", "--column", "loss=val/loss"]
+    assert fit(monkeypatch, "my runs.csv", "--json", *words) == 0
+    curves = json.loads(capsys.readouterr().out)["curves"]
+    assert (curves["runs"], curves["points"], curves["held_out"]) == (2, 4, True)
+    assert "1 curve without a run in the table: x" in curves["notes"]
+    page = Path("fits/my-runs/fit.html").read_text()
+    assert 'data-figure="curves"' in page
+    assert "curves: 1 curve without a run in the table: x" in page
+
+
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
@@ -76,6 +95,8 @@ def test_json_is_one_document(
         (["my runs.csv", "--column", "loss=a", "--column", "loss=b"], "keep one of them"),
         (["my runs.csv", "--loss-unit", "perplexity"], "write nats/token"),
         (["my runs.csv", "--at", "1e22"], "write it like '1e22 FLOP'"),
+        (["my runs.csv", "--curves", "absent.csv"], "give the path of a file"),
+        (["my runs.csv", "--curves-column", "loss=a"], "--curves FILE"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -21,7 +21,7 @@ from planner.table_fit.analysis import analyse, default_target, table_points, ta
 from planner.table_fit.flags import evidence_flags
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, parse_target, target_text
 from planner.table_fit.terminal import show
-from specs.report.table_fit_page import render_table_fit
+from specs.report.table_fit.page import render_table_fit
 from specs.run_table.table import RunTable
 from specs.table_fit import FlagKind, TableFit
 from tests.support.run_tables import run_table
@@ -103,6 +103,19 @@ def test_best_splits_reach_100_times_beyond_the_runs(fit: TableFit) -> None:
     computes = [split.compute_flop for split in fit.splits]
     assert computes == sorted(computes)
     assert (computes[0], computes[-1]) == pytest.approx((BUDGETS[0], 100 * BUDGETS[-1]))
+
+
+def test_residuals_and_the_surface_are_those_of_the_law(fit: TableFit) -> None:
+    residuals = [run.residual for run in fit.runs if run.residual is not None]
+    assert len(residuals) == len(fit.runs)
+    assert np.std(residuals) == pytest.approx(0.001, rel=0.4)
+    assert fit.surface is not None
+    surface = np.array(fit.surface.loss)
+    assert surface.shape == (len(fit.surface.size), len(fit.surface.compute_flop))
+    rows = zip(fit.surface.compute_flop, surface.T.argmin(axis=1), strict=True)
+    for flop, lowest in [row for row in rows if BUDGETS[0] < row[0] < BUDGETS[-1]]:
+        best = float(optimum(STANDARD, TRUTH, flop, 6.0)[0])
+        assert abs(math.log(fit.surface.size[lowest] / best)) < 0.5  # of a grid that is .3 apart
 
 
 def test_the_forecast_is_the_one_of_every_other_command(table: RunTable, fit: TableFit) -> None:
@@ -300,7 +313,7 @@ def test_the_page_is_one_file_with_its_figures_and_escapes_names(table: RunTable
     page = render_table_fit(fit)
     assert page == render_table_fit(fit)
     assert evil not in page
-    for name in ("isoflop", "frontier", "size", "ratio", "backtest-1", "backtest-2"):
+    for name in ("isoflop", "frontier", "size", "ratio", "backtest-1", "backtest-2", "contours", "residuals"):
         assert f'id="{name}"' in page
         assert f'data-figure="{name}"' in page
 

@@ -25,7 +25,7 @@ def isoflop(fit: TableFit) -> Figure:
     runs = _drawn_runs(fit)
     profiles = [profile for profile in fit.profiles if _runs_of(profile, runs)]
     loose = [run for run in runs if not any(_near(run, profile) for profile in profiles)]
-    drawn = [_dots(fit, loose, _FAINT, 6)] if loose else []
+    drawn = [_dots(fit, loose, _FAINT, 6) | {"name": "other runs"}] if loose else []
     few = len(profiles) <= _LABELLED
     for i, profile in enumerate(profiles):
         own = sorted(_runs_of(profile, runs), key=lambda run: run.size)
@@ -170,14 +170,15 @@ def _profile(
     x, y = [run.size for run in runs], [shown(run.loss) for run in runs]
     clear = profile in _minima_of(fit)
     if clear:
-        yield _parabola(fit, profile, x, colour)
+        yield _parabola(fit, profile, x, colour) | {"name": f"parabola of {name}"}
     elif few:
-        yield figure_parts.line(x, y, colour, width=1.5, dash="dot")
-    yield _dots(fit, runs, colour, 8)
+        yield figure_parts.line(x, y, colour, width=1.5, dash="dot") | {"name": f"runs of {name}, joined"}
+    yield _dots(fit, runs, colour, 8) | {"name": f"runs of {name}"}
     if clear:
         best = f"{fit.table.symbol} {count(profile.size)}"
         text = f"{name}: lowest at {best}, {_loss(fit, profile.loss)}"
-        yield figure_parts.dots([profile.size], [shown(profile.loss)], INK, None, [text], **_DIAMOND)
+        lowest = figure_parts.dots([profile.size], [shown(profile.loss)], INK, None, [text], **_DIAMOND)
+        yield lowest | {"name": f"minimum of {name}"}
     if few:
         missing = "" if clear else "<br>   no minimum"
         yield figure_parts.label(x[-1], y[-1], name + missing, colour, "middle right")

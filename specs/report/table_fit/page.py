@@ -1,34 +1,25 @@
 """The page of a table's fit: the law, the optimum, forecasts, the backtest, and the runs that they rest on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from specs.formatting import (
-    flop,
-    half_width,
-    listed_members,
-    member_name,
-    percent,
-    signed,
-    small_members_name,
-    windows_text,
-)
+from specs.formatting import flop, half_width, percent, windows_text
 from specs.humanize import count, several
-from specs.law import Band, Interval
-from specs.report import table_fit_figures as figures
+from specs.report.figure_parts import Figure
 from specs.report.headline import gauge, large_numbers
 from specs.report.html import Html, bullets, join, pairs, tag
 from specs.report.page_parts import document, place_of_figure, section, two_columns
-from specs.report.tables import constants_text, dense, formula, weight_bar
-from specs.table_fit import Backtest, BestSplit, TableFit, TableForecast
+from specs.report.run_figures import RateMap, RatePoint, TrainingCurve, envelope, rate_map, rates_and_batches
+from specs.report.table_fit import figures, law_figures, tables
+from specs.table_fit import TableFit
 
-_MOST_ROWS = 200
-"""Runs that a table of the page lists; --json holds all."""
+_BEYOND = 3.0
+"""The law is drawn this far beyond the end of the curves."""
 
 
-def render_table_fit(fit: TableFit) -> str:
-    """The page as HTML; the same fit gives the same bytes."""
-    return document(f"{_name(fit)}, fit", _headline(fit), _sections(fit))
+def render_table_fit(fit: TableFit, curves: Sequence[TrainingCurve] = ()) -> str:
+    """The page as HTML, with training curves of the runs; the same fit and curves give the same bytes."""
+    return document(f"{_name(fit)}, fit", _headline(fit), _sections(fit, curves))
 
 
 def _headline(fit: TableFit) -> Html:
@@ -91,10 +82,12 @@ def _numbers(fit: TableFit) -> Iterator[tuple[str, str]]:
     yield f"{len(fit.runs)}", f"runs at {several(fit.budgets, 'compute')}"
 
 
-def _sections(fit: TableFit) -> Iterator[Html]:
-    remarks = [("flag", flag.message) for flag in fit.flags] + [("note", note) for note in fit.table.notes]
+def _sections(fit: TableFit, curves: Sequence[TrainingCurve]) -> Iterator[Html]:
+    remarks = [("flag", flag.message) for flag in fit.flags] + [("note", note) for note in fit.every_note]
     yield section("Notes", bullets(remarks) if remarks else None)
-    yield section("Forecasts", _forecasts(fit), "Final loss of one run: median with the 50 and 95 % band.")
+    yield section(
+        "Forecasts", tables.forecasts(fit), "Final loss of one run: median with the 50 and 95 % band."
+    )
     doubt = " The runs leave it open: see the flags." if fit.open_split else ""
     dropped = sum(run.diverged for run in fit.runs)
     not_drawn = f" {several(dropped, 'diverged run')} not drawn." if dropped else ""
@@ -125,51 +118,42 @@ def _sections(fit: TableFit) -> Iterator[Html]:
             "At the best split, with its 95 % interval.",
         ),
     )
-    yield section(
-        "Best split", _splits(fit), f"Medians with 95 % intervals; L* is without a run’s noise.{doubt}"
+    yield two_columns(
+        section(
+            "Equal loss",
+            place_of_figure("contours", law_figures.equal_loss(fit)),
+            "Lines of equal loss by the law, without a run’s noise. The best split is where a line reaches furthest to "
+            "the left.",
+        ),
+        section(
+            "Training curves", place_of_figure("curves", _envelope(fit, curves)), _curves_note(fit, curves)
+        ),
     )
-    yield section("Forms of the law", _members(fit), _member_note(fit))
     yield section(
-        "Profiles", _profiles(fit), "The lowest point of each parabola, with the 95 % interval of its size."
+        "Residuals",
+        place_of_figure("residuals", law_figures.residuals(fit)),
+        "Each run’s loss over that of the law, which is fitted on it too. A trend in compute or size is what the law "
+        "misses. Open dots: short runs.",
+    )
+    yield from _rates(fit)
+    yield section(
+        "Best split", tables.splits(fit), f"Medians with 95 % intervals; L* is without a run’s noise.{doubt}"
+    )
+    yield section(
+        "Other conventions of size and compute",
+        tables.conventions(fit),
+        "The same runs and forms, fitted once more with size or compute counted otherwise. C is that of the best split "
+        "by the table’s own convention, recounted.",
+    )
+    yield section("Forms of the law", tables.members(fit), _member_note(fit))
+    yield section(
+        "Profiles",
+        tables.profiles(fit),
+        "The lowest point of each parabola, with the 95 % interval of its size.",
     )
     yield from _held_out(fit)
-    yield section("Runs", _runs(fit), _listed("Largest compute first.", len(fit.runs)))
+    yield section("Runs", tables.runs(fit), _listed("Largest compute first.", len(fit.runs)))
     yield section("Provenance", pairs(_provenance(fit)))
-
-
-def _forecasts(fit: TableFit) -> Html | None:
-    if not fit.forecasts:
-        return None
-    heads = (
-        "at",
-        fit.table.symbol,
-        "D",
-        "C",
-        *fit.table.losses.heads,
-        "50 %",
-        "95 %",
-        "of the largest run",
-        "noise",
-    )
-    rows = [
-        (
-            one.target,
-            count(one.size),
-            count(one.tokens),
-            flop(one.compute_flop),
-            *fit.table.losses.cells(one.loss.median),
-            *_bands(fit, one.loss),
-            f"{one.extrapolation:.3g}×",
-            _errors(one),
-        )
-        for one in fit.forecasts
-    ]
-    return dense((*heads[:-1], "noise, extrapolation"), rows, text=("at",))
-
-
-def _errors(one: TableForecast) -> str:
-    """The two errors that no form has, as standard deviations."""
-    return f"{percent(one.noise_sd, 2)}, {percent(one.extrapolation_sd, 2)}"
 
 
 def _backtests(fit: TableFit) -> Iterator[Html]:
@@ -192,41 +176,39 @@ def _exponents(fit: TableFit) -> str:
     )
 
 
-def _splits(fit: TableFit) -> Html | None:
-    if not fit.splits:
-        return None
-    symbol = fit.table.symbol
-    heads = ("C, FLOP", f"{symbol}*", "D*", f"D*/{symbol}*", f"L*, {fit.table.losses.unit}")
-    return dense(heads, [_split(fit, split) for split in fit.splits[::2]], text=())
+def _envelope(fit: TableFit, curves: Sequence[TrainingCurve]) -> Figure | None:
+    frontier = [(split.compute_flop, split.loss.value) for split in fit.splits]
+    flops = [flop for curve in curves for flop in curve.flop]
+    near = [(flop, loss) for flop, loss in frontier if not flops or flop <= max(flops) * _BEYOND]
+    title = f"compute C = {fit.table.compute_formula.replace(' ', '·')}, FLOP"
+    return envelope(curves, near, "the law at the best split", fit.table.losses, title)
 
 
-def _split(fit: TableFit, split: BestSplit) -> tuple[str, ...]:
-    losses = fit.table.losses
+def _curves_note(fit: TableFit, curves: Sequence[TrainingCurve]) -> str:
+    if fit.curves is None:
+        return ""
+    drawn = "" if len(curves) == fit.curves.runs else f", {len(curves)} of them drawn"
     return (
-        flop(split.compute_flop).removesuffix(" FLOP"),
-        *(_span(ends) for ends in (split.size, split.tokens, split.tokens_per_size)),
-        f"{losses.text(split.loss.value)} ({losses.text(split.loss.low)} to {losses.text(split.loss.high)})",
+        f"{several(fit.curves.runs, 'run')} with {several(fit.curves.points, 'point')}{drawn}, dark for large compute. "
+        "The line is the law at the best split; curves reach it near their end, if the learning rate has decayed."
     )
 
 
-def _members(fit: TableFit) -> Html | None:
-    if not fit.members:
-        return None
-    last = "constants with 95 % interval"
-    listed, small = listed_members(fit.members)
-    rows: list[tuple[str, ...]] = [
-        (
-            member_name(member),
-            formula(member.latex.removeprefix("L = ")),
-            "–" if member.held_out_error is None else percent(member.held_out_error),
-            weight_bar(member.weight),
-            tag("small", constants_text(member.constants)),
-        )
-        for member in listed
+def _rates(fit: TableFit) -> Iterator[Html]:
+    points = [
+        RatePoint(run.size, run.tokens, run.lr, run.batch_tokens, run.loss)
+        for run in fit.runs
+        if not run.diverged and run.lr is not None and run.batch_tokens is not None
     ]
-    if small:
-        rows.append((small_members_name(small), "", "", weight_bar(sum(one.weight for one in small)), ""))
-    return dense(("form", "L =", "held-out error", "weight", last), rows, text=("form", "L =", last))
+    found = rate_map(points)
+    if found is not None:
+        drawn = rates_and_batches(found, fit.table.losses)
+        yield section("Learning rate and batch", place_of_figure("rates", drawn), _rates_note(fit, found))
+
+
+def _rates_note(fit: TableFit, found: RateMap) -> str:
+    size = f"{fit.table.symbol} {count(found.size)}, {count(found.tokens)} tokens"
+    return f"The runs of {size}, the largest grid of the table: final loss, and by colour how far it is above the best."
 
 
 def _member_note(fit: TableFit) -> str:
@@ -242,85 +224,14 @@ def _member_note(fit: TableFit) -> str:
     return f"{note}{windows[0].upper()}{windows[1:]}." if windows else note
 
 
-def _profiles(fit: TableFit) -> Html | None:
-    if not fit.profiles:
-        return None
-    symbol = fit.table.symbol
-    heads = ("C", "runs", f"{symbol}*", "95 %", "D*", *fit.table.losses.heads, "minimum")
-    rows = [
-        (
-            flop(one.compute_flop),
-            str(one.runs),
-            count(one.size),
-            "–"
-            if one.size_factor_95 is None
-            else f"{count(one.size / one.size_factor_95)} to {count(one.size * one.size_factor_95)}",
-            count(one.tokens),
-            *fit.table.losses.cells(one.loss),
-            one.reason or "bracketed",
-        )
-        for one in fit.profiles[-_MOST_ROWS:]
-    ]
-    return dense(heads, rows, text=("C", "minimum"))
-
-
 def _held_out(fit: TableFit) -> Iterator[Html]:
     for test in fit.backtests[-1:]:
         title = f"Held-out runs, {test.window_text}"
-        yield section(title, _held_out_rows(fit, test), _listed("Largest compute first.", len(test.runs)))
-
-
-def _held_out_rows(fit: TableFit, test: Backtest) -> Html:
-    losses = fit.table.losses
-    heads = (
-        "run",
-        "C",
-        fit.table.symbol,
-        "D",
-        f"forecast, {losses.unit}",
-        "50 %",
-        "95 %",
-        "measured",
-        "error",
-        "inside",
-    )
-    rows = [
-        (
-            run.name,
-            flop(run.compute_flop),
-            count(run.size),
-            count(run.tokens),
-            losses.text(run.forecast.median),
-            *_bands(fit, run.forecast),
-            losses.text(run.measured),
-            signed(run.error),
-            "50 %" if run.inside_50 else "95 %" if run.inside_95 else tag("span", "outside", class_="no"),
-        )
-        for run in test.runs[:_MOST_ROWS]
-    ]
-    return dense(heads, rows, text=("run", "inside"))
-
-
-def _runs(fit: TableFit) -> Html:
-    heads = ("run", "line", fit.table.symbol, "D", "C", *fit.table.losses.heads, "")
-    runs = sorted(fit.runs, key=lambda run: -run.compute_flop)[:_MOST_ROWS]
-    rows = [
-        (
-            run.name,
-            str(run.line),
-            count(run.size),
-            count(run.tokens),
-            flop(run.compute_flop),
-            *fit.table.losses.cells(run.loss),
-            "diverged, left out" if run.diverged else "short" if run.short else "",
-        )
-        for run in runs
-    ]
-    return dense(heads, rows, text=("run", ""))
+        yield section(title, tables.held_out(fit, test), _listed("Largest compute first.", len(test.runs)))
 
 
 def _listed(note: str, runs: int) -> str:
-    return f"{note} {_MOST_ROWS} of {runs:,}; --json holds all." if runs > _MOST_ROWS else note
+    return f"{note} {tables.MOST_ROWS} of {runs:,}; --json holds all." if runs > tables.MOST_ROWS else note
 
 
 def _provenance(fit: TableFit) -> Iterator[tuple[str, str]]:
@@ -334,15 +245,6 @@ def _provenance(fit: TableFit) -> Iterator[tuple[str, str]]:
         + ("" if table.bytes_per_token is None else f", {table.bytes_per_token:.4g} bytes per token"),
     )
     yield "compute", f"C = {table.compute_formula}"
-
-
-def _bands(fit: TableFit, band: Band) -> tuple[str, str]:
-    text = fit.table.losses.text
-    return f"{text(band.low_50)} to {text(band.high_50)}", f"{text(band.low_95)} to {text(band.high_95)}"
-
-
-def _span(ends: Interval) -> str:
-    return f"{count(ends.value)} ({count(ends.low)} to {count(ends.high)})"
 
 
 def _name(fit: TableFit) -> str:
