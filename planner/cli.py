@@ -4,7 +4,6 @@ A sealed plan is never rewritten. Run again, the command prints the existing pla
 runs may already carry the old plan's seal.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +14,8 @@ from planner.design.inputs import load_inputs
 from planner.plan import make_plan
 from planner.tables import show
 from specs.budget import Budget
-from specs.document.files import DocumentError, load, locate
-from specs.document.write import write_text, write_yaml
-from specs.exit_codes import run_command_line
+from specs.document.files import load, locate
+from specs.document.write import print_json, write_text, write_yaml
 from specs.plan import Plan
 from specs.report import render
 from specs.report.context import earlier_plans
@@ -26,10 +24,7 @@ from specs.version import Version
 CORPORA = Path("data")
 """Folder of built corpora in the workspace, which is the current directory."""
 
-app = typer.Typer(pretty_exceptions_enable=False)
 
-
-@app.command()
 def plan(
     budget: Annotated[Path, typer.Argument(help="The budget: a YAML file, e.g. specs/budget_1e24.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the plan; plans/<name> if not given.")] = None,
@@ -44,7 +39,7 @@ def plan(
     """
     path, sealed = write_plan(budget, out)
     if json:
-        sys.stdout.write(sealed.canonical_json() + "\n")
+        print_json(sealed.answer() | {"path": str(path), "report": str(path.parent / "report.html")})
     else:
         show(sealed, path, Console())
 
@@ -77,12 +72,3 @@ def _load_sealed(plan_path: Path, budget: Budget, budget_path: Path, folder: Pat
         what = f"{plan_path} is sealed and was planned from a different budget of the same name"
         raise locate(budget_path, "name", what, "give this budget another name")
     return sealed
-
-
-def main(name: str = "plan") -> None:
-    """Entry point of the console script `plan`; the shell's completion goes by the name."""
-    run_command_line(app, name, (DocumentError,))
-
-
-if __name__ == "__main__":
-    main("isoplan plan")

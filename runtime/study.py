@@ -4,6 +4,7 @@ No state is kept here between two calls: whether a corpus is built, a plan seale
 files, so an interrupted study resumes at the step where it stopped.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -208,12 +209,12 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
 
 
 def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
-    """The next plan of a budget, from the `plan` command: the planner is another program."""
-    argv = [sys.executable, "-P", "-m", "planner.cli", str(budget), "--json"]
+    """The next plan of a budget, from `isoplan plan` in a process of its own: the runtime imports no planner."""
+    argv = [sys.executable, "-P", "-m", "isoplan", "plan", str(budget), "--json"]
     done = subprocess.run(argv, cwd=driver.workspace.path, capture_output=True, text=True, check=False)
     if done.returncode == BAD_INPUT:
         raise RefusedError(done.stderr.strip())
     if done.returncode != 0:
         raise RuntimeError(f"plan exited with status {done.returncode}: {done.stderr.strip()}")
-    plan = Plan.model_validate_json(done.stdout)
-    return driver.workspace.plan(plan.budget.name, plan.phase), plan
+    path = driver.workspace.path / json.loads(done.stdout)["path"]
+    return path, load(path, Plan)

@@ -1,10 +1,7 @@
-"""The exit codes of every command and rank, and how a command exits with an error: one line, never a traceback."""
+"""The exit codes of every command and rank, and the errors that a command ends with: one line, never a traceback."""
 
-import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
 
 OK = 0
 """Done. Of an audit: the loss is inside the 95 % band."""
@@ -24,24 +21,16 @@ RESUME = 75
 """Interrupted and saved; the same command resumes. EX_TEMPFAIL of sysexits.h."""
 
 
+class InputError(ValueError):
+    """What is wrong with an input, and what to write or do instead, in one line.
+
+    A command prints it and exits with BAD_INPUT; a program that calls the library catches it.
+    """
+
+
 def internal_error(error: Exception) -> str:
     """The line for an unexpected error; its traceback is in the log that the line names."""
     with tempfile.NamedTemporaryFile("w", prefix="isoplan-", suffix=".log", delete=False) as log:
         traceback.print_exception(error, file=log)
     message = (str(error).splitlines() or [""])[0]
     return f"internal error: {type(error).__name__}: {message} (the traceback is in {log.name})"
-
-
-def run_command_line(app: Callable[..., None], name: str, refusals: tuple[type[Exception], ...]) -> None:
-    """Run a command; one of `refusals` is a line on standard error and exit code 2, any other error a line and 70."""
-    try:
-        app(prog_name=name)
-    except refusals as error:
-        _exit(str(error), BAD_INPUT)
-    except Exception as error:
-        _exit(internal_error(error), INTERNAL_ERROR)
-
-
-def _exit(line: str, code: int) -> NoReturn:
-    sys.stderr.write(f"{line}\n")
-    raise SystemExit(code)

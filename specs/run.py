@@ -92,6 +92,16 @@ class RunSpec(Spec):
         """C = M D with this shape's exact M."""
         return float(self.model.flop_per_token) * self.tokens
 
+    def counts(self) -> dict[str, int | float]:
+        """Its size and length, as answers to programs have them: N with and without embeddings, exact M, D, C."""
+        return {
+            "params": self.model.params,
+            "block_params": self.model.block_params,
+            "flop_per_token": self.model.flop_per_token,
+            "tokens": self.tokens,
+            "compute_flop": self.compute_flop,
+        }
+
 
 class Execution(Spec):
     """How a run is executed: what changes its speed and safety, never its numbers beyond rounding."""

@@ -33,9 +33,9 @@ class TableSource(Spec):
     """The table, and in which units it counts."""
 
     path: str
-    """The file, as it was named."""
+    """The file, as it was named; `table` where a program gave the columns."""
     sha256: Sha256
-    """Of the file's bytes."""
+    """Of the file's bytes, or of the columns as JSON where a program gave them."""
     columns: dict[str, str]
     """The table's column for each quantity that was found."""
     size_kind: SizeKind
@@ -346,8 +346,8 @@ class TableFit(Spec):
     surface: LossSurface | None
     """For contours of equal loss; null without a forecast."""
     conventions: tuple[Convention, ...]
-    """The same law in every convention of N and C that the table allows, its own first; empty where that is the only one
-    or the runs leave the split open."""
+    """The same law in every convention of N and C that the table allows, its own first; empty where that is the only
+    one or the runs leave the split open."""
     forecasts: tuple[TableForecast, ...]
     """One for each target."""
     no_forecast: str | None

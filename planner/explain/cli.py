@@ -16,10 +16,9 @@ from planner.explain.answer import Explanation
 from planner.explain.answer import explain as explained
 from planner.explain.diff import Difference, without_small_members
 from planner.explain.diff import diff as differences
-from planner.explain.fields import SHORT_NAMES, NoFieldError
-from specs.document.files import DocumentError, load
+from planner.explain.fields import SHORT_NAMES
+from specs.document.files import load
 from specs.document.write import print_json
-from specs.exit_codes import run_command_line
 from specs.humanize import several
 from specs.plan import Plan
 
@@ -30,10 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON."
 _SHORT = ", ".join([*SHORT_NAMES, "loss", "allocation"])
 _FIELD = f"A path in the plan (runs.0.run.optim.peak_lr), its last part (peak_lr), or one of: {_SHORT}."
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
-
-@app.command()
 def explain(
     plan: PlanFile,
     field: Annotated[str, typer.Argument(metavar="FIELD", help=_FIELD, show_default=False)],
@@ -47,7 +43,6 @@ def explain(
         _show_explanation(explanation, Console())
 
 
-@app.command()
 def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
     """Compare two plans field by field. The exit code is 0 whether they differ or not."""
     one, other = load(before, Plan), load(after, Plan)
@@ -124,12 +119,3 @@ def ratio_text(ratio: float | None) -> str:
     if 0.5 < ratio < 2:
         return f"{ratio - 1:+.2%}".replace("%", " %")
     return f"x {ratio:.3g}"
-
-
-def main() -> None:
-    """Entry point of `isoplan explain` and `isoplan diff`."""
-    run_command_line(app, "isoplan", (DocumentError, NoFieldError))
-
-
-if __name__ == "__main__":
-    main()

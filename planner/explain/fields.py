@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from specs.document.base import Spec
 from specs.document.quantity import Quantity
+from specs.exit_codes import InputError
 from specs.formatting import layout_text, memory, monomial_text, shape_text
 from specs.humanize import Losses, count, duration, energy
 from specs.law import Band, Interval, Monomial
@@ -85,7 +86,7 @@ _MAX_INLINE = 6
 """Parts of a value that are printed in one line."""
 
 
-class NoFieldError(ValueError):
+class NoFieldError(InputError):
     """No field has this name, or several have; the message names those nearest to it."""
 
 

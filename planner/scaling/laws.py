@@ -184,7 +184,7 @@ def log_value_and_gradient(
     jacobian = np.empty((log_params.shape[0], log_params.shape[1], log_variables[0].shape[-1]))
     for i, column in enumerate(gradient):
         jacobian[:, i] = column
-    return np.broadcast_to(log_loss, jacobian[:, 0].shape), jacobian
+    return log_loss, jacobian
 
 
 def log_gradient(form: Form, log_params: Array, variables: tuple[Array, ...]) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 
 from planner.scaling.laws import Array
 
-_SMALLEST, _LARGEST, _STEPS = 1e-6, 1.0, 600
-"""The grid, in the logarithm of a relative standard deviation: steps of 2.3 %."""
+_SDS = np.geomspace(1e-6, 1.0, 600)
+"""The grid of relative standard deviations: steps of 2.3 %."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,10 @@ class NoiseScale:
 def noise_scale(median: float, factor: float, log_likelihood: Callable[[Array], Array]) -> NoiseScale:
     """The posterior: a log-normal prior around `median`, two thirds of it within `factor` either way, times the
     likelihood of standard deviations (an array of any shape in, the same out)."""
-    sd = np.geomspace(_SMALLEST, _LARGEST, _STEPS)
-    log_density = log_likelihood(sd) - 0.5 * (np.log(sd / median) / np.log(factor)) ** 2
+    log_density = log_likelihood(_SDS) - 0.5 * (np.log(_SDS / median) / np.log(factor)) ** 2
     density = np.exp(log_density - log_density.max())
     cumulative = np.cumsum(density) - density / 2
-    return NoiseScale(sd, cumulative / density.sum())
+    return NoiseScale(_SDS, cumulative / density.sum())
 
 
 def noise_scale_from_residuals(median: float, factor: float, square: float, freedom: float) -> NoiseScale:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from planner.scaling.best_split import UNDETERMINED
-from planner.scaling.diverged import LeftOut, without_diverged
+from planner.scaling.diverged import LeftOut, LossUnitError, without_diverged
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
 from planner.scaling.laws import Array, latex
 from planner.scaling.model_averaging import (
@@ -22,7 +22,8 @@ from planner.table_fit.conventions import conventions
 from planner.table_fit.curves import JoinedCurves
 from planner.table_fit.flags import evidence_flags, no_backtest_flag, open_split_flag, single_ray
 from planner.table_fit.splits import best_splits, computes, law_losses, split_exponents, surface
-from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, target_text
+from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, parse_target, target_text
+from specs.exit_codes import InputError
 from specs.run_table.table import RunTable
 from specs.table_fit import (
     Backtest,
@@ -71,7 +72,7 @@ def analyse(table: RunTable, targets: Sequence[Target], curves: JoinedCurves | N
         sound = [row for row in range(len(table.name)) if row not in diverged]
         tested, without = backtests(kept, [(table.name[row], int(table.line[row])) for row in sound])
         flags += [no_backtest_flag(without)] if without else []
-        forecasts = tuple(_forecast(mixture, one, table) for one in targets)
+        forecasts = tuple(forecast_at(mixture, one, table) for one in targets)
         around = surface(mixture, splits)
         if not is_open_split(flags):
             at = [("the largest run", largest), *((one.target, one.compute_flop) for one in forecasts)]
@@ -93,6 +94,18 @@ def analyse(table: RunTable, targets: Sequence[Target], curves: JoinedCurves | N
         curves=None if curves is None else curves.source,
         flags=tuple(flags),
     )
+
+
+def fit_table(table: RunTable, texts: Sequence[str], curves: JoinedCurves | None = None) -> TableFit:
+    """What the table says, and a forecast for each target that a user wrote, or for `default_target` without any.
+
+    InputError where a target or the losses are refused.
+    """
+    targets: list[Target] = [parse_target(text, table.size_kind) for text in texts]
+    try:
+        return analyse(table, targets or [default_target(table)], curves)
+    except LossUnitError as error:
+        raise InputError(f"{table.path}: {error}") from None
 
 
 def default_target(table: RunTable) -> Target:
@@ -210,7 +223,8 @@ def _open_split(splits: Sequence[BestSplit], source: TableSource, flop: float) -
     ]
 
 
-def _forecast(mixture: Mixture, target: Target, table: RunTable) -> TableForecast:
+def forecast_at(mixture: Mixture, target: Target, table: RunTable) -> TableForecast:
+    """The forecast of a run, or of the best one of a compute; TargetError where the table's runs leave that open."""
     split = None
     if isinstance(target, ComputeTarget):
         split = next(iter(best_splits(mixture, [target.flop])), None)

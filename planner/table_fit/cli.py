@@ -1,7 +1,6 @@
 """`isoplan fit TABLE`: reads a table of finished runs, writes the report of its fit, and prints it."""
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,29 +8,18 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from planner.scaling.diverged import LossUnitError
-from planner.table_fit.analysis import analyse, default_target
+from planner.table_fit.analysis import fit_table
 from planner.table_fit.curves import JoinedCurves, join_curves
-from planner.table_fit.targets import Target, TargetError, parse_target
 from planner.table_fit.terminal import show
-from specs.document.files import DocumentError
-from specs.document.write import write_text
-from specs.exit_codes import run_command_line
+from specs.document.write import print_json, write_text
+from specs.exit_codes import InputError
 from specs.report.table_fit.page import render_table_fit
 from specs.run_table.curves import read_curves
 from specs.run_table.table import RunTable
-from specs.table_fit import TableFit
 
 _Unit = Literal["nats/token", "bits/token", "bits/byte"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-class RefusedError(ValueError):
-    """An option or a table is refused; the message says what to write instead."""
-
-
-@app.command()
 def fit(
     table: Annotated[
         Path,
@@ -99,15 +87,15 @@ def fit(
         own = _mapping("--curves-column", curves_column or [])
         joined = _joined(runs, curves, own, mapping, bytes_per_token, unit)
     elif curves_column:
-        raise RefusedError(
+        raise InputError(
             f"--curves-column {curves_column[0]}: give the file of curves too, with --curves FILE"
         )
-    found = _fitted(runs, at or [], joined)
+    found = fit_table(runs, at or [], joined)
     folder = Path("fits") / folder_name(table) if out is None else out
     report = folder / "fit.html"
     write_text(report, render_table_fit(found, () if joined is None else joined.drawn))
     if json:
-        sys.stdout.write(found.canonical_json() + "\n")
+        print_json(found.answer() | {"report": str(report)})
     else:
         show(found, report, Console())
 
@@ -118,9 +106,9 @@ def _mapping(option: str, columns: Sequence[str]) -> dict[str, str]:
     for text in columns:
         quantity, equals, name = text.partition("=")
         if not (quantity and equals and name):
-            raise RefusedError(f"{option} {text}: write quantity=column, for example loss=val/loss")
+            raise InputError(f"{option} {text}: write quantity=column, for example loss=val/loss")
         if mapping.get(quantity, name) != name:
-            raise RefusedError(
+            raise InputError(
                 f"{option} {text}: {quantity} is already in column {mapping[quantity]}; keep one of them"
             )
         mapping[quantity] = name
@@ -151,26 +139,9 @@ def _unit(text: str | None) -> _Unit | None:
     match text:
         case None | "nats/token" | "bits/token" | "bits/byte":
             return text
-    raise RefusedError(f"--loss-unit {text}: write nats/token, bits/token or bits/byte")
-
-
-def _fitted(runs: RunTable, texts: Sequence[str], curves: JoinedCurves | None) -> TableFit:
-    targets: list[Target] = [parse_target(text, runs.size_kind) for text in texts]
-    try:
-        return analyse(runs, targets or [default_target(runs)], curves)
-    except LossUnitError as error:
-        raise RefusedError(f"{runs.path}: {error}") from None
+    raise InputError(f"--loss-unit {text}: write nats/token, bits/token or bits/byte")
 
 
 def folder_name(table: Path) -> str:
     """A table's name as a folder: its file's name without the ending, and without what shells take for their own."""
     return re.sub(r"[^\w.-]+", "-", table.stem).strip("-.") or "table"
-
-
-def main() -> None:
-    """Entry point of `isoplan fit`."""
-    run_command_line(app, "isoplan fit", (DocumentError, RefusedError, TargetError))
-
-
-if __name__ == "__main__":
-    main()

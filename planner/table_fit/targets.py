@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from specs.document.quantity import FLOP, PARAMS, TOKENS
+from specs.exit_codes import InputError
 from specs.humanize import count, flop_text, scientific
 from specs.run_table.table import SizeKind
 
@@ -14,7 +15,7 @@ _EXAMPLES = {
 }
 
 
-class TargetError(ValueError):
+class TargetError(InputError):
     """A target is refused; the message says what to write instead."""
 
 

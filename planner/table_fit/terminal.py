@@ -19,8 +19,8 @@ _RUNS = 4
 _PROFILES = 8
 
 
-def show(fit: TableFit, report: Path, console: Console) -> None:
-    """Print what a person wants first; the report and --json hold everything."""
+def show(fit: TableFit, report: Path | None, console: Console) -> None:
+    """Print what a person wants first; the report, if one was written, and --json hold everything."""
     console.print(f"[bold]{escape(Path(fit.table.path).name)}[/]  {_summary(fit)}", highlight=False)
     if fit.no_forecast is not None:
         console.print(f"[bold]law[/]  none: {escape(fit.no_forecast)}", highlight=False)
@@ -34,7 +34,13 @@ def show(fit: TableFit, report: Path, console: Console) -> None:
         _print_tables(console, [_forecasts(fit)] if fit.forecasts else [])
         _print_tables(console, [_backtest(fit, one) for one in fit.backtests])
     _remarks(fit, console)
-    console.print(f"report  {escape(str(report))}", highlight=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"report  {escape(str(report))}", highlight=False, soft_wrap=True)
+
+
+def show_forecasts(fit: TableFit, console: Console) -> None:
+    """Print the forecasts alone."""
+    _print_tables(console, [_forecasts(fit)])
 
 
 def _summary(fit: TableFit) -> str:

@@ -216,10 +216,11 @@ def _short(seal: str | None) -> str:
 def data_check(root: Path, planned: PlannedRun) -> Check:
     """The token files have the digest that the run was planned on. Reads them in full."""
     from runtime.data.corpus import verify
+    from runtime.data.text_sources import CorpusError
 
     try:
         digest = verify(root, planned.run.data.corpus).digest
-    except ValueError as error:
+    except CorpusError as error:
         return Check(name="data", ok=False, detail=str(error))
     return Check(
         name="data",

@@ -1,6 +1,7 @@
 """`run`, `audit` and `data`: what they accept, what they print, and their exit codes. Nothing is decided here."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,10 @@ from specs.document.base import Spec
 from specs.document.files import DocumentError, load, load_any
 from specs.document.write import print_json
 from specs.exit_codes import OK
+from specs.extras import SUBMIT, TRAIN, require
 from specs.humanize import duration
 from specs.plan import Plan
+from specs.record import Audit
 from specs.run import RunSpec
 from specs.version import Version
 
@@ -73,8 +76,10 @@ def run_command(
         raise RefusedError(
             "--until-done: without --slurm a budget is always run until it is done; drop it, or add --slurm"
         )
-    driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
     document = load_any(file)
+    if not dry_run:
+        require("run", SUBMIT if slurm else TRAIN)
+    driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
     if slurm:
         code = _run_slurm(driver, file, document, until_done, dry_run, json)
     elif isinstance(document, Budget):
@@ -127,7 +132,7 @@ def audit_command(
     audited = verdict.audit_plan(document, plan, driver.workspace.path)
     verdict.show(audited, document, plan, driver.console)
     if json:
-        print_json(audited.plain())
+        print_json(_audit_answer(audited, document, plan) | {"exit_code": verdict.exit_code(audited)})
     raise typer.Exit(verdict.exit_code(audited))
 
 
@@ -153,13 +158,29 @@ def data_command(
         )
     built = build_data(driver, spec, document)
     if json:
-        print_json(built.plain())
+        print_json(built.answer() | {"folder": str(driver.workspace.data / built.spec.fingerprint())})
         return
     folder = driver.workspace.data / built.spec.fingerprint()
     driver.say(
         f"{escape(str(folder))}: {built.train.tokens:,} tokens to train on, {built.held_out.tokens:,} held out, "
         f"{built.bytes_per_token:.3f} bytes per token, digest {built.digest[:16]}",
     )
+
+
+def _audit_answer(audited: Audit, plan: Plan, path: Path) -> dict[str, Any]:
+    """The audit for programs, with what its numbers are compared with: the forecast, and each run's size and length."""
+    plain = audited.answer()
+    plain["runs"] = [
+        run | planned.run.counts() for run, planned in zip(plain["runs"], plan.runs, strict=True)
+    ]
+    return plain | {
+        "plan": str(path),
+        "phase": plan.phase,
+        "forecast": plan.forecast.plain(),
+        "bytes_per_token": plan.bytes_per_token,
+        "path": str(path.parent / f"audit.{plan.phase}.json"),
+        "report": str(path.parent / "audit.html"),
+    }
 
 
 def _run_requests(driver: Driver, requests: list[RunRequest], dry_run: bool, json: bool, then: str) -> int:
@@ -194,7 +215,8 @@ def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json:
         _show_failures(driver, study.results)
     if json:
         found = None if study.audit is None else study.audit.verdict
-        print_json({"plan": str(study.path), "verdict": found, "exit_code": study.exit_code})
+        runs = _states(driver, study.results.requests)
+        print_json({"plan": str(study.path), "runs": runs, "verdict": found, "exit_code": study.exit_code})
     return study.exit_code
 
 
@@ -240,7 +262,7 @@ def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
     return OK
 
 
-def _states(driver: Driver, requests: list[RunRequest]) -> list[dict[str, Any]]:
+def _states(driver: Driver, requests: Sequence[RunRequest]) -> list[dict[str, Any]]:
     """The state of every run."""
     found = []
     for one in requests:
@@ -256,6 +278,7 @@ def _states(driver: Driver, requests: list[RunRequest]) -> list[dict[str, Any]]:
                 "state": state,
                 "step": step,
             }
-            | {"steps": one.run.optim.steps, "compute_flop": one.run.compute_flop}
+            | {"steps": one.run.optim.steps}
+            | one.run.counts()
         )
     return found

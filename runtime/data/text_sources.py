@@ -18,6 +18,7 @@ from typing import IO
 
 from specs.data import DataSpec, FileText, InstalledText
 from specs.document.files import DocumentError
+from specs.exit_codes import InputError
 
 _SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -27,7 +28,7 @@ _LONGEST_MEAN_LINE = 100
 _MOST_DIGITS = 0.15
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A corpus that cannot be built or used: what is wrong, and what to do."""
 
 

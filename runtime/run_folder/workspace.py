@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specs.document.files import load
+from specs.exit_codes import InputError
 from specs.slurm_submission import StudyState
 
 
-class RefusedError(ValueError):
+class RefusedError(InputError):
     """Why this machine or workspace cannot carry out a command, and what to do about it, in one line."""
 
 

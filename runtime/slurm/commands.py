@@ -189,7 +189,7 @@ def _states(results: RunResults, jobs: JobsByRun) -> list[dict[str, Any]]:
     found = []
     for one in results.requests:
         run = one.run.fingerprint()
-        plain: dict[str, Any] = {"run": run, "title": one.title}
+        plain: dict[str, Any] = {"run": run, "title": one.title} | one.run.counts()
         if run in jobs:
             job, state = jobs[run]
             plain |= {"state": state, "job": job, "message": unfinished[run].message}

@@ -77,6 +77,8 @@ class RunStatus:
     """Id of its newest SLURM job; empty where it never had one."""
     expected_start: str
     """When a pending job is expected to start, local time; empty where SLURM does not know."""
+    counts: dict[str, int | float]
+    """Size and length of the whole run (`RunSpec.counts`)."""
 
     @property
     def in_progress(self) -> bool:
@@ -85,7 +87,7 @@ class RunStatus:
 
     def plain(self) -> dict[str, Any]:
         """For programs."""
-        plain = dict(self.__dict__)
+        plain = {name: value for name, value in self.__dict__.items() if name != "counts"} | self.counts
         if self.forecast is not None and self.loss is not None:
             plain["forecast"] = self.forecast.__dict__ | {"loss_is": self.forecast.compare(self.loss)}
         return plain
@@ -134,6 +136,7 @@ def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates) -> RunSt
         nodes=_nodes(live.nodes if live else "", owner if running else None, starts),
         job=slurm.jobs.get(run, ""),
         expected_start=live.start_time if live is not None and live.pending else "",
+        counts=request.run.counts(),
     )
 
 

@@ -6,6 +6,7 @@ JSON is the same, and `fingerprint()` names that JSON. Text that becomes the nam
 
 import hashlib
 import json
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -38,6 +39,16 @@ class Spec(BaseModel):
         """The spec as JSON types only (dict, list, str, int, float, bool, None)."""
         return self.model_dump(mode="json")
 
+    def answer(self) -> dict[str, Any]:
+        """`plain`, and beside each part's fields what it derives from them (its properties that are numbers or text):
+        what commands print with --json. Not a document: `load` refuses it."""
+        plain = self.plain()
+        fields = {name: _answer(getattr(self, name), plain[name]) for name in plain}
+        derived = {name: getattr(self, name) for name in _properties(type(self))}
+        return fields | {
+            name: value for name, value in derived.items() if isinstance(value, str | int | float)
+        }
+
     def canonical_json(self) -> str:
         """The canonical text of this content: sorted keys, no spaces, shortest round-trip floats."""
         return canonical_json(self.plain())
@@ -49,6 +60,25 @@ class Spec(BaseModel):
     def fingerprint(self) -> str:
         """The 16 hexadecimal digits that name this content."""
         return self.content_sha256()[:16]
+
+
+def _answer(value: Any, plain: Any) -> Any:
+    """A field's value as an answer has it; `plain` is the same as JSON types."""
+    if isinstance(value, Spec):
+        return value.answer()
+    if isinstance(value, tuple):
+        return [_answer(part, one) for part, one in zip(value, plain, strict=True)]
+    return plain
+
+
+@cache
+def _properties(kind: type[Spec]) -> tuple[str, ...]:
+    """Names of what a Spec derives from its fields, in alphabetical order."""
+    return tuple(
+        name
+        for name in sorted(set(dir(kind)) - set(dir(Spec)))
+        if isinstance(getattr(kind, name, None), property) and not name.startswith("_")
+    )
 
 
 def canonical_json(plain: Any) -> str:

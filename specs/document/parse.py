@@ -25,6 +25,8 @@ from ruamel.yaml.events import (
     StreamEndEvent,
 )
 
+from specs.exit_codes import InputError
+
 MAX_DEPTH = 32
 """Deepest nesting that is read; the deepest of our own documents, a plan, has 8 levels."""
 
@@ -48,7 +50,7 @@ _NOT_FINITE = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _DIGITS = 400
 
 
-class DocumentError(Exception):
+class DocumentError(InputError):
     """What a person must correct, in one line: `path:line:column: what is wrong; what to write`."""
 
     def __init__(self, path: Path | str, line: int, column: int, what: str, write: str) -> None:
@@ -178,6 +180,8 @@ class _YamlReader:
         self.events = YAML(typ="safe", pure=True).parse(self.text)
         try:
             return self._document()
+        except DocumentError:
+            raise
         except MarkedYAMLError as error:
             problem = str(error.problem or error.context)
             misaligned = "<block end>" in problem

@@ -1,6 +1,7 @@
-"""A table of runs from a file: `read_table`. Whatever is wrong with it is a `DocumentError`, one line."""
+"""A table of runs from a file, `read_table`, or from memory, `read_columns`. Whatever is wrong is a `DocumentError`."""
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from specs.document.files import decode_text, read_bytes
 from specs.document.parse import DocumentError, show
 from specs.humanize import several
 from specs.run_table.checks import is_missing, optional
+from specs.run_table.columns import grid_of
 from specs.run_table.delimited_file import read_delimited
 from specs.run_table.find_columns import Found, find_columns, missing
 from specs.run_table.grid import RUNS, Grid, Scope
@@ -45,8 +47,31 @@ def read_table(
     `mapping` names the column of a quantity (`{"loss": "wiki/nll"}`) where the column's name does not say so.
     `bytes_per_token` is needed where the loss is in bits per byte, `loss_unit` where no name or cell has the unit.
     """
-    whole, sha256 = read_grid(path, RUNS)
-    grid, notes = _without_repeats(whole)
+    grid, sha256 = read_grid(path, RUNS)
+    return _checked(grid, sha256, mapping, bytes_per_token, loss_unit)
+
+
+def read_columns(
+    table: Any,
+    mapping: Mapping[str, str] = {},
+    *,
+    bytes_per_token: float | None = None,
+    loss_unit: str | None = None,
+) -> RunTable:
+    """The runs of a table in memory, as `columns.grid_of` takes it: what `read_table` says of a file holds for it.
+
+    Its digest is that of its columns as JSON, in their order.
+    """
+    grid = grid_of(table)
+    data = json.dumps(grid.columns, default=str).encode()
+    return _checked(grid, hashlib.sha256(data).hexdigest(), mapping, bytes_per_token, loss_unit)
+
+
+def _checked(
+    cells: Grid, sha256: str, mapping: Mapping[str, str], bytes_per_token: float | None, loss_unit: str | None
+) -> RunTable:
+    """The runs of these cells, of a file or columns with this digest."""
+    grid, notes = _without_repeats(cells)
     found = find_columns(grid, mapping, loss_unit)
     if "loss" not in found.column:
         raise missing(found, "loss", "val_loss or loss")
@@ -64,7 +89,7 @@ def read_table(
         used += ["batch_tokens"] if "batch_tokens" in found.column else []
     found_notes = [note for quantity in used for note in found.notes.get(quantity, [])]
     return RunTable(
-        path=path,
+        path=grid.path,
         sha256=sha256,
         line=np.array(grid.line),
         name=names,

@@ -17,7 +17,7 @@ class RunTable:
 
     path: Path
     sha256: str
-    """Of the file's bytes."""
+    """Of the file's bytes, or of the columns as JSON where a program gave them."""
     line: NDArray[np.int64]
     """(runs,) line of the file that each run stands in (row number, from 1, in a Parquet file)."""
     name: tuple[str, ...]

@@ -214,7 +214,7 @@ def test_who_waits_too_long_or_is_interrupted_leaves_no_job(client: Cluster, tmp
     assert re.match(r"job \d+ was cancelled, since it was still pending after 0.5 s \(reason: \w+\)", said)
     assert list(tmp_path.glob("slurm/doctor-*")) == []
     words = ("doctor", "--slurm", "--cluster", "ours.yaml")
-    argv = [sys.executable, "-P", "-m", "runtime.cli", *words]
+    argv = [sys.executable, "-P", "-m", "isoplan", *words]
     with subprocess.Popen(
         argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as asking:

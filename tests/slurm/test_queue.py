@@ -30,7 +30,7 @@ def killed(said):
     os.kill(os.getpid(), signal.SIGKILL)
 
 SlurmExecutor._get_job_id_from_submission_command = staticmethod(killed)
-from runtime.cli import run_main
+from isoplan.cli import run_main
 sys.argv = ["run", *sys.argv[1:]]
 run_main()
 """
@@ -48,7 +48,7 @@ def runs(data: CorpusRef, number: int, steps: int = 20) -> list[RunSpec]:
 
 def command(desk: Desk, *words: str) -> "subprocess.Popen[str]":
     """`run` in a process of its own."""
-    argv = [sys.executable, "-P", "-c", "from runtime.cli import run_main; run_main()", *words]
+    argv = [sys.executable, "-P", "-c", "from isoplan.cli import run_main; run_main()", *words]
     return subprocess.Popen(argv, cwd=desk.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -86,7 +86,7 @@ class Workplace:
     @contextlib.contextmanager
     def started(self, *words: object) -> Iterator[subprocess.Popen[str]]:
         """A command that goes on meanwhile."""
-        argv = [sys.executable, "-P", "-m", "runtime.cli", *map(str, words)]
+        argv = [sys.executable, "-P", "-m", "isoplan", *map(str, words)]
         with subprocess.Popen(
             argv,
             cwd=self.home,

@@ -26,7 +26,7 @@ def isoplan(folder: Path, *words: object, **environment: str) -> Done:
 
 def isoplan_process(folder: Path, *words: object, **environment: str) -> Done:
     """`isoplan` in a folder, in a process of its own."""
-    argv = [sys.executable, "-P", "-W", "error", "-m", "runtime.cli", *map(str, words)]
+    argv = [sys.executable, "-P", "-W", "error", "-m", "isoplan", *map(str, words)]
     return subprocess.run(
         argv,
         cwd=folder,

@@ -1,7 +1,4 @@
-"""The page of the commands, from their own help; `python -m tests.support.commands_page` writes docs/commands.md.
-
-It is here since it imports planner and runtime both, which only tests may.
-"""
+"""The page of the commands, from their own help; `python -m tests.support.commands_page` writes docs/commands.md."""
 
 import re
 
@@ -9,10 +6,7 @@ import typer
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-import planner.cli
-import planner.explain.cli
-import planner.table_fit.cli
-from runtime.cli import isoplan_app
+from isoplan.verbs import VERBS, app_of, verb_command
 from specs.document.write import write_text
 from tests.support.paths import ROOT
 
@@ -28,16 +22,10 @@ Completion for your shell: `isoplan --install-completion`, and the same for `pla
 
 def generate() -> str:
     """The page."""
-    group = get_command(isoplan_app())
-    assert isinstance(group, typer.core.TyperGroup)
-    context = typer.Context(group, info_name="isoplan")
-    explain = get_command(planner.explain.cli.app)
-    assert isinstance(explain, typer.core.TyperGroup)
-    commands = {"plan": get_command(planner.cli.app), **group.commands, **explain.commands}
-    commands |= {"plan": get_command(planner.cli.app), "fit": get_command(planner.table_fit.cli.app)}
+    context = typer.Context(get_command(app_of("isoplan")), info_name="isoplan")
     sections = [
-        get_docs_for_click(obj=command, ctx=context, indent=1, name=name, call_prefix="isoplan")
-        for name, command in commands.items()
+        get_docs_for_click(obj=verb_command(name), ctx=context, indent=1, name=name, call_prefix="isoplan")
+        for name in VERBS
     ]
     return HEAD + "\n" + _without_html("\n".join(sections)).rstrip() + "\n"
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import planner.cli
+import isoplan.cli
 from bench.data_limits import EPOCH, inference_optimum
 from planner.cli import write_plan
 from planner.design.allocation import LossSurface, published_loss_surface
@@ -473,7 +473,7 @@ def refusal(
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["plan", "b.yaml"])
     with pytest.raises(SystemExit) as ended:
-        planner.cli.main()
+        isoplan.cli.plan_main()
     said = capsys.readouterr()
     assert (ended.value.code, said.out) == (2, ""), said
     assert said.err.count("\n") == 1

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import isoplan.cli
 import planner.cli
 from planner.cli import write_plan
 from planner.design.model_shape import shape_for
@@ -199,7 +201,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(
     monkeypatch.setattr(sys, "argv", ["plan", "b.yaml"])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
-        planner.cli.main()
+        isoplan.cli.plan_main()
     (log,) = tmp_path.iterdir()
     said = capsys.readouterr()
     line = f"internal error: ZeroDivisionError: a slip (the traceback is in {log})\n"
@@ -217,12 +219,17 @@ def test_plan_never_imports_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", ["plan", "isoplan plan"])
+@pytest.mark.parametrize(
+    ("name", "main"), [("plan", isoplan.cli.plan_main), ("isoplan plan", isoplan.cli.main)]
+)
 def test_help_names_the_command_as_people_call_it(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    main: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Not the module that happens to hold it."""
-    monkeypatch.setattr(sys, "argv", ["plan", "--help"])
+    monkeypatch.setattr(sys, "argv", [*name.split(), "--help"])
     with pytest.raises(SystemExit):
-        planner.cli.main(name)
+        main()
     assert f"Usage: {name} " in capsys.readouterr().out

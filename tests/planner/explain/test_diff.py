@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import isoplan.cli
 from planner.explain import cli
 from planner.explain.diff import Difference, diff, without_small_members
 from specs.document.write import write_yaml
@@ -163,7 +164,7 @@ def test_the_command(
     def run(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["isoplan", "diff", *words])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            isoplan.cli.main()
         assert not left.value.code
         return capsys.readouterr().out
 

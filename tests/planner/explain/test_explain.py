@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.explain import cli
+import isoplan.cli
 from planner.explain.answer import Explanation, explain, reason_of
 from planner.explain.fields import (
     SHORT_NAMES,
@@ -350,7 +350,7 @@ def answered(
     write_yaml(tmp_path / "plan.yaml", plan)
     monkeypatch.setattr("sys.argv", ["isoplan", "explain", str(tmp_path / "plan.yaml"), *words])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        isoplan.cli.main()
     return int(left.value.code or 0), *capsys.readouterr()
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import isoplan.cli
 from planner.scaling.laws import STANDARD, value
 from planner.table_fit import cli
 from specs.document.files import DocumentError
@@ -41,9 +42,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, obj
 
 
 def fit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fit", *words])
+    monkeypatch.setattr(sys, "argv", ["isoplan", "fit", *words])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        isoplan.cli.main()
     return int(end.value.code or 0)
 
 

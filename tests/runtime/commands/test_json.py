@@ -2,12 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from specs.document.base import Spec
+from specs.document.files import load
 from specs.document.write import write_yaml
-from tests.support import examples
+from specs.plan import Plan
+from tests.support import examples, samples
 from tests.support.commands import isoplan
 
 
@@ -57,3 +62,72 @@ def test_isoplan_hands_questions_to_the_planner(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stdout) == (2, "")
     assert len(refused.stderr.splitlines()) == 1
     assert isoplan(tmp_path, "explain", "absent.yaml", "lr").returncode == 2
+
+
+def test_an_answer_has_what_is_derived_beside_what_is_stored() -> None:
+    run = samples.run()
+    answer = run.answer()
+    assert {name: answer[name] for name in run.plain() if name != "model"} == {
+        name: value for name, value in run.plain().items() if name != "model"
+    }
+    assert answer["tokens"] == run.tokens
+    assert answer["model"] == run.model.plain() | {
+        name: getattr(run.model, name)
+        for name in (
+            "block_params",
+            "flop_per_token",
+            "head_dim",
+            "mfu_flop_per_token",
+            "paper_flop_per_token",
+            "params",
+            "uniform_loss",
+        )
+    }
+
+
+def test_no_field_of_an_answer_is_one_of_the_document_with_another_value() -> None:
+    """A plan's answer, without what was added to it, is the plan."""
+
+    def stored(value: object, answer: object) -> object:
+        if isinstance(value, Spec):
+            assert isinstance(answer, dict)
+            return {name: stored(getattr(value, name), answer[name]) for name in value.plain()}
+        if isinstance(value, tuple):
+            assert isinstance(answer, list)
+            return [stored(*pair) for pair in zip(value, answer, strict=True)]
+        return answer
+
+    plan = examples.make_plan("target")
+    assert stored(plan, plan.answer()) == plan.plain()
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (("audit", "plan.yaml"), lambda said: said["runs"]),
+        (("run", "plan.yaml", "--dry-run"), lambda said: said["runs"]),
+        (("status", "plan.yaml"), lambda said: said["plans"][0]["runs"]),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_every_run_of_an_answer_comes_with_its_size_and_length(
+    words: tuple[str, ...], runs: Callable[[dict[str, Any]], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    said = json.loads(isoplan(tmp_path, *words, "--json").stdout)
+    planned = load(tmp_path / "plan.yaml", Plan).runs
+    for run, one in zip(runs(said), planned, strict=True):
+        model = one.run.model
+        assert run["run"] == one.run.fingerprint()
+        assert (run["params"], run["flop_per_token"]) == (model.params, model.flop_per_token)
+        assert (run["tokens"], run["compute_flop"]) == (one.run.tokens, one.run.compute_flop)
+
+
+def test_an_audit_says_what_it_compares_with(tmp_path: Path) -> None:
+    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    done = isoplan(tmp_path, "audit", "plan.yaml", "--json")
+    said, plan = json.loads(done.stdout), load(tmp_path / "plan.yaml", Plan)
+    assert said["exit_code"] == done.returncode
+    assert said["forecast"] == plan.forecast.plain()
+    assert Path(tmp_path / said["path"]).exists()
+    assert Path(tmp_path / said["report"]).exists()

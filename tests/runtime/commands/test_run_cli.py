@@ -113,7 +113,7 @@ def test_a_corpus_is_built_once_and_described(home: Path) -> None:
 def test_the_command_never_imports_torch(home: Path) -> None:
     path = tiny_plan(home, tiny_run(home))
     code = (
-        "import sys\nfrom runtime.cli import run_main\n"
+        "import sys\nfrom isoplan.cli import run_main\n"
         f"sys.argv = ['run', {str(path)!r}, '--dry-run']\n"
         "try:\n    run_main()\nexcept SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
     )
@@ -307,7 +307,7 @@ def started(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     all_started: list[subprocess.Popen[str]] = []
 
     def start(*words: object) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-P", "-m", "runtime.cli", *map(str, words)]
+        argv = [sys.executable, "-P", "-m", "isoplan", *map(str, words)]
         process = subprocess.Popen(
             argv, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -487,11 +487,10 @@ def test_two_launchers_never_share_a_run(home: Path, started: Callable[..., subp
 def test_a_budget_goes_all_the_way_and_twice_costs_nothing(home: Path) -> None:
     first = isoplan(home, "run", "budget.yaml", "--json")
     assert first.returncode == 3, first.stderr  # its published law has no loss, so there is no forecast
-    assert json.loads(first.stdout) == {
-        "plan": "plans/mini/plan.target.yaml",
-        "verdict": "cannot tell",
-        "exit_code": 3,
-    }
+    said = json.loads(first.stdout)
+    [run] = said.pop("runs")
+    assert said == {"plan": "plans/mini/plan.target.yaml", "verdict": "cannot tell", "exit_code": 3}
+    assert run["state"] == "finished"
     assert "audit.html" in first.stderr
     plan = load(home / "plans/mini/plan.target.yaml", Plan)
     record = folder_of(home, plan.runs[0].run).record_jsonl

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cli import run_main
+from isoplan.cli import run_main
 from runtime.run_folder.folder import RunFolder
 from specs.document.files import load
 from specs.document.write import write_yaml

@@ -5,14 +5,13 @@ from importlib.metadata import version
 
 import pytest
 
-import planner.cli
-import runtime.cli
+from isoplan import cli
 
 SCRIPTS: dict[str, Callable[[], None]] = {
-    "plan": planner.cli.main,
-    "run": runtime.cli.run_main,
-    "audit": runtime.cli.audit_main,
-    "isoplan": runtime.cli.main,
+    "plan": cli.plan_main,
+    "run": cli.run_main,
+    "audit": cli.audit_main,
+    "isoplan": cli.main,
 }
 
 
@@ -50,6 +49,7 @@ def test_the_shell_is_given_a_completion_of_the_script_s_own_name(
     [
         ("isoplan", "isoplan st", {"status"}),
         ("isoplan", "isoplan rehearse --r", {"--rank"}),
+        ("isoplan", "isoplan fit --a", {"--at"}),
         ("run", "run --un", {"--until-done"}),
         ("plan", "plan --ou", {"--out"}),
         ("audit", "audit --js", {"--json"}),

@@ -1,0 +1,39 @@
+"""What only training needs is installed by an extra: which packages these are, and what to say where one is missing."""
+
+import importlib.util
+from collections.abc import Iterable
+
+from specs.exit_codes import InputError
+
+TRAIN = ("torch", "tokenizers", "safetensors", "tensorboard", "xxhash")
+"""What a rank imports, by the name that is imported."""
+SUBMIT = ("submitit",)
+"""What queues jobs of SLURM, beside these."""
+INSTALL = "pip install 'isoplan[train]'"
+
+
+def require(verb: str, packages: Iterable[str]) -> None:
+    """InputError with what to install, where a package is missing; none is imported."""
+    missing = [name for name in packages if not _is_installed(name)]
+    if missing:
+        raise _missing(verb, missing)
+
+
+def as_input_error(error: Exception, verb: str) -> InputError | None:
+    """What to install, where an import failed because a package of the extra is missing; None for any other error."""
+    name = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if name not in (*TRAIN, *SUBMIT):
+        return None
+    return _missing(verb, [name])
+
+
+def _missing(verb: str, names: list[str]) -> InputError:
+    are = "is" if len(names) == 1 else "are"
+    return InputError(f"{verb} needs {', '.join(names)}, which {are} not installed; run: {INSTALL}")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
