@@ -10,10 +10,12 @@ from typing import Any, Literal
 from isoplan.results import Audit, Fit, Forecast, Plan
 from planner.cli import write_plan
 from planner.table_fit.analysis import fit_table
+from runtime.audit.other_engine import audit_curve
 from runtime.audit.verdict import audit_plan
 from specs.document.files import load
 from specs.exit_codes import InputError
 from specs.plan import Plan as PlanDocument
+from specs.run_table.curves import read_curves
 from specs.run_table.read import read_columns, read_table
 
 LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
@@ -86,16 +88,31 @@ def plan(budget: str | PathLike[str], *, out: str | PathLike[str] | None = None)
     return Plan.of(sealed, path)
 
 
-def audit(plan: str | PathLike[str]) -> Audit:
+def audit(
+    plan: str | PathLike[str],
+    *,
+    actual: str | PathLike[str] | None = None,
+    columns: Mapping[str, str] = {},
+    bytes_per_token: float | None = None,
+    loss_unit: LossUnit | None = None,
+) -> Audit:
     """Compare a plan with the records of its runs, as `audit PLAN` does; `verdict` is inside, outside or cannot tell.
 
     `plan` is the plan's file; runs are read from `runs/` in the current folder. Writes `audit.<phase>.json` and
     `audit.html` beside the plan, and adds accepted runs to the ledger.
 
-    InputError where plan, ledger or a record cannot be read.
+    `actual` is the file of the held-out loss curve of a run that another engine trained, with the options of `fit`;
+    `verified` is False then, `unverified` says what nothing vouches for, and nothing enters the ledger.
+
+    InputError where plan, ledger, a record or the curve cannot be read.
     """
     path = Path(plan)
     document = load(path, PlanDocument)
+    if actual is not None:
+        per_byte = document.bytes_per_token if bytes_per_token is None else bytes_per_token
+        with _in_arguments():
+            curves = read_curves(Path(actual), columns, bytes_per_token=per_byte, loss_unit=loss_unit)
+            return Audit.of(audit_curve(document, path, curves), Plan.of(document, path))
     return Audit.of(audit_plan(document, path, Path()), Plan.of(document, path))
 
 

@@ -24,6 +24,8 @@ class Verb:
     function: str
     summary: str
     """The first paragraph of the function's docstring."""
+    commands: str = ""
+    """Its module's table of commands that follow it, for a verb that has them."""
 
 
 VERBS = {
@@ -46,6 +48,12 @@ VERBS = {
         "planner.table_fit.cli",
         "fit",
         "Fit scaling laws to a table of runs that you already have, and forecast larger ones.",
+    ),
+    "ledger": Verb(
+        "planner.ledger.cli",
+        "ledger_command",
+        "List a ledger, add runs of other engines to it, and exclude runs from plans and fits.",
+        "COMMANDS",
     ),
     "explain": Verb(
         "planner.explain.cli",
@@ -142,8 +150,19 @@ def _listed() -> None:
 
 def _verb_app(name: str, *, add_completion: bool) -> typer.Typer:
     verb = VERBS[name]
-    app = typer.Typer(add_completion=add_completion, pretty_exceptions_enable=False)
-    app.command(name)(_guarded(getattr(importlib.import_module(verb.module), verb.function), name))
+    module = importlib.import_module(verb.module)
+    app = typer.Typer(
+        name=name,
+        add_completion=add_completion,
+        pretty_exceptions_enable=False,
+        no_args_is_help=bool(verb.commands),
+    )
+    if not verb.commands:
+        app.command(name)(_guarded(getattr(module, verb.function), name))
+        return app
+    app.callback()(getattr(module, verb.function))
+    for own, command in getattr(module, verb.commands).items():
+        app.command(own)(_guarded(command, name))
     return app
 
 

@@ -1,6 +1,8 @@
 """The answer: runs with nothing left to derive, the law they rest on, and a forecast sealed before any of them."""
 
 import hashlib
+import math
+from bisect import bisect_left
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -31,10 +33,26 @@ class CurveBand(Spec):
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
-        columns = (self.median, self.low_50, self.high_50, self.low_95, self.high_95)
-        if any(len(column) != len(self.step) for column in columns):
+        if any(len(column) != len(self.step) for column in self._columns):
             raise ValueError("the columns of a curve must have one value per step; plan the budget again")
         return self
+
+    @property
+    def _columns(self) -> tuple[tuple[float, ...], ...]:
+        return self.median, self.low_50, self.high_50, self.low_95, self.high_95
+
+    def at(self, step: int) -> Band | None:
+        """The band at a step; between two of the curve's along straight lines of ln loss over ln step; None outside."""
+        right = bisect_left(self.step, step)
+        if right == len(self.step) or (right == 0 and self.step[0] != step):
+            return None
+        if self.step[right] == step:
+            values = [column[right] for column in self._columns]
+        else:
+            left, end = self.step[right - 1], self.step[right]
+            share = math.log(step / left) / math.log(end / left)
+            values = [column[right - 1] ** (1 - share) * column[right] ** share for column in self._columns]
+        return Band(**dict(zip(("median", "low_50", "high_50", "low_95", "high_95"), values, strict=True)))
 
 
 class Forecast(Spec):

@@ -257,18 +257,18 @@ class RunAudit(Spec):
     """One line for tables."""
     role: Literal["pilot", "rate", "target"]
     """What it was for."""
-    state: Literal["accepted", "rejected", "unfinished"]
-    """Accepted runs go into the ledger."""
+    state: Literal["accepted", "rejected", "unfinished", "unverified"]
+    """Accepted runs go into the ledger. A finished run of another engine is unverified."""
     loss: float | None
     """Final held-out loss, nats per token; null while unfinished."""
     steps: int
     """Finished steps."""
-    seconds: float
-    """Seconds of training, over all segments."""
-    device_s: float
-    """The same times the devices of each segment's layout."""
-    tokens_per_s: float
-    """Median throughput."""
+    seconds: float | None
+    """Seconds of training, over all segments; null where another engine trained it."""
+    device_s: float | None
+    """The same times the devices of each segment's layout; null where another engine trained it."""
+    tokens_per_s: float | None
+    """Median throughput; null where another engine trained it."""
     restarts: int
     """Segments after the first."""
     lost_steps: int = 0
@@ -296,15 +296,38 @@ class RunAudit(Spec):
         text = several(self.restarts, "restart")
         if not self.lost_steps:
             return text
-        goodput = f", goodput {1 - self.lost_s / self.seconds:.1%}" if self.seconds > 0 else ""
+        goodput = f", goodput {1 - self.lost_s / self.seconds:.1%}" if self.seconds else ""
         return f"{text}: {several(self.lost_steps, 'step')} trained again{goodput}"
 
 
+class ActualCurve(Spec):
+    """The table of a run that another engine trained: its held-out loss along its training."""
+
+    path: str
+    """The file, as it was named."""
+    sha256: Sha256
+    """Of the file's bytes."""
+    columns: dict[str, str]
+    """The file's column for each quantity that was read."""
+    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    """Unit of its losses. All losses of this document are in nats per token."""
+    bytes_per_token: float | None
+    """UTF-8 bytes of a token, by which losses per byte were converted; null where none were."""
+    notes: tuple[str, ...]
+    """What was assumed or skipped when it was read."""
+
+
 class Audit(Spec):
-    """`audit.<phase>.json`: the verdict on a plan."""
+    """`audit.<phase>.json`: the verdict on a plan; `audit.actual.json`: that on the run of another engine."""
 
     kind: Literal["audit"] = "audit"
     """Selects this document."""
+    verified: bool = True
+    """Whether the numbers were recomputed from records of our engine; false where another engine trained the run."""
+    unverified: tuple[str, ...] = ()
+    """What nothing vouches for; empty where `verified` is true."""
+    actual: ActualCurve | None = None
+    """The table that the run of another engine was judged by; null where our engine trained it."""
     seal: Sha256
     """The plan's seal."""
     verdict: Literal["inside", "outside", "cannot tell"]

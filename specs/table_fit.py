@@ -16,6 +16,7 @@ from specs.law import Band, Interval
 SizeKind = Literal["params", "block_params", "flop_per_token"]
 FlagKind = Literal[
     "compute",
+    "excluded run",
     "diverged run",
     "one budget",
     "few budgets",

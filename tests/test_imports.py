@@ -23,7 +23,7 @@ FLOORS = (
     ("specs",),
     ("specs.report", "specs.run_table"),
     ("planner.scaling", "planner.performance"),
-    ("planner.evidence",),
+    ("planner.evidence", "planner.ledger"),
     ("planner.design", "planner.table_fit"),
     ("planner.explain", "planner.plan", "planner.tables"),
     ("planner.cli",),

@@ -13,8 +13,8 @@ import numpy as np
 
 from planner.evidence import usable_runs
 from planner.scaling.isoflop import Minimum, power_laws
-from specs.document.files import read_lines
 from specs.law import Allocation, EvidencePoint, Interval, IsoflopProfile, Monomial, RateCheck
+from specs.ledger import Ledger, read_ledger
 from specs.model import ModelSpec
 from specs.record import LedgerRecord
 from specs.run import RunSpec
@@ -61,25 +61,26 @@ class LedgerEvidence:
 def read_evidence(
     ledger: Path, digest: str, own: Callable[[RunSpec], RunSpec], below_flop: float
 ) -> LedgerEvidence:
-    """The ledger's runs on this text below a compute that match the budget's own (`usable_runs.matching`) and learned
-    something (`usable_runs.sound`); none where there is no ledger."""
-    records = read_lines(ledger, LedgerRecord) if ledger.exists() else []
+    """The ledger's runs on this text below a compute that nobody excluded, that match the budget's own
+    (`usable_runs.matching`) and learned something (`usable_runs.sound`); none where there is no ledger."""
+    found = read_ledger(ledger) if ledger.exists() else Ledger(())
     on_text = sorted(
         {
             record.run.fingerprint(): record
-            for record in records
+            for record in found.audited
             if record.run.data.digest == digest and record.compute_flop < below_flop
         }.values(),
         key=lambda record: (record.budget_flop, record.run.model.flop_per_token, record.run.fingerprint()),
     )
-    alike, differing = usable_runs.matching(on_text, own)
+    included, excluded = usable_runs.not_excluded(on_text, found.excluded)
+    alike, differing = usable_runs.matching(included, own)
     usable, failed, learned_nothing = usable_runs.sound(alike)
     return LedgerEvidence(
         pilots=tuple(record for record in usable if record.role != "rate"),
         rates=tuple(record for record in usable if record.role == "rate"),
         failed=tuple(failed),
         audited=frozenset(record.run.fingerprint() for record in on_text),
-        flags=(*differing, *learned_nothing),
+        flags=(*excluded, *differing, *learned_nothing),
     )
 
 

@@ -5,7 +5,7 @@ fit takes a difference in vocabulary, say, for one in size. And a run that learn
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from planner.scaling.isoflop import budget_groups
@@ -82,6 +82,19 @@ def _text(value: Any) -> str:
     """A value in a message: 0.9 and 0.95 for a pair of numbers."""
     numbers = isinstance(value, list) and all(isinstance(one, float) for one in value)
     return " and ".join(f"{one:g}" for one in value) if numbers else str(value)
+
+
+def not_excluded(
+    records: Sequence[LedgerRecord], excluded: Mapping[str, str]
+) -> tuple[list[LedgerRecord], tuple[str, ...]]:
+    """The records that nobody excluded from the ledger, and a flag for each of the others, with the reason."""
+    kept = [record for record in records if record.fingerprint_of_run not in excluded]
+    flags = tuple(
+        f"run {run} ({name_of(record)}) is left out, as the ledger says: {excluded[run]}"
+        for record in records
+        if (run := record.fingerprint_of_run) in excluded
+    )
+    return kept, flags
 
 
 def matching(

@@ -1,23 +1,20 @@
 """`isoplan fit TABLE`: reads a table of finished runs, writes the report of its fit, and prints it."""
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from planner.table_fit.analysis import fit_table
-from planner.table_fit.curves import JoinedCurves, join_curves
+from planner.table_fit.curves import join_curves
 from planner.table_fit.terminal import show
 from specs.document.write import print_json, write_text
 from specs.exit_codes import InputError
 from specs.report.table_fit.page import render_table_fit
 from specs.run_table.curves import read_curves
-from specs.run_table.table import RunTable
-
-_Unit = Literal["nats/token", "bits/token", "bits/byte"]
+from specs.table_options import BytesPerToken, Columns, LossUnit, checked_unit, column_mapping
 
 
 def fit(
@@ -27,13 +24,7 @@ def fit(
             metavar="TABLE", help="Finished runs, a row each: CSV, JSONL or Parquet.", show_default=False
         ),
     ],
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="QUANTITY=COLUMN",
-            help="Which column holds a quantity, where its name does not say: loss=val/loss. Repeat for others.",
-        ),
-    ] = None,
+    column: Columns = None,
     curves: Annotated[
         Path | None,
         typer.Option(
@@ -46,16 +37,8 @@ def fit(
         list[str] | None,
         typer.Option(metavar="QUANTITY=COLUMN", help="As --column, for the file of curves alone."),
     ] = None,
-    bytes_per_token: Annotated[
-        float | None, typer.Option(metavar="X", help="UTF-8 bytes of a token, for losses per byte.")
-    ] = None,
-    loss_unit: Annotated[
-        str | None,
-        typer.Option(
-            metavar="UNIT",
-            help="Unit of the losses where the table does not say: nats/token, bits/token, bits/byte.",
-        ),
-    ] = None,
+    bytes_per_token: BytesPerToken = None,
+    loss_unit: LossUnit = None,
     at: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,12 +63,15 @@ def fit(
 
     Exit codes: 0 done, 2 bad input.
     """
-    mapping, unit = _mapping("--column", column or []), _unit(loss_unit)
-    runs = _read(table, mapping, bytes_per_token, unit)
+    from specs.run_table.read import read_table
+
+    mapping, unit = column_mapping(column or []), checked_unit(loss_unit)
+    runs = read_table(table, mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
     joined = None
     if curves is not None:
-        own = _mapping("--curves-column", curves_column or [])
-        joined = _joined(runs, curves, own, mapping, bytes_per_token, unit)
+        own = column_mapping(curves_column or [], "--curves-column")
+        read = read_curves(curves, own, shared=mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
+        joined = join_curves(runs, read)
     elif curves_column:
         raise InputError(
             f"--curves-column {curves_column[0]}: give the file of curves too, with --curves FILE"
@@ -98,48 +84,6 @@ def fit(
         print_json(found.answer() | {"report": str(report)})
     else:
         show(found, report, Console())
-
-
-def _mapping(option: str, columns: Sequence[str]) -> dict[str, str]:
-    """The column of each quantity that an option names."""
-    mapping: dict[str, str] = {}
-    for text in columns:
-        quantity, equals, name = text.partition("=")
-        if not (quantity and equals and name):
-            raise InputError(f"{option} {text}: write quantity=column, for example loss=val/loss")
-        if mapping.get(quantity, name) != name:
-            raise InputError(
-                f"{option} {text}: {quantity} is already in column {mapping[quantity]}; keep one of them"
-            )
-        mapping[quantity] = name
-    return mapping
-
-
-def _read(
-    path: Path, mapping: Mapping[str, str], bytes_per_token: float | None, loss_unit: _Unit | None
-) -> RunTable:
-    from specs.run_table.read import read_table
-
-    return read_table(path, mapping, bytes_per_token=bytes_per_token, loss_unit=loss_unit)
-
-
-def _joined(
-    runs: RunTable,
-    path: Path,
-    mapping: Mapping[str, str],
-    shared: Mapping[str, str],
-    bytes_per_token: float | None,
-    loss_unit: _Unit | None,
-) -> JoinedCurves:
-    curves = read_curves(path, mapping, shared=shared, bytes_per_token=bytes_per_token, loss_unit=loss_unit)
-    return join_curves(runs, curves)
-
-
-def _unit(text: str | None) -> _Unit | None:
-    match text:
-        case None | "nats/token" | "bits/token" | "bits/byte":
-            return text
-    raise InputError(f"--loss-unit {text}: write nats/token, bits/token or bits/byte")
 
 
 def folder_name(table: Path) -> str:

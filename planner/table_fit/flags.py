@@ -30,6 +30,8 @@ def evidence_flags(
 ) -> Iterator[Flag]:
     """Flags of the runs themselves, before any law."""
     yield from _compute(table, source)
+    for excluded in table.excluded:
+        yield Flag(kind="excluded run", message=f"left out, as the ledger says: {excluded}")
     for left in left_out:
         yield Flag(
             kind="diverged run",

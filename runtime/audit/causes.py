@@ -62,6 +62,8 @@ class ForecastMiss:
     """The target's training curve."""
     clipped_pilots: Sequence[float]
     """Share of clipped steps after the warmup, of each pilot whose records are available."""
+    verified: bool = True
+    """Whether our engine trained it, so that its data, batch and schedule are known to be the plan's."""
 
     @property
     def planned(self) -> PlannedRun:
@@ -81,7 +83,10 @@ class ForecastMiss:
 
 
 def causes(miss: ForecastMiss) -> tuple[str, ...]:
-    """Messages of the likely causes, most likely first."""
+    """Messages of the likely causes, most likely first.
+
+    Of a run that another engine trained, only those that its curve and the plan show.
+    """
     found = [
         *_records(miss),
         *_learning_rate(miss),
@@ -131,16 +136,21 @@ def _shape(miss: ForecastMiss) -> Iterator[Cause]:
             CauseRank.POINTED_AT,
             "law",
             f"before the first drop of the learning rate the curve deviates by {_percent(end)}, after it by "
-            f"{_percent(actual)}: the gain from the drops differs from the pilots'",
+            f"{_percent(actual)}: the gain from the drops differs from the pilots'" + _or_settings(miss),
         )
     elif abs(end - start) > SIGMAS * scatter and abs(end) > abs(start):
         growth = f"from {_percent(start)} to {_percent(end)}"
         message = f"the deviation grows {growth} before the first drop of the learning rate: the law's slope is wrong"
-        yield Cause(CauseRank.POINTED_AT, "law", message)
+        yield Cause(CauseRank.POINTED_AT, "law", message + _or_settings(miss))
     elif abs(level) > SIGMAS * scatter and (level > 0) == miss.worse:
         shift = f"{_percent(level)} off from early on"
         message = f"the curve has the forecast's shape but is {shift}: the law's level is wrong"
-        yield Cause(CauseRank.POINTED_AT, "law", message)
+        yield Cause(CauseRank.POINTED_AT, "law", message + _or_settings(miss))
+
+
+def _or_settings(miss: ForecastMiss) -> str:
+    """What a curve's shape may come from as well where nothing shows that the run had the plan's settings."""
+    return "" if miss.verified else ", or the run's data, batch or schedule were not the plan's"
 
 
 def _straight(points: Sequence[tuple[int, float]]) -> tuple[Callable[[float], float], float]:
@@ -152,13 +162,12 @@ def _straight(points: Sequence[tuple[int, float]]) -> tuple[Callable[[float], fl
 
 
 def _deviations(miss: ForecastMiss) -> dict[int, float]:
-    """ln(actual / forecast median) at the steps that both curves have."""
+    """ln(actual / forecast median) at the run's steps for which there is a forecast."""
     curve = miss.forecast.curve
     if curve is None:
         return {}
-    actual = dict(zip(miss.run.curve_step, miss.run.curve_loss, strict=True))
-    pairs = zip(curve.step, curve.median, strict=True)
-    return {step: math.log(actual[step] / median) for step, median in pairs if step in actual}
+    pairs = zip(miss.run.curve_step, miss.run.curve_loss, strict=True)
+    return {step: math.log(loss / band.median) for step, loss in pairs if (band := curve.at(step))}
 
 
 def _learning_rate(miss: ForecastMiss) -> Iterator[Cause]:
@@ -220,7 +229,7 @@ def spike_count(losses: Sequence[float]) -> int:
 
 def _data(miss: ForecastMiss) -> Iterator[Cause]:
     epochs = miss.planned.run.tokens / miss.plan.unique_tokens
-    if epochs > 1 and miss.worse:
+    if epochs > 1 and miss.worse and miss.verified:
         rank = CauseRank.POINTED_AT if epochs > FREE_EPOCHS else CauseRank.POSSIBLE
         unique = f"{miss.plan.unique_tokens:,} unique tokens"
         message = f"{epochs:.2f} epochs over {unique}; repeated tokens lower the loss less than new ones"

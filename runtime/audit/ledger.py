@@ -1,16 +1,14 @@
 """The ledger: one line for every accepted run, appended once, also when a plan is audited repeatedly or concurrently.
 
-Two lines are the same when they are of the same run under the same seal. Reading, comparing and appending happen under
-a lock beside the ledger, since several audits may run at once.
+Two lines are the same when they are of the same run under the same seal.
 """
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from specs.document.files import DocumentError, locate, read_lines
-from specs.document.write import append_line
+from specs.document.files import locate
+from specs.document.write import append_lines
+from specs.ledger import locked, read_ledger
 from specs.plan import Plan
 from specs.record import LedgerRecord
 
@@ -37,28 +35,12 @@ def append_new(path: Path, records: Sequence[LedgerRecord]) -> int:
     """
     if not records:
         return 0
-    with _locked(path):
-        known = {_key(record) for record in read_lines(path, LedgerRecord)} if path.exists() else set()
+    with locked(path):
+        known = {_key(record) for record in read_ledger(path).audited} if path.exists() else set()
         new = [record for record in records if _key(record) not in known]
-        for record in new:
-            append_line(path, record)
+        append_lines(path, new)
     return len(new)
 
 
 def _key(record: LedgerRecord) -> tuple[str, str]:
     return record.fingerprint_of_run, record.seal
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115, closed below
-    except OSError as error:
-        what, write = (
-            f"this file cannot be written ({error.strerror})",
-            "choose a folder that you can write to",
-        )
-        raise DocumentError(path, 1, 1, what, write) from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

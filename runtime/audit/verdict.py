@@ -42,7 +42,7 @@ def audit_plan(plan: Plan, path: Path, workspace: Path) -> Audit:
     folders = [RunFolder(workspace / "runs" / planned.run.fingerprint()) for planned in plan.runs]
     runs = [audit_run(folder, planned, plan.seal) for folder, planned in zip(folders, plan.runs, strict=True)]
     runs = _with_data(workspace / "data", plan, runs)
-    verdict, reason = _verdict(plan, runs)
+    verdict, reason = judge(plan, runs)
     audit = Audit(
         seal=plan.seal,
         verdict=verdict,
@@ -52,9 +52,26 @@ def audit_plan(plan: Plan, path: Path, workspace: Path) -> Audit:
         runs=tuple(runs),
     )
     append_new(ledger, list(_ledger_records(plan, audit, folders)))
-    write_json(path.parent / f"audit.{plan.phase}.json", audit)
-    write_text(path.parent / "audit.html", render(plan, audit, earlier_plans(path.parent, plan)))
+    write_audit(plan, path, audit)
     return audit
+
+
+def write_audit(plan: Plan, path: Path, audit: Audit) -> None:
+    """Write the audit of the plan at this path beside it, with its report."""
+    document, report = files(plan, path, audit)
+    write_json(document, audit)
+    write_text(report, render(plan, audit, earlier_plans(path.parent, plan)))
+
+
+def files(plan: Plan, path: Path, audit: Audit) -> tuple[Path, Path]:
+    """Where the audit of the plan at this path is written, and its report.
+
+    Of a run that another engine trained they have names of their own, so that neither takes the place of an audit by
+    our own records.
+    """
+    names = (f"audit.{plan.phase}.json", "audit.html")
+    document, report = names if audit.verified else ("audit.actual.json", "audit.actual.html")
+    return path.parent / document, path.parent / report
 
 
 def exit_code(audit: Audit) -> int:
@@ -63,7 +80,9 @@ def exit_code(audit: Audit) -> int:
 
 
 def show(audit: Audit, plan: Plan, path: Path, console: Console) -> None:
-    """Print the audit of the plan at this path: its runs, failed checks, verdict and likely causes."""
+    """Print the audit of the plan at this path: what is not verified, runs, failed checks, verdict, likely causes."""
+    for one in audit.unverified:
+        _print(console, "red", "not verified", one)
     console.print(_table(audit, plan))
     for run in audit.runs:
         if run.restarts:
@@ -84,7 +103,7 @@ def show(audit: Audit, plan: Plan, path: Path, console: Console) -> None:
     _print(console, f"bold {_COLOURS[audit.verdict]}", verdict, audit.reason)
     for cause in audit.causes:
         _print(console, "yellow", "likely cause", cause)
-    _print(console, "dim", "report", str(path.parent / "audit.html"))
+    _print(console, "dim", "report", str(files(plan, path, audit)[1]))
 
 
 def _print(console: Console, style: str, label: str, text: str) -> None:
@@ -93,7 +112,7 @@ def _print(console: Console, style: str, label: str, text: str) -> None:
 
 def _table(audit: Audit, plan: Plan) -> Table:
     accepted = sum(run.state == "accepted" for run in audit.runs)
-    title = f"{accepted} of {len(audit.runs)} runs accepted"
+    title = f"{accepted} of {len(audit.runs)} runs accepted" if audit.verified else "a run of another engine"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     losses = plan.losses
     for name in ("run", "steps", "time", "planned", "tokens/s", losses.unit, "state"):
@@ -104,7 +123,7 @@ def _table(audit: Audit, plan: Plan) -> Table:
             str(run.steps),
             duration(run.seconds),
             duration(planned.cost.hours * 3600),
-            count(run.tokens_per_s),
+            "-" if run.tokens_per_s is None else count(run.tokens_per_s),
             "-" if run.loss is None else f"{losses.of(run.loss):.4f}",
             run.state,
         )
@@ -129,8 +148,8 @@ def _with(run: RunAudit, check: Check) -> RunAudit:
     return run.model_copy(update={"checks": (*run.checks, check), "state": state})
 
 
-def _verdict(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
-    """The verdict and its reason."""
+def judge(plan: Plan, runs: Sequence[RunAudit]) -> tuple[Verdict, str]:
+    """The verdict on the runs of a plan, and its reason."""
     missing = _missing(runs)
     if missing:
         return "cannot tell", missing
@@ -179,16 +198,18 @@ def _inside(band: CurveBand, run: RunAudit) -> Iterator[bool]:
             yield low <= actual[step] <= high
 
 
-def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
-    """Likely causes where a finished target is outside its band, also when its records fail a check."""
+def missed_forecast(plan: Plan, run: RunAudit) -> Forecast | None:
+    """The forecast that a finished target missed, also when its records fail a check; None where it missed none."""
     forecast = plan.forecast
-    missed = (
-        plan.phase == "target"
-        and isinstance(forecast, Forecast)
-        and run.loss is not None
-        and not forecast.loss.inside_95(run.loss)
-    )
-    if not missed or not isinstance(forecast, Forecast):
+    if plan.phase != "target" or not isinstance(forecast, Forecast) or run.loss is None:
+        return None
+    return None if forecast.loss.inside_95(run.loss) else forecast
+
+
+def _causes(plan: Plan, run: RunAudit, runs: Path) -> tuple[str, ...]:
+    """Likely causes of a miss, by the records of the target and of the pilots."""
+    forecast = missed_forecast(plan, run)
+    if forecast is None:
         return ()
     pilots = [RunFolder(runs / point.run) for point in plan.fit.points] if plan.fit is not None else []
     clipped = [clipped_share(one.metrics(), one.run().optim) for one in pilots if one.run_json.exists()]
@@ -211,6 +232,7 @@ def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFo
     assert isinstance(first, Start)
     assert first.seal is not None
     assert run.loss is not None
+    assert run.tokens_per_s is not None
     assert plan.bytes_per_token is not None  # a run needs a built corpus
     tokens = run.steps * planned.run.batch_tokens
     return LedgerRecord(

@@ -27,6 +27,13 @@ from specs.humanize import duration
 from specs.plan import Plan
 from specs.record import Audit
 from specs.run import RunSpec
+from specs.table_options import (
+    BytesPerToken,
+    Columns,
+    LossUnit,
+    checked_unit,
+    column_mapping,
+)
 from specs.version import Version
 
 
@@ -118,22 +125,65 @@ def _run_slurm(
 
 
 def audit_command(
-    plan: PlanFile, json: AsJson = False, debug: Debug = False, version: Version = False
+    plan: PlanFile,
+    actual: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CURVE",
+            help="Judge a run that another engine trained by its held-out loss curve: CSV, JSONL or Parquet, tokens or "
+            "steps with the loss.",
+        ),
+    ] = None,
+    column: Columns = None,
+    bytes_per_token: BytesPerToken = None,
+    loss_unit: LossUnit = None,
+    json: AsJson = False,
+    debug: Debug = False,
+    version: Version = False,
 ) -> None:
     """Compare what was planned with what happened, recounted from the records.
 
     Writes audit.<phase>.json and audit.html beside the plan.
     Appends accepted runs to the ledger, on which the next plan is fitted.
 
+    With --actual, the target was trained by another engine. The verdict is by the numbers of its curve; what cannot
+    be verified is said first. Writes audit.actual.json and audit.actual.html; nothing enters the ledger. --column,
+    --bytes-per-token (the plan's, where it has them) and --loss-unit are about the curve.
+
     Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 no verdict yet.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
     document = load(plan, Plan)
-    audited = verdict.audit_plan(document, plan, driver.workspace.path)
+    if actual is None:
+        if column or bytes_per_token is not None or loss_unit is not None:
+            raise RefusedError(
+                "--column, --bytes-per-token and --loss-unit are about a curve; add --actual CURVE"
+            )
+        audited = verdict.audit_plan(document, plan, driver.workspace.path)
+    else:
+        per_byte = document.bytes_per_token if bytes_per_token is None else bytes_per_token
+        audited = _audit_curve(document, plan, actual, column or [], per_byte, loss_unit)
     verdict.show(audited, document, plan, driver.console)
     if json:
         print_json(_audit_answer(audited, document, plan) | {"exit_code": verdict.exit_code(audited)})
     raise typer.Exit(verdict.exit_code(audited))
+
+
+def _audit_curve(
+    document: Plan,
+    path: Path,
+    actual: Path,
+    columns: Sequence[str],
+    bytes_per_token: float | None,
+    loss_unit: str | None,
+) -> Audit:
+    from runtime.audit.other_engine import audit_curve
+    from specs.run_table.curves import read_curves
+
+    mapping, unit = column_mapping(columns), checked_unit(loss_unit)
+    return audit_curve(
+        document, path, read_curves(actual, mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
+    )
 
 
 def data_command(
@@ -170,6 +220,7 @@ def data_command(
 def _audit_answer(audited: Audit, plan: Plan, path: Path) -> dict[str, Any]:
     """The audit for programs, with what its numbers are compared with: the forecast, and each run's size and length."""
     plain = audited.answer()
+    document, report = verdict.files(plan, path, audited)
     plain["runs"] = [
         run | planned.run.counts() for run, planned in zip(plain["runs"], plan.runs, strict=True)
     ]
@@ -178,8 +229,8 @@ def _audit_answer(audited: Audit, plan: Plan, path: Path) -> dict[str, Any]:
         "phase": plan.phase,
         "forecast": plan.forecast.plain(),
         "bytes_per_token": plan.bytes_per_token,
-        "path": str(path.parent / f"audit.{plan.phase}.json"),
-        "report": str(path.parent / "audit.html"),
+        "path": str(document),
+        "report": str(report),
     }
 
 

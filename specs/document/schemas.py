@@ -17,6 +17,7 @@ _WHERE = {
     "budget": ("specs.budget", "Budget"),
     "cluster": ("specs.cluster", "Cluster"),
     "corpus": ("specs.data", "Corpus"),
+    "exclusion": ("specs.ledger", "Exclusion"),
     "family": ("specs.law", "Family"),
     "law": ("specs.law", "PublishedLaw"),
     "ledger": ("specs.record", "LedgerRecord"),
@@ -26,6 +27,7 @@ _WHERE = {
     "run": ("specs.run", "RunSpec"),
     "study": ("specs.slurm_submission", "StudyState"),
     "submission": ("specs.slurm_submission", "Submission"),
+    "table_run": ("specs.ledger", "TableRunRecord"),
 }
 """Module and name of each kind's type; the module is imported only when it is needed."""
 

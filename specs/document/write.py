@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,19 @@ def write_json(path: Path, spec: Spec) -> None:
 
 
 def append_line(path: Path, spec: Spec) -> None:
-    """One more line of JSON at the end of the file, under a lock, in one write that is on disk on return.
+    """One more line of JSON at the end of the file: see `append_lines`."""
+    append_lines(path, [spec])
+
+
+def append_lines(path: Path, specs: Sequence[Spec]) -> None:
+    """More lines of JSON at the end of the file, under a lock, in one write that is on disk on return.
 
     A file whose last line has no end was cut while it was written; it is refused until a person has repaired it.
     """
-    line = json.dumps(spec.plain(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if not specs:
+        return
+    lines = [json.dumps(spec.plain(), ensure_ascii=False, allow_nan=False) + "\n" for spec in specs]
+    data = "".join(lines).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a+b", buffering=0) as file:
@@ -56,7 +65,7 @@ def append_line(path: Path, spec: Spec) -> None:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 raise cut_off(path, path.read_bytes().count(b"\n") + 1)
-            if file.write(line) != len(line):
+            if file.write(data) != len(data):
                 file.truncate(size)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())

@@ -41,6 +41,11 @@ class Case:
         return self.audit.runs[-1] if self.audit is not None and self.target is not None else None
 
     @property
+    def verified(self) -> bool:
+        """Whether the numbers of the runs are from records of our engine."""
+        return self.audit is None or self.audit.verified
+
+    @property
     def actual(self) -> float | None:
         """The target's final held-out loss, nats per token; None while it is unfinished."""
         return None if self.target_audit is None else self.target_audit.loss

@@ -51,9 +51,8 @@ def _upper(case: Case, forecast: CurveBand, target: PlannedRun) -> Iterator[Trac
         for step, loss in zip(forecast.step, forecast.median, strict=True)
     ]
     cut = len(forecast.step) - final_is_separate(forecast, target)
-    middle = figure_parts.line(
-        forecast.step[:cut], shown["median"][:cut], FORECAST, "forecast, sealed before step 1"
-    )
+    name = "forecast, sealed before step 1" if case.verified else "sealed forecast"
+    middle = figure_parts.line(forecast.step[:cut], shown["median"][:cut], FORECAST, name)
     yield middle | figure_parts.hover_text(texts[:cut])
     if cut < len(texts):
         tick = {"symbol": "line-ew-open", "size": 14, "line": {"color": FORECAST, "width": 2}}
@@ -104,10 +103,9 @@ def _measured(case: Case, forecast: CurveBand, run: RunAudit) -> Iterator[Trace]
     x, y = [step for step, _ in rows], [case.losses.of(loss) for _, loss in rows]
     texts = [_hover(case, forecast, step, loss) for step, loss in rows]
     yield figure_parts.dots(x, y, ACTUAL, "measured on held-out text", texts, **_style(case, x))
-    middle = dict(zip(forecast.step, forecast.median, strict=True))
-    off = [(step, 100 * (loss / middle[step] - 1)) for step, loss in rows if step in middle]
-    x, y = [step for step, _ in off], [value for _, value in off]
-    texts = [_hover(case, forecast, step, loss) for step, loss in rows if step in middle]
+    off = [(step, loss, 100 * (loss / band.median - 1)) for step, loss in rows if (band := forecast.at(step))]
+    x, y = [step for step, _, _ in off], [value for _, _, value in off]
+    texts = [_hover(case, forecast, step, loss) for step, loss, _ in off]
     yield figure_parts.on(figure_parts.dots(x, y, ACTUAL, None, texts, **_style(case, x)), y="y2")
 
 
@@ -119,9 +117,8 @@ def _style(case: Case, steps: Sequence[int]) -> dict[str, Any]:
 
 def _hover(case: Case, forecast: CurveBand, step: int, loss: float) -> str:
     text = f"step {step:,}: {case.losses.text(loss)} {case.losses.unit} ({loss:.4f} nats per token)"
-    if step not in forecast.step:
-        return text
-    return f"{text}, {signed(loss / forecast.median[forecast.step.index(step)] - 1)} from the forecast"
+    band = forecast.at(step)
+    return text if band is None else f"{text}, {signed(loss / band.median - 1)} from the forecast"
 
 
 def _upright(step: int) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def _title(case: Case) -> str:
         accepted = sum(run.state == "accepted" for run in audit.runs)
         return f"{accepted} of {len(audit.runs)} pilots accepted"
     if audit is not None and audit.verdict != "cannot tell":
-        return "The forecast held" if audit.verdict == "inside" else "The forecast missed"
+        title = "The forecast held" if audit.verdict == "inside" else "The forecast missed"
+        return title if audit.verified else f"{title}, unverified"
     if audit is not None:
         return "No verdict yet" if forecast is not None else "Audited, without a forecast"
     if forecast is None:
@@ -57,8 +58,11 @@ def _sentences(case: Case) -> Iterator[str]:
     forecast, actual, losses = case.forecast, case.actual, case.losses
     if forecast is not None:
         band = forecast.loss
+        if not case.verified:
+            yield tag("strong", "Not verified: another engine trained this run. ")
+        sealed = "Sealed before the run" if case.verified else "Sealed forecast"
         yield (
-            f"Sealed before the run: {losses.text(band.median)} {losses.unit}, "
+            f"{sealed}: {losses.text(band.median)} {losses.unit}, "
             f"95 % interval {losses.text(band.low_95)} to {losses.text(band.high_95)}. "
         )
         if actual is not None:
@@ -180,7 +184,7 @@ def _spent(case: Case) -> Iterator[tuple[str, str]]:
     hours = sum(cost.device_hours for cost in costs)
     done = case.audit is not None and all(run.state != "unfinished" for run in case.audit.runs)
     runs = case.audit.runs if case.audit is not None and done else ()
-    taken = sum(run.device_s for run in runs) / 3600
+    taken = sum(run.device_s or 0.0 for run in runs) / 3600
     if case.target is None:
         yield (
             (device_time(taken), f"device time, {device_time(hours)} planned")
@@ -192,7 +196,7 @@ def _spent(case: Case) -> Iterator[tuple[str, str]]:
         )
         return
     planned_time, devices = duration(costs[-1].hours * 3600), case.target.execution.layout.devices
-    if done:
+    if done and runs[-1].seconds is not None:
         yield duration(runs[-1].seconds), f"{planned_time} planned, on {several(devices, 'device')}"
     else:
         yield planned_time, f"planned on {several(devices, 'device')}, {device_time(hours)}"

@@ -44,6 +44,7 @@ def _sections(case: Case) -> Iterator[Html]:
     yield section("Cost", tables.cost(case))
     if case.audit is not None and any(run.checks for run in case.audit.runs):
         note = "What the audit recomputed from the runs’ records."
+        note = note if case.verified else "What the curve’s table shows; nothing else was there to check."
         yield section("Audit checks", tables.checks(case.audit), note)
     yield section("Provenance", tables.provenance(case))
 
@@ -140,14 +141,18 @@ def _rates(case: Case) -> Html:
 
 
 def _notes(case: Case) -> list[tuple[str, str]]:
-    """What a reader must know: alarms first, then causes, then flags and notes."""
+    """What a reader must know: what is not verified and alarms first, then causes, then flags and notes."""
     plan, audit = case.plan, case.audit
-    found = [] if audit is None else [("verdict", f"{audit.verdict}: {audit.reason}")]
+    found = [] if audit is None else [("not verified", one) for one in audit.unverified]
+    found += [] if audit is None else [("verdict", f"{audit.verdict}: {audit.reason}")]
     for planned, run in case.runs:
         found += [("alarm", f"{planned.title}: {one}") for one in (run.incidents if run is not None else ())]
     found += [("likely cause", cause) for cause in (audit.causes if audit is not None else ())]
     found += [("flag", flag) for flag in (plan.fit.flags if plan.fit is not None else ())]
-    return found + [("note", note) for note in plan.notes]
+    found += [("note", note) for note in plan.notes]
+    return found + [
+        ("note", f"curve: {note}") for note in (audit.actual.notes if audit and audit.actual else ())
+    ]
 
 
 def _inside(case: Case) -> str:
@@ -161,6 +166,8 @@ def _final(case: Case) -> str:
     forecast = case.forecast and case.forecast.curve
     if not forecast or case.target is None or not forecast_figure.final_is_separate(forecast, case.target):
         return ""
+    if not case.verified:
+        return "The last point of the curve decides the verdict. "
     evaluation = case.target.run.evaluation
     return (
         f"The final evaluation decides the verdict. It uses {evaluation.final_sequences:,} sequences, the others "

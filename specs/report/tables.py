@@ -125,7 +125,8 @@ def _from_ledger(case: Case) -> Iterator[tuple[str, ...]]:
 
 def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ...]:
     model, optim, spec = planned.run.model, planned.run.optim, planned.run
-    began = run is not None and run.steps > 0
+    taken = None if run is None or not run.steps else run.seconds
+    speed = None if run is None or not run.steps else run.tokens_per_s
     loss = None if run is None else run.loss
     state = "planned" if run is None else run.state
     return (
@@ -137,8 +138,8 @@ def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ..
         f"{optim.peak_lr:.2g}",
         f"{optim.steps:,}",
         *case.losses.cells(loss),
-        duration(run.seconds) if run is not None and began else f"~{duration(planned.cost.hours * 3600)}",
-        count(run.tokens_per_s) if run is not None and began else f"~{count(planned.cost.tokens_per_s)}",
+        f"~{duration(planned.cost.hours * 3600)}" if taken is None else duration(taken),
+        f"~{count(planned.cost.tokens_per_s)}" if speed is None else count(speed),
         tag("span", state, class_=f"state {state}"),
         "; ".join(_flags(case, planned, run)),
         tag("code", spec.fingerprint()[:8], title=f"runs/{spec.fingerprint()}"),
@@ -200,7 +201,7 @@ def cost(case: Case) -> Html:
         if not chosen:
             continue
         hours = sum(planned.cost.device_hours for planned, _ in chosen)
-        taken = sum(run.device_s for _, run in chosen if run is not None)
+        taken = sum(run.device_s or 0.0 for _, run in chosen if run is not None)
         price = _total([planned.cost.dollars for planned, _ in chosen])
         joules = _total([planned.cost.energy_j for planned, _ in chosen])
         rows.append(
@@ -281,6 +282,10 @@ def _provenance(case: Case) -> Iterator[tuple[str, str]]:
         yield "allocation", plan.fit.allocation_basis
     if case.forecast is not None:
         yield "forecast", case.forecast.basis
+    if case.audit is not None and case.audit.actual is not None:
+        actual = case.audit.actual
+        columns = ", ".join(f"{quantity} from {column!r}" for quantity, column in actual.columns.items())
+        yield "curve", join((f"{actual.path}: {columns}; digest ", tag("code", actual.sha256)))
     for earlier, _ in case.earlier:
         yield "earlier plan", join((f"{earlier.phase}, seal ", tag("code", earlier.seal)))
     yield from _environments(case)

@@ -26,6 +26,8 @@ from specs.run_table.table import Array, RunTable
 
 MOST_BYTES = 2**28
 """Largest file that is read."""
+LONGEST_LINE = 2**20
+"""A ledger's first line has less: a few thousand bytes, and 20 for each point of its curve."""
 DELIMITED = (".csv", ".tsv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
@@ -42,11 +44,18 @@ def read_table(
     bytes_per_token: float | None = None,
     loss_unit: str | None = None,
 ) -> RunTable:
-    """The runs of a CSV, JSONL, JSON or Parquet file; DocumentError for the first thing that is wrong with it.
+    """The runs of a CSV, JSONL, JSON or Parquet file, or of a ledger; DocumentError for the first thing that is wrong.
 
     `mapping` names the column of a quantity (`{"loss": "wiki/nll"}`) where the column's name does not say so.
     `bytes_per_token` is needed where the loss is in bits per byte, `loss_unit` where no name or cell has the unit.
     """
+    if _is_ledger(path):
+        if mapping or loss_unit or bytes_per_token is not None:
+            what, write = "a ledger's lines say what they hold", "give no columns, unit or bytes per token"
+            raise DocumentError(path, 1, 1, what, write)
+        from specs.run_table.ledger_file import read_ledger_table  # the types of plans take a while to import
+
+        return read_ledger_table(path)
     grid, sha256 = read_grid(path, RUNS)
     return _checked(grid, sha256, mapping, bytes_per_token, loss_unit)
 
@@ -99,8 +108,11 @@ def _checked(
         loss=loss,
         flop=sizes.flop,
         cost_per=COST_PER[sizes.kind],
-        **values,
+        steps=values["steps"],
+        lr=values["lr"],
         batch_tokens=batch_tokens,
+        seed=values["seed"],
+        unique_tokens=values["unique_tokens"],
         loss_unit=unit,
         bytes_per_token=bytes_per_token,
         columns={quantity: found.column[quantity] for quantity in used if quantity in found.column},
@@ -140,6 +152,18 @@ def _file_bytes(path: Path, scope: Scope) -> bytes:
         what = f"the file is larger than {MOST_BYTES >> 20} MiB"
         raise DocumentError(path, 1, 1, what, f"{scope.fewer}, and leave out columns")
     return read_bytes(path, None)
+
+
+def _is_ledger(path: Path) -> bool:
+    """Whether a file of JSON lines begins with one of a ledger (specs/ledger.py)."""
+    if path.suffix.lower() not in JSON or not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            first = json.loads(file.readline(LONGEST_LINE))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and first.get("kind") in ("ledger", "table_run", "exclusion")
 
 
 def _without_repeats(grid: Grid) -> tuple[Grid, list[str]]:

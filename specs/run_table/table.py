@@ -46,3 +46,5 @@ class RunTable:
     """What was assumed or skipped, a line each."""
     other_sizes: dict[SizeKind, Array] = field(default_factory=dict)
     """Size in the other conventions that the table gives."""
+    excluded: tuple[str, ...] = ()
+    """Runs of a ledger that a person excluded, each with the reason; they are in no array."""

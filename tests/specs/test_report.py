@@ -29,7 +29,7 @@ from specs.law import (
     RateCheck,
 )
 from specs.plan import HyperAdvice, NoForecast, Plan
-from specs.record import Audit, Check, RunAudit
+from specs.record import ActualCurve, Audit, Check, RunAudit
 from specs.report import layout_bars, render
 from specs.report.context import earlier_plans
 from specs.report.html import Html, join, tag
@@ -319,6 +319,45 @@ def test_no_text_of_a_document_becomes_markup(make: Any) -> None:
     assert not [
         value for _, attributes in page.tags for value in attributes.values() if value and "evil" in value
     ]
+    assert not [script for script in page.scripts if "<img" in script or "<script>alert" in script]
+
+
+def test_what_is_not_verified_stands_before_the_verdict_and_is_text() -> None:
+    """Of a run that another engine trained, whose table may say anything."""
+    run = (
+        audit(TARGET)
+        .runs[0]
+        .model_copy(
+            update={
+                "state": "unverified",
+                "seconds": None,
+                "device_s": None,
+                "tokens_per_s": None,
+                "incidents": (),
+            }
+        )
+    )
+    actual = ActualCurve(
+        path=f"curve{EVIL}.csv",
+        sha256="d" * 64,
+        columns={"loss": EVIL},
+        loss_unit="nats/token",
+        bytes_per_token=None,
+        notes=(f"a note of the curve {EVIL}",),
+    )
+    found = audit(TARGET, verified=False, unverified=(f"weights {EVIL}", "data"), actual=actual, runs=(run,))
+    page = Page(render(TARGET, found))
+    assert "The forecast missed, unverified" in page.text
+    at = [
+        page.text.index(one)
+        for one in ("weights </script>", "not verified data", "verdict outside: the reason")
+    ]
+    assert at == sorted(at)
+    assert all(
+        one in page.text for one in (f"curve{EVIL}.csv", "d" * 64, f"curve: a note of the curve {EVIL}")
+    )
+    assert "ealed before" not in page.text + " ".join(page.drawn)
+    assert page.text.count("–") >= 1, "its time is not known"
     assert not [script for script in page.scripts if "<img" in script or "<script>alert" in script]
 
 

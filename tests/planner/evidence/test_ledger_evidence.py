@@ -23,6 +23,7 @@ from specs.data import Corpus, Split
 from specs.document.files import DocumentError, from_catalog, load, read_lines
 from specs.document.write import append_line, write_json, write_yaml
 from specs.law import Interval, PublishedLaw
+from specs.ledger import Exclusion, TableRunRecord
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
 from specs.report import render
@@ -277,6 +278,46 @@ def test_runs_of_another_vocabulary_are_counted_and_not_used(workspace: Path) ->
     assert flag in plan.fit.flags
     assert flag in explain(plan, "loss").evidence
     assert html.escape(flag) in render(plan, None)
+
+
+def test_an_excluded_run_is_left_out_of_the_plan_which_says_why(workspace: Path) -> None:
+    """Pilots that are excluded count as audited, so the target can be planned; lines of tables change nothing."""
+    first = planned(workspace)
+    train(workspace, first, seed=0)
+    path, pilots = workspace / "ledger.jsonl", [one for one in first.runs if one.role == "pilot"]
+    out = pilots[0]
+    append_line(path, Exclusion(run=out.run.fingerprint(), excluded=True, reason="a bad node"))
+    append_line(path, of_a_table())
+    plan = planned(workspace)
+    assert plan.fit is not None
+    assert {point.run for point in plan.fit.points} == {one.run.fingerprint() for one in pilots[1:]}
+    flag = f"run {out.run.fingerprint()} ({out.title}) is left out, as the ledger says: a bad node"
+    assert plan.fit.flags[0] == flag
+    assert html.escape(flag) in render(plan, None)
+    append_line(path, Exclusion(run=out.run.fingerprint(), excluded=False, reason="the node was fine"))
+    found = read_evidence(path, "2" * 64, own_runs(workspace), 1e13)
+    assert (len(found.pilots), found.flags) == (len(pilots), ())
+
+
+def of_a_table() -> TableRunRecord:
+    """A run that was added from a table."""
+    return TableRunRecord(
+        table="runs.csv",
+        table_sha256="0" * 64,
+        line=2,
+        name=None,
+        text=None,
+        sizes={"params": 1e5},
+        tokens=1e7,
+        loss=2.0,
+        bytes_per_token=None,
+        compute_flop=6e12,
+        steps=None,
+        peak_lr=None,
+        batch_tokens=None,
+        seed=None,
+        unique_tokens=None,
+    )
 
 
 def test_perplexities_are_refused_in_one_line(workspace: Path) -> None:

@@ -34,10 +34,13 @@ def test_every_verb_offers_json(tmp_path: Path) -> None:
         "diff",
         "data",
         "init",
+        "ledger",
         "export",
         "import",
     }
-    assert [verb for verb in verbs if "--json" not in isoplan(tmp_path, verb, "--help").stdout] == []
+    verbs.remove("ledger")
+    verbs += [f"ledger {verb}" for verb in ("list", "add", "exclude", "include")]
+    assert [verb for verb in verbs if "--json" not in isoplan(tmp_path, *verb.split(), "--help").stdout] == []
 
 
 def test_starter_budgets_are_listed_with_what_became_of_them(tmp_path: Path) -> None:
