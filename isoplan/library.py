@@ -10,11 +10,11 @@ from typing import Any, Literal
 from isoplan.results import Audit, Fit, Forecast, Plan
 from planner.cli import write_plan
 from planner.table_fit.analysis import fit_table
+from planner.table_fit.curves import join_curves
 from runtime.audit.other_engine import audit_curve
 from runtime.audit.verdict import audit_plan
-from specs.document.files import load
 from specs.exit_codes import InputError
-from specs.plan import Plan as PlanDocument
+from specs.plan_file import load_plan
 from specs.run_table.curves import read_curves
 from specs.run_table.read import read_columns, read_table
 
@@ -37,13 +37,15 @@ def fit(
     bytes_per_token: float | None = None,
     loss_unit: LossUnit | None = None,
     at: str | Sequence[str] = (),
+    curves: str | PathLike[str] | None = None,
 ) -> Fit:
     """Fit scaling laws to a table of finished runs, as `isoplan fit` does.
 
     `table` is the path of a CSV, JSONL or Parquet file, or gives arrays by name: a dict, a data frame of pandas or
     polars, a table of pyarrow. Columns are found by their usual names (params, tokens, loss); `columns` maps others,
     {"loss": "val/loss"}. Losses are in nats per token, or in `loss_unit`; bits per byte need `bytes_per_token`.
-    `at` are targets, "1e22 FLOP" or "7B params 2T tokens"; without any, 10 times the largest compute.
+    `at` are targets, "1e22 FLOP" or "7B params 2T tokens"; without any, 10 times the largest compute. `curves` is a
+    file of training curves of these runs, joined by the run's name.
 
     InputError for the first thing that is wrong; of columns it names row and column, both counted from 1.
     """
@@ -51,7 +53,11 @@ def fit(
         options: Any = {"bytes_per_token": bytes_per_token, "loss_unit": loss_unit}
         read = read_table if isinstance(table, str | PathLike) else read_columns
         runs = read(Path(table) if isinstance(table, str | PathLike) else table, columns, **options)
-        return Fit.of(fit_table(runs, [at] if isinstance(at, str) else at), runs)
+        targets = [at] if isinstance(at, str) else at
+        if curves is None:
+            return Fit.of(fit_table(runs, targets), runs)
+        joined = join_curves(runs, read_curves(Path(curves), shared=columns, **options))
+        return Fit.of(fit_table(runs, targets, joined), runs, joined.drawn)
 
 
 def forecast(
@@ -107,7 +113,7 @@ def audit(
     InputError where plan, ledger, a record or the curve cannot be read.
     """
     path = Path(plan)
-    document = load(path, PlanDocument)
+    document = load_plan(path)
     if actual is not None:
         per_byte = document.bytes_per_token if bytes_per_token is None else bytes_per_token
         with _in_arguments():

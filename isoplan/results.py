@@ -1,10 +1,11 @@
 """What the library gives: documents of the commands, frozen, that show themselves at a prompt and in a notebook."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import PrivateAttr
 from rich.console import Console
@@ -20,6 +21,7 @@ from runtime.audit.verdict import show as show_audit
 from specs.document.base import Spec
 from specs.document.write import write_text
 from specs.exit_codes import InputError
+from specs.report.run_figures import TrainingCurve
 from specs.report.table_fit.page import render_table_fit
 from specs.run_table.table import RunTable
 from specs.table_fit import TableFit, TableForecast
@@ -28,18 +30,26 @@ WIDTH = 110
 """Characters of a line."""
 
 _Draw = Callable[[Console], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Beside(Generic[T]):
+    """What a result needs besides its content, by which alone results are compared."""
+
+    value: T = field(compare=False)
 
 
 class Forecast(TableForecast):
     """The final loss of one run with its 50 and 95 % bands (`loss`), in nats per token."""
 
-    _fit: TableFit = PrivateAttr()
+    _fit: _Beside[TableFit] = PrivateAttr()
 
     @classmethod
     def of(cls, forecast: TableForecast, fit: TableFit) -> Self:
         """A forecast by this fit."""
         found: Self = _as(cls, forecast)
-        found._fit = fit.model_copy(update={"forecasts": (forecast,)})
+        found._fit = _Beside(fit.model_copy(update={"forecasts": (forecast,)}))
         return found
 
     def __repr__(self) -> str:
@@ -51,20 +61,22 @@ class Forecast(TableForecast):
         return _html(self._draw)
 
     def _draw(self, console: Console) -> None:
-        terminal.show_forecasts(self._fit, console)
+        terminal.show_forecasts(self._fit.value, console)
 
 
 class Fit(TableFit):
     """What a table of runs says: isoFLOP profiles, the law (`members`), best splits, forecasts, backtests, flags."""
 
-    _table: RunTable = PrivateAttr()
-    _mixture: Mixture | None = PrivateAttr(default=None)
+    _table: _Beside[RunTable] = PrivateAttr()
+    _mixture: _Beside[Mixture | None] = PrivateAttr(default=_Beside(None))
+    _curves: _Beside[Sequence[TrainingCurve]] = PrivateAttr()
 
     @classmethod
-    def of(cls, fit: TableFit, table: RunTable) -> Self:
-        """The fit of a table."""
+    def of(cls, fit: TableFit, table: RunTable, curves: Sequence[TrainingCurve] = ()) -> Self:
+        """The fit of a table, with the curves of its runs that its report draws."""
         found: Self = _as(cls, fit)
-        found._table = table
+        found._table = _Beside(table)
+        found._curves = _Beside(curves)
         return found
 
     def forecast(self, at: str) -> Forecast:
@@ -79,13 +91,15 @@ class Fit(TableFit):
         for one in self.forecasts:
             if one.target == asked_before:
                 return Forecast.of(one, self)
-        if self._mixture is None:  # the runs again, since a document holds no draws
-            self._mixture = fit_mixture(table_points(self._table))
-        return Forecast.of(forecast_at(self._mixture, target, self._table), self)
+        table, mixture = self._table.value, self._mixture.value
+        if mixture is None:  # once more, since a document holds no draws
+            mixture = fit_mixture(table_points(table))
+            self._mixture = _Beside(mixture)
+        return Forecast.of(forecast_at(mixture, target, table), self)
 
     def write_report(self, path: str | PathLike[str]) -> None:
         """Write the report of `isoplan fit`: one HTML page that opens offline."""
-        write_text(Path(path), render_table_fit(self))
+        write_text(Path(path), render_table_fit(self, self._curves.value))
 
     def __repr__(self) -> str:
         return _text(self._draw)
@@ -102,19 +116,19 @@ class Fit(TableFit):
 class Plan(specs.plan.Plan):
     """A sealed plan: its runs with nothing left to derive, and the forecast of the target's loss."""
 
-    _path: Path = PrivateAttr()
+    _path: _Beside[Path] = PrivateAttr()
 
     @classmethod
     def of(cls, plan: specs.plan.Plan, path: Path) -> Self:
         """The plan of this file."""
         found: Self = _as(cls, plan)
-        found._path = path
+        found._path = _Beside(path)
         return found
 
     @property
     def path(self) -> Path:
         """Its file; `report.html` is beside it."""
-        return self._path
+        return self._path.value
 
     def __repr__(self) -> str:
         return _text(self._draw)
@@ -131,13 +145,13 @@ class Plan(specs.plan.Plan):
 class Audit(specs.record.Audit):
     """The verdict on a plan, with the checks of its runs' records and likely causes of a miss."""
 
-    _plan: Plan = PrivateAttr()
+    _plan: _Beside[Plan] = PrivateAttr()
 
     @classmethod
     def of(cls, audit: specs.record.Audit, plan: Plan) -> Self:
         """The audit of this plan."""
         found: Self = _as(cls, audit)
-        found._plan = plan
+        found._plan = _Beside(plan)
         return found
 
     def __repr__(self) -> str:
@@ -149,7 +163,7 @@ class Audit(specs.record.Audit):
         return _html(self._draw)
 
     def _draw(self, console: Console) -> None:
-        show_audit(self, self._plan, self._plan.path, console)
+        show_audit(self, self._plan.value, self._plan.value.path, console)
 
 
 def _as(kind: type[Spec], document: Spec) -> Any:

@@ -68,7 +68,8 @@ VERBS = {
     "init": Verb(
         "runtime.commands.tools",
         "init_command",
-        "Write starter budgets to edit: a demo of minutes, an afternoon's study, plans in FLOP, GPU-hours and money.",
+        "Write starter budgets to edit: a demo of minutes, an afternoon's study, plans in FLOP, GPU-hours and money, "
+        "and one on a table of runs.",
     ),
     "data": Verb(
         "runtime.commands.run",

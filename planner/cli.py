@@ -15,8 +15,9 @@ from planner.plan import make_plan
 from planner.tables import show
 from specs.budget import Budget
 from specs.document.files import load, locate
-from specs.document.write import print_json, write_text, write_yaml
+from specs.document.write import print_json, write_text
 from specs.plan import Plan
+from specs.plan_file import load_plan, save_plan
 from specs.report import render
 from specs.report.context import earlier_plans
 from specs.version import Version
@@ -55,18 +56,14 @@ def write_plan(budget_path: Path, out: Path | None) -> tuple[Path, Plan]:
     path = folder / f"plan.{plan.phase}.yaml"
     if path.exists():
         return path, _load_sealed(path, budget, budget_path, folder)
-    write_yaml(
-        path,
-        plan,
-        comment="Sealed: editing this file breaks its seal. To change the plan, plan the budget under another name.",
-    )
+    save_plan(path, plan)
     write_text(folder / "report.html", render(plan, None, earlier_plans(folder, plan)))
     return path, plan
 
 
 def _load_sealed(plan_path: Path, budget: Budget, budget_path: Path, folder: Path) -> Plan:
     """The existing plan of this budget; DocumentError if it is of another budget, or if this one has no plan at all."""
-    sealed = load(plan_path, Plan)
+    sealed = load_plan(plan_path)
     if sealed.budget != budget:
         make_plan(load_inputs(budget, budget_path, folder, CORPORA))
         what = f"{plan_path} is sealed and was planned from a different budget of the same name"

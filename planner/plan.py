@@ -1,8 +1,8 @@
 """Budget + evidence -> Plan. The whole planner on one screen; each step's arithmetic is in the module that it calls.
 
-A budget on a published law gets the target run at once. A budget on pilots gets the pilots first; once all of them are
-audited in the ledger, the same call gives the target run with its forecast. A plan is sealed: its last field hashes the
-rest.
+A budget on a published law gets the target run at once, and so does one on a table of runs, with its forecast. A budget
+on pilots gets the pilots first; once all of them are audited in the ledger, the same call gives the target run with its
+forecast. A plan is sealed: its last field hashes the rest.
 """
 
 import hashlib
@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from planner.design import evidence_checks, feasibility, pilot_runs
-from planner.design.allocation import Laws, LossSurface, published_loss_surface
+from planner.design.allocation import (
+    Laws,
+    LossSurface,
+    NoOptimumError,
+    cost_of_sizes,
+    published_loss_surface,
+    split_near,
+)
 from planner.design.caveats import ladder_note, notes, prior_target_note
 from planner.design.hyperparameters import advice
 from planner.design.inputs import PlanInputs
@@ -27,19 +34,26 @@ from planner.design.target_search import TargetSearch, run_settings
 from planner.evidence import forecast, ledger_evidence
 from planner.performance.elastic_layouts import with_fallback_layouts
 from planner.scaling.isoflop import Minimum
-from specs.budget import Optimal, Pilots, Published
+from planner.scaling.lr_and_batch import RateGrid, grid_of
+from planner.table_fit.analysis import table_source
+from planner.table_fit.plan_evidence import joined, table_evidence, table_flags, table_rates
+from specs.budget import Optimal, Pilots, Published, Runs
 from specs.document.base import canonical_json
-from specs.document.files import load
+from specs.evidence import evidence_file
 from specs.law import Allocation, Interval, LawFit
 from specs.plan import Code, Forecast, LadderChoice, NoForecast, Plan, PlannedRun, seal_of
-from specs.record import LedgerRecord
+from specs.plan_file import load_plan, with_points
 
 
 def make_plan(inputs: PlanInputs) -> Plan:
     """The plan that the evidence supports now; DocumentError where it supports none."""
-    if isinstance(inputs.budget.evidence, Published):
-        return _plan_from_published_law(inputs)
-    return _plan_from_ledger(inputs, inputs.budget.evidence)
+    match inputs.budget.evidence:
+        case Published():
+            return _plan_from_published_law(inputs)
+        case Runs() as runs:
+            return _plan_from_table(inputs, runs)
+        case Pilots() as pilots:
+            return _plan_from_ledger(inputs, pilots)
 
 
 def _plan_from_published_law(inputs: PlanInputs) -> Plan:
@@ -51,10 +65,49 @@ def _plan_from_published_law(inputs: PlanInputs) -> Plan:
     no_forecast = forecast.from_published(
         inputs.budget, inputs.law, inputs.loss_law, target.planned, inputs.unique_tokens
     )
-    return _target_plan(inputs, laws, target, no_forecast, None, ())
+    return _target_plan(inputs, laws, target, no_forecast, None, None)
+
+
+def _plan_from_table(inputs: PlanInputs, evidence: Runs) -> Plan:
+    table = inputs.table
+    assert table is not None  # loading reads it
+    evidence_checks.check_table(inputs, evidence)
+    cost = cost_of_sizes(inputs.family, inputs.vocab, table.size_kind)
+    fitted = forecast.fit_laws(table_evidence(table), table.size_kind, cost)
+    evidence_checks.check_table_law(inputs, fitted)
+    surface = LossSurface(
+        "of the table's runs", table.size_kind, fitted.log_losses, inputs.unique_tokens, cost
+    )
+    laws = Laws(None, surface)
+    target = find_target(TargetSearch(inputs, laws))
+    result = forecast.from_laws(fitted, target.planned, inputs.unique_tokens)
+    fit = LawFit(
+        size_kind=table.size_kind,
+        evidence=evidence_file(fitted.points),
+        points=fitted.points,
+        profiles=tuple(ledger_evidence.profile(minimum) for minimum in fitted.minima),
+        allocation=_split(inputs, surface, target.planned.budget_flop),
+        allocation_basis=f"the best split by the forecast's laws, among shapes of the family {inputs.family.name}, at "
+        "the target's compute and a decade below",
+        forms=result.forms,
+        held_out_error=result.held_out_error,
+        optimum=result.optimum,
+        rate_check=None,
+        flags=(*table_flags(table, fitted), *result.flags),
+    )
+    told = result.forecast if evidence.same_text else forecast.of_another_text(result.forecast)
+    return _target_plan(inputs, laws, target, told, fit, table_rates(table, cost))
+
+
+def _split(inputs: PlanInputs, surface: LossSurface, compute_flop: float) -> Allocation:
+    try:
+        return split_near(surface, compute_flop)
+    except NoOptimumError as error:
+        raise feasibility.no_optimum_error(inputs, str(error)) from None
 
 
 def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
+    table = evidence_checks.check_joined(inputs, evidence)
     prior = feasibility.prior_allocation(inputs)
     pilots = _pilots(inputs, evidence, prior)
     assert inputs.corpus is not None  # loading refuses a budget with pilots on declared text
@@ -68,7 +121,8 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
     evidence_checks.check_usable(inputs, audited)
     points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_tokens)
-    fitted = forecast.fit_ledger(points)
+    others, join_flags = ((), ()) if table is None else joined(points, table, pilots.below_flop)
+    fitted = forecast.fit_laws((*points, *others))
     feasibility.check_evidence(inputs, fitted.reason)
     minima = fitted.minima
     feasibility.check_minima(inputs, minima, pilots.ladder)
@@ -77,8 +131,10 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     laws = Laws(allocation, surface)
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(TargetSearch(inputs, laws, multiple))
-    result = forecast.from_ledger(fitted, audited.pilots, target.planned, inputs.unique_tokens)
+    result = forecast.from_laws(fitted, target.planned, inputs.unique_tokens, audited.pilots)
     fit = LawFit(
+        size_kind=fitted.size_kind,
+        evidence=evidence_file(fitted.points),
         points=fitted.points,
         profiles=tuple(ledger_evidence.profile(minimum) for minimum in minima),
         allocation=allocation,
@@ -87,9 +143,15 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
         held_out_error=result.held_out_error,
         optimum=result.optimum,
         rate_check=rate,
-        flags=(*audited.flags, *ledger_evidence.rate_flags(rate), *result.flags),
+        flags=(
+            *audited.flags,
+            *join_flags,
+            *ledger_evidence.rate_flags(rate),
+            *forecast.ledger_flags(fitted),
+            *result.flags,
+        ),
     )
-    return _target_plan(inputs, laws, target, result.forecast, fit, audited.pilots + audited.rates)
+    return _target_plan(inputs, laws, target, result.forecast, fit, grid_of(audited.pilots + audited.rates))
 
 
 @dataclass(frozen=True)
@@ -114,7 +176,7 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     optimal = TargetSearch(inputs, Laws(prior, None)).with_budget(objective=Optimal(kind="optimal"))
     sealed = inputs.out / "plan.pilots.yaml"
     if sealed.exists():
-        plan = load(sealed, Plan)
+        plan = load_plan(sealed)
         return _Pilots(target_compute(optimal), plan.runs, plan.ladder, None)
     preview = find_target(optimal).planned
     compute = preview.budget_flop
@@ -135,7 +197,7 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
 
 def _ledger_laws(
     inputs: PlanInputs,
-    fitted: forecast.LedgerLaws,
+    fitted: forecast.FittedLaws,
     minima: Sequence[Minimum],
     target_flop: float,
     prior: Allocation,
@@ -179,9 +241,9 @@ def _target_plan(
     target: Target,
     loss_forecast: Forecast | NoForecast,
     fit: LawFit | None,
-    records: Sequence[LedgerRecord],
+    own_rates: RateGrid | None,
 ) -> Plan:
-    hypers = advice(inputs, target.planned, records)
+    hypers = advice(inputs, target.planned, own_rates)
     return _seal(
         inputs,
         phase="target",
@@ -189,6 +251,7 @@ def _target_plan(
         runs=(with_fallback_layouts(target.planned, inputs.cluster),),
         layouts=target.layouts,
         hypers=hypers,
+        table=None if inputs.table is None else table_source(inputs.table),
         forecast=loss_forecast,
         notes=notes(inputs, (target.planned,), laws, hypers),
     )
@@ -200,14 +263,15 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         kind="plan",
         budget=inputs.budget,
         ledger=os.path.relpath(inputs.ledger, inputs.out),
-        bytes_per_token=None if inputs.corpus is None else inputs.corpus.bytes_per_token,
+        bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
         law=inputs.law,
         code=code(),
         seal="0" * 64,
         **fields,
     )
-    return Plan.model_validate_json(canonical_json(unsealed.plain() | {"seal": seal_of(unsealed)}))
+    sealed = Plan.model_validate_json(canonical_json(unsealed.plain() | {"seal": seal_of(unsealed)}))
+    return sealed if unsealed.fit is None else with_points(sealed, unsealed.fit.points)
 
 
 def code() -> Code:

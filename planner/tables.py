@@ -22,7 +22,7 @@ from specs.formatting import (
 )
 from specs.humanize import count, duration
 from specs.law import FormScore
-from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun
+from specs.plan import Forecast, LayoutChoice, Plan, PlannedRun, evidence_source
 
 Row = tuple[str, str]
 LAYOUTS = 4
@@ -132,9 +132,8 @@ def _evidence(plan: Plan) -> str:
     flops = [point.budget_flop for point in plan.fit.points]
     own = plan.fit.held_out_error
     error = "not measured" if own is None else f"{own:.2%} (all forms together, by weight)"
-    return (
-        f"{len(flops)} runs of the ledger, {min(flops):.1e} to {max(flops):.1e} FLOP; held-out error: {error}"
-    )
+    runs = f"{len(flops)} runs of {evidence_source(plan)}, {min(flops):.1e} to {max(flops):.1e} FLOP"
+    return f"{runs}; held-out error: {error}"
 
 
 def _nearest_miss(choice: LayoutChoice) -> str:

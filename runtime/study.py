@@ -25,6 +25,7 @@ from specs.data import Corpus, DeclaredText
 from specs.document.files import load, locate
 from specs.exit_codes import BAD_INPUT, CANNOT_TELL, INTERNAL_ERROR, OK, RESUME
 from specs.plan import Forecast, Plan
+from specs.plan_file import load_plan
 from specs.record import Audit
 
 
@@ -146,7 +147,7 @@ def run_budget(
 
 def runs_of(plan: Path) -> Sequence[RunRequest]:
     """The runs of a plan."""
-    return from_plan(load(plan, Plan), plan)
+    return from_plan(load_plan(plan), plan)
 
 
 def chain_steps(
@@ -217,4 +218,4 @@ def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
     if done.returncode != 0:
         raise RuntimeError(f"plan exited with status {done.returncode}: {done.stderr.strip()}")
     path = driver.workspace.path / json.loads(done.stdout)["path"]
-    return path, load(path, Plan)
+    return path, load_plan(path)

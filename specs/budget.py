@@ -28,6 +28,64 @@ class Published(Spec):
     DeepSeek LLM went 3,300 times beyond its 3e20 FLOP (section 3.3 and the 67B)."""
 
 
+TablePath = Annotated[str, Field(min_length=1, examples=["runs.csv"])]
+"""Path of a table of runs, from the budget's folder."""
+TableColumns = Annotated[dict[str, str], Field(examples=[{"loss": "val/loss"}])]
+"""The table's column for each quantity that its own name does not tell."""
+LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
+
+
+class JoinedTable(Spec):
+    """A table of runs that join the pilots: of the same text and the same recipe."""
+
+    table: TablePath
+    """CSV, JSONL or Parquet file, a row for each finished run, beside this budget. It must say the FLOP per token M of
+    its runs, or their shapes, as the pilots are fitted in M."""
+    columns: TableColumns = Field(default_factory=dict)
+    """The table's column for each quantity where its name does not say so: {loss: val/loss}."""
+    bytes_per_token: float | None = Field(default=None, gt=0)
+    """UTF-8 bytes of a token of the table's text, for losses per byte."""
+    loss_unit: LossUnit | None = None
+    """Unit of its losses where the table does not say."""
+    same_text: bool
+    """True states that text, tokenizer and held-out set of its runs are this budget's, which nothing can check. Runs of
+    others do not join."""
+
+    @field_validator("same_text")
+    @classmethod
+    def _is_comparable(cls, same_text: bool) -> bool:
+        if not same_text:
+            raise ValueError(
+                "losses of another text, tokenizer or held-out set cannot join the pilots; leave evidence.also out, or "
+                "write same_text: true if the table's are this budget's"
+            )
+        return same_text
+
+
+class Runs(Spec):
+    """Use a table of finished runs from any engine. The law is fitted in the table's own size and tokens, and the
+    target's shape is counted as the table counts."""
+
+    kind: Literal["runs"]
+    """Selects this evidence."""
+    table: TablePath
+    """CSV, JSONL or Parquet file, a row for each finished run, beside this budget."""
+    columns: TableColumns = Field(default_factory=dict)
+    """The table's column for each quantity where its name does not say so: {loss: val/loss}."""
+    bytes_per_token: float | None = Field(default=None, gt=0)
+    """UTF-8 bytes of a token of the table's text, for losses per byte."""
+    loss_unit: LossUnit | None = None
+    """Unit of its losses where the table does not say."""
+    same_text: bool = False
+    """True states that text, tokenizer and held-out set of its runs are this budget's, which nothing can check. Only
+    then is a loss forecast, and may the budget ask for one; otherwise the table's law gives shape and tokens alone."""
+    prior: Slug
+    """Law from the catalog for learning rate and batch size, which the table's law does not give."""
+    reach: float = Field(default=1e3, ge=1)
+    """Largest ratio of the target's compute to that of the table's largest run, beyond which there is no plan; as
+    `reach` of pilots."""
+
+
 class Pilots(Spec):
     """Use the user's own runs: a ladder of isoFLOP budgets below the target, bought with a share of its compute."""
 
@@ -51,9 +109,11 @@ class Pilots(Spec):
     predicted its loss 1000 times beyond its pilots (Fig. 5)."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 2.0)
     """Multiples of the learning rate that are tried besides 1, at the middle size of the second largest budget."""
+    also: JoinedTable | None = None
+    """Runs of another engine that join the pilots in the fit of the target's law; null for none."""
 
 
-Evidence = Annotated[Published | Pilots, Field(discriminator="kind")]
+Evidence = Annotated[Published | Pilots | Runs, Field(discriminator="kind")]
 
 
 class Optimal(Spec):
@@ -171,7 +231,7 @@ class Budget(Spec):
         if isinstance(info.data.get("evidence"), Pilots) and isinstance(data.text, DeclaredText):
             raise ValueError(
                 "pilots train on real text, but data.text names no files (source: declared); "
-                "write source: files or source: installed, or evidence.kind: published"
+                "write source: files or source: installed, or evidence.kind: published or runs"
             )
         return data
 

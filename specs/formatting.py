@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from specs.humanize import Losses, count, duration, several
 from specs.law import Band, Interval, LossLaw, Monomial, Optimum
-from specs.layout import Layout
-from specs.model import ModelSpec
-from specs.plan import HyperAdvice
+
+if TYPE_CHECKING:  # see specs/report/__init__.py
+    from specs.layout import Layout
+    from specs.model import ModelSpec
+    from specs.plan import HyperAdvice
 
 _THIN = "\u202f"
 """A narrow space that does not break, between a number and its unit."""
@@ -110,12 +112,12 @@ def windows_text(members: Sequence[Member]) -> str:
     windows = {member.window_decades: member_runs(member) for member in members}
     widths = sorted((width for width in windows if width is not None), reverse=True)
     return "; ".join(
-        f"{windows[width]}: fitted on the runs within a factor {10**width:.2g} of the largest compute"
+        f"{windows[width]}: fitted on the runs down to 1/{10**width:.2g} of the third largest compute"
         for width in widths
     )
 
 
-def near_optimal(advice: HyperAdvice) -> str:
+def near_optimal(advice: "HyperAdvice") -> str:
     """The rates that are as good as a law's best, in brackets; empty where they are not known."""
     if advice.near_optimal_lr is None:
         return ""
@@ -123,7 +125,7 @@ def near_optimal(advice: HyperAdvice) -> str:
     return f" ({low:.3g} to {high:.3g} within 0.25 % of its loss)"
 
 
-def shape(model: ModelSpec) -> str:
+def shape(model: "ModelSpec") -> str:
     """Layers by width."""
     return f"{model.layers} × {model.width:,}"
 
@@ -163,14 +165,14 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
 
 
-def shape_text(model: ModelSpec) -> str:
+def shape_text(model: "ModelSpec") -> str:
     """A shape in a line."""
     kv = f", {model.kv_heads} kv heads" if model.kv_heads < model.heads else ""
     heads = several(model.heads, "head")
     return f"{several(model.layers, 'layer')} x {model.width:,}, {heads}{kv}, ffn {model.ffn:,}, vocab {model.vocab:,}"
 
 
-def layout_text(layout: Layout) -> str:
+def layout_text(layout: "Layout") -> str:
     """A layout in a line."""
     parts = [f"dp {layout.dp}", f"pp {layout.pp}", f"tp {layout.tp}"]
     text = " x ".join(parts) + (" + sp" if layout.sequence_parallel else "")

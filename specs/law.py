@@ -6,10 +6,16 @@ C compute (FLOP)    M non-embedding FLOP per token    N parameters in blocks    
 from typing import Literal
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from specs.document.base import Fingerprint, Slug, Spec
+from specs.evidence import EvidenceFile, EvidencePoint
 
 Variable = Literal["compute_flop", "flop_per_token", "block_params", "tokens", "width"]
+SizeKind = Literal["params", "block_params", "flop_per_token"]
+"""What a size counts: all parameters, those in blocks (without embeddings), or non-embedding FLOP per token."""
+FLOP_PER_SIZE_TOKEN: dict[SizeKind, float] = {"params": 6.0, "block_params": 6.0, "flop_per_token": 1.0}
+"""FLOP that one unit of size costs per trained token (Kaplan et al. 2020, Table 1: C = 6 N D)."""
 
 
 class Monomial(Spec):
@@ -165,36 +171,17 @@ class Band(Spec):
         return self.low_95 <= value <= self.high_95
 
 
-class EvidencePoint(Spec):
-    """One audited run, as the fits see it."""
-
-    run: Fingerprint
-    """The run."""
-    budget_flop: float
-    """The budget of its isoFLOP profile."""
-    flop_per_token: float
-    """M."""
-    tokens: int
-    """D."""
-    unique_tokens: int = Field(ge=1)
-    """Training tokens of the corpus, each counted once: the run repeats data where `tokens` is larger."""
-    loss: float
-    """Final held-out loss, nats per token."""
-    short: bool
-    """It had fewer steps than its family's `min_steps`."""
-
-
 class IsoflopProfile(Spec):
-    """Parabola of ln L in ln M through the runs of one budget."""
+    """Parabola of ln L in ln(size) through the runs of one budget."""
 
     compute_flop: float
     """The budget."""
     coefficients: tuple[float, float, float] | None
-    """c0, c1, c2 of ln L = c0 + c1 x + c2 x^2 with x = ln M; null where the parabola has no lowest point inside."""
-    flop_per_token: float
-    """M at the minimum."""
+    """c0, c1, c2 of ln L = c0 + c1 x + c2 x^2 with x = ln(size); null where the parabola has no lowest point inside."""
+    size: float
+    """Size at the minimum, as the fit's `size_kind` says."""
     tokens: float
-    """D at the minimum, C / M."""
+    """D at the minimum."""
     loss: float
     """Loss at the minimum, nats per token."""
     bracketed: bool
@@ -210,7 +197,8 @@ class FormScore(Spec):
     form: str
     """Name of the form; members of several windows have the same."""
     window_decades: float | None
-    """It is fitted on the runs of this many decades of compute, the largest run's at the top; null for all runs."""
+    """It is fitted on the runs of this many decades of compute, the third largest run's at the top, and those above;
+    null for all runs."""
     latex: str
     """The form as LaTeX."""
     held_out_error: float | None
@@ -265,10 +253,17 @@ class RateCheck(Spec):
 
 
 class LawFit(Spec):
-    """The fit on the ledger's runs: evidence, profiles, forms with their held-out errors, and the laws used."""
+    """The fit on the runs of a ledger or a table: evidence, profiles, forms with their held-out errors, and the laws
+    used."""
 
-    points: tuple[EvidencePoint, ...]
-    """The runs that are used; diverged ones are named in `flags`."""
+    size_kind: SizeKind
+    """What the sizes of runs, profiles and forms count. The ledger's runs are fitted in M, a table's in its own N or M;
+    a shape is then counted the same way."""
+    evidence: EvidenceFile
+    """The runs that are used, in a file of their own; diverged ones are named in `flags`."""
+    points: SkipJsonSchema[tuple[EvidencePoint, ...]] = Field(default=(), exclude=True)
+    """The runs that are used, in the order of the fit: the lines of `evidence.jsonl`, and no part of the plan's own
+    file."""
     profiles: tuple[IsoflopProfile, ...]
     """isoFLOP profiles, by budget."""
     allocation: Allocation
@@ -287,3 +282,13 @@ class LawFit(Spec):
     flags: tuple[str, ...]
     """Warnings: runs that are not used and why, diverged runs among them, unbracketed minima, short runs, missing
     evidence."""
+
+    @property
+    def flop_per_size_token(self) -> float:
+        """FLOP that a unit of size costs per token in the fit: 1 for M, 6 for N."""
+        return FLOP_PER_SIZE_TOKEN[self.size_kind]
+
+    @property
+    def symbol(self) -> str:
+        """The letter of the size: M or N."""
+        return "M" if self.size_kind == "flop_per_token" else "N"

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from specs.document.base import Fingerprint, Sha256, Spec
 from specs.document.files import DocumentError, read_lines
+from specs.law import SizeKind
 from specs.record import LedgerRecord
-from specs.table_fit import SizeKind
 
 _SOURCE = ("table", "table_sha256", "line", "text")
 """Fields that say where a line came from, and not which run it is."""

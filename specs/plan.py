@@ -13,6 +13,7 @@ from specs.humanize import Losses
 from specs.law import Band, Hyper, LawFit, PublishedLaw
 from specs.layout import Layout
 from specs.run import Execution, RunSpec
+from specs.table_fit import TableSource
 
 
 class CurveBand(Spec):
@@ -63,7 +64,7 @@ class Forecast(Spec):
     loss: Band
     """Final held-out loss, nats per token."""
     curve: CurveBand | None
-    """The whole curve; null where there is only a published law."""
+    """The whole curve; null where the runs have no curves of a common shape: a table has none."""
     basis: str
     """What the forecast and its width are based on."""
 
@@ -221,13 +222,16 @@ class Plan(Spec):
     ledger: str
     """The ledger's path from this file's folder."""
     bytes_per_token: float | None
-    """Held-out UTF-8 bytes per token, for bits per byte; null where data.text has source: declared."""
+    """Held-out UTF-8 bytes per token, for bits per byte; null where data.text has source: declared and no table of the
+    same text says them."""
     unique_tokens: int
     """Unique training tokens."""
     law: PublishedLaw
-    """The published law that was used, or the prior of the pilots."""
+    """The published law that was used, or the prior of the pilots or of the table."""
     fit: LawFit | None
-    """What was fitted on the ledger; null without ledger evidence."""
+    """What was fitted on the runs of the ledger or of a table; null on a published law, and in a plan of pilots."""
+    table: TableSource | None = None
+    """The table of runs that the fit rests on, alone or joined with pilots; null where there is none."""
     runs: Annotated[tuple[PlannedRun, ...], Field(min_length=1)]
     """The runs."""
     ladder: LadderChoice | None = None
@@ -267,3 +271,10 @@ def seal_of(plan: Plan) -> str:
     plain = plan.plain()
     del plain["seal"]
     return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
+
+
+def evidence_source(plan: Plan) -> str:
+    """Where the runs of a plan's fit are from."""
+    if plan.table is None:
+        return "the ledger"
+    return plan.table.path if plan.budget.evidence.kind == "runs" else f"the ledger and {plan.table.path}"

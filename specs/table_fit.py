@@ -11,9 +11,8 @@ from pydantic import Field
 
 from specs.document.base import Sha256, Spec
 from specs.humanize import Losses
-from specs.law import Band, Interval
+from specs.law import Band, Interval, SizeKind
 
-SizeKind = Literal["params", "block_params", "flop_per_token"]
 FlagKind = Literal[
     "compute",
     "excluded run",
@@ -27,6 +26,7 @@ FlagKind = Literal[
     "repeated text",
     "no backtest",
     "curves",
+    "sweep",
 ]
 
 
@@ -157,7 +157,8 @@ class LawMember(Spec):
     form: str
     """Name of the form."""
     window_decades: float | None
-    """It is fitted on the runs of this many decades of compute, the largest at the top; null for all runs."""
+    """It is fitted on the runs of this many decades of compute, the third largest run's at the top, and those above;
+    null for all runs."""
     latex: str
     """The form as LaTeX."""
     weight: float = Field(ge=0, le=1)

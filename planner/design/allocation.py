@@ -7,7 +7,8 @@ training step (Sardana et al., arXiv 2401.00448, Eq. 3). By Lagrange's rule that
 
     dL/dln X = (1 + D_served / (3 D)) dL/dln D
 
-on the line c X D = C of the budget, so that the training takes the budget whole.
+on the line c X D = C of the budget, so that the training takes the budget whole. Where X is a table's N and a family's
+shapes cost M(N), the line is M(X) D = C, and the right side has a factor dln M/dln X.
 
 The loss is that of the text at hand: tokens beyond the unique ones count as the fresh ones that they are worth
 (planner/scaling/data_constrained.py), in every loss, optimum and target loss alike. So where text is short, the best
@@ -19,22 +20,22 @@ size is larger and a loss takes more compute.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from planner.design.model_shape import shape_for
+from planner.design.model_shape import family_shapes, shape_for
+from planner.scaling.best_split import Cost
 from planner.scaling.data_constrained import effective_tokens
 from planner.scaling.laws import STANDARD, Array, value
 from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
-from specs.law import Allocation, Family, PublishedLaw
+from specs.law import FLOP_PER_SIZE_TOKEN, Allocation, Family, Monomial, PublishedLaw, SizeKind
 from specs.model import ModelSpec
 
-SizeName = Literal["flop_per_token", "block_params", "params"]
 SERVING_SHARE = 1 / 3
 """FLOP of reading or writing a token over those of training on it: 2 N against 6 N (Sardana et al. 2023,
 arXiv 2401.00448, section 2)."""
-_FLOP_PER_SIZE: dict[SizeName, float] = {"flop_per_token": 1.0, "block_params": 6.0, "params": 6.0}
+_SMOOTHED, _GRID = math.log(2), 1000
+"""Standard deviation in ln N over which the cost of sizes is smoothed, and the places at which it is kept."""
 _HALVINGS = 60
 _STEP = 1e-4
 """Step in log size and log tokens for the surface's slopes: errors of 1e-8 and of rounding are both small."""
@@ -50,17 +51,14 @@ class LossSurface:
 
     name: str
     """Name of the law, for messages."""
-    size: SizeName
+    size: SizeKind
     """What X counts."""
     log_losses: Callable[[Array, Array], Array]
     """ln L of models of these sizes after these fresh tokens, none of them repeated: the law itself."""
     unique_tokens: float = math.inf
     """Tokens of the text; more are repeats, which are worth less."""
-
-    @property
-    def cost_per(self) -> float:
-        """FLOP that a unit of X costs per trained token."""
-        return _FLOP_PER_SIZE[self.size]
+    cost: Cost | None = None
+    """FLOP per trained token of models of these sizes; None for c X, with the c of the law's source."""
 
     def measure(self, shape: ModelSpec) -> float:
         """X of a shape."""
@@ -72,14 +70,14 @@ class LossSurface:
 
     def best_size(self, compute_flop: float, served_tokens: float = 0.0) -> float:
         """X of the run of this compute that is cheapest to train and to serve; NoOptimumError where there is none."""
-        product = compute_flop / self.cost_per
 
         def too_small(log_size: float) -> bool:
-            on_size, on_tokens = self._slopes(log_size, math.log(product) - log_size)
-            served = SERVING_SHARE * served_tokens * math.exp(log_size) / product
-            return on_size < (1 + served) * on_tokens
+            log_tokens = math.log(compute_flop) - self.log_cost(log_size)
+            on_size, on_tokens = self._slopes(log_size, log_tokens)
+            served = SERVING_SHARE * served_tokens * math.exp(-log_tokens)
+            return on_size < self._cost_slope(log_size) * (1 + served) * on_tokens
 
-        low, high = 0.0, math.log(product)
+        low, high = 0.0, math.log(compute_flop / FLOP_PER_SIZE_TOKEN[self.size])
         if not too_small(low) or too_small(high):
             where = "larger" if too_small(high) else "smaller"
             raise NoOptimumError(
@@ -90,6 +88,18 @@ class LossSurface:
             middle = (low + high) / 2
             low, high = (middle, high) if too_small(middle) else (low, middle)
         return math.exp(low)
+
+    def log_cost(self, log_size: float) -> float:
+        """ln of the FLOP per token of a model of this size."""
+        if self.cost is None:
+            return math.log(FLOP_PER_SIZE_TOKEN[self.size]) + log_size
+        return math.log(float(self.cost(np.array([math.exp(log_size)]))[0]))
+
+    def _cost_slope(self, log_size: float) -> float:
+        """dln(FLOP per token)/dln X: 1 where a size costs a constant times itself."""
+        if self.cost is None:
+            return 1.0
+        return (self.log_cost(log_size + _STEP) - self.log_cost(log_size - _STEP)) / (2 * _STEP)
 
     def _slopes(self, log_size: float, log_tokens: float) -> tuple[float, float]:
         """dln L/dln X and dln L/dln D, times twice the step."""
@@ -143,6 +153,49 @@ def shape_for_objective(
     assert laws.surface is not None  # the caller checks `missing_law`
     served = objective.served if isinstance(objective, Inference) else 0
     return nearest(laws.surface.best_size(compute_flop, served), laws.surface.measure)
+
+
+def cost_of_sizes(family: Family, vocab: int, kind: SizeKind) -> Cost | None:
+    """What the family's models of a size cost, M by their N, smooth in both: steps of a layer and bends in the family's
+    practice are no reason to prefer a size. None where sizes are M."""
+    if kind == "flop_per_token":
+        return None
+    shapes = family_shapes(family, vocab, math.inf)
+    sizes = np.log([float(getattr(shape, kind)) for shape in shapes])
+    ratios = np.log([float(shape.flop_per_token) for shape in shapes]) - sizes
+    at = np.linspace(sizes.min(), sizes.max(), _GRID)
+    smooth = _local_lines(sizes, ratios, at)
+
+    def cost(size: Array) -> Array:
+        return np.asarray(size * np.exp(np.interp(np.log(size), at, smooth)))
+
+    return cost
+
+
+def _local_lines(x: Array, y: Array, at: Array) -> Array:
+    """y at these places, by the line through its Gaussian neighbourhood (Cleveland 1979, JASA 74:829)."""
+    off = x - at[:, None]
+    weights = np.exp(-((off / _SMOOTHED) ** 2) / 2)
+    s0, s1, s2 = (np.sum(weights * off**k, axis=1) for k in range(3))
+    t0, t1 = (np.sum(weights * off**k * y, axis=1) for k in range(2))
+    return np.asarray((s2 * t0 - s1 * t1) / (s0 * s2 - s1**2))
+
+
+def split_near(surface: LossSurface, compute_flop: float) -> Allocation:
+    """The surface's best split at a compute and a decade below it, with power laws through both; NoOptimumError where
+    there is none."""
+    here, below = (_best_cost(surface, flop) for flop in (compute_flop, compute_flop / 10))
+    exponent = math.log10(here / below)
+    coefficient = here / compute_flop**exponent
+    return Allocation(
+        flop_per_token=Monomial(coefficient=coefficient, exponents={"compute_flop": exponent}),
+        tokens=Monomial(coefficient=1 / coefficient, exponents={"compute_flop": 1 - exponent}),
+    )
+
+
+def _best_cost(surface: LossSurface, compute_flop: float) -> float:
+    """FLOP per token of the best size."""
+    return math.exp(surface.log_cost(math.log(surface.best_size(compute_flop))))
 
 
 def missing_law(objective: Objective, laws: Laws) -> str:

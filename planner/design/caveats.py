@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from planner.design.allocation import Laws, least_compute_for_loss, serving_flop
-from planner.design.hyperparameters import disagreement_note, ledger_rate_note
+from planner.design.hyperparameters import disagreement_note, own_rate_note
 from planner.design.inputs import PlanInputs
 from planner.design.target_search import TargetSearch
 from planner.scaling.data_constrained import effective_tokens
@@ -25,8 +25,15 @@ def notes(
     """All notes on a plan of these runs. `laws` and `hypers` are the target's; a plan of pilots has none."""
     found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short_runs(inputs, runs)]
     if laws is not None:
+        found += _assumed_of_table(inputs)
         found += [*_objective(inputs, laws, runs[-1]), *_overrides(inputs, runs[-1], hypers)]
     return tuple(found)
+
+
+def _assumed_of_table(inputs: PlanInputs) -> Iterator[str]:
+    """What was assumed when the table was read."""
+    if inputs.table is not None:
+        yield from (f"{inputs.table.path}: {note}" for note in inputs.table.notes)
 
 
 def prior_target_note(planned: PlannedRun, prior: PublishedLaw) -> str:
@@ -123,7 +130,7 @@ def _serving(inputs: PlanInputs, laws: Laws, planned: PlannedRun, objective: Inf
 
 def _overrides(inputs: PlanInputs, planned: PlannedRun, hypers: tuple[HyperAdvice, ...]) -> Iterator[str]:
     """Where laws disagree on learning rate and batch, and where the budget or the batch overrides them."""
-    yield from (note for note in (disagreement_note(hypers), ledger_rate_note(hypers, planned)) if note)
+    yield from (note for note in (disagreement_note(hypers), own_rate_note(hypers, planned)) if note)
     if inputs.budget.batch is not None:
         yield (
             f"the budget sets batch, but the learning rate of the law {inputs.hyper_law.name} assumes that "

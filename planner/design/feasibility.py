@@ -88,6 +88,16 @@ def _loss_laws(inputs: PlanInputs) -> list[PublishedLaw]:
     return [law for law in laws if law.loss is not None]
 
 
+def no_optimum_error(inputs: PlanInputs, reason: str) -> DocumentError:
+    """The error of laws without a best split; `reason` says towards which size the loss falls."""
+    write = {
+        "published": "set evidence.law to a law that gives a compute-optimal allocation, e.g. deepseek",
+        "pilots": "give the budget another name, then plan, run and audit pilots over a wider range of sizes",
+        "runs": "add runs of other sizes to the table, or set the size by objective: {kind: size} or {kind: ratio}",
+    }
+    return inputs.refuse("evidence", reason, write[inputs.budget.evidence.kind])
+
+
 def prior_allocation(inputs: PlanInputs) -> Allocation:
     """The prior law's allocation, on which the pilots' sizes are centred."""
     if inputs.law.allocation is None:

@@ -9,33 +9,32 @@ from collections.abc import Iterator, Sequence
 
 from planner.design.inputs import PlanInputs
 from planner.design.run_draft import law_variables
-from planner.scaling.lr_and_batch import fit_rates, grid_of
+from planner.scaling.lr_and_batch import RateGrid, fit_rates
+from specs.budget import Runs
 from specs.document.files import catalog_names, from_catalog
 from specs.formatting import near_optimal
 from specs.humanize import count
 from specs.law import Hyper, PublishedLaw
 from specs.plan import HyperAdvice, PlannedRun
-from specs.record import LedgerRecord
 
 MAX_EXTRAPOLATION = 1e4
 """A law is shown up to this many times outside the compute that it was fitted on."""
 DISAGREEMENT_RATIO = 1.25
 """Ratio of two laws' answers from which a note reports the disagreement."""
-LEDGER_LAW = "ledger"
-"""Name, among the laws, of the fit of the ledger's own runs."""
+OWN_LAWS = ("ledger", "table")
+"""Names, among the laws, of the fit of the ledger's own runs and of the table's."""
 
 
-def advice(
-    inputs: PlanInputs, planned: PlannedRun, records: Sequence[LedgerRecord] = ()
-) -> tuple[HyperAdvice, ...]:
-    """Each law's learning rate and batch for a run: the law that the plan follows first, the ledger's own fit last.
+def advice(inputs: PlanInputs, planned: PlannedRun, own: RateGrid | None = None) -> tuple[HyperAdvice, ...]:
+    """Each law's learning rate and batch for a run: the law that the plan follows first, the fit of `own` runs last.
 
-    The ledger has a fit where its runs span learning rates around the best (`planner.scaling.lr_and_batch`).
+    The ledger or the table has a fit where its runs span learning rates around the best
+    (`planner.scaling.lr_and_batch`).
     """
     others = (name for name in catalog_names(PublishedLaw) if name != inputs.hyper_law.name)
     laws = [inputs.hyper_law, *(from_catalog(PublishedLaw, name, inputs.path) for name in others)]
     compute = planned.run.compute_flop
-    published = [
+    published = tuple(
         _advice(law.name, law.hyper, planned, law is inputs.hyper_law)
         for law in laws
         if law.hyper is not None
@@ -45,20 +44,21 @@ def advice(
             <= compute
             <= law.compute_high_flop * MAX_EXTRAPOLATION
         )
-    ]
-    return (*published, *_ledger_advice(records, planned))
+    )
+    name = OWN_LAWS[isinstance(inputs.budget.evidence, Runs)]
+    return published if own is None else (*published, *_own_advice(name, own, planned))
 
 
-def _ledger_advice(records: Sequence[LedgerRecord], planned: PlannedRun) -> Iterator[HyperAdvice]:
-    """The ledger's own fit, where its runs allow one."""
+def _own_advice(name: str, grid: RateGrid, planned: PlannedRun) -> Iterator[HyperAdvice]:
+    """The own runs' fit, where they allow one."""
     try:
-        law = fit_rates(grid_of(records))
+        law = fit_rates(grid)
     except ValueError:
         return
     at = law_variables(planned.run.model, planned.budget_flop)
     band = law.band(at["flop_per_token"], at["tokens"])
-    ledger = _advice(LEDGER_LAW, law.hyper(planned.run.batch_tokens), planned, False)
-    yield ledger.model_copy(update={"near_optimal_lr": band})
+    own = _advice(name, law.hyper(planned.run.batch_tokens), planned, False)
+    yield own.model_copy(update={"near_optimal_lr": band})
 
 
 def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdvice:
@@ -72,15 +72,16 @@ def _advice(law: str, hyper: Hyper, planned: PlannedRun, used: bool) -> HyperAdv
     )
 
 
-def ledger_rate_note(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
-    """Whether the run's learning rate is near-optimal by the ledger's own runs; empty where they have no fit."""
+def own_rate_note(hypers: Sequence[HyperAdvice], planned: PlannedRun) -> str:
+    """Whether the run's learning rate is near-optimal by the ledger's or table's own runs; empty where they have no
+    fit."""
     for own in hypers:
         if own.near_optimal_lr is not None:
             low, high = own.near_optimal_lr
             best, rate = f"{own.peak_lr:.3g}{near_optimal(own)}", planned.run.optim.peak_lr
             where = "inside" if low <= rate <= high else "outside"
             return (
-                f"the ledger's runs have their best learning rate at {best}; the plan's learning rate {rate:.3g} is "
+                f"the {own.law}'s runs have their best learning rate at {best}; the plan's learning rate {rate:.3g} is "
                 f"{where} that range"
             )
     return ""

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.design.budget_table import load_table, table_field
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
 from specs.data import Corpus, DeclaredText
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
+from specs.run_table.table import RunTable
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class PlanInputs:
     out: Path
     """Folder of the plan."""
     law: PublishedLaw
-    """The law of the plan, or the prior of its pilots."""
+    """The law of the plan, or the prior of its pilots or of its table."""
     loss_law: PublishedLaw | None
     """Law for the loss; None where neither the budget nor `law` gives one."""
     hyper_law: PublishedLaw
@@ -30,6 +32,8 @@ class PlanInputs:
     cluster: Cluster
     corpus: Corpus | None
     """The built corpus; None where data.text has source: declared."""
+    table: RunTable | None
+    """The table of runs that the budget names; None where it names none."""
 
     @property
     def ledger(self) -> Path:
@@ -48,6 +52,14 @@ class PlanInputs:
             return self.corpus.train.tokens
         assert isinstance(self.budget.data.text, DeclaredText)  # other text has a corpus
         return self.budget.data.text.unique
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the corpus's held-out text; of a declared text, those that a table of the same text has."""
+        if self.corpus is not None:
+            return self.corpus.bytes_per_token
+        _, named = table_field(self.budget)
+        return named.bytes_per_token if named is not None and named.same_text else None
 
     @property
     def text(self) -> str:
@@ -96,6 +108,7 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
         family=_family(budget, path),
         cluster=_cluster(budget, path),
         corpus=_corpus(budget, path, corpora),
+        table=load_table(budget, path),
     )
 
 

@@ -26,7 +26,7 @@ from planner.design.run_draft import EVALUATIONS, peak_flop_per_s
 from planner.design.target_search import TargetSearch
 from planner.performance.batch_and_layout import BatchAndLayout
 from planner.performance.layout_search import NoLayoutError, compare_layouts
-from specs.budget import Pilots, Published
+from specs.budget import Pilots, Published, Runs
 from specs.document.files import DocumentError
 from specs.plan import LayoutChoice, PlannedRun
 
@@ -66,12 +66,7 @@ def find_target(search: TargetSearch) -> Target:
     except _MisfitError as misfit:
         raise feasibility.no_layout_error(search, misfit.compute_flop, misfit.reason, _has_run) from None
     except NoOptimumError as error:
-        write = "set evidence.law to a law that gives a compute-optimal allocation, e.g. deepseek"
-        if isinstance(inputs.budget.evidence, Pilots):
-            write = (
-                "give the budget another name, then plan, run and audit pilots over a wider range of sizes"
-            )
-        raise inputs.refuse("evidence", str(error), write) from None
+        raise feasibility.no_optimum_error(inputs, str(error)) from None
     target = _with_fastest_layout(search, run)
     feasibility.check_data(search, target.planned)
     feasibility.check_deadline(search, target.planned)
@@ -220,25 +215,36 @@ def _check_amount(inputs: PlanInputs, flop: float) -> None:
 
 
 def _allowed_compute(inputs: PlanInputs) -> tuple[float, float]:
-    """The range of compute that evidence.reach allows of a published law. plan.py checks the reach of pilots."""
+    """The range of compute that evidence.reach allows of a published law or a table. plan.py checks that of pilots."""
     evidence, law = inputs.budget.evidence, inputs.law
     if isinstance(evidence, Pilots):
         return 0.0, MAX_FLOP
+    if isinstance(evidence, Runs):
+        assert inputs.table is not None  # loading reads it
+        return 0.0, min(inputs.table.largest_flop * evidence.reach, MAX_FLOP)
     return law.compute_low_flop / evidence.reach, min(law.compute_high_flop * evidence.reach, MAX_FLOP)
 
 
 def _check_extrapolation(search: TargetSearch, flop: float) -> None:
     """Refuse a target outside of the allowed compute."""
-    inputs, law = search.inputs, search.inputs.law
+    inputs, law, evidence = search.inputs, search.inputs.law, search.inputs.budget.evidence
     low, high = _allowed_compute(inputs)
     if low <= flop <= high:
         return
-    assert isinstance(inputs.budget.evidence, Published)  # with pilots everything up to MAX_FLOP is allowed
-    beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
+    assert not isinstance(evidence, Pilots)  # with pilots everything up to MAX_FLOP is allowed
+    if isinstance(evidence, Published):
+        beyond = flop / law.compute_high_flop if flop > high else law.compute_low_flop / flop
+        rests_on = (
+            f"outside the range that the law {law.name} was fitted on, {law.compute_low_flop:.2g} to "
+            f"{law.compute_high_flop:.2g} FLOP"
+        )
+    else:
+        assert inputs.table is not None  # loading reads it
+        beyond = flop / inputs.table.largest_flop
+        rests_on = f"the compute of the table's largest run, {inputs.table.largest_flop:.2g} FLOP"
     what = (
-        f"{flop:.3g} FLOP is {beyond:,.4g} times outside the range that the law {law.name} was fitted on, "
-        f"{law.compute_low_flop:.2g} to {law.compute_high_flop:.2g} FLOP, but evidence.reach allows only "
-        f"{inputs.budget.evidence.reach:,.6g} times"
+        f"{flop:.3g} FLOP is {beyond:,.4g} times {rests_on}, but evidence.reach allows only "
+        f"{evidence.reach:,.6g} times"
     )
     most = feasibility.within_epochs(search, high) if flop > high else low
     nearest = spend_at_most(search, most) if flop > high else spend_at_least(search, low)

@@ -1,12 +1,13 @@
 """The forecast of a target run: its final loss with bands, the whole curve, and the forms that give them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.scaling import laws, loss_curve, model_averaging
-from planner.scaling.best_split import best_split, undetermined
+from planner.scaling.best_split import Cost, best_split, undetermined
 from planner.scaling.data_constrained import effective_tokens
 from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
@@ -16,8 +17,9 @@ from planner.scaling.points import points as posterior_points
 from planner.scaling.posterior import DrawInterval, Posterior, interval
 from specs.budget import Budget
 from specs.data import DeclaredText
+from specs.evidence import EvidencePoint
 from specs.humanize import several
-from specs.law import Band, EvidencePoint, FormScore, Interval, Optimum, PublishedLaw
+from specs.law import FLOP_PER_SIZE_TOKEN, Band, FormScore, Interval, Optimum, PublishedLaw, SizeKind
 from specs.plan import CurveBand, Forecast, NoForecast, PlannedRun
 from specs.record import LedgerRecord
 
@@ -31,7 +33,7 @@ FLOOR_UNDER_BAND = 0.8
 
 @dataclass(frozen=True)
 class ForecastResult:
-    """A forecast from the ledger with what it rests on."""
+    """A forecast from runs with what it rests on."""
 
     forecast: Forecast | NoForecast
     forms: tuple[FormScore, ...]
@@ -77,9 +79,21 @@ def from_published(
     )
 
 
+def of_another_text(forecast: Forecast | NoForecast) -> NoForecast:
+    """Why a table's law gives no forecast of the loss on this budget's text, with the loss that it gives on its own."""
+    told = ""
+    if isinstance(forecast, Forecast):
+        told = f"; on its own text its law predicts {forecast.loss.median:.4f} nats per token"
+    return NoForecast(
+        reason="shape and tokens follow the table's law, but the budget does not say that the table's text, tokenizer "
+        f"and held-out set are its own, and losses do not carry over to others{told}; if they are, write "
+        "evidence.same_text: true under another name"
+    )
+
+
 @dataclass(frozen=True)
-class LedgerLaws:
-    """The laws of a ledger's runs: fitted once, for the allocation, a target loss and the forecast alike."""
+class FittedLaws:
+    """The laws of a ledger's or a table's runs: fitted once, for allocation, target loss and forecast alike."""
 
     points: tuple[EvidencePoint, ...]
     """The runs that the laws are fitted on."""
@@ -87,18 +101,22 @@ class LedgerLaws:
     """None where the runs are not enough."""
     reason: str
     """Why they are not enough; empty where they are."""
-    flags: tuple[str, ...]
-    """What weakens the evidence."""
+    left_out: tuple[tuple[EvidencePoint, LeftOut], ...]
+    """Runs that are far off all others."""
+    size_kind: SizeKind = "flop_per_token"
+    """What sizes count."""
+    cost: Cost | None = None
+    """FLOP per token M of models of these sizes; None where sizes are M."""
 
     @property
     def minima(self) -> list[Minimum]:
-        """isoFLOP minima of the pilots, by budget. Short runs have full weight here, a ninth of it in fits of a law.
+        """isoFLOP minima of the runs, by budget. Short runs have full weight here, a ninth of it in fits of a law.
 
         At a small budget the short runs are the large sizes, the whole right arm of its parabola: with less weight the
         minimum would lie beyond them. A law is fitted on the runs of all budgets and needs them less.
         """
-        runs = _runs(self.points)
-        return fit_minima(runs.size, runs.tokens, runs.loss, weights=runs.weights)
+        runs = to_points(self.points, self.size_kind)
+        return fit_minima(runs.size, runs.tokens, runs.loss, cost_per=runs.cost_per, weights=runs.weights)
 
     def log_losses(self, size: laws.Array, fresh_tokens: laws.Array) -> laws.Array:
         """ln L of models of these M after these fresh tokens: the mean over the mixture's draws."""
@@ -109,27 +127,35 @@ class LedgerLaws:
         """Intervals of the compute-optimal size and tokens; None where the runs leave them open."""
         if self.mixture is None:
             return None
-        split = best_split(self.mixture, flop, unique_tokens)
+        split = best_split(self.mixture, flop, unique_tokens, self.cost)
         return None if undetermined(split) else {name: ends.to_document() for name, ends in split.items()}
 
 
-def fit_ledger(points: Sequence[EvidencePoint]) -> LedgerLaws:
-    """The laws of the ledger's runs, without those far off all others, which are named."""
-    runs = _runs(points)
+def fit_laws(
+    points: Sequence[EvidencePoint], size_kind: SizeKind = "flop_per_token", cost: Cost | None = None
+) -> FittedLaws:
+    """The laws of runs, without those far off all others. Sizes are as `size_kind` says; `cost` as in `FittedLaws`."""
     try:
-        mixture = model_averaging.fit_mixture(runs)
+        mixture = model_averaging.fit_mixture(to_points(points, size_kind))
     except ValueError as error:
-        return LedgerLaws(tuple(points), None, str(error), _flags(runs))
-    gone = {left.row for left in mixture.left_out}
+        return FittedLaws(tuple(points), None, str(error), (), size_kind, cost)
+    gone = {left.row: left for left in mixture.left_out}
     kept = tuple(point for row, point in enumerate(points) if row not in gone)
-    named = [_left_out_flag(points[left.row], left) for left in mixture.left_out]
-    return LedgerLaws(kept, mixture, "", (*named, *_flags(mixture.runs)))
+    left_out = tuple((points[row], left) for row, left in gone.items())
+    return FittedLaws(kept, mixture, "", left_out, size_kind, cost)
 
 
-def from_ledger(
-    fitted: LedgerLaws, records: Sequence[LedgerRecord], target: PlannedRun, unique_tokens: int
+def ledger_flags(fitted: FittedLaws) -> tuple[str, ...]:
+    """What weakens a ledger's evidence: diverged and short runs, minima that are not bracketed, few budgets."""
+    named = (_left_out_flag(point, left) for point, left in fitted.left_out)
+    return (*named, *_flags(to_points(fitted.points, fitted.size_kind)))
+
+
+def from_laws(
+    fitted: FittedLaws, target: PlannedRun, unique_tokens: int, records: Sequence[LedgerRecord] = ()
 ) -> ForecastResult:
-    """The target's final loss and curve from the ledger's laws, or why they are not enough.
+    """The target's final loss and, from the curves of the ledger's runs, its whole curve; or why the runs are not
+    enough.
 
     The final loss's band is `model_averaging.forecast_loss`'s. Repeated tokens count as the number of unique tokens
     that they are worth.
@@ -137,35 +163,35 @@ def from_ledger(
     run, mixture = target.run, fitted.mixture
     if mixture is None:
         reason = f"the ledger's runs are not enough for a forecast: {fitted.reason}"
-        return ForecastResult(NoForecast(reason=reason), (), fitted.flags, None, None)
-    predicted = model_averaging.forecast_loss(
-        mixture, float(run.model.flop_per_token), float(run.tokens), float(unique_tokens)
-    )
+        return ForecastResult(NoForecast(reason=reason), (), (), None, None)
+    size = float(getattr(run.model, fitted.size_kind))
+    predicted = model_averaging.forecast_loss(mixture, size, float(run.tokens), float(unique_tokens))
     band = predicted.band
     used = {point.run for point in fitted.points}
     pilots = [record for record in records if record.run.fingerprint() in used]
     forecast = Forecast(
         loss=band, curve=_curve_band(pilots, band, predicted.floor.floor[0], target), basis=_basis(predicted)
     )
-    split = best_split(mixture, target.budget_flop, unique_tokens)
-    optimum, flags = _optimum(split, target), fitted.flags
-    if undetermined(split):
-        flags = (*flags, _undetermined_flag(optimum.tokens_per_block_param))
+    split = best_split(mixture, target.budget_flop, unique_tokens, fitted.cost)
+    optimum = _optimum(split, target, fitted)
     return ForecastResult(
         forecast,
-        _forms(mixture, predicted),
-        flags,
+        _forms(mixture, predicted, "M" if fitted.size_kind == "flop_per_token" else "N"),
+        (_undetermined_flag(optimum.tokens_per_block_param),) if undetermined(split) else (),
         predicted.held_out_error,
         optimum,
     )
 
 
-def _runs(points: Sequence[EvidencePoint]) -> Points:
+def to_points(points: Sequence[EvidencePoint], size_kind: SizeKind) -> Points:
+    """Runs of evidence as the fits take them."""
+    unique = [math.inf if point.unique_tokens is None else point.unique_tokens for point in points]
     checked = posterior_points(
-        [point.flop_per_token for point in points],
+        [point.size for point in points],
         [point.tokens for point in points],
         [point.loss for point in points],
-        unique_tokens=[float(point.unique_tokens) for point in points],
+        cost_per=FLOP_PER_SIZE_TOKEN[size_kind],
+        unique_tokens=unique,
     )
     return replace(checked, short=np.array([float(point.short) for point in points]))
 
@@ -195,7 +221,7 @@ def _left_out_flag(point: EvidencePoint, left: LeftOut) -> str:
 def _undetermined_flag(ratio: Interval) -> str:
     return (
         f"the runs do not say how to split the compute: 95 % of the best tokens per parameter lie in [{ratio.low:.2g}, "
-        f"{ratio.high:.2g}]; add pilots that trade size against tokens at one budget"
+        f"{ratio.high:.2g}]; add runs that trade size against tokens at one budget"
     )
 
 
@@ -205,7 +231,7 @@ def _basis(predicted: model_averaging.MixtureForecast) -> str:
     if predicted.held_out_error is not None:
         origin = "from the errors on held-out budgets"
     return (
-        f"extrapolated to {predicted.extrapolation:.3g}x the compute of the largest pilot. The interval combines the "
+        f"extrapolated to {predicted.extrapolation:.3g}x the compute of the largest run. The interval combines the "
         f"spread of the forms and their constants, run-to-run noise of {predicted.noise_sd:.2%}, and an extrapolation "
         f"error of {predicted.discrepancy_sd:.2%} ({origin}). With an irreducible loss E of {floors[0]:.3g}, "
         f"{floors[1]:.3g} or {floors[2]:.3g} the loss would be {losses[0]:.4f}, {losses[1]:.4f} or {losses[2]:.4f}"
@@ -213,14 +239,14 @@ def _basis(predicted: model_averaging.MixtureForecast) -> str:
 
 
 def _forms(
-    mixture: model_averaging.Mixture, predicted: model_averaging.MixtureForecast
+    mixture: model_averaging.Mixture, predicted: model_averaging.MixtureForecast, symbol: str
 ) -> tuple[FormScore, ...]:
     """Every member with its held-out error, weight, constants and forecast; largest weight first."""
     found = [
         FormScore(
             form=member.form.name,
             window_decades=member.window,
-            latex=laws.latex(member.form, "M"),
+            latex=laws.latex(member.form, symbol),
             held_out_error=member.held_out_error,
             weight=member.weight,
             constants=_constants(law),
@@ -236,9 +262,14 @@ def _constants(law: Posterior) -> dict[str, Interval]:
     return {name: interval(law.constant(name)).to_document() for name in law.law.form.constants}
 
 
-def _optimum(split: dict[str, DrawInterval], target: PlannedRun) -> Optimum:
+def _optimum(split: dict[str, DrawInterval], target: PlannedRun, fitted: FittedLaws) -> Optimum:
     """The compute-optimal split of the target's compute; N* by the ratio of N to M of the target's shape."""
     found = {name: ends.to_document() for name, ends in split.items()}
+    if fitted.cost is not None:
+        sizes = np.array([found["size"].value, found["size"].low, found["size"].high])
+        value, low, high = fitted.cost(sizes).tolist()
+        found["size"] = Interval(value=value, low=low, high=high)
+        found["tokens_per_size"] = _ratio(found["tokens"], found["size"])
     params_per_flop = target.run.model.block_params / target.run.model.flop_per_token
     return Optimum(
         compute_flop=target.budget_flop,
@@ -248,6 +279,11 @@ def _optimum(split: dict[str, DrawInterval], target: PlannedRun) -> Optimum:
         tokens_per_block_param=_scaled_interval(found["tokens_per_size"], 1 / params_per_flop),
         loss=found["loss"],
     )
+
+
+def _ratio(tokens: Interval, size: Interval) -> Interval:
+    """Tokens over size of one compute: the more tokens, the smaller the size."""
+    return Interval(value=tokens.value / size.value, low=tokens.low / size.high, high=tokens.high / size.low)
 
 
 def _scaled_interval(ends: Interval, factor: float) -> Interval:

@@ -13,7 +13,8 @@ import numpy as np
 
 from planner.evidence import usable_runs
 from planner.scaling.isoflop import Minimum, power_laws
-from specs.law import Allocation, EvidencePoint, Interval, IsoflopProfile, Monomial, RateCheck
+from specs.evidence import EvidencePoint
+from specs.law import Allocation, Interval, IsoflopProfile, Monomial, RateCheck
 from specs.ledger import Ledger, read_ledger
 from specs.model import ModelSpec
 from specs.record import LedgerRecord
@@ -93,7 +94,7 @@ def points(evidence: LedgerEvidence, min_steps: int, unique_tokens: int) -> tupl
         EvidencePoint(
             run=record.run.fingerprint(),
             budget_flop=record.budget_flop,
-            flop_per_token=float(record.run.model.flop_per_token),
+            size=float(record.run.model.flop_per_token),
             tokens=record.tokens,
             unique_tokens=unique_tokens,
             loss=record.loss,
@@ -110,7 +111,7 @@ def profile(minimum: Minimum) -> IsoflopProfile:
     return IsoflopProfile(
         compute_flop=minimum.flop,
         coefficients=parabola if minimum.bracketed else None,
-        flop_per_token=minimum.size,
+        size=minimum.size,
         tokens=minimum.tokens,
         loss=minimum.loss,
         bracketed=minimum.bracketed,

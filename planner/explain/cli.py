@@ -17,10 +17,9 @@ from planner.explain.answer import explain as explained
 from planner.explain.diff import Difference, without_small_members
 from planner.explain.diff import diff as differences
 from planner.explain.fields import SHORT_NAMES
-from specs.document.files import load
 from specs.document.write import print_json
 from specs.humanize import several
-from specs.plan import Plan
+from specs.plan_file import load_plan
 
 PlanFile = Annotated[
     Path, typer.Argument(metavar="PLAN", help="plans/<name>/plan.target.yaml", show_default=False)
@@ -36,7 +35,7 @@ def explain(
     json: AsJson = False,
 ) -> None:
     """Explain where a number of a plan comes from: law, equation, evidence, interval, and what decided it."""
-    explanation = explained(load(plan, Plan), field)
+    explanation = explained(load_plan(plan), field)
     if json:
         print_json(explanation.plain())
     else:
@@ -45,7 +44,7 @@ def explain(
 
 def diff(before: PlanFile, after: PlanFile, json: AsJson = False) -> None:
     """Compare two plans field by field. The exit code is 0 whether they differ or not."""
-    one, other = load(before, Plan), load(after, Plan)
+    one, other = load_plan(before), load_plan(after)
     found = differences(one, other)
     if json:
         print_json(

@@ -6,6 +6,7 @@ from planner.explain.fields import Field
 from planner.explain.reason import Reason, Rule
 from planner.explain.rules_shape import BEST_SPLIT_INTERVAL
 from planner.explain.rules_training import rate_evidence
+from specs.evidence import FILE_NAME, EvidencePoint
 from specs.formatting import (
     best_split,
     listed_members,
@@ -22,6 +23,10 @@ COLLAPSE = (
     "collapse of the pilots' normalised loss curves (Qiu et al., arXiv 2507.02119, section 3), each smoothed by the "
     "annealing law fitted to it (planner/scaling/lr_annealing.py, after Tissue et al., arXiv 2408.11029)"
 )
+
+
+_LISTED = 40
+"""Runs that are named in one line."""
 
 
 def loss(field: Field, plan: Plan) -> Reason:
@@ -82,13 +87,20 @@ def _runs(fit: LawFit) -> tuple[str, ...]:
     flops = [point.budget_flop for point in fit.points]
     short = sum(point.short for point in fit.points)
     text = f"{len(fit.points)} runs of {min(flops):.3g} to {max(flops):.3g} FLOP" if flops else "no runs"
-    listed = ", ".join(point.run for point in fit.points)
-    return (f"{text}, {short} of them short: {listed}", *fit.flags)
+    listed = ", ".join(point.run for point in fit.points[:_LISTED])
+    more = f" and {len(fit.points) - _LISTED} more in {FILE_NAME}" if len(fit.points) > _LISTED else ""
+    return (f"{text}, {short} of them short: {listed}{more}", *fit.flags)
+
+
+def _evidence(plan: Plan) -> tuple[str, ...]:
+    return () if plan.fit is None else _runs(plan.fit)
 
 
 def curve(field: Field, plan: Plan) -> Reason:
     """The curve, scaled to the final loss."""
     forecast = plan.forecast
+    if field.value is None:
+        return Reason("the planner: the runs have no loss curves of a common shape", evidence=_evidence(plan))
     ends = None
     if isinstance(forecast, Forecast) and forecast.curve is not None and field.path[-1].isdigit():
         at = int(field.path[-1])
@@ -99,7 +111,7 @@ def curve(field: Field, plan: Plan) -> Reason:
         + ("" if ends is None else f", at step {step:,}"),
         law=COLLAPSE,
         equation="L(x) = E + (L(1) - E) f(x), x the finished fraction of the steps",
-        evidence=() if plan.fit is None else _runs(plan.fit),
+        evidence=_evidence(plan),
         interval=None if field.path[-2:-1] == ("step",) else ends,
     )
 
@@ -116,15 +128,25 @@ def points(field: Field, plan: Plan) -> Reason:
     """A run of the ledger as evidence."""
     fit = _fit(plan)
     if len(field.path) < 3:
-        return Reason(
-            "the ledger: every accepted run smaller than the target that matches it in all but size and rate, learned "
-            "something, and lies near what all other runs say",
-            evidence=_runs(fit),
-        )
+        runs = "the ledger: every accepted run smaller than the target that matches it in all but size and rate, "
+        runs += "learned something, and lies near what all other runs say"
+        if plan.budget.evidence.kind == "runs":
+            runs = "the table: every run that lies near what all others say"
+        return Reason(runs, evidence=_runs(fit))
     point = fit.points[int(field.path[2])]
+    if plan.table is not None and point.line is not None:
+        where = f"line {point.line} of {plan.table.path}, SHA-256 {plan.table.sha256}"
+        return Reason("the table, in its own units", evidence=(f"{_named(point)}, {where}",))
     return Reason(
         decided_by="the audit of the run, from its records",
         evidence=(f"run {point.run}, runs/{point.run} and its line in {plan.ledger}",),
+    )
+
+
+def _named(point: EvidencePoint) -> str:
+    """A run by its fingerprint or name; one without a name by its line."""
+    return (
+        point.run if point.line is not None and point.run.endswith(f" {point.line}") else f"run {point.run}"
     )
 
 
@@ -144,13 +166,13 @@ def profiles(field: Field, plan: Plan) -> Reason:
     equation = None
     if profile.coefficients is not None:
         c0, c1, c2 = profile.coefficients
-        equation = f"ln L = {c0:.4g} {c1:+.4g} x {c2:+.4g} x^2, x = ln M"
+        equation = f"ln L = {c0:.4g} {c1:+.4g} x {c2:+.4g} x^2, x = ln {fit.symbol}"
     return Reason(
         decided_by=f"the fit: {inside} the sizes that were run",
         law="isoFLOP profiles, as in DeepSeek LLM, Fig. 4",
         equation=equation,
         evidence=tuple(
-            f"run {point.run}: M {point.flop_per_token:.4g}, loss {point.loss:.4f}"
+            f"{_named(point)}: {fit.symbol} {point.size:.4g}, loss {point.loss:.4f}"
             for point in fit.points
             if abs(point.budget_flop / profile.compute_flop - 1) < 0.1
         ),
@@ -187,7 +209,7 @@ def forms(field: Field, plan: Plan) -> Reason:
 
 def _window(member: FormScore, fit: LawFit) -> str:
     """How many of the runs a member is fitted on."""
-    flops = [point.flop_per_token * point.tokens for point in fit.points]
+    flops = [fit.flop_per_size_token * point.size * point.tokens for point in fit.points]
     window = member.window_decades
     if window is None or not flops:
         return f"fitted on {member_runs(member)}"
@@ -207,7 +229,7 @@ def allocation(field: Field, plan: Plan) -> Reason:
         evidence=(
             *_best_split(plan),
             *(
-                f"{one.compute_flop:.3g} FLOP: minimum at M {one.flop_per_token:.4g}, loss {one.loss:.4f}"
+                f"{one.compute_flop:.3g} FLOP: minimum at {fit.symbol} {one.size:.4g}, loss {one.loss:.4f}"
                 for one in fit.profiles
                 if one.bracketed
             ),
@@ -241,10 +263,28 @@ def optimum(field: Field, plan: Plan) -> Reason:
     named = field.value if isinstance(field.value, Interval) else None
     return Reason(
         decided_by="the fit: draws of all forms of the loss law, by weight",
-        law="M dL/dM = D dL/dD at C = M D; the allocation follows the isoFLOP minima and is kept inside the interval "
-        "of M*, unless the runs leave the split open",
+        law=_best_split_law(_fit(plan)),
         evidence=(*_best_split(plan), *_runs(_fit(plan))),
         interval=None if named is None else (named.low, named.high),
+    )
+
+
+def _best_split_law(fit: LawFit) -> str:
+    if fit.size_kind != "flop_per_token":
+        return "N dL/dN = (dln M/dln N) D dL/dD at C = M D, with the M that the family's shapes of N parameters have"
+    return (
+        "M dL/dM = D dL/dD at C = M D; the allocation follows the isoFLOP minima and is kept inside the interval "
+        "of M*, unless the runs leave the split open"
+    )
+
+
+def table_of(field: Field, plan: Plan) -> Reason:
+    """The table, or what was read from it."""
+    if plan.table is None:
+        return Reason("the planner: the plan rests on no table")
+    return Reason(
+        f"the budget's field evidence.{'table' if plan.budget.evidence.kind == 'runs' else 'also.table'}, read once",
+        evidence=(f"{plan.table.path}, SHA-256 {plan.table.sha256}", *plan.table.notes),
     )
 
 
@@ -264,7 +304,7 @@ def rate_check(field: Field, plan: Plan) -> Reason:
 def fit_of(field: Field, plan: Plan) -> Reason:
     """The fit as a whole, and its flags."""
     if plan.fit is None:
-        return Reason("the planner: the plan uses no ledger evidence")
+        return Reason("the planner: the plan rests on no runs")
     return Reason("the fit", evidence=_runs(plan.fit))
 
 
@@ -313,6 +353,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("fit.optimum*", optimum),
     ("fit.rate_check*", rate_check),
     ("fit*", fit_of),
+    ("table*", table_of),
     ("law*", law_of),
     ("budget*", budget),
     ("unique_tokens", data_text),

@@ -10,9 +10,9 @@ from specs.budget import FixedRatio, FixedSize, Inference
 from specs.formatting import monomial_text
 from specs.humanize import several
 from specs.law import Allocation, Family, Monomial
-from specs.plan import Plan, PlannedRun
+from specs.plan import Plan, PlannedRun, evidence_source
 
-BEST_SPLIT_INTERVAL = "95 % interval of the compute-optimal value by the ledger's forms:"
+BEST_SPLIT_INTERVAL = "95 % interval of the compute-optimal value by the fit's forms:"
 """What the interval of a size or of tokens holds."""
 _SYMBOLS = "X model size, D training tokens"
 
@@ -87,7 +87,8 @@ def _loss_law_text(plan: Plan) -> str:
     return (
         f"loss law {named}"
         if plan.fit is None
-        else f"forms of the loss law, by weight, fitted on {several(len(plan.fit.points), 'run')} of the ledger"
+        else f"forms of the loss law, by weight, fitted on {several(plan.fit.evidence.runs, 'run')} of "
+        f"{evidence_source(plan)}"
     )
 
 
@@ -116,7 +117,7 @@ def _size_evidence(plan: Plan, planned: PlannedRun) -> Iterator[str]:
 
 
 def best_split_interval(field: Field, plan: Plan) -> tuple[float, float] | None:
-    """Interval, by the ledger's forms, of the optimal size or tokens at the target's compute; None for other runs."""
+    """Interval, by the fit's forms, of the optimal size or tokens at the target's compute; None for other runs."""
     optimum = None if plan.fit is None else plan.fit.optimum
     if optimum is None or run_of(field, plan).role != "target":
         return None

@@ -5,7 +5,7 @@ Each rule recomputes the law's value and reports how rounding, the budget or the
 
 import math
 
-from planner.design.hyperparameters import LEDGER_LAW
+from planner.design.hyperparameters import OWN_LAWS
 from planner.design.pilot_design import HALF_DECADE
 from planner.design.run_draft import EVALUATIONS
 from planner.explain.fields import Field
@@ -131,7 +131,7 @@ def _other_laws(plan: Plan, planned: PlannedRun) -> list[HyperAdvice]:
 
 
 def _law_name(advice: HyperAdvice) -> str:
-    return "the ledger's fit" if advice.law == LEDGER_LAW else f"the law {advice.law}"
+    return f"the {advice.law}'s fit" if advice.law in OWN_LAWS else f"the law {advice.law}"
 
 
 def _batch_decided_by(plan: Plan, planned: PlannedRun, target: float) -> str:

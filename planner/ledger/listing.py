@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from specs.humanize import count, scientific, several
+from specs.law import SizeKind
 from specs.ledger import Ledger, TableRunRecord, run_id, text_of
 from specs.record import LedgerRecord
-from specs.table_fit import SizeKind
 
 _SIZES: dict[SizeKind, str] = {"params": "", "block_params": " non-emb.", "flop_per_token": " FLOP/token"}
 """What follows a size, by what it counts."""

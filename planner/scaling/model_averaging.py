@@ -64,7 +64,7 @@ class MixtureMember:
 
     form: Form
     window: float | None
-    """Decades of compute below the largest run that it is fitted on; None for all runs."""
+    """Decades of compute below the third largest run that it is fitted on, and what is above; None for all runs."""
     weight: float
     held_out_error: float | None
     """Its own mean |log L measured - predicted| on held-out larger budgets; None without any."""
@@ -213,8 +213,8 @@ class _Evidence:
 def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0, members_alone: bool = True) -> Mixture:
     """Every member's posterior with its weight; deterministic in its arguments.
 
-    Where nobody asks what `members_alone` say, those without a draw in the mixture get one only, which saves a third of
-    the time and changes nothing in the mixture.
+    Where nobody asks what `members_alone` say, those without a draw in the mixture get one only, which saves up to a
+    third of the time and changes nothing in the mixture.
 
     NotEnoughRunsError with one budget, or with no more different runs than the largest law has constants. LossUnitError
     where the losses cannot be nats per token.

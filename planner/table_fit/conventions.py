@@ -15,8 +15,8 @@ from planner.scaling.model_averaging import Mixture, NotEnoughRunsError, fit_mix
 from planner.scaling.points import Points
 from planner.table_fit.flags import other_compute
 from planner.table_fit.splits import is_finite, split_exponents
-from specs.run_table.size import COST_PER
-from specs.run_table.table import RunTable, SizeKind
+from specs.law import FLOP_PER_SIZE_TOKEN, SizeKind
+from specs.run_table.table import RunTable
 from specs.table_fit import Convention, ConventionSplit
 
 _NAMES: dict[SizeKind, str] = {
@@ -66,8 +66,8 @@ def conventions(
 def _others(table: RunTable) -> Iterator[_Counted]:
     """What the table allows besides its own."""
     for kind, size in table.other_sizes.items():
-        if np.abs(np.log(size * COST_PER[kind] / (table.size * table.cost_per))).max() > _SAME:
-            yield _Counted(_NAMES[kind], kind, size, COST_PER[kind])
+        if np.abs(np.log(size * FLOP_PER_SIZE_TOKEN[kind] / (table.size * table.cost_per))).max() > _SAME:
+            yield _Counted(_NAMES[kind], kind, size, FLOP_PER_SIZE_TOKEN[kind])
     if other_compute(table) is not None and np.isfinite(table.flop).all():
         name = f"M = C / D, C: the table's {table.columns['flop']}"
         yield _Counted(name, "flop_per_token", table.flop / table.tokens, 1.0)

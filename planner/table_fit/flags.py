@@ -17,6 +17,8 @@ _RAY_WIDTH = np.log(1.5)
 """Runs within this of a straight line in ln(size) and ln(tokens) do not trade one against the other."""
 _OTHER_COMPUTE = 0.03
 """The table's own compute is another if half of the runs differ from c x size x tokens by more than this."""
+_SWEPT = 3
+"""Runs of one size and tokens with so many learning rates and batches are a sweep."""
 _LISTED = 3
 
 
@@ -35,7 +37,7 @@ def evidence_flags(
     for left in left_out:
         yield Flag(
             kind="diverged run",
-            message=f"{_name(table, left.row)} is left out of fits and backtest: its loss {table.loss[left.row]:.4f} "
+            message=f"{_name(table, left.row)} is left out of all fits: its loss {table.loss[left.row]:.4f} "
             f"nats/token is {np.expm1(left.off):+.0%} off what all other runs say; look for a loss spike, another text "
             "or a wrong cell",
         )
@@ -44,6 +46,7 @@ def evidence_flags(
         yield from _ray(kept, source)
     yield from _unbracketed(minima)
     yield from _short(kept)
+    yield from _sweep(table)
     if table.unique_tokens is not None and bool(np.isfinite(table.unique_tokens).any()):
         yield Flag(
             kind="repeated text",
@@ -104,7 +107,7 @@ def _budgets(kept: Points, budgets: int) -> Iterator[Flag]:
     elif budgets < _FEW_BUDGETS:
         yield Flag(
             kind="few budgets",
-            message=f"only {several(budgets, 'budget')}: the loss floor E is mostly that of the prior, from published "
+            message=f"only {several(budgets, 'budget')}: the loss floor is mostly that of the prior, from published "
             "laws, and the bands are as wide as that leaves them; a further budget narrows them",
         )
 
@@ -163,8 +166,29 @@ def _short(kept: Points) -> Iterator[Flag]:
     if short:
         yield Flag(
             kind="short runs",
-            message=f"{short} of {several(len(kept.loss), 'run')} had under {SHORT_RUN_STEPS} steps: warmup and noise "
-            "show in their loss, and they get a ninth of the weight",
+            message=f"{short} of {several(len(kept.loss), 'run')} have under {SHORT_RUN_STEPS} steps and get a ninth "
+            "of the weight: warmup and noise show in their loss",
+        )
+
+
+def _sweep(table: RunTable) -> Iterator[Flag]:
+    """Tables that are mostly of one size tried at many settings: a law of all runs is above what the best reach."""
+    settings = [column for column in (table.lr, table.batch_tokens) if column is not None]
+    if not settings:
+        return
+    places = np.round(np.log([table.size, table.tokens]).T, 2)
+    tried = np.round(np.nan_to_num(np.log(settings).T), 1)
+    runs: dict[tuple[float, ...], list[tuple[float, ...]]] = {}
+    for place, own in zip(places.tolist(), tried.tolist(), strict=True):
+        runs.setdefault(tuple(place), []).append(tuple(own))
+    swept = [own for own in runs.values() if len(set(own)) >= _SWEPT]
+    if 2 * sum(map(len, swept)) > len(table.loss):
+        yield Flag(
+            kind="sweep",
+            message="most runs are sweeps of learning rate or batch "
+            f"({len(swept)} pairs of size and tokens with {_SWEPT} settings or more): the law is of all of them, poor "
+            "settings included, and so above what the best reach; fit a table of the best run of each size and tokens "
+            "to forecast a tuned run",
         )
 
 

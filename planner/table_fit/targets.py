@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from specs.document.quantity import FLOP, PARAMS, TOKENS
 from specs.exit_codes import InputError
 from specs.humanize import count, flop_text, scientific
-from specs.run_table.table import SizeKind
+from specs.law import SizeKind
 
 _EXAMPLES = {
     "params": "7B params 2T tokens",

@@ -48,8 +48,14 @@ def _summary(fit: TableFit) -> str:
     return (
         f"{several(len(fit.runs), 'run')} at {several(fit.budgets, 'compute')}, {flop_text(min(flops))} to "
         f"{flop_text(max(flops))}; C = {table.compute_formula}, {table.symbol}: {table.size_name}, D: tokens; loss in "
-        f"{table.loss_unit}"
+        f"{table.loss_unit}{_curves(fit)}"
     )
+
+
+def _curves(fit: TableFit) -> str:
+    if fit.curves is None:
+        return ""
+    return f"; curves of {several(fit.curves.runs, 'run')}, {several(fit.curves.points, 'point')}"
 
 
 def _law(fit: TableFit) -> Table:

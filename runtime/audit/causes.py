@@ -238,9 +238,15 @@ def _data(miss: ForecastMiss) -> Iterator[Cause]:
 
 def _evidence(miss: ForecastMiss) -> Iterator[Cause]:
     """Weak evidence in the fit of the forecast."""
-    fit = miss.plan.fit
+    fit, table = miss.plan.fit, miss.plan.table
     if fit is None:
         return
+    if table is not None:
+        message = (
+            f"text, tokenizer and held-out set of the runs in {table.path} are this budget's by its statement, which "
+            "nothing checked; losses of others say nothing of this run"
+        )
+        yield Cause(CauseRank.POSSIBLE, "data", message)
     loose = [profile for profile in fit.profiles if not profile.bracketed]
     if loose:
         message = f"{len(loose)} of {len(fit.profiles)} isoFLOP minima are not bracketed"

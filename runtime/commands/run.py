@@ -19,12 +19,13 @@ from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.study import Driver, RunResults, build_data, chain_steps, run_all, run_budget
 from specs.budget import Budget
 from specs.document.base import Spec
-from specs.document.files import DocumentError, load, load_any
+from specs.document.files import DocumentError
 from specs.document.write import print_json
 from specs.exit_codes import OK
 from specs.extras import SUBMIT, TRAIN, require
 from specs.humanize import duration
 from specs.plan import Plan
+from specs.plan_file import load_document, load_plan
 from specs.record import Audit
 from specs.run import RunSpec
 from specs.table_options import (
@@ -83,7 +84,7 @@ def run_command(
         raise RefusedError(
             "--until-done: without --slurm a budget is always run until it is done; drop it, or add --slurm"
         )
-    document = load_any(file)
+    document = load_document(file)
     if not dry_run:
         require("run", SUBMIT if slurm else TRAIN)
     driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
@@ -153,7 +154,7 @@ def audit_command(
     Exit codes: 0 inside the forecast's 95 % band, 1 outside, 2 bad input, 3 no verdict yet.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
-    document = load(plan, Plan)
+    document = load_plan(plan)
     if actual is None:
         if column or bytes_per_token is not None or loss_unit is not None:
             raise RefusedError(
@@ -201,7 +202,7 @@ def data_command(
     A corpus that is already built is not changed, so rerunning is cheap.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
-    document = load_any(spec)
+    document = load_document(spec)
     if not isinstance(document, Budget | Plan):
         raise DocumentError(
             spec, 1, 1, "this is not a budget or a plan", "name the budget whose corpus to build"

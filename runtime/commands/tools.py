@@ -20,7 +20,7 @@ from specs.cluster import Cluster
 from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load
 from specs.document.write import print_json, write_yaml
 from specs.document.yaml_writer import yaml_text
-from specs.plan import Plan
+from specs.plan_file import load_plan
 from specs.run import Imported, RunSpec
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def rehearse_command(
     from runtime.rehearse.report import plain, show
     from runtime.rehearse.step import rehearse
 
-    document = load(plan, Plan)
+    document = load_plan(plan)
     if rank != "all" and not rank.isdigit():
         raise RefusedError(f"--rank {rank}: this is not a rank; write all, or the number of a rank")
     planned = max(document.runs, key=lambda one: one.execution.layout.devices)
@@ -295,12 +295,13 @@ def init_command(
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Write starter budgets to edit: a demo of minutes, an afternoon's study, plans in FLOP, GPU-hours and money."""
+    """Write starter budgets to edit: a demo of minutes, an afternoon's study, plans in FLOP, GPU-hours and money, and
+    one on a table of runs."""
     written: dict[str, bool] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for source in sorted(files("specs").iterdir(), key=lambda entry: entry.name):
-            if source.name.endswith(".yaml"):
+            if source.name.endswith((".yaml", ".csv")):
                 written[str(folder / source.name)] = _write_new(folder / source.name, source.read_text())
     except OSError as error:
         raise RefusedError(

@@ -18,11 +18,12 @@ from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
 from runtime.study import Driver, RunResults, chain_steps
 from specs.budget import Budget
-from specs.document.files import DocumentError, load
+from specs.document.files import DocumentError
 from specs.document.write import print_json
 from specs.exit_codes import OK, RESUME
 from specs.humanize import several
 from specs.plan import Plan
+from specs.plan_file import load_plan
 
 JobsByRun = Mapping[str, tuple[str, str]]
 """Job id and state of each run's live job, by fingerprint."""
@@ -73,7 +74,7 @@ def preview_budget(driver: Driver, budget: Budget, path: Path, until_done: bool,
     steps = chain_steps(driver.workspace, budget)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
-    due = DueSubmissions([], {}, []) if plan is None else _due(driver, load(plan, Plan), plan)
+    due = DueSubmissions([], {}, []) if plan is None else _due(driver, load_plan(plan), plan)
     if not due.submissions and not sealed[0].exists():
         due.notes.append("The next runs are known once the budget is planned.")
     if until_done:

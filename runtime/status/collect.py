@@ -17,9 +17,10 @@ from runtime.slurm.job_states import JobStates, job_states
 from runtime.status.run_status import RunStatus, status_of
 from runtime.study import chain_steps, runs_of
 from specs.budget import Budget
-from specs.document.files import DocumentError, is_file, load, load_any
+from specs.document.files import DocumentError, is_file, load
 from specs.humanize import Losses
 from specs.plan import Plan
+from specs.plan_file import load_document, load_plan
 from specs.record import Audit
 from specs.run import RunSpec
 from specs.slurm_submission import StudyState, Submission
@@ -132,7 +133,7 @@ class StatusCollector:
         self.workspace = workspace
         self.target = target
         self._known: dict[Path, tuple[int, RunGroup | str]] = {}
-        document = load_any(target) if target is not None and _is_document(target) else None
+        document = load_document(target) if target is not None and _is_document(target) else None
         self._budget = document if isinstance(document, Budget) else None
         self._plan = target if isinstance(document, Plan) else None
         self._run: RunFolder | None = None
@@ -262,7 +263,7 @@ def _is_document(target: Path) -> bool:
 
 
 def _group_of(path: Path, workspace: Workspace) -> RunGroup:
-    plan = load(path, Plan)
+    plan = load_plan(path)
     requests = tuple((one, RunFolder(one.folder(workspace))) for one in from_plan(plan, path))
     return RunGroup(path, plan.budget.name, plan.phase, plan.losses, requests, _uses_slurm(plan, path))
 

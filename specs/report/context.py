@@ -6,9 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 from specs.document.files import DocumentError, load
+from specs.evidence import EvidencePoint
 from specs.humanize import Losses
-from specs.law import EvidencePoint
+from specs.law import SizeKind
 from specs.plan import Forecast, Plan, PlannedRun
+from specs.plan_file import load_plan
 from specs.record import Audit, RunAudit
 
 
@@ -60,6 +62,16 @@ class Case:
                 found.setdefault(planned.run.fingerprint(), (planned, run))
         return tuple(found.values())
 
+    @property
+    def size_kind(self) -> SizeKind:
+        """What the sizes of the points count."""
+        return "flop_per_token" if self.plan.fit is None else self.plan.fit.size_kind
+
+    @property
+    def symbol(self) -> str:
+        """The letter of these sizes."""
+        return "M" if self.plan.fit is None else self.plan.fit.symbol
+
     def points(self) -> tuple[EvidencePoint, ...]:
         """The pilots: those that the fit saw, else those that the audit found."""
         return tuple(self._audited()) if self.plan.fit is None else self.plan.fit.points
@@ -70,7 +82,7 @@ class Case:
                 yield EvidencePoint(
                     run=run.run,
                     budget_flop=planned.budget_flop,
-                    flop_per_token=float(planned.run.model.flop_per_token),
+                    size=float(planned.run.model.flop_per_token),
                     tokens=planned.run.tokens,
                     unique_tokens=self.plan.unique_tokens,
                     loss=run.loss,
@@ -87,7 +99,7 @@ def earlier_plans(folder: Path, plan: Plan) -> tuple[tuple[Plan, Audit], ...]:
     if plan.phase == "pilots" or not pilots.exists() or not audit.exists():
         return ()
     try:
-        found = load(pilots, Plan), load(audit, Audit)
+        found = load_plan(pilots), load(audit, Audit)
     except DocumentError:
         return ()
     belong = found[0].budget == plan.budget and found[0].seal == found[1].seal

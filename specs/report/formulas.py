@@ -8,7 +8,7 @@ from specs.law import Monomial
 from specs.plan import Plan, PlannedRun
 from specs.report.context import Case
 from specs.report.html import Html, table, tag
-from specs.report.tables import formula
+from specs.report.law_parts import formula
 
 _Row = tuple[str, str, str, str]
 

@@ -1,18 +1,15 @@
 """The top of the page: the budget's question, the verdict or the forecast in one sentence, a gauge, large numbers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from specs.budget import FixedRatio, FixedSize, Inference, Pilots
+from specs.budget import FixedRatio, FixedSize, Inference, Pilots, Runs
 from specs.data import DeclaredText, FileText, InstalledText
 from specs.formatting import device_time, dollars, flop, half_width, percent, signed
-from specs.humanize import Losses, count, duration, several
-from specs.law import Band
+from specs.humanize import count, duration, several
 from specs.plan import NoForecast
 from specs.report.context import Case
-from specs.report.html import Html, join, tag
-
-GAUGE_MARGIN = 0.17
-"""Room beside the band and the outcome, as a share of the gauge: a label of seven digits fits into it."""
+from specs.report.html import Html, large_numbers, tag
+from specs.report.law_parts import gauge
 
 
 def headline(case: Case) -> Html:
@@ -78,6 +75,9 @@ def _question(case: Case) -> str:
     basis = "published laws"
     if isinstance(budget.evidence, Pilots):
         basis = f"pilot runs that cost at most {percent(budget.evidence.share, 0)} of that"
+        basis += f", and on runs of {budget.evidence.also.table}" if budget.evidence.also is not None else ""
+    elif isinstance(budget.evidence, Runs):
+        basis = f"the runs in {budget.evidence.table}"
     return f"{_objective_question(case)} The plan is based on {basis}. "
 
 
@@ -114,41 +114,6 @@ def _text(case: Case) -> str:
             return f"the source and documentation of {listed}"
 
 
-def gauge(losses: Losses, band: Band, actual: float | None) -> Html:
-    """The band as a strip, the median as a tick, the outcome as a dot where there is one."""
-    ends = [band.low_95, band.high_95, *([] if actual is None else [actual])]
-    shown = max(ends) - min(ends) or band.median  # a band of no width is still drawn
-    room = shown * GAUGE_MARGIN / (1 - 2 * GAUGE_MARGIN)
-    start, width = min(ends) - room, shown + 2 * room
-
-    def at(loss: float) -> str:
-        return f"{100 * (loss - start) / width:.2f}%"
-
-    def strip(low: float, high: float, kind: str) -> Html:
-        return tag("i", class_=kind, style=f"left:{at(low)};width:{100 * (high - low) / width:.2f}%")
-
-    parts = [
-        strip(band.low_95, band.high_95, "wide"),
-        strip(band.low_50, band.high_50, "narrow"),
-        tag("i", class_="median", style=f"left:{at(band.median)}"),
-        tag("span", losses.text(band.low_95), class_="low", style=f"left:{at(band.low_95)}"),
-        tag("span", losses.text(band.high_95), class_="high", style=f"left:{at(band.high_95)}"),
-        tag("span", f"forecast {losses.text(band.median)}", class_="middle", style=f"left:{at(band.median)}"),
-    ]
-    if actual is not None:
-        parts.append(tag("i", class_="actual", style=f"left:{at(actual)}"))
-        parts.append(
-            tag("span", f"measured {losses.text(actual)}", class_="measured", style=f"left:{at(actual)}")
-        )
-    return tag("div", tag("div", *parts, class_="gauge"), class_="gauge-box")
-
-
-def large_numbers(numbers: Iterable[tuple[str, str]]) -> Html:
-    """Numbers in large type, each with its label."""
-    rows = (tag("div", tag("dd", value), tag("dt", label)) for value, label in numbers)
-    return tag("dl", join(rows), class_="numbers")
-
-
 def _numbers(case: Case) -> Iterator[tuple[str, str]]:
     plan, forecast, target = case.plan, case.forecast, case.target
     if forecast is not None:
@@ -170,8 +135,10 @@ def _numbers(case: Case) -> Iterator[tuple[str, str]]:
         yield flop(max(planned.budget_flop for planned in plan.runs)), "for the largest of them"
     yield flop(spent), "of training compute" if target is not None else "for all of them"
     if plan.fit is not None and plan.fit.points and target is not None:
-        top = max(point.flop_per_token * point.tokens for point in plan.fit.points)
-        yield f"{target.run.compute_flop / top:.3g}×", "the compute of the largest pilot"
+        of = "pilot" if plan.table is None else "run"
+        top = max(point.size * point.tokens for point in plan.fit.points)
+        size = float(getattr(target.run.model, plan.fit.size_kind))
+        yield f"{size * target.run.tokens / top:.3g}×", f"the compute of the largest {of}"
     if target is not None:
         model = target.run.model
         yield count(model.params), f"parameters, {count(target.run.tokens)} tokens"

@@ -34,6 +34,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], text: Sequence[int
     return tag("div", tag("table", tag("thead", row("th", head)), body), class_="scroll")
 
 
+def dense(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str]) -> Html:
+    """A table without the columns that are empty in every row; the columns in `text` are left-aligned text."""
+    kept = [i for i in range(len(head)) if any(row[i] not in ("", "–") for row in rows)]
+    return table(
+        [head[i] for i in kept],
+        [[row[i] for i in kept] for row in rows],
+        text=[at for at, i in enumerate(kept) if head[i] in text],
+    )
+
+
+def large_numbers(numbers: Iterable[tuple[str, str]]) -> Html:
+    """Numbers in large type, each with its label."""
+    rows = (tag("div", tag("dd", value), tag("dt", label)) for value, label in numbers)
+    return tag("dl", join(rows), class_="numbers")
+
+
 def pairs(rows: Iterable[tuple[str, str]]) -> Html:
     """Terms and their descriptions."""
     return tag("dl", *(tag("div", tag("dt", term), tag("dd", text)) for term, text in rows))

@@ -31,10 +31,10 @@ def _sections(case: Case) -> Iterator[Html]:
     yield from _layouts(case)
     if case.plan.fit is not None:
         yield section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
-        note = (
-            "At the target’s compute, by all forms together, with 95 % intervals. The plan’s allocation follows the "
-            "minima of the isoFLOP profiles and is kept inside the interval of M*. N and N* are parameters in blocks."
-        )
+        note = "At the target’s compute, by all forms together, with 95 % intervals. "
+        if case.plan.budget.evidence.kind == "pilots":
+            note += "The plan’s allocation follows the minima of the isoFLOP profiles, inside the interval of M*. "
+        note += "M counts non-embedding FLOP per token; N and N* are parameters in blocks."
         yield section("Compute-optimal allocation", tables.best(case), note)
     note = f"The formulas behind the numbers, with their values for {formulas.shown_for(case).title}."
     yield section("Formulas", formulas.formulas(case), note)
@@ -91,6 +91,7 @@ def _figures(case: Case) -> Iterator[Html]:
     title = "Forecast" if case.audit is None else "Forecast and measured loss"
     yield section(title, curve, note)
     fitted = "One curve per budget. Diamonds: the best size. Open dots: short runs."
+    fitted += " Grey: runs of a compute of their own." if case.plan.table is not None else ""
     joined = "One line per budget. The target’s plan will fit parabolas."
     yield two_columns(
         section(

@@ -33,11 +33,15 @@ def curves(case: Case) -> Figure | None:
 
 
 def tokens_per_param(case: Case) -> Figure | None:
-    """Best tokens per parameter against compute: minima, the plan's allocation, the forecast's own best split."""
+    """Best tokens per parameter against compute: minima, the plan's allocation, the forecast's own best split.
+
+    The minima of a table that counts parameters are not drawn: its N is not M / 6.
+    """
     fit, target = case.plan.fit, case.target
     if fit is None or target is None or fit.optimum is None:
         return None
-    held = [profile for profile in fit.profiles if profile.bracketed]
+    in_m = fit.size_kind == "flop_per_token"
+    held = [profile for profile in fit.profiles if profile.bracketed and in_m]
     end, best = fit.optimum.compute_flop, fit.optimum.flop_per_token
     low, middle, high = (_M_PER_PARAM * end / m**2 for m in (best.high, best.value, best.low))
     flops = sorted({*(profile.compute_flop for profile in held), end})
@@ -47,7 +51,7 @@ def tokens_per_param(case: Case) -> Figure | None:
         / fit.allocation.flop_per_token.at(compute_flop=c)
         for c in flops
     ]
-    y = [_M_PER_PARAM * profile.tokens / profile.flop_per_token for profile in held]
+    y = [_M_PER_PARAM * profile.tokens / profile.size for profile in held]
     diamond = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
     drawn = [
         figure_parts.line(flops, planned, FORECAST, "the plan's allocation", dash="dash"),

@@ -6,15 +6,30 @@ C compute (FLOP)    M non-embedding FLOP per token    D tokens
 import math
 from collections.abc import Iterator, Sequence
 
+from specs.evidence import EvidencePoint
 from specs.formatting import flop, listed_members, member_name, percent, signed
 from specs.humanize import count
-from specs.law import EvidencePoint, IsoflopProfile
+from specs.law import IsoflopProfile, SizeKind
 from specs.report import figure_parts
 from specs.report.context import Case
 from specs.report.figure_parts import ACTUAL, FORECAST, GREY, Figure, Trace
 
 NEAR_OPTIMAL = 0.0025
 """Within 0.25 % of the lowest loss a learning rate is as good as the best (DeepSeek LLM, section 3.1)."""
+
+SIZE_AXIS: dict[SizeKind, str] = {
+    "flop_per_token": "M, non-embedding FLOP per token",
+    "block_params": "N, non-embedding parameters",
+    "params": "N, parameters",
+}
+"""Titles of an axis of sizes."""
+
+FAINT = "#c3c9d0"
+"""The colour of runs that only stand behind a figure."""
+_LABELLED = 10
+"""With more isoFLOP profiles than this none is labelled."""
+_MOST_DRAWN = 2000
+"""Runs in one figure."""
 
 _Budget = tuple[float, list[EvidencePoint]]
 
@@ -78,35 +93,46 @@ def reach(case: Case) -> Figure | None:
 
 
 def isoflop(case: Case) -> Figure | None:
-    """Loss against M at every budget, with parabolas and minima where they were fitted, and the target's forecast."""
-    budgets = _by_budget(case.points())
-    if not budgets:
+    """Loss against size at every budget, with parabolas and minima where they were fitted, and the target's forecast.
+
+    A table may have runs of any compute: those of no profile are grey, and many profiles are not labelled.
+    """
+    points = _drawn_points(case)
+    if not points:
         return None
     profiles = () if case.plan.fit is None else case.plan.fit.profiles
     drawn: list[Trace] = []
-    for i, (budget, points) in enumerate(budgets):
+    if case.plan.table is not None:
+        fitted = [any(_near(p.compute_flop, point.budget_flop) for p in profiles) for point in points]
+        loose = [point for point, inside in zip(points, fitted, strict=True) if not inside]
+        points = [point for point, inside in zip(points, fitted, strict=True) if inside]
+        drawn.append(_dots(case, loose, [point.size for point in loose], None))
+    budgets = _by_budget(points)
+    for i, (budget, runs) in enumerate(budgets):
         colour = figure_parts.budget_colour(i, len(budgets))
         profile = next((p for p in profiles if _near(p.compute_flop, budget)), None)
-        drawn += _profile(case, budget, points, profile, colour)
-    drawn += _target(case, None if case.target is None else float(case.target.run.model.flop_per_token))
-    sizes = [point.flop_per_token for _, points in budgets for point in points]
-    if case.target is not None and case.forecast is not None:
-        sizes.append(float(case.target.run.model.flop_per_token))
+        drawn += _profile(case, budget, runs, profile, colour, len(budgets) <= _LABELLED)
+    target_size = None if case.target is None else float(getattr(case.target.run.model, case.size_kind))
+    drawn += _target(case, target_size)
+    sizes = [point.size for point in _drawn_points(case)]
+    if target_size is not None and case.forecast is not None:
+        sizes.append(target_size)
     return figure_parts.figure(
         drawn,
-        figure_parts.amount_axis("M, non-embedding FLOP per token", _with_room(sizes)),
+        figure_parts.amount_axis(SIZE_AXIS[case.size_kind], _with_room(sizes)),
         figure_parts.loss_axis(f"held-out loss, {case.losses.unit}", _heights(case)),
         showlegend=False,
     )
 
 
 def frontier(case: Case) -> Figure | None:
-    """Loss against compute: the pilots, a straight line through the bracketed minima, forecast and outcome."""
+    """Loss against compute: the runs, a straight line through the bracketed minima, forecast and outcome."""
     fit, forecast, target = case.plan.fit, case.forecast, case.target
     if fit is None or forecast is None or target is None:
         return None
     held = [profile for profile in fit.profiles if profile.bracketed]
-    end = target.run.compute_flop
+    size = float(getattr(target.run.model, fit.size_kind))
+    end = fit.flop_per_size_token * size * target.run.tokens
     drawn = [_pilots(case)]
     if held:
         last = max(held, key=lambda profile: profile.compute_flop)
@@ -129,7 +155,11 @@ def frontier(case: Case) -> Figure | None:
     flops = [*(point.budget_flop for point in fit.points), end]
     return figure_parts.figure(
         drawn,
-        figure_parts.amount_axis("compute C = M·D, FLOP", [min(flops), max(flops) * 2], powers=True),
+        figure_parts.amount_axis(
+            f"compute C = {'M·D' if case.symbol == 'M' else '6·N·D'}, FLOP",
+            [min(flops), max(flops) * 2],
+            powers=True,
+        ),
         figure_parts.loss_axis(f"held-out loss, {case.losses.unit}", _heights(case)),
     )
 
@@ -173,10 +203,15 @@ def rates(case: Case) -> Figure | None:
 
 
 def _profile(
-    case: Case, budget: float, points: Sequence[EvidencePoint], profile: IsoflopProfile | None, colour: str
+    case: Case,
+    budget: float,
+    points: Sequence[EvidencePoint],
+    profile: IsoflopProfile | None,
+    colour: str,
+    labelled: bool,
 ) -> Iterator[Trace]:
     """One budget: a parabola and its minimum, or, where no minimum lies inside, the runs joined by a dotted line."""
-    x, y = [point.flop_per_token for point in points], [case.losses.of(point.loss) for point in points]
+    x, y = [point.size for point in points], [case.losses.of(point.loss) for point in points]
     texts = [_hover(case, point) for point in points]
     fills = ["#fff" if point.short else colour for point in points]
     name = flop(budget)
@@ -189,12 +224,13 @@ def _profile(
     look = {"color": fills, "line": {"color": colour, "width": 2}, "size": 8}
     yield figure_parts.dots(x, y, colour, None, texts, **look) | runs
     if profile is not None and profile.bracketed:
-        lowest = f"lowest at M {count(profile.flop_per_token)}: {case.losses.text(profile.loss)} {case.losses.unit}"
+        lowest = f"lowest at {case.symbol} {count(profile.size)}: {case.losses.text(profile.loss)} {case.losses.unit}"
         mark = {"symbol": "diamond", "size": 11, "line": {"color": "#fff", "width": 1.5}}
         yield figure_parts.dots(
-            [profile.flop_per_token], [case.losses.of(profile.loss)], figure_parts.INK, None, [lowest], **mark
+            [profile.size], [case.losses.of(profile.loss)], figure_parts.INK, None, [lowest], **mark
         )
-    yield figure_parts.label(x[-1], y[-1], name, colour, "middle right")
+    if labelled:
+        yield figure_parts.label(x[-1], y[-1], name, colour, "middle right")
 
 
 def _parabola(case: Case, profile: IsoflopProfile, x: Sequence[float], colour: str) -> Trace:
@@ -206,11 +242,22 @@ def _parabola(case: Case, profile: IsoflopProfile, x: Sequence[float], colour: s
     return figure_parts.line([math.exp(v) for v in logs], losses, colour)
 
 
+def _drawn_points(case: Case) -> list[EvidencePoint]:
+    """The runs that figures show: of very many, some spread evenly over compute."""
+    points = sorted(case.points(), key=lambda point: point.budget_flop)
+    return points[:: max(1, math.ceil(len(points) / _MOST_DRAWN))]
+
+
 def _pilots(case: Case) -> Trace:
-    points = case.points()
-    x, y = [p.budget_flop for p in points], [case.losses.of(p.loss) for p in points]
+    points = _drawn_points(case)
+    name = "pilots" if case.plan.table is None else "runs"
+    return _dots(case, points, [point.budget_flop for point in points], name)
+
+
+def _dots(case: Case, points: Sequence[EvidencePoint], x: Sequence[float], name: str | None) -> Trace:
+    """Runs behind a figure."""
     texts = [_hover(case, point) for point in points]
-    return figure_parts.dots(x, y, "#c3c9d0", "pilots", texts, size=6)
+    return figure_parts.dots(x, [case.losses.of(p.loss) for p in points], FAINT, name, texts, size=6)
 
 
 def _minima(case: Case, held: Sequence[IsoflopProfile]) -> Iterator[Trace]:
@@ -277,9 +324,10 @@ def _heights(case: Case) -> list[float]:
 
 
 def _hover(case: Case, point: EvidencePoint) -> str:
+    named = "" if point.line is None else f"{point.run}: "
     short = ", a short run" if point.short else ""
-    sizes = f"M {count(point.flop_per_token)}, {count(point.tokens)} tokens"
-    return f"{case.losses.text(point.loss)} {case.losses.unit} at {sizes}{short}"
+    sizes = f"{case.symbol} {count(point.size)}, {count(point.tokens)} tokens"
+    return f"{named}{case.losses.text(point.loss)} {case.losses.unit} at {sizes}{short}"
 
 
 def _by_budget(points: Sequence[EvidencePoint]) -> list[_Budget]:
@@ -288,7 +336,7 @@ def _by_budget(points: Sequence[EvidencePoint]) -> list[_Budget]:
         if not found or not _near(found[-1][0], point.budget_flop):
             found.append((point.budget_flop, []))
         found[-1][1].append(point)
-    return [(budget, sorted(runs, key=lambda p: p.flop_per_token)) for budget, runs in found]
+    return [(budget, sorted(runs, key=lambda p: p.size)) for budget, runs in found]
 
 
 def _with_room(sizes: Sequence[float]) -> list[float]:

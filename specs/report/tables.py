@@ -1,8 +1,8 @@
 """The tables of the page: forms, runs, the target in full, cost, checks, provenance."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
+from specs.evidence import FILE_NAME, EvidencePoint
 from specs.formatting import (
     best_split,
     device_time,
@@ -13,36 +13,20 @@ from specs.formatting import (
     memory,
     percent,
     power,
-    readable,
     shape,
     small_members_name,
 )
 from specs.humanize import count, duration, energy, several
-from specs.law import FormScore, Interval
+from specs.law import FormScore
 from specs.plan import PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.context import Case
-from specs.report.html import Html, join, pairs, table, tag
+from specs.report.html import Html, dense, join, pairs, table, tag
+from specs.report.law_parts import constants_text, formula, weight_bar
 from specs.report.layout_bars import lines
 
-_FORMULA = re.compile(
-    r"(?:[A-Za-z0-9+\-=*/^_{}(),. ]|\\(?:alpha|beta|gamma|eta|kappa|delta|lambda|exp|frac|left|right|log|cdot|,))+"
-)
-"""LaTeX of our own laws. Anything else is shown as text, never converted."""
-
-_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "kappa": "κ", "lambda": "λ"}
-
-
-def formula(latex: str) -> Html:
-    """LaTeX as MathML, which browsers set without a script."""
-    if not _FORMULA.fullmatch(latex):
-        return tag("code", latex)
-    from latex2mathml.converter import convert
-
-    try:
-        return Html(convert(readable(latex)))
-    except Exception:  # a document may say anything; the converter's errors share no base of their own
-        return tag("code", latex)
+_MOST_LISTED = 200
+"""Runs of the evidence that the table of runs lists."""
 
 
 def forms(case: Case) -> Html:
@@ -78,49 +62,39 @@ def _form(case: Case, form: FormScore) -> tuple[str, ...]:
     )
 
 
-def constants_text(constants: Mapping[str, Interval]) -> str:
-    """Constants of a law with their 95 % intervals."""
-    return ", ".join(
-        f"{_GREEK.get(name, name)} {v.value:.3g} ({v.low:.3g} to {v.high:.3g})"
-        for name, v in constants.items()
-    )
-
-
-def weight_bar(weight: float) -> Html:
-    """A weight as a bar and a number."""
-    bar = tag("span", class_="weight", style=f"width:{60 * weight:.0f}px")
-    return join((bar, f" {weight:.2f}"))
-
-
 def runs(case: Case) -> Html:
     """Every run of this plan and of the earlier ones, with its results."""
     shape_and_plan = ("run", "shape", "M", "tokens", "batch", "peak lr", "steps")
     head = (*shape_and_plan, *case.losses.heads, "time", "tokens/s", "state", "flags", "folder")
     rows = [_run(case, planned, run) for planned, run in case.runs]
-    return dense(head, rows + list(_from_ledger(case)), text=("run", "state", "flags", "folder"))
+    return dense(head, rows + list(_evidence(case)), text=("run", "state", "flags", "folder"))
 
 
-def dense(head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str]) -> Html:
-    """A table without the columns that are empty in every row; the columns in `text` are left-aligned text."""
-    kept = [i for i in range(len(head)) if any(row[i] not in ("", "–") for row in rows)]
-    return table(
-        [head[i] for i in kept],
-        [[row[i] for i in kept] for row in rows],
-        text=[at for at, i in enumerate(kept) if head[i] in text],
-    )
-
-
-def _from_ledger(case: Case) -> Iterator[tuple[str, ...]]:
-    """The fit's evidence that is in no plan of this page: what the ledger has."""
+def _evidence(case: Case) -> Iterator[tuple[str, ...]]:
+    """The fit's runs that are in no plan of this page: those of the ledger and of a table, largest first if many."""
     here = {planned.run.fingerprint() for planned, _ in case.runs}
-    for point in case.points():
-        if point.run not in here:
-            sizes = ("–", count(point.flop_per_token), count(point.tokens), "–", "–", "–")
-            losses = (*case.losses.cells(point.loss), "–", "–")
-            state = tag("span", "accepted", class_="state accepted")
-            flag = "short" if point.short else ""
-            name = f"{flop(point.budget_flop)}, from the ledger"
-            yield (name, *sizes, *losses, state, flag, tag("code", point.run[:8], title=f"runs/{point.run}"))
+    points = [point for point in case.points() if point.run not in here]
+    if len(points) > _MOST_LISTED:
+        points.sort(key=lambda point: -point.budget_flop)
+    for point in points[:_MOST_LISTED]:
+        size = count(point.size) if case.size_kind == "flop_per_token" else f"N {count(point.size)}"
+        sizes = ("–", size, count(point.tokens), "–", "–", "–")
+        losses = (*case.losses.cells(point.loss), "–", "–")
+        state, name, folder = _origin(case, point)
+        yield (name, *sizes, *losses, state, "short" if point.short else "", folder)
+    if len(points) > _MOST_LISTED:
+        blank = ("–",) * (11 + len(case.losses.heads))
+        yield (f"{several(len(points) - _MOST_LISTED, 'run')} more in {FILE_NAME}", *blank)
+
+
+def _origin(case: Case, point: EvidencePoint) -> tuple[Html | str, str, Html | str]:
+    """State, name and folder of a run that is in no plan of this page."""
+    if point.line is None:
+        state = tag("span", "accepted", class_="state accepted")
+        folder = tag("code", point.run[:8], title=f"runs/{point.run}")
+        return state, f"{flop(point.budget_flop)}, from the ledger", folder
+    table = "the table" if case.plan.table is None else case.plan.table.path
+    return "–", f"{flop(point.budget_flop)}, {point.run} of {table}", "–"
 
 
 def _run(case: Case, planned: PlannedRun, run: RunAudit | None) -> tuple[str, ...]:
@@ -278,7 +252,11 @@ def _provenance(case: Case) -> Iterator[tuple[str, str]]:
         tokens += f", {plan.bytes_per_token:.3f} bytes per held-out token"
     yield "data", tokens
     yield "law", f"{plan.law.name}: {plan.law.source}"
+    if plan.table is not None:
+        yield "table", join((f"{plan.table.path}, SHA-256 ", tag("code", plan.table.sha256)))
     if plan.fit is not None:
+        runs = f"{several(plan.fit.evidence.runs, 'run')} in {FILE_NAME}, SHA-256 "
+        yield "evidence", join((runs, tag("code", plan.fit.evidence.sha256)))
         yield "allocation", plan.fit.allocation_basis
     if case.forecast is not None:
         yield "forecast", case.forecast.basis

@@ -57,7 +57,7 @@ def _names(table: Any) -> list[Any]:
     ):
         if names is not None and not callable(names):
             return list(names)
-    raise _refuse(0, f"a {type(table).__name__} has no columns by name", _EXAMPLE)
+    raise _refuse(0, f"a table of type {show(type(table).__name__)} has no columns by name", _EXAMPLE)
 
 
 def _cells(column: Any, at: int, name: str) -> list[Cell]:

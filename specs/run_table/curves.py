@@ -1,6 +1,6 @@
 """Training curves from a file: `read_curves`, the losses of one run or of several along their training."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from specs.document.parse import show
 from specs.humanize import several
 from specs.run_table.checks import LEAST, check_needed, is_missing, refuse_column
 from specs.run_table.find_columns import Found, find_columns, missing
+from specs.run_table.formats.chart_export import long_form, metric_of
 from specs.run_table.grid import Cell, Scope
 from specs.run_table.loss import check_is_loss, read_loss
 from specs.run_table.quantities import is_held_out, meaning
@@ -75,19 +76,13 @@ def read_curves(
 ) -> CurveTable:
     """The curves of a CSV, JSONL, JSON or Parquet file; DocumentError for the first thing that is wrong with it.
 
-    A row is a point: a loss, and the tokens or steps until then. A column that names runs tells several curves apart.
-    Rows without a loss, as between the evaluations of an exported history, are skipped. The options are those of
-    `read_table`; `shared` is the mapping of the table of these runs, used as far as this file has its columns.
+    A row is a point: a loss, and the tokens or steps until then. A column that names runs tells several curves apart; a
+    chart that W&B exported has a column for each run instead. Rows without a loss, as between the evaluations of an
+    exported history, are skipped. The options are those of `read_table`; `shared` is the mapping of the table of these
+    runs, used as far as this file has its columns.
     """
-    mapped = {*mapping.values(), *shared.values()}
-    scope = Scope(
-        row="point of a curve",
-        example='{"run": "a", "tokens": 8e9, "val_loss": 3.02}',
-        most_rows=MOST_POINTS,
-        fewer="give fewer points of each curve",
-        wanted=lambda name: name in mapped or ((m := meaning(name)) is not None and m.quantity in QUANTITIES),
-    )
-    grid, sha256 = read_grid(path, scope)
+    file, sha256 = read_grid(path, _scope({*mapping.values(), *shared.values()}))
+    grid = long_form(file, mapping.get("loss", shared.get("loss")))
     own = {quantity: column for quantity, column in shared.items() if column in grid.columns}
     found = find_columns(grid, own | dict(mapping), loss_unit)
     if "loss" not in found.column:
@@ -138,6 +133,24 @@ def read_curves(
             *notes,
             *how,
         ),
+    )
+
+
+def _scope(mapped: Collection[str]) -> Scope:
+    """What is read of a file: columns that are mapped, or whose name says that they belong to a curve."""
+
+    def wanted(column: str) -> bool:
+        metric = metric_of(column)
+        return bool({column, metric} & {*mapped}) or (
+            (m := meaning(metric)) is not None and m.quantity in QUANTITIES
+        )
+
+    return Scope(
+        row="point of a curve",
+        example='{"run": "a", "tokens": 8e9, "val_loss": 3.02}',
+        most_rows=MOST_POINTS,
+        fewer="give fewer points of each curve",
+        wanted=wanted,
     )
 
 

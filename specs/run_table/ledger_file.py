@@ -8,10 +8,10 @@ import numpy as np
 from specs.document.files import read_bytes
 from specs.document.parse import DocumentError, show
 from specs.humanize import several
+from specs.law import FLOP_PER_SIZE_TOKEN, SizeKind
 from specs.ledger import Exclusion, Ledger, TableRunRecord, read_ledger, run_id, text_of
 from specs.record import LedgerRecord
-from specs.run_table.size import COST_PER
-from specs.run_table.table import Array, RunTable, SizeKind
+from specs.run_table.table import Array, RunTable
 
 _PREFERRED: tuple[SizeKind, ...] = ("flop_per_token", "params", "block_params")
 """Plans are fitted in FLOP per token, so a ledger of audited runs alone gives the plan's law."""
@@ -43,7 +43,7 @@ def read_ledger_table(path: Path) -> RunTable:
         tokens=np.array([float(run.tokens) for run in runs]),
         loss=np.array([run.loss for run in runs]),
         flop=np.array([run.compute_flop for run in runs]),
-        cost_per=COST_PER[kind],
+        cost_per=FLOP_PER_SIZE_TOKEN[kind],
         **columns,
         loss_unit="nats/token",
         bytes_per_token=per_byte.pop() if len(per_byte) == 1 else None,

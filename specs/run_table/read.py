@@ -12,16 +12,17 @@ import numpy as np
 from specs.document.files import decode_text, read_bytes
 from specs.document.parse import DocumentError, show
 from specs.humanize import several
+from specs.law import FLOP_PER_SIZE_TOKEN
 from specs.run_table.checks import is_missing, optional
 from specs.run_table.columns import grid_of
-from specs.run_table.delimited_file import read_delimited
 from specs.run_table.find_columns import Found, find_columns, missing
+from specs.run_table.formats.delimited_file import read_delimited
+from specs.run_table.formats.json_file import read_json_objects
+from specs.run_table.formats.parquet_file import read_parquet
 from specs.run_table.grid import RUNS, Grid, Scope
-from specs.run_table.json_file import read_json_objects
 from specs.run_table.loss import check_is_loss, check_no_outlier, read_loss
-from specs.run_table.parquet_file import read_parquet
 from specs.run_table.quantities import squeeze
-from specs.run_table.size import COST_PER, Sizes, read_sizes
+from specs.run_table.size import Sizes, read_sizes
 from specs.run_table.table import Array, RunTable
 
 MOST_BYTES = 2**28
@@ -107,7 +108,7 @@ def _checked(
         tokens=sizes.tokens,
         loss=loss,
         flop=sizes.flop,
-        cost_per=COST_PER[sizes.kind],
+        cost_per=FLOP_PER_SIZE_TOKEN[sizes.kind],
         steps=values["steps"],
         lr=values["lr"],
         batch_tokens=batch_tokens,

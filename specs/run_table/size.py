@@ -6,13 +6,12 @@ import numpy as np
 
 from specs import model
 from specs.document.parse import DocumentError, show
+from specs.law import FLOP_PER_SIZE_TOKEN, SizeKind
 from specs.run_table.checks import LEAST, needed, optional, refuse_column
 from specs.run_table.find_columns import Found, missing
 from specs.run_table.quantities import SHAPES, SIZES
-from specs.run_table.table import Array, SizeKind
+from specs.run_table.table import Array
 
-COST_PER: dict[SizeKind, float] = {"params": 6.0, "block_params": 6.0, "flop_per_token": 1.0}
-"""FLOP per token that one unit of size costs (Kaplan et al. 2020, Table 1: C = 6 N D)."""
 KINDS: tuple[SizeKind, ...] = ("params", "block_params", "flop_per_token")
 IN_WORDS = {
     "params": "6 * params * tokens",
@@ -56,8 +55,8 @@ def read_sizes(found: Found) -> Sizes:
     if sizes:
         others = ", ".join(f"{one} ({found.column[one]!r})" if one in found.column else one for one in sizes)
         notes.append(f"size is {kind}, by which the law is fitted; the table has {others} too")
-    tokens, read, how = _tokens(found, COST_PER[kind] * size, kind)
-    flop, flop_read, flop_notes = _flop(found, COST_PER[kind] * size * tokens, kind)
+    tokens, read, how = _tokens(found, FLOP_PER_SIZE_TOKEN[kind] * size, kind)
+    flop, flop_read, flop_notes = _flop(found, FLOP_PER_SIZE_TOKEN[kind] * size * tokens, kind)
     return Sizes(size, kind, sizes, tokens, flop, (*used, *read, *flop_read), (*notes, *how, *flop_notes))
 
 

@@ -1,14 +1,15 @@
 """A table of finished runs, checked and in one unit."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specs.law import SizeKind
+
 Array = NDArray[np.float64]
-SizeKind = Literal["params", "block_params", "flop_per_token"]
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,15 @@ class RunTable:
     """Size in the other conventions that the table gives."""
     excluded: tuple[str, ...] = ()
     """Runs of a ledger that a person excluded, each with the reason; they are in no array."""
+
+    @property
+    def largest_flop(self) -> float:
+        """Compute of the largest run, cost_per * size * tokens."""
+        return float((self.cost_per * self.size * self.tokens).max())
+
+    def in_flop_per_token(self) -> "RunTable | None":
+        """The table with its sizes in FLOP per token; None where it does not give these."""
+        if self.size_kind == "flop_per_token":
+            return self
+        size = self.other_sizes.get("flop_per_token")
+        return None if size is None else replace(self, size=size, size_kind="flop_per_token", cost_per=1.0)

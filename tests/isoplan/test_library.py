@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 import isoplan
 from planner.scaling.laws import STANDARD, value
-from specs.document.write import write_yaml
+from specs.plan_file import save_plan
+from specs.run_table.read import read_columns
 from tests.support import examples
 from tests.support.commands import isoplan as typed
 from tests.support.paths import ROOT, SPECS
@@ -65,8 +66,8 @@ def test_a_path_is_a_table_too(folder: Path, fit: isoplan.Fit) -> None:
 def test_a_forecast_is_the_same_from_a_fit_and_from_its_table(fit: isoplan.Fit) -> None:
     at = "100M params 40B tokens"
     later = fit.forecast(at)
-    assert later.plain() == isoplan.forecast(fit, at).plain()
-    assert later.plain() == isoplan.forecast(columns(), at, columns={"loss": "measured"}).plain()
+    assert later == isoplan.forecast(fit, at)
+    assert later == isoplan.forecast(columns(), at, columns={"loss": "measured"})
     assert later.loss.low_95 < later.loss.low_50 < later.loss.median < later.loss.high_50 < later.loss.high_95
     assert fit.forecast(AT).loss == fit.forecasts[0].loss
 
@@ -82,9 +83,26 @@ def test_results_show_themselves_and_are_frozen(fit: isoplan.Fit) -> None:
         fit.budgets = 1  # type: ignore[misc]
 
 
+def test_results_are_compared_by_their_content(fit: isoplan.Fit) -> None:
+    table = read_columns(columns(), {"loss": "measured"})
+    assert isoplan.Fit.of(fit, table) == fit
+    assert isoplan.Fit.of(fit.model_copy(update={"forecasts": ()}), table) != fit
+
+
 def test_a_report_is_written_on_request(fit: isoplan.Fit, tmp_path: Path) -> None:
     fit.write_report(tmp_path / "a" / "fit.html")
     assert (tmp_path / "a" / "fit.html").read_text().startswith("<!doctype html>")
+
+
+def test_curves_are_joined_and_drawn(tmp_path: Path) -> None:
+    table: dict[str, Any] = columns() | {"name": [f"run {number}" for number in range(12)]}
+    tokens, loss = table["tokens"][3], table["measured"][3]
+    points = [f"run 3,{tokens * share},{loss / share**0.1}\n" for share in (0.1, 0.3, 1.0)]
+    (tmp_path / "curves.csv").write_text("name,tokens,val_loss\n" + "".join(points))
+    fit = isoplan.fit(table, columns={"loss": "measured"}, at=AT, curves=tmp_path / "curves.csv")
+    assert fit.curves is not None
+    fit.write_report(tmp_path / "fit.html")
+    assert 'id="curves"' in (tmp_path / "fit.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -132,7 +150,7 @@ def test_a_plan_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_audit_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    save_plan(tmp_path / "plan.yaml", examples.make_plan("target"))
     audit = isoplan.audit("plan.yaml")
     assert audit.verdict == "cannot tell"
     done = typed(tmp_path, "audit", "plan.yaml", "--json")

@@ -13,7 +13,7 @@ from specs.formatting import (
     windows_text,
 )
 from specs.law import FormScore, Monomial, PublishedLaw
-from specs.report.tables import formula
+from specs.report.law_parts import formula
 
 LAW = Monomial(coefficient=3.1e-7, exponents={"compute_flop": -0.125, "tokens": 1})
 
@@ -35,8 +35,8 @@ def test_a_member_of_the_forecast_is_named_by_its_form_and_its_runs() -> None:
     assert member_name(member(1, 1.3)) == "coupled, last 1.3 decades"
     assert windows_text([member(1), member(1)]) == ""
     assert windows_text([member(1), member(1, 0.8), member(1, 1.3), member(1, 0.8)]) == (
-        "last 1.3 decades: fitted on the runs within a factor 20 of the largest compute; "
-        "last 0.8 decades: fitted on the runs within a factor 6.3 of the largest compute"
+        "last 1.3 decades: fitted on the runs down to 1/20 of the third largest compute; "
+        "last 0.8 decades: fitted on the runs down to 1/6.3 of the third largest compute"
     )
 
 

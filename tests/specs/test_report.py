@@ -17,10 +17,10 @@ import pytest
 
 from specs.budget import FixedRatio, FixedSize, Inference
 from specs.document.write import write_json, write_yaml
+from specs.evidence import EvidenceFile, EvidencePoint
 from specs.formatting import device_time, dollars, log_ticks, memory, power, ticks
 from specs.law import (
     Allocation,
-    EvidencePoint,
     FormScore,
     Interval,
     IsoflopProfile,
@@ -29,11 +29,13 @@ from specs.law import (
     RateCheck,
 )
 from specs.plan import HyperAdvice, NoForecast, Plan
+from specs.plan_file import save_plan
 from specs.record import ActualCurve, Audit, Check, RunAudit
 from specs.report import layout_bars, render
 from specs.report.context import earlier_plans
 from specs.report.html import Html, join, tag
-from specs.report.tables import formula
+from specs.report.law_parts import formula
+from specs.table_fit import TableSource
 from tests.support import examples, samples
 
 EVIL = "</script><script>alert(1)</script><img src=http://evil/ onerror=alert(2)>&\"'"
@@ -45,11 +47,13 @@ def fit(text: str = "") -> LawFit:
     sizes = (1e5, 2e5, 4e5, 8e5)
     half = Monomial(coefficient=0.3, exponents={"compute_flop": 0.5})
     return LawFit(
+        size_kind="flop_per_token",
+        evidence=EvidenceFile(runs=0, sha256="0" * 64),
         points=tuple(
             EvidencePoint(
                 run=f"{int(flop / 1e11):08x}{int(size):08x}",
                 budget_flop=flop,
-                flop_per_token=size,
+                size=size,
                 tokens=int(flop / size),
                 unique_tokens=10**9,
                 loss=3.0 - 0.1 * rung + 0.1 * abs(i - 1.4),
@@ -84,7 +88,7 @@ def _profile(flop: float, coefficients: tuple[float, float, float] | None, brack
     return IsoflopProfile(
         compute_flop=flop,
         coefficients=coefficients,
-        flop_per_token=2e5,
+        size=2e5,
         tokens=flop / 2e5,
         loss=2.9,
         bracketed=bracketed,
@@ -136,6 +140,29 @@ def target(text: str = "") -> Plan:
         runs=(planned.model_copy(update={"title": f"the target run {text}"}),),
         notes=(f"a note of the plan {text}",),
     )
+
+
+def on_a_table(text: str = "") -> Plan:
+    """A target plan that rests on a table, in parameters, with runs of a compute of their own."""
+    runs = fit(text)
+    points = tuple(
+        point.model_copy(
+            update={"run": f"run {i} {text}", "line": i + 2, "budget_flop": point.budget_flop * 1.5**i}
+        )
+        for i, point in enumerate(runs.points)
+    )
+    table = TableSource(
+        path=f"runs{text}.csv",
+        sha256="0" * 64,
+        columns={"loss": f"a column {text}"},
+        size_kind="params",
+        flop_per_size_token=6.0,
+        loss_unit="nats/token",
+        bytes_per_token=None,
+        notes=(),
+    )
+    rests_on = runs.model_copy(update={"points": points, "size_kind": "params"})
+    return samples.sealed(target(text), fit=rests_on, table=table)
 
 
 def audit(plan: Plan, text: str = "", **changes: Any) -> Audit:
@@ -212,6 +239,7 @@ CASES: dict[str, tuple[Plan, Audit | None]] = {
     "pilots, audited": (pilots(), audit(pilots())),
     "target": (TARGET, None),
     "target, audited": (TARGET, audit(TARGET)),
+    "on a table": (on_a_table(), None),
     "published law, no forecast": (
         samples.sealed(samples.plan(), forecast=NoForecast(reason="nothing is known"), bytes_per_token=None),
         None,
@@ -308,7 +336,7 @@ def test_another_process_writes_the_same_bytes() -> None:
         assert done.stdout.strip() == mine
 
 
-@pytest.mark.parametrize("make", [pilots, target])
+@pytest.mark.parametrize("make", [pilots, target, on_a_table])
 def test_no_text_of_a_document_becomes_markup(make: Any) -> None:
     """The page has the very elements that it has with harmless text, and shows the text as it was written."""
     clean, evil = make(), make(EVIL)
@@ -592,7 +620,7 @@ def test_forms_that_nothing_was_held_out_for_have_the_priors_weights() -> None:
 def test_forms_of_small_weight_share_a_row_and_windows_are_explained() -> None:
     page = Page(render(WHOLE, None))
     rows = page.text.partition("Loss-law forms compared")[2].partition("Compute-optimal allocation")[0]
-    assert "Last 0.8 decades: fitted on the runs within a factor 6.3 of the largest compute." in rows
+    assert "Last 0.8 decades: fitted on the runs down to 1/6.3 of the third largest compute." in rows
     assert "coupled, last 0.8 decades" in rows
     assert "4 more, each under 1 % 0.02 2.140 to 2.269 1.4830 to 1.5728" in rows
     assert "tied" not in rows
@@ -720,11 +748,11 @@ def test_the_browser_is_told_to_load_nothing() -> None:
 def test_rendering_imports_neither_plotly_nor_numpy(tmp_path: Path) -> None:
     """Reading plotly.js is quick; importing plotly takes longer than the whole of `plan`."""
     program = (
-        "import sys; from specs.document.files import load; from specs.plan import Plan; from pathlib import Path; "
-        "from specs.report import render; render(load(Path(sys.argv[1]), Plan), None); "
+        "import sys; from specs.plan_file import load_plan; from pathlib import Path; "
+        "from specs.report import render; render(load_plan(Path(sys.argv[1])), None); "
         "print([name for name in ('plotly', 'numpy', 'pandas') if name in sys.modules])"
     )
-    write_yaml(tmp_path / "plan.yaml", WHOLE)
+    save_plan(tmp_path / "plan.yaml", WHOLE)
     argv = [sys.executable, "-c", program, str(tmp_path / "plan.yaml")]
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
@@ -795,3 +823,36 @@ def test_ticks_are_round_and_few() -> None:
     assert log_ticks(1e17, 1e24) == pytest.approx([10.0**k for k in range(17, 25)])
     for low, high in ((1.0, 1.001), (0.5, 40.0), (2.0, 2.3)):
         assert 2 <= len(ticks(low, high)) <= 9
+
+
+# --- runs of a table ---
+
+
+def test_a_table_is_named_with_its_runs_and_drawn_in_its_own_size() -> None:
+    page = Page(render(on_a_table(), None))
+    for words in (
+        "run 1 of runs.csv",
+        "the compute of the largest run",
+        "runs.csv, SHA-256 0000",
+    ):
+        assert words in page.text, words
+    assert "from the ledger" not in page.text
+    titles = [figure.layout.xaxis.title.text for figure in page.figures]
+    assert "N, parameters" in titles
+    assert "compute C = 6·N·D, FLOP" in titles
+
+
+def test_a_table_of_thousands_of_runs_is_listed_by_its_largest() -> None:
+    plan = on_a_table()
+    assert plan.fit is not None
+    many = tuple(
+        plan.fit.points[0].model_copy(update={"run": f"r{i}", "budget_flop": 1e11 + 1e8 * i})
+        for i in range(3000)
+    )
+    text = render(samples.sealed(plan, fit=plan.fit.model_copy(update={"points": many})), None)
+    page = Page(text)
+    assert "2,800 runs more in evidence.jsonl" in page.text
+    assert "r2999 of runs.csv" in page.text
+    assert "r5 of runs.csv" not in page.text
+    drawn = [len(trace.x) for figure in page.figures for trace in figure.data if trace.x is not None]
+    assert max(drawn) <= 2000

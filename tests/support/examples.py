@@ -16,10 +16,10 @@ from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import CorpusRef
 from specs.document.files import from_catalog
+from specs.evidence import EvidencePoint, evidence_file
 from specs.law import (
     Allocation,
     Band,
-    EvidencePoint,
     FormScore,
     Interval,
     IsoflopProfile,
@@ -314,7 +314,7 @@ def _fit() -> LawFit:
         EvidencePoint(
             run=planned.run.fingerprint(),
             budget_flop=planned.budget_flop,
-            flop_per_token=float(planned.run.model.flop_per_token),
+            size=float(planned.run.model.flop_per_token),
             tokens=planned.run.tokens,
             unique_tokens=UNIQUE_TOKENS,
             loss=_final(planned),
@@ -326,6 +326,8 @@ def _fit() -> LawFit:
     exponent = 0.47
     coefficient = target().run.model.flop_per_token / TARGET_FLOP**exponent
     return LawFit(
+        size_kind="flop_per_token",
+        evidence=evidence_file(points),
         points=points,
         profiles=profiles,
         allocation=Allocation(
@@ -352,16 +354,16 @@ def _fit() -> LawFit:
 
 
 def _profile(points: Sequence[EvidencePoint]) -> IsoflopProfile:
-    x = np.log([point.flop_per_token for point in points])
+    x = np.log([point.size for point in points])
     c2, c1, c0 = (float(c) for c in np.polyfit(x, np.log([point.loss for point in points]), 2))
     lowest, flop = -c1 / (2 * c2), points[0].budget_flop
     bracketed = bool(x.min() < lowest < x.max())
     best = min(points, key=lambda point: point.loss)
-    size = math.exp(lowest) if bracketed else best.flop_per_token
+    size = math.exp(lowest) if bracketed else best.size
     return IsoflopProfile(
         compute_flop=flop,
         coefficients=(c0, c1, c2) if bracketed else None,
-        flop_per_token=size,
+        size=size,
         tokens=flop / size,
         loss=math.exp(c0 + c1 * lowest + c2 * lowest**2) if bracketed else best.loss,
         bracketed=bracketed,

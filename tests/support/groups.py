@@ -42,6 +42,9 @@ GROUPS = {
     "commands": ("runtime/commands/test_run_cli.py",),
     "checkpoints": ("runtime/checkpoint/test_inspect.py", "runtime/checkpoint/test_export_hf.py"),
     "audits": ("runtime/audit/test_verdict.py",),
+    # What they look at is carried out or fitted once.
+    "light": ("isoplan/test_light.py",),
+    "library": ("isoplan/test_library.py",),
 }
 """Files and single functions, in the order in which the groups are begun; any other test is a group of its own."""
 

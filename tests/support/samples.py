@@ -4,11 +4,13 @@ from typing import Any
 
 from specs.budget import Budget
 from specs.data import CorpusRef
+from specs.evidence import evidence_file
 from specs.law import Band, PublishedLaw
 from specs.layout import Layout
 from specs.model import ModelSpec
 from specs.optim import Milestone, OptimSpec
 from specs.plan import Code, Cost, CurveBand, Forecast, Plan, PlannedRun, seal_of
+from specs.plan_file import with_points
 from specs.run import Evaluation, Execution, RunSpec
 
 BUDGET = """\
@@ -69,9 +71,14 @@ def execution() -> Execution:
 
 
 def sealed(plan: Plan, **changes: Any) -> Plan:
-    """The plan with these changes, under its own seal."""
+    """The plan with these changes, under its own seal, which covers the runs of its fit."""
     changed = plan.model_copy(update=changes)
-    return Plan.model_validate_json(changed.model_copy(update={"seal": seal_of(changed)}).canonical_json())
+    points = () if changed.fit is None else changed.fit.points
+    if changed.fit is not None:
+        fit = changed.fit.model_copy(update={"evidence": evidence_file(points)})
+        changed = changed.model_copy(update={"fit": fit})
+    content = changed.model_copy(update={"seal": seal_of(changed)}).canonical_json()
+    return with_points(Plan.model_validate_json(content), points)
 
 
 def plan() -> Plan:

@@ -1,7 +1,7 @@
 """Figures of a law on a table's runs: lines of equal loss with the frontier, and what the law misses of each run."""
 
 from collections.abc import Sequence
-from math import log10
+from math import ceil, floor, log10
 
 from specs.formatting import flop, signed
 from specs.humanize import count
@@ -9,8 +9,11 @@ from specs.report import figure_parts
 from specs.report.figure_parts import ACTUAL, BAND_95, FORECAST, GREY, Figure, Trace
 from specs.table_fit import TableFit, TableRun
 
-_LINES = 24
-"""Of equal loss, at most."""
+_LINES = 16
+"""Of equal loss, about, up to that of most runs."""
+_MOST, _TIMES = 0.9, 4.0
+"""Lines of equal loss are for this share of the runs, and an axis of residuals ends at so many times what it lies
+within: a few runs that did badly would flatten all others."""
 
 
 def equal_loss(fit: TableFit) -> Figure | None:
@@ -24,8 +27,8 @@ def equal_loss(fit: TableFit) -> Figure | None:
         "x": list(surface.compute_flop),
         "y": list(surface.size),
         "z": [[shown.of(loss) for loss in row] for row in surface.loss],
-        "ncontours": _LINES,
-        "contours": {"coloring": "lines", "showlabels": True, "labelfont": {"size": 11}},
+        "autocontour": False,
+        "contours": {"coloring": "lines", "showlabels": True, "labelfont": {"size": 11}, **_levels(fit)},
         "line": {"width": 1},
         "colorscale": [[0, FORECAST], [1, "#c3c9d0"]],
         "colorbar": {"title": {"text": f"loss, {shown.unit}"}},
@@ -72,6 +75,18 @@ def equal_loss(fit: TableFit) -> Figure | None:
     )
 
 
+def _levels(fit: TableFit) -> dict[str, float]:
+    """Losses of the lines, a round number apart."""
+    assert fit.surface is not None
+    shown = fit.table.losses.of
+    low = shown(min(loss for row in fit.surface.loss for loss in row))
+    losses = sorted(shown(run.loss) for run in fit.runs if not run.diverged)
+    high = max(losses[int(_MOST * (len(losses) - 1))], 1.05 * low)
+    tenth = 10.0 ** floor(log10((high - low) / _LINES))
+    step = next(tenth * times for times in (1, 2, 5, 10) if tenth * times >= (high - low) / _LINES)
+    return {"start": ceil(low / step) * step, "end": high, "size": step}
+
+
 def residuals(fit: TableFit) -> Figure | None:
     """What each run came to over what the law says, against compute and against size; None without a law."""
     runs = [run for run in fit.runs if not run.diverged and run.residual is not None]
@@ -81,19 +96,32 @@ def residuals(fit: TableFit) -> Figure | None:
     fills = ["#fff" if run.short else FORECAST for run in runs]
     look = {"size": 6, "color": fills, "line": {"color": FORECAST, "width": 1}}
     texts = [_hover(fit, run) for run in runs]
+    end = _end_of_axis(y)
+    ends = {"range": [-end, end]} if end < max(map(abs, y)) else {}
     flops, sizes = [run.compute_flop for run in runs], [run.size for run in runs]
     left = figure_parts.dots(flops, y, FORECAST, None, texts, **look)
     right = figure_parts.on(figure_parts.dots(sizes, y, FORECAST, None, texts, **look), x="x2")
     size = figure_parts.amount_axis(f"{fit.table.symbol}, {fit.table.size_name}", sizes)
     return figure_parts.figure(
-        [left | {"name": "runs"}, right | {"name": "runs"}],
+        [trace | {"name": "runs", "cliponaxis": True} for trace in (left, right)],
         figure_parts.amount_axis(_compute(fit), flops, powers=True) | {"domain": [0.0, 0.48]},
         figure_parts.linear(
-            "measured over the law", ticksuffix=" %", zeroline=True, zerolinecolor=ACTUAL, nticks=8
+            "measured over the law", ticksuffix=" %", zeroline=True, zerolinecolor=ACTUAL, nticks=8, **ends
         ),
         xaxis2=size | {"domain": [0.52, 1.0], "anchor": "y"},
         showlegend=False,
     )
+
+
+def residuals_beyond(fit: TableFit) -> int:
+    """Runs whose residual lies beyond the axis."""
+    y = [100 * run.residual for run in fit.runs if not run.diverged and run.residual is not None]
+    end = _end_of_axis(y) if y else 0.0
+    return sum(abs(value) > end for value in y)
+
+
+def _end_of_axis(y: Sequence[float]) -> float:
+    return _TIMES * sorted(map(abs, y))[int(_MOST * (len(y) - 1))]
 
 
 def _inside(axis: dict[str, object], values: Sequence[float]) -> dict[str, object]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from specs.formatting import flop, half_width, percent, windows_text
 from specs.humanize import count, several
 from specs.report.figure_parts import Figure
-from specs.report.headline import gauge, large_numbers
-from specs.report.html import Html, bullets, join, pairs, tag
+from specs.report.html import Html, bullets, join, large_numbers, pairs, tag
+from specs.report.law_parts import gauge
 from specs.report.page_parts import document, place_of_figure, section, two_columns
 from specs.report.run_figures import RateMap, RatePoint, TrainingCurve, envelope, rate_map, rates_and_batches
 from specs.report.table_fit import figures, law_figures, tables
@@ -133,7 +133,7 @@ def _sections(fit: TableFit, curves: Sequence[TrainingCurve]) -> Iterator[Html]:
         "Residuals",
         place_of_figure("residuals", law_figures.residuals(fit)),
         "Each run’s loss over that of the law, which is fitted on it too. A trend in compute or size is what the law "
-        "misses. Open dots: short runs.",
+        f"misses. Open dots: short runs.{_beyond(fit)}",
     )
     yield from _rates(fit)
     yield section(
@@ -192,6 +192,11 @@ def _curves_note(fit: TableFit, curves: Sequence[TrainingCurve]) -> str:
         f"{several(fit.curves.runs, 'run')} with {several(fit.curves.points, 'point')}{drawn}, dark for large compute. "
         "The line is the law at the best split; curves reach it near their end, if the learning rate has decayed."
     )
+
+
+def _beyond(fit: TableFit) -> str:
+    beyond = law_figures.residuals_beyond(fit)
+    return f" {several(beyond, 'run')} beyond the axis; the CSV has all." if beyond else ""
 
 
 def _rates(fit: TableFit) -> Iterator[Html]:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from specs.formatting import flop, listed_members, member_name, percent, signed, small_members_name
 from specs.humanize import count
 from specs.law import Band, Interval
-from specs.report.html import Html, tag
-from specs.report.tables import constants_text, dense, formula, weight_bar
+from specs.report.html import Html, dense, tag
+from specs.report.law_parts import constants_text, formula, weight_bar
 from specs.table_fit import Backtest, BestSplit, Convention, TableFit, TableForecast
 
 MOST_ROWS = 200

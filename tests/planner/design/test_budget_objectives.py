@@ -4,7 +4,9 @@ A refusal is one line on standard error and exit code 2: the budget's own line, 
 that would work. What is proposed is tried: written into the budget it makes a plan.
 """
 
+import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +22,7 @@ from bench.data_limits import EPOCH, inference_optimum
 from planner.cli import write_plan
 from planner.design.allocation import LossSurface, published_loss_surface
 from planner.plan import make_plan
-from specs.budget import Budget, Published
+from specs.budget import Budget, Pilots, Runs
 from specs.data import Corpus, Split
 from specs.document.files import DocumentError, from_catalog, load
 from specs.document.write import append_line, write_json
@@ -126,8 +128,11 @@ def test_a_printed_law_becomes_a_surface() -> None:
     surface, law = surface_of("hoffmann"), from_catalog(PublishedLaw, "hoffmann", None)
     assert law.loss is not None
     assert surface.loss(7e10, 1.4e12) == pytest.approx(law.loss.at(7e10, 1.4e12))
-    assert surface.cost_per == 6
-    assert replace(surface, size="flop_per_token").cost_per == 1
+    assert surface.log_cost(math.log(7e10)) == pytest.approx(math.log(6 * 7e10))
+    assert replace(surface, size="flop_per_token").log_cost(3.0) == 3.0
+    dearer = replace(surface, cost=lambda size: 7 * size)
+    assert dearer.log_cost(math.log(7e10)) == pytest.approx(math.log(7 * 7e10))
+    assert dearer.best_size(7e22) == pytest.approx(surface.best_size(6e22), rel=1e-6)
 
 
 def test_a_law_without_an_allocation_allocates_by_its_optimum(tmp_path: Path) -> None:
@@ -267,14 +272,16 @@ def test_a_pilot_that_fits_no_share_of_the_devices_takes_more(tmp_path: Path) ->
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
-    """At most fifteen lines; published ones to the target, the others to their pilots, every run legal."""
+    """At most fifteen lines; those on pilots to these, the others to the target, every run legal."""
     text = path.read_text()
     assert len(text.splitlines()) <= 15
     (tmp_path / path.name).write_text(text)
     asked = load(path, Budget)
+    if isinstance(asked.evidence, Runs):
+        shutil.copy(SPECS / asked.evidence.table, tmp_path)
     build_corpus(tmp_path, asked)
     plan = make_plan(inputs_of(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
-    assert plan.phase == ("target" if isinstance(asked.evidence, Published) else "pilots")
+    assert plan.phase == ("pilots" if isinstance(asked.evidence, Pilots) else "target")
     for one in plan.runs:
         assert one.execution.layout.problems(one.run.model, one.run.optim) == []
         assert one.cost.memory_bytes <= inputs_of(path, tmp_path, tmp_path / "data").cluster.device.memory

@@ -5,14 +5,15 @@ import re
 import numpy as np
 import pytest
 
-from planner.evidence.forecast import LedgerLaws, fit_ledger, from_ledger
+from planner.evidence.forecast import FittedLaws, fit_laws, from_laws, ledger_flags
 from planner.evidence.ledger_evidence import allocation
 from planner.plan import make_plan
 from planner.scaling import laws
 from planner.scaling.best_split import UNDETERMINED
 from planner.scaling.points import Points, points
 from specs.document.files import from_catalog
-from specs.law import EvidencePoint, Interval, PublishedLaw
+from specs.evidence import EvidencePoint
+from specs.law import Interval, PublishedLaw
 from specs.plan import Forecast, NoForecast, PlannedRun
 from tests.support.ladders import ladder, pilot_surface, with_losses
 from tests.support.paths import SPECS
@@ -28,7 +29,7 @@ def evidence(runs: Points, unique_tokens: int = TEXT) -> tuple[EvidencePoint, ..
         EvidencePoint(
             run=f"{i:016x}",
             budget_flop=float(runs.flop[i]),
-            flop_per_token=float(runs.size[i]),
+            size=float(runs.size[i]),
             tokens=round(runs.tokens[i]),
             unique_tokens=unique_tokens,
             loss=float(runs.loss[i]),
@@ -60,16 +61,16 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> PlannedRun:
 
 def test_a_diverged_run_is_named_and_in_no_fit() -> None:
     runs = ladder()
-    fitted = fit_ledger(evidence(with_losses(runs, {12: 11.0})))
-    [named, *others] = fitted.flags
+    fitted = fit_laws(evidence(with_losses(runs, {12: 11.0})))
+    [named, *others] = ledger_flags(fitted)
     told = re.match(
         rf"run {12:016x} \(1e\+12 FLOP\) is left out of the fits: its loss 11.0000 is \+(\d+)% off", named
     )
     assert told
     assert int(told[1]) == pytest.approx(100 * (11 / runs.loss[12] - 1), rel=0.05)
     assert "look for a loss spike or a bad node in its report, and run it again under another seed" in named
-    without = fit_ledger(evidence(runs.take(np.arange(15) != 12)))
-    assert others == list(without.flags)
+    without = fit_laws(evidence(runs.take(np.arange(15) != 12)))
+    assert others == list(ledger_flags(without))
     assert {point.run for point in fitted.points} == {f"{i:016x}" for i in range(15) if i != 12}
     assert [one.loss for one in fitted.minima] == [one.loss for one in without.minima]
     there = np.array([1e6]), np.array([1e7])
@@ -78,14 +79,14 @@ def test_a_diverged_run_is_named_and_in_no_fit() -> None:
 
 def test_a_clean_ladder_has_no_such_flag() -> None:
     only = "only 3 budgets: the loss floor is mostly that of the prior, from published laws"
-    assert fit_ledger(evidence(ladder(noise=0.01))).flags == (only,)
+    assert ledger_flags(fit_laws(evidence(ladder(noise=0.01)))) == (only,)
 
 
 @pytest.mark.parametrize("change", ["perplexities", "accuracies"])
 def test_what_is_no_loss_gives_no_law_and_the_reason_is_one_line(change: str) -> None:
     runs = ladder((1e9, 3e9, 1e10))
     loss = np.exp(runs.loss) if change == "perplexities" else 0.9 - 0.1 * runs.loss
-    fitted = fit_ledger(evidence(points(runs.size, runs.tokens, loss)))
+    fitted = fit_laws(evidence(points(runs.size, runs.tokens, loss)))
     assert fitted.mixture is None
     assert f"are these {change}?" in fitted.reason
     assert "\n" not in fitted.reason
@@ -94,7 +95,7 @@ def test_what_is_no_loss_gives_no_law_and_the_reason_is_one_line(change: str) ->
 # --- how to split ---
 
 
-def size_at(fitted: LedgerLaws, flop: float) -> Interval | None:
+def size_at(fitted: FittedLaws, flop: float) -> Interval | None:
     """The interval of the best size that the laws give."""
     split = fitted.best_split(flop, TEXT)
     return None if split is None else split["size"]
@@ -104,13 +105,13 @@ def size_at(fitted: LedgerLaws, flop: float) -> Interval | None:
 def test_runs_on_one_ray_are_flagged_and_the_prior_allocates(target: PlannedRun) -> None:
     """The forecast stands; the interval of tokens per parameter is in the flag."""
     assert PRIOR is not None
-    fitted = fit_ledger(evidence(ray()))
+    fitted = fit_laws(evidence(ray()))
     flop = target.budget_flop
     assert fitted.best_split(flop, TEXT) is None
     found, basis = allocation(fitted.minima, PRIOR, flop, lambda compute: size_at(fitted, compute))
     assert found == PRIOR
     assert basis == "the prior's allocation, as no isoFLOP minimum is bracketed"
-    told = from_ledger(fitted, (), target, TEXT)
+    told = from_laws(fitted, target, TEXT)
     assert isinstance(told.forecast, Forecast)
     assert told.optimum is not None
     ratio = told.optimum.tokens_per_block_param
@@ -120,7 +121,7 @@ def test_runs_on_one_ray_are_flagged_and_the_prior_allocates(target: PlannedRun)
 
 
 def test_a_ladder_that_says_how_to_split_is_not_flagged(target: PlannedRun) -> None:
-    told = from_ledger(fit_ledger(evidence(ladder(noise=0.003))), (), target, TEXT)
+    told = from_laws(fit_laws(evidence(ladder(noise=0.003))), target, TEXT)
     assert not [one for one in told.flags if "do not say how to split" in one]
 
 
@@ -142,7 +143,7 @@ def test_without_a_bracketed_minimum_the_allocation_is_that_of_the_forecasts_law
     prior = PRIOR.model_copy(
         update={"flop_per_token": size_law.model_copy(update={"coefficient": off * size_law.coefficient})}
     )
-    fitted = fit_ledger(evidence(one_sided()))
+    fitted = fit_laws(evidence(one_sided()))
     assert not any(one.bracketed for one in fitted.minima)
     found, basis = allocation(fitted.minima, prior, 1e14, lambda compute: size_at(fitted, compute))
     shown = size_at(fitted, 1e14)
@@ -160,7 +161,7 @@ def test_without_a_bracketed_minimum_the_allocation_is_that_of_the_forecasts_law
 def test_pilots_that_repeated_their_text_are_worth_fewer_fresh_tokens() -> None:
     """The same losses on less text: fresh tokens then do more, and so would as many of the pilots' own text."""
     runs = ladder(noise=0.003)
-    plain, repeated = (fit_ledger(evidence(runs, unique)) for unique in (TEXT, 10**5))
+    plain, repeated = (fit_laws(evidence(runs, unique)) for unique in (TEXT, 10**5))
     there = np.array([1e6]), np.array([1e7])
     assert repeated.log_losses(*there) < plain.log_losses(*there) - 0.02
     assert repeated.mixture is not None
@@ -172,7 +173,7 @@ def test_pilots_that_repeated_their_text_are_worth_fewer_fresh_tokens() -> None:
 
 def flags(runs: Points) -> tuple[str, ...]:
     """Of a ledger of these runs."""
-    return fit_ledger(evidence(runs)).flags
+    return ledger_flags(fit_laws(evidence(runs)))
 
 
 @pytest.mark.slow
@@ -189,9 +190,9 @@ def test_weak_evidence_is_flagged() -> None:
 
 
 def test_too_few_runs_give_no_forecast(target: PlannedRun) -> None:
-    fitted = fit_ledger(evidence(ladder((1e11,))))
-    assert isinstance(fitted, LedgerLaws)
-    told = from_ledger(fitted, (), target, TEXT)
+    fitted = fit_laws(evidence(ladder((1e11,))))
+    assert isinstance(fitted, FittedLaws)
+    told = from_laws(fitted, target, TEXT)
     assert isinstance(told.forecast, NoForecast)
     assert told.forecast.reason == f"the ledger's runs are not enough for a forecast: {fitted.reason}"
     assert fitted.reason.startswith("5 different runs at 1 budget, but a forecast needs at least 7 runs")

@@ -179,7 +179,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
     assert fit is not None
     known = fit_mixture(
         points(
-            [p.flop_per_token for p in fit.points],
+            [p.size for p in fit.points],
             [p.tokens for p in fit.points],
             [p.loss for p in fit.points],
         )
@@ -550,3 +550,59 @@ def test_a_few_rates_do_not_make_a_law(workspace: Path) -> None:
     """The demo's own check says which of three rates is best, and no more."""
     train(workspace, planned(workspace), seed=0)
     assert "ledger" not in [one.law for one in planned(workspace).hypers]
+
+
+# --- a table that joins the pilots ---
+
+
+def join_table(workspace: Path, head: str = "flop_per_token") -> None:
+    """Runs of the same surface, larger than the pilots, in a table that the budget names."""
+    noise = np.random.default_rng(5)
+    rows = []
+    for compute in (2e12, 4e12, 2e13):
+        for spread in (0.5, 0.7, 1.0, 1.4, 2.0):
+            size = PRIOR.flop_per_token.at(compute_flop=compute) * spread
+            loss = true_loss(size, compute / size) * math.exp(NOISE * noise.standard_normal())
+            rows.append(f"{size!r},{compute / size!r},{loss!r}\n")
+    (workspace / "runs.csv").write_text(f"{head},tokens,loss_nats\n{''.join(rows)}")
+    budget = workspace / "demo.yaml"
+    joins = "evidence: {also: {table: runs.csv, same_text: true}, kind: pilots"
+    budget.write_text(budget.read_text().replace("evidence: {kind: pilots", joins))
+
+
+@pytest.mark.slow
+def test_a_table_joins_the_pilots_and_narrows_the_forecast(workspace: Path) -> None:
+    """The pilots are as before; ten of the table's runs, up to 4e12 FLOP, shorten the way to 1e13 FLOP."""
+    pilots = planned(workspace)
+    train(workspace, pilots, seed=0)
+    alone = planned(workspace)
+    join_table(workspace)
+    both = planned(workspace)
+    assert alone.table is None
+    assert both.table is not None
+    assert both.table.path == "runs.csv"
+    assert alone.fit is not None
+    assert both.fit is not None
+    assert [point.line for point in both.fit.points[-10:]] == list(range(2, 12))
+    assert both.fit.evidence.runs == alone.fit.evidence.runs + 10
+    told = "10 of the table's 15 runs join the 12 pilots: 5 are of the target's compute or more"
+    assert told in both.fit.flags
+    assert not [flag for flag in both.fit.flags if "off the pilots' law" in flag]
+    widths = [
+        one.forecast.loss.high_95 - one.forecast.loss.low_95
+        for one in (alone, both)
+        if isinstance(one.forecast, Forecast)
+    ]
+    assert widths[1] < 0.8 * widths[0]
+    assert isinstance(both.forecast, Forecast)
+    assert both.forecast.curve is not None
+    run = both.runs[0].run
+    assert both.forecast.loss.inside_95(true_loss(run.model.flop_per_token, run.tokens))
+
+
+def test_a_table_in_parameters_is_refused_before_any_pilot_runs(workspace: Path) -> None:
+    join_table(workspace, head="params")
+    with pytest.raises(DocumentError) as caught:
+        planned(workspace)
+    assert "the table counts parameters, but the pilots' law is in FLOP per token M" in str(caught.value)
+    assert "add a column flop_per_token to the table" in str(caught.value)

@@ -8,8 +8,8 @@ import pytest
 import isoplan.cli
 from planner.explain import cli
 from planner.explain.diff import Difference, diff, without_small_members
-from specs.document.write import write_yaml
 from specs.plan import HyperAdvice, NoForecast, Plan
+from specs.plan_file import save_plan
 from tests.support import examples, samples
 
 PLAN = examples.make_plan("target")
@@ -159,7 +159,7 @@ def test_the_command(
 ) -> None:
     files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
     for path, plan in zip(files, (PLAN, changed(PLAN, lr=3.0)), strict=True):
-        write_yaml(path, plan)
+        save_plan(path, plan)
 
     def run(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["isoplan", "diff", *words])

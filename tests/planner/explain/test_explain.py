@@ -20,9 +20,9 @@ from planner.explain.fields import (
 from planner.plan import make_plan
 from planner.tables import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
-from specs.document.write import write_yaml
 from specs.law import RateCheck
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
+from specs.plan_file import save_plan
 from tests.support import examples, samples
 from tests.support.paths import SPECS
 from tests.support.planning import inputs_of
@@ -62,7 +62,14 @@ def compared() -> LayoutChoice:
 
 
 LAID_OUT = samples.sealed(samples.plan(), layouts=compared())
-PLANS = {"frontier": FRONTIER, "fitted": FITTED, "pilots": PILOTS, "laid out": LAID_OUT}
+ON_A_TABLE = make_plan(inputs_of(SPECS / "budget_table.yaml", Path("plans/budget_table"), Path("data")))
+PLANS = {
+    "frontier": FRONTIER,
+    "fitted": FITTED,
+    "pilots": PILOTS,
+    "laid out": LAID_OUT,
+    "on a table": ON_A_TABLE,
+}
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
@@ -76,6 +83,18 @@ def test_every_field_has_a_meaning_and_someone_who_settled_it(plan: Plan) -> Non
     for field in fields[:: len(fields) // 20]:
         assert explain(plan, field.name).field == field.name
         json.dumps(explain(plan, field.name).plain(), allow_nan=False)
+
+
+def test_a_plan_on_a_table_names_the_table_and_has_no_curve() -> None:
+    assert ON_A_TABLE.table is not None
+    told = explain(ON_A_TABLE, "loss")
+    assert told.evidence[0].startswith("25 runs of 3e+17 to 3e+19 FLOP, 0 of them short: line 2, line 3, ")
+    assert "A N^(-α)" in str(told.law)
+    assert "no loss curves" in explain(ON_A_TABLE, "forecast.curve").decided_by
+    assert explain(ON_A_TABLE, "fit.profiles.0").evidence[0].startswith("line 2: N 2.75e+07, loss 3.5769")
+    assert "family llama" in explain(ON_A_TABLE, "allocation").decided_by
+    [row] = [value for name, value in rows(ON_A_TABLE) if name == "evidence"]
+    assert row.startswith("25 runs of example_runs.csv, 3.0e+17 to 3.0e+19 FLOP; held-out error: ")
 
 
 def test_the_papers_learning_rate_and_batch() -> None:
@@ -347,7 +366,7 @@ def answered(
     *words: str,
 ) -> tuple[int, str, str]:
     """What `isoplan explain` of a written plan gives: exit code, standard output, standard error."""
-    write_yaml(tmp_path / "plan.yaml", plan)
+    save_plan(tmp_path / "plan.yaml", plan)
     monkeypatch.setattr("sys.argv", ["isoplan", "explain", str(tmp_path / "plan.yaml"), *words])
     with pytest.raises(SystemExit) as left:
         isoplan.cli.main()

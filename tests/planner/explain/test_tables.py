@@ -50,7 +50,7 @@ def test_forms_of_small_weight_share_a_line_and_windows_are_explained() -> None:
     first = lines.index("coupled 1.39% 0.53 1.5145")
     assert lines[first + 2] == "coupled, last 0.8 decades 1.31% 0.12 1.5025"
     assert lines[first + 4] == "4 more, each under 1 % 0.02 1.4830 to 1.5728"
-    assert "last 0.8 decades: fitted on the runs within a factor 6.3 of the largest" in " ".join(lines)
+    assert "last 0.8 decades: fitted on the runs down to 1/6.3 of the third largest" in " ".join(lines)
     assert "held-out error: 1.47% (all forms together, by weight)" in " ".join(lines)
 
 

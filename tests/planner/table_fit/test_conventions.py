@@ -7,11 +7,13 @@ import pytest
 
 from planner.scaling.laws import STANDARD, optimum
 from planner.scaling.laws import value as law_value
-from planner.table_fit.analysis import analyse
+from planner.scaling.model_averaging import Mixture, fit_mixture
+from planner.table_fit.analysis import analyse, table_points
+from planner.table_fit.conventions import conventions
 from planner.table_fit.targets import ComputeTarget
 from specs.report.table_fit.page import render_table_fit
 from specs.run_table.table import RunTable
-from specs.table_fit import TableFit
+from specs.table_fit import Convention, TableFit
 from tests.support.run_tables import run_table
 
 TRUTH = (1.7, 400.0, 410.0, 0.34, 0.30)
@@ -67,19 +69,26 @@ def test_report_and_json_show_them(fit: TableFit) -> None:
     assert "non-embedding parameters, C = 6 N D" in fit.canonical_json()
 
 
-def test_a_column_of_other_compute_is_a_convention(table: RunTable) -> None:
-    exact = replace(
-        table, flop=1.3 * table.flop, columns={**table.columns, "flop": "total FLOPs"}, other_sizes={}
+@pytest.fixture(scope="module")
+def mixture(table: RunTable) -> Mixture:
+    return fit_mixture(table_points(table), draws=500)
+
+
+def found(table: RunTable, mixture: Mixture) -> tuple[Convention, ...]:
+    return conventions(
+        table, mixture, range(len(table.loss)), [("the largest run", float(mixture.runs.flop.max()))]
     )
-    own, column = analyse(exact, [ComputeTarget(1e20)]).conventions
+
+
+def test_a_column_of_other_compute_is_a_convention(table: RunTable, mixture: Mixture) -> None:
+    columns = {**table.columns, "flop": "total FLOPs"}
+    own, column = found(replace(table, flop=1.3 * table.flop, columns=columns, other_sizes={}), mixture)
     assert column.name == "M = C / D, C: the table's total FLOPs"
     assert column.exponents.size.value == pytest.approx(own.exponents.size.value, abs=0.01)
-    for one, other in zip(own.splits, column.splits, strict=True):  # the same compute, counted 1.3 times
-        assert other.compute_flop == pytest.approx(1.3 * one.compute_flop, rel=1e-6)
-        assert other.tokens.value == pytest.approx(one.tokens.value, rel=0.05)
+    assert column.splits[0].compute_flop == pytest.approx(1.3 * own.splits[0].compute_flop, rel=1e-6)
+    assert column.splits[0].tokens.value == pytest.approx(own.splits[0].tokens.value, rel=0.05)
 
 
-def test_a_table_of_one_convention_has_none_beside_it(table: RunTable) -> None:
-    assert analyse(replace(table, other_sizes={}), []).conventions == ()
-    same = replace(table, other_sizes={"block_params": table.size * 1.001})
-    assert analyse(same, []).conventions == ()
+def test_a_table_of_one_convention_has_none_beside_it(table: RunTable, mixture: Mixture) -> None:
+    assert found(replace(table, other_sizes={}), mixture) == ()
+    assert found(replace(table, other_sizes={"block_params": table.size * 1.001}), mixture) == ()

@@ -298,6 +298,14 @@ def test_the_terminal_names_law_optimum_forecast_backtest_and_unit(fit: TableFit
         assert part in printed
 
 
+def test_a_table_of_sweeps_is_flagged(table: RunTable) -> None:
+    swept = [np.repeat(getattr(table, name), 3) for name in ("size", "tokens", "loss")]
+    rates = np.tile([5e-4, 1e-3, 2e-3], len(table.loss))
+    assert "best run of each size and tokens" in flags(run_table(*swept, lr=rates))["sweep"]
+    assert "sweep" not in flags(run_table(*swept, lr=np.full(len(rates), 1e-3)))
+    assert "sweep" not in flags(replace(table, lr=np.geomspace(1e-4, 1e-3, len(table.loss))))
+
+
 def test_losses_are_shown_in_the_tables_unit(table: RunTable, tmp_path: Path) -> None:
     bytes_too = analyse(replace(table, loss_unit="bits/byte", bytes_per_token=4.0), [ComputeTarget(1e21)])
     printed = shown(bytes_too, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from runtime.audit.causes import ForecastMiss, causes, clipped_share, spike_count
 from specs.plan import Forecast, Plan
 from specs.record import Check, RunAudit, StepLine
+from specs.table_fit import TableSource
 from tests.support import examples, samples
 
 TARGET = examples.make_plan("target")
@@ -69,6 +70,23 @@ def test_a_curve_of_the_right_shape_is_off_in_level() -> None:
 def test_a_better_loss_than_forecast_is_a_level_too() -> None:
     (cause,) = causes(miss(SOUND, off=-0.08))
     assert cause.startswith("law: the curve has the forecast's shape but is -8.")
+
+
+def test_a_forecast_on_a_table_rests_on_a_statement() -> None:
+    table = TableSource(
+        path="runs.csv",
+        sha256="0" * 64,
+        columns={},
+        size_kind="flop_per_token",
+        flop_per_size_token=1.0,
+        loss_unit="nats/token",
+        bytes_per_token=None,
+        notes=(),
+    )
+    _, stated = causes(miss(samples.sealed(SOUND, table=table)))
+    assert stated.startswith(
+        "data: text, tokenizer and held-out set of the runs in runs.csv are this budget's by its"
+    )
 
 
 def test_a_curve_that_is_right_until_the_drops() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from specs.document.files import load
-from specs.document.write import write_yaml
 from specs.plan import Forecast, NoForecast
+from specs.plan_file import save_plan
 from specs.record import Audit
 from tests.support import examples, samples
 from tests.support.commands import Done, call
@@ -56,7 +56,7 @@ def write_csv(path: Path, rows: Sequence[Row], *without: str) -> Path:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with the sealed plan."""
-    write_yaml(tmp_path / "plan.target.yaml", PLAN)
+    save_plan(tmp_path / "plan.target.yaml", PLAN)
     return tmp_path
 
 
@@ -114,7 +114,7 @@ def test_causes_that_need_records_of_our_engine_are_left_out(place: Path) -> Non
     )
     assert {one.partition(":")[0] for one in found} == {"law"}
     repeated = samples.sealed(PLAN, unique_tokens=RUN.tokens // 6)
-    write_yaml(place / "plan.target.yaml", repeated)
+    save_plan(place / "plan.target.yaml", repeated)
     audit(place, log(0.06))
     assert not any("epochs" in one for one in written(place).causes)
 
@@ -170,7 +170,7 @@ def test_steps_alone_are_taken_for_the_plans_batch_and_that_is_said(place: Path)
 
 
 def test_losses_per_byte_are_converted_by_the_plans_tokens(place: Path) -> None:
-    write_yaml(place / "plan.target.yaml", samples.sealed(PLAN, bytes_per_token=4.0))
+    save_plan(place / "plan.target.yaml", samples.sealed(PLAN, bytes_per_token=4.0))
     rows = [row | {"eval/loss": row["eval/loss"] and row["eval/loss"] / math.log(2) / 4} for row in log()]
     assert audit(place, rows, "--loss-unit", "bits/byte").returncode == 0
     assert written(place).actual is not None
@@ -185,7 +185,7 @@ def test_a_loss_that_does_not_say_what_it_is_of_is_taken_and_said(place: Path) -
 
 def test_without_a_forecast_there_is_no_verdict(place: Path) -> None:
     plan = samples.sealed(PLAN, forecast=NoForecast(reason="nothing is known"))
-    write_yaml(place / "plan.target.yaml", plan)
+    save_plan(place / "plan.target.yaml", plan)
     assert audit(place, log()).returncode == 3
     assert written(place).reason.startswith("the plan has no forecast: nothing is known")
 
@@ -205,7 +205,7 @@ def test_of_a_curve_of_many_points_as_many_are_kept_as_a_figure_shows(place: Pat
 def test_without_a_sealed_curve_the_band_of_the_final_loss_decides(place: Path) -> None:
     assert isinstance(PLAN.forecast, Forecast)
     plan = samples.sealed(PLAN, forecast=PLAN.forecast.model_copy(update={"curve": None}))
-    write_yaml(place / "plan.target.yaml", plan)
+    save_plan(place / "plan.target.yaml", plan)
     assert audit(place, log()).returncode == 0
     assert written(place).curve_share_inside is None
     assert audit(place, log(0.06)).returncode == 1
@@ -247,16 +247,20 @@ def test_what_cannot_be_judged_is_refused_in_one_line(
     done = audit(place, rows(), *words, without=without)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert says in done.stderr
-    assert sorted(path.name for path in place.iterdir()) == ["history.csv", "plan.target.yaml"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        "evidence.jsonl",
+        "history.csv",
+        "plan.target.yaml",
+    ]
 
 
 def test_a_plan_of_pilots_and_a_broken_seal_are_refused(place: Path) -> None:
-    write_yaml(place / "plan.pilots.yaml", examples.make_plan("pilots"))
+    save_plan(place / "plan.pilots.yaml", examples.make_plan("pilots"))
     write_csv(place / "history.csv", log())
     done = call("audit", "plan.pilots.yaml", "--actual", "history.csv", folder=place)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert (
-        "plan.pilots.yaml:2:8: this plan has 17 pilot runs, and a curve is of one run; give the"
+        "plan.pilots.yaml:3:8: this plan has 17 pilot runs, and a curve is of one run; give the"
         in done.stderr
     )
     sealed = (place / "plan.target.yaml").read_text()

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from specs.document.base import Spec
-from specs.document.files import load
-from specs.document.write import write_yaml
-from specs.plan import Plan
+from specs.plan_file import load_plan, save_plan
 from tests.support import examples, samples
 from tests.support.commands import isoplan
 
@@ -54,7 +52,7 @@ def test_starter_budgets_are_listed_with_what_became_of_them(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_isoplan_hands_questions_to_the_planner(tmp_path: Path) -> None:
-    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    save_plan(tmp_path / "plan.yaml", examples.make_plan("target"))
     told = answered(tmp_path, "explain", "plan.yaml", "layers")
     assert isinstance(told, dict)
     assert told["value"] == 2
@@ -116,9 +114,9 @@ def test_no_field_of_an_answer_is_one_of_the_document_with_another_value() -> No
 def test_every_run_of_an_answer_comes_with_its_size_and_length(
     words: tuple[str, ...], runs: Callable[[dict[str, Any]], list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    save_plan(tmp_path / "plan.yaml", examples.make_plan("target"))
     said = json.loads(isoplan(tmp_path, *words, "--json").stdout)
-    planned = load(tmp_path / "plan.yaml", Plan).runs
+    planned = load_plan(tmp_path / "plan.yaml").runs
     for run, one in zip(runs(said), planned, strict=True):
         model = one.run.model
         assert run["run"] == one.run.fingerprint()
@@ -127,9 +125,9 @@ def test_every_run_of_an_answer_comes_with_its_size_and_length(
 
 
 def test_an_audit_says_what_it_compares_with(tmp_path: Path) -> None:
-    write_yaml(tmp_path / "plan.yaml", examples.make_plan("target"))
+    save_plan(tmp_path / "plan.yaml", examples.make_plan("target"))
     done = isoplan(tmp_path, "audit", "plan.yaml", "--json")
-    said, plan = json.loads(done.stdout), load(tmp_path / "plan.yaml", Plan)
+    said, plan = json.loads(done.stdout), load_plan(tmp_path / "plan.yaml")
     assert said["exit_code"] == done.returncode
     assert said["forecast"] == plan.forecast.plain()
     assert Path(tmp_path / said["path"]).exists()

@@ -90,7 +90,7 @@ def test_a_table_in_memory_is_read_as_its_file_is(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ([{"params": 1e8}], "table:1:1: a list has no columns by name; give a path"),
+        ([{"params": 1e8}], "table:1:1: a table of type 'list' has no columns by name; give a path"),
         (COLUMNS | {"loss": 3.0}, "table:1:4: the column 'loss' is 3.0; give a list"),
         (COLUMNS | {"run": "abc"}, "table:1:1: the column 'run' is 'abc'; give a list"),
         (COLUMNS | {"loss": [3.5, 3.25]}, "table:1:4: the column 'loss' has 2 cells where 'run' has 3; give each"),

@@ -66,6 +66,40 @@ FILES = {
 }
 
 
+WANDB = """"Step","a - eval/loss","a - eval/loss__MIN","a - eval/loss__MAX","b - eval/loss","b - eval/loss__MIN"
+100,4.0,4.0,4.0,4.5,4.5
+200,3.5,3.5,3.5,,
+300,,,,4.25,4.25
+"""
+
+
+def test_a_chart_that_wandb_exported_has_a_column_for_each_run(tmp_path: Path) -> None:
+    table = read(tmp_path, WANDB)
+    assert {run: curve.loss.tolist() for run, curve in table.curves.items()} == {
+        "a": [4, 3.5],
+        "b": [4.5, 4.25],
+    }
+    steps = table.curves["b"].steps
+    assert steps is not None
+    assert steps.tolist() == [100, 300]
+    assert table.curves["b"].line.tolist() == [2, 4]
+    assert (table.held_out, table.notes[0]) == (True, "a column for each of 2 runs is read")
+    mapped = read(tmp_path, WANDB.replace("eval/loss", "eval/ce"), mapping={"loss": "eval/ce"})
+    assert list(mapped.curves) == ["a", "b"]
+
+
+def test_a_chart_of_several_losses_needs_to_know_which(tmp_path: Path) -> None:
+    both = WANDB.replace("b - eval", "b - train")
+    with pytest.raises(
+        DocumentError, match=r"hold 'eval/loss' and 'train/loss'; export one of them, or map it"
+    ):
+        read(tmp_path, both)
+    assert read(tmp_path, both, mapping={"loss": "train/loss"}).held_out is False
+    with pytest.raises(DocumentError) as caught:
+        read(tmp_path, WANDB.replace("4.25,4.25", "-4.25,4.25"))
+    assert f"{tmp_path / 'curves.csv'}:4:8: loss ('eval/loss') is '-4.25'" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_curves_are_read_from_what_people_export(tmp_path: Path, name: str) -> None:
     suffix, text = FILES[name]
