@@ -35,13 +35,12 @@ def curves(case: Case) -> Figure | None:
 def tokens_per_param(case: Case) -> Figure | None:
     """Best tokens per parameter against compute: minima, the plan's allocation, the forecast's own best split.
 
-    The minima of a table that counts parameters are not drawn: its N is not M / 6.
+    None for a table that counts parameters: its N is not M / 6.
     """
     fit, target = case.plan.fit, case.target
-    if fit is None or target is None or fit.optimum is None:
+    if fit is None or target is None or fit.optimum is None or fit.size_kind != "flop_per_token":
         return None
-    in_m = fit.size_kind == "flop_per_token"
-    held = [profile for profile in fit.profiles if profile.bracketed and in_m]
+    held = [profile for profile in fit.profiles if profile.bracketed]
     end, best = fit.optimum.compute_flop, fit.optimum.flop_per_token
     low, middle, high = (_M_PER_PARAM * end / m**2 for m in (best.high, best.value, best.low))
     flops = sorted({*(profile.compute_flop for profile in held), end})
