@@ -21,8 +21,8 @@ _RISING, _COMPARED = 0.75, 500
 """If more than this share of the pairs of runs rise, they are no losses; so many runs are compared."""
 
 
-class LossUnitError(ValueError):
-    """The losses cannot be nats per token; the message says what they look like."""
+class UnusableLossesError(ValueError):
+    """No law can rest on the losses: they are not in nats per token, or too many are far off the others."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
     """The runs without those far off all others, and which those are, in their order.
 
     The farthest are taken out first and the laws fitted again, since they pull the laws towards themselves and others
-    seem far. LossUnitError where the losses cannot be nats per token, ValueError where too
-    many of the runs are far off.
+    seem far. UnusableLossesError where the losses cannot be nats per token, or too many of the runs are far off.
     """
     _check_losses(runs)
     kept = np.ones(len(runs.loss), bool)
@@ -50,7 +49,7 @@ def without_diverged(runs: Points) -> tuple[Points, tuple[LeftOut, ...]]:
             break
         kept &= ~(far & (np.abs(off) >= np.abs(off[far & kept]).max() / 2))
         if (~kept).mean() > _MOST_LEFT_OUT:
-            raise ValueError(
+            raise UnusableLossesError(
                 f"{(~kept).sum()} of {len(kept)} runs lie far off what the others say, so that no law can rest on "
                 "them; look for runs of other texts or units among them, and for diverged ones"
             )
@@ -76,12 +75,12 @@ def _check_losses(runs: Points) -> None:
     """Refuse perplexities and accuracies, as far as they can be told from losses."""
     middle = float(np.median(runs.loss))
     if middle > LARGEST_LOSS:
-        raise LossUnitError(
+        raise UnusableLossesError(
             f"the median loss is {middle:.4g}, but no vocabulary has losses above {LARGEST_LOSS:g} nats per token; are "
             "these perplexities? Give their natural logarithms"
         )
     if _share_rising(runs) > _RISING:
-        raise LossUnitError(
+        raise UnusableLossesError(
             "the losses rise with size and with tokens; are these accuracies? A forecast needs losses in nats per token"
         )
 

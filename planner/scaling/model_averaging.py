@@ -216,8 +216,8 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0, members_alone
     Where nobody asks what `members_alone` say, those without a draw in the mixture get one only, which saves up to a
     third of the time and changes nothing in the mixture.
 
-    NotEnoughRunsError with one budget, or with no more different runs than the largest law has constants. LossUnitError
-    where the losses cannot be nats per token.
+    NotEnoughRunsError with one budget, or with no more different runs than the largest law has constants.
+    UnusableLossesError where the losses cannot be nats per token, or too many are far off the others.
     """
     kept, left_out = without_diverged(runs)
     budgets, different = len(budget_groups(kept.flop)), len(np.unique(kept.cell))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from planner.scaling.best_split import UNDETERMINED
-from planner.scaling.diverged import LeftOut, LossUnitError, without_diverged
+from planner.scaling.diverged import LeftOut, UnusableLossesError, without_diverged
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
 from planner.scaling.laws import Array, latex
 from planner.scaling.model_averaging import (
@@ -49,7 +49,7 @@ _LARGEST_FACTOR = 1e6
 def analyse(table: RunTable, targets: Sequence[Target], curves: JoinedCurves | None = None) -> TableFit:
     """What the table says, and a forecast for each target; deterministic in its arguments. `curves` are of its runs.
 
-    LossUnitError where the losses cannot be nats per token, TargetError where a target cannot be split.
+    UnusableLossesError where the losses cannot be nats per token, TargetError where a target cannot be split.
     """
     runs, source = table_points(table), table_source(table)
     mixture, kept, left_out, reason = _fitted(runs)
@@ -104,7 +104,7 @@ def fit_table(table: RunTable, texts: Sequence[str], curves: JoinedCurves | None
     targets: list[Target] = [parse_target(text, table.size_kind) for text in texts]
     try:
         return analyse(table, targets or [default_target(table)], curves)
-    except LossUnitError as error:
+    except UnusableLossesError as error:
         raise InputError(f"{table.path}: {error}") from None
 
 

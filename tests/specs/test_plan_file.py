@@ -92,7 +92,9 @@ def test_the_plan_is_written_last(tmp_path: Path) -> None:
 
 def test_every_command_loads_a_plan_with_its_runs() -> None:
     """`load` alone would give a fit without points."""
-    sources = [path for top in ("specs", "planner", "runtime") for path in (ROOT / top).rglob("*.py")]
+    sources = [
+        path for top in ("specs", "planner", "runtime", "isoplan") for path in (ROOT / top).rglob("*.py")
+    ]
     found = {
         path.relative_to(ROOT).as_posix()
         for path in sources

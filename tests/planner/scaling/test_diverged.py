@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from planner.scaling.diverged import without_diverged
+from planner.scaling.diverged import UnusableLossesError, without_diverged
 from planner.scaling.model_averaging import fit_mixture, forecast_loss
 from planner.scaling.points import Points, points
 from tests.support.ladders import ladder, target, with_losses
@@ -60,6 +60,13 @@ def test_at_most_a_quarter_of_the_runs_is_left_out() -> None:
     """Where more are far off the others, nobody knows which of them are right."""
     assert left_out(with_losses(ladder(), dict.fromkeys((2, 7, 12), 11.0))) == [2, 7, 12]
     assert not left_out(with_losses(ladder(), dict.fromkeys((2, 4, 7, 12), 11.0)))
+
+
+def test_many_runs_that_are_far_off_in_ways_of_their_own_are_refused() -> None:
+    runs = ladder()
+    factors = zip((9, 8, 10, 5), np.geomspace(1.3, 40, 4), strict=True)
+    with pytest.raises(UnusableLossesError, match="4 of 15 runs lie far off what the others say"):
+        fit_mixture(with_losses(runs, {row: float(runs.loss[row] * factor) for row, factor in factors}))
 
 
 def test_perplexities_are_refused() -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from planner.scaling.diverged import LossUnitError
+from planner.scaling.diverged import UnusableLossesError
 from planner.scaling.isoflop import budget_groups, fit_minima
 from planner.scaling.laws import STANDARD, Array, optimum
 from planner.scaling.laws import value as law_value
@@ -257,7 +257,7 @@ def test_a_compute_that_is_met_nearly_is_one_budget_and_its_losses_are_losses() 
 
 
 def test_perplexities_are_refused(table: RunTable) -> None:
-    with pytest.raises(LossUnitError, match="perplexities"):
+    with pytest.raises(UnusableLossesError, match="perplexities"):
         analyse(replace(table, loss=np.exp(table.loss + 1)), [])
 
 
