@@ -149,15 +149,25 @@ def read_bytes(path: Path, most: int | None) -> bytes:
         with open(path, "rb") as file:
             data = file.read() if most is None else file.read(most + 1)
     except FileNotFoundError:
-        meant = nearest(path.name, os.listdir(path.parent), at_least=0.75) if path.parent.is_dir() else None
+        beside = [
+            other for other in _visible(path.parent) if other != path.name
+        ]  # a link to nowhere is there itself
+        meant = nearest(path.name, beside, at_least=0.75)
         write = f"give {path.parent / meant}" if meant else "give the path of a file that exists"
         raise DocumentError(path, 1, 1, "there is no such file", write) from None
+    except DocumentError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         what = f"the file cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DocumentError(path, 1, 1, what, "give the path of a file that can be read") from None
     if most is not None and len(data) > most:
         raise _too_large(path, most)
     return data
+
+
+def _visible(folder: Path) -> list[str]:
+    """Names in a folder but for hidden ones; none where there is no such folder."""
+    return [name for name in os.listdir(folder) if name[0] != "."] if folder.is_dir() else []
 
 
 def decode_text(path: Path, data: bytes) -> str:

@@ -13,7 +13,7 @@ from specs.humanize import several
 from specs.run_table.checks import LEAST, check_needed, is_missing, refuse_column
 from specs.run_table.find_columns import Found, find_columns, missing
 from specs.run_table.formats.chart_export import long_form, metric_of
-from specs.run_table.grid import Cell, Scope
+from specs.run_table.grid import Scope
 from specs.run_table.loss import check_is_loss, read_loss
 from specs.run_table.quantities import is_held_out, meaning
 from specs.run_table.read import read_grid
@@ -202,16 +202,16 @@ def _runs(found: Found) -> tuple[list[str], NDArray[np.int64]]:
     if "name" not in found.column:
         return [""], np.zeros(len(found.grid.line), np.int64)
     number: dict[str, int] = {}
-    known: dict[Cell, int] = {}
     cells = found.grid.columns[found.column["name"]]
-    for row, cell in enumerate(cells):
-        if cell in known:
+    names = [str(cell).strip() for cell in cells]
+    for row, name in enumerate(names):
+        if name in number:
             continue
-        if is_missing(cell):
+        if is_missing(cells[row]):
             what = "the point has a loss, but no run"
             raise found.grid.refuse(row, found.column["name"], what, "write the run's name, or drop the row")
-        known[cell] = number.setdefault(str(cell).strip(), len(number))
-    return list(number), np.array([known[cell] for cell in cells])
+        number[name] = len(number)
+    return list(number), np.array([number[name] for name in names])
 
 
 def _order(found: Found, place: str, run: NDArray[np.int64], loss: Array) -> tuple[NDArray[np.int64], int]:

@@ -15,6 +15,8 @@ from specs.run_table.table import Array
 
 MOST_NATS = 14.0
 """Loss of a uniform guess over 1.2 million tokens, more than any vocabulary: what is above is a perplexity."""
+LEAST_NATS = 1e-6
+"""What is below is a slip: a model that is so sure needs a million tokens of text to be wrong by one nat."""
 RISING = 0.5
 """Rank correlation with compute above which values between 0 and 1 are accuracies."""
 
@@ -46,6 +48,9 @@ def read_loss(
 def check_is_loss(found: Found, nats: Array, work: Array) -> None:
     """DocumentError where the values are perplexities or accuracies; `work` is what losses fall with."""
     write = "give the loss of the runs in nats per token"
+    if (nats < LEAST_NATS).all():
+        what = f"every value of {show(found.column['loss'])} is below {LEAST_NATS:g} nats per token"
+        raise refuse_column(found, "loss", what, f"{write}, or correct its unit and bytes per token")
     rises = nats.size >= 4 and _rank_correlation(nats, work) > RISING
     if rises and ((nats <= 1).all() or (nats > MOST_NATS).all()):
         what = (

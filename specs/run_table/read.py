@@ -50,7 +50,7 @@ def read_table(
     `mapping` names the column of a quantity (`{"loss": "wiki/nll"}`) where the column's name does not say so.
     `bytes_per_token` is needed where the loss is in bits per byte, `loss_unit` where no name or cell has the unit.
     """
-    if _is_ledger(path):
+    if is_ledger(path):
         if mapping or loss_unit or bytes_per_token is not None:
             what, write = "a ledger's lines say what they hold", "give no columns, unit or bytes per token"
             raise DocumentError(path, 1, 1, what, write)
@@ -155,14 +155,14 @@ def _file_bytes(path: Path, scope: Scope) -> bytes:
     return read_bytes(path, None)
 
 
-def _is_ledger(path: Path) -> bool:
+def is_ledger(path: Path) -> bool:
     """Whether a file of JSON lines begins with one of a ledger (specs/ledger.py)."""
     if path.suffix.lower() not in JSON or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
             first = json.loads(file.readline(LONGEST_LINE))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and first.get("kind") in ("ledger", "table_run", "exclusion")
 

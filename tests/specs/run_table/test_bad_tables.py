@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from specs.document.parse import DocumentError
@@ -424,6 +425,20 @@ TABLES: dict[str, tuple[str, str | bytes, str, str, str]] = {
         "loss ('eval.loss') is nan",
         "write a number, or drop the row",
     ),
+    "nested without end": (
+        ".jsonl",
+        '{"a":' * 9000 + "1" + "}" * 9000,
+        "1:1",
+        "cannot be read",
+        "few levels",
+    ),
+    "losses of nothing": (
+        ".csv",
+        "params,tokens,loss\n1e8,2e9,3e-200\n2e8,2e9,2e-200\n",
+        "1:15",
+        "every value of 'loss' is below 1e-06 nats per token",
+        "correct its unit and bytes per token",
+    ),
     "CSV called Parquet": (".parquet", GOOD, "1:1", "this is not a Parquet file", "or save the table as CSV"),
 }
 
@@ -500,17 +515,26 @@ def test_a_bad_request_is_one_line_too(
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text(GOOD)
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "points-to-nothing.csv").symlink_to("nowhere.csv")
+    (tmp_path / ".hidden-table.csv").write_text("")
     os.mkfifo(tmp_path / "pipe.csv")
     for path, what, write in (
         (tmp_path / "rnus.csv", "there is no such file", f"give {tmp_path / 'runs.csv'}"),
         (tmp_path / "folder.csv", "this is a folder", "give the path of a file in it"),
-        (tmp_path / "pipe.csv", "not a regular file", "give the path of a regular file"),
-        (tmp_path / ("r" * 300 + ".csv"), "cannot be read", "give the path of a file that can be read"),
-        (tmp_path / "a\0b.csv", "cannot be read", "give the path of a file that can be read"),
+        (tmp_path / "pipe.csv", "this is not a regular file", "give the path of a regular file"),
+        (tmp_path / "points-to-nothing.csv", "there is no such file", "give the path of a file that exists"),
+        (tmp_path / "hidden-table.csv", "there is no such file", "give the path of a file that exists"),
+        (
+            tmp_path / f"{'r' * 300}.csv",
+            "the file cannot be read",
+            "give the path of a file that can be read",
+        ),
+        (tmp_path / "a\0b.csv", "the file cannot be read", "give the path of a file that can be read"),
     ):
         message = refusal(path)
-        assert what in message
-        assert write in message
+        found, _, remedy = message.partition(":1:1: ")[2].partition("; ")
+        assert found.startswith(what)
+        assert remedy == write
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -526,6 +550,28 @@ def test_a_file_too_large_to_be_read_is_not_opened(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(MOST_BYTES + 1)  # sparse
     assert "the file is larger than 256 MiB; give one row for each finished run" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        (
+            {"params": MOST_RUNS + 1},
+            ":1:1: the table has more than 100,000 rows; give one row for each finished run",
+        ),
+        (
+            {"params": 2, "loss": 2, "params ": 2},
+            ":1:3: the column 'params' appears twice; rename or remove one",
+        ),
+    ],
+)
+def test_a_parquet_file_is_refused_as_a_text_is(tmp_path: Path, columns: dict[str, int], says: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    arrays, names = [pyarrow.array(np.ones(rows)) for rows in columns.values()], [n.strip() for n in columns]
+    parquet.write_table(pyarrow.Table.from_arrays(arrays, names=names), tmp_path / "runs.parquet")
+    assert refusal(tmp_path / "runs.parquet").startswith(f"{tmp_path / 'runs.parquet'}{says}")
 
 
 def test_without_pyarrow_parquet_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,19 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert has_the_points(read_curves(tmp_path / "c.parquet"))
 
 
+def test_runs_named_by_other_types_than_text_are_told_apart(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = [["a", "b"], ["a", "b"], ["c"], ["c"]]
+    points = {"run": names, "step": [1000, 2000] * 2, "val_loss": [4.0, 3.5, 3.9, 3.4]}
+    parquet.write_table(pyarrow.table(points), tmp_path / "c.parquet")
+    assert list(read_curves(tmp_path / "c.parquet").curves) == ["['a', 'b']", "['c']"]
+    rows = '{"run": 1, "step": 9, "val_loss": 3}\n{"run": true, "step": 9, "val_loss": 4}\n'
+    (tmp_path / "c.jsonl").write_text(rows)
+    assert list(read_curves(tmp_path / "c.jsonl").curves) == ["1", "True"]
+
+
 def test_steps_are_tokens_where_a_batch_is_known(tmp_path: Path) -> None:
     steps = [("step", "batch_size", "seq_len", "loss"), (100, 8, 1024, 4.0), (200, 8, 1024, 3.5)]
     known = read(tmp_path, csv(*steps)).curves[""]
