@@ -125,8 +125,12 @@ def read_ledger(path: Path) -> Ledger:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the ledger's lock, in a file beside it that is left behind; DocumentError where it cannot be made."""
+    """Holds the ledger's lock, in a file beside it that is left behind; its folder is made where it is missing.
+
+    DocumentError where the file cannot be made.
+    """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115, closed below
     except OSError as error:
         what, write = (

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from planner.ledger import edit, listing
+from specs.document.parse import DocumentError
 from specs.document.write import print_json
 from specs.exit_codes import InputError
 from specs.ledger import read_ledger
@@ -79,8 +80,12 @@ def add(
 
     Exit codes: 0 done, 2 bad input.
     """
-    from specs.run_table.read import read_table
+    from specs.run_table.read import is_ledger, read_table
 
+    edit.check_name(ledger)
+    if is_ledger(table):
+        what, write = "this is a ledger, and no table of runs", "add the tables that its runs came from"
+        raise DocumentError(table, 1, 1, what, write)
     runs = read_table(
         table,
         column_mapping(column or []),

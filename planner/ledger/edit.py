@@ -31,7 +31,6 @@ def add_table(path: Path, table: RunTable, text: str | None) -> Added:
     `text` says what the losses are of. DocumentError where the file is no ledger, or has one of the runs under another
     text; nothing is appended then.
     """
-    check_name(path)
     found = [_record(table, row, text) for row in range(len(table.name))]
     with locked(path):
         ledger = read_ledger(path) if path.exists() else Ledger(())
@@ -53,6 +52,7 @@ def decide(path: Path, prefix: str, excluded: bool, reason: str) -> tuple[str, b
     DocumentError where no run, or more than one, has an id that begins with the prefix.
     """
     check_name(path)
+    read_ledger(path)  # before the lock's file is made
     with locked(path):
         ledger = read_ledger(path)
         run = _run(path, ledger, prefix)

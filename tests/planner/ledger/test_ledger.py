@@ -109,6 +109,11 @@ def test_a_table_is_added_once_and_keeps_where_it_came_from(ledger: Commands) ->
     assert (first.text, first.steps, first.peak_lr) == (None, None, None)
 
 
+def test_a_ledger_is_made_with_its_folder(ledger: Commands) -> None:
+    assert ledger("add", "years of runs/é.jsonl", "runs.csv").code == 0
+    assert len(read_ledger(Path("years of runs/é.jsonl")).from_tables) == 12
+
+
 def test_a_longer_export_of_the_same_table_adds_what_is_new(ledger: Commands) -> None:
     Path("early.csv").write_text(table(rows=7, names=False))
     Path("late.csv").write_text(table(names=False))
@@ -277,6 +282,14 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         "l.jsonl:1:1: this run of runs.csv is here already, with no text; leave --text out, or add the table",
     ),
     "perplexities": (["add", "l.jsonl", "ppl.csv"], "ppl.csv:1:20: the only loss is a perplexity, 'val_ppl'"),
+    "a ledger as the table": (
+        ["add", "m.jsonl", "l.jsonl"],
+        "l.jsonl:1:1: this is a ledger, and no table of runs; add the tables that its runs came from",
+    ),
+    "no ledger in that folder": (
+        ["exclude", "nowhere/l.jsonl", "a", "--reason", "x"],
+        "nowhere/l.jsonl:1:1: there is no such file; give the path of a file that exists",
+    ),
     "no unit": (["add", "l.jsonl", "runs.csv", "--loss-unit", "nat"], "--loss-unit nat: write nats/token"),
     "no column": (["add", "l.jsonl", "runs.csv", "--column", "loss"], "--column loss: write quantity=column"),
 }
