@@ -56,8 +56,8 @@ def write_plan(budget_path: Path, out: Path | None) -> tuple[Path, Plan]:
     path = folder / f"plan.{plan.phase}.yaml"
     if path.exists():
         return path, _load_sealed(path, budget, budget_path, folder)
-    save_plan(path, plan)
     write_text(folder / "report.html", render(plan, None, earlier_plans(folder, plan)))
+    save_plan(path, plan)  # last, as a plan that is there is never written again
     return path, plan
 
 

@@ -878,12 +878,12 @@ def test_a_plan_is_not_written_where_nothing_can_be_written(tmp_path: Path) -> N
     (tmp_path / "plans").write_text("a file")
     refused(
         call("plan", "b.yaml", folder=tmp_path),
-        "plans/small/plan.target.yaml:1:1: ",
+        "plans/small/report.html:1:1: ",
         "the file cannot be written (",
     )
     refused(
         call("plan", "b.yaml", "--out", "/proc/x", folder=tmp_path),
-        "/proc/x/plan.target.yaml:1:1: ",
+        "/proc/x/report.html:1:1: ",
         "written (",
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.yaml", "plans"]

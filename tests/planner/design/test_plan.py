@@ -90,6 +90,23 @@ def test_a_sealed_plan_is_never_rewritten(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+def test_a_plan_that_is_there_has_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any write, `plan` leaves no plan, and asked again it writes all files."""
+    budget, folder = SPECS / "budget_1e24.yaml", tmp_path / "out"
+    for write in ("write_text", "save_plan"):
+        with monkeypatch.context() as patch:
+            patch.setattr(planner.cli, write, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                write_plan(budget, folder)
+        assert not list(folder.glob("plan.*.yaml"))
+    write_plan(budget, folder)
+    assert {path.name for path in folder.iterdir()} == {"plan.target.yaml", "report.html"}
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_edited_plan_is_noticed(tmp_path: Path) -> None:
     """One digit of one learning rate."""
     budget = tmp_path / "b.yaml"
