@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -96,5 +97,15 @@ def fsync_path(path: Path) -> None:
 
 
 def print_json(plain: Any) -> None:
-    """Print a plain value as JSON on standard output: the answer of a command with --json."""
-    sys.stdout.write(json.dumps(plain, indent=1) + "\n")
+    """Print a plain value as JSON on standard output: the answer of a command with --json.
+
+    SystemExit, as by the signal, where its reader has closed the pipe, as `head` does.
+    """
+    try:
+        sys.stdout.write(json.dumps(plain, indent=1) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python flushes once more at its end
+        raise SystemExit(128 + signal.SIGPIPE) from None

@@ -1,6 +1,9 @@
 """`isoplan ledger` in this process: what is listed, added, excluded and taken back in, and what is refused."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,6 +168,16 @@ def test_a_list_has_runs_of_audits_and_of_tables(ledger: Commands) -> None:
     shown = ledger("list", "l.jsonl").out
     assert "1 audited run, 12 from tables, 0 excluded" in shown
     assert own.fingerprint_of_run in shown
+
+
+def test_a_reader_may_close_the_pipe(ledger: Commands) -> None:
+    ledger("add", "l.jsonl", "runs.csv")
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-P", "-m", "isoplan", "ledger", "list", "l.jsonl", "--json"]
+    with os.fdopen(writer) as out:
+        done = subprocess.run(words, stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_an_excluded_run_changes_the_fit_is_flagged_and_comes_back(ledger: Commands) -> None:
