@@ -1,33 +1,22 @@
 """The functions of `import isoplan`: what the commands do, from Python and to Python."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from isoplan.arguments import in_arguments
 from isoplan.results import Audit, Fit, Forecast, Plan
 from planner.cli import write_plan
 from planner.table_fit.analysis import fit_table
 from planner.table_fit.curves import join_curves
 from runtime.audit.other_engine import audit_curve
 from runtime.audit.verdict import audit_plan
-from specs.exit_codes import InputError
 from specs.plan_file import load_plan
 from specs.run_table.curves import read_curves
 from specs.run_table.read import read_columns, read_table
 
 LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
-
-_ARGUMENTS = {
-    r"--column (\w+)=(\S+)": r"columns={'\1': '\2'}",
-    r"--bytes-per-token (\S+)": r"bytes_per_token=\1",
-    r"--loss-unit (\w+/\w+)": r"loss_unit='\1'",
-    r"--loss-unit": r"loss_unit",
-    r"--at": r"at",
-}
-"""Options of `isoplan fit` in messages, and the arguments of `fit` that they are."""
 
 
 def fit(
@@ -49,11 +38,11 @@ def fit(
 
     InputError for the first thing that is wrong; of columns it names row and column, both counted from 1.
     """
-    with _in_arguments():
+    with in_arguments():
         options: Any = {"bytes_per_token": bytes_per_token, "loss_unit": loss_unit}
         read = read_table if isinstance(table, str | PathLike) else read_columns
         runs = read(Path(table) if isinstance(table, str | PathLike) else table, columns, **options)
-        targets = [at] if isinstance(at, str) else at
+        targets = at if isinstance(at, Sequence) and not isinstance(at, str) else [at]
         if curves is None:
             return Fit.of(fit_table(runs, targets), runs)
         joined = join_curves(runs, read_curves(Path(curves), shared=columns, **options))
@@ -77,7 +66,7 @@ def forecast(
     """
     if not isinstance(table, Fit):
         table = fit(table, columns=columns, bytes_per_token=bytes_per_token, loss_unit=loss_unit, at=at)
-    with _in_arguments():
+    with in_arguments():
         found: Forecast = table.forecast(at)
         return found
 
@@ -116,19 +105,7 @@ def audit(
     document = load_plan(path)
     if actual is not None:
         per_byte = document.bytes_per_token if bytes_per_token is None else bytes_per_token
-        with _in_arguments():
+        with in_arguments():
             curves = read_curves(Path(actual), columns, bytes_per_token=per_byte, loss_unit=loss_unit)
             return Audit.of(audit_curve(document, path, curves), Plan.of(document, path))
     return Audit.of(audit_plan(document, path, Path()), Plan.of(document, path))
-
-
-@contextmanager
-def _in_arguments() -> Iterator[None]:
-    """Messages name arguments of these functions in place of options."""
-    try:
-        yield
-    except InputError as error:
-        message = str(error)
-        for option, argument in _ARGUMENTS.items():
-            message = re.sub(option, argument, message)
-        raise InputError(message) from None

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import specs.plan
 import specs.record
+from isoplan.arguments import in_arguments
 from planner.scaling.model_averaging import Mixture, fit_mixture
 from planner.table_fit import terminal
 from planner.table_fit.analysis import forecast_at, table_points
@@ -84,7 +85,8 @@ class Fit(TableFit):
 
         InputError where the target cannot be read, or where the table's runs give no law.
         """
-        target = parse_target(at, self.table.size_kind)
+        with in_arguments():
+            target = parse_target(at, self.table.size_kind)
         if self.no_forecast is not None:
             raise InputError(f"{self.table.path}: there is no law to forecast with: {self.no_forecast}")
         asked_before = target_text(target, self.table.size_kind)

@@ -43,7 +43,7 @@ def parse_target(text: str, size_kind: SizeKind) -> Target:
     TargetError with what to write instead.
     """
     try:
-        return _parsed(text, size_kind)
+        return _parsed(str(text), size_kind)  # 1e22, which a program may have written
     except ValueError as error:
         raise TargetError(f"--at: {error}") from None
 

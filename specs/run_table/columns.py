@@ -78,8 +78,8 @@ def _cells(column: Any, at: int, name: str) -> list[Cell]:
 def _cell(cell: Any) -> Cell:
     if cell is None or isinstance(cell, str | int | float):
         return cell
-    if hasattr(cell, "item"):  # one number of NumPy, torch or JAX
-        return cell.item()
+    if hasattr(cell, "tolist"):  # one number of NumPy, torch or JAX; a list where it is several
+        return cell.tolist()
     return None if str(cell) in _MISSING else cell
 
 

@@ -113,6 +113,10 @@ def test_curves_are_joined_and_drawn(tmp_path: Path) -> None:
         ({"table": "absent.csv"}, "there is no such file"),
         ({"table": columns(), "columns": {"loss": "measured"}, "at": "7B"}, "at: '7B' is not a target"),
         (
+            {"table": columns(), "columns": {"loss": "measured"}, "at": 1e22},
+            "at: '1e+22' is not a target; write it",
+        ),
+        (
             {"table": columns(), "columns": {"loss": "measured"}, "loss_unit": "bits/byte"},
             "bytes_per_token=4.3",
         ),
@@ -127,6 +131,11 @@ def test_a_refusal_is_a_value_error_of_one_line_that_names_arguments(
     assert says in str(refused.value)
     assert "--" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_forecast_of_a_fit_names_arguments_too(fit: isoplan.Fit) -> None:
+    with pytest.raises(isoplan.InputError, match=r"^at: '7B' is not a target; write it like '1e22 FLOP'"):
+        fit.forecast("7B")
 
 
 def test_a_table_without_a_law_gives_no_forecast() -> None:

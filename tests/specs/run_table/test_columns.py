@@ -98,6 +98,7 @@ def test_a_table_in_memory_is_read_as_its_file_is(tmp_path: Any) -> None:
         (COLUMNS | {"loss": [3.5, 3.25, float("nan")]}, "table:3:4: loss is nan; write a number"),
         (COLUMNS | {"tokens": [[1], [2], [3]]}, "table:1:3: tokens is a list, which is not a number"),
         (pyarrow.table([[1.0], [2.0]], names=["loss", "loss"]), "table:1:2: the column 'loss' appears twice"),
+        (COLUMNS | {"tokens": [np.ones(2)] * 3}, "table:1:3: tokens is a list, which is not a number"),
         ({}, "table:1:1: the table has no run; give a row"),
         ({"params": [], "tokens": [], "loss": []}, "table:1:1: the table has no run; give a row"),
         ({"params": range(100_001)}, "table:1:1: the table has more than 100,000 rows"),
