@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.scaling.diverged import UnusableLossesError
 from planner.scaling.laws import Array
 from planner.scaling.model_averaging import NotEnoughRunsError, fit_mixture, loss_bands
 from planner.scaling.points import Points
@@ -38,9 +39,11 @@ def backtests(runs: Points, named: Sequence[tuple[str, int]]) -> tuple[tuple[Bac
             continue
         try:
             found.append(_backtest(runs, named, decades, np.flatnonzero(held_out)))
-        except NotEnoughRunsError as error:
+        except (NotEnoughRunsError, UnusableLossesError) as error:
+            what = "there are " if isinstance(error, NotEnoughRunsError) else ""
+            fault = str(error).partition(";")[0]  # what to do about losses is of the whole table
             reason = (
-                reason or f"without those within {decades:g} decades of the largest compute there are {error}"
+                reason or f"without those within {decades:g} decades of the largest compute {what}{fault}"
             )
     return tuple(found), "" if found else reason
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.scaling.best_split import best_split
+from planner.scaling.diverged import UnusableLossesError
 from planner.scaling.laws import Array
 from planner.scaling.model_averaging import Mixture, NotEnoughRunsError, fit_mixture
 from planner.scaling.points import Points
@@ -54,7 +55,10 @@ def conventions(
         runs = replace(mixture.runs, size=other.size[rows], cost_per=other.cost_per)
         try:
             fitted = fit_mixture(runs, draws=_DRAWS, members_alone=False)
-        except NotEnoughRunsError:  # what has two computes in one convention may have one in another
+        except (
+            NotEnoughRunsError,
+            UnusableLossesError,
+        ):  # two computes of one convention may be one in another
             continue
         found.append(
             _convention(other, fitted, [(what, _recounted(mixture, runs, flop)) for what, flop in at])

@@ -11,13 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from planner.scaling.diverged import UnusableLossesError
+from planner.scaling.diverged import UnusableLossesError, without_diverged
 from planner.scaling.isoflop import budget_groups, fit_minima
 from planner.scaling.laws import STANDARD, Array, optimum
 from planner.scaling.laws import value as law_value
 from planner.scaling.model_averaging import fit_mixture, forecast_loss
 from planner.scaling.points import points
 from planner.table_fit.analysis import analyse, default_target, table_points, table_source
+from planner.table_fit.backtest import backtests
 from planner.table_fit.flags import evidence_flags
 from planner.table_fit.targets import ComputeTarget, RunTarget, Target, TargetError, parse_target, target_text
 from planner.table_fit.terminal import show
@@ -246,6 +247,20 @@ def test_too_few_larger_runs_have_no_backtest() -> None:
     fit = analyse(ladder(BUDGETS[:2], sizes=5), [])
     assert fit.backtests == ()
     assert kinds(fit) == ["few budgets", "no backtest"]
+
+
+def test_smaller_runs_on_which_no_law_can_rest_give_no_backtest_and_refuse_no_table() -> None:
+    """Of all runs most pairs fall; of those below the last budget all rise."""
+    good = ladder()
+    small = good.flop < 0.9 * good.flop.max()
+    loss = np.where(small, 3.6 * (good.flop / good.flop.min()) ** 0.02, 0.85 * good.loss)
+    runs = table_points(replace(good, loss=loss))
+    with pytest.raises(UnusableLossesError):
+        without_diverged(runs.take(np.flatnonzero(small)))
+    reason = (
+        "without those within 0.5 decades of the largest compute the losses rise with size and with tokens"
+    )
+    assert backtests(runs, [("a", 1)] * len(loss)) == ((), reason)
 
 
 def test_a_compute_that_is_met_nearly_is_one_budget_and_its_losses_are_losses() -> None:
