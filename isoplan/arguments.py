@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from specs.exit_codes import InputError
 
 _ARGUMENTS = {
+    r"--column '(\w+)=(.+?)'": r"columns={'\1': '\2'}",
     r"--column (\w+)=(\S+)": r"columns={'\1': '\2'}",
     r"--bytes-per-token (\S+)": r"bytes_per_token=\1",
     r"--loss-unit (\w+/\w+)": r"loss_unit='\1'",

@@ -10,6 +10,7 @@ from specs.run_table.read import read_table
 from specs.run_table.table import RunTable
 
 _OPTIONS = (
+    (r"--column '(\w+)=(.+?)'", r"{field}.columns: {{\1: '\2'}}"),
     (r"--column (\w+)=(\S+)", r"{field}.columns: {{\1: \2}}"),
     (r"--loss-unit (\S+)", r"{field}.loss_unit: \1"),
     (r"--loss-unit", r"{field}.loss_unit"),
@@ -42,7 +43,8 @@ def load_table(budget: Budget, path: Path) -> RunTable | None:
         table = read_table(
             file, named.columns, bytes_per_token=named.bytes_per_token, loss_unit=named.loss_unit
         )
-        return replace(table, path=Path(named.table))
+        notes = tuple(_in_budget_words(note, field) for note in table.notes)
+        return replace(table, path=Path(named.table), notes=notes)
     except DocumentError as error:
         parts = (_in_budget_words(text, field) for text in (error.what, error.write))
         raise DocumentError(error.path, error.line, error.column, *parts) from None

@@ -10,6 +10,7 @@ from rich.console import Console
 from planner.table_fit.analysis import fit_table
 from planner.table_fit.curves import join_curves
 from planner.table_fit.terminal import show
+from specs.document.parse import DocumentError
 from specs.document.write import print_json, write_text
 from specs.exit_codes import InputError
 from specs.report.table_fit.page import render_table_fit
@@ -70,7 +71,11 @@ def fit(
     joined = None
     if curves is not None:
         own = column_mapping(curves_column or [], "--curves-column")
-        read = read_curves(curves, own, shared=mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
+        try:
+            read = read_curves(curves, own, shared=mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
+        except DocumentError as error:  # whose columns --column maps only where the table has them too
+            write = error.write.replace("--column", "--curves-column")
+            raise DocumentError(error.path, error.line, error.column, error.what, write) from None
         joined = join_curves(runs, read)
     elif curves_column:
         raise InputError(

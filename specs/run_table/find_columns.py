@@ -1,5 +1,6 @@
 """Which column holds which quantity: by the user's mapping, or else by its name."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -147,9 +148,8 @@ def _others(found: Found, quantity: str, columns: list[str], wanted: str | None)
             notes.append(f"{quantity}: {chosen!r} is read; {other!r} has the same values")
         elif same_rank and quantity in NEEDED:
             what = f"{show(chosen)} and {show(other)} may both be the {_in_words(quantity)}, and differ"
-            raise found.grid.refuse(
-                None, other, what, f"say which: --column {quantity}={chosen} or --column {quantity}={other}"
-            )
+            options = (f"--column {shlex.quote(f'{quantity}={column}')}" for column in (chosen, other))
+            raise found.grid.refuse(None, other, what, f"say which: {' or '.join(options)}")
         else:
             notes.append(f"{quantity}: {chosen!r} is read, and not {other!r}, which differs")
     return notes

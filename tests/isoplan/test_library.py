@@ -110,6 +110,10 @@ def test_curves_are_joined_and_drawn(tmp_path: Path) -> None:
     [
         ({"table": columns()}, "or map it: columns={'loss': 'NAME'}"),
         ({"table": columns(), "columns": {"loss": "measurd"}}, "the table has no column 'measurd' for loss"),
+        (
+            {"table": columns() | {"C4 Eval Loss": [3.5] * 12, "Wiki Eval Loss": columns()["measured"]}},
+            "say which: columns={'loss': 'C4 Eval Loss'} or columns={'loss': 'Wiki Eval Loss'}",
+        ),
         ({"table": "absent.csv"}, "there is no such file"),
         ({"table": columns(), "columns": {"loss": "measured"}, "at": "7B"}, "at: '7B' is not a target"),
         (

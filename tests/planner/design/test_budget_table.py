@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from planner.design.budget_table import load_table
+from specs.budget import Budget
+from specs.document.files import load
 from tests.support.commands import call
 from tests.support.paths import SPECS
 
@@ -65,6 +68,14 @@ REFUSED: dict[str, tuple[str, str, tuple[str, str], str, str, str]] = {
         "runs.csv:1:1",
         "no column is the loss",
         "map it: evidence.columns: {loss: NAME}",
+    ),
+    "two losses": (
+        EVIDENCE,
+        "params,tokens,C4 Eval Loss,Wiki Eval Loss\n1e8,2e9,3.5,3.6\n2e8,4e9,3.2,3.4\n",
+        ("", ""),
+        "runs.csv:1:28",
+        "'C4 Eval Loss' and 'Wiki Eval Loss' may both be the loss",
+        "evidence.columns: {loss: 'C4 Eval Loss'} or evidence.columns: {loss: 'Wiki Eval Loss'}",
     ),
     "bits per byte of unknown tokens": (
         f"{EVIDENCE}, loss_unit: bits/byte",
@@ -181,3 +192,11 @@ def test_a_table_that_carries_no_plan_is_refused_in_one_line(name: str, tmp_path
     assert write in remedy, line
     assert "--" not in line
     assert not (tmp_path / "plans").exists()
+
+
+def test_notes_on_the_table_are_in_the_budgets_words(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(BUDGET)
+    (tmp_path / "runs.csv").write_text("params,tokens,loss\n1e8,2e9,0.9\n2e8,4e9,0.8\n")
+    table = load_table(load(tmp_path / "b.yaml", Budget), tmp_path / "b.yaml")
+    assert table is not None
+    assert table.notes[-1].endswith("if they are, say so with evidence.loss_unit: bits/byte")

@@ -69,6 +69,16 @@ def test_json_is_one_document(
     assert Path("here/fit.html").exists()
 
 
+def test_a_refusal_of_curves_names_the_option_that_is_theirs(
+    asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--column would be refused for a table of runs that lacks the curves' columns."""
+    Path("curves.csv").write_text("id,tokens,C4 Eval Loss,Wiki Eval Loss\na,1e9,4,5\n")
+    assert fit(monkeypatch, "my runs.csv", "--curves", "curves.csv") == 2
+    write = "say which: --curves-column 'loss=C4 Eval Loss' or --curves-column 'loss=Wiki Eval Loss'"
+    assert capsys.readouterr().err.rstrip().endswith(write)
+
+
 def test_curves_join_the_runs_and_are_drawn(
     asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,7 +174,7 @@ TABLES: dict[str, tuple[str, str | bytes, str, str, str]] = {
         column("C4 Eval Loss,Wiki Eval Loss", "3,4", "3,3.9", "3,3.8", "3,3.7", "3,3.6"),
         "1:28",
         "may both be the loss, and differ",
-        "--column loss=C4 Eval Loss or",
+        "--column 'loss=C4 Eval Loss' or --column 'loss=Wiki Eval Loss'",
     ),
     "shape without ffn": (
         ".csv",
