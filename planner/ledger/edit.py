@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from specs.document.files import DocumentError
+from specs.document.files import DocumentError, read_bytes
 from specs.document.parse import show
 from specs.document.write import append_lines
 from specs.ledger import Exclusion, Ledger, TableRunRecord, locked, read_ledger, run_id
@@ -52,7 +52,7 @@ def decide(path: Path, prefix: str, excluded: bool, reason: str) -> tuple[str, b
     DocumentError where no run, or more than one, has an id that begins with the prefix.
     """
     check_name(path)
-    read_ledger(path)  # before the lock's file is made
+    read_bytes(path, None)  # refused where there is none, before the lock's file is made
     with locked(path):
         ledger = read_ledger(path)
         run = _run(path, ledger, prefix)
