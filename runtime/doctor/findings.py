@@ -147,7 +147,7 @@ def _software(reports: Reports, here: Software) -> Iterator[Finding]:
             if there.packages.get(name) != version
         ]
         if there.commit is not None and here.commit is not None and there.commit != here.commit:
-            differ.append(f"commit {there.commit[:12]}, here {here.commit[:12]}")
+            differ.append(f"commit {_short(there.commit)}, here {_short(here.commit)}")
         if differ:
             other = True
             yield Finding(False, f"{node} has {'; '.join(differ)}", "install the same versions on all nodes")
@@ -155,6 +155,12 @@ def _software(reports: Reports, here: Software) -> Iterator[Finding]:
         yield Finding(
             True, f"the nodes have the same Python {here.python} and torch {here.packages['torch']}"
         )
+
+
+def _short(commit: str) -> str:
+    """The first digits of a commit, and whether files differ from it."""
+    head, mark, dirty = commit.partition("+")
+    return head[:12] + mark + dirty
 
 
 def _nodes(reports: Reports, begun: float, ended: float) -> Iterator[Finding]:

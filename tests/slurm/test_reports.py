@@ -85,6 +85,11 @@ def test_who_is_silent_is_named_with_what_it_printed(tmp_path: Path) -> None:
             True,
         ),
         ({"software": replace(HERE, commit="bad")}, "node2 has commit bad, here c0ffee", True),
+        (
+            {"software": replace(HERE, commit="c0ffee+dirty")},
+            "node2 has commit c0ffee+dirty, here c0ffee",
+            True,
+        ),
         ({"software": replace(HERE, commit=None)}, "", True),
         ({"token": "other"}, "node2 has another folder", True),
         ({"data": False}, "node2 cannot read", True),
