@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.coverage import random_surface
+from planner.design.inputs import declared_vocab
 from planner.design.pilot_design import (
     HALF_DECADE,
     PAPER_BUDGETS,
@@ -78,11 +79,12 @@ def cases() -> list[Case]:
     own = Pilots(kind="pilots", prior="deepseek", share=share, rates=(), reach=1e4)
     found = [case("the paper's", own, PAPER_TARGET_FLOP, "deepseek", PAPER_VOCAB)]
     for name in SHIPPED:
-        asked = load(SPECS / f"{name}.yaml", Budget)
+        path = SPECS / f"{name}.yaml"
+        asked = load(path, Budget)
         assert isinstance(asked.evidence, Pilots)
         assert asked.compute is not None
         free = asked.evidence.model_copy(update={"budgets": None, "sizes": None, "spread": None})
-        found.append(case(name, free, asked.compute, asked.family, asked.data.vocab))
+        found.append(case(name, free, asked.compute, asked.family, declared_vocab(asked.data, path)))
     return found
 
 

@@ -55,8 +55,9 @@ _FIELDS = {
 """Fields of a ModelSpec that config.json has under another name."""
 
 
-def config(spec: ModelSpec, precision: str, separator: int) -> dict[str, Any]:
-    """The content of config.json. A document begins after the token `separator` and ends with it."""
+def config(spec: ModelSpec, precision: str, separator: int | None) -> dict[str, Any]:
+    """The content of config.json. A document begins after the token `separator` and ends with it; None where there is
+    no such token."""
     rope = {"rope_type": "default", "rope_theta": spec.rope_theta}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -83,7 +84,7 @@ def write(
     folder: Path,
     spec: ModelSpec,
     precision: str,
-    separator: int,
+    separator: int | None,
     tensors: Iterable[tuple[str, Tensor]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:

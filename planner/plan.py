@@ -181,12 +181,12 @@ def _pilots(inputs: PlanInputs, evidence: Pilots, prior: Allocation) -> _Pilots:
     preview = find_target(optimal).planned
     compute = preview.budget_flop
     setting = pilot_setting(
-        compute, prior, inputs.hyper, inputs.family, inputs.vocab, inputs.law.compute_low_flop, evidence.reach
+        compute, prior, inputs.hyper, inputs.family, inputs.rows, inputs.law.compute_low_flop, evidence.reach
     )
     design = choose_ladder(evidence, setting)
     feasibility.check_pilot_reach(inputs, evidence, design.ladder)
     requests = pilot_runs.pilot_requests(
-        design.ladder, evidence.rates, inputs.family, inputs.vocab, prior, compute, inputs.cluster.devices
+        design.ladder, evidence.rates, inputs.family, inputs.rows, prior, compute, inputs.cluster.devices
     )
     runs = tuple(
         with_fallback_layouts(feasibility.draft_pilot(inputs, request), inputs.cluster)
@@ -265,6 +265,7 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         ledger=os.path.relpath(inputs.ledger, inputs.out),
         bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
+        vocab=inputs.vocab,
         law=inputs.law,
         code=code(),
         seal="0" * 64,

@@ -22,6 +22,7 @@ from runtime.launch.progress import ProgressDisplay
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget, Pilots
 from specs.data import Corpus, DeclaredText
+from specs.data_inputs import InputError, read_index
 from specs.document.files import load, locate
 from specs.exit_codes import BAD_INPUT, CANNOT_TELL, INTERNAL_ERROR, OK, RESUME
 from specs.plan import Forecast, Plan
@@ -151,11 +152,16 @@ def runs_of(plan: Path) -> Sequence[RunRequest]:
 
 
 def chain_steps(
-    workspace: Workspace, budget: Budget, runs_of: Callable[[Path], Sequence[RunRequest]] = runs_of
+    workspace: Workspace,
+    budget: Budget,
+    path: Path,
+    runs_of: Callable[[Path], Sequence[RunRequest]] = runs_of,
 ) -> list[tuple[str, str]]:
-    """The steps of a budget's study, each with its state."""
-    corpus = workspace.data / budget.data.fingerprint() / "manifest.json"
-    steps = [("data", f"{corpus.parent} {'is built' if corpus.exists() else 'is not built yet'}")]
+    """The steps of the study of the budget at this path, each with its state."""
+    built = read_index(budget.data, path.parent, workspace.data)
+    corpus = None if built is None else workspace.data / built.corpus
+    is_built = corpus is not None and (corpus / "manifest.json").exists()
+    steps = [("data", f"{corpus} is built" if is_built else "the corpus is not built yet")]
     for phase in ("pilots", "target") if isinstance(budget.evidence, Pilots) else ("target",):
         plan = workspace.plan(budget.name, phase)
         if not plan.exists():
@@ -194,19 +200,25 @@ def _plan_summary(plan: Plan) -> str:
 def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
     """The corpus of a budget or plan, built where it is not built yet."""
     from runtime.data import corpus
-    from runtime.data.text_sources import NoTextError
 
     spec, base = data_of(document, path)
     if isinstance(spec.text, DeclaredText):
         what = "data.text names no files (source: declared), so this budget can be planned but not trained"
         raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
+    sealed = document.runs[0].run.data.corpus if isinstance(document, Plan) else None
+    if sealed is not None and (driver.workspace.data / sealed).exists():
+        return corpus.load_corpus(driver.workspace.data, sealed)
     try:
-        return corpus.build(spec, base, driver.workspace.data, driver.console)
-    except NoTextError as error:
-        at = f"{'budget.' if isinstance(document, Plan) else ''}data.text.paths.{error.number}"
+        built = corpus.build(spec, base, driver.workspace.data, driver.console)
+    except InputError as error:
+        at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
+        raise locate(path, at, f"{error.path}: {error.what}", error.write) from None
+    if sealed not in (None, built.name):
+        what = f"the plan was sealed on corpus {sealed}, but its text is now corpus {built.name}"
         raise locate(
-            path, at, f"there is no file {error.path}", "put your text there, or correct the path"
-        ) from None
+            path, "budget.data", what, "restore the text, or plan the budget again under another name"
+        )
+    return built
 
 
 def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:

@@ -59,7 +59,7 @@ class Losses:
     """How the losses of a text are shown. Documents hold nats per token; bits per byte compare between tokenizers."""
 
     bytes_per_token: float | None
-    """UTF-8 bytes of a held-out token; None where data.text has source: declared."""
+    """UTF-8 bytes of a held-out token; None where the text is only declared, or only its tokens are known."""
     per_token_in_bits: bool = False
     """Where the bytes are not known: bits per token, not nats, as some tables give them."""
 

@@ -222,10 +222,13 @@ class Plan(Spec):
     ledger: str
     """The ledger's path from this file's folder."""
     bytes_per_token: float | None
-    """Held-out UTF-8 bytes per token, for bits per byte; null where data.text has source: declared and no table of the
-    same text says them."""
+    """Held-out UTF-8 bytes per token, for bits per byte; null where the text is not known and no table of the same text
+    says them."""
     unique_tokens: int
     """Unique training tokens."""
+    vocab: int
+    """Token ids of the corpus. A model has as many rows, or those that the budget reserves, rounded up as its family
+    does."""
     law: PublishedLaw
     """The published law that was used, or the prior of the pilots or of the table."""
     fit: LawFit | None

@@ -218,8 +218,8 @@ class LedgerRecord(Spec):
     """M times those tokens."""
     loss: float
     """Final held-out loss, nats per token."""
-    bytes_per_token: float
-    """Held-out UTF-8 bytes per token."""
+    bytes_per_token: float | None
+    """Held-out UTF-8 bytes per token; null where the text is not known."""
     curve_step: tuple[int, ...]
     """Steps of the held-out curve."""
     curve_loss: tuple[float, ...]

@@ -9,13 +9,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from tokenizers import ByteLevelBPETokenizer
 
 from specs.budget import Budget
 from specs.document.files import load
 from specs.document.yaml_writer import yaml_text
 from tests.support import commands_page
 from tests.support.paths import ROOT
+from tests.support.token_files import write_flat
 
 NAV = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
 GENERATED = [page for page in NAV if page.startswith("reference/")] + ["commands.md"]
@@ -66,7 +70,7 @@ def typed(command: str, folder: Path, environment: Mapping[str, str], timeout_s:
 
 
 def prepare(folder: Path) -> None:
-    """The shipped budgets, the files that the pages show, and a folder of notes."""
+    """The shipped budgets, the files that the pages show, a folder of notes, and the same notes as a team has them."""
     shutil.copytree(ROOT / "specs", folder / "specs", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for block in blocks("yaml"):
         if match := re.match(r"# (\S+)\n", block):
@@ -81,6 +85,19 @@ def prepare(folder: Path) -> None:
     ]
     for number, path in enumerate(sources):
         shutil.copy(path, folder / "notes" / f"{number}.md")
+    texts = [path.read_text() for path in sources]
+    (folder / "web").mkdir()
+    for number in range(2):
+        table = pyarrow.table({"url": texts[number::2], "content": texts[number::2]})
+        pyarrow.parquet.write_table(table, folder / "web" / f"part-{number}.parquet")
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        texts[:100], vocab_size=400, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    documents = [[*one.ids, 0] for one in tokenizer.encode_batch(texts)]
+    write_flat(folder / "train.bin", documents[100:])
+    write_flat(folder / "val.bin", documents[:100])
 
 
 @pytest.mark.slow

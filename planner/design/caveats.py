@@ -14,6 +14,8 @@ from specs.plan import Cost, HyperAdvice, LadderChoice, PlannedRun
 
 _MAX_NAMED = 4
 """Runs that a note names one by one; of more it gives the number."""
+_SAMPLE = 100
+"""Characters of a text that are shown."""
 
 
 def notes(
@@ -24,6 +26,7 @@ def notes(
 ) -> tuple[str, ...]:
     """All notes on a plan of these runs. `laws` and `hypers` are the target's; a plan of pilots has none."""
     found = [*_extrapolation(inputs, runs[-1]), *_repeats(inputs, runs), *_short_runs(inputs, runs)]
+    found += _corpus(inputs)
     if laws is not None:
         found += _assumed_of_table(inputs)
         found += [*_objective(inputs, laws, runs[-1]), *_overrides(inputs, runs[-1], hypers)]
@@ -75,6 +78,18 @@ def _extrapolation(inputs: PlanInputs, planned: PlannedRun) -> Iterator[str]:
             f"extrapolation: {flop:.1e} FLOP is {factor:,.4g} times {side} the range that the law {inputs.law.name} "
             f"was fitted on, {low:.1e} to {high:.1e} FLOP"
         )
+
+
+def _corpus(inputs: PlanInputs) -> Iterator[str]:
+    """What is unusual in the corpus, and the first words of tokens that others made."""
+    corpus = inputs.corpus
+    if corpus is None:
+        return
+    yield from corpus.notes
+    if corpus.bytes_per_token is None:
+        yield "losses are in nats per token, as the bytes of the text are not known"
+    if corpus.sample is not None:
+        yield f"the first held-out tokens read: {corpus.sample[:_SAMPLE]!r}"
 
 
 def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:

@@ -80,9 +80,10 @@ def check_table_law(inputs: PlanInputs, fitted: FittedLaws) -> None:
 
 def _check_same_text(inputs: PlanInputs, field: str, named: Runs | JoinedTable, remedy: str) -> None:
     """Refuse a table of the same text whose tokens have other lengths than the corpus's."""
-    if inputs.corpus is None or named.bytes_per_token is None or not named.same_text:
+    ours = None if inputs.corpus is None else inputs.corpus.bytes_per_token
+    theirs = named.bytes_per_token
+    if ours is None or theirs is None or not named.same_text:
         return
-    ours, theirs = inputs.corpus.bytes_per_token, named.bytes_per_token
     if abs(theirs / ours - 1) > _SAME_BYTES:
         what = (
             f"the table's tokens have {theirs:.4g} bytes, and those of this budget's held-out text {ours:.4g}: text or "

@@ -25,7 +25,7 @@ from planner.scaling.isoflop import Minimum
 from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
 from specs.data import DeclaredText
 from specs.document.files import DocumentError, catalog_names, from_catalog
-from specs.humanize import count, duration
+from specs.humanize import count, duration, several
 from specs.law import Allocation, PublishedLaw
 from specs.plan import LadderChoice, PlannedRun
 
@@ -36,6 +36,8 @@ _LOSS_LAW_REMEDY = (
     "only for the text that it was fitted on"
 )
 _FIRST_PILOTS = "first plan a budget that sets compute, then run and audit its pilots"
+HELD_OUT_MARGIN = 1.02
+"""Over what is needed: a tokenizer that is trained on another split needs other tokens, by .1 % (our measurement)."""
 _MAX_DOUBLINGS = 20
 """Clusters up to a million times as large, and budgets down to a millionth, are tried."""
 
@@ -177,6 +179,29 @@ def check_batch(inputs: PlanInputs) -> None:
         nearest = max(1, round(batch / context)) * context
         what = f"{batch:,} tokens are not a whole number of sequences of {context:,} tokens"
         raise inputs.refuse("batch", what, f"write batch: {nearest} tokens")
+
+
+def check_held_out(inputs: PlanInputs) -> None:
+    """Refuse a corpus that holds out fewer sequences than the last evaluation of a run takes."""
+    corpus, context = inputs.corpus, inputs.family.context
+    needed = max(inputs.family.final_tokens, inputs.family.curve_tokens, context) // context
+    available = 0 if corpus is None else (corpus.held_out.tokens - 1) // context
+    if corpus is None or available >= needed:
+        return
+    what = (
+        f"the held-out split has {several(available, 'sequence')} of {context:,} tokens, but the evaluations of the "
+        f"family {inputs.family.name} take {needed:,}"
+    )
+    wanted = HELD_OUT_MARGIN * (needed * context + 1)
+    enough = [choice.one_in for choice in corpus.held_out_choices if choice.tokens >= wanted]
+    if enough:
+        raise inputs.refuse(
+            "data.held_out_one_in", what, f"write held_out_one_in: {max(enough)}, then: isoplan data"
+        )
+    most = max([corpus.held_out.tokens, *(choice.tokens for choice in corpus.held_out_choices)])
+    raise inputs.refuse(
+        "data", what, f"provide {math.ceil(10 * wanted / most) / 10:g} times as much text to hold out"
+    )
 
 
 def _batch_that_fits(

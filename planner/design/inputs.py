@@ -6,10 +6,12 @@ from pathlib import Path
 from planner.design.budget_table import load_table, table_field
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
-from specs.data import Corpus, DeclaredText
+from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, DeclaredText, TokenIds
+from specs.data_inputs import InputError, find_corpus, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
 from specs.run_table.table import RunTable
+from specs.tokenizer_file import token_count
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PlanInputs:
     """The built corpus; None where data.text has source: declared."""
     table: RunTable | None
     """The table of runs that the budget names; None where it names none."""
+    vocab: int
+    """Number of token ids: the built corpus's, or those that its tokenizer is declared to have."""
 
     @property
     def ledger(self) -> Path:
@@ -41,9 +45,16 @@ class PlanInputs:
         return self.path.parent / self.budget.ledger
 
     @property
-    def vocab(self) -> int:
-        """Number of different tokens, before padding."""
-        return self.budget.data.vocab
+    def rows(self) -> int:
+        """Rows of a model's vocabulary, those in reserve included, before padding."""
+        return max(self.vocab, self.budget.data.reserved_rows)
+
+    @property
+    def data(self) -> CorpusRef:
+        """The data of the plan's runs."""
+        if self.corpus is None:
+            return CorpusRef(corpus=self.budget.data.fingerprint(), digest=None)
+        return CorpusRef(corpus=self.corpus.name, digest=self.corpus.digest)
 
     @property
     def unique_tokens(self) -> int:
@@ -98,6 +109,7 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     )
     names = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
     loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in names)
+    corpus = load_built_corpus(budget, path, corpora)
     return PlanInputs(
         budget=budget,
         path=path,
@@ -107,8 +119,9 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
         hyper_law=hyper or law,
         family=_family(budget, path),
         cluster=_cluster(budget, path),
-        corpus=_corpus(budget, path, corpora),
+        corpus=corpus,
         table=load_table(budget, path),
+        vocab=declared_vocab(budget.data, path) if corpus is None else corpus.vocab,
     )
 
 
@@ -133,11 +146,31 @@ def _cluster(budget: Budget, path: Path) -> Cluster:
     return load(cluster, Cluster)
 
 
-def _corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
+def load_built_corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
+    """The corpus of the budget's text as its files are now; DocumentError where that is not built. None where data.text
+    has source: declared."""
     if isinstance(budget.data.text, DeclaredText):
         return None
-    manifest = corpora / budget.data.fingerprint() / "manifest.json"
-    if not manifest.exists():
-        what = f"the corpus is not built yet ({manifest} does not exist)"
-        raise locate(path, "data", what, f"run: isoplan data {path}")
-    return load(manifest, Corpus)
+    try:
+        found = find_corpus(budget.data, path.parent, corpora)
+    except InputError as error:
+        raise locate(path, f"data.{error.field}", f"{error.path}: {error.what}", error.write) from None
+    if isinstance(found, str):
+        raise locate(path, "data", found, f"run: isoplan data {path}")
+    return found
+
+
+def declared_vocab(data: DataSpec, path: Path) -> int:
+    """Number of token ids of a corpus that is not here."""
+    match data.tokenizer:
+        case Bytes():
+            return 256
+        case Bbpe() | TokenIds():
+            return data.tokenizer.vocab
+        case _:
+            try:
+                return token_count(tokenizer_file(data.tokenizer, path.parent))
+            except InputError as error:
+                raise locate(
+                    path, f"data.{error.field}", f"{error.path}: {error.what}", error.write
+                ) from None

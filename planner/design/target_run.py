@@ -59,6 +59,7 @@ def find_target(search: TargetSearch) -> Target:
     inputs = search.inputs
     feasibility.check_laws(search)
     feasibility.check_batch(inputs)
+    feasibility.check_held_out(inputs)
     try:
         run = _run_for_budget(search, stages=1)
         if run.execution.layout.pp > 1:
@@ -200,7 +201,7 @@ def _check_compute(search: TargetSearch, flop: float) -> None:
 
 def _check_amount(inputs: PlanInputs, flop: float) -> None:
     """Refuse less compute than the shortest run of the smallest shape needs, and more than MAX_FLOP."""
-    smallest = family_shapes(inputs.family, inputs.vocab, 0.0)[0]
+    smallest = family_shapes(inputs.family, inputs.rows, 0.0)[0]
     least = float(smallest.flop_per_token) * smallest.context * EVALUATIONS
     field = inputs.budget.currency
     if flop < least:

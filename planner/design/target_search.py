@@ -6,7 +6,6 @@ from planner.design.allocation import Laws, shape_for_objective
 from planner.design.inputs import PlanInputs
 from planner.design.run_draft import DraftRequest, RunSettings, draft
 from planner.performance.batch_and_layout import BatchAndLayout
-from specs.data import CorpusRef
 from specs.humanize import several
 from specs.model import ModelSpec
 from specs.plan import PlannedRun
@@ -24,7 +23,7 @@ class TargetSearch:
         """The shape of a run of this compute, balanced over the stages."""
         inputs = self.inputs
         return shape_for_objective(
-            compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.vocab, stages
+            compute_flop, inputs.budget.objective, self.laws, inputs.family, inputs.rows, stages
         )
 
     def with_devices(self, devices: int) -> "TargetSearch":
@@ -62,12 +61,11 @@ class TargetSearch:
 
 def run_settings(inputs: PlanInputs) -> RunSettings:
     """Settings that all runs of the plan share."""
-    digest = None if inputs.corpus is None else inputs.corpus.digest
     return RunSettings(
         budget=inputs.budget,
         family=inputs.family,
         cluster=inputs.cluster,
         hyper=inputs.hyper,
-        data=CorpusRef(corpus=inputs.budget.data.fingerprint(), digest=digest),
-        vocab=inputs.vocab,
+        data=inputs.data,
+        vocab=inputs.rows,
     )

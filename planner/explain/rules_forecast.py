@@ -358,6 +358,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("budget*", budget),
     ("unique_tokens", data_text),
     ("bytes_per_token", data_text),
+    ("vocab", data_text),
     ("*", document),
 )
 """Rules of everything else; the last one matches every path."""

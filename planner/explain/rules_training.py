@@ -229,10 +229,11 @@ def from_family(field: Field, plan: Plan) -> Reason:
 
 def vocabulary(field: Field, plan: Plan) -> Reason:
     """The tokenizer's vocabulary, padded."""
-    family = family_of(plan)
+    family, reserved = family_of(plan), plan.budget.data.reserved_rows
+    kept = f", and the budget reserves {reserved:,} rows" if reserved > plan.vocab else ""
     return Reason(
         decided_by=f"rounding up to a multiple of {family.vocab_multiple} (family {family.name})",
-        equation=f"the tokenizer has {plan.budget.data.vocab:,} entries",
+        equation=f"the tokenizer has {plan.vocab:,} entries{kept}",
     )
 
 

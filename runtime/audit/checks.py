@@ -216,7 +216,7 @@ def _short(seal: str | None) -> str:
 def data_check(root: Path, planned: PlannedRun) -> Check:
     """The token files have the digest that the run was planned on. Reads them in full."""
     from runtime.data.corpus import verify
-    from runtime.data.text_sources import CorpusError
+    from runtime.data.errors import CorpusError
 
     try:
         digest = verify(root, planned.run.data.corpus).digest

@@ -233,7 +233,6 @@ def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFo
     assert first.seal is not None
     assert run.loss is not None
     assert run.tokens_per_s is not None
-    assert plan.bytes_per_token is not None  # a run needs a built corpus
     tokens = run.steps * planned.run.batch_tokens
     return LedgerRecord(
         run=planned.run,

@@ -25,9 +25,11 @@ from torch import Tensor
 
 from model import hf
 from runtime.checkpoint.format import CheckpointError, find_latest_intact, hash_each, verify, weights
-from runtime.data.corpus import SEPARATOR, load_corpus
+from runtime.data import tokenizer
+from runtime.data.corpus import load_corpus
+from runtime.data.tokenizer import SEPARATOR
 from runtime.run_folder.folder import RunFolder, checkpoint_name, list_checkpoints, step_of
-from specs.data import Bbpe, Corpus
+from specs.data import Bbpe, Corpus, TokenIds, TokenizerFile
 from specs.document.base import Sha256, Spec
 from specs.document.files import DocumentError
 from specs.document.write import fsync_path, write_json, write_text
@@ -67,8 +69,9 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        separator = _write_tokenizer(part, data, corpus, run.model.context)
-        _write_weights(part, folder, run, checkpoint, separator, console)
+        if has_tokenizer(corpus):
+            _write_tokenizer(part, data, corpus, run.model.context)
+        _write_weights(part, folder, run, checkpoint, corpus.end_of_document, console)
         os.rename(part, final)
         fsync_path(final.parent)
     finally:
@@ -77,16 +80,22 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
 
 
 def load_tokenizer(corpus: Corpus, data: Path) -> Tokenizer:
-    """The corpus' tokenizer; for bytes, one whose token ids are the UTF-8 bytes of the text."""
-    if isinstance(corpus.spec.tokenizer, Bbpe):
-        trained = Tokenizer.from_file(str(data / corpus.spec.fingerprint() / "tokenizer.json"))
-        trained.encode_special_tokens = True  # its file does not store this setting
-        return trained
+    """The corpus' tokenizer; for bytes, one whose token ids are the UTF-8 bytes of the text.
+
+    Ids alone have none: callers ask `has_tokenizer` first.
+    """
+    if corpus.tokenizer_sha256 is not None:
+        return tokenizer.load(data / corpus.name / "tokenizer.json")
     characters = _byte_characters()
-    tokenizer = Tokenizer(models.BPE(vocab={characters[byte]: byte for byte in range(256)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    of_bytes = Tokenizer(models.BPE(vocab={characters[byte]: byte for byte in range(256)}, merges=[]))
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    of_bytes.decoder = decoders.ByteLevel()
+    return of_bytes
+
+
+def has_tokenizer(corpus: Corpus) -> bool:
+    """Whether anything turns the corpus' ids into text."""
+    return not isinstance(corpus.spec.tokenizer, TokenIds)
 
 
 def progress_bar(console: Console) -> Progress:
@@ -162,9 +171,9 @@ def _check_disk_space(final: Path, run: RunSpec) -> None:
         raise DocumentError(folder, 1, 1, what, "free disk space, or give a folder on another disk as --out")
 
 
-def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> int:
-    """Write tokenizer.json and tokenizer_config.json; the id of the separator between documents."""
-    tokenizer = load_tokenizer(corpus, data)
+def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> None:
+    """Write tokenizer.json and tokenizer_config.json; a tokenizer that existed before is written as it was."""
+    loaded = load_tokenizer(corpus, data)
     config: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
@@ -173,13 +182,18 @@ def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> in
     if isinstance(corpus.spec.tokenizer, Bbpe):
         # Text that spells the separator is only text, as it was in training.
         config |= {"bos_token": SEPARATOR, "eos_token": SEPARATOR, "split_special_tokens": True}
-    write_text(part / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    elif isinstance(corpus.spec.tokenizer, TokenizerFile) and corpus.end_of_document is not None:
+        config |= {"eos_token": loaded.id_to_token(corpus.end_of_document)}
+    if corpus.tokenizer_sha256 is not None:
+        shutil.copyfile(data / corpus.name / "tokenizer.json", part / "tokenizer.json")
+        fsync_path(part / "tokenizer.json")
+    else:
+        write_text(part / "tokenizer.json", loaded.to_str(pretty=True) + "\n")
     write_text(part / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-    return tokenizer.token_to_id(SEPARATOR) or 0
 
 
 def _write_weights(
-    part: Path, folder: RunFolder, run: RunSpec, checkpoint: Path, separator: int, console: Console
+    part: Path, folder: RunFolder, run: RunSpec, checkpoint: Path, separator: int | None, console: Console
 ) -> None:
     digest, step = hashlib.sha256(), step_of(checkpoint)
     with progress_bar(console) as progress:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model import hf
-from runtime.checkpoint.export_hf import load_tokenizer, progress_bar, track_elements
+from runtime.checkpoint.export_hf import has_tokenizer, load_tokenizer, progress_bar, track_elements
 from runtime.checkpoint.format import values_sha256
 from runtime.checkpoint.imported_weights import (
     MANIFEST,
@@ -77,6 +77,8 @@ def _check_tokenizer(stored: ImportedWeights, path: Path, run: RunSpec, data: Pa
     if not theirs.exists():
         return
     corpus = load_corpus(data, run.data.corpus)
+    if not has_tokenizer(corpus):
+        return
     ours = json.loads(load_tokenizer(corpus, data).to_str())
     if ours["model"]["vocab"] != json.loads(theirs.read_text(encoding="utf-8")).get("model", {}).get("vocab"):
         what = "the corpus has another tokenizer than these weights, so its token ids mean other text"

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from runtime.audit import verdict
+from runtime.commands.corpus_text import describe
 from runtime.commands.options import AsJson, Debug, File, PlanFile
 from runtime.launch.jobs import RunRequest, from_plan, from_run, missing_resources
 from runtime.launch.machine import this_machine
@@ -199,7 +200,8 @@ def data_command(
 ) -> None:
     """Build the corpus of a budget: its text as tokens under data/, with digests.
 
-    A corpus that is already built is not changed, so rerunning is cheap.
+    A corpus is its contents: files that have changed are another corpus, and the same files are not read again.
+    A build that was killed goes on where it was when the same command is run again.
     """
     driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
     document = load_document(spec)
@@ -211,11 +213,8 @@ def data_command(
     if json:
         print_json(built.answer() | {"folder": str(driver.workspace.data / built.spec.fingerprint())})
         return
-    folder = driver.workspace.data / built.spec.fingerprint()
-    driver.say(
-        f"{escape(str(folder))}: {built.train.tokens:,} tokens to train on, {built.held_out.tokens:,} held out, "
-        f"{built.bytes_per_token:.3f} bytes per token, digest {built.digest[:16]}",
-    )
+    for line in describe(built, driver.workspace.data):
+        driver.say(escape(line))
 
 
 def _audit_answer(audited: Audit, plan: Plan, path: Path) -> dict[str, Any]:
@@ -261,7 +260,7 @@ def _show_failures(driver: Driver, results: RunResults) -> None:
 
 def _run_budget(driver: Driver, path: Path, budget: Budget, dry_run: bool, json: bool) -> int:
     if dry_run:
-        return _preview_chain(driver, budget, json)
+        return _preview_chain(driver, budget, path, json)
     study = run_budget(driver, budget, path, lambda _, requests: run_all(driver, requests))
     if study.audit is None:
         _show_failures(driver, study.results)
@@ -302,9 +301,9 @@ def _preview(driver: Driver, requests: list[RunRequest], json: bool) -> int:
     return OK
 
 
-def _preview_chain(driver: Driver, budget: Budget, json: bool) -> int:
+def _preview_chain(driver: Driver, budget: Budget, path: Path, json: bool) -> int:
     """The steps of a budget's study, each with its state."""
-    steps = chain_steps(driver.workspace, budget)
+    steps = chain_steps(driver.workspace, budget, path)
     if json:
         print_json({"steps": [{"step": name, "state": state} for name, state in steps]})
         return OK

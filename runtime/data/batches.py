@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.data.token_stream import Tokens
 from specs.record import SkippedRange
 from specs.run import RunSpec
 
@@ -34,10 +35,10 @@ class DataError(ValueError):
     """A corpus that is too small for the run: what is wrong, and what to do."""
 
 
-def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, count: int) -> NDArray[Any]:
+def training_rows(tokens: Tokens, context: int, seed: int, first: int, count: int) -> NDArray[Any]:
     """Load samples number `first` to `first + count - 1` of a run: int64 of shape (count, context + 1).
 
-    `tokens` is the training split, shape (tokens,). A row's first `context` tokens are the input, its last ones the
+    `tokens` is the training split. A row's first `context` tokens are the input, its last ones the
     targets. `first_sample_of_step` gives the samples of a step.
     """
     sequences = sequence_count(tokens, context)
@@ -47,7 +48,7 @@ def training_rows(tokens: NDArray[Any], context: int, seed: int, first: int, cou
         stop = min(start + count - len(indices), sequences)
         keys = round_keys(f"seed {seed} epoch {epoch}")
         indices += [permuted_index(index, sequences, keys) for index in range(start, stop)]
-    return _rows(tokens, context, np.array(indices))
+    return _rows(tokens, context, indices)
 
 
 def first_sample_of_step(step: int, batch_sequences: int, skipped: Sequence[SkippedRange]) -> int:
@@ -57,7 +58,7 @@ def first_sample_of_step(step: int, batch_sequences: int, skipped: Sequence[Skip
     return batches * batch_sequences
 
 
-def held_out_rows(tokens: NDArray[Any], context: int, first: int, count: int) -> NDArray[Any]:
+def held_out_rows(tokens: Tokens, context: int, first: int, count: int) -> NDArray[Any]:
     """Sequences `first` to `first + count - 1` of the shuffled held-out split: int64 of shape (count, context + 1).
 
     Neighbouring sequences are parts of one document: unshuffled, the first 512 of our corpus are a few files, and a
@@ -67,10 +68,10 @@ def held_out_rows(tokens: NDArray[Any], context: int, first: int, count: int) ->
     sequences = sequence_count(tokens, context)
     keys = round_keys("held out")
     indices = [permuted_index(index, sequences, keys) for index in range(first, first + count)]
-    return _rows(tokens, context, np.array(indices))
+    return _rows(tokens, context, indices)
 
 
-def check_corpus_size(train: NDArray[Any], held_out: NDArray[Any], run: RunSpec) -> None:
+def check_corpus_size(train: Tokens, held_out: Tokens, run: RunSpec) -> None:
     """DataError where the corpus has fewer sequences than the run needs."""
     sequence_count(train, run.model.context)
     needed = max(run.evaluation.sequences, run.evaluation.final_sequences)
@@ -82,7 +83,7 @@ def check_corpus_size(train: NDArray[Any], held_out: NDArray[Any], run: RunSpec)
         )
 
 
-def sequence_count(tokens: NDArray[Any], context: int) -> int:
+def sequence_count(tokens: Tokens, context: int) -> int:
     """Sequences in a split; the last target of each is the first token of the next, or one token at the end."""
     count = (len(tokens) - 1) // context
     if count < 1:
@@ -130,6 +131,6 @@ def _mixed(value: int) -> int:
     return value ^ value >> 31
 
 
-def _rows(tokens: NDArray[Any], context: int, indices: NDArray[np.int64]) -> NDArray[Any]:
-    rows: NDArray[Any] = tokens[indices[:, None] * context + np.arange(context + 1)]
-    return rows.astype(np.int64)
+def _rows(tokens: Tokens, context: int, indices: Sequence[int]) -> NDArray[Any]:
+    rows = [tokens[index * context : (index + 1) * context + 1] for index in indices]
+    return np.stack(rows).astype(np.int64)

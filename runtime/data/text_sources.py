@@ -1,101 +1,91 @@
-"""Text sources: the installed Python packages, or the user's own files, as a stream of UTF-8 documents.
+"""Text sources: the installed Python packages, or the user's own files, cut into parts that one process reads each.
 
 The installed packages are real text on every machine. It is filtered for text that is worth training on: no tiny stubs,
 data tables or minified lines. The user's own files are not filtered.
 """
 
-import gzip
-import importlib.util
-import json
-import os
-import sysconfig
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from glob import glob
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
-from specs.data import DataSpec, FileText, InstalledText
-from specs.document.files import DocumentError
-from specs.exit_codes import InputError
+from runtime.data.text_files import FilePart, Record, holds_values, records
+from runtime.data.workers import Report
+from specs.data import DataSpec, FileText
+from specs.data_inputs import JSON_SUFFIXES, TEXT_SUFFIXES, compression, suffix
 
-_SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
-_NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
-# The filter; it keeps 125 of 127 MB of torch, scipy, sympy, numpy and the standard library.
+PART_BYTES = 64 * 2**20
+"""Bytes of the files that one task reads. A killed build reads no more than a task's again; 20 GB are 300 tasks."""
+HUGE_FILE_BYTES = 16 * 2**20
+"""A text file larger than this is cut into blocks: no book is, concatenated corpora are."""
+_BLOCKS = 1024
+"""A file is cut into about as many blocks: then one in 50 is a fair sample of it."""
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 2**12, 2**20
+"""Bytes of a block: a thousand tokens at least, as shorter ones would break most sequences; a book at most."""
+# The filter of installed text; it keeps 125 of 127 MB of torch, scipy, sympy, numpy and the standard library.
 _SMALLEST_BYTES, _LARGEST_BYTES = 200, 300_000
 _LONGEST_MEAN_LINE = 100
 _MOST_DIGITS = 0.15
 
 
-class CorpusError(InputError):
-    """A corpus that cannot be built or used: what is wrong, and what to do."""
+def text_parts(spec: DataSpec, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
+    """The text of a DataSpec in these files, in tasks of about `PART_BYTES`."""
+    alone = isinstance(spec.text, FileText) and len(paths) == 1
+    parts = [part for path in paths for part in _parts(path, alone)]
+    return list(_grouped(parts))
 
 
-@dataclass(frozen=True)
-class TextDocument:
-    """One document."""
-
-    text: bytes
-    """UTF-8, not empty."""
-    read_bytes: int
-    """Bytes read of all files so far, for the progress bar."""
-    total_bytes: int
-    """Size of all files."""
-
-
-class NoTextError(DocumentError):
-    """A path or pattern of a FileText that matches no file."""
-
-    def __init__(self, path: Path, number: int) -> None:
-        super().__init__(path, 1, 1, "there is no such file", "correct the path in data.text.paths")
-        self.number = number
-        """Which of the paths, from 0."""
-
-
-def documents(spec: DataSpec, base: Path) -> Iterator[TextDocument]:
-    """The documents of a DataSpec, in any order; paths are relative to the folder `base`.
-
-    DocumentError or CorpusError where a file or package is missing or malformed.
-    """
+def read_parts(
+    spec: DataSpec, parts: Sequence[FilePart], report: Report
+) -> Iterator[tuple[FilePart, Record]]:
+    """The records of these parts."""
     text = spec.text
-    if isinstance(text, InstalledText):
-        return _installed(text)
-    assert isinstance(text, FileText)
-    return _from_files(_user_files(text, base), text.field)
+    for part in parts:
+        if isinstance(text, FileText):
+            yield from ((part, record) for record in records(part, text.field, report))
+        elif (content := _installed_text(part.path)) is not None:
+            report(len(content))
+            yield part, content
 
 
-def _installed(text: InstalledText) -> Iterator[TextDocument]:
-    """Text files of the standard library and the packages."""
-    roots = [Path(sysconfig.get_paths()["stdlib"]), *map(_package, text.packages)]
-    sizes = {path: path.stat().st_size for root in roots for path in _tree(root)}
-    total, done = sum(sizes.values()), 0
-    for path, size in sizes.items():
-        done += size
-        if _SMALLEST_BYTES <= size <= _LARGEST_BYTES:
-            content = path.read_bytes()
-            if _looks_like_text(content):
-                yield TextDocument(content, done, total)
+def block_size(size: int, smallest: int, largest: int) -> int:
+    """The power of two that cuts this size into about `_BLOCKS` blocks, within limits."""
+    return min(largest, max(smallest, 1 << max(1, size // _BLOCKS).bit_length() - 1))
 
 
-def _package(name: str) -> Path:
-    """Folder of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        raise CorpusError(
-            f"data.text.packages: '{name}' is not an installed package; install it, or remove it"
-        )
-    return Path(places[0])
+def _parts(path: Path, alone: bool) -> Iterator[FilePart]:
+    size = path.stat().st_size
+    if suffix(path) in TEXT_SUFFIXES and (alone or size > HUGE_FILE_BYTES):
+        yield FilePart(path, block_bytes=block_size(size, _SMALLEST_BLOCK, _LARGEST_BLOCK))
+    elif (
+        suffix(path) in JSON_SUFFIXES
+        and size > PART_BYTES
+        and not compression(path)
+        and not holds_values(path)
+    ):
+        yield from (FilePart(path, start, start + PART_BYTES) for start in range(0, size, PART_BYTES))
+    else:
+        yield FilePart(path)
 
 
-def _tree(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _NOT_LIBRARY)
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.endswith(_SUFFIXES) and path.is_file():
-                yield path
+def _grouped(parts: Sequence[FilePart]) -> Iterator[tuple[FilePart, ...]]:
+    group: list[FilePart] = []
+    group_bytes = 0
+    for part in parts:
+        size = part.path.stat().st_size if part.stop is None else PART_BYTES
+        if group and group_bytes + size > PART_BYTES:
+            yield tuple(group)
+            group, group_bytes = [], 0
+        group.append(part)
+        group_bytes += size
+    if group:
+        yield tuple(group)
+
+
+def _installed_text(path: Path) -> bytes | None:
+    """The file as it is; None where it is not worth training on."""
+    if not _SMALLEST_BYTES <= path.stat().st_size <= _LARGEST_BYTES:
+        return None
+    content = path.read_bytes()
+    return content if _looks_like_text(content) else None
 
 
 def _looks_like_text(content: bytes) -> bool:
@@ -107,72 +97,3 @@ def _looks_like_text(content: bytes) -> bool:
     digits = sum(content.count(digit) for digit in b"0123456789")
     lines = content.count(b"\n") + 1
     return characters / lines < _LONGEST_MEAN_LINE and digits / len(content) < _MOST_DIGITS
-
-
-def _user_files(text: FileText, base: Path) -> list[Path]:
-    """The files that the paths and patterns match, each once."""
-    found: set[Path] = set()
-    for number, pattern in enumerate(text.paths):
-        matches = [base / match for match in glob(pattern, root_dir=base, recursive=True)]
-        files = [path for path in matches if path.is_file()]
-        if not files:
-            raise NoTextError(base / pattern, number)
-        found.update(files)
-    for path in found:
-        if not path.name.endswith((".txt", ".md", ".jsonl", ".jsonl.gz")):
-            raise DocumentError(
-                path, 1, 1, "files of this type cannot be read", "give .txt, .md, .jsonl or .jsonl.gz"
-            )
-    return sorted(found)
-
-
-def _from_files(paths: list[Path], field: str) -> Iterator[TextDocument]:
-    total, before = sum(path.stat().st_size for path in paths), 0
-    for path in paths:
-        with open(path, "rb") as file:
-            texts = _json_lines(path, file, field) if ".jsonl" in path.name else _whole(path, file)
-            for text in texts:
-                if text:
-                    yield TextDocument(text, before + file.tell(), total)
-            before += file.tell()
-
-
-def _whole(path: Path, file: IO[bytes]) -> Iterator[bytes]:
-    """The file as one document."""
-    content = file.read()
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        raise DocumentError(path, line, column, "this byte is not UTF-8", "save the file as UTF-8") from None
-    yield content
-
-
-def _json_lines(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
-    """The text of every line."""
-    lines = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
-    number = 0
-    try:
-        for number, line in enumerate(lines, start=1):
-            yield _text_of(path, number, line, field)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DocumentError(
-            path, number + 1, 1, f"the file cannot be decompressed ({error})", "compress the file again"
-        ) from None
-
-
-def _text_of(path: Path, number: int, line: bytes, field: str) -> bytes:
-    try:
-        value = json.loads(line)
-        text = value[field] if isinstance(value, dict) else None
-        if not isinstance(text, str):
-            raise ValueError(f"not a JSON object with a string '{field}'")
-        return text.encode()
-    except KeyError:
-        what = f"this line has no key '{field}'"
-    except (ValueError, RecursionError) as error:
-        what = f"this line is not a document ({str(error) or 'nested too deeply'})"
-    raise DocumentError(
-        path, number, 1, what, f'write {{"{field}": "..."}} on every line, or name the key in data.text.field'
-    )

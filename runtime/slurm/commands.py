@@ -71,7 +71,7 @@ def preview_plan(driver: Driver, plan: Plan, path: Path, json: bool) -> int:
 def preview_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, json: bool) -> int:
     """Show the state of a budget's steps, and the sbatch scripts of those that are due. Nothing is queued."""
     submit.check_path(driver.workspace)
-    steps = chain_steps(driver.workspace, budget)
+    steps = chain_steps(driver.workspace, budget, path)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
     due = DueSubmissions([], {}, []) if plan is None else _due(driver, load_plan(plan), plan)

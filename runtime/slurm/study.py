@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.data.text_sources import CorpusError
+from runtime.data.errors import CorpusError
 from runtime.launch.failure import why_not_running
 from runtime.launch.jobs import RunRequest, check_runs, cluster_of, prepare_jobs
 from runtime.launch.local import Job, Outcome

@@ -246,10 +246,10 @@ class StatusCollector:
         }
 
     def _chain(self) -> tuple[tuple[str, str], ...]:
-        if self._budget is None:
+        if self._budget is None or self.target is None:
             return ()
         try:
-            return tuple(chain_steps(self.workspace, self._budget, self._requests))
+            return tuple(chain_steps(self.workspace, self._budget, self.target, self._requests))
         except DocumentError as error:
             return (("plan", str(error)),)
 

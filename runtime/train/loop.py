@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from runtime.checkpoint.imported_weights import check_imported_weights
 from runtime.data.batches import DataError, check_corpus_size
 from runtime.data.corpus import load_corpus, tokens
-from runtime.data.text_sources import CorpusError
+from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
 from runtime.train.metrics import RecordError
 from runtime.train.process import RankInfo, StopRequest, end_process
@@ -251,9 +251,9 @@ def _check_run(run: RunSpec, order: Order, corpus: Corpus) -> None:
             f"the corpus {run.data.corpus} has digest {corpus.digest}, but the run was planned on {run.data.digest}; "
             "plan the budget again"
         )
-    if corpus.spec.vocab > run.model.vocab:
+    if corpus.vocab > run.model.vocab:
         problems.append(
-            f"the corpus has {corpus.spec.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
+            f"the corpus has {corpus.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
             "plan the budget again with a larger vocabulary"
         )
     if problems:

@@ -6,7 +6,6 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.data.batches import first_sample_of_step, held_out_rows, training_rows
+from runtime.data.token_stream import Tokens
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
@@ -32,7 +32,7 @@ class RankWorker:
     """One rank's part of the model, its optimizer and its data."""
 
     def __init__(
-        self, run: RunSpec, execution: Execution, mesh: Mesh, train: NDArray[Any], held_out: NDArray[Any]
+        self, run: RunSpec, execution: Execution, mesh: Mesh, train: Tokens, held_out: Tokens
     ) -> None:
         kernels = choose(execution.kernels, execution.device, run.precision)
         self.kernels = kernels.describe()
@@ -133,8 +133,8 @@ def join_process_group(
     execution: Execution,
     rank: int,
     local_rank: int,
-    train: NDArray[Any],
-    held_out: NDArray[Any],
+    train: Tokens,
+    held_out: Tokens,
 ) -> Iterator[RankWorker]:
     """Join the process group, by rendezvous at MASTER_ADDR and MASTER_PORT, while the block is open."""
     _make_deterministic(execution, local_rank)

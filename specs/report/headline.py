@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from specs.budget import FixedRatio, FixedSize, Inference, Pilots, Runs
-from specs.data import DeclaredText, FileText, InstalledText
+from specs.data import DeclaredText, FileText, InstalledText, TokenFiles
 from specs.formatting import device_time, dollars, flop, half_width, percent, signed
 from specs.humanize import count, duration, several
 from specs.plan import NoForecast
@@ -108,6 +108,8 @@ def _text(case: Case) -> str:
             return data.text.describe
         case FileText():
             return f"the text in {', '.join(data.text.paths)}"
+        case TokenFiles():
+            return f"the tokens in {', '.join(data.text.paths)}"
         case InstalledText():
             names = ["Python", *data.text.packages]
             listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]

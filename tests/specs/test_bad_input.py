@@ -8,16 +8,16 @@ import pytest
 
 from specs.budget import Budget
 from specs.cluster import Cluster
-from specs.data import Corpus, Split
 from specs.document.base import Spec
 from specs.document.files import DocumentError, from_catalog, load, load_any, read_lines
-from specs.document.write import append_line, write_json, write_text, write_yaml
+from specs.document.write import append_line, write_text, write_yaml
 from specs.law import Family, PublishedLaw
 from specs.plan import Plan
 from specs.record import LedgerRecord, RecordLine
 from specs.run import RunSpec
 from tests.support import samples
 from tests.support.commands import Done, call, script
+from tests.support.corpora import write_corpus
 from tests.support.paths import ROOT
 
 
@@ -87,7 +87,7 @@ BUDGETS: dict[str, tuple[str | bytes, str, str, str]] = {
         budget("source: installed, "),
         "8:9",
         "the key 'source' is missing",
-        "one of installed, files, declared",
+        "one of installed, files, tokens, declared",
     ),
     "duplicate key": (budget() + "name: other\n", "10:1", "the key 'name' appears twice", "keep one"),
     "duplicate key inside": (
@@ -891,10 +891,7 @@ def test_a_plan_is_not_written_where_nothing_can_be_written(tmp_path: Path) -> N
 
 def test_a_plan_does_not_rest_on_a_ledger_that_was_cut(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(samples.BUDGET)
-    split = Split(documents=10, text_bytes=10**8, tokens=10**8, digest="0" * 64)
-    spec = samples.budget().data
-    corpus = Corpus(spec=spec, digest="0" * 64, train=split, held_out=split, tokenizer_sha256=None)
-    write_json(tmp_path / "data" / spec.fingerprint() / "manifest.json", corpus)
+    write_corpus(samples.budget().data, tmp_path)
     (tmp_path / "ledger.jsonl").write_text('{"kind": "ledger", "ru')
     refused(call("plan", "b.yaml", folder=tmp_path), "ledger.jsonl:1:1: ", "the last line is cut off; ")
     assert (tmp_path / "ledger.jsonl").read_text() == '{"kind": "ledger", "ru'

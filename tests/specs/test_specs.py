@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from specs.budget import Budget
-from specs.data import Corpus
 from specs.document.files import from_catalog
 from specs.law import Allocation, Band, Hyper, Monomial, PublishedLaw
 from specs.model import ModelSpec, block_params, flop_per_token, mfu_flop_per_token, paper_flop_per_token
@@ -439,19 +438,3 @@ def test_a_band_knows_what_lies_inside() -> None:
         False,
         False,
     ]
-
-
-def test_a_corpus_turns_nats_per_token_into_bits_per_byte() -> None:
-    split = {"documents": 1, "text_bytes": 400, "tokens": 100, "digest": "0" * 64}
-    corpus = Corpus.model_validate_json(
-        json.dumps(
-            {
-                "spec": samples.budget().data.plain(),
-                "digest": "0" * 64,
-                "train": split,
-                "held_out": split,
-                "tokenizer_sha256": None,
-            }
-        )
-    )
-    assert corpus.bytes_per_token == 4.0

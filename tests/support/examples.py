@@ -93,6 +93,7 @@ def make_plan(phase: Phase = "target", **changes: Any) -> Plan:
         ledger="../../ledger.jsonl",
         bytes_per_token=1.0,
         unique_tokens=UNIQUE_TOKENS,
+        vocab=256,
         law=from_catalog(PublishedLaw, "deepseek" if phase == "published" else "tiny", None),
         fit=_fit() if phase == "target" else None,
         runs=runs,

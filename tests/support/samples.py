@@ -120,6 +120,7 @@ def plan() -> Plan:
         ledger="../ledger.jsonl",
         bytes_per_token=1.0,
         unique_tokens=10**8,
+        vocab=256,
         law=law,
         fit=None,
         runs=(target,),

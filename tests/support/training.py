@@ -38,7 +38,7 @@ def corpus(home: Path) -> CorpusRef:
     text = FileText(source="files", paths=("text.jsonl",))
     spec = DataSpec(text=text, tokenizer=Bytes(kind="bytes"), held_out_one_in=4)
     built = build(spec, home, home / "data", Console(quiet=True))
-    return CorpusRef(corpus=spec.fingerprint(), digest=built.digest)
+    return CorpusRef(corpus=built.name, digest=built.digest)
 
 
 def tiny_run(data: CorpusRef, steps: int = 20, **changes: Any) -> RunSpec:

@@ -23,12 +23,13 @@ from planner.cli import write_plan
 from planner.design.allocation import LossSurface, published_loss_surface
 from planner.plan import make_plan
 from specs.budget import Budget, Pilots, Runs
-from specs.data import Corpus, Split
+from specs.data import DeclaredText
 from specs.document.files import DocumentError, from_catalog, load
-from specs.document.write import append_line, write_json
+from specs.document.write import append_line
 from specs.law import PublishedLaw
 from specs.plan import Plan, PlannedRun
 from specs.record import LedgerRecord
+from tests.support.corpora import write_corpus
 from tests.support.paths import SPECS
 from tests.support.planning import inputs_of
 
@@ -67,13 +68,6 @@ def planned(folder: Path, text: str) -> Plan:
 def target(folder: Path, text: str) -> PlannedRun:
     """The target run of a budget."""
     return planned(folder, text).runs[-1]
-
-
-def build_corpus(folder: Path, spec_of: Budget, tokens: int = 10**12) -> None:
-    """A manifest as `isoplan data` leaves it."""
-    split = Split(documents=10, text_bytes=4 * tokens, tokens=tokens, digest="1" * 64)
-    corpus = Corpus(spec=spec_of.data, digest="2" * 64, train=split, held_out=split, tokenizer_sha256=None)
-    write_json(folder / "data" / spec_of.data.fingerprint() / "manifest.json", corpus)
 
 
 # --- currencies ---
@@ -262,7 +256,7 @@ def test_a_pilot_that_fits_no_share_of_the_devices_takes_more(tmp_path: Path) ->
     """Large pilots of a large target; the small ones keep theirs."""
     text = LEDGERLESS.replace("1e21 FLOP", "2e24 FLOP").replace("share: 0.1", "share: 0.1, reach: 1e6")
     (tmp_path / "b.yaml").write_text(text)
-    build_corpus(tmp_path, load(tmp_path / "b.yaml", Budget), 10**13)
+    write_corpus(load(tmp_path / "b.yaml", Budget).data, tmp_path, 10**13)
     devices = [one.execution.layout.devices for one in planned(tmp_path, text).runs]
     assert min(devices) < max(devices) <= 64
 
@@ -279,12 +273,16 @@ def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
     asked = load(path, Budget)
     if isinstance(asked.evidence, Runs):
         shutil.copy(SPECS / asked.evidence.table, tmp_path)
-    build_corpus(tmp_path, asked)
+    if not isinstance(asked.data.text, DeclaredText):
+        write_corpus(asked.data, tmp_path, 10**12)
     plan = make_plan(inputs_of(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
     assert plan.phase == ("pilots" if isinstance(asked.evidence, Pilots) else "target")
     for one in plan.runs:
         assert one.execution.layout.problems(one.run.model, one.run.optim) == []
-        assert one.cost.memory_bytes <= inputs_of(path, tmp_path, tmp_path / "data").cluster.device.memory
+        assert (
+            one.cost.memory_bytes
+            <= inputs_of(tmp_path / path.name, tmp_path, tmp_path / "data").cluster.device.memory
+        )
 
 
 # --- refusals, through the command ---
@@ -500,7 +498,7 @@ def test_a_refusal_names_the_line_and_what_would_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "b.yaml").write_text(LEDGERLESS)
-    build_corpus(tmp_path, load(tmp_path / "b.yaml", Budget))
+    write_corpus(load(tmp_path / "b.yaml", Budget).data, tmp_path, 10**12)
     said = refusal(tmp_path, text, monkeypatch, capsys)
     assert said.startswith(f"b.yaml:{line}:")
     assert says in said
@@ -580,7 +578,7 @@ def test_a_ledger_without_an_interior_optimum_is_refused(
 ) -> None:
     """Where every profile falls towards larger models, the pilots say nothing of the best size."""
     (tmp_path / "b.yaml").write_text(LEDGERLESS)
-    build_corpus(tmp_path, load(tmp_path / "b.yaml", Budget))
+    write_corpus(load(tmp_path / "b.yaml", Budget).data, tmp_path, 10**12)
     ledger(tmp_path, lambda size, tokens: 2 + 1e3 * size**-0.4)
     said = refusal(tmp_path, LEDGERLESS, monkeypatch, capsys)
     assert said.startswith("b.yaml:4:")
@@ -592,7 +590,7 @@ def test_a_ledger_without_an_interior_optimum_is_refused(
 def test_a_ledger_answers_a_target_loss_and_an_inference_objective(tmp_path: Path) -> None:
     """Both need a loss law, and the ledger's chosen form is one: the loss that was asked for, a smaller model."""
     (tmp_path / "b.yaml").write_text(LEDGERLESS)
-    build_corpus(tmp_path, load(tmp_path / "b.yaml", Budget))
+    write_corpus(load(tmp_path / "b.yaml", Budget).data, tmp_path, 10**12)
     ledger(tmp_path, chinchilla)
     run = target(tmp_path, LEDGERLESS.replace("compute: 1e21 FLOP", "loss: 2.3 nats/token")).run
     assert chinchilla(run.model.flop_per_token, run.tokens) == pytest.approx(2.3, rel=0.01)

@@ -19,15 +19,15 @@ from planner.scaling.isoflop import Minimum
 from planner.scaling.model_averaging import fit_mixture
 from planner.scaling.points import points
 from specs.budget import Budget
-from specs.data import Corpus, Split
 from specs.document.files import DocumentError, from_catalog, load, read_lines
-from specs.document.write import append_line, write_json, write_yaml
+from specs.document.write import append_line, write_yaml
 from specs.law import Interval, PublishedLaw
 from specs.ledger import Exclusion, TableRunRecord
 from specs.plan import Forecast, NoForecast, Plan, PlannedRun
 from specs.record import LedgerRecord
 from specs.report import render
 from specs.run import RunSpec
+from tests.support.corpora import write_corpus
 from tests.support.paths import SPECS
 from tests.support.planning import inputs_of
 
@@ -52,18 +52,14 @@ def workspace(tmp_path: Path) -> Path:
     """The demo's budget beside a built corpus, as `plan` finds them."""
     (tmp_path / "demo.yaml").write_text((SPECS / "demo.yaml").read_text())
     spec = load(tmp_path / "demo.yaml", Budget).data
-    split = Split(documents=10, text_bytes=10**8, tokens=10**8, digest="1" * 64)
-    corpus = Corpus(spec=spec, digest="2" * 64, train=split, held_out=split, tokenizer_sha256=None)
-    write_json(tmp_path / "data" / spec.fingerprint() / "manifest.json", corpus)
+    write_corpus(spec, tmp_path)
     return tmp_path
 
 
 def with_text(workspace: Path, unique_tokens: int) -> None:
     """Another amount of text behind the same corpus."""
     spec = load(workspace / "demo.yaml", Budget).data
-    split = Split(documents=10, text_bytes=unique_tokens, tokens=unique_tokens, digest="1" * 64)
-    corpus = Corpus(spec=spec, digest="2" * 64, train=split, held_out=split, tokenizer_sha256=None)
-    write_json(workspace / "data" / spec.fingerprint() / "manifest.json", corpus)
+    write_corpus(spec, workspace, unique_tokens)
 
 
 def planned(workspace: Path) -> Plan:

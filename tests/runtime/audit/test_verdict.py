@@ -119,7 +119,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CorpusRef]:
         held_out_one_in=4,
     )
     built = build(spec, home, home / "data", Console(quiet=True))
-    return home / "data", CorpusRef(corpus=spec.fingerprint(), digest=built.digest)
+    return home / "data", CorpusRef(corpus=built.name, digest=built.digest)
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ def corpus_of(home: Path, tokenizer: Bytes | Bbpe) -> Corpus:
 
 def trained(home: Path, tokenizer: Bytes | Bbpe | None = None, **changes: Any) -> RunFolder:
     corpus = corpus_of(home, tokenizer or Bytes(kind="bytes"))
-    vocab = {"vocab": max(256, corpus.spec.vocab)}
-    data = CorpusRef(corpus=corpus.spec.fingerprint(), digest=corpus.digest)
+    vocab = {"vocab": corpus.rows}
+    data = CorpusRef(corpus=corpus.name, digest=corpus.digest)
     model = samples.model(width=32, heads=2, kv_heads=1, ffn=48, context=32, init_std=0.1, **vocab)
     folder = opened(home, tiny_run(data, model=model, **changes))
     assert train_here(folder, home / "data") == OK
@@ -216,7 +216,7 @@ def from_import(home: Path, exported: Path, **changes: Any) -> RunSpec:
     stored = import_weights(exported, home / "data", QUIET)
     corpus = load(next((home / "data").glob("*/manifest.json")), Corpus)
     plain = {
-        "data": CorpusRef(corpus=corpus.spec.fingerprint(), digest=corpus.digest),
+        "data": CorpusRef(corpus=corpus.name, digest=corpus.digest),
         "model": samples.model(context=32),
         "seed": 9,
     }
@@ -289,7 +289,7 @@ def test_a_longer_context_and_another_tokenizer_are_refused_at_their_line(
     with pytest.raises(DocumentError, match="at most 32 positions, not 64"):
         from_import(tmp_path, exported, model=samples.model(context=64))
     other = corpus_of(tmp_path, Bbpe(kind="bbpe", vocab=300))
-    data = CorpusRef(corpus=other.spec.fingerprint(), digest=other.digest)
+    data = CorpusRef(corpus=other.name, digest=other.digest)
     with pytest.raises(DocumentError, match=r"run\.yaml:.*has another tokenizer"):
         from_import(tmp_path, exported, data=data)
 

@@ -1,4 +1,3 @@
-import gzip
 import hashlib
 import json
 import os
@@ -10,9 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from runtime.data.corpus import SEPARATOR, CorpusError, build, load_corpus, tokens, verify
-from runtime.data.text_sources import documents
+from runtime.data.corpus import build, load_corpus, tokens, verify
+from runtime.data.errors import CorpusError
+from runtime.data.text_sources import read_parts, text_parts
+from runtime.data.tokenizer import SEPARATOR
 from specs.data import Bbpe, Bytes, Corpus, DataSpec, DeclaredText, FileText, InstalledText
+from specs.data_inputs import input_files
 from specs.document.files import DocumentError
 from tests.support.paths import ROOT
 
@@ -36,7 +38,10 @@ def built(data_spec: DataSpec, beside: Path, data: str = "data") -> Corpus:
 
 
 def texts_of(data_spec: DataSpec, beside: Path) -> list[str]:
-    return sorted(document.text.decode() for document in documents(data_spec, beside))
+    paths = [one.path for one in input_files(data_spec, beside, beside / "data")]
+    parts = [part for some in text_parts(data_spec, paths) for part in some]
+    found = [record for _, record in read_parts(data_spec, parts, lambda done: None)]
+    return sorted(record.decode() for record in found if isinstance(record, bytes))
 
 
 def falls_to_held_out(text: str) -> bool:
@@ -73,18 +78,10 @@ def test_the_corpus_depends_on_the_texts_alone(beside: Path) -> None:
 
 def test_a_finished_corpus_is_never_built_again(beside: Path) -> None:
     corpus = built(spec(), beside)
-    (beside / "text.jsonl").unlink()
+    before = (beside / "data" / corpus.name / "train.bin").stat().st_mtime_ns
     assert built(spec(), beside) == corpus
-    assert load_corpus(beside / "data", corpus.spec.fingerprint()) == corpus
-
-
-def test_what_a_killed_build_left_is_cleared_away(beside: Path) -> None:
-    part = beside / "data" / f".{spec().fingerprint()}.part"
-    part.mkdir(parents=True)
-    (part / "train.bin").write_bytes(b"half")
-    corpus = built(spec(), beside)
-    assert not part.exists()
-    assert verify(beside / "data", corpus.spec.fingerprint()) == corpus
+    assert load_corpus(beside / "data", corpus.name) == corpus
+    assert (beside / "data" / corpus.name / "train.bin").stat().st_mtime_ns == before
 
 
 def test_two_builders_at_once_build_it_once(beside: Path) -> None:
@@ -108,25 +105,25 @@ print(build(spec, Path("."), Path("data"), Console(quiet=True)).digest)
 @pytest.mark.parametrize("name", ["train.bin", "held_out.bin", "tokenizer.json"])
 def test_a_flipped_byte_is_found_when_asked(beside: Path, name: str) -> None:
     corpus = built(spec(vocab=300), beside)
-    path = beside / "data" / corpus.spec.fingerprint() / name
+    path = beside / "data" / corpus.name / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    load_corpus(beside / "data", corpus.spec.fingerprint())
+    load_corpus(beside / "data", corpus.name)
     with pytest.raises(
         CorpusError, match=f"{name} is damaged: its digest differs from the manifest's; delete"
     ):
-        verify(beside / "data", corpus.spec.fingerprint())
+        verify(beside / "data", corpus.name)
 
 
 def test_a_cut_file_is_found_at_once(beside: Path) -> None:
     corpus = built(spec(), beside)
-    path = beside / "data" / corpus.spec.fingerprint() / "train.bin"
+    path = beside / "data" / corpus.name / "train.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
         CorpusError, match=r"train\.bin does not have the \d+ bytes that its manifest requires"
     ):
-        load_corpus(beside / "data", corpus.spec.fingerprint())
+        load_corpus(beside / "data", corpus.name)
 
 
 def test_a_corpus_that_is_not_there_says_how_to_build_it(tmp_path: Path) -> None:
@@ -138,7 +135,7 @@ def test_a_trained_tokenizer_gives_the_text_back_with_separators_between_documen
     from tokenizers import Tokenizer
 
     corpus = built(spec(vocab=400), beside)
-    tokenizer = Tokenizer.from_file(str(beside / "data" / corpus.spec.fingerprint() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(beside / "data" / corpus.name / "tokenizer.json"))
     ids = tokens(beside / "data", corpus, "held_out")
     separator = tokenizer.token_to_id(SEPARATOR)
     parts = [part[part != separator] for part in np.split(ids, np.flatnonzero(ids == separator))]
@@ -168,63 +165,11 @@ def test_text_that_spells_the_separator_is_only_text(tmp_path: Path) -> None:
     assert int((tokens(tmp_path / "data", corpus, "train") == 0).sum()) == corpus.train.documents - 1
 
 
-def test_all_kinds_of_files_are_read_through_patterns(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "one.txt").write_text("text")
-    (tmp_path / "two.md").write_text("# markdown")
-    (tmp_path / "three.jsonl").write_text('{"body": "line"}\n{"body": ""}\n')
-    with gzip.open(tmp_path / "four.jsonl.gz", "wt") as file:
-        file.write('{"body": "packed"}\n')
-    found = texts_of(spec("**/*.txt", "*.md", "*.jsonl*", field="body"), tmp_path)
-    assert found == ["# markdown", "line", "packed", "text"]
-
-
-CUT_OFF = gzip.compress(b'{"text": "a"}\n', mtime=0)[:-9]
-"""With the time in it, the test would have another name in every process of the tests."""
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "a.jsonl",
-            b'{"text": "fine"}\n{"text": 1}\n',
-            r"a\.jsonl:2:1: .*not a JSON object with a string 'text'\); write",
-        ),
-        (
-            "a.jsonl",
-            b'{"txt": "fine"}\n',
-            r"a\.jsonl:1:1: this line has no key 'text'; write .* or name the key",
-        ),
-        ("a.jsonl", b"[]\n", r"a\.jsonl:1:1: .*not a JSON object with a string 'text'"),
-        ("a.jsonl", b'{"text": "half\n', r"a\.jsonl:1:1: this line is not a document"),
-        ("a.jsonl", b'{"text": "\xff"}\n', r"a\.jsonl:1:1: this line is not a document"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a\.jsonl:1:1: this line is not a document"),
-        ("a.jsonl", b"[" * 100_000 + b"\n", r"a\.jsonl:1:1: this line is not a document"),
-        ("a.jsonl.gz", b"not packed", r"a\.jsonl\.gz:1:1: the file cannot be decompressed"),
-        ("a.jsonl.gz", CUT_OFF, r"a\.jsonl\.gz:\d:1: the file cannot be decompressed"),
-        ("a.txt", b"first line\nsecond \xff", r"a\.txt:2:8: this byte is not UTF-8; save"),
-        ("a.pdf", b"anything", r"a\.pdf:1:1: files of this type cannot be read; give \.txt"),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_refused_at_its_line(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DocumentError, match=message):
-        built(spec("a.*"), tmp_path)
-    assert not list((tmp_path / "data").glob("[!.]*"))
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match="there is no such file; correct the path"):
-        built(spec("absent.txt"), tmp_path)
-
-
 def test_too_few_documents_to_hold_something_out_are_refused(tmp_path: Path) -> None:
     (tmp_path / "only.txt").write_text("one document")
     with pytest.raises(CorpusError, match=r"of 1 different documents, . are held out \(one in 4\)"):
         built(spec("only.txt"), tmp_path)
+    assert not list((tmp_path / "data").glob("*.part"))
 
 
 def test_declared_text_cannot_be_built(tmp_path: Path) -> None:
@@ -271,5 +216,7 @@ def test_installed_text_is_filtered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_package_that_is_not_installed_is_refused(tmp_path: Path) -> None:
     installed = InstalledText(source="installed", packages=("no_such_package",))
-    with pytest.raises(CorpusError, match="'no_such_package' is not an installed package"):
+    with pytest.raises(
+        DocumentError, match="no_such_package:1:1: this is not an installed package; install or remove it"
+    ):
         built(DataSpec(text=installed, tokenizer=Bytes(kind="bytes")), tmp_path)

@@ -1,5 +1,6 @@
 """A workspace beside the tests' SLURM, and the command as a person types it there, carried out in this process."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,10 @@ data:
   held_out_one_in: 4
 precision: fp32
 """
-"""Its corpus is the one of tests/support/training.py."""
+"""Its text holds out as much as the evaluations of the family `tiny` take."""
+TEXT = "".join(
+    json.dumps({"text": f"Document {i} {'says the same again. ' * 900}"}) + "\n" for i in range(60)
+)
 HELD = "extra: {hold: true}"
 """Jobs stay in the queue, so that there is time to look at them."""
 
@@ -152,10 +156,10 @@ class Desk:
 def at_desk(
     folder: Path, home: Path, cluster: Cluster, captured: pytest.CaptureFixture[str], *says: str
 ) -> Desk:
-    """A new workspace with the corpus that `home` has, a budget, and a cluster file with these lines."""
+    """A new workspace with the corpora that `home` has, a budget, its text, and a cluster file with these lines."""
     folder.mkdir()
-    for name in ("data", "text.jsonl"):
-        (folder / name).symlink_to(home / name)
+    (folder / "data").symlink_to(home / "data")
+    (folder / "text.jsonl").write_text(TEXT)
     (folder / "budget.yaml").write_text(BUDGET)
     desk = Desk(folder, cluster, captured)
     desk.says(*says)

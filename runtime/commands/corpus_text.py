@@ -1,0 +1,43 @@
+"""A built corpus in words: what is in it, and what was left out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from specs.data import Corpus
+from specs.humanize import several
+
+_SAMPLE = 100
+"""Characters of the sample that are shown."""
+
+
+def describe(corpus: Corpus, data: Path) -> Iterator[str]:
+    """Lines for the user."""
+    per_token = (
+        "losses in nats per token, as the bytes of its text are not known"
+        if corpus.bytes_per_token is None
+        else f"{corpus.bytes_per_token:.3f} bytes per token"
+    )
+    yield (
+        f"{data / corpus.name}: {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out, "
+        f"{per_token}, digest {corpus.digest[:16]}"
+    )
+    yield from _left_out(corpus)
+    yield from corpus.notes
+    if corpus.sample is not None:
+        yield f"the first held-out tokens read: {corpus.sample[:_SAMPLE]!r}"
+
+
+def _left_out(corpus: Corpus) -> Iterator[str]:
+    """What of the text is not in the corpus."""
+    reading = corpus.reading
+    if reading is None:
+        return
+    parts = [
+        f"{several(reading.duplicates, 'duplicate')} left out" if reading.duplicates else "",
+        f"{several(reading.empty, 'empty text')} left out" if reading.empty else "",
+        f"{several(reading.malformed, 'malformed record')} skipped" if reading.malformed else "",
+    ]
+    if any(parts):
+        yield f"of {several(reading.records, 'record')}: {', '.join(filter(None, parts))}"
+    for example in reading.examples:
+        yield f"  {example}"

@@ -1,0 +1,192 @@
+"""A corpus from text: documents are read, sorted by their SHA-256, deduplicated and tokenized, in bounded memory.
+
+The digest also decides which documents are held out. So the result depends on the texts alone, not on file names, the
+order of folders or the number of processes, and no text is in both splits. Documents are packed: joined by a NUL byte,
+or by the tokenizer's separator.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runtime.data import shards, text_sources, tokenizer
+from runtime.data.errors import CorpusError
+from runtime.data.inputs import check_unchanged
+from runtime.data.shards import ReadSummary, TokenizeSummary, TokenizeTask
+from runtime.data.text_sources import text_parts
+from runtime.data.workers import Workers
+from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
+from specs.data_inputs import InputFile, inputs_of
+from specs.humanize import several
+
+WORK = ("runs", "tokens")
+"""Folders of what tasks have finished, which the corpus does not need."""
+_COPIED_AT_ONCE = 2**24
+
+
+def build_text(
+    spec: DataSpec, base: Path, part: Path, files: Sequence[InputFile], workers: Workers
+) -> Corpus:
+    """Write the splits and the tokenizer to the folder `part`; the manifest. What an earlier call has finished there
+    is not done again.
+
+    CorpusError or DocumentError where too much of the text is malformed, or too little of it is there.
+    """
+    _discard_other_work(part)
+    ids = tokenizer.given(spec, base, part)
+    runs, tokens = (part / name for name in WORK)
+    for folder in (runs, tokens):
+        folder.mkdir(exist_ok=True)
+    parts = text_parts(spec, [Path(file.path) for file in files if file.role != "tokenizer"])
+    read_tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
+    read = workers.map("reading text", sum(task.bytes for task in read_tasks), shards.read, read_tasks)
+    check_unchanged(files)
+    reading, text_bytes = _reading(spec, base, read)
+
+    groups = shards.slot_groups(text_bytes)
+    if ids is None:
+        sample = shards.training_documents(runs, groups, spec.held_out_one_in)
+        ids = tokenizer.trained(spec, part, sample, workers.progress)
+    path = part / "tokenizer.json"
+    tasks = [
+        TokenizeTask(
+            runs, first, last, spec.held_out_one_in, path if path.exists() else None, ids, tokens / f"{first}"
+        )
+        for first, last in groups
+    ]
+    done = workers.map("tokenizing", text_bytes, shards.tokenize, tasks)
+    documents = [sum(one.documents[split] for one in done) for split in range(2)]
+    _check_splits(spec, documents)
+    for file in runs.iterdir():
+        if (
+            file.suffix != ".json"
+        ):  # the summaries stay: a build that is killed from here on does not read again
+            file.unlink()
+
+    item_bytes = np.dtype(ids.token_type).itemsize
+    train, held_out = (_join(split, tasks, done, item_bytes, part) for split in range(2))
+    tokenizer_sha256 = file_sha256(path) if path.exists() else None
+    assert held_out.text_bytes is not None
+    return Corpus(
+        spec=spec,
+        inputs=inputs_of(files),
+        reading=reading.model_copy(update={"duplicates": reading.duplicates - sum(documents)}),
+        digest=corpus_digest(train.digest, held_out.digest, tokenizer_sha256),
+        vocab=ids.vocab,
+        token_type=ids.token_type,
+        end_of_document=ids.separator,
+        train=train,
+        held_out=held_out,
+        held_out_choices=_choices(spec, done),
+        tokenizer_sha256=tokenizer_sha256,
+        bytes_per_token=held_out.text_bytes / held_out.tokens,
+        notes=tuple(_notes(spec, ids.vocab)),
+    )
+
+
+def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
+    if isinstance(spec.tokenizer, Bbpe) and vocab < spec.tokenizer.vocab:
+        yield (
+            f"the tokenizer has {vocab:,} tokens, not {spec.tokenizer.vocab:,}: the text has no more pairs to merge; "
+            f"models get {max(vocab, spec.reserved_rows):,} rows"
+        )
+
+
+def _discard_other_work(part: Path) -> None:
+    """Start anew where another version, which cuts the work into other tasks, began it."""
+    sizes = (text_sources.PART_BYTES, shards.SHARD_BYTES)
+    ours, note = f"isoplan {importlib.metadata.version('isoplan')}, tasks of {sizes}", part / "work.txt"
+    if not note.exists() or note.read_text() != ours:
+        for path in part.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        note.write_text(ours)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reading(spec: DataSpec, base: Path, read: Sequence[ReadSummary]) -> tuple[Reading, int]:
+    """What was read, with all documents as `duplicates`, and the bytes of their text."""
+    records, empty, malformed = (
+        sum(getattr(one, name) for one in read) for name in ("records", "empty", "malformed")
+    )
+    examples = [example for one in read for example in one.examples]
+    allowed = spec.text.malformed if isinstance(spec.text, FileText) else 0.0
+    if malformed > allowed * records:
+        raise shards.refusal(examples[0], malformed, records, spec)
+    documents = records - empty - malformed
+    if not documents:
+        empties = f" ({several(records, 'record')} without any text)" if records else ""
+        raise CorpusError(
+            f"no documents were found{empties}; check the paths and the field, or the packages, of data.text"
+        )
+    reading = Reading(
+        records=records,
+        empty=empty,
+        duplicates=documents,
+        malformed=malformed,
+        examples=tuple(shards.example_text(one, base) for one in examples[:3]),
+    )
+    return reading, sum(one.text_bytes for one in read)
+
+
+def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
+    """CorpusError where a split has no document."""
+    if all(documents):
+        return
+    what = (
+        f"of {sum(documents)} different documents, {documents[1]} are held out (one in {spec.held_out_one_in}), "
+        "and both splits need at least one; "
+    )
+    remedy = "add documents or change held_out_one_in"
+    if sum(documents) == 1 and isinstance(spec.text, FileText):
+        remedy = "add documents, or give the text alone as one .txt file, which is cut into blocks"
+    raise CorpusError(what + remedy)
+
+
+def _join(
+    split: int, tasks: Sequence[TokenizeTask], done: Sequence[TokenizeSummary], item_bytes: int, part: Path
+) -> Split:
+    """Write a split's file from all tasks' tokens, without the separator before the first document."""
+    name = shards.SPLITS[split]
+    digest, skip = hashlib.sha256(), item_bytes
+    with open(part / f"{name}.bin", "wb") as joined:
+        for task, summary in zip(tasks, done, strict=True):
+            with open(f"{task.stem}.{name}", "rb") as file:
+                if os.fstat(file.fileno()).st_size != summary.tokens[split] * item_bytes:
+                    raise CorpusError(f"{file.name} is cut off; delete {part} and rerun")
+                if summary.tokens[split]:
+                    file.seek(skip)
+                    skip = 0
+                while block := file.read(_COPIED_AT_ONCE):
+                    joined.write(block)
+                    digest.update(block)
+        joined.flush()
+        os.fsync(joined.fileno())
+    documents, text_bytes, tokens = (
+        sum(getattr(one, field)[split] for one in done) for field in ("documents", "text_bytes", "tokens")
+    )
+    return Split(
+        documents=documents,
+        text_bytes=text_bytes + documents - 1,
+        tokens=tokens - 1,
+        digest=digest.hexdigest(),
+    )
+
+
+def _choices(spec: DataSpec, done: Sequence[TokenizeSummary]) -> tuple[HeldOutChoice, ...]:
+    """What smaller values of `held_out_one_in` would hold out."""
+    tokens = np.sum([one.choices for one in done], axis=0).tolist()
+    return tuple(
+        HeldOutChoice(one_in=one_in, tokens=count)
+        for one_in, count in zip(shards.HELD_OUT_CHOICES, tokens, strict=True)
+        if one_in < spec.held_out_one_in
+    )

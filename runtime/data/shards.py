@@ -1,0 +1,271 @@
+"""The two passes over a text, each in tasks that are independent, finish whole, and are never done twice.
+
+    reading      parts of the files -> records, settled and hashed -> sorted runs (runtime/data/sorted_runs.py)
+    tokenizing   the documents of neighbouring digests -> tokens of both splits
+
+A task writes a summary when everything else of it is on disk, so a build that was killed skips what has one.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.data import tokenizer as tokenizers
+from runtime.data.sorted_runs import SLOTS, RunWriter, documents_in
+from runtime.data.text_files import FilePart, Malformed
+from runtime.data.text_sources import read_parts
+from runtime.data.tokenizer import TokenIdsOf
+from runtime.data.workers import Report
+from specs.data import DataSpec, FileText
+from specs.document.files import DocumentError
+
+SHARD_BYTES = 16 * 2**20
+"""Text that one task tokenizes, seconds of work: many enough for all cores, few enough for the memory of each."""
+SPLITS = ("train", "held_out")
+HELD_OUT_CHOICES = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    15,
+    20,
+    25,
+    30,
+    40,
+    50,
+    60,
+    80,
+    100,
+    150,
+    200,
+    300,
+    400,
+    500,
+    1000,
+)
+"""Values of `held_out_one_in` for which it is counted what they would hold out."""
+
+_ENCODED_BYTES = 2**20
+"""Text that is encoded at once: its tokens are Python integers for a moment, 30 bytes for each byte."""
+_EXAMPLES = 3
+"""Malformed records that are named."""
+_HOPELESS = 1000
+"""Records of a task, more than half of them malformed, after which the task does not go on."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Parts of the files that one process reads."""
+
+    spec: DataSpec
+    parts: tuple[FilePart, ...]
+    stem: Path
+    """Path of its files, without their endings."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the files that it reads."""
+        return sum((part.stop or part.path.stat().st_size) - part.start for part in self.parts)
+
+
+@dataclass(frozen=True)
+class ReadSummary:
+    """What a task has read."""
+
+    records: int
+    empty: int
+    malformed: int
+    examples: list[list[Any]]
+    """Path, first byte of the part, line, column, what is wrong and what to write, of the first malformed records."""
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class TokenizeTask:
+    """Slots of the sorted runs whose documents one process tokenizes."""
+
+    runs: Path
+    """Folder of the sorted runs."""
+    first_slot: int
+    last_slot: int
+    """The first slot that is not its."""
+    held_out_one_in: int
+    tokenizer: Path | None
+    ids: TokenIdsOf
+    stem: Path
+    """Path of its files, without their endings."""
+
+
+@dataclass(frozen=True)
+class TokenizeSummary:
+    """What a task has written to `<stem>.train` and `<stem>.held_out`, in this order."""
+
+    documents: list[int]
+    text_bytes: list[int]
+    tokens: list[int]
+    """With a separator before each document."""
+    choices: list[int]
+    """Tokens that each of `HELD_OUT_CHOICES` would hold out."""
+
+
+def read(task: ReadTask, report: Report) -> ReadSummary:
+    """Write the documents of the task's files to sorted runs.
+
+    DocumentError where a file cannot be read, or hardly any of its records.
+    """
+    return _once(task.stem, ReadSummary, lambda: _read(task, report))
+
+
+def _read(task: ReadTask, report: Report) -> ReadSummary:
+    writer = RunWriter(task.stem)
+    records = empty = malformed = text_bytes = 0
+    examples: list[list[Any]] = []
+    for part, record in read_parts(task.spec, task.parts, report):
+        records += 1
+        if isinstance(record, Malformed):
+            malformed += 1
+            if len(examples) < _EXAMPLES:
+                place = [record.line, record.column, record.what, record.write]
+                examples.append([str(part.path), part.start, *place])
+            if malformed >= _HOPELESS and 2 * malformed > records:
+                raise refusal(examples[0], malformed, records, task.spec)
+        elif not record.strip():
+            empty += 1
+        else:
+            writer.add(record)
+            text_bytes += len(record)
+    writer.flush()
+    return ReadSummary(records, empty, malformed, examples, text_bytes)
+
+
+def example_text(example: Sequence[Any], base: Path) -> str:
+    """A malformed record as `file:line: what is wrong`, the file relative to `base`."""
+    path, start, line, _, what, _ = example
+    return f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}"
+
+
+def refusal(example: Sequence[Any], malformed: int, records: int, spec: DataSpec) -> DocumentError:
+    """The refusal of text with too many malformed records, at the first of them."""
+    path, start, line, column, what, write = example
+    if records > 1:
+        assert isinstance(spec.text, FileText)  # installed text that is malformed is left out
+        share = f"{100 * spec.text.malformed:g} %"
+        what += (
+            f"; {malformed:,} of {records:,} records are malformed, and data.text.malformed allows {share}"
+        )
+    return DocumentError(path, _line(path, start, line), column, what, write)
+
+
+def _line(path: str, start: int, line: int) -> int:
+    """The line of the file that is line `line` of its part from byte `start` on. The line of the byte before it is the
+    last of the part before."""
+    if not start:
+        return line
+    with open(path, "rb") as file:
+        left, lines = start - 1, 1 + line
+        while left > 0 and (block := file.read(min(left, 2**24))):
+            lines += block.count(b"\n")
+            left -= len(block)
+        return lines
+
+
+def slot_groups(text_bytes: int) -> list[tuple[int, int]]:
+    """First and last slot of each tokenizing task, for this much text: at least `SHARD_BYTES` each, if there is as
+    much."""
+    each = 1
+    while each < SLOTS and text_bytes * each < SHARD_BYTES * SLOTS:
+        each *= 2
+    return [(first, first + each) for first in range(0, SLOTS, each)]
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The sorted runs of a folder."""
+    return sorted(path.with_suffix("") for path in folder.glob("*.slots"))
+
+
+def training_documents(runs: Path, groups: Sequence[tuple[int, int]], one_in: int) -> Iterator[bytes]:
+    """The documents of the training split, in the order of their digests."""
+    for first, last in groups:
+        found = documents_in(run_files(runs), first, last)
+        for text, held_out in zip(found.texts, found.held_out(one_in), strict=True):
+            if not held_out:
+                yield text
+
+
+def tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
+    """Write the tokens of the task's documents, those of both splits, with a separator before each."""
+    return _once(task.stem, TokenizeSummary, lambda: _tokenize(task, report))
+
+
+def _tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
+    found = documents_in(run_files(task.runs), task.first_slot, task.last_slot)
+    tokenizer = None if task.tokenizer is None else _loaded(task.tokenizer)
+    lengths = np.array([len(text) for text in found.texts], np.int64)
+    in_split = np.stack([~(held_out := found.held_out(task.held_out_one_in)), held_out])
+    counts = np.zeros(len(lengths), np.int64)
+    with open(f"{task.stem}.train", "wb") as train, open(f"{task.stem}.held_out", "wb") as other:
+        for first, last in _batches(lengths):
+            tokens, counts[first:last] = encode_joined(tokenizer, task.ids, found.texts[first:last])
+            into_other = np.repeat(held_out[first:last], counts[first:last])
+            train.write(tokens[~into_other].tobytes())
+            other.write(tokens[into_other].tobytes())
+            report(int(lengths[first:last].sum()))
+    return TokenizeSummary(
+        documents=in_split.sum(axis=1).tolist(),
+        text_bytes=(in_split @ lengths).tolist(),
+        tokens=(in_split @ counts).tolist(),
+        choices=[int(counts[found.held_out(one_in)].sum()) for one_in in HELD_OUT_CHOICES],
+    )
+
+
+_loaded = cache(tokenizers.load)
+"""Once in a process; a build's tokenizer does not change."""
+
+
+def encode_joined(
+    tokenizer: Any, ids: TokenIdsOf, texts: Sequence[bytes]
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The texts' tokens with a separator before each, and their numbers, the separators counted."""
+    tokens, counts = tokenizers.encode(tokenizer, texts)
+    counts += 1
+    joined = np.empty(int(counts.sum()), np.dtype(ids.token_type).newbyteorder("<"))
+    is_separator = np.zeros(len(joined), bool)
+    is_separator[np.cumsum(counts) - counts] = True
+    joined[is_separator] = ids.separator
+    joined[~is_separator] = tokens
+    return joined, counts
+
+
+def _batches(lengths: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """First and last document of each batch of about `_ENCODED_BYTES`."""
+    first, ends = 0, np.cumsum(lengths)
+    while first < len(lengths):
+        before = ends[first] - lengths[first]
+        last = max(first + 1, int(np.searchsorted(ends, before + _ENCODED_BYTES)))
+        yield first, last
+        first = last
+
+
+def _once(stem: Path, kind: type[T], work: Callable[[], T]) -> T:
+    """The summary of a task that is done already, or of the work."""
+    done = Path(f"{stem}.json")
+    if done.exists():
+        return kind(**json.loads(done.read_text()))
+    summary = work()
+    aside = Path(f"{stem}.new")
+    aside.write_text(json.dumps(asdict(summary)))  # type: ignore[call-overload]
+    os.replace(aside, done)
+    return summary

@@ -1,0 +1,308 @@
+"""The records of the user's text files, one after the other, whatever the format: a text each, or why there is none.
+
+    .txt .md          the file is one document; or blocks of it, cut at line ends
+    .json .jsonl      a record a line; or JSON values one after the other, an array of them too
+    .parquet          a row each
+    .gz .zst          any of the first two, compressed
+
+A text is settled before it is hashed: no byte order mark, \\n as the only line end, and none at the end of the text.
+So a document saved on Windows is the same document. What is blank is no record.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from runtime.data.workers import Report
+from specs.data_inputs import TEXT_SUFFIXES, compression, suffix
+from specs.document.files import DocumentError
+
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_PARQUET_ROWS = 1024
+"""Rows of Parquet that are in memory at once: at most some tens of MB of web pages."""
+_READ_BYTES = 2**22
+_HEAD_BYTES = 2**16
+_REPORT_EACH = 64
+"""Records between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A file, or the part of it that one process reads."""
+
+    path: Path
+    start: int = 0
+    """First byte; of the lines, those that begin at it or later."""
+    stop: int | None = None
+    """The lines that begin before this byte; None for all."""
+    block_bytes: int | None = None
+    """Size of the blocks that a text file is cut into; None for one document."""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A record without a readable text."""
+
+    line: int
+    """Line, or row of Parquet, from 1; counted from the part's start."""
+    column: int
+    what: str
+    """What is wrong with it."""
+    write: str
+    """What to do about it."""
+
+
+Record = bytes | Malformed
+"""A settled text in UTF-8, which may be empty; or why there is none."""
+
+
+def records(part: FilePart, field: str, report: Report) -> Iterator[Record]:
+    """The records of the part. `field` is the key or column of the text; `report` is told of the bytes read.
+
+    DocumentError where the file as a whole cannot be read.
+    """
+    if part.path.name.lower().endswith(".parquet"):
+        yield from _rows(part.path, field, report)
+        return
+    values = suffix(part.path) not in TEXT_SUFFIXES and part.stop is None and holds_values(part.path)
+    with _opened(part) as (stream, file):
+        done = file.tell()
+        for number, record in enumerate(_of_stream(stream, part, field, values)):
+            if number % _REPORT_EACH == 0:
+                report(file.tell() - done)
+                done = file.tell()
+            yield settled(record) if isinstance(record, bytes) else record
+
+
+def settled(text: bytes) -> bytes:
+    """The text without a byte order mark, with \\n as the only line end, and none at its end."""
+    text = text.removeprefix(_BOM)
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return text.rstrip(b"\n")
+
+
+def holds_values(path: Path) -> bool:
+    """Whether a JSON file is to be read as values that span lines: an array, or objects that are indented."""
+    with _opened(FilePart(path)) as (stream, _):
+        head = stream.read(_HEAD_BYTES).removeprefix(_BOM).lstrip()
+    return head.startswith(b"[") or head.partition(b"\n")[0].strip() == b"{"
+
+
+def _of_stream(stream: IO[bytes], part: FilePart, field: str, values: bool) -> Iterator[Record]:
+    if suffix(part.path) in TEXT_SUFFIXES:
+        return _whole(stream) if part.block_bytes is None else _blocks(stream, part.block_bytes)
+    return _json_values(stream.read(), field) if values else _json_lines(stream, part, field)
+
+
+@contextmanager
+def _opened(part: FilePart) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """The part's bytes, decompressed, and the file beneath; DocumentError where that fails."""
+    path = part.path
+    with open(path, "rb") as file:
+        file.seek(part.start)
+        try:
+            match compression(path):
+                case ".gz":
+                    yield gzip.GzipFile(fileobj=file), file  # type: ignore[misc]
+                case ".zst":
+                    yield _zst(path, file), file
+                case _:
+                    yield file, file
+        except (OSError, EOFError, zlib.error) as error:
+            if not compression(path):
+                raise
+            what = f"the file cannot be decompressed ({error})"
+            raise DocumentError(path, 1, 1, what, "compress the file again, or remove it") from None
+
+
+def _zst(path: Path, file: IO[bytes]) -> IO[bytes]:
+    """The stream of a .zst file, by Arrow's codec, which reads several frames too and is what reads Parquet."""
+    import io
+
+    pyarrow = _pyarrow(path)
+    stream: IO[bytes] = io.BufferedReader(
+        pyarrow.CompressedInputStream(pyarrow.PythonFile(file), "zstd"), _READ_BYTES
+    )
+    return stream
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        what = "this file needs pyarrow, which is not installed"
+        raise DocumentError(path, 1, 1, what, "run: pip install 'isoplan[parquet]'") from None
+    return pyarrow
+
+
+def _whole(stream: IO[bytes]) -> Iterator[Record]:
+    yield _checked(stream.read(), 1)
+
+
+def _checked(text: bytes, line: int) -> Record:
+    """The text, which begins at this line, if it is UTF-8."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        if line == 1 and text.startswith(_UTF_16):
+            return Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
+        number = line + text.count(b"\n", 0, error.start)
+        column = error.start - text.rfind(b"\n", 0, error.start)
+        return Malformed(number, column, "this byte is not UTF-8", "save the file as UTF-8")
+    return text
+
+
+def _blocks(stream: IO[bytes], block_bytes: int) -> Iterator[Record]:
+    """Blocks of at most this size, cut behind a line, or else between two characters."""
+    rest, line = b"", 1
+    while more := stream.read(max(_READ_BYTES, block_bytes)):
+        rest += more
+        start = 0
+        while len(rest) - start > block_bytes:
+            end = _cut(rest, start, start + block_bytes)
+            yield _checked(rest[start:end], line)
+            line += rest.count(b"\n", start, end)
+            start = end
+        rest = rest[start:]
+    if rest.strip():
+        yield _checked(rest, line)
+
+
+def _cut(text: bytes, start: int, stop: int) -> int:
+    """Where to cut, in (start, stop]."""
+    for end_of_line in (b"\n", b"\r"):
+        found = text.rfind(end_of_line, start, stop) + 1
+        if found > start and text[found : found + 1] != b"\n":
+            return found
+    back = next(
+        (n for n in range(4) if text[stop - n] & 0xC0 != 0x80), 0
+    )  # a character has at most four bytes
+    return stop - back
+
+
+def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[Record]:
+    """The text of every line that begins in the part. A lone \\r ends a line too: no JSON text holds one."""
+    number, position = 0, part.start
+    if part.start:  # the line that the part's first byte lies in belongs to the part before
+        stream.seek(part.start - 1)
+        position += len(stream.readline()) - 1
+    for line in stream:
+        if part.stop is not None and position >= part.stop:
+            return
+        position += len(line)
+        for piece in line.split(b"\r") if b"\r" in line.rstrip(b"\r\n") else (line,):
+            number += 1
+            piece = piece.removeprefix(_BOM) if number == 1 else piece
+            if not piece.isspace() and piece:
+                yield _of_line(piece, number, field)
+
+
+def _of_line(line: bytes, number: int, field: str) -> Record:
+    try:
+        return _text_of(json.loads(line), number, field)
+    except (ValueError, RecursionError) as error:
+        return _not_json(error, number, field, line)
+
+
+def _json_values(content: bytes, field: str) -> Iterator[Record]:
+    """The texts of JSON values one after the other; the first that is malformed is the last."""
+    line = 1
+    try:
+        text = content.decode("utf-8-sig")
+        at, decoder = 0, json.JSONDecoder()
+        while (start := _skip_blank(text, at)) < len(text):
+            line += text.count("\n", at, start)
+            value, end = decoder.raw_decode(text, start)
+            for one in value if isinstance(value, list) else [value]:
+                yield _text_of(one, line, field)
+            line += text.count("\n", start, end)
+            at = end
+    except (ValueError, RecursionError) as error:
+        yield _not_json(error, line, field, content)
+
+
+def _skip_blank(text: str, at: int) -> int:
+    while at < len(text) and text[at] in " \t\n\r,":
+        at += 1
+    return at
+
+
+def _text_of(value: Any, number: int, field: str) -> Record:
+    """The text of a record."""
+    if not isinstance(value, dict):
+        what = "this record is not a document (not a JSON object)"
+    elif field not in value:
+        what = f"this record has no key '{field}'" + _other_keys(value)
+    elif not isinstance(value[field], str):
+        what = f"this record is not a document (its '{field}' is {type(value[field]).__name__}, not a string)"
+    else:
+        try:
+            text: bytes = value[field].encode()
+            return text
+        except UnicodeEncodeError:
+            what = "this record is not a document (its text has a lone surrogate)"
+    return Malformed(number, 1, what, _json_remedy(field))
+
+
+def _other_keys(value: dict[str, Any]) -> str:
+    keys = ", ".join(list(value)[:5])
+    return f", but {keys}" if 0 < len(keys) <= 80 else ""
+
+
+def _not_json(error: Exception, number: int, field: str, content: bytes) -> Malformed:
+    if content.startswith(_UTF_16):
+        return Malformed(number, 1, "the file is UTF-16", "save the file as UTF-8")
+    what = f"this record is not a document ({str(error) or 'nested too deeply'})"
+    return Malformed(number, 1, what.replace("\n", " "), _json_remedy(field))
+
+
+def _json_remedy(field: str) -> str:
+    return f'write {{"{field}": "..."}}, or name the key in data.text.field'
+
+
+def _rows(path: Path, field: str, report: Report) -> Iterator[Record]:
+    """The texts of a Parquet file's column."""
+    pyarrow = _pyarrow(path)
+    try:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_READ_BYTES) as table:
+            _check_column(path, table.schema_arrow, field)
+            row_bytes = path.stat().st_size // max(1, table.metadata.num_rows)
+            batches = table.iter_batches(_PARQUET_ROWS, columns=[field], use_threads=False)
+            texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+            for number, text in enumerate(texts, start=1):
+                if number % _REPORT_EACH == 0:
+                    report(_REPORT_EACH * row_bytes)
+                if text is None:
+                    yield Malformed(number, 1, "this row has no text (null)", "fill it, or remove the row")
+                else:
+                    yield settled(text.encode())
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        what = f"the file cannot be read as Parquet ({str(error).splitlines()[0]})"
+        raise DocumentError(path, 1, 1, what, "write it again, or remove it") from None
+
+
+def _check_column(path: Path, schema: Any, field: str) -> None:
+    import pyarrow
+
+    if field not in schema.names:
+        what = f"there is no column '{field}'; the columns are {', '.join(schema.names[:10])}"
+        raise DocumentError(path, 1, 1, what, "name the column of the text in data.text.field")
+    kind = schema.field(field).type
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (
+        pyarrow.types.is_string(kind)
+        or pyarrow.types.is_large_string(kind)
+        or pyarrow.types.is_string_view(kind)
+    ):
+        what = f"the column '{field}' holds {kind}, not strings"
+        raise DocumentError(path, 1, 1, what, "name the column of the text in data.text.field")

@@ -1,0 +1,276 @@
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+
+from runtime.data import text_sources
+from runtime.data.corpus import build, tokens
+from runtime.data.errors import CorpusError
+from runtime.data.text_files import FilePart, Malformed, records, settled
+from specs.data import Bytes, Corpus, DataSpec, FileText
+from specs.document.files import DocumentError
+
+TEXTS = [f"Document {i} – Größe, café, “quoted”, 日本.\nLine two of {i}. " * 8 for i in range(40)]
+
+
+def lines(texts: list[str] = TEXTS) -> str:
+    return "".join(json.dumps({"id": 1, "text": text}, ensure_ascii=False) + "\n" for text in texts)
+
+
+def built(folder: Path, *paths: str, one_in: int = 4, malformed: float = 0.001) -> Corpus:
+    text = FileText(source="files", paths=paths, malformed=malformed)
+    spec = DataSpec(text=text, tokenizer=Bytes(kind="bytes"), held_out_one_in=one_in)
+    return build(spec, folder, folder / "data", Console(quiet=True))
+
+
+def write_texts(folder: Path, name: str, change: Callable[[str], bytes]) -> None:
+    folder.mkdir()
+    for i, text in enumerate(TEXTS):
+        (folder / name.format(i)).write_bytes(change(text))
+
+
+def parquet(path: Path, kind: pyarrow.DataType, **options: object) -> None:
+    table = pyarrow.table({"id": range(40), "text": pyarrow.array(TEXTS).cast(kind)})
+    pyarrow.parquet.write_table(table, path, **options)
+
+
+def zst(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+HALF = len(lines()) // 2
+FORMATS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "json lines": ("t.jsonl", lambda at: (at / "t.jsonl").write_text(lines())),
+    "json lines of Windows": (
+        "t.jsonl",
+        lambda at: (at / "t.jsonl").write_bytes(lines().replace("\n", "\r\n").encode()),
+    ),
+    "json lines with a mark": ("t.jsonl", lambda at: (at / "t.jsonl").write_text(lines(), "utf-8-sig")),
+    "json lines of an old Mac": (
+        "t.jsonl",
+        lambda at: (at / "t.jsonl").write_bytes(lines().replace("\n", "\r").encode()),
+    ),
+    "json lines, no end": ("t.jsonl", lambda at: (at / "t.jsonl").write_text(lines()[:-1])),
+    "json lines, blank ones between": (
+        "t.jsonl",
+        lambda at: (at / "t.jsonl").write_text("\n" + lines().replace("\n", "\n\n  \n") + "\r\n\n"),
+    ),
+    "json lines in .json": ("t.json", lambda at: (at / "t.json").write_text(lines())),
+    "an array": (
+        "t.json",
+        lambda at: (at / "t.json").write_text(json.dumps([{"text": text} for text in TEXTS])),
+    ),
+    "an array in .jsonl": (
+        "t.jsonl",
+        lambda at: (at / "t.jsonl").write_text(json.dumps([{"text": text} for text in TEXTS]) + "\n"),
+    ),
+    "indented objects": (
+        "t.jsonl",
+        lambda at: (at / "t.jsonl").write_text(
+            "".join(json.dumps({"text": t}, indent=1) + "\n" for t in TEXTS)
+        ),
+    ),
+    "gzip of two members": (
+        "t.jsonl.gz",
+        lambda at: (at / "t.jsonl.gz").write_bytes(
+            gzip.compress(lines()[:HALF].encode()) + gzip.compress(lines()[HALF:].encode())
+        ),
+    ),
+    "gzip of json": ("t.json.gz", lambda at: (at / "t.json.gz").write_bytes(gzip.compress(lines().encode()))),
+    "zstandard of two frames": (
+        "t.jsonl.zst",
+        lambda at: (at / "t.jsonl.zst").write_bytes(
+            zst(lines()[:HALF].encode()) + zst(lines()[HALF:].encode())
+        ),
+    ),
+    "parquet": ("t.parquet", lambda at: parquet(at / "t.parquet", pyarrow.string())),
+    "parquet of large strings, zstandard, groups of 7": (
+        "t.parquet",
+        lambda at: parquet(at / "t.parquet", pyarrow.large_string(), compression="zstd", row_group_size=7),
+    ),
+    "parquet with a dictionary": (
+        "t.parquet",
+        lambda at: parquet(at / "t.parquet", pyarrow.dictionary(pyarrow.int32(), pyarrow.string())),
+    ),
+    "a folder of text": ("d", lambda at: write_texts(at / "d", "{}.txt", str.encode)),
+    "a folder of text in folders": (
+        "up",
+        lambda at: ((at / "up").mkdir(), write_texts(at / "up/d", "{}.md", str.encode)),
+    ),
+    "text of Windows": (
+        "d/*.txt",
+        lambda at: write_texts(
+            at / "d", "{}.txt", lambda text: (text.replace("\n", "\r\n") + "\r\n").encode("utf-8-sig")
+        ),
+    ),
+    "names in capitals, with spaces and brackets": (
+        "d [1]/*.TXT",
+        lambda at: write_texts(at / "d [1]", "Ü {} [a].TXT", str.encode),
+    ),
+    "compressed text": (
+        "d/*.gz",
+        lambda at: write_texts(at / "d", "{}.txt.gz", lambda t: gzip.compress(t.encode())),
+    ),
+    "the same twice": (
+        "*",
+        lambda at: (
+            (at / "a.jsonl").write_text(lines()),
+            (at / "b.jsonl.gz").write_bytes(gzip.compress(lines().encode())),
+        ),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, bytes]:
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "t.jsonl").write_text(lines())
+    corpus = built(folder, "t.jsonl")
+    return corpus, tokens(folder / "data", corpus, "train").tobytes()
+
+
+@pytest.mark.parametrize(("path", "write"), FORMATS.values(), ids=FORMATS.keys())
+def test_the_same_texts_are_the_same_corpus_in_every_format(
+    tmp_path: Path, expected: tuple[Corpus, bytes], path: str, write: Callable[[Path], object]
+) -> None:
+    if path == "d [1]/*.TXT":  # a pattern in a folder that a pattern cannot spell
+        path = "d [[]1]/*.TXT"
+    write(tmp_path)
+    corpus = built(tmp_path, path)
+    assert corpus.digest == expected[0].digest
+    assert tokens(tmp_path / "data", corpus, "train").tobytes() == expected[1]
+    assert corpus.reading is not None
+    assert corpus.reading.records == 40 + corpus.reading.duplicates
+    assert (corpus.reading.empty, corpus.reading.malformed) == (0, 0)
+
+
+def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a[1].jsonl").write_text(lines())
+    (tmp_path / "a1.jsonl").write_text("not read")
+    assert built(tmp_path, "a[1].jsonl").train.documents > 1
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 500, 10_000])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\n\n"])
+def test_a_large_file_is_read_in_parts_that_cut_no_line(
+    tmp_path: Path, expected: tuple[Corpus, bytes], part_bytes: int, ends: str
+) -> None:
+    """Each line belongs to the part that it begins in."""
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines(TEXTS[:8]).replace("\n", ends).encode())
+    size = path.stat().st_size
+    starts = range(0, size, part_bytes if part_bytes > 1 else 13)
+    parts = [FilePart(path, start, start + starts.step) for start in starts]
+    found = [record for part in parts for record in records(part, "text", lambda done: None)]
+    assert found == [settled(text.encode()) for text in TEXTS[:8]]
+
+
+def test_a_large_file_is_cut_into_parts(
+    tmp_path: Path, expected: tuple[Corpus, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_sources, "PART_BYTES", 4000)
+    (tmp_path / "t.jsonl").write_text(lines())
+    spec = DataSpec(text=FileText(source="files", paths=("t.jsonl",)), tokenizer=Bytes(kind="bytes"))
+    assert len(text_sources.text_parts(spec, [tmp_path / "t.jsonl"])) > 5
+    assert built(tmp_path, "t.jsonl").digest == expected[0].digest
+
+
+def test_one_single_file_is_cut_into_blocks_at_its_lines(tmp_path: Path) -> None:
+    """The commonest first try, Shakespeare in one file."""
+    text = "\n".join(f"Line {i} of {i * i}: the king of France." for i in range(20_000))
+    (tmp_path / "input.txt").write_text(text)
+    for one_in in (2, 50):
+        corpus = built(tmp_path, "input.txt", one_in=one_in)
+        blocks = [
+            block
+            for split in ("train", "held_out")
+            for block in tokens(tmp_path / "data", corpus, split).tobytes().split(b"\0")  # type: ignore[arg-type]
+        ]
+        assert len(blocks) > 150
+        assert sorted(line for block in blocks for line in block.split(b"\n")) == sorted(
+            text.encode().split(b"\n")
+        )
+        assert max(map(len, blocks)) <= 4096
+
+
+def test_a_text_without_lines_is_cut_between_characters(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("日本€é" * 2000)
+    part = FilePart(tmp_path / "input.txt", block_bytes=1000)
+    found = [
+        record.decode() for record in records(part, "text", lambda done: None) if isinstance(record, bytes)
+    ]
+    assert "".join(found) == "日本€é" * 2000
+    assert len(found) > 20
+
+
+BAD_LINES = {
+    "cut off": b'{"text": "half',
+    "Latin-1": '{"text": "café"}'.encode("latin-1"),
+    "half a character": b'{"text": "lone \\ud800 surrogate"}',
+    "null": b'{"text": null}',
+    "two records": b'{"text": "a"}{"text": "b"}',
+    "no text": b'{"body": "a"}',
+    "a number": b"3",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_one_bad_line_among_thousands_is_counted_named_and_skipped(tmp_path: Path, bad: bytes) -> None:
+    good = [json.dumps({"text": f"Document {i}."}).encode() for i in range(3000)]
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join([*good[:1500], bad, *good[1500:], b""]))
+    reading = built(tmp_path, "t.jsonl").reading
+    assert reading is not None
+    assert (reading.records, reading.malformed) == (3001, 1)
+    assert reading.examples[0].startswith("t.jsonl:1501: this record ")
+    with pytest.raises(
+        DocumentError, match=r"t\.jsonl:1501:1: this record .*; 1 of 3,001 records are malformed, and "
+    ):
+        built(tmp_path, "t.jsonl", malformed=0.0)
+
+
+def test_a_record_with_a_number_that_json_does_not_know_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(lines() + '{"text": "x", "score": NaN}\n')
+    reading = built(tmp_path, "t.jsonl").reading
+    assert reading is not None
+    assert (reading.records, reading.malformed) == (41, 0)
+
+
+def test_lines_of_a_bad_record_are_counted_over_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_sources, "PART_BYTES", 4000)
+    (tmp_path / "t.jsonl").write_text(lines() + "{}\n")
+    with pytest.raises(DocumentError, match=r"t\.jsonl:41:1: "):
+        built(tmp_path, "t.jsonl")
+
+
+def test_empty_texts_and_duplicates_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(lines() + '{"text": ""}\n{"text": " \\n"}\n' + lines(TEXTS[:3]))
+    reading = built(tmp_path, "t.jsonl").reading
+    assert reading is not None
+    assert (reading.records, reading.empty, reading.duplicates) == (45, 2, 3)
+
+
+def test_nothing_but_blank_lines_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("\n\n")
+    with pytest.raises(CorpusError, match="no documents were found; check the paths"):
+        built(tmp_path, "t.jsonl")
+
+
+def test_a_wrong_key_is_refused_long_before_the_end(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"body": "text"}\n' * 5000)
+    with pytest.raises(
+        DocumentError, match=r"t\.jsonl:1:1: this record has no key 'text', but body; 1,000 of 1,000 "
+    ):
+        built(tmp_path, "t.jsonl")
+
+
+def test_utf_16_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("text", "utf-16")
+    (found,) = records(FilePart(tmp_path / "t.txt"), "text", lambda done: None)
+    assert found == Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
