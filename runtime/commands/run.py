@@ -211,7 +211,7 @@ def data_command(
         )
     built = build_data(driver, spec, document)
     if json:
-        print_json(built.answer() | {"folder": str(driver.workspace.data / built.spec.fingerprint())})
+        print_json(built.answer() | {"folder": str(driver.workspace.data / built.name)})
         return
     for line in describe(built, driver.workspace.data):
         driver.say(escape(line))

@@ -105,6 +105,7 @@ def test_a_corpus_is_built_once_and_described(home: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["train"]["documents"] > 1
     manifest = next((home / "data").glob("*/manifest.json"))
+    assert home / json.loads(again.stdout)["folder"] == manifest.parent
     before = manifest.stat().st_mtime_ns
     said = isoplan(home, "data", "budget.yaml")
     assert "tokens to train on" in said.stdout
