@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from isoplan.arguments import in_arguments
 from isoplan.results import Audit, Fit, Forecast, Plan
@@ -12,11 +12,10 @@ from planner.table_fit.analysis import fit_table
 from planner.table_fit.curves import join_curves
 from runtime.audit.other_engine import audit_curve
 from runtime.audit.verdict import audit_plan
+from specs.law import LossUnit
 from specs.plan_file import load_plan
 from specs.run_table.curves import read_curves
 from specs.run_table.read import read_columns, read_table
-
-LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
 
 
 def fit(

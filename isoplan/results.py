@@ -1,7 +1,7 @@
 """What the library gives: documents of the commands, frozen, that show themselves at a prompt and in a notebook."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -30,7 +30,6 @@ from specs.table_fit import TableFit, TableForecast
 WIDTH = 110
 """Characters of a line."""
 
-_Draw = Callable[[Console], None]
 T = TypeVar("T")
 
 
@@ -41,7 +40,29 @@ class _Beside(Generic[T]):
     value: T = field(compare=False)
 
 
-class Forecast(TableForecast):
+class _Shown:
+    """A result that shows itself as its command does, in a terminal and in a notebook."""
+
+    def __repr__(self) -> str:
+        console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, force_terminal=False)
+        with console.capture() as captured:
+            self._draw(console)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, record=True)
+        self._draw(console)
+        return console.export_html(
+            inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>'
+        )
+
+    def _draw(self, console: Console) -> None:
+        raise NotImplementedError
+
+
+class Forecast(_Shown, TableForecast):
     """The final loss of one run with its 50 and 95 % bands (`loss`), in nats per token."""
 
     _fit: _Beside[TableFit] = PrivateAttr()
@@ -53,19 +74,11 @@ class Forecast(TableForecast):
         found._fit = _Beside(fit.model_copy(update={"forecasts": (forecast,)}))
         return found
 
-    def __repr__(self) -> str:
-        return _text(self._draw)
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return _html(self._draw)
-
     def _draw(self, console: Console) -> None:
         terminal.show_forecasts(self._fit.value, console)
 
 
-class Fit(TableFit):
+class Fit(_Shown, TableFit):
     """What a table of runs says: isoFLOP profiles, the law (`members`), best splits, forecasts, backtests, flags."""
 
     _table: _Beside[RunTable] = PrivateAttr()
@@ -103,19 +116,11 @@ class Fit(TableFit):
         """Write the report of `isoplan fit`: one HTML page that opens offline."""
         write_text(Path(path), render_table_fit(self, self._curves.value))
 
-    def __repr__(self) -> str:
-        return _text(self._draw)
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return _html(self._draw)
-
     def _draw(self, console: Console) -> None:
         terminal.show(self, None, console)
 
 
-class Plan(specs.plan.Plan):
+class Plan(_Shown, specs.plan.Plan):
     """A sealed plan: its runs with nothing left to derive, and the forecast of the target's loss."""
 
     _path: _Beside[Path] = PrivateAttr()
@@ -132,19 +137,11 @@ class Plan(specs.plan.Plan):
         """Its file; `report.html` is beside it."""
         return self._path.value
 
-    def __repr__(self) -> str:
-        return _text(self._draw)
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return _html(self._draw)
-
     def _draw(self, console: Console) -> None:
         show_plan(self, self.path, console)
 
 
-class Audit(specs.record.Audit):
+class Audit(_Shown, specs.record.Audit):
     """The verdict on a plan, with the checks of its runs' records and likely causes of a miss."""
 
     _plan: _Beside[Plan] = PrivateAttr()
@@ -156,14 +153,6 @@ class Audit(specs.record.Audit):
         found._plan = _Beside(plan)
         return found
 
-    def __repr__(self) -> str:
-        return _text(self._draw)
-
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        return _html(self._draw)
-
     def _draw(self, console: Console) -> None:
         show_audit(self, self._plan.value, self._plan.value.path, console)
 
@@ -171,17 +160,3 @@ class Audit(specs.record.Audit):
 def _as(kind: type[Spec], document: Spec) -> Any:
     """The document's content as one of the classes above; it was validated when it was made."""
     return kind.model_construct(**{name: getattr(document, name) for name in type(document).model_fields})
-
-
-def _text(draw: _Draw) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, force_terminal=False)
-    with console.capture() as captured:
-        draw(console)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _html(draw: _Draw) -> str:
-    """What a terminal shows, as HTML."""
-    console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, record=True)
-    draw(console)
-    return console.export_html(inline_styles=True, code_format='<pre style="line-height: 1.2">{code}</pre>')

@@ -22,7 +22,7 @@ from runtime.launch.progress import ProgressDisplay
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget, Pilots
 from specs.data import Corpus, DeclaredText
-from specs.data_inputs import InputError, read_index
+from specs.data_inputs import InputFileError, read_index
 from specs.document.files import load, locate
 from specs.exit_codes import BAD_INPUT, CANNOT_TELL, INTERNAL_ERROR, OK, RESUME
 from specs.plan import Forecast, Plan
@@ -210,7 +210,7 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
         return corpus.load_corpus(driver.workspace.data, sealed)
     try:
         built = corpus.build(spec, base, driver.workspace.data, driver.console)
-    except InputError as error:
+    except InputFileError as error:
         at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
         raise locate(path, at, f"{error.path}: {error.what}", error.write) from None
     if sealed not in (None, built.name):

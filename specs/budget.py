@@ -8,6 +8,7 @@ from specs.data import DataSpec, DeclaredText
 from specs.document.base import Slug, Spec
 from specs.document.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
 from specs.humanize import duration, energy
+from specs.law import LossUnit
 from specs.spike_guard import SpikeGuardSpec
 
 
@@ -32,7 +33,6 @@ TablePath = Annotated[str, Field(min_length=1, examples=["runs.csv"])]
 """Path of a table of runs, from the budget's folder."""
 TableColumns = Annotated[dict[str, str], Field(examples=[{"loss": "val/loss"}])]
 """The table's column for each quantity that its own name does not tell."""
-LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
 
 
 class JoinedTable(Spec):

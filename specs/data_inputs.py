@@ -40,7 +40,7 @@ _LIBRARY_SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
-class InputError(DocumentError):
+class InputFileError(DocumentError):
     """A file of a DataSpec that is missing or of no known type."""
 
     def __init__(self, path: Path, field: str, what: str, write: str) -> None:
@@ -98,13 +98,13 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
     """Every file that the DataSpec reads, each once; paths in it are relative to the folder `base`. Corpora under
     `data` are no text, whatever pattern they match.
 
-    InputError where one is missing, of no known type, or cannot be looked at.
+    InputFileError where one is missing, of no known type, or cannot be looked at.
     """
     try:
         found = _input_files(spec, base)
     except OSError as error:
         what = f"it cannot be read ({error.strerror})"
-        raise InputError(
+        raise InputFileError(
             Path(error.filename or base), "text", what, "make it readable, or correct the path"
         ) from None
     corpora = re.compile(re.escape(absolute(data) + os.sep) + "([0-9a-f]{16}|weights)" + os.sep)
@@ -149,7 +149,7 @@ def tokenizer_file(tokenizer: TokenizerFile, base: Path) -> Path:
     """The tokenizer's file."""
     path = base / tokenizer.path
     if not path.is_file():
-        raise InputError(
+        raise InputFileError(
             path, "tokenizer.path", "there is no such file", "correct the path in tokenizer.path"
         )
     return path
@@ -185,10 +185,10 @@ def _matches(
         if not files:
             kind = "no file of a known type in this folder" if (base / pattern).is_dir() else "no such file"
             write = remedy if (base / pattern).is_dir() else f"correct the path in data.{field}"
-            raise InputError(base / pattern, at, f"there is {kind}", write)
+            raise InputFileError(base / pattern, at, f"there is {kind}", write)
         unknown = next((path for path in files if not known(path)), None)
         if unknown is not None:
-            raise InputError(unknown, at, "files of this type cannot be read", remedy)
+            raise InputFileError(unknown, at, "files of this type cannot be read", remedy)
         found.update(files)
     return found
 
@@ -216,7 +216,7 @@ def _roots(text: InstalledText) -> Iterator[Path]:
         spec = importlib.util.find_spec(name)
         places = list(spec.submodule_search_locations or []) if spec else []
         if not places:
-            raise InputError(
+            raise InputFileError(
                 Path(name),
                 f"text.packages.{number}",
                 "this is not an installed package",
@@ -285,7 +285,7 @@ def is_unchanged(found: Input, known: InputFile | None) -> bool:
 def find_corpus(spec: DataSpec, base: Path, data: Path) -> Corpus | str:
     """The corpus of this DataSpec as its files are now, or why there is none. Nothing is hashed.
 
-    InputError where a file is missing.
+    InputFileError where a file is missing.
     """
     found, built = input_files(spec, base, data), read_index(spec, base, data)
     if built is None:

@@ -14,6 +14,8 @@ from specs.evidence import EvidenceFile, EvidencePoint
 Variable = Literal["compute_flop", "flop_per_token", "block_params", "tokens", "width"]
 SizeKind = Literal["params", "block_params", "flop_per_token"]
 """What a size counts: all parameters, those in blocks (without embeddings), or non-embedding FLOP per token."""
+LossUnit = Literal["nats/token", "bits/token", "bits/byte"]
+"""Units of a loss."""
 FLOP_PER_SIZE_TOKEN: dict[SizeKind, float] = {"params": 6.0, "block_params": 6.0, "flop_per_token": 1.0}
 """FLOP that one unit of size costs per trained token (Kaplan et al. 2020, Table 1: C = 6 N D)."""
 

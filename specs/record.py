@@ -6,6 +6,7 @@ from pydantic import Field
 
 from specs.document.base import Fingerprint, Sha256, Spec
 from specs.humanize import several
+from specs.law import LossUnit
 from specs.layout import Layout
 from specs.plan import CurveBand
 from specs.run import Execution, RunSpec
@@ -309,7 +310,7 @@ class ActualCurve(Spec):
     """Of the file's bytes."""
     columns: dict[str, str]
     """The file's column for each quantity that was read."""
-    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    loss_unit: LossUnit
     """Unit of its losses. All losses of this document are in nats per token."""
     bytes_per_token: float | None
     """UTF-8 bytes of a token, by which losses per byte were converted; null where none were."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from specs.document.base import Sha256, Spec
 from specs.humanize import Losses
-from specs.law import Band, Interval, SizeKind
+from specs.law import Band, Interval, LossUnit, SizeKind
 
 FlagKind = Literal[
     "compute",
@@ -43,7 +43,7 @@ class TableSource(Spec):
     """What its sizes count: all parameters, those without embeddings, or FLOP per token."""
     flop_per_size_token: float = Field(gt=0)
     """c: the FLOP that one unit of size costs per token."""
-    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    loss_unit: LossUnit
     """Unit of its losses. All losses of this document are in nats per token."""
     bytes_per_token: float | None
     """Bytes of a token of its text; null where it is not known."""

@@ -1,11 +1,12 @@
 """Options of every command that reads a table: which column holds what, and the unit of its losses."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from specs.exit_codes import InputError
+from specs.law import LossUnit as _Unit
 
 Columns = Annotated[
     list[str] | None,
@@ -42,7 +43,7 @@ def column_mapping(texts: Sequence[str], option: str = "--column") -> dict[str, 
     return mapping
 
 
-def checked_unit(text: str | None) -> Literal["nats/token", "bits/token", "bits/byte"] | None:
+def checked_unit(text: str | None) -> _Unit | None:
     """The unit of --loss-unit; InputError where it is none."""
     match text:
         case None | "nats/token" | "bits/token" | "bits/byte":

@@ -7,7 +7,7 @@ from planner.design.budget_table import load_table, table_field
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, DeclaredText, TokenIds
-from specs.data_inputs import InputError, find_corpus, tokenizer_file
+from specs.data_inputs import InputFileError, find_corpus, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
 from specs.run_table.table import RunTable
@@ -153,7 +153,7 @@ def load_built_corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | Non
         return None
     try:
         found = find_corpus(budget.data, path.parent, corpora)
-    except InputError as error:
+    except InputFileError as error:
         raise locate(path, f"data.{error.field}", f"{error.path}: {error.what}", error.write) from None
     if isinstance(found, str):
         raise locate(path, "data", found, f"run: isoplan data {path}")
@@ -170,7 +170,7 @@ def declared_vocab(data: DataSpec, path: Path) -> int:
         case _:
             try:
                 return token_count(tokenizer_file(data.tokenizer, path.parent))
-            except InputError as error:
+            except InputFileError as error:
                 raise locate(
                     path, f"data.{error.field}", f"{error.path}: {error.what}", error.write
                 ) from None

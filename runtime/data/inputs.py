@@ -17,7 +17,7 @@ _HASHED_AT_ONCE = 256 * 2**20
 def hash_inputs(spec: DataSpec, base: Path, data: Path, workers: Workers) -> list[InputFile]:
     """Every input of a DataSpec with its size, times and digest.
 
-    InputError where one is missing, CorpusError where one changes meanwhile.
+    InputFileError where one is missing, CorpusError where one changes meanwhile.
     """
     found, known = input_files(spec, base, data), read_index(spec, base, data)
     before = {} if known is None else known.files

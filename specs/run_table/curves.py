@@ -3,13 +3,13 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specs.document.parse import show
 from specs.humanize import several
+from specs.law import LossUnit
 from specs.run_table.checks import LEAST, check_needed, is_missing, refuse_column
 from specs.run_table.find_columns import Found, find_columns, missing
 from specs.run_table.formats.chart_export import long_form, metric_of
@@ -52,7 +52,7 @@ class CurveTable:
     """By the run's name, in the file's order; the name is empty where the file has no column of runs."""
     held_out: bool | None
     """Whether the losses are of held-out text; False: of the training text; None: their column does not say."""
-    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    loss_unit: LossUnit
     """Unit that the file gives."""
     bytes_per_token: float | None
     columns: dict[str, str]

@@ -6,11 +6,12 @@ import re
 import numpy as np
 
 from specs.document.parse import show
+from specs.law import LossUnit
 from specs.run_table.checks import check_needed, refuse_column
 from specs.run_table.find_columns import Found, missing
 from specs.run_table.grid import Cell
 from specs.run_table.numbers import numbers
-from specs.run_table.quantities import Unit, as_unit, is_accuracy, is_perplexity, per_character
+from specs.run_table.quantities import as_unit, is_accuracy, is_perplexity, per_character
 from specs.run_table.table import Array
 
 MOST_NATS = 14.0
@@ -26,7 +27,7 @@ _UNITS = "nats/token, bits/token or bits/byte"
 
 def read_loss(
     found: Found, loss_unit: str | None, bytes_per_token: float | None
-) -> tuple[Array, Unit, list[str]]:
+) -> tuple[Array, LossUnit, list[str]]:
     """(loss in nats per token, the unit it was in, notes) by run."""
     if "loss" not in found.column:
         raise missing(found, "loss", "val_loss or loss")
@@ -86,7 +87,7 @@ def _units_in_cells(cells: list[Cell]) -> tuple[list[Cell], list[str | None]]:
     return bare, units
 
 
-def _unit(found: Found, in_cells: list[str | None], loss_unit: str | None) -> Unit | None:
+def _unit(found: Found, in_cells: list[str | None], loss_unit: str | None) -> LossUnit | None:
     """The one unit that the column's name, its cells, a column of units or the user states."""
     grid = found.grid
     named = found.means[found.column["loss"]].unit
@@ -115,7 +116,7 @@ def _unit(found: Found, in_cells: list[str | None], loss_unit: str | None) -> Un
     return asked or named or units[0]
 
 
-def _per_token(found: Found, unit: Unit, bytes_per_token: float | None) -> float:
+def _per_token(found: Found, unit: LossUnit, bytes_per_token: float | None) -> float:
     """Nats per token of one unit of the loss."""
     if bytes_per_token is not None and not 0 < bytes_per_token < math.inf:
         what = f"bytes per token of {bytes_per_token:g} must be above 0"

@@ -3,9 +3,8 @@
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
-Unit = Literal["nats/token", "bits/token", "bits/byte"]
+from specs.law import LossUnit
 
 NAMES: dict[str, tuple[str, ...]] = {
     "params": (
@@ -75,7 +74,7 @@ SIZES = ("params", "block_params", "flop_per_token")
 SHAPES = ("layers", "width", "heads", "kv_heads", "ffn", "vocab", "context")
 MAPPABLE = tuple(quantity for quantity in NAMES if quantity != "unit")
 
-UNITS: dict[str, Unit] = {
+UNITS: dict[str, LossUnit] = {
     "nats/token": "nats/token",
     "nats_per_token": "nats/token",
     "nats": "nats/token",
@@ -126,7 +125,7 @@ class Meaning:
     """Place of the name in its quantity's order of preference."""
     scale: float = 1.0
     """Factor to base units: 1e9 for "tokens (B)"."""
-    unit: Unit | None = None
+    unit: LossUnit | None = None
     """Of a loss, where the name has one."""
 
 
@@ -164,7 +163,7 @@ def per_character(name: str) -> bool:
     return bool(re.search(r"(^|_)(bpc|bits_(per_)?char(acter)?s?)(_|$)", "_".join(_words(name))))
 
 
-def as_unit(text: str) -> Unit | None:
+def as_unit(text: str) -> LossUnit | None:
     """The unit of a loss that a text names."""
     return UNITS.get("_".join(_words(text)))
 

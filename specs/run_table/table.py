@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specs.law import SizeKind
+from specs.law import LossUnit, SizeKind
 
 Array = NDArray[np.float64]
 
@@ -37,7 +36,7 @@ class RunTable:
     batch_tokens: Array | None
     seed: Array | None
     unique_tokens: Array | None
-    loss_unit: Literal["nats/token", "bits/token", "bits/byte"]
+    loss_unit: LossUnit
     """Unit that the table gives, in which results are shown as well."""
     bytes_per_token: float | None
     columns: dict[str, str]
