@@ -51,21 +51,23 @@ def test_a_node_without_power_fails_its_job_which_starts_anew(cluster: Cluster) 
         "--nodelist=node3", "--requeue", "--wrap", 'test "$SLURM_RESTART_COUNT" || sleep 600'
     )
     cluster.wait(job, "RUNNING")
+    cluster.wait_for_history(job, ["RUNNING"])
     cluster.fail_node("node3")
     cluster.wait(job, "PENDING")
     cluster.start_node("node3")
     cluster.wait(job, "COMPLETED")
-    cluster.until(lambda: cluster.history(job) == ["NODE_FAIL", "COMPLETED"], "the accounts know both")
+    cluster.wait_for_history(job, ["NODE_FAIL", "COMPLETED"])
 
 
 def test_a_higher_partition_takes_the_nodes(cluster: Cluster) -> None:
     script = 'test "$SLURM_RESTART_COUNT" || sleep 600'
     lower = cluster.submit("--partition=low0", "-N4", "--exclusive", "--requeue", "--wrap", script)
     cluster.wait(lower, "RUNNING")
+    cluster.wait_for_history(lower, ["RUNNING"])
     higher = cluster.submit("--partition=high", "-N1", "--exclusive", "--wrap", "true")
     cluster.wait(higher, "COMPLETED")
     cluster.wait(lower, "COMPLETED")
-    cluster.until(lambda: cluster.history(lower) == ["PREEMPTED", "COMPLETED"], "the accounts know both")
+    cluster.wait_for_history(lower, ["PREEMPTED", "COMPLETED"])
 
 
 def test_what_cannot_run_is_refused_at_once(cluster: Cluster) -> None:
@@ -111,7 +113,7 @@ def test_jobs_outlive_the_controller_and_the_accounts(cluster: Cluster) -> None:
     cluster.start_accounting()
     assert cluster.states(job) == ["RUNNING"]
     assert cluster.task(job, 0) == task
-    cluster.until(lambda: cluster.history(late) == ["COMPLETED"], "the accounts heard of it")
+    cluster.wait_for_history(late, ["COMPLETED"])
 
 
 def test_two_clusters_side_by_side(cluster: Cluster) -> None:

@@ -190,6 +190,7 @@ def test_it_survives_a_node_without_power(
     """node1 has the batch script and rank 0, whose lock its successor on another host must take for dead first."""
     running = start(order=four_ranks)
     running.wait_for_step(50)
+    cluster.wait_for_history(running.job, ["RUNNING"])
     since_s = time.time()
     cluster.fail_node(node)
     running.wait_for_end()

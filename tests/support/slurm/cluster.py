@@ -121,6 +121,12 @@ class Cluster:
         """A job's state at the end of each of its starts, the present one last; some seconds behind."""
         return self._accounts(job, "--duplicates")
 
+    def wait_for_history(self, job: str, states: list[str]) -> None:
+        """Waits until the accounts know them. Of a start that ends before they have heard of it they never learn:
+        slurmctld hands them a job's beginning up to five seconds late.
+        """
+        self.until(lambda: self.history(job) == states, f"the accounts know job {job}'s starts as {states}")
+
     def _accounts(self, job: str, *options: str) -> list[str]:
         command = ("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=State")
         lines = self.call(*command, *options).stdout.splitlines()
