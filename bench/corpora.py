@@ -23,8 +23,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from runtime.data.corpus import build
-from runtime.data.text_sources import read_parts, text_parts
+from runtime.data.build.corpus import build
+from runtime.data.build.text_sources import read_parts, text_parts
 from runtime.data.tokenizer import load
 from specs.data import Bbpe, Bytes, DataSpec, FileText, InstalledText, TokenizerFile
 from specs.data_inputs import input_files
@@ -36,7 +36,7 @@ _BUILD = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from runtime.data.corpus import build
+from runtime.data.build.corpus import build
 from specs.data_inputs import input_files
 from specs.data import DataSpec
 folder, data, processes = Path(sys.argv[1]), sys.argv[3], int(sys.argv[4]) or None

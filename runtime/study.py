@@ -199,7 +199,8 @@ def _plan_summary(plan: Plan) -> str:
 
 def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
     """The corpus of a budget or plan, built where it is not built yet."""
-    from runtime.data import corpus
+    from runtime.data.build.corpus import build
+    from runtime.data.corpus import load_corpus
 
     spec, base = data_of(document, path)
     if isinstance(spec.text, DeclaredText):
@@ -207,9 +208,9 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
         raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
     sealed = document.runs[0].run.data.corpus if isinstance(document, Plan) else None
     if sealed is not None and (driver.workspace.data / sealed).exists():
-        return corpus.load_corpus(driver.workspace.data, sealed)
+        return load_corpus(driver.workspace.data, sealed)
     try:
-        built = corpus.build(spec, base, driver.workspace.data, driver.console)
+        built = build(spec, base, driver.workspace.data, driver.console)
     except InputFileError as error:
         at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
         raise locate(path, at, f"{error.path}: {error.what}", error.write) from None

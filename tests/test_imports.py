@@ -30,6 +30,7 @@ FLOORS = (
     ("model.kernels",),
     ("model",),
     ("runtime.run_folder", "runtime.data", "runtime.rehearse"),
+    ("runtime.data.build",),
     ("runtime.checkpoint", "runtime.audit"),
     ("runtime.train", "runtime.launch"),
     ("runtime.study",),

@@ -1,5 +1,5 @@
-"""Text to tokens to batches: text sources, tokenized corpora with digests, and the data loader and its sampler.
+"""Tokens to batches: built corpora with their digests, tokenizers, and the data loader and its sampler.
 
-Front door: `runtime.data.corpus.build` tokenizes a corpus, `runtime.data.batches.training_rows` loads the rows of a
-batch.
+Front door: `runtime.data.corpus.tokens` opens a corpus, `runtime.data.batches.training_rows` loads the rows of a batch;
+`runtime.data.build` builds corpora.
 """

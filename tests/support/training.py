@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from runtime.data.batches import first_sample_of_step
-from runtime.data.corpus import build
+from runtime.data.build.corpus import build
 from runtime.launch.local import rendezvous_environment, rendezvous_socket
 from runtime.run_folder.folder import RunFolder, open_folder
 from runtime.train.loop import main, train

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from runtime.audit.verdict import audit_plan, exit_code, show
-from runtime.data.corpus import build
+from runtime.data.build.corpus import build
 from runtime.run_folder.folder import RunFolder
 from specs.data import Bytes, CorpusRef, DataSpec, FileText
 from specs.document.base import Spec

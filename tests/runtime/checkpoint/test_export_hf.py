@@ -17,7 +17,8 @@ from runtime.checkpoint.export_hf import Export, export, load_tokenizer
 from runtime.checkpoint.format import CheckpointError, commit, load_checkpoint, read_manifest, stage, weights
 from runtime.checkpoint.import_hf import import_weights, run_from
 from runtime.checkpoint.imported_weights import check_imported_weights
-from runtime.data.corpus import build, tokens
+from runtime.data.build.corpus import build
+from runtime.data.corpus import tokens
 from runtime.run_folder.folder import RunFolder
 from specs.checkpoint_retention import Retention
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from runtime.data.corpus import build, load_corpus, tokens, verify
+from runtime.data.build.corpus import build
+from runtime.data.build.text_sources import read_parts, text_parts
+from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
-from runtime.data.text_sources import read_parts, text_parts
 from runtime.data.tokenizer import SEPARATOR
 from specs.data import Bbpe, Bytes, Corpus, DataSpec, DeclaredText, FileText, InstalledText
 from specs.data_inputs import input_files
@@ -88,7 +89,7 @@ def test_two_builders_at_once_build_it_once(beside: Path) -> None:
     code = f"""
 from pathlib import Path
 from rich.console import Console
-from runtime.data.corpus import build
+from runtime.data.build.corpus import build
 from specs.data import DataSpec
 spec = DataSpec.model_validate_json({spec().canonical_json()!r})
 print(build(spec, Path("."), Path("data"), Console(quiet=True)).digest)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.data import build_text
+from runtime.data.build import text as build_text
 from specs.data import Corpus, DataSpec, FileText
 from specs.data_inputs import find_corpus
 from specs.document.files import load

@@ -8,7 +8,8 @@ from planner.design.inputs import declared_vocab
 from runtime.checkpoint.export_hf import export
 from runtime.commands.corpus_text import describe
 from runtime.data import tokenizer
-from runtime.data.corpus import build, tokens
+from runtime.data.build.corpus import build
+from runtime.data.corpus import tokens
 from specs.budget import Budget
 from specs.data import Bbpe, Corpus, CorpusRef, DataSpec, DeclaredText, FileText, TokenizerFile
 from specs.tokenizer_file import token_count

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.data import shards, text_sources, tokenizer
+from runtime.data import tokenizer
+from runtime.data.build import shards, text_sources
+from runtime.data.build.inputs import check_unchanged
+from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
+from runtime.data.build.text_sources import text_parts
+from runtime.data.build.workers import Workers
+from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
-from runtime.data.inputs import check_unchanged
-from runtime.data.shards import ReadSummary, TokenizeSummary, TokenizeTask
-from runtime.data.text_sources import text_parts
-from runtime.data.workers import Workers
 from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
 from specs.data_inputs import InputFile, inputs_of
 from specs.humanize import several
@@ -105,12 +107,6 @@ def _discard_other_work(part: Path) -> None:
         for path in part.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         note.write_text(ours)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reading(spec: DataSpec, base: Path, read: Sequence[ReadSummary]) -> tuple[Reading, int]:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.data.build.workers import Report, Workers
 from runtime.data.errors import CorpusError
-from runtime.data.workers import Report, Workers
 from specs.data import DataSpec
 from specs.data_inputs import Input, InputFile, absolute, input_files, is_unchanged, read_index
 

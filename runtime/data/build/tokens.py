@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.data import tokenizer
+from runtime.data.build.inputs import check_unchanged
+from runtime.data.build.shards import HELD_OUT_CHOICES, SPLITS
+from runtime.data.build.text_sources import block_size
+from runtime.data.build.token_files import TokenFile, open_token_file
+from runtime.data.build.workers import Report, Workers
+from runtime.data.corpus import ranges_digest
 from runtime.data.errors import CorpusError
-from runtime.data.inputs import check_unchanged
-from runtime.data.shards import HELD_OUT_CHOICES, SPLITS
-from runtime.data.text_sources import block_size
-from runtime.data.token_files import TokenFile, open_token_file
 from runtime.data.token_stream import TokenStream
-from runtime.data.workers import Report, Workers
 from specs.data import Bytes, Corpus, DataSpec, HeldOutChoice, Split, TokenFiles, TokenizerFile, corpus_digest
 from specs.data_inputs import InputFile, inputs_of
-from specs.document.base import canonical_json
 from specs.document.files import DocumentError
 
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 2**10, 2**20
@@ -178,12 +178,6 @@ def _write_split(part: Path, split: int, files: Sequence[InputFile], scans: Sequ
     content = ranges.astype("<i8").tobytes()
     (part / f"{SPLITS[split]}.ranges").write_bytes(content)
     return Split(documents=documents, text_bytes=None, tokens=tokens, digest=ranges_digest(files, content))
-
-
-def ranges_digest(files: Sequence[InputFile], ranges: bytes) -> str:
-    """The digest of a split: that of the files' digests, in order, and of the ranges in them."""
-    parts = {"files": [file.sha256 for file in files], "ranges": hashlib.sha256(ranges).hexdigest()}
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

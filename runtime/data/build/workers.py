@@ -1,8 +1,8 @@
 """Tasks of a corpus on all cores, with their progress in bytes, and an end to all of them at an error.
 
 The results come in the order of the tasks, whatever the number of processes, so a corpus does not depend on it. One
-task, or one process, is done here. Otherwise each process is a Python of its own (`runtime.data.worker`), as fast to
-start as its imports are, and unaware of threads, sockets and signals of this one.
+task, or one process, is done here. Otherwise each process is a Python of its own (`runtime.data.build.worker`), as fast
+to start as its imports are, and unaware of threads, sockets and signals of this one.
 """
 
 import os
@@ -97,7 +97,7 @@ def _started(processes: int) -> Iterator["list[Connection[Any, Any]]"]:
 def _start(connection: "Connection[Any, Any]") -> "subprocess.Popen[bytes]":
     number = connection.fileno()
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "runtime.data.worker", str(number), str(os.getpid())],
+        [sys.executable, "-P", "-m", "runtime.data.build.worker", str(number), str(os.getpid())],
         pass_fds=[number],
         stdin=subprocess.DEVNULL,
         env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},

@@ -1,4 +1,4 @@
-"""A process that works on a corpus: `python -m runtime.data.worker FILE_DESCRIPTOR PARENT`, started by `workers`.
+"""A process that works on a corpus: `python -m runtime.data.build.worker FILE_DESCRIPTOR PARENT`, started by `workers`.
 
 It takes (function, task) from the connection, and answers with ("bytes", number) now and then, and with ("done",
 result) or ("error", exception). It ends when its parent does, even one that is killed in the middle of a task.

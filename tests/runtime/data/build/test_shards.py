@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from runtime.data import build_text, shards, sorted_runs, text_sources, tokenizer
-from runtime.data.corpus import build, verify
+from runtime.data import tokenizer
+from runtime.data.build import shards, sorted_runs, text_sources
+from runtime.data.build import text as build_text
+from runtime.data.build.corpus import build
+from runtime.data.build.sorted_runs import RunWriter, documents_in
+from runtime.data.build.workers import Report, open_workers
+from runtime.data.corpus import verify
 from runtime.data.errors import KilledWorkerError
-from runtime.data.sorted_runs import RunWriter, documents_in
-from runtime.data.workers import Report, open_workers
 from specs.data import Bbpe, Corpus, DataSpec, FileText
 from tests.support.paths import ROOT
 
@@ -93,8 +96,8 @@ KILLED_BUILD = f"""
 import sys, time
 from pathlib import Path
 from rich.console import Console
-from runtime.data import shards, sorted_runs, text_sources
-from runtime.data.corpus import build
+from runtime.data.build import shards, sorted_runs, text_sources
+from runtime.data.build.corpus import build
 from specs.data import DataSpec
 text_sources.PART_BYTES, sorted_runs.RUN_BYTES, shards.SHARD_BYTES = {tuple(SMALL.values())}
 build(DataSpec.model_validate_json(sys.argv[1]), Path(), Path("data"), Console(quiet=True), 2)

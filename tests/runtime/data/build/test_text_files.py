@@ -8,10 +8,11 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from runtime.data import text_sources
-from runtime.data.corpus import build, tokens
+from runtime.data.build import text_sources
+from runtime.data.build.corpus import build
+from runtime.data.build.text_files import FilePart, Malformed, records, settled
+from runtime.data.corpus import tokens
 from runtime.data.errors import CorpusError
-from runtime.data.text_files import FilePart, Malformed, records, settled
 from specs.data import Bytes, Corpus, DataSpec, FileText
 from specs.document.files import DocumentError
 

@@ -1,6 +1,6 @@
 """The two passes over a text, each in tasks that are independent, finish whole, and are never done twice.
 
-    reading      parts of the files -> records, settled and hashed -> sorted runs (runtime/data/sorted_runs.py)
+    reading      parts of the files -> records, settled and hashed -> sorted runs (runtime/data/build/sorted_runs.py)
     tokenizing   the documents of neighbouring digests -> tokens of both splits
 
 A task writes a summary when everything else of it is on disk, so a build that was killed skips what has one.
@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.data import tokenizer as tokenizers
-from runtime.data.sorted_runs import SLOTS, RunWriter, documents_in
-from runtime.data.text_files import FilePart, Malformed
-from runtime.data.text_sources import read_parts
+from runtime.data.build.sorted_runs import SLOTS, RunWriter, documents_in
+from runtime.data.build.text_files import FilePart, Malformed
+from runtime.data.build.text_sources import read_parts
+from runtime.data.build.workers import Report
 from runtime.data.tokenizer import TokenIdsOf
-from runtime.data.workers import Report
 from specs.data import DataSpec, FileText
 from specs.document.files import DocumentError
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from runtime.data.batches import held_out_rows, sequence_count, training_rows
-from runtime.data.corpus import build, load_corpus, tokens, verify
+from runtime.data.build.corpus import build
+from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import TokenStream
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText, TokenFiles, TokenIds, TokenizerFile

@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from runtime.data.workers import Report
+from runtime.data.build.workers import Report
 from specs.data_inputs import TEXT_SUFFIXES, compression, suffix
 from specs.document.files import DocumentError
 

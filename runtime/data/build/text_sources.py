@@ -7,8 +7,8 @@ data tables or minified lines. The user's own files are not filtered.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runtime.data.text_files import FilePart, Record, holds_values, records
-from runtime.data.workers import Report
+from runtime.data.build.text_files import FilePart, Record, holds_values, records
+from runtime.data.build.workers import Report
 from specs.data import DataSpec, FileText
 from specs.data_inputs import JSON_SUFFIXES, TEXT_SUFFIXES, compression, suffix
 

@@ -1,0 +1,4 @@
+"""Corpora from text and from tokens that exist, on all cores and in bounded memory.
+
+Front door: `runtime.data.build.corpus.build`.
+"""

@@ -1,0 +1,101 @@
+"""From a DataSpec to its folder, `data/<name>/`, where it is missing.
+
+The folder is written under another name, `.<name>.part`, and renamed, so it is complete or absent. A build that was
+killed goes on from there; one that is refused leaves nothing.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from runtime.data.build.inputs import hash_inputs
+from runtime.data.build.text import WORK, build_text
+from runtime.data.build.tokens import build_tokens
+from runtime.data.build.workers import Workers, open_workers
+from runtime.data.corpus import load_corpus
+from runtime.data.errors import CorpusError, KilledWorkerError
+from specs.data import Corpus, DataSpec, DeclaredText, TokenFiles, corpus_name
+from specs.data_inputs import InputFile, find_corpus, index_path, read_index, write_index
+from specs.document.files import DocumentError
+from specs.document.write import write_json, write_text
+
+
+def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: int | None = None) -> Corpus:
+    """The corpus of this spec under `data`, built where it is missing; paths are relative to the folder `base`.
+
+    On all cores, or with this many processes. CorpusError or DocumentError where the text is missing, unreadable, or
+    too little for both splits.
+    """
+    if isinstance(spec.text, DeclaredText):
+        raise CorpusError(
+            "data.text names no files to read (source: declared); write source: files or source: installed"
+        )
+    found = find_corpus(spec, base, data)
+    if isinstance(found, Corpus):
+        return load_corpus(data, found.name)
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        with open_workers(console, processes) as workers:
+            files = hash_inputs(spec, base, data, workers)
+            before = read_index(spec, base, data)
+            name = corpus_name(spec, write_index(spec, base, data, files).digest)
+            if before is not None and before.corpus != name:  # what a killed build of other contents left
+                shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
+            with _only_builder(data, name):
+                _build_then_rename(data / name, spec, base, files, workers)
+    except KilledWorkerError:
+        raise
+    except (CorpusError, DocumentError):
+        index_path(spec, base, data).unlink(missing_ok=True)
+        raise
+    except OSError as error:
+        remedy = "make it readable" if isinstance(error, PermissionError) else "free disk space"
+        raise CorpusError(
+            f"{error.filename or data}: {error.strerror}; {remedy} or choose another folder"
+        ) from None
+    return load_corpus(data, name)
+
+
+@contextmanager
+def _only_builder(data: Path, name: str) -> Iterator[None]:
+    """Wait until no other process is building this corpus."""
+    with open(data / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build_then_rename(
+    folder: Path, spec: DataSpec, base: Path, files: Sequence[InputFile], workers: Workers
+) -> None:
+    """Build in a folder with another name, and rename it when it is complete."""
+    if folder.exists():  # built before, or by another process meanwhile
+        write_text(folder / "inputs.jsonl", "".join(map(_input_line, files)))  # where its files are now
+        return
+    part = folder.with_name(f".{folder.name}.part")
+    part.mkdir(exist_ok=True)
+    try:
+        if not (part / "manifest.json").exists():
+            build_here = build_tokens if isinstance(spec.text, TokenFiles) else build_text
+            corpus = build_here(spec, base, part, files, workers)
+            write_text(part / "inputs.jsonl", "".join(map(_input_line, files)))
+            write_json(part / "manifest.json", corpus)
+        for name in WORK:
+            shutil.rmtree(part / name, ignore_errors=True)
+        (part / "work.txt").unlink(missing_ok=True)
+        os.rename(part, folder)
+    except KilledWorkerError:
+        raise
+    except (CorpusError, DocumentError):
+        shutil.rmtree(part)
+        raise
+
+
+def _input_line(file: InputFile) -> str:
+    line = {"role": file.role, "path": file.path, "bytes": file.bytes, "sha256": file.sha256}
+    return json.dumps(line, ensure_ascii=False) + "\n"
