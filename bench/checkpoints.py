@@ -28,6 +28,7 @@ from bench.step import PEERS
 from model.parameters import Piece
 from model.zero import Box
 from runtime.checkpoint.format import CheckpointManifest, commit, stage
+from runtime.data.batches import RunData, Splits
 from runtime.run_folder.folder import checkpoint_name
 from runtime.train.async_checkpoint import AsyncCheckpointer
 from runtime.train.resume import ResumeState, manifest_of
@@ -175,7 +176,7 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(0, PEERS.vocab, 2**20, dtype=np.uint16)
     with (
         tempfile.TemporaryDirectory(dir=".") as where,
-        join_process_group(run, execution, 0, 0, tokens, tokens) as worker,
+        join_process_group(run, execution, 0, 0, RunData(run, {"": Splits(tokens, tokens)})) as worker,
     ):
         folder = Path(where)
         worker.optimizer.initialize(0)

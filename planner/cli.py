@@ -10,17 +10,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from planner.design.inputs import load_built_corpus, load_inputs
+from planner.design.inputs import load_inputs, load_sources
 from planner.plan import make_plan
 from planner.tables import show
 from specs.budget import Budget
-from specs.data_inputs import read_index
 from specs.document.files import load, locate
 from specs.document.write import print_json, write_text
 from specs.plan import Plan
 from specs.plan_file import load_plan, save_plan
 from specs.report import render
 from specs.report.context import earlier_plans
+from specs.sources import last_built
 from specs.version import Version
 
 CORPORA = Path("data")
@@ -69,9 +69,9 @@ def _load_sealed(plan_path: Path, budget: Budget, budget_path: Path, folder: Pat
         make_plan(load_inputs(budget, budget_path, folder, CORPORA))
         what = f"{plan_path} is sealed and was planned from a different budget of the same name"
         raise locate(budget_path, "name", what, "give this budget another name")
-    if read_index(budget.data, budget_path.parent, CORPORA) is not None:
-        corpus = load_built_corpus(budget, budget_path, CORPORA)
-        if corpus is not None and corpus.digest != sealed.runs[0].run.data.digest:
+    if last_built(budget.data, budget_path.parent, CORPORA) is not None:
+        built = load_sources(budget, budget_path, CORPORA)
+        if built is not None and built.ref.digest != sealed.runs[0].run.data.digest:
             what = f"{plan_path} is sealed and was planned on other text: its files have changed since"
             raise locate(budget_path, "data", what, "restore the text, or give this budget another name")
     return sealed

@@ -57,13 +57,11 @@ def make_plan(inputs: PlanInputs) -> Plan:
 
 
 def _plan_from_published_law(inputs: PlanInputs) -> Plan:
-    surface = (
-        None if inputs.loss_law is None else published_loss_surface(inputs.loss_law, inputs.unique_tokens)
-    )
+    surface = None if inputs.loss_law is None else published_loss_surface(inputs.loss_law, inputs.unique_text)
     laws = Laws(inputs.law.allocation, surface)
     target = find_target(TargetSearch(inputs, laws))
     no_forecast = forecast.from_published(
-        inputs.budget, inputs.law, inputs.loss_law, target.planned, inputs.unique_tokens
+        inputs.budget, inputs.law, inputs.loss_law, target.planned, inputs.unique_text
     )
     return _target_plan(inputs, laws, target, no_forecast, None, None)
 
@@ -75,12 +73,10 @@ def _plan_from_table(inputs: PlanInputs, evidence: Runs) -> Plan:
     cost = cost_of_sizes(inputs.family, inputs.vocab, table.size_kind)
     fitted = forecast.fit_laws(table_evidence(table), table.size_kind, cost)
     evidence_checks.check_table_law(inputs, fitted)
-    surface = LossSurface(
-        "of the table's runs", table.size_kind, fitted.log_losses, inputs.unique_tokens, cost
-    )
+    surface = LossSurface("of the table's runs", table.size_kind, fitted.log_losses, inputs.unique_text, cost)
     laws = Laws(None, surface)
     target = find_target(TargetSearch(inputs, laws))
-    result = forecast.from_laws(fitted, target.planned, inputs.unique_tokens)
+    result = forecast.from_laws(fitted, target.planned, inputs.unique_text)
     fit = LawFit(
         size_kind=table.size_kind,
         evidence=evidence_file(fitted.points),
@@ -110,17 +106,18 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     table = evidence_checks.check_joined(inputs, evidence)
     prior = feasibility.prior_allocation(inputs)
     pilots = _pilots(inputs, evidence, prior)
-    assert inputs.corpus is not None  # loading refuses a budget with pilots on declared text
+    digest = inputs.data.digest
+    assert digest is not None  # loading refuses a budget with pilots on declared text
     own = partial(same_size_run, run_settings(inputs))
     evidence_checks.check_sealed_pilots(inputs, pilots.runs, own)
-    audited = ledger_evidence.read_evidence(inputs.ledger, inputs.corpus.digest, own, pilots.below_flop)
+    audited = ledger_evidence.read_evidence(inputs.ledger, digest, own, pilots.below_flop)
     missing = audited.missing([run.run.fingerprint() for run in pilots.runs])
     if missing:
         of = f"{len(missing)} of {len(pilots.runs)}"
         reason = f"{of} pilots are not audited yet; run and audit this plan, then plan the budget again"
         return _pilot_plan(inputs, pilots, NoForecast(reason=reason))
     evidence_checks.check_usable(inputs, audited)
-    points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_tokens)
+    points = ledger_evidence.points(audited, inputs.family.min_steps, inputs.unique_text)
     others, join_flags = ((), ()) if table is None else joined(points, table, pilots.below_flop)
     fitted = forecast.fit_laws((*points, *others))
     feasibility.check_evidence(inputs, fitted.reason)
@@ -131,7 +128,7 @@ def _plan_from_ledger(inputs: PlanInputs, evidence: Pilots) -> Plan:
     laws = Laws(allocation, surface)
     multiple = 1.0 if rate is None or rate.near_optimal else rate.best_multiple
     target = find_target(TargetSearch(inputs, laws, multiple))
-    result = forecast.from_laws(fitted, target.planned, inputs.unique_tokens, audited.pilots)
+    result = forecast.from_laws(fitted, target.planned, inputs.unique_text, audited.pilots)
     fit = LawFit(
         size_kind=fitted.size_kind,
         evidence=evidence_file(fitted.points),
@@ -203,7 +200,7 @@ def _ledger_laws(
     prior: Allocation,
 ) -> tuple[Allocation, str, LossSurface | None]:
     """Allocation and loss surface by the laws that the forecast uses too, and where the allocation comes from."""
-    unique = inputs.unique_tokens
+    unique = inputs.unique_text
     # A target loss has no compute yet: a decade beyond the runs stands for it.
     flop = (
         target_flop if math.isfinite(target_flop) else 10 * max(point.budget_flop for point in fitted.points)
@@ -265,6 +262,7 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         ledger=os.path.relpath(inputs.ledger, inputs.out),
         bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
+        sources={} if inputs.mix is None else inputs.mix.unique_tokens,
         vocab=inputs.vocab,
         law=inputs.law,
         code=code(),

@@ -21,13 +21,13 @@ from runtime.launch.machine import Machine
 from runtime.launch.progress import ProgressDisplay
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget, Pilots
-from specs.data import Corpus, DeclaredText
-from specs.data_inputs import InputFileError, read_index
+from specs.data_inputs import InputFileError
 from specs.document.files import load, locate
 from specs.exit_codes import BAD_INPUT, CANNOT_TELL, INTERNAL_ERROR, OK, RESUME
 from specs.plan import Forecast, Plan
 from specs.plan_file import load_plan
 from specs.record import Audit
+from specs.sources import Sources, is_declared, last_built
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def chain_steps(
     runs_of: Callable[[Path], Sequence[RunRequest]] = runs_of,
 ) -> list[tuple[str, str]]:
     """The steps of the study of the budget at this path, each with its state."""
-    built = read_index(budget.data, path.parent, workspace.data)
-    corpus = None if built is None else workspace.data / built.corpus
+    built = last_built(budget.data, path.parent, workspace.data)
+    corpus = None if built is None else workspace.data / built
     is_built = corpus is not None and (corpus / "manifest.json").exists()
     steps = [("data", f"{corpus} is built" if is_built else "the corpus is not built yet")]
     for phase in ("pilots", "target") if isinstance(budget.evidence, Pilots) else ("target",):
@@ -197,25 +197,25 @@ def _plan_summary(plan: Plan) -> str:
     return f"{runs}; sealed forecast {band.median:.4f} nats per token, 95 % {band.low_95:.4f} to {band.high_95:.4f}"
 
 
-def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Corpus:
-    """The corpus of a budget or plan, built where it is not built yet."""
-    from runtime.data.build.corpus import build
-    from runtime.data.corpus import load_corpus
+def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Sources:
+    """The corpora of a budget or plan, built where they are not built yet."""
+    from runtime.data.build.mix import build_sources
+    from runtime.data.corpus import load_sources
 
     spec, base = data_of(document, path)
-    if isinstance(spec.text, DeclaredText):
+    if is_declared(spec):
         what = "data.text names no files (source: declared), so this budget can be planned but not trained"
         raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
     sealed = document.runs[0].run.data.corpus if isinstance(document, Plan) else None
     if sealed is not None and (driver.workspace.data / sealed).exists():
-        return load_corpus(driver.workspace.data, sealed)
+        return load_sources(driver.workspace.data, sealed)
     try:
-        built = build(spec, base, driver.workspace.data, driver.console)
+        built = build_sources(spec, base, driver.workspace.data, driver.console)
     except InputFileError as error:
         at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
         raise locate(path, at, f"{error.path}: {error.what}", error.write) from None
-    if sealed not in (None, built.name):
-        what = f"the plan was sealed on corpus {sealed}, but its text is now corpus {built.name}"
+    if sealed not in (None, built.ref.corpus):
+        what = f"the plan was sealed on corpus {sealed}, but its text is now corpus {built.ref.corpus}"
         raise locate(
             path, "budget.data", what, "restore the text, or plan the budget again under another name"
         )

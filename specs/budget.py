@@ -228,7 +228,8 @@ class Budget(Spec):
     @field_validator("data")
     @classmethod
     def _pilots_need_text(cls, data: DataSpec, info: ValidationInfo) -> DataSpec:
-        if isinstance(info.data.get("evidence"), Pilots) and isinstance(data.text, DeclaredText):
+        declared = any(isinstance(part.text, DeclaredText) for part in data.parts().values())
+        if isinstance(info.data.get("evidence"), Pilots) and declared:
             raise ValueError(
                 "pilots train on real text, but data.text names no files (source: declared); "
                 "write source: files or source: installed, or evidence.kind: published or runs"

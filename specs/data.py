@@ -1,12 +1,14 @@
 """Where text comes from, how it becomes tokens, and the manifest of the corpus that is built."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from specs.document.base import Fingerprint, Sha256, Spec, canonical_json
+from specs.document.base import Fingerprint, Sha256, Slug, Spec, canonical_json
 from specs.document.quantity import Tokens
+from specs.mix import Weight, WeightsFrom, check_weights
 
 
 class InstalledText(Spec):
@@ -65,6 +67,65 @@ class DeclaredText(Spec):
     """What the text is, for the report; a published loss law applies only to the data it was fitted on."""
     unique: Tokens
     """Unique training tokens that will be there."""
+
+
+PartText = Annotated[InstalledText | FileText | TokenFiles | DeclaredText, Field(discriminator="source")]
+
+
+class MixPart(Spec):
+    """A source of a mix: its text, and its weight until the first of `phases`."""
+
+    text: PartText
+    """Where the text comes from."""
+    share: Weight | None = None
+    """Share of the tokens that are trained on. Weigh all sources by share, or all by epochs."""
+    epochs: Weight | None = None
+    """Weight as epochs: shares are epochs times unique tokens. A run makes more or fewer epochs, in these ratios."""
+    held_out_one_in: int | None = Field(default=None, ge=2)
+    """One document in this many is held out; null is `data.held_out_one_in`."""
+
+
+class MixText(Spec):
+    """Several sources, each a corpus of its own with its own held-out split, read in given shares."""
+
+    source: Literal["mix"]
+    """Selects this kind of text."""
+    parts: dict[Slug, MixPart] = Field(min_length=2)
+    """The sources by name."""
+    phases: tuple[WeightsFrom, ...] = ()
+    """Other weights from some step on, in order."""
+    evaluation: dict[Slug, Weight] | None = None
+    """Share of each source in the held-out loss, which is what is forecast; null is its share of the whole run."""
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        check_weights(
+            {name: part.share for name, part in self.parts.items()},
+            {name: part.epochs for name, part in self.parts.items()},
+        )
+        for weights in [self.evaluation or {}, *(phase.weights for phase in self.phases)]:
+            if unknown := weights.keys() - self.parts.keys():
+                raise ValueError(
+                    f"there is no source {min(unknown)}; write names of parts: {', '.join(self.parts)}"
+                )
+        if self.evaluation is not None:
+            check_weights(self.evaluation, {})
+        weighted = [part.share or part.epochs for part in self.parts.values()]
+        for name, weight in zip(self.parts, weighted, strict=True):
+            if not weight and not any(phase.weights.get(name) for phase in self.phases):
+                raise ValueError(f"no phase reads {name}; remove it, or give it a weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _all_or_none_declared(self) -> Self:
+        declared = [name for name, part in self.parts.items() if isinstance(part.text, DeclaredText)]
+        if 0 < len(declared) < len(self.parts):
+            other = next(name for name in self.parts if name not in declared)
+            raise ValueError(
+                f"{declared[0]} is only declared, and {other} is not; declare all sources to plan without text, or "
+                "give the files of all"
+            )
+        return self
 
 
 class Bytes(Spec):
@@ -139,7 +200,9 @@ class TokenIds(Spec):
         return self
 
 
-Text = Annotated[InstalledText | FileText | TokenFiles | DeclaredText, Field(discriminator="source")]
+Text = Annotated[
+    InstalledText | FileText | TokenFiles | DeclaredText | MixText, Field(discriminator="source")
+]
 Tokenizer = Annotated[Bytes | Bbpe | TokenizerFile | TokenIds, Field(discriminator="kind")]
 
 
@@ -155,16 +218,31 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _tokenizer_fits(self) -> Self:
-        if isinstance(self.text, TokenFiles) and isinstance(self.tokenizer, Bbpe):
+        texts = [part.text for part in self.parts().values()]
+        if any(isinstance(text, TokenFiles) for text in texts) and isinstance(self.tokenizer, Bbpe):
             raise ValueError(
                 "a tokenizer cannot be trained on tokens (source: tokens); "
                 "write tokenizer: {kind: file, path: tokenizer.json}, or {kind: ids, vocab: ...}"
             )
-        if isinstance(self.text, InstalledText | FileText) and isinstance(self.tokenizer, TokenIds):
+        turned = any(isinstance(text, InstalledText | FileText) for text in texts)
+        if turned and isinstance(self.tokenizer, TokenIds):
             raise ValueError(
                 "kind: ids turns no text into tokens; write kind: bytes, bbpe or file, or text.source: tokens"
             )
         return self
+
+    def parts(self) -> "dict[str, DataSpec]":
+        """The DataSpec of each source of a mix; of any other text this one alone, under no name."""
+        if not isinstance(self.text, MixText):
+            return {"": self}
+        return {
+            name: DataSpec.model_construct(
+                text=part.text,
+                tokenizer=self.tokenizer,
+                held_out_one_in=part.held_out_one_in or self.held_out_one_in,
+            )
+            for name, part in self.text.parts.items()
+        }
 
     @property
     def reserved_rows(self) -> int:
@@ -276,6 +354,43 @@ class Corpus(Spec):
     def rows(self) -> int:
         """Rows of a model's vocabulary, before padding."""
         return max(self.vocab, self.spec.reserved_rows)
+
+    @property
+    def ref(self) -> CorpusRef:
+        """The data of a run on it."""
+        return CorpusRef(corpus=self.name, digest=self.digest)
+
+
+class MixCorpus(Spec):
+    """`data/<name>/manifest.json` of a mix: the corpora that it is made of, which are its identity, and not weights."""
+
+    kind: Literal["mix"] = "mix"
+    """Selects this document."""
+    sources: dict[Slug, CorpusRef] = Field(min_length=1)
+    """The corpus of each source."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder under `data/`."""
+        return mix_name({name: ref.corpus for name, ref in self.sources.items()})
+
+    @property
+    def digest(self) -> str | None:
+        """The digest that identifies the data, that of the sources' digests; None where one is only declared."""
+        digests = {name: ref.digest for name, ref in self.sources.items()}
+        if None in digests.values():
+            return None
+        return hashlib.sha256(canonical_json(digests).encode()).hexdigest()
+
+    @property
+    def ref(self) -> CorpusRef:
+        """The data of a run on it."""
+        return CorpusRef(corpus=self.name, digest=self.digest)
+
+
+def mix_name(corpora: Mapping[str, str]) -> str:
+    """The name of the mix of these corpora, by source."""
+    return hashlib.sha256(canonical_json(dict(corpora)).encode()).hexdigest()[:16]
 
 
 def corpus_name(spec: DataSpec, inputs_digest: str) -> str:

@@ -24,6 +24,7 @@ from specs.data import (
     FileText,
     Inputs,
     InstalledText,
+    MixText,
     TokenFiles,
     TokenizerFile,
     corpus_name,
@@ -108,7 +109,7 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
             Path(error.filename or base), "text", what, "make it readable, or correct the path"
         ) from None
     corpora = re.compile(re.escape(absolute(data) + os.sep) + "([0-9a-f]{16}|weights)" + os.sep)
-    return [one for one in found if not corpora.match(absolute(one.path))]
+    return [one for one in found if one.role == "tokenizer" or not corpora.match(absolute(one.path))]
 
 
 def _input_files(spec: DataSpec, base: Path) -> list[Input]:
@@ -136,7 +137,7 @@ def _text_files(spec: DataSpec, base: Path) -> list[Path]:
                 _matches(spec.text.paths, base, "text.paths", _is_tokens, _TOKENS_REMEDY)
                 - set(_held_out_files(spec.text, base))
             )
-        case DeclaredText():
+        case DeclaredText() | MixText():  # each source of a mix has a DataSpec of its own
             return []
 
 

@@ -32,6 +32,8 @@ class EvidencePoint(Spec):
     """D."""
     unique_tokens: float | None = Field(default=None, ge=1)
     """Different training tokens of its text: the run repeats data where `tokens` is larger; null where none repeat."""
+    fresh_tokens: float | None = Field(default=None, gt=0, exclude_if=lambda tokens: tokens is None)
+    """Of a mix: the fresh tokens that its tokens are worth, each source's repeats discounted; absent without one."""
     loss: float
     """Final held-out loss, nats per token."""
     short: bool

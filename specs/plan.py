@@ -225,7 +225,9 @@ class Plan(Spec):
     """Held-out UTF-8 bytes per token, for bits per byte; null where the text is not known and no table of the same text
     says them."""
     unique_tokens: int
-    """Unique training tokens."""
+    """Unique training tokens, of all sources of a mix."""
+    sources: dict[Slug, int] = Field(default_factory=dict, exclude_if=lambda sources: not sources)
+    """Unique training tokens of each source of a mix; absent without one."""
     vocab: int
     """Token ids of the corpus. A model has as many rows, or those that the budget reserves, rounded up as its family
     does."""
@@ -256,6 +258,13 @@ class Plan(Spec):
     def losses(self) -> Losses:
         """The unit in which losses of this plan are shown."""
         return Losses(self.bytes_per_token)
+
+    def epochs(self, run: RunSpec) -> dict[str, float]:
+        """Passes of a run over the unique tokens of each source; of a text that is no mix under no name."""
+        if run.mix is None:
+            return {"": run.tokens / self.unique_tokens}
+        shares = run.mix.shares(run.optim.steps)
+        return {name: share * run.tokens / self.sources[name] for name, share in shares.items()}
 
     @model_validator(mode="after")
     def _sealed(self) -> Self:

@@ -183,6 +183,8 @@ class EvalLine(Spec):
     """Held-out loss, nats per token."""
     sequences: int = Field(ge=1)
     """Held-out sequences it was measured on."""
+    sources: dict[str, float] = Field(default_factory=dict, exclude_if=lambda losses: not losses)
+    """Held-out loss of each source of a mix, nats per token; absent without a mix."""
 
 
 class TimingLine(Spec):

@@ -8,6 +8,7 @@ from specs.checkpoint_retention import Retention
 from specs.data import CorpusRef
 from specs.document.base import Fingerprint, Sha256, Spec
 from specs.layout import Layout
+from specs.mix import Mix
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
 from specs.spike_guard import SpikeGuardSpec
@@ -52,7 +53,9 @@ class RunSpec(Spec):
     model: ModelSpec
     """The shape."""
     data: CorpusRef
-    """The corpus, by content."""
+    """The corpus, or the mix, by content."""
+    mix: Mix | None = Field(default=None, exclude_if=lambda mix: mix is None)
+    """Shares of the sources of a mix; absent where the data are one corpus."""
     documents: Literal["joined"] = "joined"
     """Sequences are cut across document boundaries and attend across them."""
     optim: OptimSpec
@@ -74,6 +77,22 @@ class RunSpec(Spec):
             raise ValueError(
                 f"evaluation.every_steps {self.evaluation.every_steps} is past the last step {self.optim.steps}; "
                 f"write at most {self.optim.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mix_inside(self) -> Self:
+        if self.mix is None:
+            return self
+        last, sources = self.mix.phases[-1].from_step, len(self.mix.sources)
+        if last >= self.optim.steps:
+            raise ValueError(
+                f"a phase of the mix begins at step {last}, but the run has {self.optim.steps}; "
+                f"write at most {self.optim.steps - 1}"
+            )
+        if min(self.evaluation.sequences, self.evaluation.final_sequences) < sources:
+            raise ValueError(
+                f"evaluations on fewer sequences than the mix has sources; write {sources} sequences or more"
             )
         return self
 

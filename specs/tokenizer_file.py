@@ -9,6 +9,9 @@ from specs.document.files import DocumentError, decode_text, read_bytes
 LARGEST_BYTES = 2**28
 """Largest tokenizer.json that is read: 262,144 tokens in ten languages take 33 MB (Gemma's)."""
 
+SEPARATOR = "<|document|>"
+"""The BBPE token between documents; text that spells it is encoded as ordinary text."""
+
 
 def token_count(path: Path) -> int:
     """One more than the largest token id, added tokens included. DocumentError where the file is no tokenizer's."""

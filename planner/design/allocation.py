@@ -25,7 +25,7 @@ import numpy as np
 
 from planner.design.model_shape import family_shapes, shape_for
 from planner.scaling.best_split import Cost
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import UniqueTokens, effective_tokens
 from planner.scaling.laws import STANDARD, Array, value
 from specs.budget import FixedRatio, FixedSize, Inference, Objective, Optimal
 from specs.law import FLOP_PER_SIZE_TOKEN, Allocation, Family, Monomial, PublishedLaw, SizeKind
@@ -55,7 +55,7 @@ class LossSurface:
     """What X counts."""
     log_losses: Callable[[Array, Array], Array]
     """ln L of models of these sizes after these fresh tokens, none of them repeated: the law itself."""
-    unique_tokens: float = math.inf
+    unique_tokens: UniqueTokens = math.inf
     """Tokens of the text; more are repeats, which are worth less."""
     cost: Cost | None = None
     """FLOP per trained token of models of these sizes; None for c X, with the c of the law's source."""
@@ -121,7 +121,7 @@ class Laws:
     surface: LossSurface | None
 
 
-def published_loss_surface(law: PublishedLaw, unique_tokens: float = math.inf) -> LossSurface | None:
+def published_loss_surface(law: PublishedLaw, unique_tokens: UniqueTokens = math.inf) -> LossSurface | None:
     """The loss surface that a law's source prints, on so much text; None where it prints none."""
     if law.loss is None:
         return None

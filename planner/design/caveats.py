@@ -6,7 +6,7 @@ from planner.design.allocation import Laws, least_compute_for_loss, serving_flop
 from planner.design.hyperparameters import disagreement_note, own_rate_note
 from planner.design.inputs import PlanInputs
 from planner.design.target_search import TargetSearch
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import effective_tokens, one_epoch
 from specs.budget import FixedRatio, FixedSize, Inference, Optimal, Published
 from specs.humanize import count, duration, energy, several
 from specs.law import PublishedLaw
@@ -81,26 +81,44 @@ def _extrapolation(inputs: PlanInputs, planned: PlannedRun) -> Iterator[str]:
 
 
 def _corpus(inputs: PlanInputs) -> Iterator[str]:
-    """What is unusual in the corpus, and the first words of tokens that others made."""
-    corpus = inputs.corpus
-    if corpus is None:
+    """What is unusual in the corpora, and the first words of tokens that others made."""
+    if inputs.sources is None:
         return
-    yield from corpus.notes
-    if corpus.bytes_per_token is None:
+    corpora = inputs.sources.corpora
+    yield from (_of(name, note) for name, corpus in corpora.items() for note in corpus.notes)
+    if inputs.bytes_per_token is None:
         yield "losses are in nats per token, as the bytes of the text are not known"
-    if corpus.sample is not None:
-        yield f"the first held-out tokens read: {corpus.sample[:_SAMPLE]!r}"
+    for name, corpus in corpora.items():
+        if corpus.sample is not None:
+            yield _of(name, f"the first held-out tokens read: {corpus.sample[:_SAMPLE]!r}")
+
+
+def _of(source: str, text: str) -> str:
+    """A text on a source of a mix, or on the one corpus."""
+    return f"{source}: {text}" if source else text
 
 
 def _repeats(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:
     for planned in runs:
-        epochs = planned.run.tokens / inputs.unique_tokens
+        epochs = planned.run.tokens / one_epoch(inputs.unique_text)
         if epochs > 1:
-            worth = effective_tokens(planned.run.tokens, inputs.unique_tokens) / planned.run.tokens
+            worth = effective_tokens(float(planned.run.tokens), inputs.unique_text) / planned.run.tokens
+            over = _over(inputs, planned) or f"{epochs:.2f} epochs over the unique tokens"
             yield (
-                f"{planned.title}: {epochs:.2f} epochs over the unique tokens; the repeated tokens are worth "
+                f"{planned.title}: {over}; the repeated tokens are worth "
                 f"{worth:.1%} of the same number of unique tokens (Muennighoff et al., arXiv 2305.16264)"
             )
+
+
+def _over(inputs: PlanInputs, planned: PlannedRun) -> str:
+    """The epochs of each source of a mix that is repeated; empty where the text is no mix."""
+    if inputs.mix is None:
+        return ""
+    tokens = planned.run.tokens
+    epochs = {
+        name: share * tokens / inputs.mix.unique_tokens[name] for name, share in inputs.mix.shares.items()
+    }
+    return ", ".join(f"{value:.2f} epochs of {name}" for name, value in epochs.items() if value > 1)
 
 
 def _short_runs(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> Iterator[str]:

@@ -80,7 +80,7 @@ def check_table_law(inputs: PlanInputs, fitted: FittedLaws) -> None:
 
 def _check_same_text(inputs: PlanInputs, field: str, named: Runs | JoinedTable, remedy: str) -> None:
     """Refuse a table of the same text whose tokens have other lengths than the corpus's."""
-    ours = None if inputs.corpus is None else inputs.corpus.bytes_per_token
+    ours = None if inputs.sources is None else inputs.bytes_per_token
     theirs = named.bytes_per_token
     if ours is None or theirs is None or not named.same_text:
         return

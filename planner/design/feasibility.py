@@ -17,16 +17,17 @@ from planner.design.budget_currency import (
 from planner.design.inputs import PlanInputs
 from planner.design.model_shape import SIZE_FREEDOM
 from planner.design.pilot_design import Ladder
-from planner.design.run_draft import DraftRequest, draft
+from planner.design.run_draft import DraftRequest, draft, evaluation_sequences
 from planner.design.target_search import TargetSearch, run_settings
 from planner.performance.layout_search import NoLayoutError
-from planner.scaling.data_constrained import TRUSTED_EPOCHS
+from planner.scaling.data_constrained import TRUSTED_EPOCHS, one_epoch
 from planner.scaling.isoflop import Minimum
 from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
-from specs.data import DeclaredText
+from specs.data import Corpus, DeclaredText
 from specs.document.files import DocumentError, catalog_names, from_catalog
 from specs.humanize import count, duration, several
 from specs.law import Allocation, PublishedLaw
+from specs.mix import held_out_sequences
 from specs.plan import LadderChoice, PlannedRun
 
 DEFAULT_LOSS_LAW = "epoch-chinchilla"
@@ -182,26 +183,38 @@ def check_batch(inputs: PlanInputs) -> None:
 
 
 def check_held_out(inputs: PlanInputs) -> None:
-    """Refuse a corpus that holds out fewer sequences than the last evaluation of a run takes."""
-    corpus, context = inputs.corpus, inputs.family.context
-    needed = max(inputs.family.final_tokens, inputs.family.curve_tokens, context) // context
-    available = 0 if corpus is None else (corpus.held_out.tokens - 1) // context
-    if corpus is None or available >= needed:
+    """Refuse a corpus, or a source of a mix, that holds out fewer sequences than a run's evaluations take of it."""
+    if inputs.sources is None:
+        return
+    evaluations = evaluation_sequences(inputs.family, inputs.family.context, inputs.mix)
+    for name, corpus in inputs.sources.corpora.items():
+        taken = [
+            sequences if inputs.mix is None else held_out_sequences(inputs.mix.evaluation, sequences)[name]
+            for sequences in evaluations
+        ]
+        _check_held_out(inputs, name, corpus, max(taken))
+
+
+def _check_held_out(inputs: PlanInputs, name: str, corpus: Corpus, needed: int) -> None:
+    context = inputs.family.context
+    available = (corpus.held_out.tokens - 1) // context
+    if available >= needed:
         return
     what = (
-        f"the held-out split has {several(available, 'sequence')} of {context:,} tokens, but the evaluations of the "
-        f"family {inputs.family.name} take {needed:,}"
+        f"the held-out split{f' of {name}' if name else ''} has {several(available, 'sequence')} of {context:,} "
+        f"tokens, but the evaluations of the family {inputs.family.name} take {needed:,}{' of it' if name else ''}"
     )
+    field = f"data.text.parts.{name}" if name else "data"
     wanted = HELD_OUT_MARGIN * (needed * context + 1)
     enough = [choice.one_in for choice in corpus.held_out_choices if choice.tokens >= wanted]
     if enough:
-        raise inputs.refuse(
-            "data.held_out_one_in", what, f"write held_out_one_in: {max(enough)}, then: isoplan data"
-        )
+        write = f"write held_out_one_in: {max(enough)}{f' in {name}' if name else ''}, then: isoplan data"
+        raise inputs.refuse(f"{field}.held_out_one_in", what, write)
     most = max([corpus.held_out.tokens, *(choice.tokens for choice in corpus.held_out_choices)])
-    raise inputs.refuse(
-        "data", what, f"provide {math.ceil(10 * wanted / most) / 10:g} times as much text to hold out"
-    )
+    write = f"provide {math.ceil(10 * wanted / most) / 10:g} times as much text to hold out"
+    if inputs.mix is not None:
+        write += ", or a smaller share of it in data.text.evaluation"
+    raise inputs.refuse(field, what, write)
 
 
 def _batch_that_fits(
@@ -273,27 +286,46 @@ def _has_layout(search: TargetSearch, compute_flop: float) -> bool:
 def check_data(search: TargetSearch, planned: PlannedRun) -> None:
     """Refuse a run that needs more epochs over the text than the budget allows."""
     inputs, budget = search.inputs, search.inputs.budget
-    unique, tokens = inputs.unique_tokens, planned.run.tokens
+    unique, tokens = one_epoch(inputs.unique_text), planned.run.tokens
     if tokens <= budget.epochs * unique:
         return
-    declared = isinstance(budget.data.text, DeclaredText)
-    what = (
-        f"the run needs {count(tokens)} tokens, {tokens / unique:.3g} epochs over the {count(unique)} unique tokens, "
-        f"but the budget allows only {budget.epochs:g}"
-    )
+    what = f"{_passes(inputs, tokens)}, but the budget allows only {budget.epochs:g}"
     stages = planned.execution.layout.pp
     allowed = (
         budget.epochs * unique / (1 if budget.loss is None else 1 + SIZE_FREEDOM)
     )  # a loss keeps three digits
     most = _compute_for_tokens(search, allowed, planned.budget_flop, stages)
     enough = _enough_unique_tokens(search, tokens / budget.epochs, planned.budget_flop)
-    remedies = [] if enough is None else [f"provide {count(enough)} unique tokens"]
+    remedies = [] if enough is None else [_more_text(inputs, enough)]
     remedies.append(spend_at_most(search, most))
     passes = math.ceil(10 * tokens / unique) / 10
     if passes <= TRUSTED_EPOCHS:
         remedies.append(f"write epochs: {passes:g}")
-    field = "data.text.unique" if declared else "data.text"
+    field = "data.text.unique" if isinstance(budget.data.text, DeclaredText) else "data.text"
     raise inputs.refuse(field, what, ", or ".join(remedies))
+
+
+def _passes(inputs: PlanInputs, tokens: float) -> str:
+    """How often a run of so many tokens reads the text; of a mix, the source that it reads most often."""
+    if inputs.mix is None:
+        unique = inputs.unique_tokens
+        passes = f"{tokens / unique:.3g} epochs over the {count(unique)} unique tokens"
+        return f"the run needs {count(tokens)} tokens, {passes}"
+    uniques, shares = inputs.mix.unique_tokens, inputs.mix.shares
+    most = max(shares, key=lambda name: shares[name] / uniques[name])
+    drawn, unique = tokens * shares[most], uniques[most]
+    return (
+        f"the run needs {count(drawn)} tokens of {most}, {drawn / unique:.3g} epochs over its {count(unique)} unique "
+        "tokens"
+    )
+
+
+def _more_text(inputs: PlanInputs, enough: float) -> str:
+    """The remedy of text with so many tokens in an epoch; of a mix, as much of every source more."""
+    if inputs.mix is None:
+        return f"provide {count(enough)} unique tokens"
+    factor = rounded_up(enough / one_epoch(inputs.unique_text), digits=3)
+    return f"provide {factor:g} times as many unique tokens of every source"
 
 
 def unreachable_loss_error(search: TargetSearch, loss: float, allowed_flop: float) -> DocumentError:
@@ -303,13 +335,11 @@ def unreachable_loss_error(search: TargetSearch, loss: float, allowed_flop: floa
     unlimited = search.with_unique_tokens(math.inf)
     lowest, on = _lowest_loss(unlimited), ""
     if lowest <= loss:
-        lowest, on = (
-            _lowest_loss(search),
-            f" on {count(surface.unique_tokens)} unique tokens, repeated without end,",
-        )
+        text = f"{count(inputs.unique_tokens)} unique tokens{' of the mix' if inputs.mix is not None else ''}"
+        lowest, on = _lowest_loss(search), f" on {text}, repeated without end,"
     what = f"by the loss law {surface.name} even {MAX_FLOP:g} FLOP{on} reach {lowest:.4g} nats per token, not {loss:g}"
-    enough = _enough_unique_tokens(search, surface.unique_tokens, allowed_flop) if on else None
-    remedies = [] if enough is None else [f"provide {count(enough)} unique tokens"]
+    enough = _enough_unique_tokens(search, one_epoch(surface.unique_tokens), allowed_flop) if on else None
+    remedies = [] if enough is None else [_more_text(inputs, enough)]
     remedies.append(spend_at_most(search, within_epochs(search, allowed_flop)))
     return inputs.refuse("loss", what, ", or ".join(remedies))
 
@@ -322,9 +352,10 @@ def _lowest_loss(search: TargetSearch) -> float:
 
 
 def _enough_unique_tokens(search: TargetSearch, least: float, most_flop: float) -> float | None:
-    """The least text, within some hundredths, whose run takes no more passes over it than the budget allows.
+    """The least text, within some hundredths, whose run takes no more passes over it than the budget allows, as the
+    tokens of an epoch.
 
-    `least` unique tokens, where the run does not depend on the text. Where it does, more: with more text the best run
+    `least` of them, where the run does not depend on the text. Where it does, more: with more text the best run
     of a compute takes more tokens. None where no text lets `most_flop` reach the budget's loss.
     """
     if not _depends_on_text(search):
@@ -366,7 +397,7 @@ def _compute_with(search: TargetSearch, most_flop: float) -> float:
 
 def within_epochs(search: TargetSearch, compute_flop: float) -> float:
     """This compute, or less where its run would take more passes over the text than the budget allows."""
-    tokens = search.inputs.budget.epochs * search.inputs.unique_tokens / (1 + SIZE_FREEDOM)
+    tokens = search.inputs.budget.epochs * one_epoch(search.inputs.unique_text) / (1 + SIZE_FREEDOM)
     if compute_flop / search.shape(compute_flop).flop_per_token <= tokens:
         return compute_flop
     return _compute_for_tokens(search, tokens, compute_flop)

@@ -1,16 +1,20 @@
 """The planner's inputs: the budget with the path of its file, and every document that it names."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from planner.design.budget_table import load_table, table_field
+from planner.design.mix import PlannedMix, planned_mix
+from planner.scaling.data_constrained import UniqueTokens
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
-from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, DeclaredText, TokenIds
-from specs.data_inputs import InputFileError, find_corpus, tokenizer_file
+from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
+from specs.data_inputs import InputFileError, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
 from specs.run_table.table import RunTable
+from specs.sources import Sources, declared_ref, find_sources, is_declared
 from specs.tokenizer_file import token_count
 
 
@@ -32,8 +36,10 @@ class PlanInputs:
     family: Family
     """Shapes, with the budget's aspect ratio."""
     cluster: Cluster
-    corpus: Corpus | None
-    """The built corpus; None where data.text has source: declared."""
+    sources: Sources | None
+    """The built corpora; None where the text is only declared."""
+    mix: PlannedMix | None
+    """Shares of the sources; None where the text is no mix."""
     table: RunTable | None
     """The table of runs that the budget names; None where it names none."""
     vocab: int
@@ -52,25 +58,35 @@ class PlanInputs:
     @property
     def data(self) -> CorpusRef:
         """The data of the plan's runs."""
-        if self.corpus is None:
-            return CorpusRef(corpus=self.budget.data.fingerprint(), digest=None)
-        return CorpusRef(corpus=self.corpus.name, digest=self.corpus.digest)
+        return declared_ref(self.budget.data) if self.sources is None else self.sources.ref
 
     @property
     def unique_tokens(self) -> int:
-        """Training tokens that exist: the built corpus's, or the declared ones."""
-        if self.corpus is not None:
-            return self.corpus.train.tokens
-        assert isinstance(self.budget.data.text, DeclaredText)  # other text has a corpus
-        return self.budget.data.text.unique
+        """Training tokens that exist, of all sources: those of built corpora, or the declared ones."""
+        return sum(unique_by_source(self.budget.data, self.sources).values())
+
+    @property
+    def unique_text(self) -> UniqueTokens:
+        """The same, as losses discount repeats: those of a mix by source."""
+        return float(self.unique_tokens) if self.mix is None else self.mix.text
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Of the corpus's held-out text; of a declared text, those that a table of the same text has."""
-        if self.corpus is not None:
-            return self.corpus.bytes_per_token
+        """Of the held-out text, that of a mix by its shares of the loss; of a declared text, those that a table of the
+        same text has."""
+        if self.sources is not None:
+            return self._held_out_bytes(self.sources)
         _, named = table_field(self.budget)
         return named.bytes_per_token if named is not None and named.same_text else None
+
+    def _held_out_bytes(self, sources: Sources) -> float | None:
+        by_source = {name: corpus.bytes_per_token for name, corpus in sources.corpora.items()}
+        if self.mix is None:
+            return by_source[""]
+        known = {name: one for name, one in by_source.items() if one is not None}
+        if len(known) < len(by_source):
+            return None
+        return sum(self.mix.evaluation_share(name) * one for name, one in known.items())
 
     @property
     def text(self) -> str:
@@ -109,7 +125,11 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     )
     names = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
     loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in names)
-    corpus = load_built_corpus(budget, path, corpora)
+    sources = load_sources(budget, path, corpora)
+    mix = None
+    if isinstance(budget.data.text, MixText):
+        unique = unique_by_source(budget.data, sources)
+        mix = planned_mix(budget.data.text, unique, partial(locate, path))
     return PlanInputs(
         budget=budget,
         path=path,
@@ -119,9 +139,10 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
         hyper_law=hyper or law,
         family=_family(budget, path),
         cluster=_cluster(budget, path),
-        corpus=corpus,
+        sources=sources,
+        mix=mix,
         table=load_table(budget, path),
-        vocab=declared_vocab(budget.data, path) if corpus is None else corpus.vocab,
+        vocab=declared_vocab(budget.data, path) if sources is None else sources.any.vocab,
     )
 
 
@@ -146,18 +167,26 @@ def _cluster(budget: Budget, path: Path) -> Cluster:
     return load(cluster, Cluster)
 
 
-def load_built_corpus(budget: Budget, path: Path, corpora: Path) -> Corpus | None:
-    """The corpus of the budget's text as its files are now; DocumentError where that is not built. None where data.text
-    has source: declared."""
-    if isinstance(budget.data.text, DeclaredText):
+def load_sources(budget: Budget, path: Path, corpora: Path) -> Sources | None:
+    """The corpora of the budget's text as its files are now; DocumentError where one is not built. None where the text
+    is only declared."""
+    if is_declared(budget.data):
         return None
     try:
-        found = find_corpus(budget.data, path.parent, corpora)
+        found = find_sources(budget.data, path.parent, corpora)
     except InputFileError as error:
         raise locate(path, f"data.{error.field}", f"{error.path}: {error.what}", error.write) from None
     if isinstance(found, str):
         raise locate(path, "data", found, f"run: isoplan data {path}")
     return found
+
+
+def unique_by_source(data: DataSpec, sources: Sources | None) -> dict[str, int]:
+    """Training tokens of each source; of a text that is no mix under no name."""
+    if sources is not None:
+        return {name: corpus.train.tokens for name, corpus in sources.corpora.items()}
+    texts = {name: part.text for name, part in data.parts().items()}
+    return {name: text.unique for name, text in texts.items() if isinstance(text, DeclaredText)}
 
 
 def declared_vocab(data: DataSpec, path: Path) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from planner.design.mix import PlannedMix
 from planner.design.model_shape import make_shape
 from planner.performance.batch_and_layout import BatchAndLayout, choose_batch_and_layout
 from specs.budget import Budget
@@ -28,6 +29,8 @@ class RunSettings:
     hyper: Hyper
     data: CorpusRef
     vocab: int
+    mix: PlannedMix | None
+    """Shares of the sources; None where the data are one corpus."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | 
         shape, cluster, setting.budget.precision, request.devices, law_sequences, fixed_sequences
     )
     optim = _optim(setting.family, request, chosen.batch_sequences, request.rate_multiple * own_lr)
-    run = _run_spec(setting, shape, optim, _evaluation(setting.family, shape, optim))
+    run = _run_spec(setting, shape, optim, _evaluation(setting, shape, optim))
     return PlannedRun(
         role=request.role,
         title=request.title,
@@ -90,7 +93,7 @@ def same_size_run(setting: RunSettings, run: RunSpec) -> RunSpec:
         warmup_steps=warmup,
         milestones=milestones,
     )
-    evaluation = _evaluation(setting.family, shape, optim).model_copy(
+    evaluation = _evaluation(setting, shape, optim).model_copy(
         update={"every_steps": run.evaluation.every_steps}
     )
     return _run_spec(setting, shape, optim, evaluation)
@@ -100,6 +103,7 @@ def _run_spec(setting: RunSettings, shape: ModelSpec, optim: OptimSpec, evaluati
     return RunSpec(
         model=shape,
         data=setting.data,
+        mix=None if setting.mix is None else setting.mix.of_run(optim),
         optim=optim,
         evaluation=evaluation,
         precision=setting.budget.precision,
@@ -171,9 +175,12 @@ def _optim(family: Family, request: DraftRequest, batch: int, peak_lr: float) ->
     )
 
 
-def _evaluation(family: Family, shape: ModelSpec, optim: OptimSpec) -> Evaluation:
-    return Evaluation(
-        every_steps=optim.steps // EVALUATIONS,
-        sequences=max(1, family.curve_tokens // shape.context),
-        final_sequences=max(1, family.final_tokens // shape.context),
-    )
+def _evaluation(setting: RunSettings, shape: ModelSpec, optim: OptimSpec) -> Evaluation:
+    curve, final = evaluation_sequences(setting.family, shape.context, setting.mix)
+    return Evaluation(every_steps=optim.steps // EVALUATIONS, sequences=curve, final_sequences=final)
+
+
+def evaluation_sequences(family: Family, context: int, mix: PlannedMix | None) -> tuple[int, int]:
+    """Held-out sequences of a point of the curve and of the last evaluation: one of each source at least."""
+    least = 1 if mix is None else len(mix.evaluation)
+    return max(least, family.curve_tokens // context), max(least, family.final_tokens // context)

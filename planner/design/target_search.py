@@ -6,6 +6,7 @@ from planner.design.allocation import Laws, shape_for_objective
 from planner.design.inputs import PlanInputs
 from planner.design.run_draft import DraftRequest, RunSettings, draft
 from planner.performance.batch_and_layout import BatchAndLayout
+from planner.scaling.data_constrained import MixedText, UniqueTokens
 from specs.humanize import several
 from specs.model import ModelSpec
 from specs.plan import PlannedRun
@@ -38,11 +39,15 @@ class TargetSearch:
         )
 
     def with_unique_tokens(self, unique_tokens: float) -> "TargetSearch":
-        """The same search with another amount of text behind the loss surface."""
+        """The same search with another amount of text behind the loss surface: so many tokens in an epoch. In a mix,
+        every source has more or less in the same ratio."""
         surface = self.laws.surface
         if surface is None:
             return self
-        return replace(self, laws=replace(self.laws, surface=replace(surface, unique_tokens=unique_tokens)))
+        text: UniqueTokens = unique_tokens
+        if isinstance(surface.unique_tokens, MixedText):
+            text = surface.unique_tokens.scaled(unique_tokens / surface.unique_tokens.one_epoch)
+        return replace(self, laws=replace(self.laws, surface=replace(surface, unique_tokens=text)))
 
     def draft(self, compute_flop: float, stages: int = 1) -> PlannedRun:
         """The run of this compute; NoLayoutError where no layout fits it."""
@@ -68,4 +73,5 @@ def run_settings(inputs: PlanInputs) -> RunSettings:
         hyper=inputs.hyper,
         data=inputs.data,
         vocab=inputs.rows,
+        mix=inputs.mix,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from planner.scaling import laws, loss_curve, model_averaging
 from planner.scaling.best_split import Cost, best_split, undetermined
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import UniqueTokens, effective_tokens
 from planner.scaling.diverged import LeftOut
 from planner.scaling.isoflop import Minimum, budget_groups, fit_minima
 from planner.scaling.lr_annealing import Trace, smoothed
@@ -45,7 +45,11 @@ class ForecastResult:
 
 
 def from_published(
-    budget: Budget, law: PublishedLaw, loss: PublishedLaw | None, target: PlannedRun, unique_tokens: int
+    budget: Budget,
+    law: PublishedLaw,
+    loss: PublishedLaw | None,
+    target: PlannedRun,
+    unique_tokens: UniqueTokens,
 ) -> Forecast | NoForecast:
     """Why a published law gives no forecast of the loss, with the loss that it predicts if its text is the budget's.
 
@@ -70,9 +74,7 @@ def from_published(
         "block_params": model.block_params,
         "flop_per_token": model.flop_per_token,
     }
-    predicted = loss.loss.at(
-        size[loss.loss.size], effective_tokens(float(target.run.tokens), float(unique_tokens))
-    )
+    predicted = loss.loss.at(size[loss.loss.size], effective_tokens(float(target.run.tokens), unique_tokens))
     return NoForecast(
         reason=f"the loss law {loss.name} predicts {predicted:.4f} nats per token, but without an interval, so a run "
         "cannot be audited against it; run pilots for a forecast with an interval"
@@ -123,7 +125,7 @@ class FittedLaws:
         assert self.mixture is not None  # the caller refuses a budget that needs it
         return np.asarray(self.mixture.log_loss(size, fresh_tokens).mean(axis=0))
 
-    def best_split(self, flop: float, unique_tokens: float) -> dict[str, Interval] | None:
+    def best_split(self, flop: float, unique_tokens: UniqueTokens) -> dict[str, Interval] | None:
         """Intervals of the compute-optimal size and tokens; None where the runs leave them open."""
         if self.mixture is None:
             return None
@@ -152,7 +154,10 @@ def ledger_flags(fitted: FittedLaws) -> tuple[str, ...]:
 
 
 def from_laws(
-    fitted: FittedLaws, target: PlannedRun, unique_tokens: int, records: Sequence[LedgerRecord] = ()
+    fitted: FittedLaws,
+    target: PlannedRun,
+    unique_tokens: UniqueTokens,
+    records: Sequence[LedgerRecord] = (),
 ) -> ForecastResult:
     """The target's final loss and, from the curves of the ledger's runs, its whole curve; or why the runs are not
     enough.
@@ -165,7 +170,7 @@ def from_laws(
         reason = f"the ledger's runs are not enough for a forecast: {fitted.reason}"
         return ForecastResult(NoForecast(reason=reason), (), (), None, None)
     size = float(getattr(run.model, fitted.size_kind))
-    predicted = model_averaging.forecast_loss(mixture, size, float(run.tokens), float(unique_tokens))
+    predicted = model_averaging.forecast_loss(mixture, size, float(run.tokens), unique_tokens)
     band = predicted.band
     used = {point.run for point in fitted.points}
     pilots = [record for record in records if record.run.fingerprint() in used]
@@ -193,7 +198,12 @@ def to_points(points: Sequence[EvidencePoint], size_kind: SizeKind) -> Points:
         cost_per=FLOP_PER_SIZE_TOKEN[size_kind],
         unique_tokens=unique,
     )
-    return replace(checked, short=np.array([float(point.short) for point in points]))
+    fresh = [
+        worth if point.fresh_tokens is None else point.fresh_tokens
+        for point, worth in zip(points, checked.fresh_tokens.tolist(), strict=True)
+    ]
+    short = np.array([float(point.short) for point in points])
+    return replace(checked, short=short, fresh_tokens=np.array(fresh))
 
 
 def _flags(runs: Points) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from planner.evidence import usable_runs
+from planner.scaling.data_constrained import MixedText, UniqueTokens
 from planner.scaling.isoflop import Minimum, power_laws
 from specs.evidence import EvidencePoint
 from specs.law import Allocation, Interval, IsoflopProfile, Monomial, RateCheck
@@ -85,18 +86,22 @@ def read_evidence(
     )
 
 
-def points(evidence: LedgerEvidence, min_steps: int, unique_tokens: int) -> tuple[EvidencePoint, ...]:
+def points(
+    evidence: LedgerEvidence, min_steps: int, unique_tokens: UniqueTokens
+) -> tuple[EvidencePoint, ...]:
     """The pilots as points of the loss surface; runs under `min_steps` are marked short.
 
-    All of them were trained on one corpus, which has `unique_tokens` training tokens.
+    All of them were trained on one text, which has `unique_tokens` training tokens.
     """
+    mixed = unique_tokens if isinstance(unique_tokens, MixedText) else None
     return tuple(
         EvidencePoint(
             run=record.run.fingerprint(),
             budget_flop=record.budget_flop,
             size=float(record.run.model.flop_per_token),
             tokens=record.tokens,
-            unique_tokens=unique_tokens,
+            unique_tokens=None if isinstance(unique_tokens, MixedText) else unique_tokens,
+            fresh_tokens=None if mixed is None else float(mixed.effective(record.tokens)),
             loss=record.loss,
             short=record.run.optim.steps < min_steps,
         )

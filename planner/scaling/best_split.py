@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import UniqueTokens, effective_tokens, one_epoch
 from planner.scaling.laws import Array, optimum
 from planner.scaling.model_averaging import Mixture
 from planner.scaling.posterior import DrawInterval, Posterior, interval
@@ -23,7 +23,7 @@ Cost = Callable[[Array], Array]
 
 
 def best_split(
-    mixture: Mixture, flop: float, unique_tokens: float = np.inf, cost: Cost | None = None
+    mixture: Mixture, flop: float, unique_tokens: UniqueTokens = np.inf, cost: Cost | None = None
 ) -> dict[str, DrawInterval]:
     """95 % intervals of the compute-optimal "size", "tokens", "tokens_per_size" and noise-free "loss" at a budget, over
     all weighted members. Tokens beyond the unique ones count as the fresh ones that they are worth. `cost` is what
@@ -41,12 +41,12 @@ def undetermined(split: dict[str, DrawInterval]) -> bool:
 
 
 def _optimum(
-    law: Posterior, flop: float, unique_tokens: float, cost: Cost | None
+    law: Posterior, flop: float, unique_tokens: UniqueTokens, cost: Cost | None
 ) -> tuple[Array, Array, Array]:
     """Size, tokens and loss of each draw's best run."""
     form, cost_per = law.law.form, law.law.cost_per
     size, tokens, loss = optimum(form, np.exp(law.log_params), flop, cost_per)
-    if cost is None and (tokens <= unique_tokens).all():
+    if cost is None and (tokens <= one_epoch(unique_tokens)).all():
         return size, tokens, loss
 
     def tokens_of(sizes: Array) -> Array:

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import UniqueTokens, effective_tokens
 from planner.scaling.diverged import LeftOut, without_diverged
 from planner.scaling.holdout import HoldOut, decades_beyond, holdout_splits
 from planner.scaling.isoflop import budget_groups
@@ -253,7 +253,7 @@ def fit_mixture(runs: Points, *, draws: int = 2000, seed: int = 0, members_alone
 
 
 def forecast_loss(
-    mixture: Mixture, size: float, tokens: float, unique_tokens: float = np.inf
+    mixture: Mixture, size: float, tokens: float, unique_tokens: UniqueTokens = np.inf
 ) -> MixtureForecast:
     """The forecast of one run: the spread of the members, the discrepancy at its distance, and the run's own noise.
 

@@ -215,15 +215,15 @@ def _short(seal: str | None) -> str:
 
 def data_check(root: Path, planned: PlannedRun) -> Check:
     """The token files have the digest that the run was planned on. Reads them in full."""
-    from runtime.data.corpus import verify
+    from runtime.data.corpus import verify_sources
     from runtime.data.errors import CorpusError
 
     try:
-        digest = verify(root, planned.run.data.corpus).digest
+        digest = verify_sources(root, planned.run.data.corpus).ref.digest
     except CorpusError as error:
         return Check(name="data", ok=False, detail=str(error))
     return Check(
         name="data",
         ok=digest == planned.run.data.digest,
-        detail=f"the corpus has digest {digest[:16]}, planned {_short(planned.run.data.digest)}",
+        detail=f"the corpus has digest {_short(digest)}, planned {_short(planned.run.data.digest)}",
     )

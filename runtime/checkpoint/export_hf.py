@@ -26,14 +26,14 @@ from torch import Tensor
 from model import hf
 from runtime.checkpoint.format import CheckpointError, find_latest_intact, hash_each, verify, weights
 from runtime.data import tokenizer
-from runtime.data.corpus import load_corpus
-from runtime.data.tokenizer import SEPARATOR
+from runtime.data.corpus import load_sources
 from runtime.run_folder.folder import RunFolder, checkpoint_name, list_checkpoints, step_of
-from specs.data import Bbpe, Corpus, TokenIds, TokenizerFile
+from specs.data import Corpus, TokenIds, TokenizerFile
 from specs.document.base import Sha256, Spec
 from specs.document.files import DocumentError
 from specs.document.write import fsync_path, write_json, write_text
 from specs.run import RunSpec
+from specs.tokenizer_file import SEPARATOR
 
 _WEIGHT_BYTES = {"bf16": 2, "fp32": 4}
 """Bytes of one exported weight."""
@@ -58,7 +58,7 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
     DocumentError, CheckpointError or CorpusError where a file is missing, damaged, or already there.
     """
     run = folder.run()
-    corpus = load_corpus(data, run.data.corpus)
+    corpus = load_sources(data, run.data.corpus).any
     checkpoint = _checkpoint(folder, run, step)
     exported_step = step_of(checkpoint)
     final = out or Path("exports") / run.fingerprint() / checkpoint.name
@@ -179,11 +179,12 @@ def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> No
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
     }
-    if isinstance(corpus.spec.tokenizer, Bbpe):
+    separator = None if corpus.end_of_document is None else loaded.id_to_token(corpus.end_of_document)
+    if separator == SEPARATOR:
         # Text that spells the separator is only text, as it was in training.
         config |= {"bos_token": SEPARATOR, "eos_token": SEPARATOR, "split_special_tokens": True}
-    elif isinstance(corpus.spec.tokenizer, TokenizerFile) and corpus.end_of_document is not None:
-        config |= {"eos_token": loaded.id_to_token(corpus.end_of_document)}
+    elif isinstance(corpus.spec.tokenizer, TokenizerFile) and separator is not None:
+        config |= {"eos_token": separator}
     if corpus.tokenizer_sha256 is not None:
         shutil.copyfile(data / corpus.name / "tokenizer.json", part / "tokenizer.json")
         fsync_path(part / "tokenizer.json")

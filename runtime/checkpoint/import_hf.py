@@ -22,7 +22,7 @@ from runtime.checkpoint.imported_weights import (
     find_imported_weights,
     weights_folder,
 )
-from runtime.data.corpus import load_corpus
+from runtime.data.corpus import load_sources
 from specs.document.files import DocumentError, locate
 from specs.document.write import fsync_path, write_json
 from specs.run import Imported, RunSpec
@@ -76,7 +76,7 @@ def _check_tokenizer(stored: ImportedWeights, path: Path, run: RunSpec, data: Pa
     theirs = stored.folder / "tokenizer.json"
     if not theirs.exists():
         return
-    corpus = load_corpus(data, run.data.corpus)
+    corpus = load_sources(data, run.data.corpus).any
     if not has_tokenizer(corpus):
         return
     ours = json.loads(load_tokenizer(corpus, data).to_str())

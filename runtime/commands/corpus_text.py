@@ -3,15 +3,29 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from specs.data import Corpus
+from specs.data import Corpus, MixCorpus
 from specs.humanize import several
+from specs.sources import Sources
 
 _SAMPLE = 100
 """Characters of the sample that are shown."""
 
 
-def describe(corpus: Corpus, data: Path) -> Iterator[str]:
+def describe(sources: Sources, data: Path) -> Iterator[str]:
     """Lines for the user."""
+    for name, corpus in sources.corpora.items():
+        if name:
+            yield f"source {name}"
+        yield from _corpus(corpus, data)
+    if isinstance(sources.manifest, MixCorpus):
+        mix, tokens = sources.manifest, sum(one.train.tokens for one in sources.corpora.values())
+        yield (
+            f"{data / mix.name}: the mix of {', '.join(mix.sources)}, {tokens:,} tokens to train on in all, "
+            f"digest {str(mix.digest)[:16]}"
+        )
+
+
+def _corpus(corpus: Corpus, data: Path) -> Iterator[str]:
     per_token = (
         "losses in nats per token, as the bytes of its text are not known"
         if corpus.bytes_per_token is None

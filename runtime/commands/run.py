@@ -198,7 +198,7 @@ def data_command(
     json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Build the corpus of a budget: its text as tokens under data/, with digests.
+    """Build the corpus of a budget, or those of its mix: text as tokens under data/, with digests.
 
     A corpus is its contents: files that have changed are another corpus, and the same files are not read again.
     A build that was killed goes on where it was when the same command is run again.
@@ -211,7 +211,9 @@ def data_command(
         )
     built = build_data(driver, spec, document)
     if json:
-        print_json(built.answer() | {"folder": str(driver.workspace.data / built.name)})
+        folder = {"folder": str(driver.workspace.data / built.ref.corpus)}
+        sources = {} if "" in built.corpora else {name: one.answer() for name, one in built.corpora.items()}
+        print_json(built.manifest.answer() | ({"corpora": sources} if sources else {}) | folder)
         return
     for line in describe(built, driver.workspace.data):
         driver.say(escape(line))

@@ -4,22 +4,25 @@ The training split is cut into sequences of `context` tokens. Sample number g of
 where P is a permutation keyed by the seed and the epoch g // n (a shuffle of every epoch). A step takes the next
 `batch_sequences` samples, and each data-parallel rank its rows of them. So batches are the same for every layout and
 after every resume, and the data loader has no state to save. Sequences are packed: they may span documents, and
-attention has no document mask.
+attention has no document mask. In a mix each source counts its own samples (runtime/data/mixture.py), and its
+permutations are keyed by its name too.
 
 P is a Feistel network over the pairs (left < a, right < b) with a b >= n, additions modulo a and b in place of xor, and
 cycle walking for the few pairs beyond n (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from math import isqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.data.mixture import Sampler
 from runtime.data.token_stream import Tokens
+from specs.mix import held_out_sequences
 from specs.record import SkippedRange
 from specs.run import RunSpec
 
@@ -35,18 +38,87 @@ class DataError(ValueError):
     """A corpus that is too small for the run: what is wrong, and what to do."""
 
 
-def training_rows(tokens: Tokens, context: int, seed: int, first: int, count: int) -> NDArray[Any]:
-    """Load samples number `first` to `first + count - 1` of a run: int64 of shape (count, context + 1).
+class Splits(NamedTuple):
+    """The tokens of a source."""
 
-    `tokens` is the training split. A row's first `context` tokens are the input, its last ones the
-    targets. `first_sample_of_step` gives the samples of a step.
+    train: Tokens
+    held_out: Tokens
+
+
+class HeldOutPart(NamedTuple):
+    """What an evaluation takes of a source."""
+
+    source: str
+    sequences: int
+    """The first ones of its shuffled held-out split."""
+    share: float
+    """Of the held-out loss."""
+
+
+class RunData:
+    """The data of a run: its sources' tokens, and which of them a step or an evaluation takes."""
+
+    def __init__(self, run: RunSpec, splits: Mapping[str, Splits]) -> None:
+        self._run, self._splits = run, splits
+        self._sampler = Sampler.of(run.mix)
+
+    def check_size(self) -> None:
+        """DataError where a source has fewer sequences than the run needs."""
+        evaluation = self._run.evaluation
+        parts = [
+            part
+            for sequences in (evaluation.sequences, evaluation.final_sequences)
+            for part in self.held_out_parts(sequences)
+        ]
+        for name, splits in self._splits.items():
+            needed = max(part.sequences for part in parts if part.source == name)
+            try:
+                check_corpus_size(splits, needed, self._run.model.context)
+            except DataError as error:
+                raise DataError(f"{name}: {error}" if name else str(error)) from None
+
+    def training_rows(
+        self, step: int, skipped: Sequence[SkippedRange], place: int, count: int
+    ) -> NDArray[Any]:
+        """Rows number `place` to `place + count - 1` of a step's batch (steps from 1), of all their sources."""
+        context, seed = self._run.model.context, self._run.seed
+        rows = np.empty((count, context + 1), np.int64)
+        batch = self._run.optim.batch_sequences
+        for taken in self._sampler.samples(step, batch, skipped, place, count):
+            tokens = self._splits[taken.source].train
+            rows[taken.places] = training_rows(
+                tokens, context, seed, taken.first, len(taken.places), taken.source
+            )
+        return rows
+
+    def held_out_parts(self, sequences: int) -> list[HeldOutPart]:
+        """What an evaluation on so many held-out sequences takes of each source."""
+        mix = self._run.mix
+        if mix is None:
+            return [HeldOutPart("", sequences, 1.0)]
+        counts = held_out_sequences(mix.evaluation, sequences)
+        return [HeldOutPart(name, count, mix.evaluation_share(name)) for name, count in counts.items()]
+
+    def held_out_rows(self, source: str, first: int, count: int) -> NDArray[Any]:
+        """Sequences `first` to `first + count - 1` of a source's shuffled held-out split."""
+        return held_out_rows(self._splits[source].held_out, self._run.model.context, first, count)
+
+
+def training_rows(
+    tokens: Tokens, context: int, seed: int, first: int, count: int, source: str = ""
+) -> NDArray[Any]:
+    """Load samples number `first` to `first + count - 1` of a source: int64 of shape (count, context + 1).
+
+    `tokens` is the source's training split, `source` its name in a mix, empty without one. A row's first `context`
+    tokens are the input, its last ones the targets. Without a mix, `first_sample_of_step` gives the samples of a step.
     """
     sequences = sequence_count(tokens, context)
+    name = f" source {source}" if source else ""
     indices: list[int] = []
     while len(indices) < count:
         epoch, start = divmod(first + len(indices), sequences)
         stop = min(start + count - len(indices), sequences)
-        keys = round_keys(f"seed {seed} epoch {epoch}")
+        keys = round_keys(f"seed {seed} epoch {epoch}{name}")
         indices += [permuted_index(index, sequences, keys) for index in range(start, stop)]
     return _rows(tokens, context, indices)
 
@@ -71,14 +143,13 @@ def held_out_rows(tokens: Tokens, context: int, first: int, count: int) -> NDArr
     return _rows(tokens, context, indices)
 
 
-def check_corpus_size(train: Tokens, held_out: Tokens, run: RunSpec) -> None:
-    """DataError where the corpus has fewer sequences than the run needs."""
-    sequence_count(train, run.model.context)
-    needed = max(run.evaluation.sequences, run.evaluation.final_sequences)
-    available = sequence_count(held_out, run.model.context)
+def check_corpus_size(splits: Splits, needed: int, context: int) -> None:
+    """DataError where a training split has no sequence, or a held-out split fewer than are needed."""
+    sequence_count(splits.train, context)
+    available = sequence_count(splits.held_out, context)
     if needed > available:
         raise DataError(
-            f"the held-out split has {available} sequences of {run.model.context} tokens, but the evaluation needs "
+            f"the held-out split has {available} sequences of {context} tokens, but the evaluation needs "
             f"{needed}; lower the evaluation's sequences, or hold out more text"
         )
 

@@ -22,10 +22,12 @@ import numpy as np
 
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import Tokens, TokenStream
-from specs.data import Corpus, TokenFiles, corpus_digest
+from specs.data import Corpus, MixCorpus, TokenFiles, corpus_digest
 from specs.data_inputs import InputFile
 from specs.document.base import canonical_json
 from specs.document.files import load
+from specs.plan_file import load_document
+from specs.sources import Sources
 
 
 def load_corpus(data: Path, name: str) -> Corpus:
@@ -45,6 +47,21 @@ def load_corpus(data: Path, name: str) -> Corpus:
                 f"{path} does not have the {expected} bytes that its manifest requires; delete {folder} and rerun"
             )
     return corpus
+
+
+def load_sources(data: Path, name: str) -> Sources:
+    """As `load_corpus`, of a corpus or of every source of a mix."""
+    manifest = data / name / "manifest.json"
+    found = load_document(manifest) if manifest.exists() else None
+    if isinstance(found, MixCorpus):
+        return Sources({source: load_corpus(data, ref.corpus) for source, ref in found.sources.items()})
+    return Sources({"": load_corpus(data, name)})
+
+
+def verify_sources(data: Path, name: str) -> Sources:
+    """As `verify`, of a corpus or of every source of a mix."""
+    corpora = load_sources(data, name).corpora
+    return Sources({source: verify(data, corpus.name) for source, corpus in corpora.items()})
 
 
 def verify(data: Path, name: str) -> Corpus:
@@ -87,11 +104,15 @@ def tokens(data: Path, corpus: Corpus, split: Literal["train", "held_out"]) -> T
     return TokenStream(arrays, np.fromfile(folder / f"{split}.ranges", "<i8").reshape(-1, 3))
 
 
+def input_lines(folder: Path) -> list[InputFile]:
+    """The inputs of a corpus, without their times."""
+    lines = (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()
+    return [InputFile(mtime_ns=0, ctime_ns=0, **json.loads(line)) for line in lines]
+
+
 def _token_inputs(folder: Path) -> list[InputFile]:
     """The token files of a corpus, those to train on and then those that are held out."""
-    lines = (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()
-    files = [InputFile(mtime_ns=0, ctime_ns=0, **json.loads(line)) for line in lines]
-    return [file for file in files if file.role.startswith(("train ", "held out "))]
+    return [file for file in input_lines(folder) if file.role.startswith(("train ", "held out "))]
 
 
 def _check_sizes(folder: Path) -> None:

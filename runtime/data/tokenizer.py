@@ -15,12 +15,10 @@ from runtime.data.errors import CorpusError
 from specs.data import Bbpe, Bytes, DataSpec, TokenIds, TokenizerFile, TokenType
 from specs.data_inputs import tokenizer_file
 from specs.document.files import DocumentError
+from specs.tokenizer_file import SEPARATOR
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-SEPARATOR = "<|document|>"
-"""The BBPE token between documents; text that spells it is encoded as ordinary text."""
 
 TRAINING_BYTES = 32 * 2**20
 """Text that a BBPE is trained on: the first documents by hash, a random sample. It takes 10 s on two cores, and a

@@ -17,7 +17,7 @@ from runtime.run_folder.tail import last_line
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget
 from specs.cluster import Cluster
-from specs.data import Corpus, DataSpec
+from specs.data import Corpus, DataSpec, MixCorpus
 from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load, locate
 from specs.humanize import several
 from specs.layout import Layout
@@ -251,9 +251,11 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
             "run.data", f"the run's corpus {manifest.parent} is missing", f"run: isoplan data {source}"
         )
         return
-    corpus = load(manifest, Corpus)
-    if corpus.digest != data.digest:
-        what = f"the run was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {corpus.digest[:16]}"
+    holds = load(manifest, Corpus if request.run.mix is None else MixCorpus).digest
+    if holds != data.digest:
+        what = (
+            f"the run was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {str(holds)[:16]}"
+        )
         yield MissingResource(
             "run.data", what, "restore that text, or plan the budget again under another name"
         )

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.checkpoint.imported_weights import check_imported_weights
-from runtime.data.batches import DataError, check_corpus_size
-from runtime.data.corpus import load_corpus, tokens
+from runtime.data.batches import DataError, RunData, Splits
+from runtime.data.corpus import load_sources, tokens
 from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
 from runtime.train.metrics import RecordError
 from runtime.train.process import RankInfo, StopRequest, end_process
 from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
-from specs.data import Corpus
 from specs.document.files import DocumentError
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
 from specs.humanize import several
 from specs.record import Order, SkippedRange
 from specs.run import Execution, Parent, RunSpec
+from specs.sources import Sources
 
 if TYPE_CHECKING:
     from runtime.train.async_checkpoint import AsyncCheckpointer
@@ -87,11 +87,15 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
             flush=True,
         )
         return OK
-    corpus = load_corpus(data, run.data.corpus)
-    _check_run(run, order, corpus)
+    sources = load_sources(data, run.data.corpus)
+    _check_run(run, order, sources)
     check_imported_weights(run, data)
-    train_tokens, held_out = tokens(data, corpus, "train"), tokens(data, corpus, "held_out")
-    check_corpus_size(train_tokens, held_out, run)
+    splits = {
+        name: Splits(tokens(data, corpus, "train"), tokens(data, corpus, "held_out"))
+        for name, corpus in sources.corpora.items()
+    }
+    run_data = RunData(run, splits)
+    run_data.check_size()
 
     # These import torch: after the signal handlers, and after all that can be refused without it.
     from runtime.train.async_checkpoint import AsyncCheckpointer
@@ -105,9 +109,7 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
     if devices > 1:  # a rank that hangs before the first step is the one whose log lacks this line
         here = f"process {os.getpid()} on {host}"
         print(f"rank {rank_info.rank} of {devices}, {here}: joins the process group", flush=True)
-    with join_process_group(
-        run, order.execution, rank_info.rank, rank_info.local_rank, train_tokens, held_out
-    ) as worker:
+    with join_process_group(run, order.execution, rank_info.rank, rank_info.local_rank, run_data) as worker:
         checkpointer = AsyncCheckpointer(folder.checkpoints, worker, order.execution.retention)
         while True:
             status = _train_segment(folder, run, order, worker, checkpointer, data, stop)
@@ -194,9 +196,9 @@ def _train_steps(
         last = step == steps
         if step % evaluation.every_steps == 0 or last:
             sequences = evaluation.final_sequences if last else evaluation.sequences
-            held_out_loss = worker.evaluate(sequences)
+            held_out_loss, of_sources = worker.evaluate(sequences)
             _fail_if_not_finite(logger, step, {"held-out loss": held_out_loss, "learning rate": lr})
-            logger.evaluation(step, held_out_loss, sequences)
+            logger.evaluation(step, held_out_loss, sequences, of_sources)
 
         # Save a checkpoint: at the interval in time or steps, at a stop request, and after the last step.
         stopping = bool(stop_requested) and not last
@@ -235,7 +237,7 @@ def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:
     return order.model_copy(update={"execution": order.execution.model_copy(update={"layout": layout})})
 
 
-def _check_run(run: RunSpec, order: Order, corpus: Corpus) -> None:
+def _check_run(run: RunSpec, order: Order, sources: Sources) -> None:
     """RunError for what cannot be trained, before anything is written."""
     layout = order.execution.layout
     problems = []
@@ -246,14 +248,20 @@ def _check_run(run: RunSpec, order: Order, corpus: Corpus) -> None:
         problems.append(
             f"order.json is for run {order.run}, not {run.fingerprint()}; rerun the command that started it"
         )
-    if corpus.digest != run.data.digest:
+    digest, names = sources.ref.digest, tuple(sorted(sources.corpora))
+    if digest != run.data.digest:
         problems.append(
-            f"the corpus {run.data.corpus} has digest {corpus.digest}, but the run was planned on {run.data.digest}; "
+            f"the corpus {run.data.corpus} has digest {digest}, but the run was planned on {run.data.digest}; "
             "plan the budget again"
         )
-    if corpus.vocab > run.model.vocab:
+    if names != (("",) if run.mix is None else run.mix.sources):
         problems.append(
-            f"the corpus has {corpus.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
+            f"the sources of the corpus {run.data.corpus} are not those of the run's mix "
+            f"({', '.join(names) or 'none'}); correct data or mix"
+        )
+    if sources.any.vocab > run.model.vocab:
+        problems.append(
+            f"the corpus has {sources.any.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
             "plan the budget again with a larger vocabulary"
         )
     if problems:

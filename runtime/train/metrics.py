@@ -104,6 +104,7 @@ def _scalars(line: StepLine | EvalLine | TimingLine) -> dict[str, float]:
             values = {"train/loss": line.loss, "train/grad_norm": line.grad_norm, "train/lr": line.lr}
             return {name: value for name, value in values.items() if value is not None}
         case EvalLine():
-            return {"held_out/loss": line.loss}
+            of_sources = {f"held_out/source/{name}": loss for name, loss in line.sources.items()}
+            return {"held_out/loss": line.loss} | of_sources
         case TimingLine():
             return {"speed/tokens_per_s": line.tokens_per_s} | ({"speed/mfu": line.mfu} if line.mfu else {})

@@ -43,13 +43,23 @@ class RunLogger:
             )
             self._metrics.add(line)
 
-    def evaluation(self, step: int, loss: float, sequences: int) -> None:
-        """Log a held-out loss; record an incident when it has just left the forecast's 95 % band."""
+    def evaluation(self, step: int, loss: float, sequences: int, sources: Mapping[str, float]) -> None:
+        """Log a held-out loss, and those of a mix's sources; record an incident when it has just left the forecast's
+        95 % band."""
         if not self._metrics:
             return
-        line = EvalLine(step=step, tokens=step * self._run.batch_tokens, loss=loss, sequences=sequences)
+        line = EvalLine(
+            step=step,
+            tokens=step * self._run.batch_tokens,
+            loss=loss,
+            sequences=sequences,
+            sources=dict(sources),
+        )
         self._metrics.add(line)
-        _print(f"step {step}: held-out loss {loss:.4f} nats per token")
+        of_sources = ", ".join(f"{name} {value:.4f}" for name, value in sources.items())
+        _print(
+            f"step {step}: held-out loss {loss:.4f} nats per token" + (f" ({of_sources})" if sources else "")
+        )
         outside = outside_band(self._order.curve, line)
         if outside and not self._outside and not self._already_recorded(step):
             self.incident("outside_band", step, outside)

@@ -6,6 +6,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,7 @@ from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
-from runtime.data.batches import first_sample_of_step, held_out_rows, training_rows
-from runtime.data.token_stream import Tokens
+from runtime.data.batches import HeldOutPart, RunData
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
@@ -28,20 +28,26 @@ _EVALUATION_TOKENS = 4096
 four times as many cost up to 60 % more (our measurement)."""
 
 
+class HeldOutLoss(NamedTuple):
+    """An evaluation, nats per token."""
+
+    loss: float
+    """The mean; of a mix, that of its sources' means, weighted by their shares."""
+    sources: dict[str, float]
+    """The mean of each source of a mix; empty without one."""
+
+
 class RankWorker:
     """One rank's part of the model, its optimizer and its data."""
 
-    def __init__(
-        self, run: RunSpec, execution: Execution, mesh: Mesh, train: Tokens, held_out: Tokens
-    ) -> None:
+    def __init__(self, run: RunSpec, execution: Execution, mesh: Mesh, data: RunData) -> None:
         kernels = choose(execution.kernels, execution.device, run.precision)
         self.kernels = kernels.describe()
         self._run = run
         self.layout = execution.layout
         self._mesh = mesh
         self._device = torch.device(execution.device)
-        self._train = train
-        self._held_out = held_out
+        self._data = data
         self._stage = Stage(
             run.model,
             precision=run.precision,
@@ -82,11 +88,11 @@ class RankWorker:
         """
         batch, context = self._run.optim.batch_sequences, self._run.model.context
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
-        first = first_sample_of_step(step, batch, skipped) + self._mesh.dp.rank * rows
+        first = self._mesh.dp.rank * rows
 
         def read(micro_batch: int) -> Tensor:
-            at = first + micro_batch * at_once
-            return self._on_device(training_rows(self._train, context, self._run.seed, at, at_once))
+            place = first + micro_batch * at_once
+            return self._on_device(self._data.training_rows(step, skipped, place, at_once))
 
         sizes = [at_once] * (rows // at_once)
         self.optimizer.start_accumulation(len(sizes))
@@ -105,9 +111,18 @@ class RankWorker:
         size = int(self.all_reduce_sum([len(numbers) if self.is_rank_zero else 0])[0])
         return self.all_reduce_sum(list(numbers) if self.is_rank_zero else [0.0] * size)
 
-    def evaluate(self, sequences: int) -> float:
-        """Mean loss over this many held-out sequences, nats per token; each data-parallel rank takes some of them."""
-        context, dp = self._run.model.context, self._mesh.dp
+    def evaluate(self, sequences: int) -> HeldOutLoss:
+        """The loss over this many held-out sequences; each data-parallel rank takes some of each source's."""
+        parts = self._data.held_out_parts(sequences)
+        losses = self.all_reduce_sum([self._once(self._evaluate(part)) for part in parts])
+        if self._run.mix is None:
+            return HeldOutLoss(losses[0], {})
+        mean = sum(part.share * loss for part, loss in zip(parts, losses, strict=True))
+        return HeldOutLoss(mean, {part.source: loss for part, loss in zip(parts, losses, strict=True)})
+
+    def _evaluate(self, part: HeldOutPart) -> Tensor:
+        """This rank's share of the mean loss over a source's held-out sequences."""
+        context, dp, sequences = self._run.model.context, self._mesh.dp, part.sequences
         at_once = max(1, _EVALUATION_TOKENS // context)
         start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
         firsts = range(start, stop, at_once)
@@ -115,9 +130,9 @@ class RankWorker:
 
         def read(micro_batch: int) -> Tensor:
             first, count = firsts[micro_batch], sizes[micro_batch]
-            return self._on_device(held_out_rows(self._held_out, context, first, count))
+            return self._on_device(self._data.held_out_rows(part.source, first, count))
 
-        return self.all_reduce_sum([self._once(self._pipeline.evaluate(sizes, read, sequences * context))])[0]
+        return self._pipeline.evaluate(sizes, read, sequences * context)
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows_BT).to(self._device)
@@ -133,8 +148,7 @@ def join_process_group(
     execution: Execution,
     rank: int,
     local_rank: int,
-    train: Tokens,
-    held_out: Tokens,
+    data: RunData,
 ) -> Iterator[RankWorker]:
     """Join the process group, by rendezvous at MASTER_ADDR and MASTER_PORT, while the block is open."""
     _make_deterministic(execution, local_rank)
@@ -142,7 +156,7 @@ def join_process_group(
     with connect(
         layout.dp, layout.pp, layout.tp, rank=rank, rendezvous="env://", device=execution.device
     ) as mesh:
-        yield RankWorker(run, execution, mesh, train, held_out)
+        yield RankWorker(run, execution, mesh, data)
 
 
 def gpu_count() -> int:

@@ -21,6 +21,7 @@ _WHERE = {
     "family": ("specs.law", "Family"),
     "law": ("specs.law", "PublishedLaw"),
     "ledger": ("specs.record", "LedgerRecord"),
+    "mix": ("specs.data", "MixCorpus"),
     "order": ("specs.record", "Order"),
     "plan": ("specs.plan", "Plan"),
     "queued": ("specs.slurm_submission", "Queued"),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from specs.budget import FixedRatio, FixedSize, Inference, Pilots, Runs
-from specs.data import DeclaredText, FileText, InstalledText, TokenFiles
+from specs.data import DeclaredText, FileText, InstalledText, MixText, TokenFiles
 from specs.formatting import device_time, dollars, flop, half_width, percent, signed
 from specs.humanize import count, duration, several
 from specs.plan import NoForecast
@@ -104,6 +104,8 @@ def _objective_question(case: Case) -> str:
 def _text(case: Case) -> str:
     data = case.plan.budget.data
     match data.text:
+        case MixText():
+            return f"a mix of {_listed([*data.text.parts])}"
         case DeclaredText():
             return data.text.describe
         case FileText():
@@ -111,9 +113,11 @@ def _text(case: Case) -> str:
         case TokenFiles():
             return f"the tokens in {', '.join(data.text.paths)}"
         case InstalledText():
-            names = ["Python", *data.text.packages]
-            listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
-            return f"the source and documentation of {listed}"
+            return f"the source and documentation of {_listed(['Python', *data.text.packages])}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _numbers(case: Case) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from specs.document.write import write_json, write_text
 
 
 def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: int | None = None) -> Corpus:
-    """The corpus of this spec under `data`, built where it is missing; paths are relative to the folder `base`.
+    """The corpus of one text under `data`, built where it is missing; paths are relative to the folder `base`.
 
     On all cores, or with this many processes. CorpusError or DocumentError where the text is missing, unreadable, or
     too little for both splits.
@@ -47,7 +47,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
             name = corpus_name(spec, write_index(spec, base, data, files).digest)
             if before is not None and before.corpus != name:  # what a killed build of other contents left
                 shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
-            with _only_builder(data, name):
+            with only_builder(data, name):
                 _build_then_rename(data / name, spec, base, files, workers)
     except KilledWorkerError:
         raise
@@ -63,7 +63,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
 
 
 @contextmanager
-def _only_builder(data: Path, name: str) -> Iterator[None]:
+def only_builder(data: Path, name: str) -> Iterator[None]:
     """Wait until no other process is building this corpus."""
     with open(data / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -44,11 +44,7 @@ def build_text(
     runs, tokens = (part / name for name in WORK)
     for folder in (runs, tokens):
         folder.mkdir(exist_ok=True)
-    parts = text_parts(spec, [Path(file.path) for file in files if file.role != "tokenizer"])
-    read_tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
-    read = workers.map("reading text", sum(task.bytes for task in read_tasks), shards.read, read_tasks)
-    check_unchanged(files)
-    reading, text_bytes = _reading(spec, base, read)
+    reading, text_bytes = read_text(spec, base, runs, files, workers)
 
     groups = shards.slot_groups(text_bytes)
     if ids is None:
@@ -89,6 +85,18 @@ def build_text(
         bytes_per_token=held_out.text_bytes / held_out.tokens,
         notes=tuple(_notes(spec, ids.vocab)),
     )
+
+
+def read_text(
+    spec: DataSpec, base: Path, runs: Path, files: Sequence[InputFile], workers: Workers
+) -> tuple[Reading, int]:
+    """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
+    the bytes of their text."""
+    parts = text_parts(spec, [Path(file.path) for file in files if file.role != "tokenizer"])
+    tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
+    read = workers.map("reading text", sum(task.bytes for task in tasks), shards.read, tasks)
+    check_unchanged(files)
+    return _reading(spec, base, read)
 
 
 def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:

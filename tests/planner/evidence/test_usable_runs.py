@@ -30,6 +30,7 @@ SETTINGS = RunSettings(
     hyper=LAW.hyper,
     data=CorpusRef(corpus="0123456789abcdef", digest="5" * 64),
     vocab=2800,
+    mix=None,
 )
 OWN = partial(same_size_run, SETTINGS)
 LAW_LR = 0.01

@@ -17,6 +17,7 @@ from runtime.checkpoint.export_hf import Export, export, load_tokenizer
 from runtime.checkpoint.format import CheckpointError, commit, load_checkpoint, read_manifest, stage, weights
 from runtime.checkpoint.import_hf import import_weights, run_from
 from runtime.checkpoint.imported_weights import check_imported_weights
+from runtime.data.batches import RunData, Splits
 from runtime.data.build.corpus import build
 from runtime.data.corpus import tokens
 from runtime.run_folder.folder import RunFolder
@@ -253,9 +254,9 @@ def test_its_first_checkpoint_without_steps_has_those_weights_bit_for_bit(
     shutil.copytree(home / "data", tmp_path / "data")
     spec = from_import(tmp_path, exported)
     folder = opened(tmp_path, spec)
-    rows = np.zeros(1000, np.uint8)
+    rows = Splits(np.zeros(1000, np.uint8), np.zeros(1000, np.uint8))
     execution = folder.order().execution
-    with join_process_group(spec, execution, 0, 0, rows, rows) as worker:
+    with join_process_group(spec, execution, 0, 0, RunData(spec, {"": rows})) as worker:
         resumed = resume_from_latest(worker, spec, folder, tmp_path / "data")
         assert (resumed.step, resumed.damaged) == (0, {})
         checkpointer = AsyncCheckpointer(folder.checkpoints, worker, execution.retention)

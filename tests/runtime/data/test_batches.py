@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from runtime.data.batches import (
     DataError,
-    check_corpus_size,
+    RunData,
+    Splits,
     held_out_rows,
     permuted_index,
     round_keys,
@@ -110,5 +111,5 @@ def test_a_held_out_split_that_is_too_small_is_refused_before_training() -> None
         evaluation=Evaluation(every_steps=10, sequences=2, final_sequences=11),
     )
     with pytest.raises(DataError, match="has 10 sequences of 4 tokens, but the evaluation needs 11"):
-        check_corpus_size(TOKENS, TOKENS, run)
-    check_corpus_size(TOKENS, np.zeros(11 * CONTEXT + 1), run)
+        RunData(run, {"": Splits(TOKENS, TOKENS)}).check_size()
+    RunData(run, {"": Splits(TOKENS, np.zeros(11 * CONTEXT + 1))}).check_size()

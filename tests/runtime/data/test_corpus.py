@@ -13,10 +13,10 @@ from runtime.data.build.corpus import build
 from runtime.data.build.text_sources import read_parts, text_parts
 from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
-from runtime.data.tokenizer import SEPARATOR
 from specs.data import Bbpe, Bytes, Corpus, DataSpec, DeclaredText, FileText, InstalledText
 from specs.data_inputs import input_files
 from specs.document.files import DocumentError
+from specs.tokenizer_file import SEPARATOR
 from tests.support.paths import ROOT
 
 TEXTS = [f"Document {i} says: " + f"{i * 7919 % 1009} things about {i}. " * 20 for i in range(40)]

@@ -12,6 +12,7 @@ from runtime.data.build.corpus import build
 from runtime.data.corpus import tokens
 from specs.budget import Budget
 from specs.data import Bbpe, Corpus, CorpusRef, DataSpec, DeclaredText, FileText, TokenizerFile
+from specs.sources import Sources
 from specs.tokenizer_file import token_count
 from tests.support import samples
 from tests.support.training import opened, tiny_run, train_here
@@ -77,7 +78,7 @@ def test_a_text_that_supports_fewer_tokens_gives_fewer_and_says_so(tmp_path: Pat
     reader = tokenizer.load(tmp_path / "data" / corpus.name / "tokenizer.json")
     assert corpus.vocab == corpus.rows == reader.get_vocab_size() < 700
     assert corpus.token_type == "uint16", "as few bytes as the real number needs"
-    said = list(describe(corpus, tmp_path))
+    said = list(describe(Sources({"": corpus}), tmp_path))
     assert f"the tokenizer has {corpus.vocab} tokens, not 70,000: " in said[1]
 
 

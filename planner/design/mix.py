@@ -1,0 +1,137 @@
+"""The mix of a budget: weights as shares of whole samples in a period, the same for pilots and target.
+
+Phases begin at shares of a run's steps, so every run of a plan reads its sources in the same shares, whatever its
+length.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from planner.scaling.data_constrained import MixedText
+from specs.data import MixText
+from specs.document.files import DocumentError
+from specs.mix import PERIOD, Mix, MixPhase
+from specs.optim import OptimSpec, multi_step
+
+Refuse = Callable[[str, str, str], DocumentError]
+"""The error at a field of the budget: what is wrong, and what to write."""
+_NOMINAL_STEPS = 10**6
+"""Of a schedule whose milestones are taken as shares of its steps."""
+
+
+@dataclass(frozen=True)
+class PlannedMix:
+    """The mix that all runs of a plan share."""
+
+    phases: tuple[tuple[float | str, dict[str, int]], ...]
+    """Where each begins, a share of the steps or a milestone, and the samples of each source in a period of it."""
+    evaluation: dict[str, int]
+    unique_tokens: dict[str, int]
+    """Of each source."""
+
+    def of_run(self, optim: OptimSpec) -> Mix:
+        """The mix of a run of this schedule; every phase has a step at least."""
+        steps, end = [_first_step(start, optim) for start, _ in self.phases], optim.steps
+        for number in reversed(range(len(steps))):
+            steps[number] = end = min(steps[number], end - 1)
+        phases = zip(steps, self.phases, strict=True)
+        return Mix(
+            phases=tuple(MixPhase(from_step=step, samples=samples) for step, (_, samples) in phases),
+            evaluation=self.evaluation,
+        )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Each source's share of a run's tokens."""
+        optim = _nominal()
+        return self.of_run(optim).shares(optim.steps)
+
+    @property
+    def text(self) -> MixedText:
+        """Its unique tokens, as losses discount them."""
+        return MixedText(
+            tuple((share, float(self.unique_tokens[name])) for name, share in self.shares.items())
+        )
+
+    def evaluation_share(self, source: str) -> float:
+        """The source's share of the held-out loss."""
+        return self.evaluation[source] / sum(self.evaluation.values())
+
+
+def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse) -> PlannedMix:
+    """The mix of a budget whose sources have so many unique tokens; DocumentError where a share is too small or a phase
+    is out of order."""
+    first = {name: part.share if part.share is not None else part.epochs for name, part in text.parts.items()}
+    by_share = all(part.share is not None for part in text.parts.values())
+    phases: list[tuple[float | str, dict[str, int]]] = [
+        (0.0, _samples(first, by_share, unique_tokens, "data.text.parts", refuse))
+    ]
+    starts = [0.0]
+    for number, phase in enumerate(text.phases):
+        at = f"data.text.phases.{number}"
+        starts.append(_share_of_steps(phase.start, f"{at}.start", refuse))
+        if starts[-1] <= starts[-2]:
+            what = f"the phase begins at {starts[-1]:g} of the steps, and the one before it at {starts[-2]:g}"
+            raise refuse(
+                f"{at}.start", what, "put the phases in order, each beginning later than the one before"
+            )
+        samples = _samples(phase.weights, phase.share is not None, unique_tokens, at, refuse)
+        phases.append((phase.start, samples))
+    planned = PlannedMix(tuple(phases), dict.fromkeys(text.parts, 1), dict(unique_tokens))
+    field = "data.text.parts" if text.evaluation is None else "data.text.evaluation"
+    shares = planned.shares if text.evaluation is None else text.evaluation
+    evaluation = dict.fromkeys(text.parts, 0) | _samples(shares, True, unique_tokens, field, refuse)
+    return PlannedMix(tuple(phases), evaluation, dict(unique_tokens))
+
+
+def _samples(
+    weights: Mapping[str, float | None],
+    by_share: bool,
+    unique_tokens: Mapping[str, int],
+    field: str,
+    refuse: Refuse,
+) -> dict[str, int]:
+    """Samples of each source in the shortest period of at most PERIOD, by the largest remainder."""
+    amounts = {
+        name: (weight or 0.0) * (1 if by_share else unique_tokens[name]) for name, weight in weights.items()
+    }
+    exact = {name: PERIOD * amount / sum(amounts.values()) for name, amount in amounts.items() if amount}
+    counts = {name: math.floor(samples) for name, samples in exact.items()}
+    rest = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for name in rest[: PERIOD - sum(counts.values())]:
+        counts[name] += 1
+    for name, count in counts.items():
+        if count == 0:
+            least = 1 / PERIOD if by_share else sum(amounts.values()) / PERIOD / unique_tokens[name]
+            kind = "share" if by_share else "epochs"
+            what = f"the source {name} has a share of {exact[name] / PERIOD:.2g}, less than one sample in {PERIOD:,}"
+            raise refuse(field, what, f"write {kind} {least:.2g} or more for {name}, or 0")
+    divisor = math.gcd(*counts.values())
+    return {name: counts[name] // divisor for name in sorted(counts)}
+
+
+def _share_of_steps(start: float | str, field: str, refuse: Refuse) -> float:
+    """Where a phase begins in a run, as a share of its steps."""
+    optim = _nominal()
+    if isinstance(start, str) and _number(start) > len(optim.milestones):
+        what = f"the schedule has {len(optim.milestones)} drops of the learning rate, and no {start}"
+        raise refuse(field, what, f"write milestone {len(optim.milestones)}, or a share of the steps")
+    return _first_step(start, optim) / optim.steps
+
+
+def _first_step(start: float | str, optim: OptimSpec) -> int:
+    """Finished steps of a run at which a phase begins."""
+    return optim.milestones[_number(start) - 1].step if isinstance(start, str) else round(start * optim.steps)
+
+
+def _number(milestone: str) -> int:
+    return int(milestone.removeprefix("milestone "))
+
+
+def _nominal() -> OptimSpec:
+    """A schedule so long that rounding to whole steps does not matter."""
+    warmup, milestones = multi_step(_NOMINAL_STEPS, 0)
+    return OptimSpec(
+        steps=_NOMINAL_STEPS, batch_sequences=1, peak_lr=1.0, warmup_steps=warmup, milestones=milestones
+    )

@@ -1,0 +1,122 @@
+"""The corpora of a mix: each source is built as any other text is, with one tokenizer for all of them.
+
+A tokenizer that is trained for a mix is trained on the training splits of all sources: the first documents by hash of
+all of them together, so each counts as its text does. It is kept in a folder of its own under `data/`.
+"""
+
+import hashlib
+import heapq
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from runtime.data import tokenizer
+from runtime.data.build import shards
+from runtime.data.build.corpus import build, only_builder
+from runtime.data.build.inputs import hash_inputs
+from runtime.data.build.text import read_text
+from runtime.data.build.workers import Workers, open_workers
+from runtime.data.corpus import input_lines, load_sources
+from runtime.data.errors import CorpusError
+from specs.data import Bbpe, Corpus, DataSpec, MixText
+from specs.data_inputs import InputFile, InputFileError, write_index
+from specs.document.base import canonical_json
+from specs.document.write import write_json, write_text
+from specs.sources import Sources, find_sources, in_part, tokenizer_index, with_tokenizer
+
+
+def build_sources(
+    spec: DataSpec, base: Path, data: Path, console: Console, processes: int | None = None
+) -> Sources:
+    """The corpora of this spec under `data`, built where they are missing; errors as in `build`, and CorpusError where
+    two sources are one."""
+    found = find_sources(spec, base, data)
+    if isinstance(found, Sources):
+        return load_sources(data, found.ref.corpus)
+    if isinstance(spec.tokenizer, Bbpe) and isinstance(spec.text, MixText):
+        with open_workers(console, processes) as workers:
+            _train(spec, base, data, workers)
+    parts = with_tokenizer(spec, base, data)
+    assert parts is not None  # the tokenizer is there
+    built = {name: _build_part(name, part, base, data, console, processes) for name, part in parts.items()}
+    sources = Sources(built)
+    if "" not in built:
+        _check_different(built, data)
+        write_json(data / sources.ref.corpus / "manifest.json", sources.manifest)
+    return sources
+
+
+def _build_part(
+    name: str, part: DataSpec, base: Path, data: Path, console: Console, processes: int | None
+) -> Corpus:
+    if name:
+        console.print(f"building source {name}", highlight=False)
+    try:
+        return build(part, base, data, console, processes)
+    except InputFileError as error:
+        raise in_part(name, error) from None
+    except CorpusError as error:
+        raise type(error)(f"{name}: {error}" if name else str(error)) from None
+
+
+def _check_different(built: Mapping[str, Corpus], data: Path) -> None:
+    """CorpusError where a source, or a file of one, is in the mix under two names: it would be read twice as often."""
+    digests: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for name, corpus in built.items():
+        same = digests.setdefault(corpus.digest, name)
+        if same != name:
+            raise CorpusError(f"the sources {same} and {name} are the same text; remove one of them")
+        for file in input_lines(data / corpus.name):
+            other = files.setdefault(os.path.realpath(file.path), name)
+            if other != name and not file.role.startswith("tokenizer"):
+                raise CorpusError(f"{file.path} is in the sources {other} and {name}; name it in one of them")
+
+
+def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
+    """Train the tokenizer of a mix, unless there is one of the same texts, and write the index that names it."""
+    files: dict[str, list[InputFile]] = {}
+    digests: dict[str, str] = {}
+    for name, part in spec.parts().items():
+        try:
+            files[name] = hash_inputs(part, base, data, workers)
+        except InputFileError as error:
+            raise in_part(name, error) from None
+        digests[name] = write_index(part, base, data, files[name]).digest
+    parts = {name: part.plain() for name, part in spec.parts().items()}
+    key = canonical_json({"parts": parts, "inputs": digests})
+    folder = data / hashlib.sha256(key.encode()).hexdigest()[:16]
+    with only_builder(data, folder.name):
+        if not (folder / "tokenizer.json").exists():
+            part_folder = folder.with_name(f".{folder.name}.part")
+            try:
+                part_folder.mkdir(exist_ok=True)
+                tokenizer.trained(
+                    spec, part_folder, _documents(spec, base, part_folder, files, workers), workers.progress
+                )
+                folder.mkdir(exist_ok=True)
+                os.replace(part_folder / "tokenizer.json", folder / "tokenizer.json")
+            finally:
+                shutil.rmtree(part_folder, ignore_errors=True)
+    write_text(tokenizer_index(spec, base, data), json.dumps({"tokenizer": folder.name}) + "\n")
+
+
+def _documents(
+    spec: DataSpec, base: Path, folder: Path, files: Mapping[str, list[InputFile]], workers: Workers
+) -> Iterator[bytes]:
+    """The documents of all training splits, in the order of their digests."""
+    found: list[Iterator[bytes]] = []
+    for name, part in spec.parts().items():
+        runs = folder / name
+        runs.mkdir()
+        try:
+            _, text_bytes = read_text(part, base, runs, files[name], workers)
+        except CorpusError as error:
+            raise type(error)(f"{name}: {error}") from None
+        groups = shards.slot_groups(text_bytes)
+        found.append(shards.training_documents(runs, groups, part.held_out_one_in))
+    return heapq.merge(*found, key=lambda text: hashlib.sha256(text).digest())
