@@ -104,15 +104,11 @@ def tokens(data: Path, corpus: Corpus, split: Literal["train", "held_out"]) -> T
     return TokenStream(arrays, np.fromfile(folder / f"{split}.ranges", "<i8").reshape(-1, 3))
 
 
-def input_lines(folder: Path) -> list[InputFile]:
-    """The inputs of a corpus, without their times."""
-    lines = (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()
-    return [InputFile(mtime_ns=0, ctime_ns=0, **json.loads(line)) for line in lines]
-
-
 def _token_inputs(folder: Path) -> list[InputFile]:
     """The token files of a corpus, those to train on and then those that are held out."""
-    return [file for file in input_lines(folder) if file.role.startswith(("train ", "held out "))]
+    lines = (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()
+    files = [InputFile(mtime_ns=0, ctime_ns=0, **json.loads(line)) for line in lines]
+    return [file for file in files if file.role.startswith(("train ", "held out "))]
 
 
 def _check_sizes(folder: Path) -> None:

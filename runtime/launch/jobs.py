@@ -251,11 +251,10 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
             "run.data", f"the run's corpus {manifest.parent} is missing", f"run: isoplan data {source}"
         )
         return
-    holds = load(manifest, Corpus if request.run.mix is None else MixCorpus).digest
-    if holds != data.digest:
-        what = (
-            f"the run was planned on corpus {data.digest[:16]}, but {manifest.parent} holds {str(holds)[:16]}"
-        )
+    corpus = load(manifest, Corpus) if request.run.mix is None else load(manifest, MixCorpus)
+    if corpus.digest != data.digest:
+        holds = f"{manifest.parent} holds {str(corpus.digest)[:16]}"
+        what = f"the run was planned on corpus {data.digest[:16]}, but {holds}"
         yield MissingResource(
             "run.data", what, "restore that text, or plan the budget again under another name"
         )

@@ -11,7 +11,7 @@ from specs.data import Bytes, DataSpec, FileText, MixPart, MixText
 from specs.mix import Mix, MixPhase
 from specs.sources import Sources
 
-WORDS = {"web": 60, "code": 30, "math": 20}
+DOCUMENTS = {"web": 60, "code": 30, "math": 20}
 """Documents of each source."""
 
 
@@ -31,7 +31,7 @@ def spec(**changes: Any) -> DataSpec:
 
 def write_texts(home: Path) -> None:
     """The files of `spec`."""
-    for name, documents in WORDS.items():
+    for name, documents in DOCUMENTS.items():
         texts = [f"{name} {i}: " + f"{i * 7919 % 1009} {name} things. " * 20 for i in range(documents)]
         (home / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 

@@ -20,10 +20,10 @@ from runtime.data.build.corpus import build, only_builder
 from runtime.data.build.inputs import hash_inputs
 from runtime.data.build.text import read_text
 from runtime.data.build.workers import Workers, open_workers
-from runtime.data.corpus import input_lines, load_sources
+from runtime.data.corpus import load_sources
 from runtime.data.errors import CorpusError
 from specs.data import Bbpe, Corpus, DataSpec, MixText
-from specs.data_inputs import InputFile, InputFileError, write_index
+from specs.data_inputs import InputFile, InputFileError, input_files, write_index
 from specs.document.base import canonical_json
 from specs.document.write import write_json, write_text
 from specs.sources import Sources, find_sources, in_part, tokenizer_index, with_tokenizer
@@ -37,6 +37,7 @@ def build_sources(
     found = find_sources(spec, base, data)
     if isinstance(found, Sources):
         return load_sources(data, found.ref.corpus)
+    _check_files(spec, base, data)
     if isinstance(spec.tokenizer, Bbpe) and isinstance(spec.text, MixText):
         with open_workers(console, processes) as workers:
             _train(spec, base, data, workers)
@@ -45,7 +46,7 @@ def build_sources(
     built = {name: _build_part(name, part, base, data, console, processes) for name, part in parts.items()}
     sources = Sources(built)
     if "" not in built:
-        _check_different(built, data)
+        _check_different(built)
         write_json(data / sources.ref.corpus / "manifest.json", sources.manifest)
     return sources
 
@@ -57,24 +58,31 @@ def _build_part(
         console.print(f"building source {name}", highlight=False)
     try:
         return build(part, base, data, console, processes)
-    except InputFileError as error:
-        raise in_part(name, error) from None
     except CorpusError as error:
         raise type(error)(f"{name}: {error}" if name else str(error)) from None
 
 
-def _check_different(built: Mapping[str, Corpus], data: Path) -> None:
-    """CorpusError where a source, or a file of one, is in the mix under two names: it would be read twice as often."""
-    digests: dict[str, str] = {}
-    files: dict[str, str] = {}
+def _check_files(spec: DataSpec, base: Path, data: Path) -> None:
+    """CorpusError where a file is in two sources: it would be read in the shares of both."""
+    found: dict[str, str] = {}
+    for name, part in spec.parts().items():
+        try:
+            paths = [one.path for one in input_files(part, base, data) if one.role != "tokenizer"]
+        except InputFileError as error:
+            raise in_part(name, error) from None
+        for path in paths:
+            other = found.setdefault(os.path.realpath(path), name)
+            if other != name:
+                raise CorpusError(f"{path} is in the sources {other} and {name}; name it in one of them")
+
+
+def _check_different(built: Mapping[str, Corpus]) -> None:
+    """CorpusError where two sources have the same tokens."""
+    found: dict[str, str] = {}
     for name, corpus in built.items():
-        same = digests.setdefault(corpus.digest, name)
-        if same != name:
-            raise CorpusError(f"the sources {same} and {name} are the same text; remove one of them")
-        for file in input_lines(data / corpus.name):
-            other = files.setdefault(os.path.realpath(file.path), name)
-            if other != name and not file.role.startswith("tokenizer"):
-                raise CorpusError(f"{file.path} is in the sources {other} and {name}; name it in one of them")
+        other = found.setdefault(corpus.digest, name)
+        if other != name:
+            raise CorpusError(f"the sources {other} and {name} are the same text; remove one of them")
 
 
 def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
@@ -82,10 +90,7 @@ def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
     files: dict[str, list[InputFile]] = {}
     digests: dict[str, str] = {}
     for name, part in spec.parts().items():
-        try:
-            files[name] = hash_inputs(part, base, data, workers)
-        except InputFileError as error:
-            raise in_part(name, error) from None
+        files[name] = hash_inputs(part, base, data, workers)
         digests[name] = write_index(part, base, data, files[name]).digest
     parts = {name: part.plain() for name, part in spec.parts().items()}
     key = canonical_json({"parts": parts, "inputs": digests})
