@@ -262,7 +262,7 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         ledger=os.path.relpath(inputs.ledger, inputs.out),
         bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
-        sources={} if inputs.mix is None else inputs.mix.unique_tokens,
+        sources=inputs.source_texts,
         vocab=inputs.vocab,
         law=inputs.law,
         code=code(),

@@ -12,10 +12,12 @@ from rich.table import Table
 from planner.design.caveats import cost_text
 from specs.formatting import (
     best_split,
+    evaluation_mix_text,
     layout_text,
     listed_members,
     member_name,
     memory,
+    mix_text,
     shape_text,
     small_members_name,
     windows_text,
@@ -35,6 +37,9 @@ def show(plan: Plan, path: Path, console: Console) -> None:
     head += f"seal {plan.seal[:16]}"
     console.print(head, highlight=False)
     console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
+    mix = plan.runs[-1].run.mix
+    if plan.phase == "pilots" and mix is not None:
+        console.print(f"mix     {mix_text(mix)} in the largest; of every run the same shares", soft_wrap=True)
     if plan.layouts is not None:
         console.print(_layout_table(plan.layouts))
         console.print(_nearest_miss(plan.layouts), highlight=False)
@@ -100,8 +105,22 @@ def _model(planned: PlannedRun) -> Iterator[Row]:
 
 def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     run, optim = planned.run, planned.run.optim
-    ratio, epochs = run.tokens / run.model.params, run.tokens / plan.unique_tokens
-    yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter, {epochs:.3g} epochs over the text"
+    ratio, epochs = run.tokens / run.model.params, plan.epochs(run)
+    if run.mix is None:
+        yield (
+            "tokens",
+            f"{count(run.tokens)}, {ratio:.3g} per parameter, {epochs['']:.3g} epochs over the text",
+        )
+    else:
+        yield "tokens", f"{count(run.tokens)}, {ratio:.3g} per parameter"
+        yield "mix", mix_text(run.mix)
+        shares = run.mix.shares(optim.steps)
+        read = sorted(shares, key=lambda name: -shares[name])
+        yield (
+            "sources",
+            "; ".join(f"{n} {shares[n]:.1%}, {epochs[n]:.3g} epochs" for n in read).replace("%", " %"),
+        )
+        yield "held-out mix", evaluation_mix_text(run.mix)
     yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
     yield (
         "batch",

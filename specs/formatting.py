@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from specs.humanize import Losses, count, duration, several
@@ -10,6 +10,7 @@ from specs.law import Band, Interval, LossLaw, Monomial, Optimum
 
 if TYPE_CHECKING:  # see specs/report/__init__.py
     from specs.layout import Layout
+    from specs.mix import Mix
     from specs.model import ModelSpec
     from specs.plan import HyperAdvice
 
@@ -128,6 +129,28 @@ def near_optimal(advice: "HyperAdvice") -> str:
 def shape(model: "ModelSpec") -> str:
     """Layers by width."""
     return f"{model.layers} × {model.width:,}"
+
+
+def mix_text(mix: "Mix") -> str:
+    """The shares of a mix's phases: `web 70 %, code 30 %; from step 900 web 20 %, code 80 %`."""
+    first, *later = (
+        _shares_text({name: phase.share(name) for name in phase.samples}) for phase in mix.phases
+    )
+    starts = (phase.from_step for phase in mix.phases[1:])
+    return "; ".join(
+        [first, *(f"from step {start:,} {text}" for start, text in zip(starts, later, strict=True))]
+    )
+
+
+def evaluation_mix_text(mix: "Mix") -> str:
+    """Each source's share of the held-out loss of a mix."""
+    return _shares_text({name: mix.evaluation_share(name) for name in mix.sources})
+
+
+def _shares_text(shares: Mapping[str, float]) -> str:
+    """Shares, the largest first; sources without one are left out."""
+    ordered = sorted(shares.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{name} {100 * share:.4g} %" for name, share in ordered if share)
 
 
 def memory(size_bytes: float) -> str:

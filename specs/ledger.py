@@ -111,10 +111,12 @@ def run_id(line: LedgerRecord | TableRunRecord) -> str:
 def text_of(line: LedgerRecord | TableRunRecord) -> str:
     """What a run's loss is of: only losses of one text are comparable.
 
-    The first 16 digits of an audited run's text, the words of whoever added a table, else the table's name.
+    The first 16 digits of an audited run's text, with those of its mix if it has one, the words of whoever added a
+    table, else the table's name.
     """
     if isinstance(line, LedgerRecord):
-        return (line.run.data.digest or line.run.data.corpus)[:16]
+        data = (line.run.data.digest or line.run.data.corpus)[:16]
+        return data if line.run.mix is None else f"{data} mixed {line.run.mix.shares_digest}"
     return line.text or line.table
 
 

@@ -1,12 +1,13 @@
 """Mixes of sources: their weights as people write them, and as whole samples in a period, which a run holds."""
 
+import hashlib
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from specs.document.base import Slug, Spec
+from specs.document.base import Slug, Spec, canonical_json
 
 PERIOD = 100_000
 """Most samples of a period: shares are kept to a hundred-thousandth, and a table of them takes .1 s and half a MB."""
@@ -115,6 +116,12 @@ class Mix(Spec):
     def evaluation_share(self, source: str) -> float:
         """The source's share of the held-out loss."""
         return self.evaluation[source] / sum(self.evaluation.values())
+
+    @property
+    def shares_digest(self) -> str:
+        """16 digits that name its shares and weights, wherever in a run its phases begin."""
+        parts = [self.evaluation, *(phase.samples for phase in self.phases)]
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
     def shares(self, steps: int) -> dict[str, float]:
         """Each source's share of the samples of a run of so many steps."""

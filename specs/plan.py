@@ -201,6 +201,15 @@ class PlannedRun(Spec):
     """What it will cost."""
 
 
+class SourceText(Spec):
+    """The text of a source of a mix."""
+
+    unique_tokens: int
+    """Unique training tokens."""
+    bytes_per_token: float | None
+    """Held-out UTF-8 bytes per token; null where the text is not known."""
+
+
 class Code(Spec):
     """The program that made the plan."""
 
@@ -226,8 +235,8 @@ class Plan(Spec):
     says them."""
     unique_tokens: int
     """Unique training tokens, of all sources of a mix."""
-    sources: dict[Slug, int] = Field(default_factory=dict, exclude_if=lambda sources: not sources)
-    """Unique training tokens of each source of a mix; absent without one."""
+    sources: dict[Slug, SourceText] = Field(default_factory=dict, exclude_if=lambda sources: not sources)
+    """The sources of a mix; absent without one."""
     vocab: int
     """Token ids of the corpus. A model has as many rows, or those that the budget reserves, rounded up as its family
     does."""
@@ -264,7 +273,7 @@ class Plan(Spec):
         if run.mix is None:
             return {"": run.tokens / self.unique_tokens}
         shares = run.mix.shares(run.optim.steps)
-        return {name: share * run.tokens / self.sources[name] for name, share in shares.items()}
+        return {name: share * run.tokens / self.sources[name].unique_tokens for name, share in shares.items()}
 
     @model_validator(mode="after")
     def _sealed(self) -> Self:

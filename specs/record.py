@@ -282,6 +282,10 @@ class RunAudit(Spec):
     """Steps of the held-out curve."""
     curve_loss: tuple[float, ...]
     """Its losses."""
+    curve_sources: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, exclude_if=lambda losses: not losses
+    )
+    """The losses of each source of a mix; absent without one."""
     incidents: tuple[str, ...]
     """Incidents, as text."""
     checks: tuple[Check, ...]

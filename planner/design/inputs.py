@@ -13,6 +13,7 @@ from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, 
 from specs.data_inputs import InputFileError, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.law import Allocation, Family, Hyper, PublishedLaw
+from specs.plan import SourceText
 from specs.run_table.table import RunTable
 from specs.sources import Sources, declared_ref, find_sources, is_declared
 from specs.tokenizer_file import token_count
@@ -78,6 +79,20 @@ class PlanInputs:
             return self._held_out_bytes(self.sources)
         _, named = table_field(self.budget)
         return named.bytes_per_token if named is not None and named.same_text else None
+
+    @property
+    def source_texts(self) -> dict[str, SourceText]:
+        """The sources of a mix; none where the text is no mix."""
+        if self.mix is None:
+            return {}
+        corpora = {} if self.sources is None else self.sources.corpora
+        return {
+            name: SourceText(
+                unique_tokens=tokens,
+                bytes_per_token=corpora[name].bytes_per_token if name in corpora else None,
+            )
+            for name, tokens in self.mix.unique_tokens.items()
+        }
 
     def _held_out_bytes(self, sources: Sources) -> float | None:
         by_source = {name: corpus.bytes_per_token for name, corpus in sources.corpora.items()}

@@ -36,6 +36,7 @@ _DESCRIPTIONS = {
     "optim.milestones": "another learning-rate schedule",
     "optim.warmup_steps": "another warmup",
     "optim.betas": "AdamW's betas {}, not {}",
+    "mix": "another mix of sources",
     "evaluation.final_sequences": "a final loss over {} held-out sequences, not {}",
     "parent": "the weights of another run or of an import at the start",
 }

@@ -17,10 +17,11 @@ from pydantic.fields import FieldInfo
 from specs.document.base import Spec
 from specs.document.quantity import Quantity
 from specs.exit_codes import InputError
-from specs.formatting import layout_text, memory, monomial_text, shape_text
+from specs.formatting import layout_text, memory, mix_text, monomial_text, shape_text
 from specs.humanize import Losses, count, duration, energy
 from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
+from specs.mix import Mix
 from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
@@ -52,6 +53,8 @@ SHORT_NAMES = {
     "time": "cost.hours",
     "speed_from": "cost.basis",
     "schedule": "run.optim.milestones",
+    "mix": "run.mix",
+    "held-out_mix": "run.mix.evaluation",
 }
 """Short names of fields of the last run, the labels of the plan's own table among them."""
 
@@ -315,6 +318,8 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
             mfu = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
             layout = layout_text(value.layout)
             return f"{layout}: {value.step_s:.4g} s a step, MFU {mfu}, {memory(value.memory_bytes)}"
+        case Mix():
+            return mix_text(value)
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():

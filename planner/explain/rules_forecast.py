@@ -357,6 +357,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("law*", law_of),
     ("budget*", budget),
     ("unique_tokens", data_text),
+    ("sources*", data_text),
     ("bytes_per_token", data_text),
     ("vocab", data_text),
     ("*", document),

@@ -141,7 +141,11 @@ def tokens(field: Field, plan: Plan) -> Reason:
         f"({deviation_text(target, run.tokens)})",
         law=allocation_source(plan, planned),
         equation=f"D = C / M = {planned.budget_flop:.4g} / {run.model.flop_per_token:.4g} = {target:.4g}{optimal}",
-        evidence=(f"{run.tokens / plan.unique_tokens:.3g} epochs over {plan.unique_tokens:,} unique tokens",),
+        evidence=tuple(
+            f"{epochs:.3g} epochs over "
+            + (f"the unique tokens of {name}" if name else f"{plan.unique_tokens:,} unique tokens")
+            for name, epochs in plan.epochs(run).items()
+        ),
         interval=best_split_interval(field, plan),
         interval_of=BEST_SPLIT_INTERVAL,
     )

@@ -12,8 +12,9 @@ from planner.explain.fields import Field
 from planner.explain.reason import PAPER, Reason, Rule, deviation_text, family_of, hyper_of, law_value, run_of
 from planner.explain.rules_shape import compute, counted, shape, tokens
 from specs.budget import Pilots
-from specs.formatting import monomial_text, near_optimal
+from specs.formatting import evaluation_mix_text, mix_text, monomial_text, near_optimal
 from specs.law import RateCheck
+from specs.mix import PERIOD
 from specs.optim import multi_step
 from specs.plan import HyperAdvice, Plan, PlannedRun
 
@@ -244,6 +245,25 @@ def data(field: Field, plan: Plan) -> Reason:
     )
 
 
+def mix(field: Field, plan: Plan) -> Reason:
+    """Shares of the sources, phases and evaluation mix."""
+    run = run_of(field, plan).run
+    if run.mix is None:
+        return Reason("the budget's field data.text: it is one source, and no mix")
+    epochs, shares = plan.epochs(run), run.mix.shares(run.optim.steps)
+    unique = {name: plan.sources[name].unique_tokens for name in run.mix.sources}
+    return Reason(
+        decided_by="the budget's field data.text: weights in parts, phases and evaluation, the same for all runs",
+        law="Muennighoff et al., arXiv 2305.16264, Eq. 5, for the repeats of each source",
+        equation=f"shares are whole samples of a period of at most {PERIOD:,}: {mix_text(run.mix)}; of the held-out "
+        f"loss: {evaluation_mix_text(run.mix)}",
+        evidence=tuple(
+            f"{name}: {shares[name]:.4g} of the tokens, {epochs[name]:.3g} epochs over {unique[name]:,} unique tokens"
+            for name in run.mix.sources
+        ),
+    )
+
+
 def plain_choice(field: Field, plan: Plan) -> Reason:
     """A setting that no budget changes."""
     return Reason(f"the engine: {field.description}")
@@ -318,6 +338,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.seed", from_budget),
     (f"{_RUN}.guard*", guard),
     (f"{_RUN}.data*", data),
+    (f"{_RUN}.mix*", mix),
     (f"{_RUN}.*", plain_choice),
     ("runs.*.budget_flop", budget_flop),
     ("ladder*", ladder),

@@ -228,10 +228,17 @@ def spike_count(losses: Sequence[float]) -> int:
 
 
 def _data(miss: ForecastMiss) -> Iterator[Cause]:
-    epochs = miss.planned.run.tokens / miss.plan.unique_tokens
+    by_source = miss.plan.epochs(miss.planned.run)
+    name = max(by_source, key=by_source.__getitem__)
+    epochs = by_source[name]
     if epochs > 1 and miss.worse and miss.verified:
         rank = CauseRank.POINTED_AT if epochs > FREE_EPOCHS else CauseRank.POSSIBLE
-        unique = f"{miss.plan.unique_tokens:,} unique tokens"
+        text = miss.plan.sources.get(name)
+        unique = (
+            f"{miss.plan.unique_tokens:,} unique tokens"
+            if text is None
+            else f"{text.unique_tokens:,} unique tokens of {name}"
+        )
         message = f"{epochs:.2f} epochs over {unique}; repeated tokens lower the loss less than new ones"
         yield Cause(rank, "data", message)
 

@@ -4,11 +4,13 @@ Each check has a name, an outcome and the numbers it compared. A run that fails 
 accepted, whatever its loss.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from runtime.data.mixture import Sampler
 from runtime.run_folder.folder import RunFolder
 from specs.plan import PlannedRun
 from specs.record import (
@@ -19,10 +21,14 @@ from specs.record import (
     RecordLine,
     Rollback,
     RunAudit,
+    SkippedRange,
     Start,
     StepLine,
     TimingLine,
 )
+
+_ROUNDING = 1e-9
+"""A weighted mean of a few losses in fp64 is exact to a millionth of this."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class _RunRecords:
     end: End
     metrics: Sequence[StepLine]
     evals: Sequence[EvalLine]
+    skipped: Sequence[SkippedRange]
 
 
 def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
@@ -49,7 +56,9 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     checks: tuple[Check, ...] = ()
     if end is not None:
         fingerprint, begins_with_start = folder.run().fingerprint(), isinstance(records[0], Start)
-        found = _RunRecords(folder.path.name, fingerprint, starts, begins_with_start, end, metrics, evals)
+        found = _RunRecords(
+            folder.path.name, fingerprint, starts, begins_with_start, end, metrics, evals, folder.skipped()
+        )
         checks = _checks(found, planned, seal)
     return RunAudit(
         run=planned.run.fingerprint(),
@@ -68,6 +77,7 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         restarts=max(0, len(starts) - 1),
         curve_step=tuple(line.step for line in evals),
         curve_loss=tuple(line.loss for line in evals),
+        curve_sources=_curve_sources(planned, evals),
         lost_steps=sum(start.lost_steps for start in starts),
         lost_s=sum(start.lost_s for start in starts),
         incidents=(*_incidents(records), *_learned_nothing(planned, evals if end is not None else ())),
@@ -75,6 +85,16 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
         layouts=tuple(dict.fromkeys(s.execution.layout for s in starts)),
     )
+
+
+def _curve_sources(planned: PlannedRun, evals: Sequence[EvalLine]) -> dict[str, tuple[float, ...]]:
+    """The held-out losses of each source of a mix, as far as every evaluation has them."""
+    names = () if planned.run.mix is None else planned.run.mix.sources
+    return {
+        name: tuple(line.sources[name] for line in evals)
+        for name in names
+        if all(name in line.sources for line in evals)
+    }
 
 
 def _device_s(starts: Sequence[Start], timing: Sequence[TimingLine]) -> float:
@@ -111,7 +131,7 @@ def _checks(records: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check
         _started_from_scratch(records),
         _sealed_before(records.starts, planned, seal),
         _steps(records.metrics, run.optim.steps),
-        _tokens(records.metrics, planned),
+        _tokens(records.metrics, planned, records.skipped),
         _learning_rates(records.metrics, planned),
         _evaluations(records.evals, planned),
         _end(records.end, records.evals, run.optim.steps),
@@ -156,8 +176,9 @@ def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
     return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=detail)
 
 
-def _tokens(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
-    """Every step's tokens are its number times the batch; their sum is the planned one."""
+def _tokens(metrics: Sequence[StepLine], planned: PlannedRun, skipped: Sequence[SkippedRange]) -> Check:
+    """Every step's tokens are its number times the batch; their sum is the planned one. Of a mix, how many samples of
+    each source that took is recounted."""
     batch_tokens = planned.run.batch_tokens
     wrong = next((line for line in metrics if line.tokens != line.step * batch_tokens), None)
     counted = len(metrics) * batch_tokens
@@ -167,6 +188,13 @@ def _tokens(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
         detail += f"; {planned.run.tokens:,} tokens planned"
     if wrong is not None:
         detail += f"; step {wrong.step} records {wrong.tokens:,} tokens"
+    if planned.run.mix is not None:
+        batch = planned.run.optim.batch_sequences
+        given = Sampler.of(planned.run.mix).given(len(metrics) + 1, batch, skipped)
+        read = sum(given.values())
+        detail += "; read, with what rollbacks skipped: " + ", ".join(
+            f"{name} {count:,} of {read:,} samples ({count / read:.2%})" for name, count in given.items()
+        )
     return Check(name="tokens", ok=wrong is None and counted == planned.run.tokens, detail=detail)
 
 
@@ -198,7 +226,19 @@ def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
     tokens = next((line for line in evals if line.tokens != line.step * planned.run.batch_tokens), None)
     if tokens is not None:
         detail += f"; step {tokens.step} records {tokens.tokens:,} tokens"
-    return Check(name="evaluations", ok=found == due and tokens is None, detail=detail)
+    mixed = next((line for line in evals if not _is_mean_of_sources(line, planned)), None)
+    if mixed is not None:
+        detail += f"; the loss of step {mixed.step} is not the weighted mean of its sources' losses"
+    return Check(name="evaluations", ok=found == due and tokens is None and mixed is None, detail=detail)
+
+
+def _is_mean_of_sources(line: EvalLine, planned: PlannedRun) -> bool:
+    """Whether a loss is that of the mix's sources by their shares; of a run without a mix, that there are none."""
+    mix = planned.run.mix
+    if mix is None or line.sources.keys() != set(mix.sources):
+        return mix is None and not line.sources
+    mean = sum(mix.evaluation_share(name) * line.sources[name] for name in mix.sources)
+    return math.isclose(line.loss, mean, rel_tol=_ROUNDING)
 
 
 def _end(end: End, evals: Sequence[EvalLine], steps: int) -> Check:

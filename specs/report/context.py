@@ -84,7 +84,7 @@ class Case:
                     budget_flop=planned.budget_flop,
                     size=float(planned.run.model.flop_per_token),
                     tokens=planned.run.tokens,
-                    unique_tokens=self.plan.unique_tokens,
+                    unique_tokens=None if self.plan.sources else self.plan.unique_tokens,
                     loss=run.loss,
                     short=False,
                 )

@@ -2,10 +2,18 @@
 
 from collections.abc import Iterator
 
-from specs.formatting import percent, windows_text
+from specs.formatting import evaluation_mix_text, mix_text, percent, windows_text
 from specs.humanize import count
 from specs.law import LawFit
-from specs.report import forecast_figure, formulas, layout_bars, pilot_figures, scaling_figures, tables
+from specs.report import (
+    forecast_figure,
+    formulas,
+    layout_bars,
+    pilot_figures,
+    scaling_figures,
+    source_figures,
+    tables,
+)
 from specs.report.context import Case
 from specs.report.headline import headline
 from specs.report.html import Html, bullets
@@ -26,7 +34,7 @@ def _sections(case: Case) -> Iterator[Html]:
     yield from _figures(case)
     yield two_columns(
         _reach(case) or _rates(case),
-        section("The target run", tables.target(case.target) if case.target is not None else None),
+        section("The target run", tables.target(case.plan, case.target) if case.target is not None else None),
     )
     yield from _layouts(case)
     if case.plan.fit is not None:
@@ -90,6 +98,8 @@ def _figures(case: Case) -> Iterator[Html]:
     note = "Held-out loss at every evaluation. " + _final(case) + _inside(case)
     title = "Forecast" if case.audit is None else "Forecast and measured loss"
     yield section(title, curve, note)
+    sources = place_of_figure("sources", source_figures.by_source(case))
+    yield section("Held-out loss by source", sources, _of_sources(case))
     fitted = "One curve per budget. Diamonds: the best size. Open dots: short runs."
     fitted += " Grey: runs of a compute of their own." if case.plan.table is not None else ""
     joined = "One line per budget. The target’s plan will fit parabolas."
@@ -125,6 +135,14 @@ def _figures(case: Case) -> Iterator[Html]:
         yield section("Learning rate and batch", place_of_figure("rate-map", drawn), note)
     ladder = place_of_figure("ladder", scaling_figures.ladder(case))
     yield section("Pilot ladder", ladder, "Every pilot: its size, and the tokens that its budget pays for.")
+
+
+def _of_sources(case: Case) -> str:
+    """What the mean over a mix's sources is, and its phases."""
+    mix = None if case.target is None else case.target.run.mix
+    if mix is None:
+        return ""
+    return f"The forecast is of their mean over {evaluation_mix_text(mix)}. Training reads {mix_text(mix)}."
 
 
 def _reach(case: Case) -> Html:

@@ -7,10 +7,12 @@ from specs.formatting import (
     best_split,
     device_time,
     dollars,
+    evaluation_mix_text,
     flop,
     listed_members,
     member_name,
     memory,
+    mix_text,
     percent,
     power,
     shape,
@@ -18,12 +20,13 @@ from specs.formatting import (
 )
 from specs.humanize import count, duration, energy, several
 from specs.law import FormScore
-from specs.plan import PlannedRun
+from specs.plan import Plan, PlannedRun
 from specs.record import Audit, RunAudit
 from specs.report.context import Case
 from specs.report.html import Html, dense, join, pairs, table, tag
 from specs.report.law_parts import constants_text, formula, weight_bar
 from specs.report.layout_bars import lines
+from specs.run import RunSpec
 
 _MOST_LISTED = 200
 """Runs of the evidence that the table of runs lists."""
@@ -124,9 +127,9 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
     short = {point.run for point in case.points() if point.short}
     if planned.run.fingerprint() in short:
         yield "short"
-    epochs = planned.run.tokens / case.plan.unique_tokens
-    if epochs > 1:
-        yield f"{epochs:.2f} epochs"
+    for name, epochs in case.plan.epochs(planned.run).items():
+        if epochs > 1:
+            yield f"{epochs:.2f} epochs" + (f" of {name}" if name else "")
     if run is not None:
         if run.restarts:
             yield run.restarts_text
@@ -134,7 +137,7 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
         yield from (f"{check.name}: {check.detail}" for check in run.checks if not check.ok)
 
 
-def target(planned: PlannedRun) -> Html:
+def target(plan: Plan, planned: PlannedRun) -> Html:
     """The target run in full."""
     run, model, optim, layout = planned.run, planned.run.model, planned.run.optim, planned.execution.layout
     drops = "; ".join(f"× {m.factor:g} after step {m.step:,}" for m in optim.milestones)
@@ -151,6 +154,7 @@ def target(planned: PlannedRun) -> Html:
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
             ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),
+            *_mix(plan, run),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
             ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warmup steps; {drops}"),
             ("steps", f"{optim.steps:,}"),
@@ -163,6 +167,21 @@ def target(planned: PlannedRun) -> Html:
             ("cost", _currencies(planned)),
         ]
     )
+
+
+def _mix(plan: Plan, run: RunSpec) -> Iterator[tuple[str, str]]:
+    """Shares and epochs of the sources of a mix."""
+    if run.mix is None:
+        return
+    epochs, shares = plan.epochs(run), run.mix.shares(run.optim.steps)
+    yield "mix", mix_text(run.mix)
+    for name in sorted(shares, key=lambda name: (-shares[name], name)):
+        unique = f"{plan.sources[name].unique_tokens:,} unique tokens"
+        yield (
+            f"source {name}",
+            f"{percent(shares[name])} of the tokens, {epochs[name]:.3g} epochs over {unique}",
+        )
+    yield "held-out loss", f"the mean over {evaluation_mix_text(run.mix)}"
 
 
 def cost(case: Case) -> Html:
