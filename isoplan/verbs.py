@@ -74,7 +74,7 @@ VERBS = {
     "data": Verb(
         "runtime.commands.run",
         "data_command",
-        "Build the corpus of a budget: its text as tokens under data/, with digests.",
+        "Build the corpus of a budget, or those of its mix: text as tokens under data/, with digests.",
     ),
     "status": Verb(
         "runtime.commands.monitor",

@@ -120,7 +120,7 @@ def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
             "sources",
             "; ".join(f"{n} {shares[n]:.1%}, {epochs[n]:.3g} epochs" for n in read).replace("%", " %"),
         )
-        yield "held-out mix", evaluation_mix_text(run.mix)
+        yield "evaluation", f"mean over {evaluation_mix_text(run.mix)}"
     yield "compute", f"{run.compute_flop:.4g} FLOP = M x tokens"
     yield (
         "batch",

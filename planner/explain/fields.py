@@ -54,7 +54,6 @@ SHORT_NAMES = {
     "speed_from": "cost.basis",
     "schedule": "run.optim.milestones",
     "mix": "run.mix",
-    "held-out_mix": "run.mix.evaluation",
 }
 """Short names of fields of the last run, the labels of the plan's own table among them."""
 

@@ -97,9 +97,12 @@ def _explain(error: Any, definitions: dict[str, Any]) -> Iterator[ValidationProb
 
 
 def _explain_union(error: Any, definitions: dict[str, Any]) -> Iterator[ValidationProblem]:
-    """The problems of the branch that the tag names; without a tag, of the first branch, the other one being null."""
+    """The problems of the branch that the tag names; without a tag, of the first one of the value's type."""
     route, value, schema = tuple(error.absolute_path), error.instance, error.schema
-    branch = 0
+    other_type = {
+        child.schema_path[0] for child in error.context if child.validator == "type" and not child.path
+    }
+    branch = next((number for number in range(len(schema[error.validator])) if number not in other_type), 0)
     if "discriminator" in schema:
         tag, branches = schema["discriminator"]["propertyName"], schema["discriminator"]["mapping"]
         targets = [option["$ref"] for option in schema["oneOf"]]
@@ -227,6 +230,10 @@ def _from_pydantic(plain: Any, detail: Any) -> ValidationProblem:
         return ValidationProblem(
             tuple(route), f"the key '{detail['loc'][-1]}' is missing", "add it", missing=True
         )
+    if detail["loc"][-1] == "[key]":  # to JSON Schema, keys of a map may be any
+        what = f"{show(detail['input'])} is no name for this"
+        write = "write letters in lower case, digits, '_', '.' and '-', beginning with a letter or digit"
+        return ValidationProblem(tuple(route), what, write, at_key=True)
     if detail["type"] == "string_pattern_mismatch":  # to JSON Schema, `$` also matches before a last line end
         what = f"{show(detail['input'])} does not match {detail['ctx']['pattern']}"
         return ValidationProblem(tuple(route), what, "remove the line end")

@@ -142,7 +142,7 @@ def _of_sources(case: Case) -> str:
     mix = None if case.target is None else case.target.run.mix
     if mix is None:
         return ""
-    return f"The forecast is of their mean over {evaluation_mix_text(mix)}. Training reads {mix_text(mix)}."
+    return f"The held-out loss is their mean over {evaluation_mix_text(mix)}. Training reads {mix_text(mix)}."
 
 
 def _reach(case: Case) -> Html:

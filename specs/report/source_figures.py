@@ -31,7 +31,7 @@ def by_source(case: Case) -> Figure | None:
         line = figure_parts.line(run.curve_step, y, colour, name, dash=dash)
         drawn.append(line | {"mode": "lines+markers"} | figure_parts.hover_text(texts))
     mean = [case.losses.of(loss) for loss in run.curve_loss]
-    drawn.append(figure_parts.line(run.curve_step, mean, INK, "mean, as forecast", width=2.5))
+    drawn.append(figure_parts.line(run.curve_step, mean, INK, "mean", width=2.5))
     return figure_parts.figure(
         drawn,
         figure_parts.linear("step", tickformat=",d", rangemode="tozero"),
