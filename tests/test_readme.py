@@ -1,5 +1,6 @@
 """The commands of the README and of docs/ are run, as a newcomer would type them; what the pages name is there."""
 
+import json
 import os
 import re
 import shlex
@@ -86,6 +87,10 @@ def prepare(folder: Path) -> None:
     for number, path in enumerate(sources):
         shutil.copy(path, folder / "notes" / f"{number}.md")
     texts = [path.read_text() for path in sources]
+    (folder / "mix").mkdir()
+    for number, name in enumerate(("web", "code", "math")):
+        lines = [json.dumps({"text": text}) for text in texts[number::3]]
+        (folder / "mix" / f"{name}.jsonl").write_text("\n".join(lines))
     (folder / "web").mkdir()
     for number in range(2):
         table = pyarrow.table({"url": texts[number::2], "content": texts[number::2]})
