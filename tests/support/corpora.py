@@ -1,11 +1,13 @@
 """Built corpora for the planner: a manifest and an index, and no tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from specs.data import Corpus, DataSpec, FileText, Split
 from specs.data_inputs import Input, InputFile, absolute, input_files, inputs_of, write_index
 from specs.document.write import write_json
+from specs.sources import Sources
 
 
 def corpus(spec: DataSpec, tokens: int = 10**8, **changes: Any) -> Corpus:
@@ -46,3 +48,14 @@ def write_corpus(spec: DataSpec, base: Path, tokens: int = 10**8, **changes: Any
 def _unread(one: Input) -> InputFile:
     stat = one.path.stat()
     return InputFile(one.role, absolute(one.path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, "1" * 64)
+
+
+def write_mix(spec: DataSpec, base: Path, tokens: Mapping[str, int]) -> Sources:
+    """The same for every source of a mix, with so many tokens in either split, and for the mix itself."""
+    corpora = {
+        name: write_corpus(part, base, tokens[name], digest=f"{number}" * 64)
+        for number, (name, part) in enumerate(spec.parts().items())
+    }
+    sources = Sources(corpora)
+    write_json(base / "data" / sources.ref.corpus / "manifest.json", sources.manifest)
+    return sources

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from planner.scaling.data_constrained import effective_tokens
+from planner.scaling.data_constrained import MixedText, effective_tokens, one_epoch
 
 
 def test_repeats_are_discounted_as_published() -> None:
@@ -36,3 +36,14 @@ def test_arrays_are_discounted_as_their_numbers() -> None:
     assert effective_tokens(1e12, np.inf) == 1e12
     with pytest.raises(ValueError, match="must be positive"):
         effective_tokens(tokens, np.array([1e9, 0, 1e9, 1e9]))
+
+
+def test_the_sources_of_a_mix_repeat_each_for_itself() -> None:
+    mixed = MixedText(((0.9, 1e10), (0.1, 1e8)))
+    tokens = np.array([1e8, 1e9, 1e11])
+    expected = effective_tokens(0.9 * tokens, 1e10) + effective_tokens(0.1 * tokens, 1e8)
+    assert effective_tokens(tokens, mixed).tolist() == expected.tolist()
+    assert effective_tokens(1e9, mixed) == 1e9 == one_epoch(mixed)
+    assert effective_tokens(1e11, mixed) < effective_tokens(1e11, 1.01e10)
+    assert effective_tokens(3e9, MixedText(((1.0, 1e9),))) == effective_tokens(3e9, 1e9)
+    assert one_epoch(mixed.scaled(2)) == 2e9
