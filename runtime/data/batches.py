@@ -81,15 +81,23 @@ class RunData:
         self, step: int, skipped: Sequence[SkippedRange], place: int, count: int
     ) -> NDArray[Any]:
         """Rows number `place` to `place + count - 1` of a step's batch (steps from 1), of all their sources."""
-        context, seed = self._run.model.context, self._run.seed
-        rows = np.empty((count, context + 1), np.int64)
-        batch = self._run.optim.batch_sequences
-        for taken in self._sampler.samples(step, batch, skipped, place, count):
-            tokens = self._splits[taken.source].train
-            rows[taken.places] = training_rows(
-                tokens, context, seed, taken.first, len(taken.places), taken.source
+        context, batch = self._run.model.context, self._run.optim.batch_sequences
+        found = self._sampler.samples(step, batch, skipped, place, count)
+        rows = [
+            training_rows(
+                self._splits[one.source].train,
+                context,
+                self._run.seed,
+                one.first,
+                len(one.places),
+                one.source,
             )
-        return rows
+            for one in found
+        ]
+        if len(rows) == 1:
+            return rows[0]
+        order = np.argsort(np.concatenate([one.places for one in found]))
+        return np.asarray(np.concatenate(rows)[order])
 
     def held_out_parts(self, sequences: int) -> list[HeldOutPart]:
         """What an evaluation on so many held-out sequences takes of each source."""

@@ -61,6 +61,9 @@ class Sampler:
     ) -> list[Taken]:
         """Samples number `place` to `place + count - 1` of a step's batch (steps from 1), by source."""
         batches = batches_by_phase(self.starts, step, skipped)
+        if len(self.sources) == 1:
+            first = sum(batches) * batch_sequences + place
+            return [Taken(self.sources[0], first, np.arange(count))]
         phase = max(number for number, start in enumerate(self.starts) if start < step)
         before = self._given(
             [0 if number == phase else read * batch_sequences for number, read in enumerate(batches)]
