@@ -44,10 +44,11 @@ def check_unchanged(files: Sequence[InputFile]) -> None:
 
 
 def _hash(inputs: list[Input], report: Report) -> list[InputFile]:
-    return [_hash_one(one, report) for one in inputs]
+    return [hash_one(one, report) for one in inputs]
 
 
-def _hash_one(one: Input, report: Report) -> InputFile:
+def hash_one(one: Input, report: Report) -> InputFile:
+    """An input with its size, times and digest; CorpusError where it changes meanwhile."""
     digest = hashlib.sha256()
     with open(one.path, "rb") as file:
         stat = os.fstat(file.fileno())

@@ -17,14 +17,15 @@ from rich.console import Console
 from runtime.data import tokenizer
 from runtime.data.build import shards
 from runtime.data.build.corpus import build, only_builder
-from runtime.data.build.inputs import hash_inputs
-from runtime.data.build.text import read_text
+from runtime.data.build.inputs import hash_inputs, hash_one
+from runtime.data.build.text import RUNS, discard_other_work, read_text
 from runtime.data.build.workers import Workers, open_workers
 from runtime.data.corpus import load_sources
-from runtime.data.errors import CorpusError
-from specs.data import Bbpe, Corpus, DataSpec, MixText
+from runtime.data.errors import CorpusError, KilledWorkerError
+from specs.data import Bbpe, Corpus, DataSpec, MixText, corpus_name
 from specs.data_inputs import InputFile, InputFileError, input_files, write_index
 from specs.document.base import canonical_json
+from specs.document.files import DocumentError
 from specs.document.write import write_json, write_text
 from specs.sources import Sources, find_sources, in_part, tokenizer_index, with_tokenizer
 
@@ -86,38 +87,40 @@ def _check_different(built: Mapping[str, Corpus]) -> None:
 
 
 def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
-    """Train the tokenizer of a mix, unless there is one of the same texts, and write the index that names it."""
-    files: dict[str, list[InputFile]] = {}
-    digests: dict[str, str] = {}
-    for name, part in spec.parts().items():
-        files[name] = hash_inputs(part, base, data, workers)
-        digests[name] = write_index(part, base, data, files[name]).digest
+    """Train the tokenizer of a mix, unless there is one of the same texts, and write the index that names it. What was
+    hashed and read for it is handed on to the sources' corpora. A call that was killed goes on where it was."""
+    files = {name: hash_inputs(part, base, data, workers) for name, part in spec.parts().items()}
+    digests = {name: write_index(part, base, data, files[name]).digest for name, part in spec.parts().items()}
     parts = {name: part.plain() for name, part in spec.parts().items()}
     key = canonical_json({"parts": parts, "inputs": digests})
     folder = data / hashlib.sha256(key.encode()).hexdigest()[:16]
     with only_builder(data, folder.name):
+        work = folder.with_name(f".{folder.name}.part")
         if not (folder / "tokenizer.json").exists():
-            part_folder = folder.with_name(f".{folder.name}.part")
+            work.mkdir(exist_ok=True)
             try:
-                part_folder.mkdir(exist_ok=True)
-                tokenizer.trained(
-                    spec, part_folder, _documents(spec, base, part_folder, files, workers), workers.progress
-                )
-                folder.mkdir(exist_ok=True)
-                os.replace(part_folder / "tokenizer.json", folder / "tokenizer.json")
-            finally:
-                shutil.rmtree(part_folder, ignore_errors=True)
-    write_text(tokenizer_index(spec, base, data), json.dumps({"tokenizer": folder.name}) + "\n")
+                discard_other_work(work)
+                tokenizer.trained(spec, work, _documents(spec, base, work, files, workers), workers.progress)
+            except KilledWorkerError:
+                raise
+            except (CorpusError, DocumentError):
+                shutil.rmtree(work)
+                raise
+            folder.mkdir(exist_ok=True)
+            os.replace(work / "tokenizer.json", folder / "tokenizer.json")
+        write_text(tokenizer_index(spec, base, data), json.dumps({"tokenizer": folder.name}) + "\n")
+        _hand_on(spec, base, data, files, work)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _documents(
-    spec: DataSpec, base: Path, folder: Path, files: Mapping[str, list[InputFile]], workers: Workers
+    spec: DataSpec, base: Path, work: Path, files: Mapping[str, list[InputFile]], workers: Workers
 ) -> Iterator[bytes]:
     """The documents of all training splits, in the order of their digests."""
     found: list[Iterator[bytes]] = []
     for name, part in spec.parts().items():
-        runs = folder / name
-        runs.mkdir()
+        runs = work / name
+        runs.mkdir(exist_ok=True)
         try:
             _, text_bytes = read_text(part, base, runs, files[name], workers)
         except CorpusError as error:
@@ -125,3 +128,21 @@ def _documents(
         groups = shards.slot_groups(text_bytes)
         found.append(shards.training_documents(runs, groups, part.held_out_one_in))
     return heapq.merge(*found, key=lambda text: hashlib.sha256(text).digest())
+
+
+def _hand_on(
+    spec: DataSpec, base: Path, data: Path, files: Mapping[str, list[InputFile]], work: Path
+) -> None:
+    """Give each source's corpus, which has the new tokenizer among its inputs, the digests of its other inputs and the
+    sorted runs of its text, where those are whole."""
+    parts = with_tokenizer(spec, base, data)
+    assert parts is not None  # its index was written
+    for name, part in parts.items():
+        (last,) = [one for one in input_files(part, base, data) if one.role == "tokenizer"]
+        inputs = write_index(part, base, data, [*files[name], hash_one(last, lambda done: None)])
+        corpus = corpus_name(part, inputs.digest)
+        folder = data / f".{corpus}.part"
+        if (work / name).exists() and not (data / corpus).exists() and not folder.exists():
+            folder.mkdir()
+            discard_other_work(folder)
+            os.rename(work / name, folder / RUNS)

@@ -26,7 +26,8 @@ from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading,
 from specs.data_inputs import InputFile, inputs_of
 from specs.humanize import several
 
-WORK = ("runs", "tokens")
+RUNS, TOKENS = "runs", "tokens"
+WORK = (RUNS, TOKENS)
 """Folders of what tasks have finished, which the corpus does not need."""
 _COPIED_AT_ONCE = 2**24
 
@@ -39,7 +40,7 @@ def build_text(
 
     CorpusError or DocumentError where too much of the text is malformed, or too little of it is there.
     """
-    _discard_other_work(part)
+    discard_other_work(part)
     ids = tokenizer.given(spec, base, part)
     runs, tokens = (part / name for name in WORK)
     for folder in (runs, tokens):
@@ -107,7 +108,7 @@ def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
         )
 
 
-def _discard_other_work(part: Path) -> None:
+def discard_other_work(part: Path) -> None:
     """Start anew where another version, which cuts the work into other tasks, began it."""
     sizes = (text_sources.PART_BYTES, shards.SHARD_BYTES)
     ours, note = f"isoplan {importlib.metadata.version('isoplan')}, tasks of {sizes}", part / "work.txt"

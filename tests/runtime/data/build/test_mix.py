@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from runtime.data import tokenizer
+from runtime.data.build import inputs, mix, shards
 from runtime.data.build.corpus import build
 from runtime.data.build.mix import build_sources
 from runtime.data.corpus import load_sources, tokens, verify_sources
-from runtime.data.errors import CorpusError
+from runtime.data.errors import CorpusError, KilledWorkerError
 from runtime.data.tokenizer import load
 from specs.data import Bbpe, DataSpec, FileText, MixCorpus, MixPart, MixText
 from specs.data_inputs import InputFileError
@@ -74,6 +76,33 @@ def test_a_tokenizer_is_trained_on_all_sources_and_found_again(tmp_path: Path) -
     assert not list((tmp_path / "data").glob(".*.part"))
 
 
+def test_text_is_hashed_and_read_once_for_a_tokenizer_and_its_corpora(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the build is interrupted after the tokenizer is there."""
+    read, hashed = list[str](), list[str]()
+    read_task, hash_one = shards._read, inputs.hash_one
+    monkeypatch.setattr(shards, "_read", lambda task, report: (read.append("x"), read_task(task, report))[1])
+    monkeypatch.setattr(
+        inputs, "hash_one", lambda one, report: (hashed.append(one.path.name), hash_one(one, report))[1]
+    )
+    mixes.write_texts(tmp_path)
+    spec = mixes.spec(tokenizer=Bbpe(kind="bbpe", vocab=340))
+    for module, name in ((tokenizer, "trained"), (mix, "_hand_on")):
+        with monkeypatch.context() as broken:
+            broken.setattr(module, name, killed)
+            with pytest.raises(KilledWorkerError):
+                built(spec, tmp_path)
+    sources = built(spec, tmp_path)
+    assert (len(read), sorted(hashed)) == (3, ["code.jsonl", "math.jsonl", "web.jsonl"])
+    assert not list((tmp_path / "data").glob(".*.part"))
+    assert [corpus.reading.records for corpus in sources.corpora.values() if corpus.reading] == [60, 30, 20]
+
+
+def killed(*_: object) -> None:
+    raise KilledWorkerError("killed")
+
+
 def test_text_that_changed_is_another_mix(tmp_path: Path) -> None:
     spec, sources = mixes.spec(tokenizer=Bbpe(kind="bbpe", vocab=340)), mixes.built(tmp_path)
     before = built(spec, tmp_path)
@@ -110,7 +139,7 @@ def test_a_source_that_is_there_twice_or_too_small_is_refused(
 def test_a_missing_file_is_refused_at_its_source(tmp_path: Path) -> None:
     mixes.write_texts(tmp_path)
     (tmp_path / "math.jsonl").unlink()
-    for tokenizer in (mixes.spec().tokenizer, Bbpe(kind="bbpe", vocab=340)):
+    for asked in (mixes.spec().tokenizer, Bbpe(kind="bbpe", vocab=340)):
         with pytest.raises(InputFileError) as caught:
-            built(mixes.spec(tokenizer=tokenizer), tmp_path)
+            built(mixes.spec(tokenizer=asked), tmp_path)
         assert caught.value.field == "text.parts.math.text.paths.0"
