@@ -37,9 +37,10 @@ def show(plan: Plan, path: Path, console: Console) -> None:
     head += f"seal {plan.seal[:16]}"
     console.print(head, highlight=False)
     console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
-    mix = plan.runs[-1].run.mix
-    if plan.phase == "pilots" and mix is not None:
-        console.print(f"mix     {mix_text(mix)} in the largest; of every run the same shares", soft_wrap=True)
+    last = plan.runs[-1].run
+    if plan.phase == "pilots" and last.mix is not None:
+        alike = f"of {last.optim.steps:,}; every run reads the same shares, for the same shares of its steps"
+        console.print(f"mix     {mix_text(last.mix)} {alike}", highlight=False, soft_wrap=True)
     if plan.layouts is not None:
         console.print(_layout_table(plan.layouts))
         console.print(_nearest_miss(plan.layouts), highlight=False)

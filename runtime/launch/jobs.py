@@ -244,13 +244,15 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
         write = "write source: files with paths in the budget, then: isoplan data BUDGET; plan BUDGET"
         yield MissingResource("run.data", what, write)
         return
-    manifest = workspace.data / data.corpus / "manifest.json"
     source = request.document if request.field else "BUDGET"
-    if not manifest.exists():
+    folders = _corpora(request.run, workspace)
+    gone = next((folder for folder in folders if not (folder / "manifest.json").exists()), None)
+    if gone is not None:
         yield MissingResource(
-            "run.data", f"the run's corpus {manifest.parent} is missing", f"run: isoplan data {source}"
+            "run.data", f"the run's corpus {gone} is missing", f"run: isoplan data {source}"
         )
         return
+    manifest = workspace.data / data.corpus / "manifest.json"
     corpus = load(manifest, Corpus) if request.run.mix is None else load(manifest, MixCorpus)
     if corpus.digest != data.digest:
         holds = f"{manifest.parent} holds {str(corpus.digest)[:16]}"
@@ -258,6 +260,15 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
         yield MissingResource(
             "run.data", what, "restore that text, or plan the budget again under another name"
         )
+
+
+def _corpora(run: RunSpec, workspace: Workspace) -> Iterator[Path]:
+    """Folders of the run's corpus, and of those of a mix's sources."""
+    folder = workspace.data / run.data.corpus
+    yield folder
+    if run.mix is not None:
+        sources = load(folder / "manifest.json", MixCorpus).sources
+        yield from (workspace.data / ref.corpus for ref in sources.values())
 
 
 def _missing_space(requests: Sequence[RunRequest], workspace: Workspace) -> str:
