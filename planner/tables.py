@@ -39,7 +39,9 @@ def show(plan: Plan, path: Path, console: Console) -> None:
     console.print(_run_table(plan) if plan.phase == "pilots" else _run_details(plan))
     last = plan.runs[-1].run
     if plan.phase == "pilots" and last.mix is not None:
-        alike = f"of {last.optim.steps:,}; every run reads the same shares, for the same shares of its steps"
+        alike = (
+            f"({last.optim.steps:,} steps; every run reads these shares, for the same shares of its steps)"
+        )
         console.print(f"mix     {mix_text(last.mix)} {alike}", highlight=False, soft_wrap=True)
     if plan.layouts is not None:
         console.print(_layout_table(plan.layouts))

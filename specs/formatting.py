@@ -10,7 +10,7 @@ from specs.law import Band, Interval, LossLaw, Monomial, Optimum
 
 if TYPE_CHECKING:  # see specs/report/__init__.py
     from specs.layout import Layout
-    from specs.mix import Mix
+    from specs.mix import Mix, MixPhase
     from specs.model import ModelSpec
     from specs.plan import HyperAdvice
 
@@ -133,13 +133,13 @@ def shape(model: "ModelSpec") -> str:
 
 def mix_text(mix: "Mix") -> str:
     """The shares of a mix's phases: `web 70 %, code 30 %; from step 900 web 20 %, code 80 %`."""
-    first, *later = (
-        _shares_text({name: phase.share(name) for name in phase.samples}) for phase in mix.phases
-    )
-    starts = (phase.from_step for phase in mix.phases[1:])
-    return "; ".join(
-        [first, *(f"from step {start:,} {text}" for start, text in zip(starts, later, strict=True))]
-    )
+    return "; ".join(map(mix_phase_text, mix.phases))
+
+
+def mix_phase_text(phase: "MixPhase") -> str:
+    """The shares of a phase, and where it begins unless that is the start."""
+    text = _shares_text({name: phase.share(name) for name in phase.samples})
+    return f"from step {phase.from_step:,} {text}" if phase.from_step else text
 
 
 def evaluation_mix_text(mix: "Mix") -> str:

@@ -116,7 +116,7 @@ def text_of(line: LedgerRecord | TableRunRecord) -> str:
     """
     if isinstance(line, LedgerRecord):
         data = (line.run.data.digest or line.run.data.corpus)[:16]
-        return data if line.run.mix is None else f"{data} mixed {line.run.mix.shares_digest}"
+        return data if line.run.mix is None else f"{data} mixed {line.run.mix.shares_digest()}"
     return line.text or line.table
 
 

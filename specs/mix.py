@@ -117,7 +117,6 @@ class Mix(Spec):
         """The source's share of the held-out loss."""
         return self.evaluation[source] / sum(self.evaluation.values())
 
-    @property
     def shares_digest(self) -> str:
         """16 digits that name its shares and weights, wherever in a run its phases begin."""
         parts = [self.evaluation, *(phase.samples for phase in self.phases)]

@@ -17,11 +17,11 @@ from pydantic.fields import FieldInfo
 from specs.document.base import Spec
 from specs.document.quantity import Quantity
 from specs.exit_codes import InputError
-from specs.formatting import layout_text, memory, mix_text, monomial_text, shape_text
+from specs.formatting import layout_text, memory, mix_phase_text, mix_text, monomial_text, shape_text
 from specs.humanize import Losses, count, duration, energy
 from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
-from specs.mix import Mix
+from specs.mix import Mix, MixPhase
 from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
@@ -319,6 +319,8 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
             return f"{layout}: {value.step_s:.4g} s a step, MFU {mfu}, {memory(value.memory_bytes)}"
         case Mix():
             return mix_text(value)
+        case MixPhase():
+            return mix_phase_text(value)
         case Milestone():
             return f"x {value.factor:g} after step {value.step:,}"
         case tuple():
@@ -335,7 +337,7 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
 def _format_tuple(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
-    if isinstance(values[0], Spec | dict) and not isinstance(values[0], Milestone | Layout):
+    if isinstance(values[0], Spec | dict) and not isinstance(values[0], Milestone | Layout | MixPhase):
         return f"{len(values)} entries; name one of them, like {'.'.join(path)}.0"
     if len(values) > _MAX_INLINE:
         return f"{len(values)} values, {format_value(values[0], path)} to {format_value(values[-1], path)}"

@@ -270,6 +270,14 @@ def _provenance(case: Case) -> Iterator[tuple[str, str]]:
     if plan.bytes_per_token is not None:
         tokens += f", {plan.bytes_per_token:.3f} bytes per held-out token"
     yield "data", tokens
+    for name, text in plan.sources.items():
+        of_source = f"{text.unique_tokens:,} unique training tokens"
+        if text.bytes_per_token is not None:
+            of_source += f", {text.bytes_per_token:.3f} bytes per held-out token"
+        yield f"source {name}", of_source
+    mix = plan.runs[-1].run.mix
+    if mix is not None:
+        yield "mix", f"{mix_text(mix)}; held-out loss: {evaluation_mix_text(mix)}"
     yield "law", f"{plan.law.name}: {plan.law.source}"
     if plan.table is not None:
         yield "table", join((f"{plan.table.path}, SHA-256 ", tag("code", plan.table.sha256)))

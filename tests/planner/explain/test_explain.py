@@ -9,6 +9,7 @@ import pytest
 
 import isoplan.cli
 from planner.explain.answer import Explanation, explain, reason_of
+from planner.explain.diff import diff
 from planner.explain.fields import (
     SHORT_NAMES,
     NoFieldError,
@@ -21,7 +22,8 @@ from planner.plan import make_plan
 from planner.tables import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
 from specs.law import RateCheck
-from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan
+from specs.mix import Mix, MixPhase
+from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan, SourceText
 from specs.plan_file import save_plan
 from tests.support import examples, samples
 from tests.support.paths import SPECS
@@ -63,7 +65,26 @@ def compared() -> LayoutChoice:
 
 LAID_OUT = samples.sealed(samples.plan(), layouts=compared())
 ON_A_TABLE = make_plan(inputs_of(SPECS / "budget_table.yaml", Path("plans/budget_table"), Path("data")))
+MIX = Mix(
+    phases=(
+        MixPhase(from_step=0, samples={"web": 7, "code": 3}),
+        MixPhase(from_step=90, samples={"web": 1, "code": 4}),
+    ),
+    evaluation={"web": 1, "code": 1},
+)
+
+
+def on_a_mix(mix: Mix) -> Plan:
+    """The sample plan on a mix."""
+    planned = LAID_OUT.runs[-1]
+    run = planned.run.model_copy(update={"mix": mix})
+    texts = {name: SourceText(unique_tokens=10**4, bytes_per_token=1.0) for name in mix.sources}
+    return samples.sealed(LAID_OUT, runs=(planned.model_copy(update={"run": run}),), sources=texts)
+
+
+ON_A_MIX = on_a_mix(MIX)
 PLANS = {
+    "on a mix": ON_A_MIX,
     "frontier": FRONTIER,
     "fitted": FITTED,
     "pilots": PILOTS,
@@ -95,6 +116,22 @@ def test_a_plan_on_a_table_names_the_table_and_has_no_curve() -> None:
     assert "family llama" in explain(ON_A_TABLE, "allocation").decided_by
     [row] = [value for name, value in rows(ON_A_TABLE) if name == "evidence"]
     assert row.startswith("25 runs of example_runs.csv, 3.0e+17 to 3.0e+19 FLOP; held-out error: ")
+
+
+def test_a_mix_says_shares_and_epochs_of_its_sources() -> None:
+    told = explain(ON_A_MIX, "mix")
+    assert told.value_text == "web 70 %, code 30 %; from step 90 code 80 %, web 20 %"
+    assert "whole samples of a period of at most 100,000" in str(told.equation)
+    assert told.evidence[1] == "web: 0.65 of the tokens, 6.66 epochs over 10,000 unique tokens"
+    shown = dict(rows(ON_A_MIX))
+    assert shown["mix"] == told.value_text
+    assert shown["sources"] == "web 65.0 %, 6.66 epochs; code 35.0 %, 3.58 epochs"
+    assert shown["evaluation"] == "mean over code 50 %, web 50 %"
+    for label in shown:
+        assert find_field(ON_A_MIX, label).name, label
+    other = on_a_mix(MIX.model_copy(update={"phases": MIX.phases[:1]}))
+    (difference,) = diff(ON_A_MIX, other)
+    assert (difference.field, difference.text_after) == ("run.mix.phases", "web 70 %, code 30 %")
 
 
 def test_the_papers_learning_rate_and_batch() -> None:
