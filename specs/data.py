@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from specs.document.base import Fingerprint, Sha256, Slug, Spec, canonical_json
 from specs.document.quantity import Tokens
@@ -97,34 +97,39 @@ class MixText(Spec):
     evaluation: dict[Slug, Weight] | None = None
     """Share of each source in the held-out loss, which is what is forecast; null is its share of the whole run."""
 
-    @model_validator(mode="after")
-    def _weights(self) -> Self:
+    @field_validator("parts")
+    @classmethod
+    def _weighted_alike(cls, parts: dict[str, MixPart]) -> dict[str, MixPart]:
         check_weights(
-            {name: part.share for name, part in self.parts.items()},
-            {name: part.epochs for name, part in self.parts.items()},
+            {name: part.share for name, part in parts.items()},
+            {name: part.epochs for name, part in parts.items()},
         )
-        for weights in [self.evaluation or {}, *(phase.weights for phase in self.phases)]:
-            if unknown := weights.keys() - self.parts.keys():
-                raise ValueError(
-                    f"there is no source {min(unknown)}; write names of parts: {', '.join(self.parts)}"
-                )
-        if self.evaluation is not None:
-            check_weights(self.evaluation, {})
-        weighted = [part.share or part.epochs for part in self.parts.values()]
-        for name, weight in zip(self.parts, weighted, strict=True):
-            if not weight and not any(phase.weights.get(name) for phase in self.phases):
-                raise ValueError(f"no phase reads {name}; remove it, or give it a weight above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _all_or_none_declared(self) -> Self:
-        declared = [name for name, part in self.parts.items() if isinstance(part.text, DeclaredText)]
-        if 0 < len(declared) < len(self.parts):
-            other = next(name for name in self.parts if name not in declared)
+        declared = [name for name, part in parts.items() if isinstance(part.text, DeclaredText)]
+        if 0 < len(declared) < len(parts):
+            other = next(name for name in parts if name not in declared)
             raise ValueError(
                 f"{declared[0]} is only declared, and {other} is not; declare all sources to plan without text, or "
                 "give the files of all"
             )
+        return parts
+
+    @field_validator("phases", "evaluation")
+    @classmethod
+    def _of_known_sources(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.field_name == "evaluation" and value is not None:
+            check_weights(value, {})
+        maps = [one.weights for one in value] if info.field_name == "phases" else [value or {}]
+        parts = info.data.get("parts", {})
+        unknown = next((name for weights in maps for name in weights if parts and name not in parts), None)
+        if unknown is not None:
+            raise ValueError(f"there is no source {unknown}; write names of parts: {', '.join(parts)}")
+        return value
+
+    @model_validator(mode="after")
+    def _all_are_read(self) -> Self:
+        for name, part in self.parts.items():
+            if not (part.share or part.epochs or any(phase.weights.get(name) for phase in self.phases)):
+                raise ValueError(f"no phase reads {name}; remove it, or give it a weight above 0")
         return self
 
 
