@@ -79,9 +79,11 @@ def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse)
         samples = _samples(phase.weights, phase.share is not None, unique_tokens, at, refuse)
         phases.append((phase.start, samples))
     planned = PlannedMix(tuple(phases), dict.fromkeys(text.parts, 1), dict(unique_tokens))
-    field = "data.text.parts" if text.evaluation is None else "data.text.evaluation"
-    shares = planned.shares if text.evaluation is None else text.evaluation
-    evaluation = dict.fromkeys(text.parts, 0) | _samples(shares, True, unique_tokens, field, refuse)
+    shares = text.evaluation
+    if shares is None:  # of a source that is hardly ever read too
+        shares = {name: max(share, 2 / PERIOD) for name, share in planned.shares.items()}
+    evaluation = _samples(shares, True, unique_tokens, "data.text.evaluation", refuse)
+    evaluation = dict.fromkeys(text.parts, 0) | evaluation
     return PlannedMix(tuple(phases), evaluation, dict(unique_tokens))
 
 

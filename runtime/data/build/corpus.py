@@ -39,27 +39,35 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
     found = find_corpus(spec, base, data)
     if isinstance(found, Corpus):
         return load_corpus(data, found.name)
+    with disk_errors(data):
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            with open_workers(console, processes) as workers:
+                files = hash_inputs(spec, base, data, workers)
+                before = read_index(spec, base, data)
+                name = corpus_name(spec, write_index(spec, base, data, files).digest)
+                if before is not None and before.corpus != name:  # what a killed build of other contents left
+                    shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
+                with only_builder(data, name):
+                    _build_then_rename(data / name, spec, base, files, workers)
+        except KilledWorkerError:
+            raise
+        except (CorpusError, DocumentError):
+            index_path(spec, base, data).unlink(missing_ok=True)
+            raise
+    return load_corpus(data, name)
+
+
+@contextmanager
+def disk_errors(data: Path) -> Iterator[None]:
+    """CorpusError in place of an OSError: a folder or a disk that is not as it should be."""
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        with open_workers(console, processes) as workers:
-            files = hash_inputs(spec, base, data, workers)
-            before = read_index(spec, base, data)
-            name = corpus_name(spec, write_index(spec, base, data, files).digest)
-            if before is not None and before.corpus != name:  # what a killed build of other contents left
-                shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
-            with only_builder(data, name):
-                _build_then_rename(data / name, spec, base, files, workers)
-    except KilledWorkerError:
-        raise
-    except (CorpusError, DocumentError):
-        index_path(spec, base, data).unlink(missing_ok=True)
-        raise
+        yield
     except OSError as error:
         remedy = "make it readable" if isinstance(error, PermissionError) else "free disk space"
         raise CorpusError(
             f"{error.filename or data}: {error.strerror}; {remedy} or choose another folder"
         ) from None
-    return load_corpus(data, name)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from runtime.data import tokenizer
 from runtime.data.build import shards
-from runtime.data.build.corpus import build, only_builder
+from runtime.data.build.corpus import build, disk_errors, only_builder
 from runtime.data.build.inputs import hash_inputs, hash_one
 from runtime.data.build.text import RUNS, discard_other_work, read_text
 from runtime.data.build.workers import Workers, open_workers
@@ -35,19 +35,21 @@ def build_sources(
 ) -> Sources:
     """The corpora of this spec under `data`, built where they are missing; errors as in `build`, and CorpusError where
     two sources are one."""
+    if not isinstance(spec.text, MixText):
+        return Sources({"": build(spec, base, data, console, processes)})
     found = find_sources(spec, base, data)
     if isinstance(found, Sources):
         return load_sources(data, found.ref.corpus)
     _check_files(spec, base, data)
-    if isinstance(spec.tokenizer, Bbpe) and isinstance(spec.text, MixText):
-        with open_workers(console, processes) as workers:
+    if isinstance(spec.tokenizer, Bbpe):
+        with disk_errors(data), open_workers(console, processes) as workers:
             _train(spec, base, data, workers)
     parts = with_tokenizer(spec, base, data)
     assert parts is not None  # the tokenizer is there
     built = {name: _build_part(name, part, base, data, console, processes) for name, part in parts.items()}
+    _check_different(built)
     sources = Sources(built)
-    if "" not in built:
-        _check_different(built)
+    with disk_errors(data):
         write_json(data / sources.ref.corpus / "manifest.json", sources.manifest)
     return sources
 
@@ -55,12 +57,11 @@ def build_sources(
 def _build_part(
     name: str, part: DataSpec, base: Path, data: Path, console: Console, processes: int | None
 ) -> Corpus:
-    if name:
-        console.print(f"building source {name}", highlight=False)
+    console.print(f"building source {name}", highlight=False)
     try:
         return build(part, base, data, console, processes)
     except CorpusError as error:
-        raise type(error)(f"{name}: {error}" if name else str(error)) from None
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _check_files(spec: DataSpec, base: Path, data: Path) -> None:

@@ -98,6 +98,8 @@ def test_phases_begin_at_the_same_share_of_every_run() -> None:
 def test_the_evaluation_may_have_a_mix_of_its_own() -> None:
     planned = mix_of(shares(web=0.9, code=0.1), evaluation={"code": 1.0})
     assert planned.evaluation == {"web": 0, "code": 1}
+    rare = mix_of(shares(web=1.0, code=0.0), WeightsFrom(start=0.99, share={"web": 0.99999, "code": 1e-5}))
+    assert rare.evaluation == {"web": 49_999, "code": 1}
 
 
 def test_a_phase_out_of_order_or_a_share_of_no_sample_is_refused() -> None:
