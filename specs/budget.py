@@ -192,7 +192,8 @@ class Budget(Spec):
     data: DataSpec
     """The text to train on."""
     epochs: float = Field(default=4.0, ge=1)
-    """Most passes over the unique tokens. Four are worth 3.73 fresh ones (Muennighoff et al., arXiv 2305.16264)."""
+    """Most passes over the unique tokens, of a mix over those of any source. Four are worth 3.73 fresh ones
+    (Muennighoff et al., arXiv 2305.16264)."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of parameters and activations."""
     seed: int = Field(default=0, ge=0, lt=2**32)
