@@ -13,6 +13,7 @@ from specs.document.base import Spec
 from specs.formatting import listed_members, member_name
 from specs.humanize import several
 from specs.law import Band, FormScore, Interval, LawFit, Monomial
+from specs.mix import Mix
 from specs.plan import Forecast, HyperAdvice, LayoutChoice, LayoutEstimate, NoForecast, Plan, PlannedRun
 
 Group = Literal["budget", "evidence", "runs", "shape", "schedule", "layout", "cost", "forecast", "document"]
@@ -29,7 +30,7 @@ GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
 )
 """The groups in order, each with the path prefixes that belong to it (of a run: below the run). The longest wins."""
 
-_COMPARED_WHOLE = (Band, Interval, Monomial, LayoutEstimate)
+_COMPARED_WHOLE = (Band, Interval, Monomial, LayoutEstimate, Mix)
 """Specs that are compared and printed as a whole."""
 _SKIPPED = ("title", "seal", "sha256")
 """Fields that change whenever anything else does."""

@@ -17,7 +17,15 @@ from pydantic.fields import FieldInfo
 from specs.document.base import Spec
 from specs.document.quantity import Quantity
 from specs.exit_codes import InputError
-from specs.formatting import layout_text, memory, mix_phase_text, mix_text, monomial_text, shape_text
+from specs.formatting import (
+    evaluation_mix_text,
+    layout_text,
+    memory,
+    mix_phase_text,
+    mix_text,
+    monomial_text,
+    shape_text,
+)
 from specs.humanize import Losses, count, duration, energy
 from specs.law import Band, Interval, Monomial
 from specs.layout import Layout
@@ -318,7 +326,7 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
             layout = layout_text(value.layout)
             return f"{layout}: {value.step_s:.4g} s a step, MFU {mfu}, {memory(value.memory_bytes)}"
         case Mix():
-            return mix_text(value)
+            return f"{mix_text(value)}; held-out loss: {evaluation_mix_text(value)}"
         case MixPhase():
             return mix_phase_text(value)
         case Milestone():

@@ -120,18 +120,20 @@ def test_a_plan_on_a_table_names_the_table_and_has_no_curve() -> None:
 
 def test_a_mix_says_shares_and_epochs_of_its_sources() -> None:
     told = explain(ON_A_MIX, "mix")
-    assert told.value_text == "web 70 %, code 30 %; from step 90 code 80 %, web 20 %"
+    shares = "web 70 %, code 30 %; from step 90 code 80 %, web 20 %"
+    assert told.value_text == f"{shares}; held-out loss: code 50 %, web 50 %"
     assert "whole samples of a period of at most 100,000" in str(told.equation)
     assert told.evidence[1] == "web: 0.65 of the tokens, 6.66 epochs over 10,000 unique tokens"
     shown = dict(rows(ON_A_MIX))
-    assert shown["mix"] == told.value_text
+    assert shown["mix"] == shares == explain(ON_A_MIX, "mix.phases").value_text
     assert shown["sources"] == "web 65.0 %, 6.66 epochs; code 35.0 %, 3.58 epochs"
     assert shown["evaluation"] == "mean over code 50 %, web 50 %"
     for label in shown:
         assert find_field(ON_A_MIX, label).name, label
     other = on_a_mix(MIX.model_copy(update={"phases": MIX.phases[:1]}))
     (difference,) = diff(ON_A_MIX, other)
-    assert (difference.field, difference.text_after) == ("run.mix.phases", "web 70 %, code 30 %")
+    assert difference.field == "run.mix"
+    assert difference.text_after == "web 70 %, code 30 %; held-out loss: code 50 %, web 50 %"
 
 
 def test_the_papers_learning_rate_and_batch() -> None:
