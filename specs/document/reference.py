@@ -82,7 +82,9 @@ def _index() -> str:
 
 def _page(kind: str) -> str:
     top = type_of(kind)
-    titles = dict(_titles(top, ""))
+    titles: Titles = {}
+    for spec, title in _titles(top, ""):
+        titles.setdefault(spec, title)  # of a part that several keys hold, the first is its place
     source = f"{top.__module__.replace('.', '/')}.py"
     parts = [f"# Document: {kind}", _markdown(inspect.getdoc(top) or "")]
     parts += [f"Declared in `{source}`; JSON Schema: `specs/schema/{kind}.json`.", _keys(top, titles)]
