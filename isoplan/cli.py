@@ -34,6 +34,16 @@ def _start(script: str) -> None:
     if hidden_by is not None:
         sys.stderr.write(f"{hidden_by}\n")
         raise SystemExit(2)  # specs.exit_codes.BAD_INPUT, which may be hidden
-    from isoplan.verbs import app_of
+    from runtime.launch.stop import INTERRUPTED, STOP
+    from specs.exit_codes import RESUME
 
-    app_of(script)(prog_name=script)
+    with STOP.listen():
+        try:
+            from isoplan.verbs import app_of
+
+            app_of(script)(prog_name=script)
+        except BaseException as error:
+            if isinstance(error, SystemExit) or not STOP.received:
+                raise
+            sys.stderr.write(f"{INTERRUPTED}\n")
+            raise SystemExit(RESUME) from None

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from runtime.launch.stop import INTERRUPTED, STOP
 from specs.exit_codes import BAD_INPUT, INTERNAL_ERROR, RESUME, InputError, internal_error
 from specs.extras import as_input_error
 from specs.version import Version
@@ -122,7 +123,10 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The verb that was typed, as name, command and arguments."""
         name, listed, rest = super().resolve_command(ctx, args)
-        return name, None if listed is None else verb_command(str(name)), rest
+        try:
+            return name, None if listed is None else verb_command(str(name)), rest
+        except KeyboardInterrupt:  # of which click would say "Aborted!"
+            _die(INTERRUPTED, RESUME)
 
 
 def app_of(script: str) -> typer.Typer:
@@ -177,10 +181,12 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
         except InputError as error:
             _die(str(error), BAD_INPUT)
         except KeyboardInterrupt:
-            _die("interrupted; rerun the same command to resume", RESUME)
+            _die(INTERRUPTED, RESUME)
         except typer.Exit:
             raise
         except Exception as error:
+            if STOP.received:  # the interrupt came out of foreign code as another error
+                _die(INTERRUPTED, RESUME)
             if (refusal := as_input_error(error, name)) is not None:
                 _die(str(refusal), BAD_INPUT)
             if options.get("debug"):

@@ -19,6 +19,7 @@ from runtime.launch.jobs import RunRequest, check_runs, data_of, from_plan, prep
 from runtime.launch.local import Job, Outcome, launch
 from runtime.launch.machine import Machine
 from runtime.launch.progress import ProgressDisplay
+from runtime.launch.stop import STOP
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget, Pilots
 from specs.data_inputs import InputFileError
@@ -52,6 +53,8 @@ class RunResults:
     requests: tuple[RunRequest, ...]
     outcomes: tuple[Outcome, ...]
     """One for each run that was not finished before."""
+    stopped: bool = False
+    """Whether a stop was requested while they ran: nothing more may start, even if all of them have finished."""
 
     @property
     def exit_code(self) -> int:
@@ -59,7 +62,7 @@ class RunResults:
         failed = [o for o in self.outcomes if o.state == "failed"]
         if failed:
             return BAD_INPUT if all(o.rank_code == BAD_INPUT for o in failed) else INTERNAL_ERROR
-        return OK if all(o.state == "finished" for o in self.outcomes) else RESUME
+        return OK if all(o.state == "finished" for o in self.outcomes) and not self.stopped else RESUME
 
 
 def rank_command(data: Path) -> Callable[[Job], list[str]]:
@@ -91,7 +94,9 @@ def run_all(driver: Driver, requests: Sequence[RunRequest]) -> RunResults:
     slots = driver.machine.slots(on_gpu=todo[0].on_gpu, limit=driver.limit)
     with ProgressDisplay(driver.console, jobs, len(slots)) as board:
         outcomes = launch(jobs, slots, rank_command(driver.workspace.data.absolute()), board)
-    return RunResults(tuple(requests), tuple(outcomes))
+    if STOP.received and all(one.state == "finished" for one in outcomes):
+        driver.say("stopped when these runs had finished; rerun the same command to continue")
+    return RunResults(tuple(requests), tuple(outcomes), stopped=STOP.received > 0)
 
 
 @dataclass(frozen=True)
@@ -226,6 +231,8 @@ def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:
     """The next plan of a budget, from `isoplan plan` in a process of its own: the runtime imports no planner."""
     argv = [sys.executable, "-P", "-m", "isoplan", "plan", str(budget), "--json"]
     done = subprocess.run(argv, cwd=driver.workspace.path, capture_output=True, text=True, check=False)
+    if done.returncode == RESUME:  # a Ctrl-C that only it has heard of
+        raise KeyboardInterrupt
     if done.returncode == BAD_INPUT:
         raise RefusedError(done.stderr.strip())
     if done.returncode != 0:

@@ -75,6 +75,14 @@ class Start(Spec):
     """Seconds that they took the first time."""
     newest_step: int = Field(default=0, ge=0)
     """Step of the newest checkpoint at the start, complete or not; a newer one later was saved by this segment."""
+    unrecorded_steps: int = Field(default=0, ge=0)
+    """Steps just before it that are in no line of metrics.jsonl: the folder was copied while it trained."""
+
+    @property
+    def unrecorded(self) -> range:
+        """These steps."""
+        return range(self.from_step - self.unrecorded_steps + 1, self.from_step + 1)
+
     execution: Execution
     """Layout, kernels, checkpoint interval."""
     kernels: dict[str, str]

@@ -87,7 +87,7 @@ class Slurm(Spec):
     min_nodes: int | None = Field(default=None, ge=1)
     """Start on as few nodes as this where no more are free, under the best layout for them; null waits for all."""
     pilots_at_once: int = Field(default=64, ge=1)
-    """Most pilots that run at once."""
+    """Most runs of a plan that are at work at once, in all of its arrays together."""
     retries: int = Field(default=3, ge=0)
     """Retries of a crashed run that wrote no new checkpoint since the last start."""
     modules: tuple[Line, ...] = ()

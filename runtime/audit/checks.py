@@ -47,6 +47,15 @@ class _RunRecords:
     evals: Sequence[EvalLine]
     skipped: Sequence[SkippedRange]
 
+    @property
+    def unrecorded(self) -> set[int]:
+        """Steps that a Start record says are in no line, and that are in none."""
+        return _unrecorded(self.starts) - {line.step for line in self.metrics}
+
+
+def _unrecorded(starts: Sequence[Start]) -> set[int]:
+    return {step for start in starts for step in start.unrecorded}
+
 
 def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     """Audit a run's folder against its plan; `unfinished` while the record has no End line."""
@@ -70,7 +79,7 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         if all(check.ok for check in checks)
         else "rejected",
         loss=evals[-1].loss if end is not None and evals else None,
-        steps=len(metrics),
+        steps=len(metrics) + len(_unrecorded(starts) - {line.step for line in metrics}),
         seconds=sum(line.seconds for line in timing),
         device_s=_device_s(starts, timing),
         tokens_per_s=median([line.tokens_per_s for line in timing]) if timing else 0.0,
@@ -130,10 +139,10 @@ def _checks(records: _RunRecords, planned: PlannedRun, seal: str) -> tuple[Check
         _spec(records, run.fingerprint()),
         _started_from_scratch(records),
         _sealed_before(records.starts, planned, seal),
-        _steps(records.metrics, run.optim.steps),
-        _tokens(records.metrics, planned, records.skipped),
+        _steps(records, run.optim.steps),
+        _tokens(records, planned),
         _learning_rates(records.metrics, planned),
-        _evaluations(records.evals, planned),
+        _evaluations(records, planned),
         _end(records.end, records.evals, run.optim.steps),
     )
 
@@ -167,21 +176,28 @@ def _sealed_before(starts: Sequence[Start], planned: PlannedRun, seal: str) -> C
     return Check(name="sealed before step 1", ok=ok, detail=detail)
 
 
-def _steps(metrics: Sequence[StepLine], planned: int) -> Check:
-    """Every step once, in order."""
-    gap = next((i for i, line in enumerate(metrics, start=1) if line.step != i), None)
+def _steps(records: _RunRecords, planned: int) -> Check:
+    """Every step once, in order, but for those that a Start record says are in no line."""
+    metrics, missing = records.metrics, records.unrecorded
+    due = [step for step in range(1, planned + 1) if step not in missing]
+    gap = next(
+        (i for i, (line, step) in enumerate(zip(metrics, due, strict=False), 1) if line.step != step), None
+    )
     detail = f"{len(metrics)} steps recorded, {planned} planned"
+    if missing:
+        detail += f", {len(missing)} in no line of a folder that was copied while it trained"
     if gap:
-        detail += f"; line {gap} of metrics.jsonl is not step {gap}"
-    return Check(name="steps", ok=gap is None and len(metrics) == planned, detail=detail)
+        detail += f"; line {gap} of metrics.jsonl is not step {due[gap - 1]}"
+    return Check(name="steps", ok=gap is None and len(metrics) == len(due), detail=detail)
 
 
-def _tokens(metrics: Sequence[StepLine], planned: PlannedRun, skipped: Sequence[SkippedRange]) -> Check:
+def _tokens(records: _RunRecords, planned: PlannedRun) -> Check:
     """Every step's tokens are its number times the batch; their sum is the planned one. Of a mix, how many samples of
     each source that took is recounted."""
     batch_tokens = planned.run.batch_tokens
-    wrong = next((line for line in metrics if line.tokens != line.step * batch_tokens), None)
-    counted = len(metrics) * batch_tokens
+    wrong = next((line for line in records.metrics if line.tokens != line.step * batch_tokens), None)
+    counted_steps = len(records.metrics) + len(records.unrecorded)
+    counted = counted_steps * batch_tokens
     compute_flop = counted * float(planned.run.model.flop_per_token)
     detail = f"{counted:,} tokens, {compute_flop:.4g} FLOP by the number of steps"
     if counted != planned.run.tokens:
@@ -190,7 +206,7 @@ def _tokens(metrics: Sequence[StepLine], planned: PlannedRun, skipped: Sequence[
         detail += f"; step {wrong.step} records {wrong.tokens:,} tokens"
     if planned.run.mix is not None:
         batch = planned.run.optim.batch_sequences
-        given = Sampler.of(planned.run.mix).given(len(metrics) + 1, batch, skipped)
+        given = Sampler.of(planned.run.mix).given(counted_steps + 1, batch, records.skipped)
         read = sum(given.values())
         detail += "; read, with what rollbacks skipped: " + ", ".join(
             f"{name} {count:,} of {read:,} samples ({count / read:.2%})" for name, count in given.items()
@@ -210,12 +226,14 @@ def _learning_rates(metrics: Sequence[StepLine], planned: PlannedRun) -> Check:
     return Check(name="schedule", ok=wrong is None, detail=detail)
 
 
-def _evaluations(evals: Sequence[EvalLine], planned: PlannedRun) -> Check:
+def _evaluations(records: _RunRecords, planned: PlannedRun) -> Check:
     """At every planned step, on the planned number of sequences."""
-    evaluation, steps = planned.run.evaluation, planned.run.optim.steps
+    evals, evaluation, steps = records.evals, planned.run.evaluation, planned.run.optim.steps
     every = evaluation.every_steps
     due = [(step, evaluation.sequences) for step in range(every, steps, every)]
     due.append((steps, evaluation.final_sequences))
+    missing = records.unrecorded - {line.step for line in evals}
+    due = [(step, sequences) for step, sequences in due if step not in missing]
     found = [(line.step, line.sequences) for line in evals]
     detail = f"{len(found)} recorded, {len(due)} planned"
     wrong = next(((f, d) for f, d in zip(found, due, strict=False) if f != d), None)

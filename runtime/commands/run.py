@@ -58,7 +58,20 @@ def run_command(
         bool, typer.Option("--dry-run", help="Show what would be done; start and write nothing.")
     ] = False,
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Use at most this many CPU cores or GPUs.", show_default="all")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Use at most this many CPU cores or GPUs.",
+            show_default="all; of a run spec, all cores or one GPU",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="With --slurm and a run spec: the cluster to queue it on.",
+            show_default=False,
+        ),
     ] = None,
     json: AsJson = False,
     debug: Debug = False,
@@ -79,18 +92,20 @@ def run_command(
     """
     if slurm and local:
         raise RefusedError("--slurm and --local exclude each other; drop one of them")
-    if slurm and devices is not None:
-        raise RefusedError("--devices: with --slurm the plan's layout sets the number of devices; drop it")
     if until_done and not slurm:
         raise RefusedError(
             "--until-done: without --slurm a budget is always run until it is done; drop it, or add --slurm"
         )
     document = load_document(file)
+    if slurm and devices is not None and not isinstance(document, RunSpec):
+        raise RefusedError("--devices: with --slurm the plan's layout sets the number of devices; drop it")
+    if cluster is not None and not (slurm and isinstance(document, RunSpec)):
+        raise RefusedError("--cluster is for a run spec on SLURM; a plan or a budget names its own; drop it")
     if not dry_run:
         require("run", SUBMIT if slurm else TRAIN)
     driver = Driver(Workspace(Path()), this_machine(), devices, Console(stderr=json))
     if slurm:
-        code = _run_slurm(driver, file, document, until_done, dry_run, json)
+        code = _run_slurm(driver, file, document, cluster, until_done, dry_run, json)
     elif isinstance(document, Budget):
         code = _run_budget(driver, file, document, dry_run, json)
     elif isinstance(document, Plan):
@@ -98,14 +113,21 @@ def run_command(
             driver, from_plan(document, file), dry_run, json, f"audit {shlex.quote(str(file))}"
         )
     elif isinstance(document, RunSpec):
-        code = _run_requests(driver, from_run(document, file, driver.machine), dry_run, json, "")
+        requests = from_run(document, file, driver.machine, devices)
+        code = _run_requests(driver, requests, dry_run, json, "")
     else:
         raise DocumentError(file, 1, 1, "this is not a budget, a plan or a run spec", "name one of these")
     raise typer.Exit(code)
 
 
 def _run_slurm(
-    driver: Driver, file: Path, document: Spec, until_done: bool, dry_run: bool, json: bool
+    driver: Driver,
+    file: Path,
+    document: Spec,
+    cluster: str | None,
+    until_done: bool,
+    dry_run: bool,
+    json: bool,
 ) -> int:
     from runtime.slurm import commands
 
@@ -113,17 +135,17 @@ def _run_slurm(
         if dry_run:
             return commands.preview_budget(driver, document, file, until_done, json)
         return commands.queue_budget(driver, document, file, until_done, json)
-    if not isinstance(document, Plan):
-        raise DocumentError(
-            file, 1, 1, "--slurm needs a cluster, which only a plan or a budget names", "name one of these"
-        )
     if until_done:
         raise RefusedError(
             f"{file}: --until-done continues the study of a budget; drop it, or name the budget"
         )
-    if dry_run:
-        return commands.preview_plan(driver, document, file, json)
-    return commands.queue_plan(driver, document, file, json)
+    if isinstance(document, Plan):
+        queue = commands.queue_of_plan(document, file)
+    elif isinstance(document, RunSpec):
+        queue = commands.queue_of_run(document, file, cluster, driver.limit)
+    else:
+        raise DocumentError(file, 1, 1, "this is not a budget, a plan or a run spec", "name one of these")
+    return commands.preview(driver, queue, json) if dry_run else commands.submit_queue(driver, queue, json)
 
 
 def audit_command(

@@ -16,8 +16,7 @@ from runtime.commands.options import AsJson, Debug, PlanFile
 from runtime.launch.machine import this_machine
 from runtime.run_folder.lookup import find_run
 from runtime.run_folder.workspace import RefusedError, Workspace
-from specs.cluster import Cluster
-from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load
+from specs.document.files import DocumentError, load
 from specs.document.write import print_json, write_yaml
 from specs.document.yaml_writer import yaml_text
 from specs.plan_file import load_plan
@@ -249,18 +248,18 @@ def _doctor_slurm(named: str | None, patience_min: float, out: Path | None, json
     """The exit code of `isoplan doctor --slurm`."""
     from runtime.doctor import cluster
     from runtime.doctor.local import check_output
-    from runtime.slurm.submit import ClusterFile
+    from runtime.slurm.submit import named_cluster_file
 
     if named is None:
         raise RefusedError(
             "--slurm: the cluster is not known; add --cluster with its file, or its name in the catalog"
         )
-    path = Path(named) if is_file(named) else catalog_path(Cluster, named)
-    base = load(path, Cluster) if is_file(named) else from_catalog(Cluster, named, None)
+    cluster_file = named_cluster_file(named)
+    base = cluster_file.cluster
     written = out or Path(f"{base.name}.measured.yaml")
     check_output(written)
     console = Console(stderr=json)
-    report = cluster.examine(ClusterFile(path, base), Workspace(Path()), 60 * patience_min, console)
+    report = cluster.examine(cluster_file, Workspace(Path()), 60 * patience_min, console)
     if not json:
         cluster.show(report, base, console)
     return _finish_doctor(report, written, console, json)

@@ -15,7 +15,7 @@ from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
 from runtime.slurm.sbatch_script import JobShape
 from runtime.slurm.site import SlurmSite, seconds_of
-from runtime.slurm.submit import ClusterFile
+from runtime.slurm.submit import ClusterFile, ignored_variables
 from specs.document.files import DocumentError
 from specs.humanize import duration, several
 
@@ -53,7 +53,7 @@ def message_and_remedy(error: RefusedError) -> tuple[str, str]:
 
 
 def _variables() -> Iterator[Finding]:
-    """Variables of a job that this shell is not in, and those that override the options of a batch script."""
+    """Variables of a job that this shell is not in, and those for sbatch, which are not used."""
     job = os.environ.get("SLURM_JOB_ID")
     inside = False
     if job is not None:
@@ -63,10 +63,9 @@ def _variables() -> Iterator[Finding]:
         yield Finding(True, f"this shell is inside job {job}; its variables are not passed on")
     else:
         yield check_variables(lambda name: _JOB_VARIABLES.match(name) is not None)
-    overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))
-    if overruling:
-        message = f"variables override the cluster file's options for sbatch: {', '.join(overruling)}"
-        yield Finding(False, message, "unset them unless this is intended", blocking=False)
+    ignored = ignored_variables()
+    if ignored:
+        yield Finding(False, ignored, "write what they set into its slurm section", blocking=False)
 
 
 def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:

@@ -91,11 +91,18 @@ def _why_cancelled(job: str, records: Sequence[RecordLine]) -> str:
 
 
 def why_not_running(
-    folder: RunFolder, records: Sequence[RecordLine], job: str, end: str | None, *, cancelled: bool = False
+    folder: RunFolder,
+    records: Sequence[RecordLine],
+    job: str,
+    end: str | None,
+    *,
+    cancelled: bool = False,
+    script_failure: str = "",
 ) -> tuple[State, str]:
     """The state of an unfinished run that no process trains, and why it ended.
 
-    `job` is its SLURM job, empty for a local run, and `end` SLURM's final state of that job.
+    `job` is its SLURM job, empty for a local run, `end` SLURM's final state of that job, and `script_failure` what its
+    batch script says of a failure; the ranks' own word counts for more.
     """
     if cancelled:
         return "cancelled", _why_cancelled(job, records)
@@ -106,7 +113,7 @@ def why_not_running(
         return ("failed" if crashed else "stopped"), ": ".join(part for part in (job_end, last) if part)
     error = _logged_error(folder.log, records[-1].time if records else 0.0)
     if error or (end is not None and end.startswith(_FAILED)):
-        return "failed", ": ".join(part for part in (job_end, error) if part)
+        return "failed", ": ".join(part for part in (job_end, error or script_failure) if part)
     if not records and not job:
         return "not started", ""
     step = (last_line(folder.metrics_jsonl) or {}).get("step", 0)

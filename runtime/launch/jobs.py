@@ -132,23 +132,26 @@ def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | Non
     return cluster.device.peak_bf16 if planned.run.precision == "bf16" else cluster.device.peak_fp32
 
 
-def from_run(run: RunSpec, path: Path, machine: Machine) -> list[RunRequest]:
-    """A bare run spec on one device: a GPU where there is one, else one process with all cores."""
-    batch = run.optim.batch_sequences
+def from_run(run: RunSpec, path: Path, machine: Machine, limit: int | None) -> list[RunRequest]:
+    """A bare run spec, with at most `limit` devices: one process with the CPU cores, or one GPU, and with a limit data
+    parallelism over as many as the batch divides by."""
+    batch, gpus = run.optim.batch_sequences, len(machine.gpus)
+    dp = max(size for size in range(1, min(limit or 1, gpus or 1) + 1) if batch % size == 0)
+    share = batch // dp
     micro_batches = [
-        size for size in range(1, batch + 1) if batch % size == 0 and size * run.model.context <= _PASS_TOKENS
+        size for size in range(1, share + 1) if share % size == 0 and size * run.model.context <= _PASS_TOKENS
     ]
     execution = Execution(
-        device="cuda" if machine.gpus else "cpu",
+        device="cuda" if gpus else "cpu",
         layout=Layout(
-            dp=1,
+            dp=dp,
             pp=1,
             tp=1,
             sequence_parallel=False,
             micro_batch_sequences=max(micro_batches, default=1),
             recompute="none",
         ),
-        threads_per_rank=1 if machine.gpus else machine.cores,
+        threads_per_rank=1 if gpus else min(machine.cores, limit or machine.cores),
         checkpoint_interval_s=_CHECKPOINT_S,
     )
     title = f"run {run.fingerprint()}"

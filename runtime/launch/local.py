@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from runtime.launch.failure import Log, failure_reason, first_to_fail
+from runtime.launch.stop import STOP
 from runtime.run_folder.lock import FolderLock, LockAttempt, busy_message
 from specs.exit_codes import RESUME
 
@@ -31,7 +31,7 @@ _TICK_S = 0.1
 _GRACE_S = 1.0
 """Seconds that the other ranks may run after one fails: enough to log their errors and to tell which failed first."""
 
-State = Literal["finished", "interrupted", "failed", "busy", "not started", "queued"]
+State = Literal["finished", "interrupted", "failed", "busy", "not started", "queued", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Outcome:
 
     job: Job
     state: State
-    """`busy`: another process holds the run folder; `not started`: the launcher stopped before; `queued`: on SLURM."""
+    """`busy`: another process holds the run folder; `not started`: the launcher stopped before; `queued`: on SLURM;
+    `cancelled`: its SLURM job was."""
     message: str = ""
     """Why, in one line; empty for a finished run."""
     rank_code: int = 0
@@ -108,32 +109,6 @@ class RunningJob:
         self.lock.release()
 
 
-class StopCount:
-    """Stop signals that the launcher received: the first asks the runs to save and exit, the second kills them."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        self.received += 1
-
-
-@contextmanager
-def stop_signals() -> Iterator[StopCount]:
-    """Count SIGINT, SIGTERM and SIGHUP instead of exiting, until the block ends; what nohup ignores stays ignored."""
-    stop = StopCount()
-    numbers = [
-        n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN
-    ]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def launcher_pipe() -> Iterator[int]:
     """The read end of a pipe that carries no data and closes when this process ends."""
@@ -160,17 +135,18 @@ def launch(
     """Run the jobs, each in its own processes, as many at a time as the slots allow; one outcome per job.
 
     `slots` names the devices (GPUs as in CUDA_VISIBLE_DEVICES), `command` gives the program of a job's ranks. A failed
-    run does not stop the others. SIGINT, SIGTERM or SIGHUP is a graceful shutdown: the ranks get SIGTERM, save and
-    exit; a second signal kills them. A folder that another process holds is retried for `busy_patience_s`, since the
-    ranks of a launcher that was just killed take a moment to exit. An owner on another host that crashed is waited for
-    until its heartbeat proves that it is alive, or has been missing for long enough.
+    run does not stop the others. A stop signal is a graceful shutdown: the ranks get SIGTERM, save and exit; a second
+    one kills them; `STOP.received` says afterwards whether there was one. A folder that another process holds is
+    retried for `busy_patience_s`, since the ranks of a launcher that was just killed take a moment to exit. An owner on
+    another host that crashed is waited for until its heartbeat proves that it is alive, or has been missing for long
+    enough.
     """
-    with stop_signals() as stop, launcher_pipe() as pipe:
+    with STOP.count(), launcher_pipe() as pipe:
         launcher = _Launcher(list(jobs), list(slots), command, pipe, busy_patience_s)
         try:
-            while launcher.active or (launcher.queue and not stop.received):
-                if stop.received:
-                    launcher.stop(signal.SIGTERM if stop.received == 1 else signal.SIGKILL)
+            while launcher.active or (launcher.queue and not STOP.received):
+                if STOP.received:
+                    launcher.stop(signal.SIGTERM if STOP.received == 1 else signal.SIGKILL)
                 else:
                     launcher.start_what_fits()
                 launcher.reap()

@@ -12,12 +12,15 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HEARTBEAT_S = 5.0
 """Seconds between heartbeats: our choice. Network file systems show them to other hosts after up to a minute (nfs(5),
 acregmax)."""
+_LATE, _LOOK_S = 1.5, 0.1
+"""How much later than due a heartbeat may be, and how often it is looked for."""
 STALE_S = 90.0
 """An owner on another host without a heartbeat for so long counts as dead: that minute, and a few late heartbeats."""
 
@@ -111,23 +114,49 @@ def busy_message(folder: Path) -> str:
     return f"{recorded_owner(folder) or 'another process'} is using {folder}"
 
 
-def current_owner(folder: Path) -> Owner | None:
-    """The process that holds the folder, judged by the lock file alone; None where there is none."""
-    owner = recorded_owner(folder)
-    if owner is None or time.time() - (folder / "lock").stat().st_mtime > STALE_S:
-        return None
-    return owner if owner.host != socket.gethostname() or _is_running(owner.process) else None
+class OwnerWatch:
+    """Who holds run folders, for those who only look. Clocks of hosts and file servers differ, so no time of a file is
+    compared with a clock: an owner on another host is alive if a heartbeat of it is seen."""
+
+    def __init__(self) -> None:
+        self._dead: dict[Path, int] = {}
+
+    def owners(self, folders: Sequence[Path]) -> dict[Path, Owner]:
+        """The live owners, by folder. Of owners on other hosts one heartbeat is waited for, once."""
+        known = {folder: owner for folder in folders if (owner := recorded_owner(folder)) is not None}
+        here = socket.gethostname()
+        live = {folder: one for folder, one in known.items() if one.host == here and _is_locked(folder)}
+        seen = {folder: _touched_ns(folder) for folder, one in known.items() if one.host != here}
+        waiting = {folder for folder, touched_ns in seen.items() if self._dead.get(folder) != touched_ns}
+        until_s = time.monotonic() + HEARTBEAT_S * _LATE
+        while waiting and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+            heard = {folder for folder in waiting if _touched_ns(folder) != seen[folder]}
+            live |= {folder: known[folder] for folder in heard}
+            waiting -= heard
+        self._dead |= {folder: seen[folder] for folder in waiting}
+        return live
 
 
-def _is_running(process: int) -> bool:
-    """Whether this host has a process with this id."""
+def _is_locked(folder: Path) -> bool:
+    """Whether a process of this host holds the lock."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        with open(folder / "lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it was released just now
         return False
-    except PermissionError:
-        pass
-    return True
+    return False
+
+
+def _touched_ns(folder: Path) -> int:
+    """When the lock file was touched, by whichever clock; read through a new handle, for which NFS asks its server."""
+    try:
+        with open(folder / "lock", "rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def recorded_owner(folder: Path) -> Owner | None:

@@ -10,8 +10,9 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from runtime.run_folder.workspace import RefusedError
 
@@ -95,15 +96,34 @@ def is_installed() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def live_jobs(names: Collection[str]) -> dict[str, LiveJob]:
-    """Pending, running and completing jobs of the submissions with these names, by job id."""
-    if not names:
-        return {}
+def live_jobs(
+    names: Collection[str], numbers: Mapping[int, str] = MappingProxyType({})
+) -> dict[str, LiveJob]:
+    """Pending, running and completing jobs of the submissions with these names, by job id.
+
+    `numbers` are submissions' names by their job's number, as far as it is known: those jobs are found under any name.
+    """
+    found = _queued(f"--name={','.join(sorted(names))}") if names else {}
+    missed = numbers.keys() - {_number(job) for job in found}
+    if missed:  # they have ended, or were renamed
+        renamed = _queued(f"--jobs={','.join(map(str, sorted(missed)))}")
+        found |= {job: replace(one, name=numbers[_number(job)]) for job, one in renamed.items()}
+    return found
+
+
+def _number(job: str) -> int:
+    """The number of a job, or of its array."""
+    return int(job.partition("_")[0])
+
+
+def _queued(which: str) -> dict[str, LiveJob]:
+    """The jobs that squeue lists, by job id."""
     fields = ",".join(f"{field}:|" for field in _SQUEUE_FIELDS)
+    done = _run("squeue", "-h", "-r", which, "-O", fields)
+    if "Invalid job id" in done.stderr:  # of a single job that ended some minutes ago
+        return {}
     found = {}
-    for line in _output_of(
-        "squeue", "-h", "-r", f"--name={','.join(sorted(names))}", "-O", fields
-    ).splitlines():
+    for line in _checked("squeue", done).splitlines():
         job, state, reason, nodes, name, restarts, starts = line.split("|")[: len(_SQUEUE_FIELDS)]
         found[job] = LiveJob(
             job,
@@ -117,14 +137,35 @@ def live_jobs(names: Collection[str]) -> dict[str, LiveJob]:
     return found
 
 
+NEVER_STARTED = EndedJob("CANCELLED", "0:0", "")
+"""The end of an array's job that was cancelled before it started: SLURM accounting has no line of its own for it, so it
+is known by being neither in the queue nor among the array's lines (seen with SLURM 22.05)."""
+
+
 def ended_jobs(jobs: Iterable[str]) -> dict[str, EndedJob]:
-    """How jobs ended, each at its last attempt, as far as SLURM accounting knows; SlurmError where there is none."""
+    """How jobs that have left the queue ended, each at its last attempt, as far as SLURM accounting knows; SlurmError
+    where there is none."""
     ids = sorted(jobs)
     if not ids:
         return {}
-    output = _output_of("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_SACCT_FIELDS), "-j", ",".join(ids))
-    last = {job: EndedJob(*rest) for job, *rest in (line.split("|") for line in output.splitlines())}
-    return {job: end for job, end in last.items() if end.state.startswith(_END_STATES)}
+    numbers = ",".join(sorted({str(_number(job)) for job in ids}))
+    output = _output_of("sacct", "-X", "-n", "-P", "-D", "-o", ",".join(_SACCT_FIELDS), "-j", numbers)
+    last: dict[str, EndedJob] = {}
+    for line in output.splitlines():
+        named, *rest = line.split("|")
+        last |= dict.fromkeys(_elements(named), EndedJob(*rest))
+    known = {_number(job) for job in last}
+    found = {job: last.get(job, NEVER_STARTED) for job in ids if _number(job) in known}
+    return {job: end for job, end in found.items() if end.state.startswith(_END_STATES)}
+
+
+def _elements(job: str) -> list[str]:
+    """The jobs of a line of sacct: itself, or those of an array that have not started, `12_[0-2,5%3]`."""
+    array, bracket, elements = job.partition("_[")
+    if not bracket:
+        return [job]
+    spans = (span.partition("-") for span in elements.rstrip("]").partition("%")[0].split(","))
+    return [f"{array}_{one}" for first, _, last in spans for one in range(int(first), int(last or first) + 1)]
 
 
 def job_state(job: str) -> str:
@@ -205,7 +246,10 @@ def expand_nodes(short: str) -> list[str]:
 
 def _output_of(program: str, *arguments: str) -> str:
     """What one of SLURM's programs prints; SlurmError with its last error line where it fails."""
-    done = _run(program, *arguments)
+    return _checked(program, _run(program, *arguments))
+
+
+def _checked(program: str, done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode != 0:
         errors = done.stderr.strip().splitlines()
         reason = errors[-1] if errors else f"{program} failed"

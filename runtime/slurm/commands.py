@@ -9,8 +9,17 @@ from typing import Any
 
 from rich.markup import escape
 
-from runtime.launch.jobs import budget_folder, cluster_of, from_plan, missing_resources
+from runtime.launch.jobs import (
+    RunRequest,
+    budget_folder,
+    cluster_of,
+    from_plan,
+    from_run,
+    missing_resources,
+)
+from runtime.launch.machine import Machine
 from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.workspace import RefusedError
 from runtime.slurm import client, submit
 from runtime.slurm.client import SlurmError
 from runtime.slurm.study import ContinueStudy, advance_study, cluster_file_of, run_folder, submit_runs
@@ -24,24 +33,60 @@ from specs.exit_codes import OK, RESUME
 from specs.humanize import several
 from specs.plan import Plan
 from specs.plan_file import load_plan
+from specs.run import RunSpec
 
 JobsByRun = Mapping[str, tuple[str, str]]
 """Job id and state of each run's live job, by fingerprint."""
 
 
-def queue_plan(driver: Driver, plan: Plan, path: Path, json: bool) -> int:
-    """Queue the runs of the plan at this path that are not finished and have no live job."""
+@dataclass(frozen=True)
+class Queue:
+    """Runs to be queued."""
+
+    requests: Sequence[RunRequest]
+    """The runs."""
+    cluster_file: ClusterFile
+    """Where."""
+    name: str
+    """How the names of their submissions begin."""
+    then: str
+    """The command that follows once all of them are finished; empty for none."""
+
+    @property
+    def document(self) -> Path:
+        """The document that requests them."""
+        return self.requests[0].document
+
+
+def queue_of_plan(plan: Plan, path: Path) -> Queue:
+    """The runs of the plan at this path, on its own cluster."""
+    requests, name = from_plan(plan, path), f"{plan.budget.name}-{plan.phase}"
+    return Queue(requests, _cluster_file(plan, path), name, f"audit {shlex.quote(str(path))}")
+
+
+def queue_of_run(run: RunSpec, path: Path, cluster: str | None, limit: int | None) -> Queue:
+    """A bare run spec on this cluster, with at most `limit` devices: on CPUs a node's cores, or one GPU."""
+    if cluster is None:
+        raise RefusedError("--slurm: a run spec names no cluster; add --cluster with its file, or its name")
+    cluster_file = submit.named_cluster_file(cluster)
+    devices = cluster_file.cluster
+    gpus = range(devices.devices) if devices.device.backend == "cuda" else range(0)
+    nodes = Machine(devices.devices_per_node, tuple(map(str, gpus)))
+    return Queue(from_run(run, path, nodes, limit), cluster_file, f"run-{run.fingerprint()}", "")
+
+
+def submit_queue(driver: Driver, queue: Queue, json: bool) -> int:
+    """Queue the runs that are not finished and have no live job."""
     _check_slurm(driver)
-    name, cluster_file = f"{plan.budget.name}-{plan.phase}", _cluster_file(plan, path)
-    results = submit_runs(driver, from_plan(plan, path), cluster_file, name, retry_failed=True)
+    results = submit_runs(driver, queue.requests, queue.cluster_file, queue.name, retry_failed=True)
     jobs = _jobs_of(driver, results)
     if json:
         print_json({"runs": _states(results, jobs), "exit_code": _exit_code(results.exit_code)})
     _show_runs(driver, results, jobs)
     if results.exit_code == OK:
-        driver.say(f"every run is finished; next: audit {escape(shlex.quote(str(path)))}")
+        driver.say("every run is finished" + (f"; next: {escape(queue.then)}" if queue.then else ""))
     else:
-        driver.say(f"see: isoplan status {escape(shlex.quote(str(path)))}")
+        driver.say(f"see: isoplan status {escape(shlex.quote(str(queue.document)))}")
     return _exit_code(results.exit_code)
 
 
@@ -61,10 +106,10 @@ def queue_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, j
     return exit_code
 
 
-def preview_plan(driver: Driver, plan: Plan, path: Path, json: bool) -> int:
+def preview(driver: Driver, queue: Queue, json: bool) -> int:
     """Show the sbatch scripts of the runs that are not finished, and what each job runs. Nothing is queued."""
     submit.check_path(driver.workspace)
-    _preview(driver, [], _due(driver, plan, path), json)
+    _preview(driver, [], _due(driver, queue), json)
     return OK
 
 
@@ -74,7 +119,9 @@ def preview_budget(driver: Driver, budget: Budget, path: Path, until_done: bool,
     steps = chain_steps(driver.workspace, budget, path)
     sealed = [driver.workspace.plan(budget.name, phase) for phase in ("target", "pilots")]
     plan = next((plan for plan in sealed if plan.exists()), None)
-    due = DueSubmissions([], {}, []) if plan is None else _due(driver, load_plan(plan), plan)
+    due = DueSubmissions([], {}, [])
+    if plan is not None:
+        due = _due(driver, queue_of_plan(load_plan(plan), plan))
     if not due.submissions and not sealed[0].exists():
         due.notes.append("The next runs are known once the budget is planned.")
     if until_done:
@@ -89,6 +136,8 @@ def _check_slurm(driver: Driver) -> None:
     """RefusedError where nothing could be queued, before anything is built or written."""
     submit.check_path(driver.workspace)
     client.check_controller()
+    if ignored := submit.ignored_variables():
+        driver.say(ignored)
 
 
 @dataclass(frozen=True)
@@ -102,9 +151,9 @@ class DueSubmissions:
     """What the user should know, a line each."""
 
 
-def _due(driver: Driver, plan: Plan, path: Path) -> DueSubmissions:
-    """What would be queued of a plan."""
-    requests = from_plan(plan, path)
+def _due(driver: Driver, queue: Queue) -> DueSubmissions:
+    """What would be queued of these runs."""
+    requests = queue.requests
     todo = {one.run.fingerprint(): one for one in requests if not one.finished(driver.workspace)}
     notes = [
         f"These runs could not start: {missing}."
@@ -121,12 +170,19 @@ def _due(driver: Driver, plan: Plan, path: Path) -> DueSubmissions:
         )
     due = [one for run, one in todo.items() if run not in live]
     finished = len(requests) - len(todo)
+    if ignored := submit.ignored_variables():
+        notes.append(f"{ignored}.")
     notes.append(
         f"{several(len(due), 'run')} to queue, {len(live)} already pending or running, {finished} finished."
     )
-    titles, cluster_file = {run: one.title for run, one in todo.items()}, _cluster_file(plan, path)
-    name = f"{plan.budget.name}-{plan.phase}"
-    submissions = submit.submissions_for(driver.workspace, cluster_file, due, name, Task, max_array)
+    titles, cluster_file = {run: one.title for run, one in todo.items()}, queue.cluster_file
+    submissions = submit.submissions_for(
+        driver.workspace, cluster_file, due, queue.name, Task, max_array, [one.job for one in live.values()]
+    )
+    if any(one.after for one in submissions):
+        notes.append(
+            "Beyond slurm.pilots_at_once, an array starts once an earlier one has ended (--dependency)."
+        )
     return DueSubmissions(submissions, titles, notes + _refusals(cluster_file, submissions))
 
 

@@ -20,6 +20,8 @@ class JobStates:
     """How the others ended, as far as SLURM accounting knows; studies' jobs by the names of their submissions."""
     studies: Mapping[str, LiveJob] = field(default_factory=dict)
     """Jobs that continue studies, by the names of their submissions."""
+    script_failures: Mapping[str, str] = field(default_factory=dict)
+    """What the batch scripts of failed jobs say, by fingerprint."""
     cancelled: Collection[str] = frozenset()
     """Which of them were cancelled: runs by fingerprint, and studies by the names of their submissions."""
     problem: str = ""
@@ -35,6 +37,7 @@ def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]
     """The job states of these unfinished runs, by fingerprint, and of these submissions, which continue studies."""
     from runtime.run_folder.folder import RunFolder
     from runtime.slurm import submit  # takes a second; a workspace without SLURM jobs does without
+    from runtime.slurm.job_log import ended_jobs, script_failure
 
     submitted = {
         run: found
@@ -42,10 +45,12 @@ def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]
         if (found := submit.latest_submission(workspace, RunFolder(workspace.runs / run)))
     }
     submissions = {run: submission for run, (submission, _) in submitted.items()}
+    of_studies = {name: one for name in studies if (one := submit.submission_of(workspace, name))}
+    numbers = submit.job_numbers([*submissions.values(), *of_studies.values()])
     problem = ""
     by_id: dict[str, LiveJob] = {}
     try:
-        by_id = client.live_jobs({one.name for one in submissions.values()} | set(studies))
+        by_id = client.live_jobs({one.name for one in submissions.values()} | set(studies), numbers)
     except SlurmError as error:
         problem = str(error)
     jobs = {
@@ -57,12 +62,14 @@ def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]
     gone = {} if problem else {run: job for run, job in jobs.items() if run not in live}
     live_studies = {one.name: one for one in by_id.values() if one.name in studies}
     if not problem:
-        for name in set(studies) - set(live_studies):
-            study = submit.submission_of(workspace, name)
-            if study is not None and study.job is not None:
-                gone[name] = str(study.job)
+        gone |= {
+            name: str(one.job)
+            for name, one in of_studies.items()
+            if one.job is not None and name not in live_studies
+        }
+    names = {job: submissions[one].name if one in submissions else one for one, job in gone.items()}
     try:
-        by_job = client.ended_jobs(gone.values())
+        by_job = ended_jobs({job: submit.submission_folder(workspace, name) for job, name in names.items()})
     except SlurmError:  # no SLURM accounting, or it does not answer now
         by_job = {}
     ended = {one: by_job[job] for one, job in gone.items() if job in by_job}
@@ -70,4 +77,9 @@ def job_states(workspace: Workspace, runs: Sequence[str], studies: Sequence[str]
     cancelled |= {
         run for run in gone if run not in ended and run in submitted and submitted[run][1].cancelled
     }
-    return JobStates(jobs, live, ended, live_studies, cancelled, problem)
+    failures = {
+        run: script_failure(submit.submission_folder(workspace, submissions[run].name), jobs[run], end)
+        for run, end in ended.items()
+        if run in submissions and end.state == "FAILED"
+    }
+    return JobStates(jobs, live, ended, live_studies, failures, cancelled, problem)

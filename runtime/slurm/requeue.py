@@ -21,7 +21,7 @@ from pathlib import Path
 
 from runtime.launch.failure import Log
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import busy_message, current_owner
+from runtime.run_folder.lock import OwnerWatch, busy_message
 from runtime.run_folder.provenance import slurm_job
 from runtime.run_folder.tail import last_step, truncate_partial_line
 from runtime.slurm.site import seconds_of
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     if queued.cancelled and queued.submission == submission.name:
         print("the job was cancelled")
         return DO_NOT_REQUEUE
-    if current_owner(folder.path):
+    if OwnerWatch().owners([folder.path]):
         print(f"{busy_message(folder.path)}; this job is requeued")
         return REQUEUE
     failure = (

@@ -12,6 +12,7 @@ trap keeps the shell alive when SLURM signals the whole job. The script exits wi
 import math
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,16 @@ def full_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobS
     return JobShape(nodes, nodes, ranks // nodes, threads, on_gpu)
 
 
-def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
-    """submitit's parameters for runs of this shape; `folder` is the submission's, an absolute path."""
+def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1) -> dict[str, Any]:
+    """submitit's parameters for runs of this shape, of which so many may be at work at once; `folder` is the
+    submission's, an absolute path."""
     warning_s = math.ceil(slurm.warning)
     requeue = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
     decide = f'{requeue} "$status" "$state" {warning_s}; next=$?; [[ $next = [{REQUEUE}{DO_NOT_REQUEUE}] ]] && break'
     nodes = str(shape.nodes) if shape.min_nodes == shape.nodes else f"{shape.min_nodes}-{shape.nodes}"
     cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
     options: dict[str, Any] = _common(slurm, name) | {
-        "array_parallelism": slurm.pilots_at_once,
+        "array_parallelism": at_once,
         "signal_delay_s": warning_s,
         "partition": slurm.partition,
         "srun_args": ["--kill-on-bad-exit=1", *_srun_arguments(cpus)],
@@ -137,13 +139,18 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
     options = _common(slurm, name) | {
         "partition": slurm.planning_partition or slurm.partition,
         "cpus_per_task": 1,
-        "dependency": "afterany:" + ":".join(map(str, after)) if after else None,
+        "dependency": after_any(after) if after else None,
         "use_srun": False,
         "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_setup_lines(slurm)],
     }
     return _given(options) | {
         "additional_parameters": {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
     }
+
+
+def after_any(jobs: Sequence[object]) -> str:
+    """The dependency on the end of these jobs, however they end."""
+    return "afterany:" + ":".join(map(str, jobs))
 
 
 def python(slurm: Slurm) -> str:

@@ -18,14 +18,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from runtime.data.errors import CorpusError
-from runtime.launch.failure import why_not_running
+from runtime.launch.failure import State, why_not_running
 from runtime.launch.jobs import RunRequest, check_runs, cluster_of, prepare_jobs
 from runtime.launch.local import Job, Outcome
 from runtime.launch.machine import this_machine
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.slurm import client, submit
+from runtime.slurm import submit
 from runtime.slurm.client import EndedJob, LiveJob, NoAnswerError, SlurmError
+from runtime.slurm.job_log import ended_jobs, script_failure
 from runtime.slurm.submit import ClusterFile
 from runtime.slurm.task import Task
 from runtime.study import Driver, RunResults, StudyResult, run_budget
@@ -71,7 +72,9 @@ def submit_runs(
         due = [one for run, one in rest.items() if run not in failed]
         if due:
             prepare_jobs(due, driver.workspace)
-            prepared = submit.prepare_submissions(driver.workspace, cluster_file, due, name, Task)
+            prepared = submit.prepare_submissions(
+                driver.workspace, cluster_file, due, name, Task, [one.job for one in live.values()]
+            )
             for one in submit.submit(driver.workspace, cluster_file, prepared):
                 driver.say(f"queued {several(len(one.runs), 'run')} as {escape(one.name)}, job {one.job}")
     outcomes = [_outcome(driver, one, live.get(run), failed.get(run)) for run, one in todo.items()]
@@ -234,13 +237,17 @@ def _save_state(workspace: Workspace, name: str, state: StudyState) -> None:
 def _final_state(study: StudyResult) -> StudyState:
     if study.audit is not None:
         return StudyState(state="done", message=f"{study.audit.verdict}: {study.audit.reason}")
+    phase, all_runs = study.plan.phase, several(len(study.results.requests), "run")
     failed = [one for one in study.results.outcomes if one.state == "failed"]
+    cancelled = [one for one in study.results.outcomes if one.state == "cancelled"]
+    if cancelled and not failed:
+        return StudyState(state="cancelled", message=f"{phase}: {len(cancelled)} of {all_runs} cancelled")
     if not failed:
         return StudyState(
             state="stopped",
-            message=f"{study.plan.phase}: the planner requests the same runs again; see what the audit rejected",
+            message=f"{phase}: the planner requests the same runs again; see what the audit rejected",
         )
-    runs = f"{study.plan.phase}: {len(failed)} of {several(len(study.results.requests), 'run')} failed"
+    runs = f"{phase}: {len(failed)} of {all_runs} failed"
     return StudyState(
         state="stopped", message="; ".join([runs, *(f"{o.job.title}: {o.message}" for o in failed)])
     )
@@ -248,7 +255,7 @@ def _final_state(study: StudyResult) -> StudyState:
 
 def _is_waiting(study: StudyResult) -> bool:
     states = {one.state for one in study.results.outcomes}
-    return study.audit is None and "queued" in states and "failed" not in states
+    return study.audit is None and "queued" in states and not states & {"failed", "cancelled"}
 
 
 def cluster_file_of(budget: Budget, path: Path) -> ClusterFile:
@@ -261,15 +268,19 @@ def run_folder(driver: Driver, run: str) -> RunFolder:
     return RunFolder(driver.workspace.runs / run)
 
 
-def _failed_runs(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
-    """Of these runs without a live job, those whose last job failed, each with the reason."""
+def _failed_runs(driver: Driver, runs: Sequence[str]) -> dict[str, tuple[State, str]]:
+    """Of these runs without a live job, those whose last job failed or was cancelled, each with the reason."""
     known = {
         run: found
         for run in runs
         if (found := submit.latest_submission(driver.workspace, run_folder(driver, run)))
     }
     jobs = {run: job for run, (submission, _) in known.items() if (job := submission.job_of(run))}
-    ends = _ended_jobs(set(jobs.values()))
+    folders = {
+        run: submit.submission_folder(driver.workspace, submission.name)
+        for run, (submission, _) in known.items()
+    }
+    ends = _ended_jobs({job: folders[run] for run, job in jobs.items()})
     failed = {}
     for run, job in jobs.items():
         end, folder = ends.get(job), run_folder(driver, run)
@@ -277,26 +288,34 @@ def _failed_runs(driver: Driver, runs: Sequence[str]) -> dict[str, str]:
             continue
         cancelled = known[run][1].cancelled if end is None else end.state.startswith("CANCELLED")
         failed[run] = why_not_running(
-            folder, folder.records(), job, None if end is None else end.state, cancelled=cancelled
-        )[1]
+            folder,
+            folder.records(),
+            job,
+            None if end is None else end.state,
+            cancelled=cancelled,
+            script_failure="" if end is None else script_failure(folders[run], job, end),
+        )
     return failed
 
 
-def _ended_jobs(jobs: set[str]) -> Mapping[str, EndedJob]:
-    """How these jobs ended, as far as SLURM accounting knows after some seconds of lag."""
+def _ended_jobs(jobs: Mapping[str, Path]) -> Mapping[str, EndedJob]:
+    """How these jobs of submissions in these folders ended, as far as SLURM accounting knows after some seconds."""
     until_s = time.monotonic() + _ACCOUNTING_DELAY_S
     try:
-        while (ended := client.ended_jobs(jobs)).keys() != jobs and time.monotonic() < until_s:
+        while (ended := ended_jobs(jobs)).keys() != jobs.keys() and time.monotonic() < until_s:
             time.sleep(_POLL_S)
     except SlurmError:  # no SLURM accounting
         return {}
     return ended
 
 
-def _outcome(driver: Driver, one: RunRequest, live: LiveJob | None, failed: str | None) -> Outcome:
+def _outcome(
+    driver: Driver, one: RunRequest, live: LiveJob | None, failed: tuple[State, str] | None
+) -> Outcome:
     job: Job = one.job(one.folder(driver.workspace))
     if failed is not None:
-        return Outcome(job, "failed", failed)
+        state, message = failed
+        return Outcome(job, "cancelled" if state == "cancelled" else "failed", message)
     return Outcome(job, "queued", "just now" if live is None else f"as job {live.job}, {live.state.lower()}")
 
 

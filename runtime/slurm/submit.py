@@ -18,8 +18,8 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
+from runtime.slurm.at_once import share
 from runtime.slurm.client import LiveJob
 from runtime.slurm.sbatch_errors import refusal
-from runtime.slurm.sbatch_script import JobShape, job_shape, parameters, python, study_parameters
+from runtime.slurm.sbatch_script import JobShape, after_any, job_shape, parameters, python, study_parameters
 from specs.cluster import Cluster
-from specs.document.files import DocumentError, load
+from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load
 from specs.document.write import write_json
 from specs.slurm_submission import Queued, Submission
 
@@ -53,6 +54,13 @@ class ClusterFile:
     cluster: Cluster
 
 
+def named_cluster_file(name: str) -> ClusterFile:
+    """The cluster file at this path, or of this name in the catalog; DocumentError where there is none."""
+    if is_file(name):
+        return ClusterFile(Path(name), load(Path(name), Cluster))
+    return ClusterFile(catalog_path(Cluster, name), from_catalog(Cluster, name, None))
+
+
 @dataclass(frozen=True)
 class PreparedSubmission:
     """A submission that is ready to be queued: sbatch's input, and what its tasks do."""
@@ -67,6 +75,8 @@ class PreparedSubmission:
     """The command of the Python interpreter, quoted for a shell."""
     parameters: Mapping[str, Any]
     """submitit's parameters, without those of an array."""
+    after: tuple[str, ...] = ()
+    """What has to end before it starts: job ids, and names of submissions that are queued before it."""
 
     @property
     def text(self) -> str:
@@ -122,7 +132,7 @@ def submission_of(workspace: Workspace, name: str) -> Submission | None:
 def live_runs(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, LiveJob]:
     """The live jobs of these runs, by fingerprint."""
     known = {run.path.name: found[0] for run in runs if (found := latest_submission(workspace, run))}
-    jobs = client.live_jobs({one.name for one in known.values()})
+    jobs = client.live_jobs({one.name for one in known.values()}, job_numbers(known.values()))
     numbered = {
         name: _record_job_number(workspace, name, jobs) for name in {one.name for one in known.values()}
     }
@@ -132,7 +142,8 @@ def live_runs(workspace: Workspace, runs: Sequence[RunFolder]) -> dict[str, Live
 
 def live_study_job(workspace: Workspace, name: str) -> LiveJob | None:
     """The live job that continues a study, by its submission's name."""
-    jobs = client.live_jobs({name})
+    submission = submission_of(workspace, name)
+    jobs = client.live_jobs({name}, job_numbers([submission] if submission else []))
     if jobs:
         _record_job_number(workspace, name, jobs)
     return next(iter(jobs.values()), None)
@@ -150,6 +161,11 @@ def _record_job_number(workspace: Workspace, name: str, jobs: Mapping[str, LiveJ
             _hand_task_to_job(_task_file(folder, index), folder / f"{job}_submitted.pkl")
         write_json(folder / "submission.json", submission)
     return submission
+
+
+def job_numbers(submissions: Iterable[Submission]) -> dict[int, str]:
+    """The names of submissions by SLURM's number, as far as it is known."""
+    return {one.job: one.name for one in submissions if one.job is not None}
 
 
 def with_job_number(submission: Submission, jobs: Mapping[str, LiveJob]) -> Submission:
@@ -177,12 +193,13 @@ def prepare_submissions(
     requests: Sequence[RunRequest],
     name: str,
     task: Callable[[str], JobCall],
+    live: Collection[str],
 ) -> list[PreparedSubmission]:
     """Submissions for these runs; runs of one shape share an array, up to the site's limit.
 
-    `task` makes what a job does from its run's folder.
+    `task` makes what a job does from its run's folder; `live` are jobs of other runs of the plan.
     """
-    return submissions_for(workspace, cluster_file, requests, name, task, max_array_size())
+    return submissions_for(workspace, cluster_file, requests, name, task, max_array_size(), live)
 
 
 def max_array_size() -> int:
@@ -197,20 +214,29 @@ def submissions_for(
     name: str,
     task: Callable[[str], JobCall],
     max_array: int,
+    live: Collection[str] = (),
 ) -> list[PreparedSubmission]:
-    """Submissions for these runs, with arrays of at most this many jobs."""
+    """Submissions for these runs, with arrays of at most this many jobs, and never more than `pilots_at_once` at work
+    together with the live jobs."""
     shapes: dict[JobShape, list[str]] = {}
     for one in sorted(requests, key=lambda one: -one.planned_s):
         shapes.setdefault(job_shape(one.order, cluster_file.cluster), []).append(one.run.fingerprint())
-    found = []
-    for shape, alike in shapes.items():
-        for start in range(0, len(alike), max_array):
-            runs = tuple(alike[start : start + max_array])
-            submission = new_submission(name, cluster_file).model_copy(update={"runs": runs})
-            folder = submission_folder(workspace, submission.name)
-            values = parameters(cluster_file.cluster.slurm, shape, submission.name, folder)
-            tasks = tuple(task(str(workspace.runs.absolute() / run)) for run in runs)
-            found.append(prepared_submission(workspace, cluster_file, submission, tasks, values))
+    arrays = [
+        (shape, tuple(alike[start : start + max_array]))
+        for shape, alike in shapes.items()
+        for start in range(0, len(alike), max_array)
+    ]
+    left = cluster_file.cluster.slurm.pilots_at_once - len(live)
+    shares = share([len(runs) for _, runs in arrays], left if left > 0 else left + len(live))
+    found: list[PreparedSubmission] = []
+    for (shape, runs), (at_once, after) in zip(arrays, shares, strict=True):
+        submission = new_submission(name, cluster_file).model_copy(update={"runs": runs})
+        folder = submission_folder(workspace, submission.name)
+        values = parameters(cluster_file.cluster.slurm, shape, submission.name, folder, at_once)
+        tasks = tuple(task(str(workspace.runs.absolute() / run)) for run in runs)
+        prepared = prepared_submission(workspace, cluster_file, submission, tasks, values)
+        ends = () if after is None else (found[after].submission.name,)
+        found.append(replace(prepared, after=ends or (() if left > 0 else tuple(sorted(live)))))
     return found
 
 
@@ -282,7 +308,11 @@ def submit(
     runs = [RunFolder(workspace.runs / run) for one in submissions for run in one.submission.runs]
     before = {run.queued_json: _bytes(run.queued_json) for run in runs}
     try:
-        return [_submit(workspace, cluster_file, one) for one in submissions]
+        submitted: dict[str, Submission] = {}
+        for one in submissions:
+            jobs = [str(submitted[end].job) if end in submitted else end for end in one.after]
+            submitted[one.submission.name] = _submit(workspace, cluster_file, one, jobs)
+        return list(submitted.values())
     except DocumentError:
         client.cancel(sorted(client.live_jobs({one.submission.name for one in submissions})))
         for one in submissions:
@@ -292,8 +322,10 @@ def submit(
         raise
 
 
-def _submit(workspace: Workspace, cluster_file: ClusterFile, prepared: PreparedSubmission) -> Submission:
-    """Call sbatch, through submitit: one job or one array."""
+def _submit(
+    workspace: Workspace, cluster_file: ClusterFile, prepared: PreparedSubmission, after: Sequence[str]
+) -> Submission:
+    """Call sbatch, through submitit: one job or one array, which starts when these jobs have ended."""
     from submitit import SlurmExecutor  # half a second
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
@@ -309,6 +341,8 @@ def _submit(workspace: Workspace, cluster_file: ClusterFile, prepared: PreparedS
         with _without_job_environment():
             executor = SlurmExecutor(folder, python=prepared.python)
             executor.update_parameters(**prepared.parameters)
+            if after:
+                executor.update_parameters(dependency=after_any(after))
             jobs = executor.submit_array(prepared.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise refusal(cluster_file.path, cluster_file.cluster.slurm, str(error)) from None
@@ -321,17 +355,20 @@ def _submit(workspace: Workspace, cluster_file: ClusterFile, prepared: PreparedS
 
 @contextlib.contextmanager
 def _without_job_environment() -> Iterator[None]:
-    """Without the variables of a job around this process, but with the user's for sbatch; standard error is dropped."""
+    """Without the variables of a job around this process and the shell's for sbatch, which would override the cluster
+    file; standard error is dropped."""
     from submitit.helpers import clean_env
 
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or name.startswith("SBATCH_")
-    }
+    kept = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
     with clean_env(), contextlib.redirect_stderr(io.StringIO()):
         os.environ.update(kept)
         yield
+
+
+def ignored_variables() -> str | None:
+    """That the shell's variables for sbatch do not apply, as SBATCH_PARTITION; None where it has none."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    return f"{', '.join(names)}: not used, since the cluster file decides" if names else None
 
 
 def _bytes(path: Path) -> bytes | None:

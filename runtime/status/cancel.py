@@ -1,8 +1,9 @@
 """`isoplan cancel`: cancels the SLURM jobs of runs, and the study that would continue with them."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,8 +13,10 @@ from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import LiveJob
 from runtime.status.collect import StatusCollector
-from specs.document.files import load
+from specs.document.base import Spec
+from specs.document.files import DocumentError, load
 from specs.document.write import print_json, write_json
+from specs.plan_file import load_plan
 from specs.slurm_submission import Queued, StudyState
 
 
@@ -25,30 +28,43 @@ class Cancelled:
     """Jobs of runs, by fingerprint."""
     study: LiveJob | None
     """The job that would have continued the study."""
+    awaited: dict[str, str]
+    """Runs whose jobs were left, as another study waits for them: its name, by their fingerprint."""
+    problem: DocumentError | None
+    """What could not be written down of it; the jobs are cancelled all the same."""
 
 
-def cancel(workspace: Workspace, runs: Callable[[], Sequence[RunFolder]], study: str) -> Cancelled:
+def cancel(
+    workspace: Workspace,
+    runs: Callable[[], Sequence[RunFolder]],
+    study: str,
+    shared_with: Callable[[str], bool],
+) -> Cancelled:
     """Cancel the jobs of runs and the study of this name; an empty name is no study.
 
-    The study's job is cancelled first: the end of its runs would start it, and it could queue more of them. SLURM is
-    not queried where none of these was ever queued.
+    The study's job is cancelled first: the end of its runs would start it, and it could queue more of them. Runs are
+    left if a study waits for them with which they are `shared_with`, by its name. SLURM is not queried where none of
+    these was ever queued.
     """
     noted = _active_study(workspace, study) if study else None
     if noted is None and not _queued_runs(runs()):
-        return Cancelled({}, None)
+        return Cancelled({}, None, {}, None)
+    problems: list[DocumentError] = []
     with submit.submission_lock(workspace):  # nothing is queued meanwhile
-        ended = _end_study(workspace, study) if study else None
+        ended = _end_study(workspace, study, problems) if study else None
         queued = _queued_runs(runs())
         live = submit.live_runs(workspace, queued)
+        awaited = _awaited_runs(workspace, live.keys(), shared_with)
+        live = {run: job for run, job in live.items() if run not in awaited}
         for run in queued:  # before scancel: at a time limit, the requeue step reads this file
             if run.path.name in live:
                 noted_run = load(run.queued_json, Queued)
-                write_json(run.queued_json, noted_run.model_copy(update={"cancelled": True}))
+                _write(run.queued_json, noted_run.model_copy(update={"cancelled": True}), problems)
         client.cancel([one.job for one in live.values()])
-    return Cancelled(live, ended)
+    return Cancelled(live, ended, awaited, next(iter(problems), None))
 
 
-def _end_study(workspace: Workspace, name: str) -> LiveJob | None:
+def _end_study(workspace: Workspace, name: str, problems: list[DocumentError]) -> LiveJob | None:
     noted = _active_study(workspace, name)
     if noted is None:
         return None
@@ -56,10 +72,33 @@ def _end_study(workspace: Workspace, name: str) -> LiveJob | None:
     if job is not None:
         client.cancel_and_wait(job)
     if noted.state == "waiting":
-        write_json(
-            workspace.study(name), StudyState(state="cancelled", message=f"cancelled while {noted.message}")
-        )
+        state = StudyState(state="cancelled", message=f"cancelled while {noted.message}")
+        _write(workspace.study(name), state, problems)
     return job
+
+
+def _write(path: Path, spec: Spec, problems: list[DocumentError]) -> None:
+    """Write a document; a full disk keeps no job from being cancelled."""
+    try:
+        write_json(path, spec)
+    except DocumentError as problem:
+        problems.append(problem)
+
+
+def _awaited_runs(
+    workspace: Workspace, runs: Collection[str], shared_with: Callable[[str], bool]
+) -> dict[str, str]:
+    """Which of these runs such a study waits for, and its name."""
+    found: dict[str, str] = {}
+    for path in sorted(workspace.path.glob("plans/*/study.json")) if runs else ():
+        name = path.parent.name
+        if not shared_with(name) or load(path, StudyState).state != "waiting":
+            continue
+        plans = [workspace.plan(name, phase) for phase in ("pilots", "target")]
+        for plan in (load_plan(one) for one in plans if one.exists()):
+            planned = {one.run.fingerprint() for one in plan.runs}
+            found |= {run: name for run in runs if run in planned}
+    return found
 
 
 def _active_study(workspace: Workspace, name: str) -> StudyState | None:
@@ -79,18 +118,28 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
     def runs() -> list[RunFolder]:
         return [folder for group in collector.groups() for _, folder in group.requests]
 
-    cancelled = cancel(collector.workspace, runs, collector.budget)
+    own = {collector.budget, *(group.name for group in collector.groups())}
+    cancelled = cancel(
+        collector.workspace,
+        runs,
+        collector.budget,
+        lambda name: name not in own and not collector.is_single_run,
+    )
     folders = {folder.path.name: folder for folder in runs()}
     snapshot = collector.collect()
     titles = {run.run: run.title for run in snapshot.runs}
-    local = [run for run in snapshot.runs if run.state == "running" and run.run not in cancelled.runs]
+    others = cancelled.runs.keys() | cancelled.awaited.keys()
+    local = [run for run in snapshot.runs if run.state == "running" and run.run not in others]
     if json:
         jobs = [
             {"job": one.job, "run": run, "title": titles[run], "state": one.state}
             for run, one in cancelled.runs.items()
         ]
         study = None if cancelled.study is None else cancelled.study.job
-        print_json({"jobs": jobs, "study": study, "not_cancelled": [run.run for run in local]})
+        still = [*cancelled.awaited, *(run.run for run in local)]
+        print_json({"jobs": jobs, "study": study, "not_cancelled": still})
+        if cancelled.problem is not None:
+            raise cancelled.problem
         return
 
     def say(line: str) -> None:
@@ -100,12 +149,18 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
         say(f"cancelled job {cancelled.study.job}, which would have continued the study {collector.budget}")
     for run, one in cancelled.runs.items():
         say(f"cancelled job {one.job} ({one.state.lower()}): {titles[run]}")
+    for run, waiting in cancelled.awaited.items():
+        say(f"not cancelled: {titles[run]}, which the study {waiting} waits for")
     for left in local:
         say(
             f"not cancelled: {busy_message(folders[left.run].path)}; press Ctrl-C where it was started to save and stop"
         )
-    if not cancelled.runs and cancelled.study is None:
+    if cancelled.problem is not None:
+        raise cancelled.problem
+    if not cancelled.runs and not cancelled.awaited and cancelled.study is None:
         say(snapshot.other_workspace or "nothing to cancel: none of these runs is queued or running in SLURM")
+        return
+    if not cancelled.runs and cancelled.study is None:
         return
     if any(not one.pending for one in cancelled.runs.values()):
         say(

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan
 from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.lock import OwnerWatch
 from runtime.run_folder.lookup import find_run, workspace_of
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.job_states import JobStates, job_states
-from runtime.status.run_status import RunStatus, status_of
+from runtime.status.run_status import RunStatus, answered, status_of
 from runtime.study import chain_steps, runs_of
 from specs.budget import Budget
 from specs.document.files import DocumentError, is_file, load
@@ -132,6 +133,7 @@ class StatusCollector:
         """DocumentError where the target is no budget, plan, run spec or run."""
         self.workspace = workspace
         self.target = target
+        self._owners = OwnerWatch()
         self._known: dict[Path, tuple[int, RunGroup | str]] = {}
         document = load_document(target) if target is not None and _is_document(target) else None
         self._budget = document if isinstance(document, Budget) else None
@@ -152,6 +154,11 @@ class StatusCollector:
         """The name of the target budget; empty where the target is something else."""
         return "" if self._budget is None else self._budget.name
 
+    @property
+    def is_single_run(self) -> bool:
+        """Whether the target is one run."""
+        return self._run is not None
+
     def groups(self) -> list[RunGroup]:
         """The target's runs; plans that cannot be read are skipped."""
         if self._run is not None:
@@ -166,8 +173,17 @@ class StatusCollector:
         unfinished = [run for run, one in requests.items() if not one.finished(self.workspace)]
         submissions = [state.submission for state in noted.values() if state.submission is not None]
         slurm = query(self.workspace, unfinished, submissions)
+        folders = [folder for group in groups for _, folder in group.requests]
+        owners = self._owners.owners(
+            [one.path for one in folders if one.path.name in unfinished and not answered(one, slurm)]
+        )
         with_states = tuple(
-            (group, tuple(status_of(one, folder, slurm) for one, folder in group.requests))
+            (
+                group,
+                tuple(
+                    status_of(one, folder, slurm, owners.get(folder.path)) for one, folder in group.requests
+                ),
+            )
             for group in groups
         )
         studies = tuple(

@@ -38,6 +38,10 @@ _SETTLED_REFRESHES = 5
 """Refreshes without progress after which SLURM accounting is up to date, and a study's next job would be queued."""
 _TITLE, _WIDE_LINE = 24, 100
 """A title of at most so many characters is not wrapped on lines of at least so many characters."""
+_FOLDED = ("finished", "not started", "pending", "requeued")
+"""States of runs that need no one's attention."""
+_LEAST_ROWS = 3
+"""Rows, and reasons, that are shown however low the terminal is."""
 _OTHER_LINES = 8
 """Lines of the output besides the rows of a table."""
 
@@ -50,7 +54,8 @@ def show(snapshot: StatusSnapshot, console: Console) -> None:
 
 def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[RenderableType]:
     """A snapshot's lines of markup and tables, for lines of `width` characters. If they do not fit in `height` lines,
-    finished and not started runs are only counted."""
+    runs are only counted that are finished, not started or pending, and then what there is no room for, running runs
+    last. Counts and advice stay."""
     parts: list[RenderableType] = []
     if snapshot.slurm_problem:
         parts.append(
@@ -64,14 +69,18 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
     ]
     long = height is not None and len(snapshot.runs) + _OTHER_LINES * len(snapshot.groups) > height
     for group, runs in snapshot.groups:
-        shown = [run for run in runs if not long or run.state not in ("finished", "not started")]
+        shown = list(runs)
+        if height is not None and long:
+            room = max(_LEAST_ROWS, height // len(snapshot.groups) - _OTHER_LINES)
+            shown = [run for run in runs if run.state not in _FOLDED]
+            shown = sorted(shown, key=lambda run: run.state != "running")[:room]
         counts = ", ".join(f"{number} {state}" for state, number in count_states(runs).items())
         where = escape(str(group.plan)) if group.plan else ""
         parts += [""] if parts else []
         parts.append(f"[bold]{escape(group.name or 'run')} {group.phase}[/]  {where}  {counts}")
         if shown:
             parts.append(_table(group, shown, width))
-        parts += _reason_lines(shown)
+        parts += _reason_lines(runs)[: _LEAST_ROWS if long else None]
         step = snapshot.next_of(group, runs)
         parts += [f"[dim]{escape(step)}[/]"] if step else []
     parts += [f"[bold]{escape(one.name)}[/] {escape(one.message)}" for one in snapshot.studies]

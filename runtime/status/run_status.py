@@ -11,7 +11,7 @@ from typing import Any, Literal
 from runtime.launch.failure import State, recorded_end, why_not_running
 from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
-from runtime.run_folder.lock import Owner, current_owner
+from runtime.run_folder.lock import Owner
 from runtime.run_folder.tail import last_line, last_lines
 from runtime.slurm.client import LiveJob
 from runtime.slurm.job_states import JobStates
@@ -93,8 +93,8 @@ class RunStatus:
         return plain
 
 
-def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates) -> RunStatus:
-    """The state of a run."""
+def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates, owner: Owner | None) -> RunStatus:
+    """The state of a run; `owner` is the live process that holds its folder."""
     run, steps = request.run.fingerprint(), request.run.optim.steps
     try:
         records = folder.records()
@@ -103,7 +103,7 @@ def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates) -> RunSt
     else:
         damaged = ""
     starts = [line for line in records if isinstance(line, Start)]
-    live, owner = slurm.live.get(run), current_owner(folder.path)
+    live = slurm.live.get(run)
     timed = list(last_lines(folder.timing_jsonl))  # before the metrics, which are written first
     metrics, evaluated = last_line(folder.metrics_jsonl) or {}, last_line(folder.evals_jsonl) or {}
     restarting = _is_restarting(live, starts)
@@ -138,6 +138,21 @@ def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates) -> RunSt
         expected_start=live.start_time if live is not None and live.pending else "",
         counts=request.run.counts(),
     )
+
+
+def answered(folder: RunFolder, slurm: JobStates) -> bool:
+    """Whether SLURM says whether a run is running, and no process need be looked for."""
+    run = folder.path.name
+    return run in slurm.live or (run in slurm.jobs and slurm.reliable and not _started_here(folder))
+
+
+def _started_here(folder: RunFolder) -> bool:
+    """Whether a run's last start was none of SLURM's."""
+    try:
+        starts = [line for line in folder.records() if isinstance(line, Start)]
+    except DocumentError:
+        return False
+    return bool(starts) and starts[-1].job is None
 
 
 def _is_restarting(live: LiveJob | None, starts: Sequence[Start]) -> bool:
@@ -177,6 +192,7 @@ def _state(
         job,
         end.state if (end := slurm.ended.get(run)) else None,
         cancelled=run in slurm.cancelled,
+        script_failure=slurm.script_failures.get(run, ""),
     )
 
 

@@ -23,7 +23,6 @@ from runtime.data.batches import DataError, RunData, Splits
 from runtime.data.corpus import load_sources, tokens
 from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
-from runtime.train.metrics import RecordError
 from runtime.train.process import RankInfo, StopRequest, end_process
 from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
 from specs.document.files import DocumentError
@@ -67,7 +66,7 @@ def train_rank(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopReq
     except OSError as error:  # a full or unreachable disk, say: the line says enough
         print(f"OSError: {error}", file=sys.stderr, flush=True)
         return FAILED
-    except (DocumentError, CorpusError, DataError, RecordError) as error:
+    except (DocumentError, CorpusError, DataError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return FAILED if isinstance(error.__context__, OSError) else BAD_INPUT
     except Exception:

@@ -20,10 +20,6 @@ _FLUSH_S = 1.0
 """Longest time that a line is buffered, and shortest over which a rate is measured: a user watches the files."""
 
 
-class RecordError(ValueError):
-    """A run's lines do not fit its checkpoint: what is wrong, and what to do."""
-
-
 @dataclass(frozen=True)
 class StepRates:
     """Turns steps and seconds into rates."""
@@ -50,12 +46,8 @@ class Metrics:
         truncate_after_step(folder.metrics_jsonl, from_step)
         truncate_after_step(folder.evals_jsonl, from_step)
         truncate_after_step(folder.timing_jsonl, None)
-        last = last_step(folder.metrics_jsonl)
-        if last != from_step:
-            raise RecordError(
-                f"{folder.metrics_jsonl} ends at step {last}, but the checkpoint is of step {from_step}; "
-                f"restore the file, or delete {folder.checkpoints} to train from the start"
-            )
+        self.unrecorded_steps = from_step - last_step(folder.metrics_jsonl)
+        """Steps before the checkpoint that have no lines: the folder was copied while it trained."""
         self._rates = rates
         self._files: dict[type[Spec], IO[bytes]] = {
             StepLine: open(folder.metrics_jsonl, "ab"),  # noqa: SIM115

@@ -14,6 +14,7 @@ from runtime.run_folder.provenance import environment, slurm_job
 from runtime.run_folder.tail import last_step, truncate_partial_line
 from runtime.train.metrics import Metrics, StepRates
 from specs.document.write import append_line
+from specs.humanize import several
 from specs.plan import CurveBand
 from specs.record import End, EvalLine, Incident, IncidentKind, Order, Rollback, SkippedRange, Start, StepLine
 from specs.run import RunSpec
@@ -139,6 +140,7 @@ def open_run_logger(
             lost_steps=lost_steps,
             lost_s=lost_s,
             newest_step=folder.newest_step,
+            unrecorded_steps=metrics.unrecorded_steps,
             execution=order.execution,
             kernels=dict(segment.kernels),
             environment=environment(segment.devices),
@@ -146,6 +148,10 @@ def open_run_logger(
         )
         append_line(folder.record_jsonl, start)
         _print(f"{order.title}: from step {segment.from_step} of {run.optim.steps}")
+        if metrics.unrecorded_steps:
+            _print(
+                f"the last {several(metrics.unrecorded_steps, 'step')} before it are in no line of {folder.path}"
+            )
         _print("kernels: " + ", ".join(f"{name} by {back_end}" for name, back_end in segment.kernels.items()))
         yield RunLogger(folder, run, order, metrics)
     finally:

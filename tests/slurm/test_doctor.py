@@ -201,7 +201,7 @@ def test_variables_that_a_job_left_behind(
         "environment variables of a launcher or job are set: CUDA_VISIBLE_DEVICES, RANK, SLURM_JOB_ID; start"
         in said[0]
     )
-    assert said[1].startswith("variables override the cluster file's options for sbatch: SBATCH_PARTITION;")
+    assert said[1].startswith("SBATCH_PARTITION: not used, since the cluster file decides;")
     monkeypatch.delenv("SBATCH_PARTITION")
     job = client.submit("--wrap", "srun sleep 600")
     client.wait(job, "RUNNING")

@@ -1,5 +1,6 @@
 """What SLURM refuses is one line that points at what the cluster file says, and leaves nothing behind."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from specs.data import CorpusRef
 from specs.run import Execution, RunSpec
+from tests.runtime.commands.test_run_cli import isoplan
 from tests.support import samples
 from tests.support.slurm.desk import HELD, Desk, Typed, execution
 from tests.support.training import corpus, tiny_run
@@ -225,16 +227,19 @@ def test_what_was_queued_before_is_as_it_was(desk: Desk, run: RunSpec) -> None:
     assert (desk.queued(), desk.written()) == ([], before)
 
 
-def test_a_cluster_of_the_catalog_is_to_be_copied(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_the_catalog_is_to_be_copied(desk: Desk) -> None:
     """Its file is nobody's to correct."""
-    monkeypatch.setenv("SBATCH_PARTITION", "nope")
     text = (desk.folder / "budget.yaml").read_text()
     (desk.folder / "budget.yaml").write_text(text.replace("lab.yaml", "laptop"))
-    done = desk.run("budget.yaml", "--slurm", "--until-done")
+    desk.cluster.run("scontrol", "update", "PartitionName=main", "MaxTime=10")
+    try:
+        done = desk.run("budget.yaml", "--slurm", "--until-done")
+    finally:
+        desk.cluster.run("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "clusters/laptop.yaml:1:1: SLURM refuses the job: invalid partition specified: nope" in done.err
+    assert "clusters/laptop.yaml:1:1: SLURM refuses the job: Requested time limit is invalid" in done.err
     assert (
-        "name a copy of this file in the budget and correct slurm.partition in the copy, or ask" in done.err
+        "name a copy of this file in the budget and correct slurm.time_limit in the copy, or ask" in done.err
     )
 
 
@@ -278,3 +283,30 @@ def test_a_controller_that_vanishes_just_before_sbatch(
     [submission] = desk.submissions()
     assert str(submission.job) == job
     assert (desk.folder / "slurm" / submission.name / f"{job}_submitted.pkl").exists()
+
+
+def test_a_job_whose_ranks_never_start_says_why(desk: Desk, data: CorpusRef) -> None:
+    """Its script failed, or SLURM could not even write its log; and one that a person cancelled did not fail."""
+    runs = [tiny_run(data, seed=seed) for seed in range(3)]
+    path = desk.plan(*runs)
+    desk.says(HELD, 'prologue: ["echo module not found >&2; exit 3"]')
+    assert desk.run(path, "--slurm").code == 0
+    [submission] = desk.submissions()
+    script, no_log, by_hand = (submission.job_of(run.fingerprint()) for run in runs)
+    folder = desk.folder / "slurm" / submission.name
+    desk.cluster.run("scancel", str(by_hand))
+    desk.cluster.run("scontrol", "release", str(script))
+    desk.cluster.until(lambda: desk.cluster.history(str(script)) == ["FAILED"], "it has failed")
+    hidden = folder.rename(folder.with_name("hidden"))
+    desk.cluster.run("scontrol", "release", str(no_log))
+    desk.cluster.until(lambda: desk.cluster.history(str(no_log)) == ["FAILED"], "it has failed")
+    hidden.rename(folder)
+    done = isoplan(desk.folder, "status", path, "--json", **desk.cluster.environment())
+    states = [(run["state"], run["end_reason"]) for run in json.loads(done.stdout)["plans"][0]["runs"]]
+    log = folder / f"{script}_0_log.err"
+    mounted = f"SLURM could not write its log; check that {folder} is mounted on node1 and has space"
+    assert states == [
+        ("failed", f"job {script} ended in state FAILED: module not found (its log: {log})"),
+        ("failed", f"job {no_log} ended in state FAILED: {mounted}"),
+        ("cancelled", f"job {by_hand} was cancelled; rerun to resume"),
+    ]

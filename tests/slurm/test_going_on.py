@@ -53,7 +53,7 @@ def test_a_study_waits_for_a_controller_that_is_away(desk: Desk, monkeypatch: py
     assert desk.run(str(budget), "--slurm", "--until-done").code == 0
     assert noted(desk).state == "waiting"
     assert len(desk.queued()) == 3, "the study's job was there already"
-    cancel(Workspace(desk.folder), list, "mini")
+    cancel(Workspace(desk.folder), list, "mini", shared_with=lambda _: False)
     assert [name for [name] in desk.queued("Name") if name == second.submission] == []
 
 
@@ -70,7 +70,7 @@ def test_what_a_study_queues_while_it_is_being_cancelled_is_cancelled_too(desk: 
         """Until it is ended, the study may plan more."""
         return [desk.run_folder(run)] if noted(desk).state == "cancelled" else []
 
-    cancelled = cancel(Workspace(desk.folder), planned, "mini")
+    cancelled = cancel(Workspace(desk.folder), planned, "mini", shared_with=lambda _: False)
     assert list(cancelled.runs) == [run.fingerprint()]
     assert desk.queued() == []
     assert noted(desk).state == "cancelled"

@@ -10,6 +10,7 @@ import pytest
 
 from runtime.slurm.task import Task
 from specs.data import CorpusRef
+from specs.document.write import write_yaml
 from specs.record import End
 from specs.run import Execution, RunSpec
 from tests.support import samples
@@ -55,7 +56,12 @@ def command(desk: Desk, *words: str) -> "subprocess.Popen[str]":
 # --- each run once ---
 
 
-def test_asking_again_and_at_the_same_time_queues_nothing_twice(desk: Desk, data: CorpusRef) -> None:
+def test_asking_again_and_at_the_same_time_queues_nothing_twice(
+    desk: Desk, data: CorpusRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the shell has for sbatch, and whatever a person calls the jobs meanwhile."""
+    for name, value in {"JOB_NAME": "mine", "PARTITION": "nope", "TIMELIMIT": "1", "ACCOUNT": "nope"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
     desk.says(HELD)
     path = desk.plan(*runs(data, 3))
     both = [command(desk, path, "--slurm") for _ in range(2)]
@@ -63,8 +69,12 @@ def test_asking_again_and_at_the_same_time_queues_nothing_twice(desk: Desk, data
         said, errors = one.communicate(timeout=120)
         assert one.returncode == 0, said + errors
         assert errors == ""
+        assert "SBATCH_PARTITION, SBATCH_TIMELIMIT: not used, since the cluster file decides\n" in said
+    [submission] = desk.submissions()
+    assert {name for _, name in desk.queued("JobArrayID", "Name")} == {submission.name}
+    desk.cluster.run("scontrol", "update", f"JobId={submission.job}", "JobName=renamed")
     jobs = desk.queued("JobArrayID", "Name")
-    assert len(jobs) == 3
+    assert [name for _, name in jobs] == ["renamed"] * 3
     for _ in range(3):
         again = desk.run(path, "--slurm")
         assert again.code == 0, again.err
@@ -133,17 +143,20 @@ def test_a_submitter_that_is_killed_behind_sbatch_leaves_its_job_to_be_found(
 # --- in its shape ---
 
 
-def test_a_ladder_longer_than_an_array_may_be(desk: Desk, data: CorpusRef) -> None:
-    """The tests' cluster has MaxArraySize=8."""
-    desk.says(HELD, "pilots_at_once: 3")
+@pytest.mark.parametrize(("at_once", "shares"), [(3, "21"), (1, "11")])
+def test_a_ladder_longer_than_an_array_may_be(desk: Desk, data: CorpusRef, at_once: int, shares: str) -> None:
+    """The tests' cluster has MaxArraySize=8; the limit is that of both arrays together."""
+    desk.says(HELD, f"pilots_at_once: {at_once}")
     wanted = runs(data, 10)
     assert desk.run(desk.plan(*wanted), "--slurm").code == 0
     long, short = desk.submissions()
     assert [len(long.runs), len(short.runs)] == [8, 2]
     assert {*long.runs, *short.runs} == {run.fingerprint() for run in wanted}
     assert len(desk.queued()) == 10
-    assert desk.job(f"{long.job}_7")["ArrayTaskThrottle"] == "3"
-    assert desk.job(f"{short.job}_0")["ArrayTaskThrottle"] == "2"
+    jobs = [desk.job(f"{long.job}_7"), desk.job(f"{short.job}_0")]
+    assert [job["ArrayTaskThrottle"] for job in jobs] == list(shares)
+    waits = f"afterany:{long.job}_*(unfulfilled)" if at_once == 1 else "(null)"
+    assert [job["Dependency"] for job in jobs] == ["(null)", waits]
 
 
 CPU_SHAPES = {
@@ -345,3 +358,17 @@ def test_a_cluster_file_that_has_changed_too_much_is_refused(desk: Desk, data: C
     assert refused.code == 2
     assert "was planned for 4 devices, but this cluster has 2; restore the file" in refused.err
     assert desk.queued() == []
+
+
+def test_a_run_spec_is_queued_once_on_the_cluster_that_is_named(desk: Desk, data: CorpusRef) -> None:
+    desk.says(HELD)
+    run = tiny_run(data)
+    write_yaml(desk.folder / "run.yaml", run)
+    for _ in range(2):
+        done = desk.run("run.yaml", "--slurm", "--cluster", "lab.yaml", "--json")
+        assert done.code == 0, done.err
+        [told] = json.loads(done.out)["runs"]
+        [[job, name]] = desk.queued("JobArrayID", "Name")
+        assert (told["job"], told["state"]) == (job, "held")
+    assert name == desk.submission_of(run)
+    assert name.startswith(f"run-{run.fingerprint()}-")

@@ -188,6 +188,30 @@ def test_an_honest_run_is_accepted_and_enters_the_ledger(workspace: Path, plan: 
     assert record.curve_step == tuple(range(10, 101, 10))
 
 
+def test_steps_that_a_copied_folder_lacks_are_accepted_where_a_start_says_so(
+    workspace: Path, plan: Plan
+) -> None:
+    told = story(planned_run(plan), plan.seal)
+    resumed = told.starts[0].model_copy(update={"from_step": 50, "unrecorded_steps": 12})
+    gap = range(39, 51)
+    copied = replace(
+        told,
+        starts=(*told.starts, resumed),
+        metrics=tuple(line for line in told.metrics if line.step not in gap),
+        evals=tuple(line for line in told.evals if line.step not in gap),
+    )
+    tell(workspace, copied)
+    audit = audited(workspace, plan)
+    assert failed(audit) == []
+    assert audit.runs[0].steps == 100
+    [steps] = [check for check in audit.runs[0].checks if check.name == "steps"]
+    assert steps.detail == (
+        "88 steps recorded, 100 planned, 12 in no line of a folder that was copied while it trained"
+    )
+    tell(workspace, replace(copied, metrics=copied.metrics[:-1]))
+    assert [check.name for check in failed(audited(workspace, plan))] == ["steps", "tokens"]
+
+
 def test_the_audit_reads_back_and_the_report_is_there(workspace: Path, plan: Plan) -> None:
     tell(workspace, story(planned_run(plan), plan.seal))
     audit = audited(workspace, plan)

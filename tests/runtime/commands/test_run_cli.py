@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from runtime import study
 from runtime.run_folder.folder import RunFolder
 from specs.data import Corpus, CorpusRef
 from specs.document.files import load
@@ -232,6 +233,14 @@ def test_a_layout_that_cannot_run_is_refused_before_anything_starts(
     assert not (home / "runs").exists()
 
 
+def test_a_run_spec_takes_as_many_cores_as_it_may(home: Path) -> None:
+    write_yaml(home / "run.yaml", tiny_run(home))
+    for words, cores in (([], len(os.sched_getaffinity(0))), (["--devices", "1"], 1)):
+        shown = isoplan(home, "run", "run.yaml", *words, "--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert f"1 of 1 runs to do on {cores} CPU cores" in shown.stdout
+
+
 def test_gpus_that_are_not_there_are_not_used(home: Path) -> None:
     layout = samples.layout(dp=1, micro_batch_sequences=1)
     execution = Execution(device="cuda", layout=layout, checkpoint_interval_s=1.0)
@@ -418,6 +427,38 @@ def test_an_interrupted_plan_goes_on_and_ends_as_if_it_never_was(
     assert len(starts) == 2
     assert starts[1].from_step > 0
     assert curves(home, run) == undisturbed
+
+
+LAST_MOMENT = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(0.3)
+"""
+"""A rank that is about to end when a stop is requested."""
+
+
+def test_a_stop_in_the_last_moment_of_the_last_pilot_stops_the_study(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_plan(home, tiny_run(home))
+    planned = [path, load(path, Plan)]
+    monkeypatch.setattr(study, "rank_command", lambda _: lambda _: [sys.executable, "-c", LAST_MOMENT])
+    monkeypatch.setattr(study, "call_planner", lambda *_: planned)
+    monkeypatch.setattr(study.verdict, "audit_plan", None)  # nothing new may start
+    done = isoplan(home, "run", "budget.yaml")
+    assert done.returncode == 75, done.stderr
+    assert "stopped when these runs had finished; rerun the same command to continue" in done.stdout
+
+
+def test_a_stop_that_only_the_planner_heard_of_stops_the_study(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        study.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 75, "", "interrupted")
+    )
+    done = isoplan(home, "run", "budget.yaml")
+    assert (done.returncode, done.stderr) == (75, "interrupted; rerun the same command to resume\n")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from runtime.slurm.study import continue_study
 from specs.data import CorpusRef
 from specs.document.files import load
-from specs.document.write import write_json
+from specs.document.write import write_json, write_yaml
 from specs.slurm_submission import StudyState
 from tests.support.slurm.cluster import Cluster
 from tests.support.slurm.desk import Desk, at_desk, execution
@@ -121,17 +121,40 @@ def test_a_folder_that_slurm_would_misread(
         ),
         (["budget.yaml", "--until-done"], "always run until it is done; drop it"),
         (["PLAN", "--slurm", "--until-done"], "--until-done continues the study of a budget"),
-        (
-            ["lab.yaml", "--slurm"],
-            "lab.yaml:1:1: --slurm needs a cluster, which only a plan or a budget names",
-        ),
+        (["lab.yaml", "--slurm"], "lab.yaml:1:1: this is not a budget, a plan or a run spec"),
+        (["run.yaml", "--slurm"], "--slurm: a run spec names no cluster; add --cluster with its file"),
+        (["run.yaml", "--slurm", "--cluster", "nope"], "nope"),
+        (["run.yaml", "--cluster", "lab.yaml"], "--cluster is for a run spec on SLURM"),
+        (["PLAN", "--slurm", "--cluster", "lab.yaml"], "a plan or a budget names its own; drop it"),
     ],
 )
 def test_words_that_do_not_go_together(desk: Desk, data: CorpusRef, words: list[str], says: str) -> None:
     path = desk.plan(tiny_run(data))
+    write_yaml(desk.folder / "run.yaml", tiny_run(data))
     done = desk.run(*(path if word == "PLAN" else word for word in words))
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "tasks", "cpus"),
+    [
+        ([], "cpu", 1, 2),
+        (["--devices", "1"], "cpu", 1, 1),
+        ([], "cuda", 1, None),
+        (["--devices", "3"], "cuda", 2, None),  # of four sequences
+    ],
+)
+def test_a_run_spec_is_queued_on_the_cluster_that_is_named(
+    desk: Desk, data: CorpusRef, words: list[str], device: str, tasks: int, cpus: int | None
+) -> None:
+    desk.says("partition: main", backend=device)
+    write_yaml(desk.folder / "run.yaml", tiny_run(data))
+    shown = desk.run("run.yaml", "--slurm", "--cluster", "lab.yaml", *words, "--dry-run")
+    assert (shown.code, shown.err) == (0, "")
+    assert f"#SBATCH --ntasks-per-node={tasks}" in shown.out
+    assert ("#SBATCH --cpus-per-task" in shown.out) == (cpus is not None)
+    assert cpus is None or f"#SBATCH --cpus-per-task={cpus}" in shown.out
 
 
 def test_a_cluster_file_that_is_wrong_is_refused_at_its_line(desk: Desk, data: CorpusRef) -> None:

@@ -1,6 +1,5 @@
 """What follows a job's ranks: whether it is queued again, decided from the run's own files."""
 
-import json
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from specs.document.write import append_line, write_json
 from specs.record import End, Environment, Incident, Start
 from specs.slurm_submission import Queued, Submission
 from tests.support import samples
+from tests.support.heartbeat import held_elsewhere
 
 RUN = "0123456789abcdef"
 BEGAN_S = 1000.0
@@ -197,10 +197,9 @@ def test_what_was_saved_before_the_guard_went_back_counts(place: Place) -> None:
 
 def test_a_run_that_somebody_else_trains_is_waited_for(place: Place) -> None:
     """On a node that SLURM has given up; it is no fault of the run's, and it may take long."""
-    owner = {"host": "lost", "process": 7}
-    for _ in range(5):
-        (place.folder.path / "lock").write_text(json.dumps(owner) + "\n")
-        assert place.decides(1, task("Exited with exit code 1")) == REQUEUE
+    with held_elsewhere(place.folder.path):
+        for _ in range(5):
+            assert place.decides(1, task("Exited with exit code 1")) == REQUEUE
     assert place.said == []
 
 

@@ -13,6 +13,7 @@ from submitit.core.utils import DelayedSubmission
 from runtime.launch.jobs import RunRequest
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import submit
+from runtime.slurm.at_once import share
 from runtime.slurm.client import SlurmError
 from runtime.slurm.sbatch_errors import refusal
 from runtime.slurm.sbatch_script import JobShape, job_shape
@@ -102,11 +103,40 @@ def test_an_array_is_as_long_as_the_site_allows_and_the_longest_run_begins(tmp_p
     assert [run for one in made for run in one.submission.runs] == [
         one.run.fingerprint() for one in reversed(runs)
     ]
-    assert "#SBATCH --array=0-7%3" in options(made[0])
-    assert "#SBATCH --array=0-1%2" in options(made[1])
+    assert "#SBATCH --array=0-7%2" in options(made[0])
+    assert "#SBATCH --array=0-1%1" in options(made[1])
+    assert [one.after for one in made] == [(), ()]
     assert len({one.submission.name for one in made}) == 2
     [alone] = drafted(tmp_path, asked())
     assert "--array" not in alone.text
+
+
+def test_arrays_share_what_may_be_at_work_at_once(tmp_path: Path) -> None:
+    runs = [wanted(seed) for seed in range(10)]
+    first, second, third = drafted(tmp_path, asked(pilots_at_once=2), *runs, most=4)
+    assert (first.after, second.after, third.after) == ((), (), (first.submission.name,))
+    how, folder = asked(pilots_at_once=2), Workspace(tmp_path)
+    [beside] = submit.submissions_for(folder, how, runs[:4], "mini-pilots", Task, 8, live=["7"])
+    assert "#SBATCH --array=0-3%1" in options(beside)
+    assert beside.after == ()
+    [later] = submit.submissions_for(folder, how, runs[:4], "mini-pilots", Task, 8, live=["7", "8_1"])
+    assert "#SBATCH --array=0-3%2" in options(later)
+    assert later.after == ("7", "8_1")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("sizes", [[1], [9], [8, 2], [1, 1, 1], [8, 8, 8, 8, 3], [1, 30, 4]])
+def test_never_more_at_once_than_the_limit_and_no_fewer_than_could_be(sizes: list[int], limit: int) -> None:
+    shares = share(sizes, limit)
+    begin = [one for one, of in enumerate(shares) if of.after is None]
+    assert sum(shares[one].at_once for one in begin) == min(limit, sum(sizes[one] for one in begin))
+    assert all(shares[one].at_once <= sizes[one] for one in begin)
+    lanes: dict[int | None, int] = {}
+    for one, of in enumerate(shares):  # one array of a lane at a time, with the lane's share
+        lane = one if of.after is None else lanes[of.after]
+        lanes[one] = lane
+        assert of.at_once == shares[lane].at_once
+    assert len(begin) == min(len(sizes), limit)
 
 
 # --- the script ---

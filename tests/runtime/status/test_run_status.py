@@ -13,15 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from runtime.run_folder import lock
 from runtime.run_folder.folder import RunFolder, open_folder
-from runtime.run_folder.lock import LockAttempt, current_owner
+from runtime.run_folder.lock import LockAttempt, Owner, OwnerWatch
 from runtime.run_folder.lookup import find_run, workspace_of
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import EndedJob, LiveJob
 from runtime.slurm.job_states import JobStates, job_states
 from runtime.status import display
-from runtime.status.collect import QueryJobs, StatusCollector
+from runtime.status.collect import QueryJobs, StatusCollector, StudyStatus
 from runtime.status.logs import RunOutput, last_lines, run_to_show
 from runtime.status.run_status import RunStatus, StepForecast
 from specs.document.base import Spec
@@ -33,6 +34,7 @@ from specs.slurm_submission import Queued, StudyState, Submission
 from tests.runtime.commands.test_run_cli import one_line
 from tests.support import samples
 from tests.support.commands import isoplan
+from tests.support.heartbeat import OWNER, held_elsewhere
 from tests.support.slurm.desk import CLUSTER
 
 TOKENS = samples.run().batch_tokens
@@ -244,7 +246,8 @@ def test_a_job_that_ended_before_its_run(home: Path) -> None:
     # Where accounts know nothing, and the lock of a killed rank looks fresh, SLURM's word still stands.
     (folder.path / "lock").write_text('{"host": "node1", "process": 7}\n')
     assert looked(home, with_slurm(folder)).state == "failed"
-    assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "running"
+    with held_elsewhere(folder.path):
+        assert looked(home, JobStates({folder.path.name: "12"}, problem="no answer")).state == "running"
     (folder.path / "lock").unlink()
     run = looked(home, JobStates({folder.path.name: "12"}, problem="no answer"))
     assert (run.state, run.end_reason) == (
@@ -285,7 +288,7 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
         submission = Submission(name=name, time=1.0, runs=runs, job=job, retries=3)
         write_json(home / "slurm" / name / "submission.json", submission)
     told: dict[str, EndedJob] = {}
-    monkeypatch.setattr(client, "live_jobs", lambda names: {})
+    monkeypatch.setattr(client, "live_jobs", lambda names, numbers: {})
     monkeypatch.setattr(client, "ended_jobs", lambda jobs: {job: told[job] for job in jobs if job in told})
 
     def cancelled(by_us: bool) -> set[str]:
@@ -300,20 +303,34 @@ def test_what_was_cancelled_is_known_by_slurm_or_where_it_was_written_down(
     assert cancelled(by_us=True) == {study}
 
 
+def owner(folder: Path) -> Owner | None:
+    return OwnerWatch().owners([folder]).get(folder)
+
+
 def test_who_only_reads_sees_who_holds_a_folder(tmp_path: Path) -> None:
-    assert current_owner(tmp_path) is None
+    assert owner(tmp_path) is None
     held = LockAttempt(tmp_path).acquire()
     assert held is not None
-    assert current_owner(tmp_path) is not None
+    assert owner(tmp_path) is not None
     held.release()
-    assert current_owner(tmp_path) is None
+    assert owner(tmp_path) is None
     lock = tmp_path / "lock"
-    lock.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 1}))
-    assert current_owner(tmp_path) is None  # it was killed
-    lock.write_text(json.dumps({"host": "elsewhere", "process": 1}))
-    assert current_owner(tmp_path) is not None
-    os.utime(lock, (time.time() - 100, time.time() - 100))
-    assert current_owner(tmp_path) is None
+    lock.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+    assert owner(tmp_path) is None  # it was killed, and another process has its number
+
+
+@pytest.mark.parametrize("clock_s", [0.0, -120.0, 3600.0])
+def test_an_owner_on_another_host_is_known_by_its_heartbeat_whatever_the_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock_s: float
+) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.2)
+    watch = OwnerWatch()
+    with held_elsewhere(tmp_path, clock_s):
+        assert watch.owners([tmp_path]) == {tmp_path: OWNER}
+    assert watch.owners([tmp_path]) == {}
+    began_s = time.monotonic()
+    assert watch.owners([tmp_path]) == {}, "it is not waited for again"
+    assert time.monotonic() - began_s < 0.2
 
 
 STUDY = StudyState(
@@ -488,6 +505,28 @@ def test_what_a_terminal_has_no_room_for_is_counted(home: Path) -> None:
     folded = display.rendered(snapshot, 5, 100)
     assert all(isinstance(part, str) for part in folded)
     assert "1 not started" in str(folded[0])
+
+
+def test_what_is_at_work_and_what_to_do_show_however_many_are_queued_or_failed(home: Path) -> None:
+    snapshot = StatusCollector(Workspace(home), None).collect(answer(JobStates()))
+    [(group, [run])] = snapshot.groups
+    states = [*["failed"] * 9, *["pending"] * 30, *["running"] * 2]
+    runs = tuple(
+        replace(
+            run, title=f"pilot {one}", state=state, end_reason=f"job {one} ended" if state == "failed" else ""
+        )
+        for one, state in enumerate(states)
+    )
+    study = StudyStatus("small", "waiting", "continues automatically")
+    many = replace(snapshot, groups=((group, runs),), studies=(study,))
+    console = Console(file=io.StringIO(), width=100, height=24)
+    with console.capture() as captured:
+        for part in display.rendered(many, 24, 100):
+            console.print(part)
+    printed = captured.get()
+    assert len(printed.splitlines()) <= 24
+    assert "2 running, 30 pending, 9 failed" in " ".join(printed.split())
+    assert all(text in printed for text in ("pilot 39", "pilot 40", "job 0 ended", "continues automatically"))
 
 
 def test_the_command(home: Path) -> None:

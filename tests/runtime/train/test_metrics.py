@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.tail import truncate_after_step, truncate_partial_line
-from runtime.train.metrics import Metrics, RecordError, StepRates
+from runtime.train.metrics import Metrics, StepRates
 from runtime.train.tensorboard_events import Events
 from specs.record import EvalLine, StepLine
 
@@ -70,13 +70,16 @@ def test_nothing_in_the_deterministic_files_depends_on_time(tmp_path: Path) -> N
     assert keys == {"step", "tokens", "loss", "grad_norm", "lr", "applied"}
 
 
-def test_lines_that_a_checkpoint_promised_and_that_are_gone_are_missed(tmp_path: Path) -> None:
+def test_lines_that_a_checkpoint_promised_and_that_are_gone_are_counted(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write(folder, 1, 5).close()
-    with pytest.raises(
-        RecordError, match=r"ends at step 5, but the checkpoint is of step 7; restore the file"
-    ):
-        Metrics(folder, 2, 7, RATES)
+    metrics = write(folder, 8, 9)
+    metrics.close()
+    assert metrics.unrecorded_steps == 2
+    assert [line.step for line in folder.metrics()] == [1, 2, 3, 4, 5, 8, 9]
+    again = write(folder, 10, 9)
+    again.close()
+    assert again.unrecorded_steps == 0
 
 
 def test_lines_wait_for_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

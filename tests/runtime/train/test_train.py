@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from specs.record import End, EvalLine, Incident, Start
 from specs.run import Evaluation, Parent, RunSpec
 from tests.support import samples
 from tests.support.paths import ROOT
-from tests.support.training import Ranks, corpus, opened, order, tiny_run, train_here
+from tests.support.training import Ranks, corpus, opened, order, outcome, tiny_run, train_here
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +354,24 @@ def test_what_could_not_be_saved_is_not_said_to_be(home: Path, data: CorpusRef, 
     [last] = [line for line in folder.records() if isinstance(line, Incident)]
     assert last.what == "unsaved_checkpoint"
     assert "rerun; the run resumes from the latest checkpoint" in (folder.log / "rank-0.txt").read_text()
+
+
+def test_a_folder_that_was_copied_while_it_trained_goes_on(
+    home: Path, data: CorpusRef, tmp_path: Path
+) -> None:
+    """The lines of steps 7 to 10 were written, and the checkpoint saved, after the files had been copied."""
+    run = tiny_run(data)
+    folder = opened(tmp_path, run, order(run, every_steps=10))
+    assert train_here(folder, home / "data") == OK
+    whole, weights = folder.metrics(), outcome(folder)[2]
+    shutil.rmtree(folder.checkpoints / "step-00000020")
+    for path, lines in ((folder.metrics_jsonl, 6), (folder.evals_jsonl, 1), (folder.record_jsonl, 1)):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:lines]))
+    assert train_here(folder, home / "data") == OK
+    assert folder.metrics() == whole[:6] + whole[10:]
+    assert outcome(folder)[2] == weights
+    [_, resumed] = [line for line in folder.records() if isinstance(line, Start)]
+    assert (resumed.from_step, list(resumed.unrecorded)) == (10, [7, 8, 9, 10])
 
 
 def test_what_cannot_be_read_just_now_may_be_later(home: Path, data: CorpusRef, tmp_path: Path) -> None:
