@@ -1,10 +1,14 @@
-"""Building a corpus beside `tokenizers`' own batch encoder: `python -m bench.corpora [MB] [ROUNDS]`, else 250 and 3.
+"""Building a corpus beside `tokenizers`' own batch encoder: `python -m bench.corpora [MB] [ROUNDS]`, else 250 and 3;
+and the memory that a large one takes: `python -m bench.corpora memory [GB]`, else 20.
 
 The text is that of the installed packages as JSON lines, each copy of a document with another first line, so that no
 two are the same. In every round the same text is encoded by `encode_batch_fast` alone, from strings in memory; built by
 all cores; and built by one process. Speeds are bytes of text per second of the whole build: hashing the file, reading,
 sorting, encoding, writing and joining. Resident memory is that of all processes of a build together, every fifth of a
 second.
+
+The large one is in files of a gigabyte each, compressed, and its tokenizer has whole words, which takes a fraction of
+BPE's time: what a batch takes in memory does not depend on how many there are. It needs 2.5 times its size on disk.
 """
 
 import json
@@ -20,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import pyarrow
 from rich.console import Console
 from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from runtime.data.build.corpus import build
 from runtime.data.build.text_sources import read_parts, text_parts
@@ -76,6 +82,45 @@ def main(megabytes: int = 250, rounds: int = 3) -> None:
         console.print(table(found, text_bytes))
 
 
+def memory(gigabytes: int = 20) -> None:
+    """Build a large corpus once, and print what it took."""
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="isoplan-bench-") as place:
+        folder = Path(place)
+        console.print(f"writing {gigabytes} GB of text")
+        (folder / "text").mkdir()
+        texts = documents(gigabytes * 10**9)
+        count = sum(
+            _write_gigabyte(folder / "text" / f"{one:03}.jsonl.zst", texts) for one in range(gigabytes)
+        )
+        word_tokenizer(folder / "tokenizer.json", [*documents(10**7)])
+        done = built(folder, "data", 0, "text")
+        console.print(
+            f"{gigabytes} GB, {count:,} documents: {gigabytes * 1e3 / done.seconds:.1f} MB/s, {done.cpu_s:,.0f} CPU s, "
+            f"{done.resident_bytes / 1e6:,.0f} MB resident in all processes together"
+        )
+
+
+def _write_gigabyte(path: Path, texts: Iterator[str]) -> int:
+    """The next gigabyte of these texts as one file; the number of documents."""
+    written = count = 0
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+        while written < 10**9 and (text := next(texts, None)) is not None:
+            file.write(json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+            written, count = written + len(text.encode()), count + 1
+    return count
+
+
+def word_tokenizer(path: Path, texts: list[str]) -> None:
+    """A tokenizer of whole words, as tokenizer.json."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["<unk>", "<|endoftext|>"]
+    trainer = trainers.WordLevelTrainer(vocab_size=VOCAB, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(path))
+
+
 def documents(most_bytes: int) -> Iterator[str]:
     """Different documents, of so many bytes together."""
     packages = ("torch", "scipy", "sympy", "numpy")
@@ -121,10 +166,10 @@ def encode(folder: Path, texts: list[str]) -> Built:
     return Built(time.perf_counter() - begun, time.process_time() - cpu_s, 0.0)
 
 
-def built(folder: Path, data: str, processes: int) -> Built:
-    """A build in a process of its own; all cores where `processes` is 0."""
-    text = FileText(source="files", paths=("text.jsonl",))
-    spec = DataSpec(text=text, tokenizer=TokenizerFile(kind="file", path="tokenizer.json"))
+def built(folder: Path, data: str, processes: int, text: str = "text.jsonl") -> Built:
+    """A build of this text in a process of its own; all cores where `processes` is 0."""
+    files = FileText(source="files", paths=(text,))
+    spec = DataSpec(text=files, tokenizer=TokenizerFile(kind="file", path="tokenizer.json"))
     argv = [sys.executable, "-c", _BUILD, str(folder), spec.canonical_json(), data, str(processes)]
     environment = os.environ | ({"TOKENIZERS_PARALLELISM": "false"} if processes == 1 else {})
     begun, cpu_s = time.perf_counter(), _children_s()
@@ -199,4 +244,7 @@ def table(found: dict[str, list[Built]], text_bytes: int) -> Table:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:2] == ["memory"]:
+        memory(*map(int, sys.argv[2:]))
+    else:
+        main(*map(int, sys.argv[1:]))

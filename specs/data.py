@@ -167,13 +167,21 @@ class Bbpe(Spec):
         return self
 
 
+TiktokenEncodingName = Literal["r50k_base", "p50k_base", "cl100k_base", "o200k_base", "llama3", "qwen"]
+"""tiktoken's own encodings, and those of models whose files have its form."""
+
+
 class TokenizerFile(Spec):
-    """A tokenizer that exists: a `tokenizer.json` of the `tokenizers` library, read as it is."""
+    """A tokenizer that exists: a `tokenizer.json` of the `tokenizers` library, read as it is, or a SentencePiece .model
+    or a tiktoken file, which are converted. A conversion must give the same ids as the original library, on hard texts
+    and on documents of the corpus, or it is refused."""
 
     kind: Literal["file"]
     """Selects this tokenizer."""
     path: str = Field(min_length=1)
     """The file, relative to the document it is written in."""
+    encoding: TiktokenEncodingName | None = None
+    """Of a tiktoken file, which has neither pattern nor special tokens: the encoding whose it takes."""
     end_of_document: str | None = None
     """The token between documents; null takes the one of a usual name, such as <|endoftext|> or </s>."""
     rows: int | None = Field(default=None, ge=2, le=10_000_000)

@@ -213,7 +213,7 @@ def declared_vocab(data: DataSpec, path: Path) -> int:
             return data.tokenizer.vocab
         case _:
             try:
-                return token_count(tokenizer_file(data.tokenizer, path.parent))
+                return token_count(tokenizer_file(data.tokenizer, path.parent), data.tokenizer.encoding)
             except InputFileError as error:
                 raise locate(
                     path, f"data.{error.field}", f"{error.path}: {error.what}", error.write

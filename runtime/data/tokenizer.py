@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from runtime.data.converted_tokenizer import check_conversion, convert, needs_conversion
 from runtime.data.errors import CorpusError
 from specs.data import Bbpe, Bytes, DataSpec, TokenIds, TokenizerFile, TokenType
 from specs.data_inputs import tokenizer_file
@@ -77,11 +78,32 @@ def given(spec: DataSpec, base: Path, folder: Path) -> TokenIdsOf | None:
         case TokenIds():
             return TokenIdsOf(spec.tokenizer.vocab, spec.tokenizer.end_of_document)
         case TokenizerFile():
-            source = tokenizer_file(spec.tokenizer, base)
-            tokenizer = load(source)
-            found = _ids(tokenizer, _end_of_document(tokenizer, spec.tokenizer, source))
-            shutil.copyfile(source, folder / "tokenizer.json")
-            return found
+            source, path = tokenizer_file(spec.tokenizer, base), folder / "tokenizer.json"
+            if needs_conversion(source):
+                convert(spec.tokenizer, source).save(str(path))
+            elif spec.tokenizer.encoding is not None:
+                what = "only a tiktoken file has an encoding"
+                raise DocumentError(source, 1, 1, what, "remove data.tokenizer.encoding")
+            else:
+                load(source)
+                shutil.copyfile(source, path)
+            tokenizer = load(path)
+            return _ids(tokenizer, _end_of_document(tokenizer, spec.tokenizer, source))
+
+
+def check(spec: DataSpec, base: Path, folder: Path, documents: Iterable[bytes]) -> None:
+    """DocumentError where the tokenizer was converted, and its original gives one of these documents other ids."""
+    if not isinstance(spec.tokenizer, TokenizerFile):
+        return
+    source = tokenizer_file(spec.tokenizer, base)
+    if needs_conversion(source):
+        tokenizer = load(folder / "tokenizer.json")
+        check_conversion(
+            spec.tokenizer,
+            source,
+            lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+            documents,
+        )
 
 
 def trained(spec: DataSpec, folder: Path, sample: Iterable[bytes], progress: Progress) -> TokenIdsOf:
@@ -99,12 +121,6 @@ def load(path: Path) -> "Tokenizer":
     """The tokenizer of a file; text that spells a special token is only text. DocumentError where there is none."""
     from tokenizers import Tokenizer
 
-    if path.suffix in (".model", ".tiktoken"):
-        what = "SentencePiece and tiktoken files are not read"
-        write = (
-            "convert it with transformers: AutoTokenizer.from_pretrained(ITS_FOLDER).save_pretrained(FOLDER)"
-        )
-        raise DocumentError(path, 1, 1, what, f"{write}, and give FOLDER/tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself

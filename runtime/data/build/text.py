@@ -51,6 +51,10 @@ def build_text(
     if ids is None:
         sample = shards.training_documents(runs, groups, spec.held_out_one_in)
         ids = tokenizer.trained(spec, part, sample, workers.progress)
+    else:
+        there = groups if shards.run_files(runs) else []  # they are gone if a build was killed at its end
+        sample = shards.training_documents(runs, there, spec.held_out_one_in)
+        tokenizer.check(spec, base, part, sample)
     path = part / "tokenizer.json"
     tasks = [
         TokenizeTask(

@@ -71,6 +71,7 @@ def build_tokens(
     CorpusError or DocumentError where a file is damaged, or a token is none of the vocabulary.
     """
     text, ids = spec.text, tokenizer.given(spec, base, part)
+    tokenizer.check(spec, base, part, ())
     assert isinstance(text, TokenFiles)
     assert ids is not None  # a tokenizer cannot be trained on tokens
     named = [file for file in files if file.role.startswith(("train ", "held out "))]
