@@ -4,6 +4,9 @@ BIN := .venv/bin
 BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)
 QUICK := not slow and not slurm and not gpu and not soak
 
+# Without it pytest rewrites every test again in each of its processes, and each rank compiles our modules: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check soak lint docs generate help
 
 help:

@@ -3,6 +3,7 @@
 Tests may run in several processes (`-n`), in the groups of support/groups.py.
 """
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -25,6 +26,9 @@ if not os.path.exists(
 ):  # no GPU: our kernels run in Triton's interpreter, which it decides at import
     os.environ["TRITON_INTERPRET"] = "1"
 
+# What imports leave is no garbage, and to look for garbage in it again and again is a tenth of the tests' CPU seconds.
+gc.disable()
+
 # A job that was started in the background inherits SIGINT ignored, and so would every process of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -46,6 +50,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In the order of tests/support/groups.py; of single tests the slow ones first, so that none is left at the end."""
     items.sort(key=lambda item: (place(item.nodeid), group(item.nodeid) == item.nodeid and not _slow(item)))
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, of what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def _slow(item: pytest.Item) -> bool:

@@ -1,11 +1,13 @@
 """What the tests themselves rest on."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
 from tests.support.commands import isoplan, isoplan_process
-from tests.support.groups import GROUPS, group, place
+from tests.support.groups import GROUPS, GroupScheduling, group, place
 from tests.support.needs import absent
 from tests.support.paths import ROOT
 
@@ -54,3 +56,36 @@ def test_a_group_is_named_by_its_files_and_any_other_test_is_one_of_its_own() ->
         < place("tests/model/test_mesh.py::test_it")
         < place(alone)
     )
+
+
+def test_no_group_waits_behind_a_test_of_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of two has a group of two tests: a single test waits behind the second, and then a group."""
+    groups = [
+        [
+            "tests/slurm/test_survival.py::test_it_survives_a_node_without_power",
+            "tests/slurm/test_survival.py::test_it_survives_without_a_controller",
+        ],
+        ["tests/slurm/test_study.py::test_it"],
+        ["tests/isoplan/test_light.py::test_it"],
+    ]
+    single = [f"tests/model/test_hf.py::test_{letter}" for letter in "abc"]
+    tests = [*(test for members in groups for test in members), *single]
+    monkeypatch.setattr("xdist.scheduler.loadscope.parse_tx_spec_config", lambda config: ["a", "b"])
+    scheduling = GroupScheduling(SimpleNamespace(option=SimpleNamespace(loadscopereorder=False)))  # type: ignore[arg-type]
+    nodes = [Mock(shutting_down=False), Mock(shutting_down=False)]
+    for node in nodes:
+        scheduling.add_node(node)
+        scheduling.add_node_collection(node, tests)
+    scheduling.schedule()
+
+    def sent(node: Mock) -> list[str]:
+        return [tests[index] for call in node.send_runtest_some.call_args_list for index in call.args[0]]
+
+    assert [sent(node) for node in nodes] == [groups[0], [*groups[1], single[2]]]
+    scheduling.mark_test_complete(nodes[0], 0)
+    assert sent(nodes[0]) == [*groups[0], single[1]]
+    scheduling.mark_test_complete(nodes[1], tests.index(groups[1][0]))
+    assert sent(nodes[1]) == [*groups[1], single[2], *groups[2]]
+    scheduling.mark_test_complete(nodes[1], tests.index(single[2]))
+    assert sent(nodes[1])[3:] == [single[0]]
+    assert not scheduling.workqueue

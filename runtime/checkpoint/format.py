@@ -83,9 +83,7 @@ class CheckpointManifest(Spec):
 
 def stage(folder: Path, step: int, rank: int, boxes: Sequence[Box]) -> None:
     """Write this rank's boxes, in host memory, to the staging folder; on disk on return, with the file's digest."""
-    from runtime.checkpoint.shards import (
-        write_shards,  # half a second: imported with the first checkpoint, not before
-    )
+    from runtime.checkpoint.shards import write_shards
 
     part = _staging_folder(folder, step)
     part.mkdir(parents=True, exist_ok=True)

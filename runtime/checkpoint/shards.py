@@ -2,7 +2,7 @@
 
 torch.distributed.checkpoint reshards on loading, so any layout reads what another wrote. The file format is that of its
 Hugging Face storage: tensors and their offsets in safetensors. Unlike the default storage it has no pickle, so reading
-never executes anything.
+never executes anything. Only reading imports torch.distributed.checkpoint, which costs half a second of CPU (sympy).
 """
 
 import json
@@ -11,25 +11,17 @@ import struct
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import xxhash
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint._hf_utils import (
-    CUSTOM_METADATA_KEY,
-    DCP_VERSION_KEY,
-    FORMAT_KEY,
-    FORMAT_VALUE,
-    HF_DCP_VERSION,
-    SAVED_OFFSETS_KEY,
-)
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from specs.humanize import first_line
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 PIECE_BYTES = 4 * 2**20
 """Bytes written and hashed at a time: they stay in the processor's cache between the two."""
@@ -55,13 +47,15 @@ class Shard(Tensor):
         """TypeError: a shard is for saving and loading only."""
         raise TypeError(f"{func} was called on a shard, which holds only a part of its tensor")
 
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
+    def __create_chunk_list__(self) -> "list[ChunkStorageMetadata]":
         return [self._chunk()]
 
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
+    def __get_tensor_shard__(self, index: "MetadataIndex") -> Tensor:
         return self.box
 
-    def _chunk(self) -> ChunkStorageMetadata:
+    def _chunk(self) -> "ChunkStorageMetadata":
+        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+
         return ChunkStorageMetadata(self.offsets, self.box.size())
 
 
@@ -97,13 +91,10 @@ def digest_of(path: Path) -> str:
 
 
 def _metadata(shards: Mapping[str, Shard]) -> dict[str, str]:
-    """The metadata that HuggingFaceStorageReader reads: the boxes' offsets in their tensors."""
-    offsets = {name: {SAVED_OFFSETS_KEY: list(shard.offsets)} for name, shard in shards.items()}
-    return {
-        CUSTOM_METADATA_KEY: json.dumps(offsets),
-        DCP_VERSION_KEY: str(HF_DCP_VERSION),
-        FORMAT_KEY: FORMAT_VALUE,
-    }
+    """The metadata that HuggingFaceStorageReader reads: the boxes' offsets in their tensors. Its keys are those of
+    torch 2.13's distributed/checkpoint/_hf_utils.py."""
+    offsets = {name: {"saved_offsets": list(shard.offsets)} for name, shard in shards.items()}
+    return {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
 
 
 def _pieces(shards: Mapping[str, Shard]) -> Iterator[bytes | memoryview]:
@@ -125,6 +116,8 @@ class StoredShards:
     """Reads tensors, or parts of them, from a checkpoint's files."""
 
     def __init__(self, folder: Path) -> None:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
         self._reader = HuggingFaceStorageReader(str(folder))
         try:
             self._metadata = self._reader.read_metadata()
@@ -134,12 +127,16 @@ class StoredShards:
 
     def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Every tensor's name and shape, sorted by name."""
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         for name, entry in sorted(self._metadata.state_dict_metadata.items()):
             if isinstance(entry, TensorStorageMetadata):
                 yield name, tuple(entry.size)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the values into these tensors and boxes; ValueError where some are missing."""
+        from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
         for name, tensor in tensors.items():
             self._check(name, tensor)
         planner = DefaultLoadPlanner()
@@ -147,6 +144,8 @@ class StoredShards:
         self._reader.read_data(planner.create_local_plan(), planner).wait()
 
     def _check(self, name: str, tensor: Tensor) -> None:
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
         entry = self._metadata.state_dict_metadata.get(name)
         if not isinstance(entry, TensorStorageMetadata):
             raise ValueError(f"{self._reader.path} has no tensor {name}")

@@ -4,6 +4,7 @@ Whatever is wrong with a file is a `DocumentError`, one line of `path:line:colum
 file is ever executed.
 """
 
+import functools
 import json
 import os
 import re
@@ -109,12 +110,19 @@ def from_catalog(kind: type[S], name: str, named_in: Path | None) -> S:
         raise DocumentError(
             named_in or folder, *place, f"there is no {kind_name} {show(name)} in the catalog", write
         )
-    return load(folder / f"{name}.yaml", kind)
+    document: S = _load_once(folder / f"{name}.yaml", kind)
+    return document
 
 
 def catalog_path(kind: type[Spec], name: str) -> Path:
     """Where the catalog has the document of this type and name."""
     return CATALOG / _FOLDERS[get_args(kind.model_fields["kind"].annotation)[0]] / f"{name}.yaml"
+
+
+@functools.cache
+def _load_once(path: Path, kind: type[S]) -> S:
+    """A document of the catalog, which is a part of the program: a plan asks for all the laws, several times."""
+    return load(path, kind)
 
 
 def is_file(name: str) -> bool:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from model import init
 from model.init import normal_rows
@@ -37,6 +36,8 @@ def test_seeds_and_names_are_independent(whole: np.ndarray, seed: int, name: str
 
 
 def test_weights_are_normal_with_the_asked_deviation() -> None:
+    from scipy import stats  # late: half a second, in each process that collects tests
+
     drawn = normal_rows(0, "lm_head.weight", range(1000), 200, 0.006).astype(np.float64).ravel()
     assert stats.kstest(drawn / 0.006, "norm").pvalue > 1e-3
     rows = drawn.reshape(1000, 200)

@@ -149,6 +149,7 @@ def test_yaml_is_version_1_2(text: str, value: object) -> None:
     assert same(read_yaml(NOWHERE, f"key: {text}\n").plain, {"key": value})
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(texts, plains, max_size=5))
 def test_yaml_that_we_write_reads_back_as_exactly_the_same(plain: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ parabolas and curves have the shape and the noise of real ones. Nothing is train
 bands are written down from the law. The same arguments give the same documents.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from random import Random
@@ -192,6 +193,7 @@ def _estimate(changes: dict[str, Any], step_s: float, bubble: float, memory_byte
     )
 
 
+@functools.cache
 def pilots() -> tuple[PlannedRun, ...]:
     """The isoFLOP ladder, smallest first, and the learning-rate check at its second rung."""
     ladder = [_planned("pilot", flop, width) for flop, widths in WIDTHS.items() for width in widths]
@@ -200,6 +202,7 @@ def pilots() -> tuple[PlannedRun, ...]:
     return (*ladder, *(_planned("rate", budget, middle, multiple) for multiple in RATES))
 
 
+@functools.cache
 def target() -> PlannedRun:
     """The target run."""
     return _planned("target", TARGET_FLOP, TARGET_WIDTH)

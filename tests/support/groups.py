@@ -4,6 +4,7 @@
 """
 
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 SURVIVAL = "slurm/test_survival.py"
 
@@ -40,6 +41,8 @@ GROUPS = {
     ),
     # What they look at is trained once.
     "commands": ("runtime/commands/test_run_cli.py",),
+    # One test of minutes, which is not to be the last.
+    "readme": ("test_readme.py",),
     "checkpoints": ("runtime/checkpoint/test_inspect.py", "runtime/checkpoint/test_export_hf.py"),
     "audits": ("runtime/audit/test_verdict.py",),
     # What they look at is carried out or fitted once.
@@ -70,7 +73,21 @@ def _found(nodeid: str) -> tuple[int, str]:
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Hands out whole groups in the order in which they were collected."""
+    """Hands out whole groups in the order in which they were collected.
+
+    A process does not begin its last test before it has another one to do after it. Where that last one is of a group,
+    and may take minutes, it gets a single test of the end, so that no group waits for it.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return group(nodeid)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        units = self.assigned_work[node].values()
+        waiting = [nodeid for unit in units for nodeid, done in unit.items() if not done]
+        if any(group(nodeid) in GROUPS for nodeid in waiting):
+            if len(waiting) > 1:
+                return
+            if self.workqueue:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._reschedule(node)

@@ -275,14 +275,12 @@ def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
         shutil.copy(SPECS / asked.evidence.table, tmp_path)
     if not isinstance(asked.data.text, DeclaredText):
         write_corpus(asked.data, tmp_path, 10**12)
-    plan = make_plan(inputs_of(tmp_path / path.name, tmp_path / "out", tmp_path / "data"))
+    inputs = inputs_of(tmp_path / path.name, tmp_path / "out", tmp_path / "data")
+    plan = make_plan(inputs)
     assert plan.phase == ("pilots" if isinstance(asked.evidence, Pilots) else "target")
     for one in plan.runs:
         assert one.execution.layout.problems(one.run.model, one.run.optim) == []
-        assert (
-            one.cost.memory_bytes
-            <= inputs_of(tmp_path / path.name, tmp_path, tmp_path / "data").cluster.device.memory
-        )
+        assert one.cost.memory_bytes <= inputs.cluster.device.memory
 
 
 # --- refusals, through the command ---

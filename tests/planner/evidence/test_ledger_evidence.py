@@ -49,8 +49,11 @@ def true_loss(flop_per_token: float, tokens: float) -> float:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """The demo's budget beside a built corpus, as `plan` finds them."""
-    (tmp_path / "demo.yaml").write_text((SPECS / "demo.yaml").read_text())
+    """The demo's budget beside a built corpus, as `plan` finds them; of one file, which `plan` looks at each time."""
+    demo = (SPECS / "demo.yaml").read_text()
+    installed = "{source: installed, packages: [torch, scipy, sympy, numpy]}"
+    assert installed in demo
+    (tmp_path / "demo.yaml").write_text(demo.replace(installed, "{source: files, paths: [x.txt]}"))
     spec = load(tmp_path / "demo.yaml", Budget).data
     write_corpus(spec, tmp_path)
     return tmp_path

@@ -180,6 +180,7 @@ def test_a_reader_may_close_the_pipe(ledger: Commands) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.slow
 def test_an_excluded_run_changes_the_fit_is_flagged_and_comes_back(ledger: Commands) -> None:
     Path("runs.csv").write_text(table(off=1.05))
     ledger("add", "l.jsonl", "runs.csv")

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from model.parameters import Piece
 from model.zero import Box
@@ -152,6 +150,10 @@ def test_any_layout_reads_what_any_other_wrote(
 
 def test_torch_reads_the_files_by_itself(tmp_path: Path) -> None:
     """And safetensors does; values of several pieces and of none too many."""
+    # Late: half a second, in each process that collects tests.
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     path = tmp_path / "rank-00000.safetensors"
     values = {"a": torch.randn(3, 5), "b": torch.randn(2**20 + 1), "c": torch.randn(7)}
     shards = {"a": Shard(values["a"], (3, 5), (0, 0)), "b": Shard(values["b"], (2**20 + 1,), (0,))}

@@ -47,6 +47,7 @@ def test_a_core_is_measured() -> None:
     assert rates.kernels["attention"].startswith("torch")
 
 
+@pytest.mark.slow
 def test_a_link_is_measured_between_two_processes() -> None:
     link = link_rates("cpu", gathered_bytes=2**20)
     assert 1e5 < link.gather_bytes_per_s < 1e12

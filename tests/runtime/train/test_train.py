@@ -148,8 +148,9 @@ def test_it_runs_as_a_program(home: Path, data: CorpusRef) -> None:
 
 
 @pytest.mark.slow
-def test_starting_imports_nothing_that_costs_seconds(home: Path, data: CorpusRef) -> None:
-    folder = opened(home, tiny_run(data, steps=6, seed=12))
+def test_starting_and_saving_import_nothing_that_costs_seconds(home: Path, data: CorpusRef) -> None:
+    run = tiny_run(data, steps=6, seed=12)
+    folder = opened(home, run, order(run, every_steps=2))  # the one of step 4 waits for that of step 2
     code = (
         "import sys\n"
         "from runtime.train import run_logger\n"
@@ -160,10 +161,10 @@ def test_starting_imports_nothing_that_costs_seconds(home: Path, data: CorpusRef
         "step = run_logger.RunLogger.step\n"
         "run_logger.RunLogger.step = lambda *a, **k: (seen.append(costly & set(sys.modules)), step(*a, **k))[1]\n"
         f"assert main([{str(folder.path)!r}, '--data', {str(home / 'data')!r}]) == 0\n"
-        "print(seen[0], len(seen))"
+        "print(seen[0], seen[-1] & {'sympy', 'torch.distributed.checkpoint'}, len(seen))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set() 6"
+    assert done.stdout.splitlines()[-1] == "set() set() 6"
 
 
 def refusal(home: Path, run: RunSpec, ranks: int = 1, **how: Any) -> str:
