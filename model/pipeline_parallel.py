@@ -25,7 +25,8 @@ _MAX_SENDS_IN_FLIGHT = 2
 """Sends in flight while the next result is computed: the one just made, and the one before it."""
 
 ReadMicroBatch = Callable[[int], Tensor]
-"""Gives the tokens of a micro-batch, (B, T). Only the first and the last stage of a pipeline call it."""
+"""Gives the tokens of a micro-batch, (B, T). Only the first and the last stage of a pipeline call it, and all stages
+where attention stays within documents."""
 
 RankSchedule = Sequence[Action | list[Transfer]]
 """A rank's actions and its batches of transfers."""
@@ -42,7 +43,7 @@ class Pipeline:
             stage.gradients.new_zeros(1), stage.mesh.pp
         )  # NCCL needs all ranks of a group at its first transfer
 
-    def train(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> Tensor:
+    def train(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> Tensor:
         """Gradient accumulation over micro-batches of `sizes` sequences; their share of the mean loss of a step.
 
         The share is the sum of their cross-entropies over `step_tokens`, an fp64 scalar in nats, on the last rank of
@@ -52,13 +53,13 @@ class Pipeline:
         return self._run(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
 
     @torch.no_grad()
-    def evaluate(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> Tensor:
+    def evaluate(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> Tensor:
         """The same share of a loss, without gradients."""
         pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
         return self._run(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
 
     def _run(
-        self, steps: RankSchedule, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int
+        self, steps: RankSchedule, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float
     ) -> Tensor:
         passes = _Passes(self._stage, sizes, read, step_tokens)
         for step in steps:
@@ -84,7 +85,7 @@ def _evaluation(pp: int, rank: int, micro_batches: int, chunks: int) -> RankSche
 class _Passes:
     """The forward and backward passes of one step through this rank's chunks."""
 
-    def __init__(self, stage: Stage, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: int) -> None:
+    def __init__(self, stage: Stage, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> None:
         self._stage, self._sizes, self._read, self._step_tokens = stage, sizes, read, step_tokens
         self._p2p = _PointToPoint(stage.mesh.pp)
         self._saved: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
@@ -97,17 +98,18 @@ class _Passes:
 
     def forward(self, action: Action) -> None:
         """A micro-batch's forward pass through a chunk: the output is for the next chunk, or it is the loss."""
-        chunk = self._stage.chunks[action.chunk]
-        if chunk.first or chunk.last:
+        chunk, tokens_BS = self._stage.chunks[action.chunk], None
+        if chunk.first or chunk.last or self._stage.end_of_document is not None:
             rows_BT = self._read(action.micro_batch)
+            tokens_BS = rows_BT[:, :-1]
         x = rows_BT[:, :-1] if chunk.first else self._p2p.wait_received(action)
         if not chunk.first:
             x.requires_grad_(torch.is_grad_enabled())
         if chunk.last:
-            y = chunk(x, rows_BT[:, 1:], self._step_tokens)
+            y = chunk(x, rows_BT[:, 1:], self._step_tokens, tokens_BS)
             self._loss += y.detach()
         else:
-            y = chunk(x)
+            y = chunk(x, tokens_BS=tokens_BS)
             self._p2p.put(action, y.detach())
         if torch.is_grad_enabled():
             self._saved[action.micro_batch, action.chunk] = x, get_gradient_edge(y)

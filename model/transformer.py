@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from model.collectives import reduce_from_tp_region
+from model.documents import document_starts, loss_weights
 from model.kernels import Heads, Kernels, Positions, positions
 from model.layers import (
     SAVED_ACTIVATIONS,
@@ -113,10 +114,14 @@ class Stage(nn.Module):
         kernels: Kernels,
         device: str,
         layout: Layout = WHOLE,
+        end_of_document: int | None = None,
     ) -> None:
+        """`end_of_document`: the token id behind which another document begins, of which attention sees nothing before
+        its beginning; None joins documents."""
         super().__init__()
         _check(spec, layout, mesh)
         self.spec, self.mesh, self.layout, self.kernels = spec, mesh, layout, kernels
+        self.end_of_document = end_of_document
         self.dtype = DTYPES[precision]
         self.vocab = shard_range(spec.vocab, mesh.tp)
         self.linears = ParallelLinears(mesh.tp, layout.sequence_parallel, kernels.linear)
@@ -147,13 +152,13 @@ class Stage(nn.Module):
         cut = self.mesh.tp.size if self.layout.sequence_parallel else 1
         return sequences, tokens // cut, self.spec.width
 
-    def loss(self, tokens_BS: Tensor, targets_BS: Tensor, step_tokens: int) -> Tensor:
+    def loss(self, tokens_BS: Tensor, targets_BS: Tensor, step_tokens: float) -> Tensor:
         """Sum of the tokens' cross-entropies over `step_tokens`, an fp64 scalar in nats, the root of the graph.
 
         For a stage that is the whole depth of the model.
         """
         (chunk,) = self.chunks
-        return chunk(tokens_BS, targets_BS, step_tokens)
+        return chunk(tokens_BS, targets_BS, step_tokens, tokens_BS)
 
     def logits(self, tokens_BS: Tensor) -> Tensor:
         """Logits of every position in this rank's part of the vocabulary, (B, S, V), in the stage's precision.
@@ -161,7 +166,7 @@ class Stage(nn.Module):
         For a stage that is the whole depth of the model. Sequences may be shorter than the context.
         """
         (chunk,) = self.chunks
-        return chunk.logits(chunk.activations(tokens_BS))
+        return chunk.logits(chunk.activations(tokens_BS, tokens_BS))
 
 
 class Chunk:
@@ -178,22 +183,37 @@ class Chunk:
         within = [f"blocks.{index}" for index in self.blocks]
         return ["embedding"] * self.first + within + ["head"] * self.last
 
-    def __call__(self, x: Tensor, targets_BS: Tensor | None = None, step_tokens: int = 1) -> Tensor:
-        """Activations from tokens (B, S) or the activations before; in the last chunk the loss, given its targets."""
-        x = self.activations(x)
+    def __call__(
+        self,
+        x: Tensor,
+        targets_BS: Tensor | None = None,
+        step_tokens: float = 1,
+        tokens_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Activations from tokens (B, S) or the activations before; in the last chunk the loss, given its targets.
+
+        Where attention stays within documents, every chunk needs `tokens_BS`, which say where these end."""
+        x = self.activations(x, tokens_BS)
         if not self.last:
             return x
         if targets_BS is None:
             raise ValueError("the last stage computes the loss and needs targets")
         stage, logits_RV = self._stage, self.logits(x).flatten(0, 1)
         column_R = targets_BS.reshape(-1) - stage.vocab.start
-        return cross_entropy(logits_RV, column_R, step_tokens, stage.mesh.tp, stage.kernels)
+        weight_R = None
+        if stage.end_of_document is not None and tokens_BS is not None:
+            weight_R = loss_weights(tokens_BS, stage.end_of_document).flatten().to(stage.gradients.dtype)
+        return cross_entropy(logits_RV, column_R, step_tokens, stage.mesh.tp, stage.kernels, weight_R)
 
-    def activations(self, x: Tensor) -> Tensor:
+    def activations(self, x: Tensor, tokens_BS: Tensor | None = None) -> Tensor:
         """What the blocks make of tokens (in the first chunk) or of the activations before, (B, s, H)."""
         stage = self._stage
         cut = stage.mesh.tp.size if stage.layout.sequence_parallel and not self.first else 1
         at = stage.positions.first(x.shape[1] * cut)
+        if stage.end_of_document is not None:
+            if tokens_BS is None:
+                raise ValueError("attention within documents needs the tokens, which say where these end")
+            at = at._replace(start_BS=document_starts(tokens_BS, stage.end_of_document))
         if self.first:
             x = self._embedded(x)
         for index in self.blocks:

@@ -9,6 +9,7 @@ from specs.document.base import Slug, Spec
 from specs.document.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
 from specs.humanize import duration, energy
 from specs.law import LossUnit
+from specs.run import Documents
 from specs.spike_guard import SpikeGuardSpec
 
 
@@ -191,6 +192,9 @@ class Budget(Spec):
     """Cluster from the catalog, or the path of a cluster file beside this one."""
     data: DataSpec
     """The text to train on."""
+    documents: Documents = "joined"
+    """`masked`: attention stays within documents, positions count from a document's beginning, and the prediction of a
+    document's first token from another does not count. Needs a text whose documents end with a token."""
     epochs: float = Field(default=4.0, ge=1)
     """Most passes over the unique tokens, of a mix over those of any source. Four are worth 3.73 fresh ones
     (Muennighoff et al., arXiv 2305.16264)."""

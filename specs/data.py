@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator, 
 
 from specs.document.base import Fingerprint, Sha256, Slug, Spec, canonical_json
 from specs.document.quantity import Tokens
+from specs.document_lengths import LengthBin
 from specs.mix import Weight, WeightsFrom, check_weights
 
 
@@ -347,6 +348,8 @@ class Corpus(Spec):
     """What may be trained on."""
     held_out: Split
     """What is only ever evaluated on."""
+    document_lengths: tuple[LengthBin, ...] = ()
+    """Lengths of the training documents, shortest first; empty where no token ends them."""
     held_out_choices: tuple[HeldOutChoice, ...]
     """What other shares would hold out; empty where the held-out files are named."""
     tokenizer_sha256: Sha256 | None

@@ -131,6 +131,13 @@ def shape(model: "ModelSpec") -> str:
     return f"{model.layers} × {model.width:,}"
 
 
+def attended_text(model: "ModelSpec") -> str:
+    """What attention sees of the context, behind the context; empty where documents are joined."""
+    if model.mean_attended_tokens is None:
+        return ""
+    return f", of which attention sees {model.mean_attended_tokens:,.4g} within documents"
+
+
 def mix_text(mix: "Mix") -> str:
     """The shares of a mix's phases: `web 70 %, code 30 %; from step 900 web 20 %, code 80 %`."""
     return "; ".join(map(mix_phase_text, mix.phases))

@@ -111,6 +111,8 @@ class Family(Spec):
     """Whose practice it is."""
     context: int = Field(ge=1)
     """Tokens of a training sequence."""
+    mean_attended_tokens: float | None = Field(default=None, gt=0, exclude_if=lambda tokens: tokens is None)
+    """As of a run's model; the planner counts it from the text."""
     depths: tuple[tuple[int, int], ...] = Field(min_length=1)
     """(width, layers) pairs of practice, widths increasing; between them depth follows a line in log-log."""
     width_multiple: int = Field(ge=2)

@@ -4,7 +4,8 @@ The counts are plain arithmetic: they take Python ints here and sympy symbols in
 derives gradients and LaTeX from the same lines. N counts weights of matrices inside the blocks; norms are left out, as
 in the paper.
 
-    L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary    s context
+    L layers    d width    h heads    k kv heads    e head size    f feed-forward width    V vocabulary
+    s context, or what attention sees of it
 """
 
 import math
@@ -38,6 +39,9 @@ class ModelSpec(Spec):
     """Added to the mean square in RMSNorm (LLaMA's value)."""
     init_std: float = Field(default=0.006, gt=0)
     """Standard deviation of the initial weights (DeepSeek LLM, section 2.3)."""
+    mean_attended_tokens: float | None = Field(default=None, gt=0, exclude_if=lambda tokens: tokens is None)
+    """Mean tokens of a token's document within a sequence of the run's text, where attention stays within documents: it
+    counts in place of the context in M and MFU. Absent where documents are joined."""
 
     @model_validator(mode="after")
     def _legal(self) -> Self:
@@ -51,6 +55,11 @@ class ModelSpec(Spec):
                 f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}; write a divisor of {self.heads}"
             )
         return self
+
+    @property
+    def attended_tokens(self) -> float:
+        """Tokens that attention counts for each token, over the full square: the context, or its document's part."""
+        return self.context if self.mean_attended_tokens is None else self.mean_attended_tokens
 
     @property
     def head_dim(self) -> int:
@@ -75,17 +84,18 @@ class ModelSpec(Spec):
     @property
     def flop_per_token(self) -> int:
         """M: non-embedding FLOP per training token, counted from this shape (see `flop_per_token`)."""
-        return int(flop_per_token(self.block_params, self.layers, self.width, self.context))
+        return int(flop_per_token(self.block_params, self.layers, self.width, self.attended_tokens))
 
     @property
     def paper_flop_per_token(self) -> int:
         """M by Eq. 2 of DeepSeek LLM, 72 L d^2 + 12 L d s, which takes 12 L d^2 parameters for granted."""
-        return int(paper_flop_per_token(self.layers, self.width, self.context))
+        return int(paper_flop_per_token(self.layers, self.width, self.attended_tokens))
 
     @property
     def mfu_flop_per_token(self) -> int:
         """FLOP per token that MFU counts (see `mfu_flop_per_token`)."""
-        return int(mfu_flop_per_token(self.block_params, self.layers, self.width, self.context, self.vocab))
+        size = (self.block_params, self.layers, self.width)
+        return int(mfu_flop_per_token(*size, self.attended_tokens, self.vocab))
 
 
 def block_params(L: Any, d: Any, kv_width: Any, f: Any, ffn_matrices: Any = 3) -> Any:

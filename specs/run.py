@@ -13,6 +13,9 @@ from specs.model import ModelSpec
 from specs.optim import OptimSpec
 from specs.spike_guard import SpikeGuardSpec
 
+Documents = Literal["joined", "masked"]
+"""Whether attention goes across the documents of a sequence."""
+
 
 class Evaluation(Spec):
     """When the held-out loss is measured, and on how much: always the same first sequences of the held-out split."""
@@ -56,8 +59,9 @@ class RunSpec(Spec):
     """The corpus, or the mix, by content."""
     mix: Mix | None = Field(default=None, exclude_if=lambda mix: mix is None)
     """Shares of the sources of a mix; absent where the data are one corpus."""
-    documents: Literal["joined"] = "joined"
-    """Sequences are cut across document boundaries and attend across them."""
+    documents: Documents = "joined"
+    """Sequences are cut across document boundaries. `joined`: attention goes across them. `masked`: it stays within
+    documents, and the prediction of a document's first token from another does not count."""
     optim: OptimSpec
     """Optimizer, batch and schedule."""
     evaluation: Evaluation
@@ -77,6 +81,15 @@ class RunSpec(Spec):
             raise ValueError(
                 f"evaluation.every_steps {self.evaluation.every_steps} is past the last step {self.optim.steps}; "
                 f"write at most {self.optim.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attended(self) -> Self:
+        if (self.documents == "masked") != (self.model.mean_attended_tokens is not None):
+            raise ValueError(
+                "documents: masked and model.mean_attended_tokens belong together; "
+                "plan the budget with documents: masked, or leave both out"
             )
         return self
 

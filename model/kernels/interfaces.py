@@ -33,6 +33,9 @@ class Positions(NamedTuple):
     """Rotary sines, negative for the first half: x cos + (x, halves exchanged) sin is x turned."""
     future_QQ: Tensor
     """-inf above the diagonal, else 0: added to a block of scores on the diagonal."""
+    start_BS: Tensor | None = None
+    """Where each token's document begins in its sequence, int64: no token sees one before. None where documents are
+    joined. Rotary positions are relative, so that a document counts from its own beginning wherever that is."""
 
     def first(self, sequence: int) -> "Positions":
         """Those of the first positions; itself where that is all of them."""

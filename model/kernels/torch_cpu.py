@@ -97,6 +97,9 @@ def _probabilities(q_PKQ: Tensor, k_PKC: Tensor, rows: slice, at: Positions) -> 
     scores_PQC = torch.bmm(q_PKQ.mT, k_PKC)
     size = rows.stop - rows.start
     scores_PQC[..., rows].add_(at.future_QQ if size == BLOCK_ROWS else at.future_QQ[:size, :size])
+    if at.start_BS is not None:
+        before_BQC = torch.arange(rows.stop) < at.start_BS[:, rows, None]
+        scores_PQC.view(-1, *before_BQC.shape).masked_fill_(before_BQC, -torch.inf)
     torch.ops.aten._softmax.out(scores_PQC, -1, False, out=scores_PQC)
     return scores_PQC
 

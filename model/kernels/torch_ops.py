@@ -39,12 +39,21 @@ def rotate_heads(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> 
     torch.mul(x_BNKS, at.cos_KS, out=out_BNKS).addcmul_(exchanged_BNKS, at.sin_KS, value=sign)
 
 
-def core_attention(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+def core_attention(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, start_BS: Tensor | None = None) -> Tensor:
     """torch's own causal attention, by the kernel that torch takes; deterministic where torch is set to be."""
     q_BTSK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BSTK, k_BSGK, v_BSGK))
     grouped = q_BTSK.shape[1] != k_BGSK.shape[1]
-    o_BTSK = F.scaled_dot_product_attention(q_BTSK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=grouped)
+    seen_B1SS = None if start_BS is None else seen(start_BS).unsqueeze(1)
+    o_BTSK = F.scaled_dot_product_attention(
+        q_BTSK, k_BGSK, v_BGSK, attn_mask=seen_B1SS, is_causal=start_BS is None, enable_gqa=grouped
+    )
     return o_BTSK.transpose(1, 2)
+
+
+def seen(start_BS: Tensor) -> Tensor:
+    """Whether a token (row) sees another (column): one of its own document that is not after it, (B, S, S)."""
+    place_S = torch.arange(start_BS.shape[1], device=start_BS.device)
+    return (place_S >= start_BS.unsqueeze(2)) & (place_S <= place_S.unsqueeze(1))
 
 
 def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor, Any]:

@@ -12,6 +12,7 @@ from specs.cluster import Cluster
 from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
 from specs.data_inputs import InputFileError, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
+from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
 from specs.plan import SourceText
 from specs.run_table.table import RunTable
@@ -152,7 +153,7 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
         law=law,
         loss_law=loss or (law if published and law.loss is not None else None),
         hyper_law=hyper or law,
-        family=_family(budget, path),
+        family=_family(budget, path, sources, mix),
         cluster=_cluster(budget, path),
         sources=sources,
         mix=mix,
@@ -161,12 +162,29 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     )
 
 
-def _family(budget: Budget, path: Path) -> Family:
-    """The family from the catalog; the budget's aspect ratio, where it gives one, replaces the family's depths."""
+def _family(budget: Budget, path: Path, sources: Sources | None, mix: PlannedMix | None) -> Family:
+    """The family from the catalog; the budget's aspect ratio, where it gives one, replaces the family's depths. Where
+    documents are masked, with the tokens that attention sees of this text."""
     family, aspect = from_catalog(Family, budget.family, path), budget.aspect
-    if aspect is None:
+    if aspect is not None:
+        family = family.model_copy(update={"depths": ((aspect, 1), (1000 * aspect, 1000))})
+    if budget.documents == "joined":
         return family
-    return family.model_copy(update={"depths": ((aspect, 1), (1000 * aspect, 1000))})
+    if sources is None:
+        what = "how long the documents are is known of built corpora only, and data.text has source: declared"
+        raise locate(path, "documents", what, "write documents: joined, or give the text")
+    unknown = next((name for name, one in sources.corpora.items() if not one.document_lengths), None)
+    if unknown is not None:
+        what = f"no token ends the documents of {unknown or 'this text'}, so that they cannot be told apart"
+        raise locate(
+            path, "documents", what, "write documents: joined, or name data.tokenizer.end_of_document"
+        )
+    shares = {"": 1.0} if mix is None else mix.shares
+    attended = [
+        (shares[name], mean_attended_tokens(one.document_lengths, family.context))
+        for name, one in sources.corpora.items()
+    ]
+    return family.model_copy(update={"mean_attended_tokens": weighted_mean(attended)})
 
 
 def _cluster(budget: Budget, path: Path) -> Cluster:

@@ -63,6 +63,7 @@ def make_shape(family: Family, width: int, layers: int, vocab: int) -> ModelSpec
         ffn=_round_up(8 * width / 3, family.ffn_multiple),
         vocab=_round_up(vocab, family.vocab_multiple),
         context=family.context,
+        mean_attended_tokens=family.mean_attended_tokens,
         rope_theta=family.rope_theta,
         init_std=family.init_std,
     )

@@ -104,6 +104,7 @@ def _run_spec(setting: RunSettings, shape: ModelSpec, optim: OptimSpec, evaluati
         model=shape,
         data=setting.data,
         mix=None if setting.mix is None else setting.mix.of_run(optim),
+        documents=setting.budget.documents,
         optim=optim,
         evaluation=evaluation,
         precision=setting.budget.precision,

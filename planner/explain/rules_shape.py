@@ -169,7 +169,7 @@ def counted(field: Field, plan: Plan) -> Reason:
     }
     letters = (
         f"L {model.layers}, d {model.width}, h {model.heads}, k {model.kv_heads}, e {model.head_dim}, f {model.ffn}, "
-        f"V {model.vocab}, s {model.context}"
+        f"V {model.vocab}, s {model.attended_tokens:g}"
     )
     name = field.path[-1]
     return Reason(

@@ -264,6 +264,17 @@ def mix(field: Field, plan: Plan) -> Reason:
     )
 
 
+def attended(field: Field, plan: Plan) -> Reason:
+    """What attention sees of the context."""
+    if run_of(field, plan).run.documents == "joined":
+        return Reason("the budget's field documents: they are joined, so attention sees the context")
+    return Reason(
+        decided_by="the text: how long its documents are, as `isoplan data` has counted them",
+        law="counted from the corpus",
+        equation="sum(l^2) / sum(l) over the parts l of documents in sequences, cut anywhere",
+    )
+
+
 def plain_choice(field: Field, plan: Plan) -> Reason:
     """A setting that no budget changes."""
     return Reason(f"the engine: {field.description}")
@@ -329,12 +340,14 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.model.head_dim", counted),
     (f"{_RUN}.model.vocab", vocabulary),
     (f"{_RUN}.model.context", from_family),
+    (f"{_RUN}.model.*attended_tokens", attended),
     (f"{_RUN}.model.init_std", from_family),
     (f"{_RUN}.model.rope_theta", plain_choice),
     (f"{_RUN}.model.norm_eps", plain_choice),
     (f"{_RUN}.model*", shape),
     (f"{_RUN}.evaluation*", evaluation),
     (f"{_RUN}.precision", from_budget),
+    (f"{_RUN}.documents", from_budget),
     (f"{_RUN}.seed", from_budget),
     (f"{_RUN}.guard*", guard),
     (f"{_RUN}.data*", data),

@@ -3,9 +3,8 @@
 The training split is cut into sequences of `context` tokens. Sample number g of a run is sequence P(g mod n) of the n,
 where P is a permutation keyed by the seed and the epoch g // n (a shuffle of every epoch). A step takes the next
 `batch_sequences` samples, and each data-parallel rank its rows of them. So batches are the same for every layout and
-after every resume, and the data loader has no state to save. Sequences are packed: they may span documents, and
-attention has no document mask. In a mix each source counts its own samples (runtime/data/mixture.py), and its
-permutations are keyed by its name too.
+after every resume, and the data loader has no state to save. Sequences are packed: they may span documents. In a mix
+each source counts its own samples (runtime/data/mixture.py), and its permutations are keyed by its name too.
 
 P is a Feistel network over the pairs (left < a, right < b) with a b >= n, additions modulo a and b in place of xor, and
 cycle walking for the few pairs beyond n (Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
@@ -58,8 +57,12 @@ class HeldOutPart(NamedTuple):
 class RunData:
     """The data of a run: its sources' tokens, and which of them a step or an evaluation takes."""
 
-    def __init__(self, run: RunSpec, splits: Mapping[str, Splits]) -> None:
+    def __init__(
+        self, run: RunSpec, splits: Mapping[str, Splits], end_of_document: int | None = None
+    ) -> None:
+        """`end_of_document` is the token behind which another document begins, for a run that masks documents."""
         self._run, self._splits = run, splits
+        self.end_of_document = end_of_document
         self._sampler = Sampler.of(run.mix)
 
     def check_size(self) -> None:

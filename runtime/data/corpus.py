@@ -94,7 +94,12 @@ def verify(data: Path, name: str) -> Corpus:
 
 def tokens(data: Path, corpus: Corpus, split: Literal["train", "held_out"]) -> Tokens:
     """The split's tokens, memory-mapped and read-only, of the corpus' own integer type."""
-    folder, dtype = data / corpus.name, np.dtype(corpus.token_type).newbyteorder("<")
+    return tokens_in(data / corpus.name, corpus, split)
+
+
+def tokens_in(folder: Path, corpus: Corpus, split: Literal["train", "held_out"]) -> Tokens:
+    """The same of a corpus in this folder, which may not have its own name yet."""
+    dtype = np.dtype(corpus.token_type).newbyteorder("<")
     if not isinstance(corpus.spec.text, TokenFiles):
         return np.asarray(np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r"))
     arrays = [

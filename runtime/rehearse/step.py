@@ -203,6 +203,7 @@ def trace_step(
             kernels=kernels_of(execution),
             device=device,
             layout=layout,
+            end_of_document=0 if run.documents == "masked" else None,
         )
         stage.weights.zero_()
         pipeline = Pipeline(stage)

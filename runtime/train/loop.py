@@ -93,7 +93,8 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
         name: Splits(tokens(data, corpus, "train"), tokens(data, corpus, "held_out"))
         for name, corpus in sources.corpora.items()
     }
-    run_data = RunData(run, splits)
+    end_of_document = sources.any.end_of_document if run.documents == "masked" else None
+    run_data = RunData(run, splits, end_of_document)
     run_data.check_size()
 
     # These import torch: after the signal handlers, and after all that can be refused without it.
@@ -262,6 +263,10 @@ def _check_run(run: RunSpec, order: Order, sources: Sources) -> None:
         problems.append(
             f"the corpus has {sources.any.vocab} token ids, more than the model's vocabulary of {run.model.vocab}; "
             "plan the budget again with a larger vocabulary"
+        )
+    if run.documents == "masked" and sources.any.end_of_document is None:
+        problems.append(
+            f"no token ends the documents of the corpus {run.data.corpus}; plan with documents: joined"
         )
     if problems:
         raise RunError(problems[0])

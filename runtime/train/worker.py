@@ -4,7 +4,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class RankWorker:
             kernels=kernels,
             device=execution.device,
             layout=execution.layout,
+            end_of_document=data.end_of_document,
         )
         self._pipeline = Pipeline(self._stage)
         self.optimizer = AdamW(self._stage, mesh.dp, run.optim)
@@ -96,7 +97,18 @@ class RankWorker:
 
         sizes = [at_once] * (rows // at_once)
         self.optimizer.start_accumulation(len(sizes))
-        return self._once(self._pipeline.train(sizes, read, batch * context))
+        step_tokens = self._counted_tokens(
+            batch * context, lambda: self._data.training_rows(step, skipped, first, rows)
+        )
+        return self._once(self._pipeline.train(sizes, read, step_tokens))
+
+    def _counted_tokens(self, all_tokens: int, rows_BT: Callable[[], NDArray[np.int64]]) -> int:
+        """How many of the tokens of a step or an evaluation count, over all data-parallel ranks: all, or where
+        documents are masked those whose next token is of the same one. `rows_BT` gives this rank's rows."""
+        if self._data.end_of_document is None:
+            return all_tokens
+        counted = int((rows_BT()[:, :-1] != self._data.end_of_document).sum())
+        return int(all_reduce(torch.tensor(counted, device=self._device), self._mesh.dp))
 
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over all ranks, in one all-reduce."""
@@ -132,7 +144,10 @@ class RankWorker:
             first, count = firsts[micro_batch], sizes[micro_batch]
             return self._on_device(self._data.held_out_rows(part.source, first, count))
 
-        return self._pipeline.evaluate(sizes, read, sequences * context)
+        step_tokens = self._counted_tokens(
+            sequences * context, lambda: self._data.held_out_rows(part.source, start, stop - start)
+        )
+        return self._pipeline.evaluate(sizes, read, step_tokens)
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(rows_BT).to(self._device)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from specs.evidence import FILE_NAME, EvidencePoint
 from specs.formatting import (
+    attended_text,
     best_split,
     device_time,
     dollars,
@@ -150,7 +151,7 @@ def target(plan: Plan, planned: PlannedRun) -> Html:
                 f"{several(model.layers, 'layer')} of width {model.width:,}, {several(model.heads, 'head')}{kv}, "
                 f"feed-forward {model.ffn:,}",
             ),
-            ("vocabulary", f"{model.vocab:,}, context {model.context:,}"),
+            ("vocabulary", f"{model.vocab:,}, context {model.context:,}{attended_text(model)}"),
             ("parameters", f"{model.params:,}, of which {model.block_params:,} in blocks"),
             ("M", f"{exact} FLOP per token, counted from this shape; {paper} by Eq. 2 of DeepSeek LLM"),
             ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.kernels import Heads, Kernels, apex, choose, flash, positions
 from model.kernels.backend import UnavailableError, function
+from model.kernels.torch_ops import core_attention
 from tests.model.test_kernels import UNIT, relative, textbook
 from tests.model.test_triton import DTYPES, drawn, exactly, norm_is_the_textbooks
 
@@ -74,6 +75,40 @@ def _flash(wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o) ->
     return flash_attn_func
 
 
+def _varlen(wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o) -> Callable[..., Any]:
+    """A stand-in of its function for documents side by side."""
+
+    def flash_attn_varlen_func(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        *,
+        causal: bool,
+        deterministic: bool,
+    ) -> Any:
+        assert cu_seqlens_q.dtype == torch.int32
+        assert max_seqlen_q == max_seqlen_k
+        sizes = cu_seqlens_q.diff().tolist()
+        documents = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
+        parts = [
+            _flash()(*(x[None] for x in one), causal=causal, deterministic=deterministic)[0]
+            for one in documents
+        ]
+        return result(torch.cat(parts) + wrong)
+
+    return flash_attn_varlen_func
+
+
+def _package(
+    wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o
+) -> dict[str, Callable[..., Any]]:
+    return {"flash_attn_func": _flash(wrong, result), "flash_attn_varlen_func": _varlen(wrong, result)}
+
+
 @pytest.fixture
 def no_flash(monkeypatch: pytest.MonkeyPatch) -> None:
     for _, module in flash._VERSIONS:
@@ -86,28 +121,32 @@ def test_the_newest_flash_attention_that_works_is_taken(monkeypatch: pytest.Monk
         UnavailableError, match=r"flash_attn\.cute does not import.*flash_attn does not import"
     ):
         flash.offers("cpu", True)
-    _module("flash_attn", monkeypatch, flash_attn_func=_flash())
+    _module("flash_attn", monkeypatch, **_package())
     assert flash.offers("cpu", True)["core_attention"].description == "flash-attn 2, deterministic"
-    _module("flash_attn_interface", monkeypatch, flash_attn_func=_flash(result=lambda o: (o, None)))
+    _module("flash_attn_interface", monkeypatch, **_package(result=lambda o: (o, None)))
     offer = flash.offers("cpu", False)["core_attention"]
     assert offer.description == "flash-attn 3"
     q = torch.randn(2, 5, 3, 8)
     torch.testing.assert_close(offer.function(q, q, q), _flash()(q, q, q, causal=True, deterministic=True))
+    start_BS = torch.tensor([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])
+    torch.testing.assert_close(offer.function(q, q, q, start_BS), core_attention(q, q, q, start_BS))
 
 
 @pytest.mark.usefixtures("no_flash")
+@pytest.mark.parametrize("broken", ["flash_attn_func", "flash_attn_varlen_func"])
 @pytest.mark.parametrize("wrong", [0.2, math.nan])
 def test_a_flash_attention_with_wrong_results_is_not_taken(
-    wrong: float, monkeypatch: pytest.MonkeyPatch
+    wrong: float, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _module("flash_attn", monkeypatch, flash_attn_func=_flash(wrong))
+    _module("flash_attn", monkeypatch, **_package() | {broken: _package(wrong)[broken]})
     with pytest.raises(UnavailableError, match="flash-attn 2 gives other results than torch"):
         flash.offers("cpu", True)
 
 
 @pytest.mark.usefixtures("no_flash")
 def test_a_flash_attention_that_raises_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    _module("flash_attn", monkeypatch, flash_attn_func=lambda *_, **__: torch.ones(1) @ torch.ones(2))
+    raising: dict[str, Any] = {"flash_attn_func": lambda *_, **__: torch.ones(1) @ torch.ones(2)}
+    _module("flash_attn", monkeypatch, **_package() | raising)
     with pytest.raises(UnavailableError, match="flash-attn 2 fails on cpu"):
         flash.offers("cpu", True)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from model import buckets, tensor_parallel
+from model.documents import loss_weights
 from model.mesh import Mesh, mesh_of
 from model.parameters import Piece
 from model.pipeline_parallel import Pipeline
@@ -58,15 +59,32 @@ class Found:
     """All parameters that it computes with."""
 
 
-def _train(mesh: Mesh, layout: Layout, spec: ModelSpec, precision: str, steps: int) -> Found:
-    stage = stage_of(spec, precision, mesh, layout=layout)
+def _rows(spec: ModelSpec, end_of_document: int | None) -> Tensor:
+    """A step's rows: of documents that stay apart, some in every sequence."""
+    rows = batch(spec, SEQUENCES)
+    return rows if end_of_document is None else rows % 7
+
+
+def _train(
+    mesh: Mesh,
+    layout: Layout,
+    spec: ModelSpec,
+    precision: str,
+    steps: int,
+    end_of_document: int | None = None,
+) -> Found:
+    stage = stage_of(spec, precision, mesh, layout=layout, end_of_document=end_of_document)
     optimizer = AdamW(stage, mesh.dp, OPTIM if steps == 1 else CLIPPED)
     optimizer.initialize(11)
-    pipeline, rows = Pipeline(stage), batch(spec, SEQUENCES).chunk(mesh.dp.size)[mesh.dp.rank]
+    pipeline, all_rows = Pipeline(stage), _rows(spec, end_of_document)
+    counted_tokens = all_rows[:, 1:].numel()
+    if end_of_document is not None:
+        counted_tokens = int(loss_weights(all_rows[:, :-1], end_of_document).sum())
+    rows = all_rows.chunk(mesh.dp.size)[mesh.dp.rank]
     parts, losses, norms = rows.split(layout.micro_batch_sequences), [], []
     for _ in range(steps):
         optimizer.start_accumulation(len(parts))
-        share = pipeline.train([len(part) for part in parts], parts.__getitem__, SEQUENCES * spec.context)
+        share = pipeline.train([len(part) for part in parts], parts.__getitem__, counted_tokens)
         losses.append(float(share) if mesh.tp.rank == 0 else 0.0)
         norms.append(optimizer.step(0.01))
     optimizer.wait_for_parameters()
@@ -97,6 +115,8 @@ class Case:
     steps: int
     small: bool
     """Cut what travels into many buckets and pieces."""
+    end_of_document: int | None = None
+    """The token behind which another document begins; None joins documents."""
 
 
 def _train_all(world: Mesh, cases: list[Case]) -> list[Found]:
@@ -108,7 +128,7 @@ def _train_all(world: Mesh, cases: list[Case]) -> list[Found]:
             (8000, 128) if case.small else usual
         )  # in processes of their own
         mesh = meshes(case.layout.dp, case.layout.pp, case.layout.tp)
-        found.append(_train(mesh, case.layout, case.model, case.precision, case.steps))
+        found.append(_train(mesh, case.layout, case.model, case.precision, case.steps, case.end_of_document))
     return found
 
 
@@ -129,8 +149,8 @@ def _whole(states: list[State]) -> dict[str, Tensor]:
 
 
 @cache
-def _alone(spec: ModelSpec, precision: str, steps: int) -> Found:
-    return _train(Mesh(), WHOLE, spec, precision, steps)
+def _alone(spec: ModelSpec, precision: str, steps: int, end_of_document: int | None) -> Found:
+    return _train(Mesh(), WHOLE, spec, precision, steps, end_of_document)
 
 
 def _compare(case: Case, ranks: list[Found], one: Found) -> None:
@@ -204,12 +224,13 @@ def _layouts(ranks: int) -> list[Layout]:
 def _every_case(ranks: int, steps: int = 5) -> list[Case]:
     """Gradients in fp32, and in fp64 what several steps lead to."""
     return [
-        Case(layout.model_copy(update={"recompute": recompute}), model, precision, count, small)
+        Case(layout.model_copy(update={"recompute": recompute}), model, precision, count, small, end)
         for layout in _layouts(ranks)
         for model in (MODEL, GROUPED)
         for recompute in ("none", "selective", "full")
         for precision, count in (("fp32", 1), ("fp64", steps))
         for small in (False, True)
+        for end in (None, 3)
         if not layout.problems_of_shape(model)
     ]
 
@@ -225,20 +246,22 @@ def _pairs(cases: list[Case]) -> list[Case]:
 
 
 def _choices(case: Case) -> set[Any]:
-    """Pairs of choices; and that each cut of the ranks is tried in both precisions."""
+    """Pairs of choices; and that each cut of the ranks is tried in both precisions, and with documents apart."""
     layout = case.layout
     cut = {"dp": layout.dp, "pp": layout.pp, "tp": layout.tp, "chunks": layout.interleave}
     kinds = {"split": layout.sequence_parallel, "recompute": layout.recompute, "model": case.model}
-    settings = cut | kinds | {"precision": case.precision, "small": case.small}
-    whole_cut = (*cut.values(), layout.sequence_parallel, case.precision)
-    return {whole_cut, *combinations(settings.items(), 2)}
+    settings = cut | kinds | {"precision": case.precision, "small": case.small, "end": case.end_of_document}
+    whole_cuts = {
+        (*cut.values(), layout.sequence_parallel, one) for one in (case.precision, case.end_of_document)
+    }
+    return whole_cuts | {*combinations(settings.items(), 2)}
 
 
 def _check(ranks: int, cases: list[Case], timeout_s: float) -> None:
     by_rank = spawn(ranks, _train_all, cases, timeout_s=timeout_s)
     results = [list(found) for found in zip(*by_rank, strict=True)]
     for case, found in zip(cases, results, strict=True):
-        _compare(case, found, _alone(case.model, case.precision, case.steps))
+        _compare(case, found, _alone(case.model, case.precision, case.steps, case.end_of_document))
     _compare_recomputed(cases, results)
 
 

@@ -24,9 +24,18 @@ def stage_of(
     mesh: Mesh = Mesh(),  # noqa: B008
     device: str = "cpu",
     layout: Layout = WHOLE,
+    end_of_document: int | None = None,
 ) -> Stage:
     kernels = choose("auto", device)
-    return Stage(spec, precision=precision, mesh=mesh, kernels=kernels, device=device, layout=layout)
+    return Stage(
+        spec,
+        precision=precision,
+        mesh=mesh,
+        kernels=kernels,
+        device=device,
+        layout=layout,
+        end_of_document=end_of_document,
+    )
 
 
 def batch(spec: ModelSpec, sequences: int = 3) -> torch.Tensor:

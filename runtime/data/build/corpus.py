@@ -18,7 +18,8 @@ from runtime.data.build.inputs import hash_inputs
 from runtime.data.build.text import WORK, build_text
 from runtime.data.build.tokens import build_tokens
 from runtime.data.build.workers import Workers, open_workers
-from runtime.data.corpus import load_corpus
+from runtime.data.corpus import load_corpus, tokens_in
+from runtime.data.document_lengths import document_lengths
 from runtime.data.errors import CorpusError, KilledWorkerError
 from specs.data import Corpus, DataSpec, DeclaredText, TokenFiles, corpus_name
 from specs.data_inputs import InputFile, find_corpus, index_path, read_index, write_index
@@ -92,6 +93,9 @@ def _build_then_rename(
             build_here = build_tokens if isinstance(spec.text, TokenFiles) else build_text
             corpus = build_here(spec, base, part, files, workers)
             write_text(part / "inputs.jsonl", "".join(map(_input_line, files)))
+            if corpus.end_of_document is not None:
+                lengths = document_lengths(tokens_in(part, corpus, "train"), corpus.end_of_document)
+                corpus = corpus.model_copy(update={"document_lengths": lengths})
             write_json(part / "manifest.json", corpus)
         for name in WORK:
             shutil.rmtree(part / name, ignore_errors=True)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,46 @@ def test_the_final_loss_is_that_of_the_weights_in_the_last_checkpoint(
     end = finished.end()
     assert end is not None
     assert end.loss == pytest.approx(textbook_loss(stage, rows), rel=1e-6)
+
+
+def masked_run(data: CorpusRef, **changes: Any) -> RunSpec:
+    """A run whose attention stays within documents."""
+    plain = tiny_run(data)
+    model = plain.model.model_copy(update={"context": 128, "mean_attended_tokens": 100.0})
+    return tiny_run(data, model=model, documents="masked", **changes)
+
+
+def test_masked_documents_are_evaluated_as_each_alone(home: Path, data: CorpusRef) -> None:
+    run = masked_run(data)
+    folder = opened(home, run)
+    assert train_here(folder, home / "data") == OK
+    stage, optimizer = model_of(run)
+    load_checkpoint(folder.checkpoints / "step-00000020", optimizer.boxes())
+    optimizer.sync_parameters()
+    corpus = load_corpus(home / "data", data.corpus)
+    rows_BT = torch.from_numpy(held_out_rows(tokens(home / "data", corpus, "held_out"), 128, 0, 9))
+    nats = count = 0.0
+    for row_T in rows_BT:
+        ends = [-1, *(row_T[:-1] == corpus.end_of_document).nonzero().flatten().tolist(), 128]
+        for before, end in pairwise(ends):
+            document_T = row_T[before + 1 : end + 1]
+            if len(document_T) > 1:
+                nats += float(stage.loss(document_T[None, :-1], document_T[None, 1:], 1).detach())
+                count += len(document_T) - 1
+    assert count < rows_BT[:, 1:].numel(), "some sequence has an end of a document in it"
+    assert folder.evals()[-1].loss == pytest.approx(nats / count, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_masked_documents_cut_over_ranks_differ_by_rounding(home: Path, data: CorpusRef) -> None:
+    run = masked_run(data)
+    folders = []
+    for dp in (1, 2):
+        folders.append(opened(home / f"masked-{dp}", run, order(run, dp=dp)))
+        assert Ranks(folders[-1], home / "data", dp).join() == [OK] * dp
+    one, two = ([line.loss for line in folder.metrics()] for folder in folders)
+    assert two == pytest.approx(one, rel=1e-6)
+    assert folders[1].evals()[-1].loss == pytest.approx(folders[0].evals()[-1].loss, rel=1e-6)
 
 
 @pytest.mark.slow
