@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from specs.curate import CurationStage, CurationStep
 from specs.document.base import Fingerprint, Sha256, Slug, Spec, canonical_json
 from specs.document.quantity import Tokens
 from specs.document_lengths import LengthBin
@@ -42,6 +43,8 @@ class FileText(Spec):
     malformed: float = Field(default=0.001, ge=0, lt=1)
     """Largest share of records without a readable text that is skipped, counted and named; more are refused. Our
     choice: public dumps have one in thousands, a wrong key or encoding has nearly all."""
+    curate: tuple[CurationStep, ...] = Field(default=(), exclude_if=lambda steps: not steps)
+    """What is done to the text first, by datatrove, in this order; needs .jsonl or .parquet files."""
 
 
 class TokenFiles(Spec):
@@ -310,6 +313,8 @@ class Reading(Spec):
     """Records without a readable text, which are skipped."""
     examples: tuple[str, ...]
     """The first of these: `file:line: what is wrong`."""
+    curation: tuple[CurationStage, ...] = Field(default=(), exclude_if=lambda stages: not stages)
+    """What each step of data.text.curate left, before all this; absent without any."""
 
 
 class HeldOutChoice(Spec):

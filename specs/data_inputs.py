@@ -17,6 +17,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
+from specs.curate import C4BadWordsFilter, LanguageFilter
 from specs.data import (
     Corpus,
     DataSpec,
@@ -34,6 +35,8 @@ from specs.document.files import DocumentError, load
 from specs.document.write import write_text
 
 COMPRESSED = (".gz", ".zst")
+CURATION_ROLE = "curation "
+"""How the roles of files begin that steps of `curate` read."""
 TEXT_SUFFIXES = (".txt", ".md")
 JSON_SUFFIXES = (".json", ".jsonl")
 TOKEN_SUFFIXES = (".bin", ".ds", ".npy")
@@ -120,8 +123,27 @@ def _input_files(spec: DataSpec, base: Path) -> list[Input]:
         found += [Input(f"index of {role}", index) for role, path in found for index in index_files(path)]
     else:
         found = [Input(suffix(path) + compression(path), path) for path in _text_files(spec, base)]
+        found += _curation_files(text, base) if isinstance(text, FileText) else []
     if isinstance(spec.tokenizer, TokenizerFile):
         found.append(Input("tokenizer", tokenizer_file(spec.tokenizer, base)))
+    return found
+
+
+def _curation_files(text: FileText, base: Path) -> list[Input]:
+    """Models and lists of words that steps of `curate` name."""
+    found = []
+    for number, step in enumerate(text.curate):
+        match step:
+            case LanguageFilter():
+                field, name = "model", step.model
+            case C4BadWordsFilter():
+                field, name = "words", step.words
+            case _:
+                continue
+        if not (base / name).is_file():
+            at = f"text.curate.{number}.{field}"
+            raise InputFileError(base / name, at, "there is no such file", f"correct the path in data.{at}")
+        found.append(Input(f"{CURATION_ROLE}{number}", base / name))
     return found
 
 

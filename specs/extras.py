@@ -9,14 +9,17 @@ TRAIN = ("torch", "tokenizers", "safetensors", "tensorboard", "xxhash")
 """What a rank imports, by the name that is imported."""
 SUBMIT = ("submitit",)
 """What queues jobs of SLURM, beside these."""
+CURATE = ("datatrove", "orjson", "spacy")
+"""What curates text."""
 INSTALL = "pip install 'isoplan[train]'"
+INSTALL_DATA = "pip install 'isoplan[data]'"
 
 
-def require(verb: str, packages: Iterable[str]) -> None:
+def require(verb: str, packages: Iterable[str], install: str = INSTALL) -> None:
     """InputError with what to install, where a package is missing; none is imported."""
     missing = [name for name in packages if not _is_installed(name)]
     if missing:
-        raise _missing(verb, missing)
+        raise _missing(verb, missing, install)
 
 
 def as_input_error(error: Exception, verb: str) -> InputError | None:
@@ -27,9 +30,9 @@ def as_input_error(error: Exception, verb: str) -> InputError | None:
     return _missing(verb, [name])
 
 
-def _missing(verb: str, names: list[str]) -> InputError:
+def _missing(verb: str, names: list[str], install: str = INSTALL) -> InputError:
     are = "is" if len(names) == 1 else "are"
-    return InputError(f"{verb} needs {', '.join(names)}, which {are} not installed; run: {INSTALL}")
+    return InputError(f"{verb} needs {', '.join(names)}, which {are} not installed; run: {install}")
 
 
 def _is_installed(name: str) -> bool:

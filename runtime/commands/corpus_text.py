@@ -35,10 +35,20 @@ def _corpus(corpus: Corpus, data: Path) -> Iterator[str]:
         f"{data / corpus.name}: {corpus.train.tokens:,} tokens to train on, {corpus.held_out.tokens:,} held out, "
         f"{per_token}, digest {corpus.digest[:16]}"
     )
+    yield from _curation(corpus, data)
     yield from _left_out(corpus)
     yield from corpus.notes
     if corpus.sample is not None:
         yield f"the first held-out tokens read: {corpus.sample[:_SAMPLE]!r}"
+
+
+def _curation(corpus: Corpus, data: Path) -> Iterator[str]:
+    """What the steps of data.text.curate dropped."""
+    stages = () if corpus.reading is None else corpus.reading.curation
+    for stage in stages:
+        yield f"{stage.step}: {stage.dropped:,} of {stage.read:,} documents dropped"
+    if stages:
+        yield f"what was dropped, and why: {data / corpus.name / 'curation.html'}"
 
 
 def _left_out(corpus: Corpus) -> Iterator[str]:

@@ -25,6 +25,7 @@ from specs.data import Corpus, DataSpec, DeclaredText, TokenFiles, corpus_name
 from specs.data_inputs import InputFile, find_corpus, index_path, read_index, write_index
 from specs.document.files import DocumentError
 from specs.document.write import write_json, write_text
+from specs.report.curation import render_curation
 
 
 def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: int | None = None) -> Corpus:
@@ -96,6 +97,8 @@ def _build_then_rename(
             if corpus.end_of_document is not None:
                 lengths = document_lengths(tokens_in(part, corpus, "train"), corpus.end_of_document)
                 corpus = corpus.model_copy(update={"document_lengths": lengths})
+            if corpus.reading is not None and corpus.reading.curation:
+                write_text(part / "curation.html", render_curation(corpus))
             write_json(part / "manifest.json", corpus)
         for name in WORK:
             shutil.rmtree(part / name, ignore_errors=True)

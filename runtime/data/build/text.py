@@ -16,18 +16,20 @@ import numpy as np
 
 from runtime.data import tokenizer
 from runtime.data.build import shards, text_sources
+from runtime.data.build.curation import CURATED, curate
 from runtime.data.build.inputs import check_unchanged
 from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
 from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Workers
 from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
+from specs.curate import CurationStage
 from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
-from specs.data_inputs import InputFile, inputs_of
+from specs.data_inputs import CURATION_ROLE, InputFile, inputs_of
 from specs.humanize import several
 
 RUNS, TOKENS = "runs", "tokens"
-WORK = (RUNS, TOKENS)
+WORK = (RUNS, TOKENS, CURATED)
 """Folders of what tasks have finished, which the corpus does not need."""
 _COPIED_AT_ONCE = 2**24
 
@@ -42,7 +44,7 @@ def build_text(
     """
     discard_other_work(part)
     ids = tokenizer.given(spec, base, part)
-    runs, tokens = (part / name for name in WORK)
+    runs, tokens = part / RUNS, part / TOKENS
     for folder in (runs, tokens):
         folder.mkdir(exist_ok=True)
     reading, text_bytes = read_text(spec, base, runs, files, workers)
@@ -97,11 +99,22 @@ def read_text(
 ) -> tuple[Reading, int]:
     """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
     the bytes of their text."""
-    parts = text_parts(spec, [Path(file.path) for file in files if file.role != "tokenizer"])
+    texts = [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
+    paths = [Path(file.path) for file in texts]
+    stages: tuple[CurationStage, ...] = ()
+    if isinstance(spec.text, FileText) and spec.text.curate:
+        by_content = sorted(texts, key=lambda file: (file.sha256, file.path))  # whatever the files are called
+        paths, stages = curate(
+            spec.text, base, [Path(file.path) for file in by_content], runs.parent / CURATED, workers
+        )
+        left = FileText(source="files", paths=spec.text.paths, malformed=spec.text.malformed)
+        spec = spec.model_copy(update={"text": left})
+    parts = text_parts(spec, paths)
     tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
     read = workers.map("reading text", sum(task.bytes for task in tasks), shards.read, tasks)
     check_unchanged(files)
-    return _reading(spec, base, read)
+    reading, text_bytes = _reading(spec, base, read)
+    return reading.model_copy(update={"curation": stages}), text_bytes
 
 
 def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:

@@ -75,6 +75,7 @@ def test_an_answer_has_what_is_derived_beside_what_is_stored() -> None:
     assert answer["model"] == run.model.plain() | {
         name: getattr(run.model, name)
         for name in (
+            "attended_tokens",
             "block_params",
             "flop_per_token",
             "head_dim",

@@ -1,0 +1,209 @@
+"""Text that is curated by datatrove before it is a corpus: what each step keeps, counts and shows; kills; refusals."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from runtime.data.build import curation
+from runtime.data.build.corpus import build
+from runtime.data.corpus import tokens
+from runtime.data.errors import CorpusError
+from specs.data import Bytes, Corpus, DataSpec, FileText
+from specs.document.files import DocumentError
+
+pytestmark = pytest.mark.slow
+
+WORDS = [
+    f"{a}{b}"
+    for a in ("ba", "ne", "ti", "ko", "lu", "mar", "sel", "gon")
+    for b in ("da", "re", "si", "to", "vu", "n")
+]
+STOP = "the of and to in that with have be is".split()  # noqa: SIM905
+
+
+def prose(seed: int, words: int = 120) -> str:
+    """Words as a filter of quality wants them."""
+    chance = random.Random(seed)
+    lines = []
+    for _ in range(words // 12):
+        line = [chance.choice(STOP if n % 4 == 0 else WORDS) for n in range(12)]
+        lines.append(" ".join(line).capitalize() + ".")
+    return "\n".join(lines)
+
+
+def edited(text: str) -> str:
+    """A near duplicate: one word in a hundred is another."""
+    words = text.split(" ")
+    return " ".join("qu" if n % 97 == 50 else word for n, word in enumerate(words))
+
+
+def write(folder: Path, names: tuple[str, str, str] = ("a", "b", "c")) -> None:
+    """Three files: 30 texts, 6 of them again nearly, 4 exactly, 3 by URL alone; and 5 too short."""
+    texts = [prose(seed) for seed in range(30)]
+    records = [{"text": text, "url": f"https://a.org/{n}"} for n, text in enumerate(texts)]
+    records += [{"text": edited(texts[n]), "url": f"https://b.org/{n}"} for n in range(6)]
+    records += [{"text": texts[n], "url": f"https://c.org/{n}"} for n in range(10, 14)]
+    records += [{"text": prose(100 + n), "url": f"https://a.org/{n}"} for n in range(20, 23)]
+    records += [{"text": f"Too short {n}.", "url": f"https://d.org/{n}"} for n in range(5)]
+    for number, name in enumerate(names):
+        some = records[number::3]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some))
+
+
+GOPHER: dict[str, Any] = {"step": "GopherQualityFilter", "language": "eng"}
+ALL: tuple[dict[str, Any], ...] = (
+    GOPHER,
+    {"step": "ExactDedup", "key": "url"},
+    {"step": "ExactDedup"},
+    {"step": "MinhashDedup"},
+)
+
+
+def spec(*steps: dict[str, Any], paths: str = "*.jsonl") -> DataSpec:
+    text = json.dumps({"source": "files", "paths": [paths], "curate": steps})
+    return DataSpec(text=FileText.model_validate_json(text), tokenizer=Bytes(kind="bytes"), held_out_one_in=4)
+
+
+def curated(folder: Path, *steps: dict[str, Any], processes: int = 1) -> Corpus:
+    return build(spec(*steps), folder, folder / "data", Console(quiet=True), processes)
+
+
+def texts_of(folder: Path, corpus: Corpus) -> set[str]:
+    both = (bytes(tokens(folder / "data", corpus, split)) for split in ("train", "held_out"))
+    return {text.decode() for one in both for text in one.split(b"\0") if text}
+
+
+def test_every_step_drops_what_it_should_and_says_so(tmp_path: Path) -> None:
+    write(tmp_path)
+    corpus = curated(tmp_path, *ALL)
+    assert corpus.reading is not None
+    funnel = [(one.step, one.read, one.dropped) for one in corpus.reading.curation]
+    assert funnel == [
+        ("GopherQualityFilter", 48, 5),
+        ("ExactDedup", 43, 3),
+        ("ExactDedup", 40, 4),
+        ("MinhashDedup", 36, 6),
+    ]
+    assert corpus.train.documents + corpus.held_out.documents == 30
+    gopher = corpus.reading.curation[0]
+    assert gopher.reasons == {"gopher_short_doc": 5}
+    assert gopher.examples[0].reason == "gopher_short_doc"
+    assert gopher.examples[0].text.startswith("Too short ")
+    left = texts_of(tmp_path, corpus)
+    assert len([seed for seed in range(30) if prose(seed) in left or edited(prose(seed)) in left]) == 30
+
+
+def test_it_depends_on_contents_alone(tmp_path: Path) -> None:
+    """Neither on the names of files nor on the number of processes."""
+    found = []
+    for place, names, processes in (("one", ("a", "b", "c"), 1), ("two", ("z", "y", "x"), 2)):
+        folder = tmp_path / place
+        folder.mkdir()
+        write(folder, names)
+        found.append(curated(folder, {"step": "ExactDedup", "key": "url"}, processes=processes))
+    assert found[0] == found[1]
+
+
+BUILD = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from runtime.data.build.corpus import build
+from specs.data import DataSpec
+folder = Path(sys.argv[1])
+build(DataSpec.model_validate_json(sys.argv[2]), folder, folder / "data", Console(quiet=True), 2)
+"""
+
+
+@pytest.mark.soak
+def test_a_build_that_is_killed_in_any_step_goes_on_to_the_same_corpus(tmp_path: Path) -> None:
+    asked = spec(*ALL)
+    (tmp_path / "whole").mkdir()
+    write(tmp_path / "whole")
+    whole = build(asked, tmp_path / "whole", tmp_path / "whole" / "data", Console(quiet=True), 1)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    write(folder)
+    argv = [sys.executable, "-c", BUILD, str(folder), asked.canonical_json()]
+    for step in ("0-Gopher*/filter", "1-Exact*/duplicates", "3-Minhash*/signatures", "3-Minhash*/filter"):
+        with subprocess.Popen(argv) as process:
+            while process.poll() is None and not list(
+                folder.glob(f"data/.*.part/curated/{step}/completions/*")
+            ):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+    assert build(asked, folder, folder / "data", Console(quiet=True), 1) == whole
+
+
+def test_a_language_is_known_by_a_model_of_ones_own(tmp_path: Path) -> None:
+    import fasttext
+
+    other = ["".join(reversed(prose(seed))).lower() for seed in range(12)]
+    lines = [f"__label__eng {prose(seed)}" for seed in range(30)] + [f"__label__gne {text}" for text in other]
+    (tmp_path / "train.txt").write_text("\n".join(line.replace("\n", " ") for line in lines))
+    model = fasttext.train_supervised(
+        str(tmp_path / "train.txt"), lr=0.3, epoch=100, dim=16, minn=2, maxn=4, verbose=0, thread=1
+    )
+    model.save_model(str(tmp_path / "languages.bin"))
+    (tmp_path / "words.txt").write_text("bada\n")
+    records = [{"text": prose(seed)} for seed in range(20)] + [{"text": text} for text in other]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    corpus = curated(
+        tmp_path,
+        {"step": "LanguageFilter", "model": "languages.bin", "languages": ["eng"]},
+        {"step": "C4BadWordsFilter", "words": "words.txt"},
+    )
+    assert corpus.reading is not None
+    language, words = corpus.reading.curation
+    assert (language.read, language.dropped) == (32, 12)
+    assert words.dropped == sum("bada" in prose(seed).lower().replace(".", " ").split() for seed in range(20))
+    assert corpus.inputs.files == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "error", "what"),
+    [
+        ("a.txt", (GOPHER,), DocumentError, ".txt:1:1: files of this type cannot be curated; give .jsonl"),
+        (
+            "a.jsonl",
+            ({**GOPHER, "min_doc_words": 10**6},),
+            CorpusError,
+            "curate left no document (dropped: GopherQ",
+        ),
+        (
+            "a.jsonl",
+            ({**GOPHER, "language": "klingon"},),
+            CorpusError,
+            "GopherQualityFilter failed (ValueError: Lang",
+        ),
+    ],
+)
+def test_what_cannot_be_curated_is_one_line(
+    tmp_path: Path, name: str, steps: tuple[dict[str, Any], ...], error: type[Exception], what: str
+) -> None:
+    write(tmp_path)
+    for file in tmp_path.glob("*.jsonl"):
+        file.rename(file.with_suffix(Path(name).suffix))
+    asked = spec(*steps, paths=f"*{Path(name).suffix}")
+    with pytest.raises(error) as refused:
+        build(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
+    assert what in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.glob("data/*.part")) == []
+
+
+def test_without_datatrove_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(curation, "CURATE", ("datatrove", "no_such_package"))
+    with pytest.raises(
+        CorpusError, match=r"needs no_such_package, which is not installed; .*'isoplan\[data\]'"
+    ):
+        curated(tmp_path, GOPHER)
