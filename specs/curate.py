@@ -133,7 +133,8 @@ class ExactDedup(Spec):
 
 
 class MinhashDedup(Spec):
-    """One document of each cluster of near duplicates: those with a band of MinHashes in common (Broder 1997)."""
+    """One document of each cluster of near duplicates: those with a band of MinHashes in common (Broder 1997). Which
+    one follows from the files alone; it need not be the first."""
 
     step: Literal["MinhashDedup"]
     """Selects this step."""

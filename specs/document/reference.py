@@ -108,7 +108,7 @@ def _titles(
 
 def _title(spec: type[Spec], path: str) -> str:
     """A part's path, and what selects the part where the key may hold one of several."""
-    for name in ("kind", "source"):
+    for name in ("kind", "source", "step"):
         field = spec.model_fields.get(name)
         if field is not None and get_origin(field.annotation) is Literal:
             return f"{path} ({name}: {get_args(field.annotation)[0]})"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from runtime.data.build.curation_page import render_curation
 from runtime.data.build.inputs import hash_inputs
 from runtime.data.build.text import WORK, build_text
 from runtime.data.build.tokens import build_tokens
@@ -25,7 +26,6 @@ from specs.data import Corpus, DataSpec, DeclaredText, TokenFiles, corpus_name
 from specs.data_inputs import InputFile, find_corpus, index_path, read_index, write_index
 from specs.document.files import DocumentError
 from specs.document.write import write_json, write_text
-from specs.report.curation import render_curation
 
 
 def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: int | None = None) -> Corpus:
