@@ -53,8 +53,8 @@ def curate(
     """The files that the last step has left, with their documents' text under `text`; and what each step did.
 
     Of equal documents the first is kept, in the order of `files`, of near duplicates one of each cluster, the same for
-    the same files. `work` is a folder to write to, where tasks that an earlier call has finished are not done again. CorpusError or DocumentError where datatrove is missing or cannot read
-    a file, a step fails, or nothing is left.
+    the same files. `work` is a folder to write to, where tasks that an earlier call has finished are not done again.
+    CorpusError or DocumentError where datatrove is missing or cannot read a file, a step fails, or nothing is left.
     """
     try:
         require("data.text.curate", CURATE, INSTALL_DATA)
