@@ -3,6 +3,7 @@
 Of our other packages nothing is imported before it is known that no file of the user's is imported in their place.
 """
 
+import atexit
 import sys
 
 from isoplan.shadowing import shadowing
@@ -34,7 +35,7 @@ def _start(script: str) -> None:
     if hidden_by is not None:
         sys.stderr.write(f"{hidden_by}\n")
         raise SystemExit(2)  # specs.exit_codes.BAD_INPUT, which may be hidden
-    from runtime.launch.stop import INTERRUPTED, STOP
+    from runtime.launch.stop import INTERRUPTED, STOP, ignore_stop_signals
     from specs.exit_codes import RESUME
 
     with STOP.listen():
@@ -43,6 +44,8 @@ def _start(script: str) -> None:
 
             app_of(script)(prog_name=script)
         except BaseException as error:
+            if STOP.received:
+                atexit.register(ignore_stop_signals)  # the interpreter's own end takes a moment
             if isinstance(error, SystemExit) or not STOP.received:
                 raise
             sys.stderr.write(f"{INTERRUPTED}\n")

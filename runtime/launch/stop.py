@@ -58,5 +58,11 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
+def ignore_stop_signals() -> None:
+    """For the end of a command that has been stopped: another Ctrl-C does not change how it has ended."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 STOP = StopSignals()
 """Those of this process."""

@@ -33,6 +33,26 @@ def test_a_stop_while_it_starts_is_no_traceback(tmp_path: Path, module: str) -> 
     assert (done.returncode, done.stderr) == (75, "interrupted; rerun the same command to resume\n")
 
 
+AT_THE_END = """
+import atexit, os, signal
+
+atexit.register(lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])  # called after ours
+"""
+
+
+def test_a_second_stop_while_it_ends_changes_nothing(tmp_path: Path) -> None:
+    code = AT_THE_END + AT_AN_IMPORT.format(module="runtime.study", number=int(signal.SIGINT))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (75, "interrupted; rerun the same command to resume\n")
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_every_stop_signal_interrupts_or_is_counted(number: signal.Signals) -> None:
     before = signal.getsignal(number)
