@@ -66,7 +66,8 @@ def run_from(stored: ImportedWeights, path: Path, run: RunSpec, data: Path) -> R
         what = f"the weights support at most {longest} positions, not {context}"
         raise locate(path, "model.context", what, f"write a context of at most {longest}")
     _check_tokenizer(stored, path, run, data)
-    model = stored.manifest.model.model_copy(update={"context": context})
+    own = {"context": context, "mean_attended_tokens": run.model.mean_attended_tokens}
+    model = stored.manifest.model.model_copy(update=own)
     started = run.model_copy(update={"model": model, "parent": Imported(sha256=stored.manifest.sha256)})
     return RunSpec.model_validate_json(started.canonical_json())
 

@@ -88,8 +88,9 @@ def weights_folder(data: Path, digest: str) -> Path:
 
 
 def _fits(weights: ModelSpec, model: ModelSpec) -> bool:
-    """Whether the model can start from these weights: the same shape, but for a shorter context."""
-    free = {"context": weights.context, "init_std": weights.init_std}
+    """Whether the model can start from these weights: the same shape, but for a shorter context and what is seen of
+    it."""
+    free = {name: getattr(weights, name) for name in ("context", "init_std", "mean_attended_tokens")}
     return model.model_copy(update=free) == weights and model.context <= weights.context
 
 
