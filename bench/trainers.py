@@ -34,6 +34,7 @@ def ours(
     spec: ModelSpec, precision: str, device: str, micro_batch: int, kernels: Kernels | None = None
 ) -> Step:
     """Our engine on one device."""
+    torch.manual_seed(0)
     chosen = kernels or choose("auto", device, precision)
     stage = Stage(spec, precision=precision, mesh=Mesh(), kernels=chosen, device=device)
     optimizer = AdamW(
