@@ -84,6 +84,7 @@ def test_a_floor_is_the_larger_of_two_times() -> None:
     assert Operation("", int, 1e11, 1e11).floor_s(LIMITS) == 1.0
 
 
+@pytest.mark.slow
 def test_bf16_keeps_the_reference_loss_within_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.print_loss("cpu", ["torch"], gpu.CHECKED.model_copy(update={"context": 64}))
     assert "within the bounds" in capsys.readouterr().out
@@ -97,6 +98,7 @@ def test_a_wrong_gradient_is_seen(
     assert "OUTSIDE THE BOUNDS" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_steps_are_measured_and_printed_against_the_peer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +113,7 @@ def test_steps_are_measured_and_printed_against_the_peer(
     assert torch.get_deterministic_debug_mode() == 0
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_is_halved() -> None:
     tried: list[int] = []
 

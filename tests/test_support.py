@@ -30,6 +30,7 @@ def test_only_what_tests_ask_for_can_be_required(monkeypatch: pytest.MonkeyPatch
         absent("mount", "not permitted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [["run", "absent.yaml"], ["status", "--json"], ["explain", "absent.yaml", "lr"]]
 )

@@ -45,6 +45,7 @@ def fit() -> isoplan.Fit:
     return isoplan.fit(columns(), columns={"loss": "measured"}, at=AT)
 
 
+@pytest.mark.slow
 def test_a_table_in_memory_gives_what_the_command_gives_for_its_file(folder: Path, fit: isoplan.Fit) -> None:
     done = typed(folder, "fit", "runs.csv", "--column", "loss=measured", "--at", AT, "--json")
     said, mine = json.loads(done.stdout), json.loads(json.dumps(fit.answer()))
@@ -57,12 +58,14 @@ def test_a_table_in_memory_gives_what_the_command_gives_for_its_file(folder: Pat
     assert mine == said
 
 
+@pytest.mark.slow
 def test_a_path_is_a_table_too(folder: Path, fit: isoplan.Fit) -> None:
     of_file = isoplan.fit(folder / "runs.csv", columns={"loss": "measured"}, at=[AT])
     assert of_file.forecasts == fit.forecasts
     assert of_file.table.path == str(folder / "runs.csv")
 
 
+@pytest.mark.slow
 def test_a_forecast_is_the_same_from_a_fit_and_from_its_table(fit: isoplan.Fit) -> None:
     at = "100M params 40B tokens"
     later = fit.forecast(at)
@@ -94,6 +97,7 @@ def test_a_report_is_written_on_request(fit: isoplan.Fit, tmp_path: Path) -> Non
     assert (tmp_path / "a" / "fit.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_curves_are_joined_and_drawn(tmp_path: Path) -> None:
     table: dict[str, Any] = columns() | {"name": [f"run {number}" for number in range(12)]}
     tokens, loss = table["tokens"][3], table["measured"][3]

@@ -85,6 +85,7 @@ def test_a_tensor_that_was_not_given_is_not_written_about(tmp_path: Path) -> Non
         hf.write(tmp_path, spec, "fp32", 0, some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("shard_bytes", [hf.SHARD_BYTES, 50_000])
 def test_transformers_computes_our_logits(tmp_path: Path, kv_heads: int, shard_bytes: int) -> None:

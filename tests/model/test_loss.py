@@ -117,6 +117,7 @@ def _split(mesh: Mesh, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     return result.detach(), mine.grad
 
 
+@pytest.mark.slow
 def test_a_vocabulary_split_over_ranks_gives_the_same_loss_and_gradient() -> None:
     """Any vocabulary: of 51 columns one rank has 25, the other 26."""
     logits, targets = _example(40, 51, torch.float64)

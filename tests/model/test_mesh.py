@@ -47,6 +47,7 @@ def _ranks(axis: Axis, rank: int) -> list[int]:
     return ranks.tolist()
 
 
+@pytest.mark.slow
 def test_each_rank_knows_its_place_and_its_groups() -> None:
     for rank, (line, square, outer, inner) in enumerate(spawn(4, _places)):
         high, low = divmod(rank, 2)

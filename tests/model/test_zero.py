@@ -96,6 +96,7 @@ def test_data_parallel_ranks_train_as_one_process(ranks: int, bucket_bytes: int 
         assert all(relative(theirs[name], one) < 1e-11 for name, one in parameters.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_precisions_of_training_agree_over_ranks(precision: str) -> None:
     optim = samples.optim(clip_norm=0.5)
@@ -139,6 +140,7 @@ def _save(mesh: Mesh, steps: int) -> list[Box]:
     return optimizer.boxes()
 
 
+@pytest.mark.slow
 def test_state_of_two_ranks_goes_on_in_one_process_as_if_it_had_never_left() -> None:
     _, _, expected = _train(Mesh(), ODD, samples.optim(), "fp64", 5)
     saved = [found for rank in spawn(2, _save, 3) for found in rank]
@@ -158,6 +160,7 @@ def test_state_of_two_ranks_goes_on_in_one_process_as_if_it_had_never_left() -> 
         assert relative(parameter, expected[name]) < 1e-11
 
 
+@pytest.mark.slow
 def test_fresh_weights_do_not_depend_on_the_layout() -> None:
     (_, _, one), both = (
         _train(Mesh(), ODD, samples.optim(), "bf16", 0),

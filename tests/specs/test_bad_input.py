@@ -849,6 +849,7 @@ def test_a_command_refuses_in_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plan", "run", "audit"])
 @pytest.mark.parametrize("case", ["missing file", "not UTF-8", "brackets in red"])
 def test_so_does_its_console_script(name: str, case: str, tmp_path: Path) -> None:

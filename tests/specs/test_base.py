@@ -53,6 +53,7 @@ def test_canonical_json_reads_back_as_the_same_spec(number: float, words: list[s
     assert again.fingerprint() == leaf.fingerprint()
 
 
+@pytest.mark.slow
 def test_the_fingerprint_does_not_depend_on_the_process() -> None:
     program = "from specs.data import Bbpe; print(Bbpe(kind='bbpe', vocab=1024).fingerprint())"
     found = {

@@ -179,6 +179,7 @@ def test_places_of_keys_and_values() -> None:
     assert document.place(()) == (2, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(texts, plains, min_size=1, max_size=4), st.booleans())
 def test_json_gets_its_places_by_being_yaml(plain: dict[str, object], wide: bool) -> None:
@@ -204,6 +205,7 @@ def test_a_refusal_points_at_the_field_or_its_nearest_part(tmp_path: Path) -> No
 # --- arbitrary input ---
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.binary(max_size=200)

@@ -121,6 +121,7 @@ def test_every_unit_is_read_with_its_factor(kind: q.Quantity) -> None:
         assert kind.parse(text) == pytest.approx(float(3_000_000 * factor), rel=1e-15)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.sampled_from([*ALL, q.TOKENS, q.PARAMS]),

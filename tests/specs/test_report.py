@@ -745,6 +745,7 @@ def test_the_browser_is_told_to_load_nothing() -> None:
     assert "http" not in policy
 
 
+@pytest.mark.slow
 def test_rendering_imports_neither_plotly_nor_numpy(tmp_path: Path) -> None:
     """Reading plotly.js is quick; importing plotly takes longer than the whole of `plan`."""
     program = (

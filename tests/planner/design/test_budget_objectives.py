@@ -232,6 +232,7 @@ def test_another_law_of_learning_rate_and_batch_can_be_followed(tmp_path: Path) 
     assert plan.runs[0].run.batch_tokens == pytest.approx(plan.hypers[0].batch_tokens, rel=0.04)
 
 
+@pytest.mark.slow
 def test_a_batch_of_the_budgets_own_is_kept(tmp_path: Path) -> None:
     """The 67B's 4608 sequences, to the token."""
     plan = planned(tmp_path, FRONTIER + f"batch: {4608 * 4096} tokens\n")
@@ -252,6 +253,7 @@ def test_a_batch_that_all_devices_cannot_share_runs_on_fewer(tmp_path: Path) -> 
     assert f"{layout.devices} of the cluster's 64 devices: more of them cannot share" in note
 
 
+@pytest.mark.slow
 def test_a_pilot_that_fits_no_share_of_the_devices_takes_more(tmp_path: Path) -> None:
     """Large pilots of a large target; the small ones keep theirs."""
     text = LEDGERLESS.replace("1e21 FLOP", "2e24 FLOP").replace("share: 0.1", "share: 0.1, reach: 1e6")
@@ -264,6 +266,7 @@ def test_a_pilot_that_fits_no_share_of_the_devices_takes_more(tmp_path: Path) ->
 # --- what is shipped ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_budget_plans(path: Path, tmp_path: Path) -> None:
     """At most fifteen lines; those on pilots to these, the others to the target, every run legal."""
@@ -510,6 +513,7 @@ def test_a_refusal_names_the_line_and_what_would_work(
     assert planned(tmp_path, mended).runs
 
 
+@pytest.mark.slow
 def test_epochs_are_proposed_only_as_far_as_the_discount_is_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -521,6 +525,7 @@ def test_epochs_are_proposed_only_as_far_as_the_discount_is_trusted(
     assert "write epochs" not in said
 
 
+@pytest.mark.slow
 def test_another_budget_of_a_sealed_plans_name_is_told_to_change_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ REFUSED: dict[str, tuple[str, str, tuple[str, str], str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_table_that_carries_no_plan_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     evidence, table, (old, new), place, what, write = REFUSED[name]

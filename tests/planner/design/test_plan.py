@@ -76,6 +76,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_a_sealed_plan_is_never_rewritten(tmp_path: Path) -> None:
     """Asked again it is read; asked with another budget of the same name it is refused, and the file stays."""
     budget = tmp_path / "b.yaml"
@@ -90,6 +91,7 @@ def test_a_sealed_plan_is_never_rewritten(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_there_has_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at any write, `plan` leaves no plan, and asked again it writes all files."""
     budget, folder = SPECS / "budget_1e24.yaml", tmp_path / "out"
@@ -226,6 +228,7 @@ def test_an_internal_error_is_one_line_with_its_traceback_in_a_log(
     assert "in fails" in log.read_text()
 
 
+@pytest.mark.slow
 def test_plan_never_imports_torch(tmp_path: Path) -> None:
     """The whole command, in a fresh interpreter."""
     program = (

@@ -108,6 +108,7 @@ def test_every_batch_of_whole_sequences_is_planned(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["laptop", "h100-64"])
 @pytest.mark.parametrize(("devices", "per_node"), [(2, 2), (7, 7), (12, 8)])
 def test_a_run_that_does_not_fit_is_refused_with_remedies_that_work(
@@ -121,6 +122,7 @@ def test_a_run_that_does_not_fit_is_refused_with_remedies_that_work(
     assert True in refused
 
 
+@pytest.mark.slow
 def test_money_is_proposed_that_buys_a_run(tmp_path: Path) -> None:
     """Small runs cost far more than the cluster's expected utilisation says, and on other devices another amount."""
     money = BUDGET.replace("compute: 1e13 FLOP", "money: $0.03") + f"batch: {7 * CONTEXT} tokens\n"

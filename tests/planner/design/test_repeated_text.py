@@ -108,6 +108,7 @@ def test_a_model_that_serves_is_the_cheapest_with_its_loss_under_repeats() -> No
 # --- plans ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evidence", [(), (BY_OPTIMUM,)], ids=["allocation", "optimum"])
 def test_a_loss_takes_more_compute_where_text_is_repeated(
     tmp_path: Path, evidence: tuple[tuple[str, str], ...]

@@ -191,6 +191,7 @@ def test_constants_are_those_of_the_forecasts_own_draws(workspace: Path) -> None
     assert fit.held_out_error == pytest.approx(known.held_out_error)
 
 
+@pytest.mark.slow
 def test_a_ladder_of_two_budgets_says_that_nothing_was_held_out(workspace: Path) -> None:
     """Weights and the distance's part of the band are then the prior's."""
     budget = workspace / "demo.yaml"
@@ -235,6 +236,7 @@ def test_other_text_and_larger_runs_do_not_count(workspace: Path) -> None:
     assert not other.flags
 
 
+@pytest.mark.slow
 def test_a_point_knows_how_many_different_tokens_its_run_could_read(workspace: Path) -> None:
     """The corpus's training tokens, so that a fit can tell repeated data from new."""
     train(workspace, planned(workspace), seed=0)
@@ -259,6 +261,7 @@ def of_vocabulary(one: LedgerRecord, vocab: int) -> LedgerRecord:
     return one.model_copy(update={"run": one.run.model_copy(update={"model": model})})
 
 
+@pytest.mark.slow
 def test_runs_of_another_vocabulary_are_counted_and_not_used(workspace: Path) -> None:
     """The text's digest is the same, as where a tokenizer asks for more tokens than the text gives it."""
     budget = workspace / "demo.yaml"
@@ -279,6 +282,7 @@ def test_runs_of_another_vocabulary_are_counted_and_not_used(workspace: Path) ->
     assert html.escape(flag) in render(plan, None)
 
 
+@pytest.mark.slow
 def test_an_excluded_run_is_left_out_of_the_plan_which_says_why(workspace: Path) -> None:
     """Pilots that are excluded count as audited, so the target can be planned; lines of tables change nothing."""
     first = planned(workspace)
@@ -464,6 +468,7 @@ def test_a_plan_on_one_budget_has_no_forecast_and_says_why(workspace: Path) -> N
     assert "runs are not enough for a forecast: 4 different runs at 1 budget, but" in plan.forecast.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unique_tokens", [10**8, 10**6], ids=["once", "repeated"])
 def test_a_target_loss_and_the_forecast_are_of_one_law(workspace: Path, unique_tokens: int) -> None:
     """Within a per cent: the target loss is the mean over the draws, the forecast their median with the run's noise and
@@ -479,6 +484,7 @@ def test_a_target_loss_and_the_forecast_are_of_one_law(workspace: Path, unique_t
     assert plan.forecast.loss.median == pytest.approx(1.55, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_page_and_the_run_say_the_same_of_the_best_split(workspace: Path) -> None:
     """The allocation at the target's compute lies inside the plan's own interval."""
     train(workspace, planned(workspace), seed=0)

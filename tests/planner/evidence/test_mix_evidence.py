@@ -41,6 +41,7 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_pilots_on_a_mix_give_the_forecast_of_a_target_on_it(workspace: Path) -> None:
     pilots = planned(workspace)
     for one in pilots.runs:

@@ -106,6 +106,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_every_field_has_a_meaning_and_someone_who_settled_it(name: str) -> None:
     plan = PLANS[name]()

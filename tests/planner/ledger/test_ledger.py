@@ -209,6 +209,7 @@ def test_an_excluded_run_changes_the_fit_is_flagged_and_comes_back(ledger: Comma
     ]
 
 
+@pytest.mark.slow
 def test_a_ledger_is_fitted_as_the_table_that_was_added(ledger: Commands) -> None:
     ledger("add", "l.jsonl", "runs.csv")
     own, added = (analyse(read_table(Path(name)), []) for name in ("runs.csv", "l.jsonl"))

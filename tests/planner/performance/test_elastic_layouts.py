@@ -57,6 +57,7 @@ def memory_of(run: PlannedRun, cluster: Cluster, layout: Layout) -> tuple[float,
     return float(sum(parts.values())), problem.limit_bytes
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     model=st.sampled_from([SEVEN_B, SMALL, TINY]),
@@ -88,6 +89,7 @@ def test_every_layout_is_legal_and_of_half_the_nodes(
         assert left * each >= layout.devices > left // 2 * each
 
 
+@pytest.mark.slow
 def test_the_frontier_run_is_halved_as_far_as_it_fits() -> None:
     """By the best layout of each half; the same plan again has the same bytes."""
     plan = make_plan(FRONTIER)

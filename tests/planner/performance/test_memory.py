@@ -69,6 +69,7 @@ def test_logits_are_there_when_no_block_is_at_work(
     same_bytes(wordy, chosen(dp=1, recompute=recompute, **changes), rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "rank"), [({}, 0), ({"pp": 2}, 1), ({"pp": 2, "interleave": 4}, 0)], ids=str
 )

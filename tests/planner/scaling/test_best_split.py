@@ -56,6 +56,7 @@ def test_more_budget_never_gives_a_worse_forecast(mixture: Mixture) -> None:
     assert all(a["size"].median < b["size"].median for a, b in pairwise(splits))
 
 
+@pytest.mark.slow
 def test_runs_on_one_ray_do_not_say_how_to_split() -> None:
     """20 tokens per parameter at each of eight budgets: any split fits them."""
     form, params = pilot_surface()

@@ -87,6 +87,7 @@ def test_a_run_that_stands_alone_leaves_the_windows_where_its_ladder_ends() -> N
     assert forecast_loss(mixture, size, tokens).median == pytest.approx(true_loss(size, tokens), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kink", [-0.1, -0.05, 0.05])
 def test_where_small_runs_follow_another_law_the_last_decades_decide(
     kink: float, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_table_gives_tables_and_a_report(
     asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_table_gives_tables_and_a_report(
     assert Path("fits/my-runs/fit.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_json_is_one_document(
     asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_refusal_of_curves_names_the_option_that_is_theirs(
     assert capsys.readouterr().err.rstrip().endswith(write)
 
 
+@pytest.mark.slow
 def test_curves_join_the_runs_and_are_drawn(
     asked: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,6 +93,7 @@ def band(plan: Plan) -> Forecast:
 # --- one law ---
 
 
+@pytest.mark.slow
 def test_a_plan_forecasts_what_isoplan_fit_says_of_its_run(plan: Plan, tmp_path: Path) -> None:
     """The same law to the last digit: bands, constants, weights; and the law that the table was made from."""
     table = read_table(folder_of(tmp_path) / "runs.csv")
@@ -129,6 +130,7 @@ def test_the_table_is_named_with_its_digest_and_its_runs_are_kept(plan: Plan, tm
     assert plan.phase == "target"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["params", "block_params"])
 def test_a_table_in_parameters_gives_as_good_a_shape(kind: str, plan: Plan, tmp_path: Path) -> None:
     """The same runs with their sizes counted with embeddings or without: the shape costs a thousandth of loss."""
@@ -172,6 +174,7 @@ def test_without_the_statement_there_is_a_shape_and_no_forecast(plan: Plan, tmp_
     assert "write evidence.same_text: true" in found.forecast.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "holds"),
     [
@@ -209,6 +212,7 @@ def test_what_weakens_the_table_is_a_flag_of_the_plan(tmp_path: Path) -> None:
     assert found.fit.evidence.runs == len(found.fit.points) == 20
 
 
+@pytest.mark.slow
 def test_learning_rates_of_the_table_stand_beside_the_priors(tmp_path: Path) -> None:
     """Each run at five rates around a best of 0.02 (M D)^-0.1, batches of 1M tokens: the plan follows the prior."""
     folder_of(tmp_path)
@@ -230,6 +234,7 @@ def test_learning_rates_of_the_table_stand_beside_the_priors(tmp_path: Path) -> 
 # --- kept beside the plan ---
 
 
+@pytest.mark.slow
 def test_plans_of_one_table_have_the_same_bytes_wherever_they_are_made(tmp_path: Path) -> None:
     found = []
     for place in ("here", "there"):
@@ -240,6 +245,7 @@ def test_plans_of_one_table_have_the_same_bytes_wherever_they_are_made(tmp_path:
     assert set(found[0]) == {"plan.target.yaml", "evidence.jsonl", "report.html"}
 
 
+@pytest.mark.slow
 def test_a_table_that_is_gone_or_edited_changes_nothing_of_its_plan(tmp_path: Path) -> None:
     folder_of(tmp_path)
     path, written = write_plan(tmp_path / "b.yaml", tmp_path / "out")

@@ -157,6 +157,7 @@ def test_a_backtest_forecasts_only_runs_that_it_was_not_fitted_on(table: RunTabl
         assert test.interval_score > 0
 
 
+@pytest.mark.slow
 def test_what_is_held_out_does_not_change_its_own_forecast(table: RunTable, fit: TableFit) -> None:
     largest = np.array([run.compute_flop > 0.9 * fit.largest_flop for run in fit.runs])
     other = analyse(replace(table, loss=np.where(largest, 1.02 * table.loss, table.loss)), [])
@@ -182,6 +183,7 @@ def test_few_budgets_are_named() -> None:
     assert list(flags(ladder(BUDGETS[:3]))) == ["few budgets"]
 
 
+@pytest.mark.slow
 def test_runs_along_one_ray_leave_the_split_open(tmp_path: Path) -> None:
     size = np.geomspace(2e7, 2e9, 8)
     noise = np.exp(0.003 * np.random.Generator(np.random.PCG64(1)).standard_normal(8))
@@ -209,6 +211,7 @@ def test_runs_that_vary_one_thing_are_a_ray_too(size: Array, tokens: Array, what
     assert what in flags(run_table(size, tokens, law_value(STANDARD, TRUTH, size, tokens)))["single ray"]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_named_and_left_out(table: RunTable, fit: TableFit) -> None:
     loss = table.loss.copy()
     loss[33] *= 1.5
@@ -321,6 +324,7 @@ def test_a_table_of_sweeps_is_flagged(table: RunTable) -> None:
     assert "sweep" not in flags(replace(table, lr=np.geomspace(1e-4, 1e-3, len(table.loss))))
 
 
+@pytest.mark.slow
 def test_losses_are_shown_in_the_tables_unit(table: RunTable, tmp_path: Path) -> None:
     bytes_too = analyse(replace(table, loss_unit="bits/byte", bytes_per_token=4.0), [ComputeTarget(1e21)])
     printed = shown(bytes_too, tmp_path)
@@ -330,6 +334,7 @@ def test_losses_are_shown_in_the_tables_unit(table: RunTable, tmp_path: Path) ->
     assert f"{nats:.4f}" in printed
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_its_figures_and_escapes_names(table: RunTable) -> None:
     evil = "</script><script>alert(1)</script>"
     fit = analyse(replace(table, name=(evil,) * len(table.loss)), [ComputeTarget(1e22)])

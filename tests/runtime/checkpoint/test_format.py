@@ -139,6 +139,7 @@ def cuts() -> st.SearchStrategy[Cuts]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(written=cuts(), read=cuts())
 def test_any_layout_reads_what_any_other_wrote(

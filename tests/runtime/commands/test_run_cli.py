@@ -113,6 +113,7 @@ def test_a_corpus_is_built_once_and_described(home: Path) -> None:
     assert manifest.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_command_never_imports_torch(home: Path) -> None:
     path = tiny_plan(home, tiny_run(home))
     code = (
@@ -186,6 +187,7 @@ def test_an_audit_that_was_asked_too_early_is_to_be_done_again(home: Path) -> No
     assert steps[-1]["state"] == "done: inside"
 
 
+@pytest.mark.slow
 def test_starter_budgets_are_written_and_never_overwritten(tmp_path: Path) -> None:
     first = isoplan_process(tmp_path, "init", "mine")
     assert first.returncode == 0, first.stderr

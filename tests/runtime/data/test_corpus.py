@@ -85,6 +85,7 @@ def test_a_finished_corpus_is_never_built_again(beside: Path) -> None:
     assert (beside / "data" / corpus.name / "train.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_two_builders_at_once_build_it_once(beside: Path) -> None:
     code = f"""
 from pathlib import Path

@@ -58,6 +58,7 @@ class Gauge:
         self.begun += [run.job.title for run in active if run.job.title not in self.begun]
 
 
+@pytest.mark.slow
 def test_slots_are_filled_longest_first_and_never_overfilled(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, f"run{i}", planned_s=float(i)) for i in range(4)]
     wide = make_job(tmp_path, "wide", ranks=2, planned_s=10.0)
@@ -96,6 +97,7 @@ def test_ranks_know_their_place_their_peers_and_their_threads(tmp_path: Path) ->
     assert first[5:] == second[5:] == ["3", "1"]
 
 
+@pytest.mark.slow
 def test_two_runs_on_gpus_get_different_ones(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, name, on_gpu=True, ranks=2, threads_per_rank=8) for name in ("one", "two")]
     launch(
@@ -107,6 +109,7 @@ def test_two_runs_on_gpus_get_different_ones(tmp_path: Path) -> None:
     assert sorted(job.log(1).read_text().strip() for job in jobs) == ["0,1", "2,3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "rank_code", "says"),
     [
@@ -136,6 +139,7 @@ def test_a_dead_rank_ends_its_run_within_seconds_and_is_named(
     assert str(job.log(1)) in outcomes[0].message
 
 
+@pytest.mark.slow
 def test_other_runs_go_on_when_one_fails(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, name) for name in ("bad", "good", "late")]
     code = "if sys.argv[1].endswith('bad'):\n    sys.exit(1)\ntime.sleep(.3)"
@@ -214,6 +218,7 @@ def signals_when(ready: Callable[[], bool], *numbers: signal.Signals) -> Iterato
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_and_ranks_save(tmp_path: Path, number: signal.Signals) -> None:
     job, later = make_job(tmp_path, "run", ranks=2, planned_s=2.0), make_job(tmp_path, "later")
@@ -225,6 +230,7 @@ def test_a_signal_is_passed_on_and_ranks_save(tmp_path: Path, number: signal.Sig
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.slow
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     job = make_job(tmp_path, "run")
     code = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\npathlib.Path(sys.argv[1], 'ready').touch()\ntime.sleep(60)"
@@ -277,6 +283,7 @@ def killed_launcher(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_launcher", [True], indirect=True)
 def test_ranks_die_with_a_launcher_that_was_killed(killed_launcher: Path) -> None:
     time.sleep(1)
@@ -289,6 +296,7 @@ def test_ranks_die_with_a_launcher_that_was_killed(killed_launcher: Path) -> Non
     lock.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_launcher", [False], indirect=True)
 def test_ranks_that_outlive_their_launcher_keep_the_folder(killed_launcher: Path) -> None:
     job = make_job(killed_launcher, "run")
@@ -430,6 +438,7 @@ with open(folder / 'record.jsonl', 'a') as record, open(folder / 'metrics.jsonl'
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_launch_is_told_as_it_goes(tmp_path: Path, terminal: bool) -> None:
     jobs = [make_job(tmp_path, name, planned_s=s) for name, s in (("good", 3.0), ("bad", 2.0), ("held", 1.0))]

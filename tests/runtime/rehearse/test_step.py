@@ -131,6 +131,7 @@ def assert_same(real: RehearsedRank, pretended: RehearsedRank) -> None:
 # --- beside the planner's symbolic counts ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -267,6 +268,7 @@ def test_micro_batches_are_multiplied_out() -> None:
         assert one.memory == other.memory
 
 
+@pytest.mark.slow
 def test_the_verb(tmp_path: Path) -> None:
     write_yaml(tmp_path / "plan.yaml", samples.plan())
     done = asked_for(tmp_path / "plan.yaml")

@@ -70,6 +70,7 @@ def test_a_dead_owner_on_another_host_is_taken_over_after_a_while(tmp_path: Path
     held.release()
 
 
+@pytest.mark.slow
 def test_a_living_owner_on_another_host_keeps_the_folder(tmp_path: Path) -> None:
     left_by_another_host(tmp_path)
     claim = LockAttempt(tmp_path, dead_s=0.3)

@@ -660,6 +660,7 @@ def test_a_heading_has_something_under_it(home: Path, capsysbinary: pytest.Captu
     assert (out, err) == (b"srun: no\n", f"==> {home}/12_0_log.err\n".encode())
 
 
+@pytest.mark.slow
 def test_logs_of_a_rank(home: Path) -> None:
     folder = target(home)
     run = folder.path.name

@@ -123,6 +123,7 @@ def trained(home: Path, where: Path, run: RunSpec, first: int, last: int, dp: in
     return folder
 
 
+@pytest.mark.slow
 def test_a_few_bad_steps_are_left_out_and_the_run_goes_on(home: Path, tmp_path: Path) -> None:
     folder = trained(home, tmp_path, run_of(home), 30, 32)
     metrics = folder.metrics()
@@ -185,6 +186,7 @@ def test_a_run_that_goes_back_can_be_killed_all_the_while(home: Path, tmp_path: 
     assert ends[0].weights_sha256 == ends[1].weights_sha256
 
 
+@pytest.mark.slow
 def test_a_run_that_comes_back_to_the_same_place_stops(home: Path, tmp_path: Path) -> None:
     run = run_of(home)
     folder = opened(tmp_path, run, order(run, every_steps=8))

@@ -341,6 +341,7 @@ def wait_for_step(folder: RunFolder, step: int) -> None:
     raise AssertionError("the run does not get there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_asks_to_be_resumed(
     home: Path, data: CorpusRef, tmp_path: Path, number: signal.Signals
@@ -361,6 +362,7 @@ def test_a_signal_saves_and_asks_to_be_resumed(
     assert (folder.checkpoints / f"step-{last.step:08d}").is_dir()
 
 
+@pytest.mark.slow
 def test_one_rank_that_is_signalled_takes_the_others_along(
     home: Path, data: CorpusRef, tmp_path: Path
 ) -> None:
@@ -383,6 +385,7 @@ def test_one_rank_that_is_signalled_takes_the_others_along(
     )
 
 
+@pytest.mark.slow
 def test_what_could_not_be_saved_is_not_said_to_be(home: Path, data: CorpusRef, tmp_path: Path) -> None:
     run = tiny_run(data, steps=5000, seed=13)
     folder = opened(tmp_path, run, order(run, every_s=3600))
