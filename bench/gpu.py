@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bench.operations import Ceilings, ceilings, operations
 from bench.trainers import Step, llama, ours
-from model.kernels import Kernels, choose
+from model.kernels import Kernels, choose, shape_of
 from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
@@ -158,7 +158,7 @@ def print_loss(device: str, settings: Sequence[str], spec: ModelSpec = CHECKED) 
     say("loss", "fp32, CPU", "bf16, here", "off by", "bound", "gradient off", "bound")
     fine = True
     for setting in settings:
-        reference, found, distance = compared(spec, device, choose(setting, device))
+        reference, found, distance = compared(spec, device, choose(setting, device, shape=shape_of(spec, 1)))
         off = abs(found / reference - 1)
         bounds = [f"{bound:.1e}" for bound in (LOSS_BOUND, GRADIENT_BOUND)]
         say(
@@ -176,7 +176,8 @@ def print_kernels(
     say(f"{name}, {sequences} x {spec.context} tokens", "floor, ms", *(f"{one}, ms" for one in settings))
     found: dict[str, list[str]] = {}
     for setting in settings:
-        for operation in operations(spec, sequences, choose(setting, device), device):
+        kernels = choose(setting, device, shape=shape_of(spec, 1))
+        for operation in operations(spec, sequences, kernels, device):
             taken, floor = seconds(operation.run, device), operation.floor_s(limits)
             line = found.setdefault(operation.name, [f"{1e3 * floor:.3f}"])
             line.append(f"{1e3 * taken:.3f} {floor / taken:.0%}")
@@ -197,7 +198,7 @@ def print_steps(device: str, limits: Ceilings, names: list[str], peer: bool) -> 
             )
         for words, deterministic in (("ours", True), ("ours, not deterministic", False)):
             _deterministic(deterministic)
-            kernels = choose("auto", device, deterministic=deterministic)
+            kernels = choose("auto", device, shape=shape_of(spec, 1), deterministic=deterministic)
             make = partial(ours, spec, "bf16", device, kernels=kernels)
             _print_step(f"{name} {words}", make, spec, micro_batch, device, limits, against)
         _deterministic(False)

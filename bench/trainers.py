@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.kernels import Kernels, choose
+from model.kernels import Kernels, choose, shape_of
 from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
@@ -35,7 +35,7 @@ def ours(
 ) -> Step:
     """Our engine on one device."""
     torch.manual_seed(0)
-    chosen = kernels or choose("auto", device, precision)
+    chosen = kernels or choose("auto", device, precision, shape_of(spec, 1))
     stage = Stage(spec, precision=precision, mesh=Mesh(), kernels=chosen, device=device)
     optimizer = AdamW(
         stage,

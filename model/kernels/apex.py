@@ -8,12 +8,13 @@ R rows    H width    F rows of a weight
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.kernels.backend import Offer, Offers, UnavailableError, function
+from model.kernels.backend import Candidate, Candidates, Offer, function
 from model.kernels.interfaces import NormKernel
 
 _CHUNK = 2048 * 32
@@ -24,24 +25,22 @@ _DECOUPLED, _BIAS_CORRECTED = 1, 1
 """Modes of the kernel: weight decay as in AdamW, moments divided by 1 - beta^step."""
 
 
-def offers() -> Offers:
-    """What apex was built with. UnavailableError where that is nothing."""
-    found: Offers = {}
-    reasons = []
-    for operation, module, names, make in (
-        ("adamw", "distributed_adam_cuda", ("multi_tensor_fused_adam",), _adamw),
-        ("accumulate", "fused_weight_gradient_mlp_cuda", ("wgrad_gemm_accum_fp32",), _accumulate),
-        ("norm", "fused_layer_norm_cuda", ("rms_forward_affine", "rms_backward_affine"), _norm),
-    ):
-        try:
-            functions = [function(module, name) for name in names]
-        except UnavailableError as reason:
-            reasons.append(str(reason))
-        else:
-            found[operation] = Offer(make(*functions), f"apex {module}")
-    if not found:
-        raise UnavailableError("; ".join(reasons))
-    return found
+def candidates() -> Candidates:
+    """What apex may have been built with, by operation."""
+    return {
+        operation: (Candidate("apex", partial(_offer, module, names, make)),)
+        for operation, module, names, make in (
+            ("adamw", "distributed_adam_cuda", ("multi_tensor_fused_adam",), _adamw),
+            ("accumulate", "fused_weight_gradient_mlp_cuda", ("wgrad_gemm_accum_fp32",), _accumulate),
+            ("norm", "fused_layer_norm_cuda", ("rms_forward_affine", "rms_backward_affine"), _norm),
+        )
+    }
+
+
+def _offer(
+    module: str, names: tuple[str, ...], make: Callable[..., Any], precision: str, deterministic: bool
+) -> Offer:
+    return Offer(make(*(function(module, name) for name in names)), f"apex {module}")
 
 
 def _adamw(update: Callable[..., None]) -> Callable[..., None]:

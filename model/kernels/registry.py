@@ -1,14 +1,28 @@
 """Which implementation of each operation a run uses: decided once, from the setting and what works on the device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
+from model.collectives import all_reduce
 from model.kernels import apex, flash, torch_cpu, torch_ops
-from model.kernels.backend import Offer, Offers, UnavailableError, function
+from model.kernels.backend import (
+    AbsentError,
+    Candidate,
+    Candidates,
+    KernelShape,
+    Offer,
+    UnavailableError,
+    function,
+)
 from model.kernels.fused_attention import fused_attention
 from model.kernels.interfaces import Attention, CrossEntropy, ForwardBackward, Kernels, NormKernel, Positions
+from model.kernels.trial import Example, try_out
+from model.mesh import Axis
+from specs.model import ModelSpec
 
 _CPU_CHUNK_LOGITS = 2**18
 """1 MiB in fp32, half of a server core's L2 cache."""
@@ -16,27 +30,112 @@ _GPU_CHUNK_LOGITS = 2**26
 """256 MiB in fp32: large enough that launching kernels costs nothing, and small beside a GPU's memory."""
 
 
-def choose(setting: str, device: str, precision: str = "bf16", *, deterministic: bool = True) -> Kernels:
+SMALL = KernelShape(heads=2, kv_heads=2, head_size=64, context=128, width=128, inner=256, vocab=512)
+"""What kernels are tried on where there is no model yet."""
+
+_ALONE = Axis()
+
+
+def shape_of(spec: ModelSpec, tp: int, masked: bool = False) -> KernelShape:
+    """What the kernels of one rank of a run work on; the first rank's share where the vocabulary does not divide."""
+    heads, kv_heads, inner, vocab = (
+        max(1, size // tp) for size in (spec.heads, spec.kv_heads, spec.ffn, spec.vocab)
+    )
+    return KernelShape(heads, kv_heads, spec.head_dim, spec.context, spec.width, inner, vocab, masked)
+
+
+def choose(
+    setting: str,
+    device: str,
+    precision: str = "bf16",
+    shape: KernelShape = SMALL,
+    *,
+    deterministic: bool = True,
+    world: Axis = _ALONE,
+) -> Kernels:
     """The implementations for a setting, one of `Execution.kernels`.
 
     A back end's name takes from it what it has, and the rest from torch; `auto` takes each operation from the fastest
-    that works on this device. `deterministic` asks for gradients that repeat bit by bit. ValueError for a name that
-    does not exist, or a back end that cannot run here; the text says why.
+    that works on this device. Each is first tried on a small example of this shape (trial.py), and taken where it works
+    on all ranks of `world`, which call this together. Under `auto` the description of what is taken instead says what
+    failed. `deterministic` asks for gradients that repeat bit by bit. ValueError for a name that does not exist, or a
+    back end that cannot run here; the text says why.
     """
     if setting not in ("auto", "torch", *_BACK_ENDS):
         raise ValueError(f"unknown kernels {setting!r}; write auto, torch, {', '.join(_BACK_ENDS)}")
-    found = _cpu() if device == "cpu" else _torch()
-    for name, offers in _BACK_ENDS.items():
-        if setting not in ("auto", name) or (setting == "auto" and device == "cpu"):
-            continue
-        try:
-            found |= _offered(offers, device, precision, deterministic)
-        except UnavailableError as reason:
-            if setting == name:
-                raise ValueError(
-                    f"{name} kernels cannot run here: {reason}; write kernels: auto or kernels: torch"
-                ) from None
-    return _assembled(found)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if setting in _BACK_ENDS and not on_gpu:
+        raise ValueError(_refusal(setting, "they need a CUDA device"))
+    if setting == "torch" or not on_gpu:
+        return _assembled(_cpu() if device == "cpu" else _torch())
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return _tried(setting, Example(shape, dtype, device, deterministic), precision, world)
+
+
+def _tried(setting: str, example: Example, precision: str, world: Axis) -> Kernels:
+    """The implementations that work on an example; see `choose`."""
+    kinds = _FASTEST_FIRST if setting == "auto" else (setting,)
+    trials, reference = _Trials(example, precision, world), _torch()
+    found = {
+        operation: offer
+        for operation in reference
+        if (offer := trials.first_that_works(operation, [_BACK_ENDS[kind]() for kind in kinds])) is not None
+    }
+    missed = [reason for operation, reason in trials.failed.items() if operation not in found]
+    if setting != "auto" and (missed or not found):
+        raise ValueError(_refusal(setting, "; ".join(missed or trials.absent)))
+    return _assembled(reference | found, trials.failed)
+
+
+class _Trials:
+    """Tries implementations on an example, with the same result on all ranks."""
+
+    def __init__(self, example: Example, precision: str, world: Axis) -> None:
+        self._example, self._precision, self._world = example, precision, world
+        self._right = {name: offer.function for name, offer in _torch().items()}
+        self._right["accumulate"] = torch_ops.accumulate  # on any device
+        self.failed: dict[str, str] = {}
+        """By operation, what failed of it and why."""
+        self.absent: list[str] = []
+        """Reasons of what is not there at all."""
+
+    def first_that_works(self, operation: str, back_ends: list[Candidates]) -> Offer | None:
+        """The best of an operation's implementations that works on all ranks; None where there is none."""
+        failed: list[str] = []
+        for candidate in (one for back_end in back_ends for one in back_end.get(operation, ())):
+            offer, reason, absent = None, "", False
+            try:
+                offer = candidate.find(self._precision, self._example.deterministic)
+                try_out(operation, offer.function, self._right[operation], self._example)
+            except UnavailableError as error:
+                reason, absent = str(error), isinstance(error, AbsentError)
+            bad, absent_ranks = self._ranks(bool(reason), absent)
+            if not bad:
+                return self._with_failures(operation, offer, failed)
+            if absent_ranks == self._world.size:
+                self.absent.append(reason)
+            else:
+                failed.append(f"{candidate.name} failed ({reason or 'on another rank, whose log says why'})")
+                if reason and self._world.rank > 0:  # rank 0's is in the run's record
+                    print(f"rank {self._world.rank}: {operation} by {failed[-1]}", flush=True)
+        self._with_failures(operation, None, failed)
+        return None
+
+    def _with_failures(self, operation: str, offer: Offer | None, failed: list[str]) -> Offer | None:
+        if failed:
+            self.failed[operation] = "; ".join(failed)
+        return offer
+
+    def _ranks(self, *flags: bool) -> list[int]:
+        """On how many ranks each of these is so."""
+        device = self._example.device
+        return [
+            int(one) for one in all_reduce(torch.tensor(flags, device=device).long(), self._world).tolist()
+        ]
+
+
+def _refusal(setting: str, reason: str) -> str:
+    return f"{setting} kernels cannot run here: {reason}; write kernels: auto or kernels: torch"
 
 
 def positions(head_size: int, context: int, theta: float, dtype: torch.dtype, device: str) -> Positions:
@@ -54,42 +153,38 @@ def positions(head_size: int, context: int, theta: float, dtype: torch.dtype, de
     return Positions(*(table.to(device, dtype) for table in (cos_KS, sin_KS, future_QQ)))
 
 
-OffersOf = Callable[[str, str, bool], Offers]
-"""(device, precision, deterministic) -> what a back end offers, or UnavailableError."""
-
-
-def _apex(device: str, precision: str, deterministic: bool) -> Offers:
-    return apex.offers()
-
-
-def _triton(device: str, precision: str, deterministic: bool) -> Offers:
-    function("triton", "jit")
-    from model.kernels import triton_ops as calls  # imports triton, which not every machine has
-
-    text = "ours, in Triton"
+def _triton() -> Candidates:
     return {
-        "rotary": Offer(calls.rotate, text),
-        "norm": Offer(NormKernel(calls.norm_forward, calls.norm_backward), text),
-        "gate": Offer(ForwardBackward(calls.gate_forward, calls.gate_backward), text),
-        "cross_entropy": Offer(CrossEntropy(0, calls.measure, calls.differentiate), text),
+        operation: (Candidate("triton", partial(_triton_offer, operation)),)
+        for operation in ("rotary", "norm", "gate", "cross_entropy")
     }
 
 
-def _flash_attn(device: str, precision: str, deterministic: bool) -> Offers:
-    if precision != "bf16":
-        raise UnavailableError(f"flash-attn computes in bf16, not {precision}")
-    return flash.offers(device, deterministic)
+def _triton_offer(operation: str, precision: str, deterministic: bool) -> Offer:
+    function("triton", "jit")
+    from model.kernels import triton_ops as calls  # imports triton, which not every machine has
+
+    made = {
+        "rotary": calls.rotate,
+        "norm": NormKernel(calls.norm_forward, calls.norm_backward),
+        "gate": ForwardBackward(calls.gate_forward, calls.gate_backward),
+        "cross_entropy": CrossEntropy(0, calls.measure, calls.differentiate),
+    }
+    return Offer(made[operation], "ours, in Triton")
 
 
-_BACK_ENDS: dict[str, OffersOf] = {"apex": _apex, "triton": _triton, "flash-attn": _flash_attn}
-"""In the order in which `auto` takes from them: where two have an operation, the later one's is used. Triton's norm
-adds the residual in the same pass, which apex's does not."""
+_BACK_ENDS: dict[str, Callable[[], Candidates]] = {
+    "apex": apex.candidates,
+    "triton": _triton,
+    "flash-attn": flash.candidates,
+}
+"""By their names in `Execution.kernels`."""
+_FASTEST_FIRST = ("flash-attn", "triton", "apex")
+"""In which order `auto` tries what several have. Triton's norm adds the residual in the same pass, apex's does not."""
 
 
-def _offered(offers: OffersOf, device: str, precision: str, deterministic: bool) -> Offers:
-    if device == "cpu" or not torch.cuda.is_available():
-        raise UnavailableError("they need a CUDA device")
-    return offers(device, precision, deterministic)
+Offers = dict[str, Offer]
+"""By operation."""
 
 
 def _torch() -> Offers:
@@ -127,14 +222,16 @@ def _cpu() -> Offers:
     return shared | ours
 
 
-def _assembled(found: Offers) -> Kernels:
+def _assembled(found: Offers, failed: Mapping[str, str] = MappingProxyType({})) -> Kernels:
+    """`failed` says by operation what could not be taken, and why."""
+    described = {
+        name: offer.description + (f", since {failed[name]}" if name in failed else "")
+        for name, offer in found.items()
+    }
+    functions = {name: offer.function for name, offer in found.items()}
     if "attention" not in found:
-        rotary, core_attention = found.pop("rotary"), found.pop("core_attention")
-        attention = fused_attention(rotary.function, core_attention.function)
-        found = found | {
-            "attention": Offer(
-                attention, f"{core_attention.description}; rotary positions: {rotary.description}"
-            )
-        }
-    chosen = tuple((name, found[name].description) for name in sorted(found))
-    return Kernels(**{name: offer.function for name, offer in found.items()}, chosen=chosen)
+        functions["attention"] = fused_attention(functions.pop("rotary"), functions.pop("core_attention"))
+        described["attention"] = (
+            f"{described.pop('core_attention')}; rotary positions: {described.pop('rotary')}"
+        )
+    return Kernels(**functions, chosen=tuple(sorted(described.items())))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.collectives import all_gather_into, all_reduce
-from model.kernels import Heads, choose, positions
+from model.kernels import SMALL, Heads, Kernels, KernelShape, choose, positions
 from model.mesh import Axis, connect
 
 SIZES = {"cpu": 2048, "cuda": 8192}
@@ -117,7 +117,7 @@ def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
     bf16 = flop / multiply_s(device, torch.bfloat16, size, size)
     short_rate = flop / SHORT_SHARE / multiply_s(device, torch.bfloat16, size, short)
     depth = half_depth(bf16, short_rate, size, short)
-    kernels = choose("auto", device, "bf16")
+    kernels = choose("auto", device, "bf16", _attention_shape(min(CONTEXT[device], size)))
     one = torch.zeros(1, device=device)
     return DeviceRates(
         name=torch.cuda.get_device_name() if device == "cuda" else "CPU core",
@@ -125,15 +125,19 @@ def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
         bf16_flop_per_s=bf16 * (1 + depth / size),
         half_depth=depth,
         copy_bytes_per_s=copy_bytes_per_s(device, copied_bytes),
-        attention_flop_per_s=_attention_flop_per_s(device, min(CONTEXT[device], size)),
+        attention_flop_per_s=_attention_flop_per_s(device, min(CONTEXT[device], size), kernels),
         launch_s=seconds(lambda: one.add_(1), device, 200),
         kernels=kernels.describe(),
     )
 
 
-def _attention_flop_per_s(device: str, context: int) -> float:
-    """Rate of the attention kernel that `auto` chooses, rotary positions included."""
-    kernels, mixed = choose("auto", device, "bf16"), HEADS * HEAD_DIM
+def _attention_shape(context: int) -> KernelShape:
+    return SMALL._replace(heads=HEADS, kv_heads=HEADS, head_size=HEAD_DIM, context=context)
+
+
+def _attention_flop_per_s(device: str, context: int, kernels: Kernels) -> float:
+    """Rate of an attention kernel, rotary positions included."""
+    mixed = HEADS * HEAD_DIM
     qkv = torch.randn(context, 3 * mixed, device=device).bfloat16()
     heads = Heads(1, context, HEADS, HEADS, HEAD_DIM)
     at = positions(HEAD_DIM, context, 10000.0, qkv.dtype, device)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.collectives import all_reduce
-from model.kernels import choose
+from model.kernels import choose, shape_of
 from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
@@ -41,7 +41,8 @@ class RankWorker:
     """One rank's part of the model, its optimizer and its data."""
 
     def __init__(self, run: RunSpec, execution: Execution, mesh: Mesh, data: RunData) -> None:
-        kernels = choose(execution.kernels, execution.device, run.precision)
+        shape = shape_of(run.model, execution.layout.tp, run.documents == "masked")
+        kernels = choose(execution.kernels, execution.device, run.precision, shape, world=mesh.world)
         self.kernels = kernels.describe()
         self._run = run
         self.layout = execution.layout

@@ -4,19 +4,23 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import Heads, Kernels, apex, choose, flash, positions
-from model.kernels.backend import UnavailableError, function
+from model.kernels import Heads, Kernels, apex, choose, positions, registry, shape_of
+from model.kernels.backend import KernelShape, UnavailableError, function
+from model.kernels.registry import SMALL
 from model.kernels.torch_ops import core_attention
+from model.kernels.trial import Example
+from model.mesh import Axis, Mesh
+from specs.model import ModelSpec
 from tests.model.test_kernels import UNIT, relative, textbook
 from tests.model.test_triton import DTYPES, drawn, exactly, norm_is_the_textbooks
+from tests.support import gpu_libraries
+from tests.support.spawn import spawn
 
 
 @pytest.mark.parametrize("setting", ["apex", "triton", "flash-attn"])
@@ -31,7 +35,7 @@ def test_an_absent_back_end_is_refused_in_one_line(
         choose(setting, device)
     assert setting in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert refused.value.__suppress_context__
+    assert refused.value.__context__ is None
 
 
 def test_auto_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,151 +63,245 @@ def test_a_probe_looks_for_the_function_not_the_package(
     sys.modules.pop("probed_package", None)
 
 
-def _module(name: str, monkeypatch: pytest.MonkeyPatch, **functions: Any) -> None:
-    made = ModuleType(name)
-    made.__dict__.update(functions)
-    monkeypatch.setitem(sys.modules, name, made)
+TINY = SMALL._replace(context=20, width=32, inner=16, vocab=60)
+"""Small enough for Triton's interpreter."""
+ONE = Axis()
 
 
-def _flash(wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o) -> Callable[..., Any]:
-    """A stand-in with flash-attn's signature."""
-
-    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, deterministic: bool) -> Any:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return result(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2) + wrong)
-
-    return flash_attn_func
-
-
-def _varlen(wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o) -> Callable[..., Any]:
-    """A stand-in of its function for documents side by side."""
-
-    def flash_attn_varlen_func(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        *,
-        causal: bool,
-        deterministic: bool,
-    ) -> Any:
-        assert cu_seqlens_q.dtype == torch.int32
-        assert max_seqlen_q == max_seqlen_k
-        sizes = cu_seqlens_q.diff().tolist()
-        documents = zip(*(x.split(sizes) for x in (q, k, v)), strict=True)
-        parts = [
-            _flash()(*(x[None] for x in one), causal=causal, deterministic=deterministic)[0]
-            for one in documents
-        ]
-        return result(torch.cat(parts) + wrong)
-
-    return flash_attn_varlen_func
-
-
-def _package(
-    wrong: float = 0.0, result: Callable[[Tensor], Any] = lambda o: o
-) -> dict[str, Callable[..., Any]]:
-    return {"flash_attn_func": _flash(wrong, result), "flash_attn_varlen_func": _varlen(wrong, result)}
+def tried(
+    setting: str,
+    shape: KernelShape = TINY,
+    precision: str = "bf16",
+    deterministic: bool = True,
+    world: Axis = ONE,
+) -> Kernels:
+    """As `choose` on a GPU, but with the examples on this CPU."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    return registry._tried(setting, Example(shape, dtype, "cpu", deterministic), precision, world)
 
 
 @pytest.fixture
-def no_flash(monkeypatch: pytest.MonkeyPatch) -> None:
-    for _, module in flash._VERSIONS:
-        monkeypatch.setitem(sys.modules, module, None)
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with torch alone."""
+    gpu_libraries.remove(monkeypatch, (*gpu_libraries.MODULES.values(), *gpu_libraries.APEX, "triton"))
+    return monkeypatch
 
 
-@pytest.mark.usefixtures("no_flash")
-def test_the_newest_flash_attention_that_works_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UnavailableError, match=r"flash_attn\.cute does not import.*flash_attn does not import"
-    ):
-        flash.offers("cpu", True)
-    _module("flash_attn", monkeypatch, **_package())
-    assert flash.offers("cpu", True)["core_attention"].description == "flash-attn 2, deterministic"
-    _module("flash_attn_interface", monkeypatch, **_package(result=lambda o: (o, None)))
-    offer = flash.offers("cpu", False)["core_attention"]
-    assert offer.description == "flash-attn 3"
-    q = torch.randn(2, 5, 3, 8)
-    torch.testing.assert_close(offer.function(q, q, q), _flash()(q, q, q, causal=True, deterministic=True))
-    start_BS = torch.tensor([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])
-    torch.testing.assert_close(offer.function(q, q, q, start_BS), core_attention(q, q, q, start_BS))
+@pytest.mark.parametrize(
+    ("size", "deterministic", "installed", "taken"),
+    [
+        (64, True, {4: 9, 3: 9, 2: 9}, 4),
+        (24, True, {4: 10, 2: 10}, 4),
+        (20, True, {4: 9, 3: 9, 2: 9}, 2),  # no multiple of 8: only version 2 pads
+        (160, True, {4: 9, 3: 9}, 4),
+        (160, True, {4: 10, 2: 10}, 2),  # above 128 on a B200
+        (256, True, {3: 9, 2: 9}, 2),  # no deterministic backward
+        (200, True, {3: 9, 2: 9}, 2),  # rounded up to 256
+        (200, False, {3: 9, 2: 9}, 3),
+        (192, True, {3: 9, 2: 9}, 3),
+        (64, True, {4: 8, 2: 8}, 2),  # no backward on an A100
+        (264, True, {4: 9, 3: 9, 2: 9}, None),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_flash_attention_is_tried_on_the_runs_own_head_size(
+    size: int,
+    deterministic: bool,
+    installed: dict[int, int],
+    taken: int | None,
+    masked: bool,
+    bare: pytest.MonkeyPatch,
+) -> None:
+    for version, capability in installed.items():
+        gpu_libraries.install_flash(bare, f"flash-attn {version}", capability)
+    shape = TINY._replace(heads=4, kv_heads=2, head_size=size, masked=masked)
+    text = tried("auto", shape, deterministic=deterministic).describe()["attention"]
+    assert text.startswith("torch scaled" if taken is None else f"flash-attn {taken}")
+    assert text.startswith(f"flash-attn {taken}, deterministic") == (taken is not None and deterministic)
+    newer = [version for version in installed if taken is None or version > taken]
+    for version in newer:  # the reason is in the record
+        assert f"flash-attn {version} failed (" in text
+    assert ("since" in text) == bool(newer)
 
 
-@pytest.mark.usefixtures("no_flash")
+def test_what_flash_attention_is_given_comes_back_as_torchs(bare: pytest.MonkeyPatch) -> None:
+    for version in (2, 3, 4):
+        gpu_libraries.install_flash(bare, f"flash-attn {version}")
+        candidate = {one.name: one for one in registry.flash.candidates()["core_attention"]}[
+            f"flash-attn {version}"
+        ]
+        attend = candidate.find("bf16", True).function
+        q = torch.randn(2, 5, 3, 8).bfloat16()
+        torch.testing.assert_close(attend(q, q, q), core_attention(q, q, q))
+        start_BS = torch.tensor([[0, 0, 2, 2, 2], [0, 1, 1, 1, 4]])
+        torch.testing.assert_close(
+            attend(q, q, q, start_BS), core_attention(q, q, q, start_BS), rtol=2**-6, atol=2**-6
+        )
+
+
 @pytest.mark.parametrize("broken", ["flash_attn_func", "flash_attn_varlen_func"])
 @pytest.mark.parametrize("wrong", [0.2, math.nan])
 def test_a_flash_attention_with_wrong_results_is_not_taken(
-    wrong: float, broken: str, monkeypatch: pytest.MonkeyPatch
+    wrong: float, broken: str, bare: pytest.MonkeyPatch
 ) -> None:
-    _module("flash_attn", monkeypatch, **_package() | {broken: _package(wrong)[broken]})
-    with pytest.raises(UnavailableError, match="flash-attn 2 gives other results than torch"):
-        flash.offers("cpu", True)
+    package = gpu_libraries.flash_2()
+    right = package[broken]
+    package[broken] = lambda *args, **named: right(*args, **named) + wrong
+    gpu_libraries.module(bare, "flash_attn", **package)
+    masked = TINY._replace(masked=True)
+    with pytest.raises(ValueError, match=r"flash-attn 2 failed \(its results differ from torch's"):
+        tried("flash-attn", masked)
+    assert "its results differ from torch's" in tried("auto", masked).describe()["attention"]
+    if broken == "flash_attn_varlen_func":  # which a run of joined documents never calls
+        assert tried("flash-attn").describe()["attention"].startswith("flash-attn 2")
 
 
-@pytest.mark.usefixtures("no_flash")
-def test_a_flash_attention_that_raises_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    raising: dict[str, Any] = {"flash_attn_func": lambda *_, **__: torch.ones(1) @ torch.ones(2)}
-    _module("flash_attn", monkeypatch, **_package() | raising)
-    with pytest.raises(UnavailableError, match="flash-attn 2 fails on cpu"):
-        flash.offers("cpu", True)
+def test_late_positions_count_as_much_as_the_first(bare: pytest.MonkeyPatch) -> None:
+    """Results of attention get smaller along a sequence: what is wrong at its end is small beside the first."""
+    package = gpu_libraries.flash_2()
+    right = package["flash_attn_func"]
+
+    def late(*args: Any, **named: Any) -> Tensor:
+        o: Tensor = right(*args, **named)
+        return torch.cat((o[:, :-64], o[:, -64:] * 1.2), dim=1)
+
+    package["flash_attn_func"] = late
+    gpu_libraries.module(bare, "flash_attn", **package)
+    with pytest.raises(ValueError, match="its results differ from torch's"):
+        tried("flash-attn", TINY._replace(context=512))
 
 
-def test_fp32_is_not_given_to_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_results_that_do_not_repeat_are_refused_where_bytes_are_promised(bare: pytest.MonkeyPatch) -> None:
+    package = gpu_libraries.flash_2()
+    right, calls = package["flash_attn_func"], []
+
+    def unsteady(*args: Any, **named: Any) -> Tensor:
+        calls.append(1)
+        result: Tensor = right(*args, **named)
+        return result * (1 + 2.0**-7 * (len(calls) % 2))
+
+    package["flash_attn_func"] = unsteady
+    gpu_libraries.module(bare, "flash_attn", **package)
+    with pytest.raises(ValueError, match="its results differ from call to call"):
+        tried("flash-attn")
+    assert tried("flash-attn", deterministic=False).describe()["attention"].startswith("flash-attn 2")
+
+
+def test_fp32_is_not_given_to_flash_attention(bare: pytest.MonkeyPatch) -> None:
+    gpu_libraries.install_flash(bare, "flash-attn 2")
     with pytest.raises(ValueError, match="computes in bf16, not fp32"):
-        choose("flash-attn", "cuda", "fp32")
+        tried("flash-attn", precision="fp32")
+    assert "since" not in tried("auto", precision="fp32").describe()["attention"]  # it is no fault
 
 
-def test_apex_offers_what_it_was_built_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("distributed_adam_cuda", "fused_weight_gradient_mlp_cuda", "fused_layer_norm_cuda"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UnavailableError, match="distributed_adam_cuda does not import"):
-        apex.offers()
-    _module("fused_weight_gradient_mlp_cuda", monkeypatch, wgrad_gemm_accum_fp32=_wgrad)
-    _module("fused_layer_norm_cuda", monkeypatch, rms_forward_affine=len)
-    offers = apex.offers()
-    assert set(offers) == {"accumulate"}
-    gradient = torch.ones(2, 3)
-    dy, x = torch.randn(5, 2), torch.randn(5, 3)
-    offers["accumulate"].function(gradient, dy, x)
-    torch.testing.assert_close(gradient, 1 + dy.t() @ x)
+def test_a_node_without_a_compiler_falls_back_with_the_reason(bare: pytest.MonkeyPatch) -> None:
+    """Triton compiles its driver at its first launch; whichever operation comes first fails there."""
+    bare.undo()
+    calls = pytest.importorskip("model.kernels.triton_ops")
+
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore")
+
+    for name in ("norm_forward", "gate_forward", "rotate", "measure"):
+        bare.setattr(calls, name, no_compiler)
+    reason = (
+        "triton failed (RuntimeError: Failed to find C compiler. Please specify via CC environment variable.)"
+    )
+    described = tried("auto").describe()
+    for operation in ("norm", "gate", "cross_entropy", "attention"):
+        assert described[operation].startswith("torch")
+        assert described[operation].endswith(f", since {reason}")
+    assert "since" not in described["adamw"]
+    with pytest.raises(
+        ValueError, match=r"triton kernels cannot run here: triton failed .*kernels: auto"
+    ) as refused:
+        tried("triton")
+    assert "\n" not in str(refused.value)
 
 
-def _wgrad(x: Tensor, dy: Tensor, gradient: Tensor) -> None:
-    gradient += dy.t() @ x
+@pytest.mark.slow
+def test_triton_is_taken_where_it_works(bare: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter."""
+    bare.undo()
+    knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs
+    if not knobs.runtime.interpret:
+        pytest.skip("a process has Triton's interpreter or its compiler")
+    described = tried("triton", precision="fp32").describe()
+    for operation in ("norm", "gate", "cross_entropy"):
+        assert described[operation] == "ours, in Triton"
+    assert described["attention"].endswith("rotary positions: ours, in Triton")
 
 
-def _distributed_adam(
-    chunk: int,
-    noop: Tensor,
-    lists: list[list[Tensor]],
-    grad_scale: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    mode: int,
-    bias_correction: int,
-    weight_decay: float,
-) -> None:
-    """apex's DistAdamFunctor in torch, as its source says (mode 1 is AdamW; gradients are multiplied by the scale)."""
-    assert (mode, bias_correction, int(noop)) == (1, 1, 0)
-    for p, m, v, g, out in zip(*lists, strict=True):
-        scaled = g * grad_scale
-        m.lerp_(scaled, 1 - beta1)
-        v.lerp_(scaled.square(), 1 - beta2)
-        update = (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + eps) + weight_decay * p
-        p.sub_(update, alpha=lr)
-        out.copy_(p)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_apex_offers_what_it_was_built_with(precision: str, bare: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="distributed_adam_cuda does not import"):
+        tried("apex")
+    for built in (gpu_libraries.APEX, gpu_libraries.APEX[2:], gpu_libraries.APEX[:1]):
+        gpu_libraries.install_apex(bare, built)
+        described = tried("apex", precision=precision).describe()
+        assert {text for text in described.values() if "apex" in text} == {f"apex {name}" for name in built}
 
 
-def test_apexs_adamw_is_called_as_its_source_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    _module("distributed_adam_cuda", monkeypatch, multi_tensor_fused_adam=_distributed_adam)
-    _adamw_is_torchs(apex.offers()["adamw"].function, "cpu", monkeypatch)
+def test_an_apex_for_another_gpu_is_not_taken(bare: pytest.MonkeyPatch) -> None:
+    def no_kernel(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    gpu_libraries.install_apex(bare)
+    gpu_libraries.module(bare, "fused_weight_gradient_mlp_cuda", wgrad_gemm_accum_fp32=no_kernel)
+    described = tried("auto").describe()
+    assert described["accumulate"].startswith(
+        "torch addmm into fp32, since apex failed (RuntimeError: CUDA error: no"
+    )
+    assert described["adamw"] == "apex distributed_adam_cuda"
+    with pytest.raises(ValueError, match="no kernel image is available"):
+        tried("apex")
+
+
+def test_apexs_norm_is_the_textbooks(bare: pytest.MonkeyPatch) -> None:
+    gpu_libraries.install_apex(bare)
+    for dtype in DTYPES:
+        norm_is_the_textbooks(tried("apex"), "cpu", 20, 64, True, dtype)
+
+
+def test_apexs_adamw_is_called_as_its_source_reads(bare: pytest.MonkeyPatch) -> None:
+    gpu_libraries.install_apex(bare)
+    _adamw_is_torchs(tried("apex").adamw, "cpu", bare)
+
+
+def _one_rank_without_flash(mesh: Mesh) -> tuple[str, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        gpu_libraries.remove(patch, (*gpu_libraries.MODULES.values(), *gpu_libraries.APEX, "triton"))
+        gpu_libraries.install_apex(patch)
+        if mesh.world.rank == 1:
+            gpu_libraries.install_flash(patch, "flash-attn 2")
+            broken: dict[str, Callable[..., None]] = {"multi_tensor_fused_adam": lambda *_: None}
+            gpu_libraries.module(patch, "distributed_adam_cuda", **broken)
+        try:
+            tried("apex", world=mesh.world)
+            refusal = ""
+        except ValueError as error:
+            refusal = str(error)
+        described = tried("auto", world=mesh.world).describe()
+    return refusal, f"{described['attention']} | {described['adamw']} | {described['accumulate']}"
+
+
+@pytest.mark.slow
+def test_ranks_on_different_nodes_take_the_same_kernels() -> None:
+    """Else tensor-parallel ranks would compute different norms of the same rows."""
+    (first, on_first), (second, on_second) = spawn(2, _one_rank_without_flash)
+    assert "on another rank, whose log says why" in first
+    assert "its results differ from torch's" in second
+    for described in (on_first, on_second):
+        attention, adamw, accumulate = described.split(" | ")
+        assert attention.startswith("torch scaled")
+        assert adamw.startswith("torch _fused_adamw_, since apex failed")
+        assert accumulate == "apex fused_weight_gradient_mlp_cuda"
+    assert "flash_attn does not import" in on_first  # what one node lacks and the other has is said
+
+
+def test_a_run_tries_its_own_share_of_the_model() -> None:
+    spec = ModelSpec(layers=2, width=64, heads=8, kv_heads=4, ffn=176, vocab=1000, context=32)
+    assert shape_of(spec, 4, True) == KernelShape(2, 1, 8, 32, 64, 44, 250, True)
 
 
 def _adamw_is_torchs(adamw: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
