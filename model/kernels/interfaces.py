@@ -146,6 +146,8 @@ class Kernels:
     accumulate: AccumulateKernel
     adamw: AdamWKernel
     chosen: tuple[tuple[str, str], ...]
+    failed_here: tuple[str, ...] = ()
+    """What was tried in vain on this rank and why, a line each."""
 
     def describe(self) -> dict[str, str]:
         """Operation -> what carries it out, for the run's record."""

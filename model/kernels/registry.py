@@ -7,7 +7,6 @@ from types import MappingProxyType
 import torch
 import torch.nn.functional as F
 
-from model.collectives import all_reduce
 from model.kernels import apex, flash, torch_cpu, torch_ops
 from model.kernels.backend import (
     AbsentError,
@@ -21,7 +20,6 @@ from model.kernels.backend import (
 from model.kernels.fused_attention import fused_attention
 from model.kernels.interfaces import Attention, CrossEntropy, ForwardBackward, Kernels, NormKernel, Positions
 from model.kernels.trial import Example, try_out
-from model.mesh import Axis
 from specs.model import ModelSpec
 
 _CPU_CHUNK_LOGITS = 2**18
@@ -30,10 +28,10 @@ _GPU_CHUNK_LOGITS = 2**26
 """256 MiB in fp32: large enough that launching kernels costs nothing, and small beside a GPU's memory."""
 
 
+SumOverRanks = Callable[[list[int]], list[int]]
+"""Sums each number over all ranks, which call it together; one rank's are the sums themselves."""
 SMALL = KernelShape(heads=2, kv_heads=2, head_size=64, context=128, width=128, inner=256, vocab=512)
 """What kernels are tried on where there is no model yet."""
-
-_ALONE = Axis()
 
 
 def shape_of(spec: ModelSpec, tp: int, masked: bool = False) -> KernelShape:
@@ -51,13 +49,13 @@ def choose(
     shape: KernelShape = SMALL,
     *,
     deterministic: bool = True,
-    world: Axis = _ALONE,
+    sum_over_ranks: SumOverRanks = list,
 ) -> Kernels:
     """The implementations for a setting, one of `Execution.kernels`.
 
     A back end's name takes from it what it has, and the rest from torch; `auto` takes each operation from the fastest
     that works on this device. Each is first tried on a small example of this shape (trial.py), and taken where it works
-    on all ranks of `world`, which call this together. Under `auto` the description of what is taken instead says what
+    on all ranks, which call this together. Under `auto` the description of what is taken instead says what
     failed. `deterministic` asks for gradients that repeat bit by bit. ValueError for a name that does not exist, or a
     back end that cannot run here; the text says why.
     """
@@ -69,13 +67,13 @@ def choose(
     if setting == "torch" or not on_gpu:
         return _assembled(_cpu() if device == "cpu" else _torch())
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    return _tried(setting, Example(shape, dtype, device, deterministic), precision, world)
+    return _tried(setting, Example(shape, dtype, device, deterministic), precision, sum_over_ranks)
 
 
-def _tried(setting: str, example: Example, precision: str, world: Axis) -> Kernels:
+def _tried(setting: str, example: Example, precision: str, sum_over_ranks: SumOverRanks = list) -> Kernels:
     """The implementations that work on an example; see `choose`."""
     kinds = _FASTEST_FIRST if setting == "auto" else (setting,)
-    trials, reference = _Trials(example, precision, world), _torch()
+    trials, reference = _Trials(example, precision, sum_over_ranks), _torch()
     found = {
         operation: offer
         for operation in reference
@@ -84,18 +82,20 @@ def _tried(setting: str, example: Example, precision: str, world: Axis) -> Kerne
     missed = [reason for operation, reason in trials.failed.items() if operation not in found]
     if setting != "auto" and (missed or not found):
         raise ValueError(_refusal(setting, "; ".join(missed or trials.absent)))
-    return _assembled(reference | found, trials.failed)
+    return _assembled(reference | found, trials.failed, tuple(trials.failed_here))
 
 
 class _Trials:
     """Tries implementations on an example, with the same result on all ranks."""
 
-    def __init__(self, example: Example, precision: str, world: Axis) -> None:
-        self._example, self._precision, self._world = example, precision, world
+    def __init__(self, example: Example, precision: str, sum_over_ranks: SumOverRanks) -> None:
+        self._example, self._precision, self._sum_over_ranks = example, precision, sum_over_ranks
         self._right = {name: offer.function for name, offer in _torch().items()}
         self._right["accumulate"] = torch_ops.accumulate  # on any device
         self.failed: dict[str, str] = {}
         """By operation, what failed of it and why."""
+        self.failed_here: list[str] = []
+        """What failed on this rank and why, a line each."""
         self.absent: list[str] = []
         """Reasons of what is not there at all."""
 
@@ -109,15 +109,15 @@ class _Trials:
                 try_out(operation, offer.function, self._right[operation], self._example)
             except UnavailableError as error:
                 reason, absent = str(error), isinstance(error, AbsentError)
-            bad, absent_ranks = self._ranks(bool(reason), absent)
-            if not bad:
+            bad_ranks, absent_ranks, ranks = self._sum_over_ranks([bool(reason), absent, 1])
+            if not bad_ranks:
                 return self._with_failures(operation, offer, failed)
-            if absent_ranks == self._world.size:
+            if absent_ranks == ranks:
                 self.absent.append(reason)
             else:
                 failed.append(f"{candidate.name} failed ({reason or 'on another rank, whose log says why'})")
-                if reason and self._world.rank > 0:  # rank 0's is in the run's record
-                    print(f"rank {self._world.rank}: {operation} by {failed[-1]}", flush=True)
+                if reason:
+                    self.failed_here.append(f"{operation} by {failed[-1]}")
         self._with_failures(operation, None, failed)
         return None
 
@@ -125,13 +125,6 @@ class _Trials:
         if failed:
             self.failed[operation] = "; ".join(failed)
         return offer
-
-    def _ranks(self, *flags: bool) -> list[int]:
-        """On how many ranks each of these is so."""
-        device = self._example.device
-        return [
-            int(one) for one in all_reduce(torch.tensor(flags, device=device).long(), self._world).tolist()
-        ]
 
 
 def _refusal(setting: str, reason: str) -> str:
@@ -222,7 +215,9 @@ def _cpu() -> Offers:
     return shared | ours
 
 
-def _assembled(found: Offers, failed: Mapping[str, str] = MappingProxyType({})) -> Kernels:
+def _assembled(
+    found: Offers, failed: Mapping[str, str] = MappingProxyType({}), failed_here: tuple[str, ...] = ()
+) -> Kernels:
     """`failed` says by operation what could not be taken, and why."""
     described = {
         name: offer.description + (f", since {failed[name]}" if name in failed else "")
@@ -234,4 +229,4 @@ def _assembled(found: Offers, failed: Mapping[str, str] = MappingProxyType({})) 
         described["attention"] = (
             f"{described.pop('core_attention')}; rotary positions: {described.pop('rotary')}"
         )
-    return Kernels(**functions, chosen=tuple(sorted(described.items())))
+    return Kernels(**functions, chosen=tuple(sorted(described.items())), failed_here=failed_here)

@@ -6,6 +6,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,17 @@ class RankWorker:
 
     def __init__(self, run: RunSpec, execution: Execution, mesh: Mesh, data: RunData) -> None:
         shape = shape_of(run.model, execution.layout.tp, run.documents == "masked")
-        kernels = choose(execution.kernels, execution.device, run.precision, shape, world=mesh.world)
+        kernels = choose(
+            execution.kernels,
+            execution.device,
+            run.precision,
+            shape,
+            sum_over_ranks=partial(_sum_over_ranks, mesh.world, execution.device),
+        )
         self.kernels = kernels.describe()
+        if mesh.world.rank > 0:  # rank 0's are in the run's record
+            for line in kernels.failed_here:
+                print(f"rank {mesh.world.rank}: {line}", flush=True)
         self._run = run
         self.layout = execution.layout
         self._mesh = mesh
@@ -156,6 +166,10 @@ class RankWorker:
     def _once(self, loss: Tensor) -> Tensor:
         """The loss share on the first tensor-parallel rank, zero on the others, which have the same one."""
         return loss if self._mesh.tp.rank == 0 else torch.zeros_like(loss)
+
+
+def _sum_over_ranks(world: Axis, device: str, numbers: list[int]) -> list[int]:
+    return [int(one) for one in all_reduce(torch.tensor(numbers, device=device), world).tolist()]
 
 
 @contextmanager

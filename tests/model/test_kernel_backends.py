@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ from model.kernels.backend import KernelShape, UnavailableError, function
 from model.kernels.registry import SMALL
 from model.kernels.torch_ops import core_attention
 from model.kernels.trial import Example
-from model.mesh import Axis, Mesh
 from specs.model import ModelSpec
 from tests.model.test_kernels import UNIT, relative, textbook
 from tests.model.test_triton import DTYPES, drawn, exactly, norm_is_the_textbooks
 from tests.support import gpu_libraries
-from tests.support.spawn import spawn
 
 
 @pytest.mark.parametrize("setting", ["apex", "triton", "flash-attn"])
@@ -65,7 +62,6 @@ def test_a_probe_looks_for_the_function_not_the_package(
 
 TINY = SMALL._replace(context=20, width=32, inner=16, vocab=60)
 """Small enough for Triton's interpreter."""
-ONE = Axis()
 
 
 def tried(
@@ -73,11 +69,11 @@ def tried(
     shape: KernelShape = TINY,
     precision: str = "bf16",
     deterministic: bool = True,
-    world: Axis = ONE,
+    sum_over_ranks: registry.SumOverRanks = list,
 ) -> Kernels:
     """As `choose` on a GPU, but with the examples on this CPU."""
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    return registry._tried(setting, Example(shape, dtype, "cpu", deterministic), precision, world)
+    return registry._tried(setting, Example(shape, dtype, "cpu", deterministic), precision, sum_over_ranks)
 
 
 @pytest.fixture
@@ -268,35 +264,28 @@ def test_apexs_adamw_is_called_as_its_source_reads(bare: pytest.MonkeyPatch) -> 
     _adamw_is_torchs(tried("apex").adamw, "cpu", bare)
 
 
-def _one_rank_without_flash(mesh: Mesh) -> tuple[str, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        gpu_libraries.remove(patch, (*gpu_libraries.MODULES.values(), *gpu_libraries.APEX, "triton"))
-        gpu_libraries.install_apex(patch)
-        if mesh.world.rank == 1:
-            gpu_libraries.install_flash(patch, "flash-attn 2")
-            broken: dict[str, Callable[..., None]] = {"multi_tensor_fused_adam": lambda *_: None}
-            gpu_libraries.module(patch, "distributed_adam_cuda", **broken)
-        try:
-            tried("apex", world=mesh.world)
-            refusal = ""
-        except ValueError as error:
-            refusal = str(error)
-        described = tried("auto", world=mesh.world).describe()
-    return refusal, f"{described['attention']} | {described['adamw']} | {described['accumulate']}"
-
-
-@pytest.mark.slow
-def test_ranks_on_different_nodes_take_the_same_kernels() -> None:
+@pytest.mark.parametrize(("bad", "absent"), [(1, 0), (1, 1)], ids=["fails", "is absent"])
+def test_ranks_take_only_what_works_on_all_of_them(bad: int, absent: int, bare: pytest.MonkeyPatch) -> None:
     """Else tensor-parallel ranks would compute different norms of the same rows."""
-    (first, on_first), (second, on_second) = spawn(2, _one_rank_without_flash)
-    assert "on another rank, whose log says why" in first
-    assert "its results differ from torch's" in second
-    for described in (on_first, on_second):
-        attention, adamw, accumulate = described.split(" | ")
-        assert attention.startswith("torch scaled")
-        assert adamw.startswith("torch _fused_adamw_, since apex failed")
-        assert accumulate == "apex fused_weight_gradient_mlp_cuda"
-    assert "flash_attn does not import" in on_first  # what one node lacks and the other has is said
+    gpu_libraries.install_apex(bare)
+    asked = []
+
+    def with_another_rank(numbers: list[int]) -> list[int]:
+        asked.append(numbers)
+        return [ours + theirs for ours, theirs in zip(numbers, (bad, absent, 1), strict=True)]
+
+    kernels = tried("auto", sum_over_ranks=with_another_rank)
+    for operation in ("norm", "accumulate", "adamw"):
+        text = kernels.describe()[operation]
+        assert text.startswith("torch")
+        assert text.endswith("apex failed (on another rank, whose log says why)")
+    assert all("apex" not in line for line in kernels.failed_here)
+    candidates = [one.candidates() for one in (registry.flash, registry.apex)] + [registry._triton()]
+    assert len(asked) == sum(
+        len(each) for one in candidates for each in one.values()
+    )  # on every rank as often
+    with pytest.raises(ValueError, match="on another rank, whose log says why"):
+        tried("apex", sum_over_ranks=with_another_rank)
 
 
 def test_a_run_tries_its_own_share_of_the_model() -> None:
