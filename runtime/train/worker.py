@@ -6,8 +6,8 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.data.batches import HeldOutPart, RunData
+from specs.layout import Layout
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
-_EVALUATION_TOKENS = 4096
-"""Tokens of one forward pass of an evaluation: on a CPU 2048 to 4096 are fastest from width 16 to 128, fp32 and bf16;
-four times as many cost up to 60 % more (our measurement)."""
+_EVALUATION_TOKENS = {"cpu": 4096, "cuda": 2**15}
+"""Tokens of one forward pass of an evaluation. On a CPU 2048 to 4096 are fastest from width 16 to 128, fp32 and bf16;
+four times as many cost up to 60 % more (our measurement). On a GPU, 32k hide the time to launch kernels."""
 
 
 class HeldOutLoss(NamedTuple):
@@ -102,15 +103,20 @@ class RankWorker:
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
         first = self._mesh.dp.rank * rows
 
+        @cache  # read once, and copied once
+        def on_host() -> NDArray[np.int64]:
+            return self._data.training_rows(step, skipped, first, rows)
+
+        @cache
+        def on_device() -> Tensor:
+            return self._on_device(on_host())
+
         def read(micro_batch: int) -> Tensor:
-            place = first + micro_batch * at_once
-            return self._on_device(self._data.training_rows(step, skipped, place, at_once))
+            return on_device()[micro_batch * at_once : (micro_batch + 1) * at_once]
 
         sizes = [at_once] * (rows // at_once)
         self.optimizer.start_accumulation(len(sizes))
-        step_tokens = self._counted_tokens(
-            batch * context, lambda: self._data.training_rows(step, skipped, first, rows)
-        )
+        step_tokens = self._counted_tokens(batch * context, on_host)
         return self._once(self._pipeline.train(sizes, read, step_tokens))
 
     def _counted_tokens(self, all_tokens: int, rows_BT: Callable[[], NDArray[np.int64]]) -> int:
@@ -119,14 +125,19 @@ class RankWorker:
         if self._data.end_of_document is None:
             return all_tokens
         counted = int((rows_BT()[:, :-1] != self._data.end_of_document).sum())
-        return int(all_reduce(torch.tensor(counted, device=self._device), self._mesh.dp))
+        if self._mesh.dp.size == 1:
+            return counted
+        return int(all_reduce(self._on_device(np.array(counted)), self._mesh.dp))
 
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """A few scalars, each summed over all ranks, in one all-reduce."""
-        scalars = [float(value) for value in values]
+        """A few scalars, each summed over all ranks, in one all-reduce. A device is waited for once."""
         if self._mesh.world.size == 1:
-            return scalars
-        vector = torch.tensor(scalars, dtype=torch.float64, device=self._device)
+            return [float(value) for value in values]
+        on_host = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
+        vector = self._on_device(np.array(on_host))
+        for place, value in enumerate(values):
+            if isinstance(value, Tensor):
+                vector[place] = value
         return [float(value) for value in all_reduce(vector, self._mesh.world).tolist()]
 
     def broadcast(self, numbers: Sequence[float]) -> list[float]:
@@ -146,7 +157,7 @@ class RankWorker:
     def _evaluate(self, part: HeldOutPart) -> Tensor:
         """This rank's share of the mean loss over a source's held-out sequences."""
         context, dp, sequences = self._run.model.context, self._mesh.dp, part.sequences
-        at_once = max(1, _EVALUATION_TOKENS // context)
+        at_once = evaluated_at_once(self._run, self.layout, self._device.type)
         start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
         firsts = range(start, stop, at_once)
         sizes = [min(at_once, stop - first) for first in firsts]
@@ -160,12 +171,34 @@ class RankWorker:
         )
         return self._pipeline.evaluate(sizes, read, step_tokens)
 
-    def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(rows_BT).to(self._device)
+    def _on_device(self, numbers: NDArray[Any]) -> Tensor:
+        """A copy on the device, which nobody waits for: of pageable memory it would drain the GPU."""
+        on_host = torch.from_numpy(numbers)
+        if self._device.type == "cuda":
+            on_host = on_host.pin_memory()
+        return on_host.to(self._device, non_blocking=True)
 
     def _once(self, loss: Tensor) -> Tensor:
         """The loss share on the first tensor-parallel rank, zero on the others, which have the same one."""
         return loss if self._mesh.tp.rank == 0 else torch.zeros_like(loss)
+
+
+def evaluated_at_once(run: RunSpec, layout: Layout, device: str) -> int:
+    """Sequences of one forward pass of an evaluation: as many as are fast, and need no more memory than training does.
+
+    A training step holds the logits of a micro-batch and what its blocks save; an evaluation holds logits and one
+    block's activations. The same on all ranks, and after every restart.
+    """
+    model, micro_batch = run.model, layout.micro_batch_sequences
+    fast = max(1, _EVALUATION_TOKENS.get(device, 0) // model.context)
+    if device == "cpu":
+        return fast
+    logits, width, ffn = model.vocab / layout.tp, model.width, model.ffn
+    saved = {"none": 3 * width + 2 * ffn, "selective": 2 * width + 2 * ffn, "full": width}[layout.recompute]
+    blocks = min(map(len, layout.blocks(model.layers)))
+    trained = logits + saved / layout.tp * blocks  # at least, in elements a token; see SAVED_ACTIVATIONS
+    fits = int(micro_batch * trained / (logits + 7 * width + 3 * ffn))  # at most
+    return max(1, micro_batch, min(fast, fits))
 
 
 def _sum_over_ranks(world: Axis, device: str, numbers: list[int]) -> list[int]:
