@@ -215,7 +215,8 @@ class _Head(torch.autograd.Function):
         ctx.linears, ctx.kernels = linears, kernels
         _, y_RH, ctx.saved = kernels.norm.forward(x.view(-1, len(gain)), None, gain, eps)
         ctx.y_BsH, ctx.gain, ctx.weight = y_RH.view(x.shape), gain, weight
-        return linears.column_parallel(y_RH.view(x.shape), weight, F.linear).view(len(x), -1, len(weight))
+        logits_RV = linears.column_parallel(y_RH.view(x.shape), weight, F.linear, even=False)
+        return logits_RV.view(len(x), -1, len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

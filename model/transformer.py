@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.collectives import reduce_from_tp_region
+from model.collectives import all_gather, reduce_from_tp_region
 from model.documents import document_starts, loss_weights
 from model.kernels import Heads, Kernels, Positions, positions
 from model.layers import (
@@ -38,7 +38,7 @@ from model.layers import (
     recomputed,
 )
 from model.loss import cross_entropy
-from model.mesh import Mesh
+from model.mesh import Axis, Mesh
 from model.parameters import LocalParameter, flat_layout, local_pieces, of_modules, shard_range
 from model.tensor_parallel import ParallelLinears
 from specs.layout import Layout
@@ -124,7 +124,9 @@ class Stage(nn.Module):
         self.end_of_document = end_of_document
         self.dtype = DTYPES[precision]
         self.vocab = shard_range(spec.vocab, mesh.tp)
-        self.linears = ParallelLinears(mesh.tp, layout.sequence_parallel, kernels.linear)
+        self.linears = ParallelLinears(
+            mesh.tp, layout.sequence_parallel, kernels.linear, _processors(device, mesh.tp)
+        )
         cuts = layout.blocks(spec.layers)[mesh.pp.rank :: mesh.pp.size]
         made = partial(Block, spec, mesh.tp.size, self.linears, kernels, SAVED_ACTIVATIONS[layout.recompute])
         self.blocks = nn.ModuleDict({str(index): made() for cut in cuts for index in cut})
@@ -235,15 +237,32 @@ class Chunk:
         self._with_hooks("embedding", tokens_BS)
         if tp.size == 1:
             return embedding(tokens_BS, stage.embedding)
-        row_BS = tokens_BS - stage.vocab.start
-        held_BS = (row_BS >= 0) & (row_BS < len(stage.vocab))
-        x_BSH = embedding(row_BS * held_BS, stage.embedding) * held_BS.unsqueeze(2)
+        row_BS, held_BS = local_rows(tokens_BS, stage.vocab)
+        x_BSH = embedding(row_BS, stage.embedding) * held_BS.unsqueeze(2)
         return reduce_from_tp_region(x_BSH, tp, stage.layout.sequence_parallel)
 
     def logits(self, x_BsH: Tensor) -> Tensor:
         """Logits of the last activations in this rank's part of the vocabulary, (B, S, V)."""
         stage, x_BsH = self._stage, self._with_hooks("head", x_BsH)
         return head(x_BsH, stage.norm, stage.head, stage.spec.norm_eps, stage.linears, stage.kernels)
+
+
+def local_rows(tokens_BS: Tensor, vocab: range) -> tuple[Tensor, Tensor]:
+    """The tokens' rows in this rank's part of the vocabulary, and which of them it holds.
+
+    Tokens of other ranks are spread over all rows, to whose gradients they add zeros: if they shared one, its gradient,
+    which is summed one by one where sums are deterministic, would take longer than all others.
+    """
+    row_BS = tokens_BS - vocab.start
+    return row_BS % len(vocab), (row_BS >= 0) & (row_BS < len(vocab))
+
+
+def _processors(device: str, tp: Axis) -> int | None:
+    """Of a GPU, the fewest of the ranks', so that all cut a multiplication alike; None on a CPU."""
+    if torch.device(device).type != "cuda":
+        return None
+    mine = torch.tensor(torch.cuda.get_device_properties(device).multi_processor_count, device=device)
+    return int(all_gather(mine, tp).min()) if tp.size > 1 else int(mine)
 
 
 def _check(spec: ModelSpec, layout: Layout, mesh: Mesh) -> None:

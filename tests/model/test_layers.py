@@ -9,6 +9,7 @@ from model.kernels.interfaces import ForwardBackward
 from model.layers import SubLayer, SubLayerWeights, attention, embedding, head, recomputed
 from model.mesh import Axis
 from model.tensor_parallel import ParallelLinears
+from model.transformer import local_rows
 from tests.model.test_kernels import UNIT, relative, textbook
 
 B, S, H, T, G, K, F, V = 2, 12, 16, 4, 2, 4, 24, 11
@@ -137,6 +138,27 @@ def test_embedding_takes_rows_and_gives_their_gradients_back() -> None:
     y.backward(dy)
     one_hot = nn.functional.one_hot(tokens, V).double()
     torch.testing.assert_close(weight.grad, torch.einsum("bsv,bsh->vh", one_hot, dy))
+
+
+@pytest.mark.parametrize("vocab", [range(10), range(10, 21), range(21, 32)])
+def test_tokens_of_other_ranks_are_spread_and_change_no_gradient(vocab: range) -> None:
+    """Zipf's frequencies; before, the two thirds that other ranks hold all fell on row 0, summed one after another."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.multinomial(1 / torch.arange(1, 33), 600, replacement=True, generator=generator).view(
+        2, 300
+    )
+    row_BS, held_BS = local_rows(tokens, vocab)
+    assert torch.equal(held_BS, (tokens >= vocab.start) & (tokens < vocab.stop))
+    assert torch.equal(row_BS[held_BS], tokens[held_BS] - vocab.start)
+    assert row_BS[~held_BS].bincount(minlength=len(vocab)).max() <= tokens.flatten().bincount().max() * 1.5
+    dy_BSH = torch.randn(2, 300, 8, generator=generator)
+    gradients = []
+    for rows in (row_BS, (tokens - vocab.start) * held_BS):
+        weight = torch.nn.Parameter(torch.ones(len(vocab), 8))
+        weight.grad = torch.zeros(len(vocab), 8)
+        (embedding(rows, weight) * held_BS.unsqueeze(2)).backward(dy_BSH)
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)
 
 
 def test_attention_never_looks_ahead() -> None:

@@ -13,6 +13,7 @@ from model.kernels import choose
 from model.layers import SubLayer, SubLayerWeights
 from model.mesh import Axis, Mesh
 from model.tensor_parallel import ParallelLinears
+from runtime.rehearse.tracer import StepTracer
 from tests.model.test_kernels import relative
 from tests.support.spawn import spawn
 
@@ -77,10 +78,56 @@ def test_what_enters_and_leaves_is_what_one_process_multiplies_however_it_is_cut
 @pytest.mark.parametrize("rows", [1, 5, 64])
 def test_pieces_are_whole_and_not_too_small(rows: int) -> None:
     x = torch.zeros(2, rows, tensor_parallel.PIECE_BYTES // 64)
-    pieces = tensor_parallel._pieces(x)
+    pieces = ParallelLinears(Axis(2, 0), True, F.linear)._pieces(x, 64)
     assert [row for piece in pieces for row in range(rows)[piece]] == list(range(rows))
     assert len(pieces) <= tensor_parallel.PIECES
     assert len(pieces) == 1 or x[:, pieces[0]].nbytes >= tensor_parallel.PIECE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "processors", "pieces"),
+    [
+        (
+            4096,
+            1280,
+            132,
+            2,
+        ),  # the 67B's queries, keys and values at tp 8 on an H100: 160 tiles, 2 waves; 4 x 40 took 4
+        (4096, 5504, 132, 3),  # its gate and up: 704 tiles, 6 waves; 3 x 242 take 2 each
+        (4096, 1024, 132, 1),  # 128 tiles are one wave
+        (16384, 8192, 132, 4),  # many waves: 4096 tiles, 32; 4 x 1024 take 8 each
+        (64, 64, 132, 1),
+    ],
+)
+def test_pieces_take_no_more_waves_of_tiles_than_the_whole(
+    rows: int, columns: int, processors: int, pieces: int
+) -> None:
+    assert tensor_parallel.whole_waves(8, rows // 8, columns, processors, 4) == pieces
+
+
+def test_ranks_of_an_uneven_vocabulary_cut_alike() -> None:
+    """Else they would wait for gathers that nobody starts: only even columns decide, and the fewest processors."""
+    x = torch.zeros(1, 64, tensor_parallel.PIECE_BYTES // 64)
+    linears = ParallelLinears(Axis(2, 0), True, F.linear, processors=132)
+    assert len(linears._pieces(x, None)) == 4
+    assert len(linears._pieces(x, 256)) == 1
+
+
+def test_forward_gathers_without_a_copy_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only backward wants the gathered rows, beside their product."""
+    monkeypatch.setattr(tensor_parallel, "PIECE_BYTES", 1)
+    monkeypatch.setattr(
+        tensor_parallel, "gather_from_sp_region", lambda x, axis: ready(torch.cat([x, x], dim=1))
+    )
+    linears, weight = ParallelLinears(Axis(2, 0), True, F.linear), torch.randn(10, WIDTH, dtype=torch.float64)
+    x, transposed = X[:, :4].contiguous(), weight.t().contiguous()
+    with StepTracer(Mesh()) as tracer:
+        linears.column_parallel(x, weight, F.linear)
+        forward = tracer.peak_bytes
+        tracer.reset()
+        _, whole_RH = linears.row_parallel_backward(x, transposed)
+    assert torch.equal(whole_RH.view(BATCH, 8, WIDTH), torch.cat([x, x], dim=1))
+    assert forward + whole_RH.nbytes <= tracer.peak_bytes
 
 
 def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
