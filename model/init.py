@@ -6,6 +6,8 @@ so that a rank draws its rows and no others. Normals come from pairs of 32-bit u
 
 import hashlib
 import math
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +15,27 @@ from numpy.typing import NDArray
 _NORMALS_PER_COUNT = 8
 """Philox4x64 gives four 64-bit words a count, each of them two uniforms and so two normals."""
 _NORMALS_AT_ONCE = 2**20
-"""Bounds the working space to a few arrays of 8 MiB."""
+"""Bounds the working space of a thread to a few arrays of 8 MiB."""
 
 
-def normal_rows(seed: int, name: str, rows: range, cols: int, std: float) -> NDArray[np.float32]:
+def normal_rows(
+    seed: int, name: str, rows: range, cols: int, std: float, threads: int = 1
+) -> NDArray[np.float32]:
     """(len(rows), cols) normal weights: rows `rows` of the global tensor `name`, whatever else is drawn."""
     step = max(1, _NORMALS_AT_ONCE // cols)
     drawn = np.empty((len(rows), cols), np.float32)
-    for first in range(0, len(rows), step):
+
+    def draw(first: int) -> None:
         part = rows[first : first + step]
         drawn[first : first + step] = std * _standard_normals(seed, name, part, cols)
+
+    firsts = range(0, len(rows), step)
+    if threads == 1 or len(firsts) < 2:
+        for first in firsts:
+            draw(first)
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # NumPy lets go of the interpreter
+            deque(pool.map(draw, firsts), maxlen=0)
     return drawn
 
 

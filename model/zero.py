@@ -8,12 +8,13 @@ nothing is copied or sent, and in fp32 the masters are the parameters themselves
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from model.buckets import GradAndParamBuckets, owned
-from model.collectives import all_reduce
+from model.collectives import all_gather, all_reduce
 from model.init import normal_rows
 from model.mesh import Axis
 from model.parameters import LocalParameter, Piece, local_pieces
@@ -52,7 +53,7 @@ class AdamW:
         """Initial weights as a function of (seed, name, row), moments at zero, parameters of all ranks set."""
         self.reset_moments()
         for box in self.boxes():
-            _draw(box, seed, self.stage.spec.init_std)
+            _draw(box, seed, self.stage.spec.init_std, self.stage.mesh.tp)
         self.sync_parameters()
 
     def reset_moments(self) -> None:
@@ -196,11 +197,29 @@ def _view_shape(piece: Piece) -> tuple[int, ...]:
     return (piece.rows,) if len(piece.shape) == 1 else (piece.rows, piece.cols)
 
 
-def _draw(box: Box, seed: int, std: float) -> None:
+_DRAWN_AT_ONCE = 2**26
+"""Weights of whole rows that tensor-parallel ranks exchange at a time: 256 MiB."""
+
+
+def _draw(box: Box, seed: int, std: float, tp: Axis) -> None:
+    """Initial weights. Of a matrix whose columns are split every rank draws some rows, and gathers the others'."""
     piece = box.piece
     if len(piece.shape) == 1:
         box.master.fill_(1.0)
         return
-    rows = range(piece.row, piece.row + piece.rows)
-    drawn = normal_rows(seed, piece.name, rows, piece.shape[1], std)[:, piece.col : piece.col + piece.cols]
-    box.master.copy_(torch.from_numpy(drawn))
+    whole, drawn = (
+        piece.shape[1],
+        partial(normal_rows, seed, piece.name, cols=piece.shape[1], std=std, threads=torch.get_num_threads()),
+    )
+    if piece.cols == whole:
+        box.master.copy_(torch.from_numpy(drawn(range(piece.row, piece.row + piece.rows))))
+        return
+    step = max(1, _DRAWN_AT_ONCE // whole)
+    for first in range(0, piece.rows, step):
+        rows = range(piece.row + first, piece.row + min(first + step, piece.rows))
+        each = math.ceil(len(rows) / tp.size)
+        mine_RH = box.master.new_zeros(each, whole)
+        own = rows[tp.rank * each : (tp.rank + 1) * each]
+        mine_RH[: len(own)] = torch.from_numpy(drawn(own))
+        rows_RH = all_gather(mine_RH, tp).flatten(0, 1)[: len(rows)]
+        box.master[first : first + len(rows)] = rows_RH[:, piece.col : piece.col + piece.cols]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -229,15 +229,15 @@ def load_checkpoint(path: Path, boxes: Sequence[Box]) -> None:
         raise CheckpointError(str(error)) from None
 
 
-def weights(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The fp32 weights as full tensors, sorted by name, whatever layout wrote them."""
+def weights(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """The fp32 weights, or those of these names, as full tensors, sorted by name, whatever layout wrote them."""
     from runtime.checkpoint.shards import StoredShards
 
     try:
         stored = StoredShards(path)
         for key, shape in stored.shapes():
             part, _, name = key.partition(".")
-            if part == "master":
+            if part == "master" and (names is None or name in names):
                 whole = torch.empty(shape, dtype=torch.float32)
                 stored.fill({key: whole})
                 yield name, whole
@@ -250,8 +250,18 @@ def weights_sha256(path: Path) -> str:
     return values_sha256(weights(path))
 
 
+def tensor_digests(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The digests of these weights, by name, of which `combined_sha256` makes that of all."""
+    return {name: _tensor_digest(name, whole) for name, whole in weights(path, names)} if names else {}
+
+
+def combined_sha256(digests: Mapping[str, bytes]) -> str:
+    """Digest of weights from those of each."""
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+
+
 def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
-    """Digest of fp32 weights, given as full tensors sorted by name."""
+    """Digest of fp32 weights, given as full tensors sorted by name: of their own digests, which ranks may share."""
     digest = hashlib.sha256()
     for _ in hash_each(named, digest):
         pass
@@ -261,9 +271,14 @@ def values_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 def hash_each(named: Iterable[tuple[str, Tensor]], digest: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield the same weights, and add each to the digest."""
     for name, whole in named:
-        digest.update(json.dumps([name, list(whole.shape)]).encode())
-        digest.update(whole.numpy())
+        digest.update(_tensor_digest(name, whole))
         yield name, whole
+
+
+def _tensor_digest(name: str, whole: Tensor) -> bytes:
+    digest = hashlib.sha256(json.dumps([name, list(whole.shape)]).encode())
+    digest.update(whole.numpy().data)
+    return digest.digest()
 
 
 def _shards(boxes: Sequence[Box]) -> dict[str, "Shard"]:

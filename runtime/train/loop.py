@@ -7,6 +7,7 @@ failed: 2 for bad input, 65 where another start would fail in the same way.
 """
 
 import argparse
+import gc
 import math
 import os
 import signal
@@ -23,7 +24,7 @@ from runtime.data.batches import DataError, RunData, Splits
 from runtime.data.corpus import load_sources, tokens
 from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
-from runtime.train.process import RankInfo, StopRequest, end_process
+from runtime.train.process import RankInfo, StopRequest, collecting_between_steps, end_process
 from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
 from specs.document.files import DocumentError
 from specs.exit_codes import BAD_INPUT, FAILED, NO_RETRY, OK, RESUME
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from runtime.train.resume import ResumeState
     from runtime.train.worker import RankWorker
 
+_STEPS_BETWEEN_COLLECTIONS = 50
+"""As torchtitan's default, `gc_freq`. A step leaves no tensors to the garbage collector."""
 _MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
 
@@ -136,7 +139,8 @@ def _train_segment(
             logger.incident("damaged_checkpoint", resumed.step, problem)
         checkpointer.damaged = set(resumed.damaged)
         try:
-            return _train_steps(folder, run, order.execution, worker, checkpointer, logger, resumed, stop)
+            with collecting_between_steps():
+                return _train_steps(folder, run, order.execution, worker, checkpointer, logger, resumed, stop)
         finally:
             checkpointer.wait()
 
@@ -213,6 +217,10 @@ def _train_steps(
         if (stopping or last) and (problem := checkpointer.finish()):
             logger.incident("unsaved_checkpoint", step, problem)
             raise OSError(f"{problem}; correct that and rerun; the run resumes from the latest checkpoint")
+
+        # Collect garbage, on all ranks at the same step.
+        if step % _STEPS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
 
         # Graceful shutdown.
         if stopping:

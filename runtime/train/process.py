@@ -1,9 +1,11 @@
 """One training process: its rank, its stop requests, its exit."""
 
+import gc
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
@@ -49,6 +51,21 @@ class RankInfo:
             local_rank=int(environment.get("LOCAL_RANK", "0")),
             world_size=int(environment.get("WORLD_SIZE", "1")),
         )
+
+
+@contextmanager
+def collecting_between_steps() -> Iterator[None]:
+    """No garbage collection but where the loop asks for it; what exists by then is never looked at again.
+
+    Python else collects whenever enough objects were made, on each rank at another moment: all wait for each in turn.
+    """
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def end_process(status: int) -> NoReturn:

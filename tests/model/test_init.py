@@ -20,11 +20,12 @@ def test_rows_drawn_alone_are_those_of_the_whole(whole: np.ndarray, rows: range)
     np.testing.assert_array_equal(drawn, whole[rows.start : rows.stop])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
 def test_how_many_rows_are_drawn_at_once_does_not_show(
-    whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    threads: int, whole: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(init, "_NORMALS_AT_ONCE", 5 * SHAPE[1] + 1)
-    drawn = normal_rows(7, "model.layers.0.mlp.up_proj.weight", range(SHAPE[0]), SHAPE[1], 0.5)
+    drawn = normal_rows(7, "model.layers.0.mlp.up_proj.weight", range(SHAPE[0]), SHAPE[1], 0.5, threads)
     np.testing.assert_array_equal(drawn, whole)
 
 

@@ -1,10 +1,13 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model import buckets
+from model import buckets, zero
+from model.init import normal_rows
+from model.kernels import choose
 from model.mesh import Axis, Mesh
 from model.transformer import Stage
 from model.zero import AdamW, Box
@@ -235,3 +238,50 @@ def test_gradients_leave_with_the_last_backward_and_parameters_are_awaited_one_b
         assert waiting[0] < every
         assert waiting == sorted(set(waiting), reverse=True)
         assert waiting[-1] == 0
+
+
+@pytest.mark.parametrize("at_once", [2**26, 3 * 24])
+def test_tensor_parallel_ranks_draw_each_row_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they draw what one process draws: of split columns each draws some rows, and gathers the rest."""
+    spec = samples.model(width=24, heads=2, kv_heads=2, ffn=40, vocab=50, context=32)
+    alone = AdamW(stage_of(spec), Axis(), samples.optim())
+    alone.initialize(SEED)
+    exact = {box.piece.name: box.master for box in alone.boxes()}
+    monkeypatch.setattr(zero, "_DRAWN_AT_ONCE", at_once)
+    drawn: list[tuple[str, int]] = []
+    shares: list[list[Tensor]] = [[], []]
+
+    def counted(seed: int, name: str, rows: range, **settings: Any) -> Any:
+        drawn.extend((name, row) for row in rows)
+        return normal_rows(seed, name, rows, **settings)
+
+    def gathered(mine: Tensor, tp: Axis) -> Tensor:
+        """The other rank's share too, once it is known."""
+        shares[tp.rank].append(mine)
+        place, others = len(shares[tp.rank]) - 1, shares[1 - tp.rank]
+        other = others[place] if place < len(others) else mine
+        return torch.stack([mine, other] if tp.rank == 0 else [other, mine])
+
+    monkeypatch.setattr(zero, "normal_rows", counted)
+    monkeypatch.setattr(zero, "all_gather", gathered)
+    made: list[list[Box]] = []
+    for rank in (0, 1, 0):  # the first again, when the second's shares are known
+        drawn, shares[rank] = drawn if rank else [], []
+        stage = Stage(
+            spec,
+            precision="fp32",
+            mesh=Mesh(tp=Axis(2, rank)),
+            kernels=choose("torch", "cpu"),
+            device="cpu",
+            layout=samples.layout(dp=1, tp=2),
+        )
+        optimizer = AdamW(stage, Axis(), samples.optim())
+        optimizer.initialize(SEED)
+        made.append(optimizer.boxes())
+        if rank:
+            assert len(drawn) == len(set(drawn)) == sum(len(box) for box in exact.values() if box.dim() == 2)
+    for box in made[1] + made[2]:
+        part = exact[box.piece.name][box.piece.row : box.piece.row + box.piece.rows]
+        assert torch.equal(
+            box.master, part[:, box.piece.col :][:, : box.piece.cols] if part.dim() == 2 else part
+        )

@@ -3,6 +3,7 @@
 On torch's meta device, whose tensors have no values: what would need one is recorded.
 """
 
+import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.data.batches import RunData, Splits
 from runtime.rehearse.tracer import FlashAttentionOnMeta, fake_mesh
+from runtime.train.process import collecting_between_steps
 from runtime.train.worker import RankWorker, evaluated_at_once
 from specs.data import CorpusRef
 from specs.layout import Layout
@@ -131,3 +133,31 @@ def test_an_evaluations_batch_suits_its_device_and_needs_no_more_memory_than_tra
     assert at_once("cuda", micro_batch_sequences=1, recompute="full") == 1
     assert at_once("cuda", micro_batch_sequences=2, recompute="full", pp=8) == 2
     assert at_once("cuda", micro_batch_sequences=32) == 32  # training holds more
+
+
+def test_a_step_leaves_no_tensors_to_the_garbage_collector() -> None:
+    """It is asked every fifty steps only: what waits for it would fill the memory meanwhile."""
+    layout = samples.layout(dp=1, micro_batch_sequences=2)
+    with on_meta(training.tiny_run(CORPUS), layout) as worker:
+        one_step(worker)
+        gc.collect()
+        with collecting_between_steps():
+            one_step(worker)
+            with HostTraffic():
+                worker.evaluate(9)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            try:
+                gc.collect()
+                assert not [one for one in gc.garbage if isinstance(one, Tensor)]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+
+
+def test_nothing_is_collected_between_steps() -> None:
+    before = gc.get_freeze_count()
+    with collecting_between_steps():
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > before
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
