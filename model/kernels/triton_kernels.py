@@ -1,7 +1,7 @@
 """Our Triton kernels: what runs on the GPU, one program a row or a tile, arithmetic in fp32.
 
 Each reads its inputs once and writes its results once (cross-entropy reads the logits twice: before and after the
-ranks compare). Which tensors they get, and how many programs, is decided in triton_calls.py. Offsets of rows are
+ranks compare). Which tensors they get, and how many programs, is decided in triton_ops.py. Offsets of rows are
 64-bit, since logits pass 2^31 elements.
 """
 
@@ -62,7 +62,6 @@ def norm_backward(
     programs = tl.num_programs(0)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    g = tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
     summed = tl.zeros((BLOCK,), dtype=tl.float32)
     for turn in range(tl.cdiv(rows - first, programs)):
         row = first + turn * programs
@@ -70,7 +69,8 @@ def norm_backward(
         unit = tl.load(total + row * total_stride + at, mask=inside, other=0.0).to(tl.float32) * r
         d = tl.load(dy + row * dy_stride + at, mask=inside, other=0.0).to(tl.float32)
         summed += d * unit
-        d *= g
+        # read again for each row, from the nearest cache: kept in registers, it would make them spill at large widths
+        d *= tl.load(gain + at, mask=inside, other=0.0, eviction_policy="evict_last").to(tl.float32)
         result = (d - unit * (tl.sum(d * unit, axis=0) / width)) * r
         if HAS_DS:
             result += tl.load(ds + row * ds_stride + at, mask=inside, other=0.0).to(tl.float32)

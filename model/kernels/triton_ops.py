@@ -15,13 +15,13 @@ from torch import Tensor
 from model.kernels import triton_kernels as source
 from model.kernels.interfaces import Measured, Positions
 
-_TILE = 1024
+TILE = 1024
 """Elements of a row that one program works on where rows are cut: 8 a thread of four warps, 16 bytes of bf16."""
-_LOGITS_AT_ONCE = 4096
+LOGITS_AT_ONCE, LOGITS_WARPS = 4096, 8
 """Logits between two reductions of a row: 16 a thread of eight warps, so that reducing costs little beside reading."""
-_ROTARY_ROWS = 16
+ROTARY_ROWS = 16
 """Rows of a head in one program: with a head size of 128, 1024 pairs."""
-_PROGRAMS_PER_PROCESSOR = 4
+PROGRAMS_PER_PROCESSOR = 4
 """Norm's backward keeps one row a program in flight; four hide the latency of memory and leave few partial sums."""
 
 
@@ -46,7 +46,7 @@ def norm_forward(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> t
         eps,
         HAS_DELTA=delta is not None,
         BLOCK=block,
-        num_warps=_warps(block),
+        num_warps=warps(block),
     )
     return total, y, (total, inverse)
 
@@ -56,7 +56,7 @@ def norm_backward(dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_
     total, inverse = saved
     rows, width = total.shape
     dy, ds_ = _by_rows(dy), dy if ds is None else _by_rows(ds)
-    programs = min(rows, _PROGRAMS_PER_PROCESSOR * _processors(dy))
+    programs = min(rows, PROGRAMS_PER_PROCESSOR * _processors(dy))
     dx, partial = dy.new_empty(rows, width), dy.new_empty(programs, width, dtype=torch.float32)
     block = triton.next_power_of_2(width)
     source.norm_backward[(programs,)](
@@ -74,7 +74,7 @@ def norm_backward(dy: Tensor, ds: Tensor | None, saved: Any, gain: Tensor, gain_
         width,
         HAS_DS=ds is not None,
         BLOCK=block,
-        num_warps=_warps(block),
+        num_warps=backward_warps(block),
     )
     gain_gradient.add_(partial.sum(0))
     return dx
@@ -86,8 +86,8 @@ def gate_forward(projected: Tensor) -> tuple[Tensor, Any]:
     projected = _by_rows(projected)
     rows, width = len(projected), projected.shape[1] // 2
     inner = projected.new_empty(rows, width)
-    source.gate_forward[(rows, triton.cdiv(width, _TILE))](
-        projected, inner, projected.stride(0), width, BLOCK=_TILE
+    source.gate_forward[(rows, triton.cdiv(width, TILE))](
+        projected, inner, projected.stride(0), width, BLOCK=TILE
     )
     return inner, projected
 
@@ -98,8 +98,8 @@ def gate_backward(dinner: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
     dinner = _by_rows(dinner)
     rows, width = dinner.shape
     dprojected, inner = projected.new_empty(rows, 2 * width), projected.new_empty(rows, width)
-    source.gate_backward[(rows, triton.cdiv(width, _TILE))](
-        dinner, projected, dprojected, inner, dinner.stride(0), projected.stride(0), width, BLOCK=_TILE
+    source.gate_backward[(rows, triton.cdiv(width, TILE))](
+        dinner, projected, dprojected, inner, dinner.stride(0), projected.stride(0), width, BLOCK=TILE
     )
     return dprojected, inner
 
@@ -108,7 +108,7 @@ def rotate(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> None:
     """x turned by its positions into `out`, which may be x; sign -1 turns back. K must be innermost in both."""
     _check(x_BSNK)
     batch, sequence, heads, size = x_BSNK.shape
-    source.rotate[(heads, triton.cdiv(sequence, _ROTARY_ROWS), batch)](
+    source.rotate[(heads, triton.cdiv(sequence, ROTARY_ROWS), batch)](
         x_BSNK,
         out_BSNK,
         at.cos_KS,
@@ -119,7 +119,7 @@ def rotate(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> None:
         *at.cos_KS.stride(),
         sequence,
         size // 2,
-        ROWS=_ROTARY_ROWS,
+        ROWS=ROTARY_ROWS,
         BLOCK=triton.next_power_of_2(size // 2),
     )
 
@@ -137,8 +137,8 @@ def measure(logits_RV: Tensor, column_R: Tensor) -> Measured:
         target_logit,
         logits_RV.stride(0),
         columns,
-        BLOCK=_LOGITS_AT_ONCE,
-        num_warps=8,
+        BLOCK=LOGITS_AT_ONCE,
+        num_warps=LOGITS_WARPS,
     )
     return Measured(peak, total, target_logit, None)
 
@@ -148,8 +148,8 @@ def differentiate(
 ) -> None:
     """The gradient in place of the logits, in one pass; see `CrossEntropy`."""
     rows, columns = logits_RV.shape
-    source.differentiate[(rows, triton.cdiv(columns, _TILE))](
-        logits_RV, column_R, found.peak, scale_R1, share, logits_RV.stride(0), columns, BLOCK=_TILE
+    source.differentiate[(rows, triton.cdiv(columns, TILE))](
+        logits_RV, column_R, found.peak, scale_R1, share, logits_RV.stride(0), columns, BLOCK=TILE
     )
 
 
@@ -163,9 +163,14 @@ def _by_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _warps(block: int) -> int:
+def warps(block: int) -> int:
     """Warps for a row in one program: 16 elements a thread, between 4 warps and 16."""
     return min(max(block // 512, 4), 16)
+
+
+def backward_warps(block: int) -> int:
+    """The same for norm's backward, which holds four numbers an element: from 8192 on 32 warps, of half as many."""
+    return warps(block) if block <= 4096 else 32
 
 
 def _processors(x: Tensor) -> int:
