@@ -5,6 +5,7 @@ Each rate is that of one large operation: a matrix multiplication, a copy, an al
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -13,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.collectives import all_gather_into, all_reduce
+from model.collectives import all_gather_into, all_reduce_async
 from model.kernels import SMALL, Heads, Kernels, KernelShape, choose, positions
 from model.mesh import Axis, connect
 
@@ -31,27 +32,57 @@ COPIED_BYTES = {"cpu": 2**28, "cuda": 2**31}
 """Many times the size of a processor's caches."""
 GATHERED_BYTES = 2**26
 """Per rank: a bucket of gradients, large enough that latency does not count."""
-CONTEXT, HEADS, HEAD_DIM = {"cpu": 1024, "cuda": 4096}, 8, 128
-"""Of the measured attention; on GPUs DeepSeek LLM's context (section 2.2)."""
+CONTEXT, HEADS, HEAD_DIM = {"cpu": 1024, "cuda": 4096}, {"cpu": 8, "cuda": 64}, 128
+"""Of the measured attention; on GPUs DeepSeek LLM's context (section 2.2) and heads (Table 2, 67B): .3 TFLOP."""
+_QUEUED_CALLS, _BATCHES = 20, 5
+"""Calls between two events of a GPU, at least, and how often."""
 LINK_TIMEOUT_S = 120.0
 """For two processes to start, rendezvous and communicate."""
 
 
 def seconds(work: Callable[[], Any], device: str, repeats: int = 20) -> float:
-    """Median time of a call by the device's own clock, after three warmup calls."""
+    """Median time of a call by the device's own clock, after three warmup calls.
+
+    A GPU's calls are timed in batches, each queued while the GPU is still busy with something else: it then takes one
+    after another, and what the host takes to queue them does not count. A collective has as many calls on all ranks.
+    """
     for _ in range(3):
         work()
     if device == "cpu":
         return statistics.median(wall_seconds(work) for _ in range(repeats))
-    marks: list[list[Any]] = [
-        [torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)
-    ]
-    for begin, end in marks:
-        begin.record()
-        work()
-        end.record()
+    calls, (filler, filler_s) = max(repeats, _QUEUED_CALLS), _filler()
     torch.cuda.synchronize()
-    return float(statistics.median(begin.elapsed_time(end) for begin, end in marks)) / 1e3
+    host_s = wall_seconds(lambda: [work() for _ in range(calls)])
+    return statistics.median(
+        _queued_s(work, calls, filler, math.ceil(2 * host_s / filler_s)) for _ in range(_BATCHES)
+    )
+
+
+def _queued_s(work: Callable[[], Any], calls: int, filler: Callable[[], Any], fillers: int) -> float:
+    """Seconds of a call between two events, with this many behind so many of the filler."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    for _ in range(fillers):
+        filler()
+    begin.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / calls
+
+
+@cache
+def _filler() -> tuple[Callable[[], Any], float]:
+    """Something that keeps a GPU busy, and its seconds."""
+    a = torch.ones(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    result = torch.empty_like(a)
+
+    def multiply() -> None:
+        torch.mm(a, a, out=result)
+
+    multiply()
+    return multiply, _queued_s(multiply, _QUEUED_CALLS, multiply, 1)
 
 
 def wall_seconds(work: Callable[[], Any]) -> float:
@@ -117,7 +148,7 @@ def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
     bf16 = flop / multiply_s(device, torch.bfloat16, size, size)
     short_rate = flop / SHORT_SHARE / multiply_s(device, torch.bfloat16, size, short)
     depth = half_depth(bf16, short_rate, size, short)
-    kernels = choose("auto", device, "bf16", _attention_shape(min(CONTEXT[device], size)))
+    kernels = choose("auto", device, "bf16", _attention_shape(device, min(CONTEXT[device], size)))
     one = torch.zeros(1, device=device)
     return DeviceRates(
         name=torch.cuda.get_device_name() if device == "cuda" else "CPU core",
@@ -131,15 +162,16 @@ def _device_rates(device: str, size: int, copied_bytes: int) -> DeviceRates:
     )
 
 
-def _attention_shape(context: int) -> KernelShape:
-    return SMALL._replace(heads=HEADS, kv_heads=HEADS, head_size=HEAD_DIM, context=context)
+def _attention_shape(device: str, context: int) -> KernelShape:
+    heads = HEADS[device]
+    return SMALL._replace(heads=heads, kv_heads=heads, head_size=HEAD_DIM, context=context)
 
 
 def _attention_flop_per_s(device: str, context: int, kernels: Kernels) -> float:
     """Rate of an attention kernel, rotary positions included."""
-    mixed = HEADS * HEAD_DIM
+    mixed = HEADS[device] * HEAD_DIM
     qkv = torch.randn(context, 3 * mixed, device=device).bfloat16()
-    heads = Heads(1, context, HEADS, HEADS, HEAD_DIM)
+    heads = Heads(1, context, HEADS[device], HEADS[device], HEAD_DIM)
     at = positions(HEAD_DIM, context, 10000.0, qkv.dtype, device)
     flop = 4.0 * context * mixed * context / 2
     return flop / seconds(lambda: kernels.attention.forward(qkv, heads, at), device, 5)
@@ -198,17 +230,8 @@ def rates_along(axis: Axis, device: str, gathered_bytes: int) -> LinkRates:
     """Measure the links of a mesh axis, as one of its ranks; each rank contributes so many bytes to the all-gather."""
     part = torch.zeros(gathered_bytes // 4, device=device)
     whole, number = part.new_empty(axis.size * part.numel()), part[:1]
-
-    def done(work: Callable[[], Tensor | None]) -> Callable[[], None]:
-        def run() -> None:
-            work()
-            if device == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
-    gather_s = seconds(done(lambda: all_gather_into(whole, part, axis)), "cpu", 10)
-    message_s = seconds(done(lambda: all_reduce(number, axis)), "cpu", 50)
+    gather_s = seconds(lambda: all_gather_into(whole, part, axis), device, 10)
+    message_s = seconds(lambda: all_reduce_async(number, axis).wait(), device, 50)
     return LinkRates((axis.size - 1) * gathered_bytes / gather_s, message_s)
 
 
