@@ -28,6 +28,9 @@ ReadMicroBatch = Callable[[int], Tensor]
 """Gives the tokens of a micro-batch, (B, T). Only the first and the last stage of a pipeline call it, and all stages
 where attention stays within documents."""
 
+ReadDocumentEnds = Callable[[int], Tensor]
+"""Gives a micro-batch's `Positions.ends_N`, where attention stays within documents."""
+
 RankSchedule = Sequence[Action | list[Transfer]]
 """A rank's actions and its batches of transfers."""
 
@@ -43,25 +46,42 @@ class Pipeline:
             stage.gradients.new_zeros(1), stage.mesh.pp
         )  # NCCL needs all ranks of a group at its first transfer
 
-    def train(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> Tensor:
+    def train(
+        self,
+        sizes: Sequence[int],
+        read: ReadMicroBatch,
+        step_tokens: float,
+        ends: ReadDocumentEnds | None = None,
+    ) -> Tensor:
         """Gradient accumulation over micro-batches of `sizes` sequences; their share of the mean loss of a step.
 
         The share is the sum of their cross-entropies over `step_tokens`, an fp64 scalar in nats, on the last rank of
         the pipeline, and zero on the others.
         """
         pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._run(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
+        return self._run(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens, ends)
 
     @torch.no_grad()
-    def evaluate(self, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> Tensor:
+    def evaluate(
+        self,
+        sizes: Sequence[int],
+        read: ReadMicroBatch,
+        step_tokens: float,
+        ends: ReadDocumentEnds | None = None,
+    ) -> Tensor:
         """The same share of a loss, without gradients."""
         pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._run(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens)
+        return self._run(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens, ends)
 
     def _run(
-        self, steps: RankSchedule, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float
+        self,
+        steps: RankSchedule,
+        sizes: Sequence[int],
+        read: ReadMicroBatch,
+        step_tokens: float,
+        ends: ReadDocumentEnds | None,
     ) -> Tensor:
-        passes = _Passes(self._stage, sizes, read, step_tokens)
+        passes = _Passes(self._stage, sizes, read, step_tokens, ends)
         for step in steps:
             if isinstance(step, list):
                 passes.transfer(step)
@@ -85,7 +105,15 @@ def _evaluation(pp: int, rank: int, micro_batches: int, chunks: int) -> RankSche
 class _Passes:
     """The forward and backward passes of one step through this rank's chunks."""
 
-    def __init__(self, stage: Stage, sizes: Sequence[int], read: ReadMicroBatch, step_tokens: float) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        sizes: Sequence[int],
+        read: ReadMicroBatch,
+        step_tokens: float,
+        ends: ReadDocumentEnds | None,
+    ) -> None:
+        self._ends = ends
         self._stage, self._sizes, self._read, self._step_tokens = stage, sizes, read, step_tokens
         self._p2p = _PointToPoint(stage.mesh.pp)
         self._saved: dict[tuple[int, int], tuple[Tensor, GradientEdge]] = {}
@@ -102,14 +130,15 @@ class _Passes:
         if chunk.first or chunk.last or self._stage.end_of_document is not None:
             rows_BT = self._read(action.micro_batch)
             tokens_BS = rows_BT[:, :-1]
+        ends_N = None if self._ends is None else self._ends(action.micro_batch)
         x = rows_BT[:, :-1] if chunk.first else self._p2p.wait_received(action)
         if not chunk.first:
             x.requires_grad_(torch.is_grad_enabled())
         if chunk.last:
-            y = chunk(x, rows_BT[:, 1:], self._step_tokens, tokens_BS)
+            y = chunk(x, rows_BT[:, 1:], self._step_tokens, tokens_BS, ends_N)
             self._loss += y.detach()
         else:
-            y = chunk(x, tokens_BS=tokens_BS)
+            y = chunk(x, tokens_BS=tokens_BS, ends_N=ends_N)
             self._p2p.put(action, y.detach())
         if torch.is_grad_enabled():
             self._saved[action.micro_batch, action.chunk] = x, get_gradient_edge(y)

@@ -191,11 +191,13 @@ class Chunk:
         targets_BS: Tensor | None = None,
         step_tokens: float = 1,
         tokens_BS: Tensor | None = None,
+        ends_N: Tensor | None = None,
     ) -> Tensor:
         """Activations from tokens (B, S) or the activations before; in the last chunk the loss, given its targets.
 
-        Where attention stays within documents, every chunk needs `tokens_BS`, which say where these end."""
-        x = self.activations(x, tokens_BS)
+        Where attention stays within documents, every chunk needs `tokens_BS`, which say where these end. With `ends_N`,
+        `Positions.ends_N` of these tokens, a GPU need not be waited for."""
+        x = self.activations(x, tokens_BS, ends_N)
         if not self.last:
             return x
         if targets_BS is None:
@@ -207,7 +209,7 @@ class Chunk:
             weight_R = loss_weights(tokens_BS, stage.end_of_document).flatten().to(stage.gradients.dtype)
         return cross_entropy(logits_RV, column_R, step_tokens, stage.mesh.tp, stage.kernels, weight_R)
 
-    def activations(self, x: Tensor, tokens_BS: Tensor | None = None) -> Tensor:
+    def activations(self, x: Tensor, tokens_BS: Tensor | None = None, ends_N: Tensor | None = None) -> Tensor:
         """What the blocks make of tokens (in the first chunk) or of the activations before, (B, s, H)."""
         stage = self._stage
         cut = stage.mesh.tp.size if stage.layout.sequence_parallel and not self.first else 1
@@ -215,7 +217,7 @@ class Chunk:
         if stage.end_of_document is not None:
             if tokens_BS is None:
                 raise ValueError("attention within documents needs the tokens, which say where these end")
-            at = at._replace(start_BS=document_starts(tokens_BS, stage.end_of_document))
+            at = at._replace(start_BS=document_starts(tokens_BS, stage.end_of_document), ends_N=ends_N)
         if self.first:
             x = self._embedded(x)
         for index in self.blocks:

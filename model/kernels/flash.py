@@ -47,10 +47,14 @@ def _core_attention_of(
 ) -> CoreAttention:
     """`attend_within` takes documents side by side without padding (varlen)."""
 
-    def core_attention(q: Tensor, k: Tensor, v: Tensor, start_BS: Tensor | None = None) -> Tensor:
+    def core_attention(
+        q: Tensor, k: Tensor, v: Tensor, start_BS: Tensor | None = None, ends_N: Tensor | None = None
+    ) -> Tensor:
         if start_BS is None:
             return _output(attend(q, k, v, causal=True, deterministic=deterministic))
-        ends_N, longest = _document_ends(start_BS), q.shape[1]
+        longest = q.shape[1]
+        if ends_N is None:
+            ends_N = _document_ends(start_BS)
         flat = (x.flatten(0, 1) for x in (q, k, v))
         lengths = {f"cu_seqlens_{side}": ends_N for side in "qk"} | {
             f"max_seqlen_{side}": longest for side in "qk"
@@ -66,7 +70,7 @@ def _output(result: Any) -> Tensor:
 
 
 def _document_ends(start_BS: Tensor) -> Tensor:
-    """Where documents begin in the sequences one after the other, and the end: int32 of shape (documents + 1,)."""
+    """`Positions.ends_N` from where each token's document begins; a GPU is waited for."""
     first_BS = start_BS == torch.arange(start_BS.shape[1], device=start_BS.device)
     begins_N = first_BS.flatten().nonzero().flatten()
     return torch.cat((begins_N, begins_N.new_tensor([start_BS.numel()]))).int()

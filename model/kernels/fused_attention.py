@@ -13,9 +13,9 @@ from model.kernels.interfaces import Attention, Heads, Positions
 
 Rotate = Callable[[Tensor, Positions, int, Tensor], None]
 """(x_BSNK, positions, 1 or -1 to turn back, out_BSNK, which may be x): K innermost."""
-CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(q_BSTK, k_BSGK, v_BSGK, `Positions.start_BS`) -> softmax(q k' / sqrt(K)) v under the causal mask, within documents
-where these are given, (B, S, T, K). Differentiable."""
+CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""(q_BSTK, k_BSGK, v_BSGK, `Positions.start_BS`, `Positions.ends_N`) -> softmax(q k' / sqrt(K)) v under the causal
+mask, within documents where these are given, (B, S, T, K). Differentiable."""
 
 
 def fused_attention(rotate: Rotate, core_attention: CoreAttention) -> Attention:
@@ -28,7 +28,7 @@ def fused_attention(rotate: Rotate, core_attention: CoreAttention) -> Attention:
         rotate(turned_BSNK, at, 1, turned_BSNK)
         with torch.enable_grad():
             q, k, v = (part.detach().requires_grad_() for part in qkv_BSFK.split([T, G, G], dim=2))
-            o_BSTK = core_attention(q, k, v, at.start_BS)
+            o_BSTK = core_attention(q, k, v, at.start_BS, at.ends_N)
         return o_BSTK.detach().reshape(B * S, T * K), (q, k, v, o_BSTK)
 
     def backward(do_RF: Tensor, saved: Any, heads: Heads, at: Positions) -> Tensor:

@@ -36,6 +36,9 @@ class Positions(NamedTuple):
     start_BS: Tensor | None = None
     """Where each token's document begins in its sequence, int64: no token sees one before. None where documents are
     joined. Rotary positions are relative, so that a document counts from its own beginning wherever that is."""
+    ends_N: Tensor | None = None
+    """Where documents begin in the sequences one after another, and the end of all, int32, if that is known: to find it
+    on a GPU means to wait for it."""
 
     def first(self, sequence: int) -> "Positions":
         """Those of the first positions; itself where that is all of them."""

@@ -39,7 +39,13 @@ def rotate_heads(x_BSNK: Tensor, at: Positions, sign: int, out_BSNK: Tensor) -> 
     torch.mul(x_BNKS, at.cos_KS, out=out_BNKS).addcmul_(exchanged_BNKS, at.sin_KS, value=sign)
 
 
-def core_attention(q_BSTK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, start_BS: Tensor | None = None) -> Tensor:
+def core_attention(
+    q_BSTK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    start_BS: Tensor | None = None,
+    ends_N: Tensor | None = None,
+) -> Tensor:
     """torch's own causal attention, by the kernel that torch takes; deterministic where torch is set to be."""
     q_BTSK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (q_BSTK, k_BSGK, v_BSGK))
     grouped = q_BTSK.shape[1] != k_BGSK.shape[1]

@@ -128,7 +128,7 @@ def _core_attention(attend: Any, example: Example) -> Sequence[Tensor]:
         qkv_BSFK = example.drawn(1, S, sum(split), shape.head_size)
         with torch.enable_grad():
             q, k, v = (part.requires_grad_() for part in qkv_BSFK.split(split, dim=2))
-            o_BSTK = attend(q, k, v, start_BS)
+            o_BSTK = attend(q, k, v, start_BS, None)
             gradients = torch.autograd.grad(o_BSTK, (q, k, v), example.drawn(1, S + 1, *q.shape[2:])[:, :S])
         both_SX = torch.cat([one.detach().squeeze(0).flatten(1) for one in (o_BSTK, *gradients)], dim=1)
         found += both_SX.tensor_split(min(_PARTS, S))
@@ -138,10 +138,12 @@ def _core_attention(attend: Any, example: Example) -> Sequence[Tensor]:
 def _by_documents(attend: Any) -> Any:
     """The same, each document by itself: a mask of the whole square would not fit long contexts."""
 
-    def attend_each(q: Tensor, k: Tensor, v: Tensor, start_BS: Tensor | None) -> Tensor:
+    def attend_each(
+        q: Tensor, k: Tensor, v: Tensor, start_BS: Tensor | None, ends_N: Tensor | None
+    ) -> Tensor:
         cut = 0 if start_BS is None else int(start_BS[0, -1])
         documents = (slice(first, last) for first, last in ((0, cut), (cut, q.shape[1])) if first < last)
-        return torch.cat([attend(*(x[:, at] for x in (q, k, v)), None) for at in documents], dim=1)
+        return torch.cat([attend(*(x[:, at] for x in (q, k, v)), None, None) for at in documents], dim=1)
 
     return attend_each
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.collectives import all_reduce
+from model.documents import document_ends
 from model.kernels import choose, shape_of
 from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline
@@ -114,10 +115,19 @@ class RankWorker:
         def read(micro_batch: int) -> Tensor:
             return on_device()[micro_batch * at_once : (micro_batch + 1) * at_once]
 
+        @cache
+        def ends_on_device() -> tuple[Tensor, ...]:
+            return self._document_ends(np.split(on_host(), rows // at_once))
+
         sizes = [at_once] * (rows // at_once)
         self.optimizer.start_accumulation(len(sizes))
         step_tokens = self._counted_tokens(batch * context, on_host)
-        return self._once(self._pipeline.train(sizes, read, step_tokens))
+
+        def ends(micro_batch: int) -> Tensor:
+            return ends_on_device()[micro_batch]
+
+        wanted = ends if self._attends_by_ends else None
+        return self._once(self._pipeline.train(sizes, read, step_tokens, wanted))
 
     def _counted_tokens(self, all_tokens: int, rows_BT: Callable[[], NDArray[np.int64]]) -> int:
         """How many of the tokens of a step or an evaluation count, over all data-parallel ranks: all, or where
@@ -166,10 +176,26 @@ class RankWorker:
             first, count = firsts[micro_batch], sizes[micro_batch]
             return self._on_device(self._data.held_out_rows(part.source, first, count))
 
+        def ends(micro_batch: int) -> Tensor:
+            first, count = firsts[micro_batch], sizes[micro_batch]
+            return self._document_ends([self._data.held_out_rows(part.source, first, count)])[0]
+
         step_tokens = self._counted_tokens(
             sequences * context, lambda: self._data.held_out_rows(part.source, start, stop - start)
         )
-        return self._pipeline.evaluate(sizes, read, step_tokens)
+        return self._pipeline.evaluate(sizes, read, step_tokens, ends if self._attends_by_ends else None)
+
+    @property
+    def _attends_by_ends(self) -> bool:
+        """Whether attention may ask where documents end: a CPU's goes by where they begin."""
+        return self._data.end_of_document is not None and self._device.type != "cpu"
+
+    def _document_ends(self, micro_batches: Sequence[NDArray[np.int64]]) -> tuple[Tensor, ...]:
+        """Where the documents of each of these rows end, in one copy (see model.kernels.Positions)."""
+        assert self._data.end_of_document is not None
+        ends = [document_ends(rows_BT[:, :-1], self._data.end_of_document) for rows_BT in micro_batches]
+        found: tuple[Tensor, ...] = self._on_device(np.concatenate(ends)).split([len(one) for one in ends])
+        return found
 
     def _on_device(self, numbers: NDArray[Any]) -> Tensor:
         """A copy on the device, which nobody waits for: of pageable memory it would drain the GPU."""

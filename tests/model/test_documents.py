@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.documents import document_starts, loss_weights
+from model.documents import document_ends, document_starts, loss_weights
 from model.kernels import choose
 from model.loss import cross_entropy
 from model.mesh import Mesh
@@ -27,6 +27,7 @@ LONG = MODEL.model_copy(update={"context": 300})
 def test_where_documents_begin_and_what_counts() -> None:
     tokens_BS = torch.tensor([[5, END, 6, 7, END, END, 8], [END, 1, 2, 4, 5, 6, END]])
     assert document_starts(tokens_BS, END).tolist() == [[0, 0, 2, 2, 2, 5, 6], [0, 1, 1, 1, 1, 1, 1]]
+    assert document_ends(tokens_BS.numpy(), END).tolist() == [0, 2, 5, 6, 7, 8, 14]
     assert loss_weights(tokens_BS, END).int().tolist() == [[1, 0, 1, 1, 0, 0, 1], [0, 1, 1, 1, 1, 1, 0]]
 
 

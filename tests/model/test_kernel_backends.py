@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.documents import document_ends, document_starts
 from model.kernels import Heads, Kernels, apex, choose, positions, registry, shape_of
 from model.kernels.backend import KernelShape, UnavailableError, function
 from model.kernels.registry import SMALL
@@ -133,6 +134,18 @@ def test_what_flash_attention_is_given_comes_back_as_torchs(bare: pytest.MonkeyP
         torch.testing.assert_close(
             attend(q, q, q, start_BS), core_attention(q, q, q, start_BS), rtol=2**-6, atol=2**-6
         )
+
+
+def test_where_documents_end_is_taken_from_the_host_where_it_says(bare: pytest.MonkeyPatch) -> None:
+    """To find it on a GPU, each layer would wait for that."""
+    gpu_libraries.install_flash(bare, "flash-attn 2")
+    attend = registry.flash.candidates()["core_attention"][-1].find("bf16", True).function
+    tokens_BS = torch.tensor([[5, 3, 6, 7, 3, 3, 8], [3, 1, 2, 4, 5, 6, 3]])
+    q, starts_BS = torch.randn(2, 7, 2, 8).bfloat16(), document_starts(tokens_BS, 3)
+    found = attend(q, q, q, starts_BS)
+    bare.setattr(registry.flash, "_document_ends", None)
+    ends_N = torch.from_numpy(document_ends(tokens_BS.numpy(), 3))
+    assert torch.equal(attend(q, q, q, starts_BS, ends_N), found)
 
 
 @pytest.mark.parametrize("broken", ["flash_attn_func", "flash_attn_varlen_func"])

@@ -68,13 +68,15 @@ class HostTraffic(TorchDispatchMode):
 
 
 @contextmanager
-def on_meta(run: RunSpec, layout: Layout, rank: int = 0) -> Iterator[RankWorker]:
+def on_meta(
+    run: RunSpec, layout: Layout, rank: int = 0, end_of_document: int | None = None
+) -> Iterator[RankWorker]:
     """A rank's worker whose device is torch's meta device."""
     execution = training.order(run).execution.model_copy(update={"device": "meta", "layout": layout})
     tokens = np.arange(4000, dtype=np.uint8)
     splits = {"": Splits(tokens, tokens)}
     with fake_mesh(layout, rank) as mesh, FlashAttentionOnMeta():
-        yield RankWorker(run, execution, mesh, RunData(run, splits, None))
+        yield RankWorker(run, execution, mesh, RunData(run, splits, end_of_document))
 
 
 def one_step(worker: RankWorker) -> HostTraffic:
@@ -108,6 +110,18 @@ def test_no_micro_batch_waits_for_the_gpu_and_a_step_does_so_twice(cut: dict[str
         )  # the loss with all that is agreed on, and the gradient's norm
         scalars = [] if layout.devices == 1 else [5 * 8]
         assert sorted(traffic.copies) == sorted([rows_bytes, *scalars])
+
+
+def test_masked_documents_cost_one_copy_more_and_no_wait() -> None:
+    model = samples.model(layers=2, heads=2, kv_heads=2, context=32, mean_attended_tokens=20.0)
+    run = training.tiny_run(CORPUS, model=model, documents="masked")
+    with on_meta(run, samples.layout(dp=1, micro_batch_sequences=2), end_of_document=7) as worker:
+        step = one_step(worker)
+        with HostTraffic() as evaluation:
+            worker.evaluate(9)
+    assert len(step.waits) == 2, step.waits
+    assert len(step.copies) == 2
+    assert len(evaluation.waits) == 1, evaluation.waits
 
 
 def test_an_evaluation_waits_once_at_its_end() -> None:
