@@ -156,9 +156,8 @@ def diagnosis(notes: Mapping[int, RankNote], hosts: Sequence[str]) -> str:
     elif busy:
         stuck = f"{_ranks(busy, hosts)} {'is' if len(busy) == 1 else 'are'} stuck in {notes[busy[0]].place}"
     else:
-        stuck = (
-            f"{_ranks(behind, hosts)} wait in {notes[behind[0]].place} on axis {notes[behind[0]].waits_on}"
-        )
+        one = notes[behind[0]]
+        stuck = f"{_ranks(behind, hosts)} wait{'s' if len(behind) == 1 else ''} in {one.place} on axis {one.waits_on}"
     waiting = [rank for rank, note in sorted(notes.items()) if note.waits_on and (silent or busy)]
     if not waiting:
         return stuck

@@ -35,6 +35,7 @@ GROUPS = {
         "runtime/train/test_pipeline_run.py",
         "runtime/train/test_spike_guard.py",
         "runtime/train/test_train.py",
+        "runtime/train/test_watchdog.py",
         "runtime/launch/test_local.py",
         "model/test_mesh.py",
         "model/test_tensor_parallel_run.py",
