@@ -153,13 +153,13 @@ def test_who_hangs_is_told_from_what_the_ranks_say() -> None:
     )
     behind = notes | {2: waiting._replace(step=6)}
     assert diagnosis(behind, hosts) == f"rank 2 on a2 waits in {waiting.place} on axis dp"
-    assert place_of(threading.get_ident()) == "code of other packages"
+    assert re.fullmatch(r"runtime/train/watchdog.py:\d+, place_of", place_of(threading.get_ident()))
 
 
 def _slow_rank_1() -> None:
     if os.environ["RANK"] == "1":
         for step in range(1, 61):
-            at_step(step, lambda: time.sleep(0.02))
+            at_step(step, lambda: time.sleep(0.06))
 
 
 @pytest.mark.slow
@@ -173,8 +173,8 @@ def test_a_slow_rank_is_named_by_its_own_work(home: Path, tmp_path: Path) -> Non
     assert line.hosts == (HOST, HOST)
     assert (line.step, line.steps) == (20, 20)
     assert min(line.peak_memory_bytes) > 10e6
-    assert line.waiting_s["world"][0] > 0.01 > line.waiting_s["world"][1]
-    assert line.step_s[0] == pytest.approx(line.step_s[1], rel=0.3)
+    assert line.busy_s[1] > 0.06  # rank 1 sleeps so long in each step, and rank 0 waits for it
+    assert line.step_s[0] > 0.06
     starts = [one for one in folder.records() if isinstance(one, Start)]
     named = straggler_now(folder.newest_ranks(), starts)
     assert named is not None
