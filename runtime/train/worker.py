@@ -4,6 +4,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -14,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.collectives import all_reduce
+from model.collectives import all_gather, all_reduce
 from model.documents import document_ends
 from model.kernels import choose, shape_of
 from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
+from model.waiting import WAITING
 from model.zero import AdamW
 from runtime.data.batches import HeldOutPart, RunData
 from specs.layout import Layout
@@ -29,6 +31,10 @@ from specs.run import Execution, RunSpec
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 2**15}
 """Tokens of one forward pass of an evaluation. On a CPU 2048 to 4096 are fastest from width 16 to 128, fp32 and bf16;
 four times as many cost up to 60 % more (our measurement). On a GPU, 32k hide the time to launch kernels."""
+
+
+_HOST_BYTES = 64
+"""Longest host name (Linux's HOST_NAME_MAX, hostname(7))."""
 
 
 class HeldOutLoss(NamedTuple):
@@ -72,6 +78,9 @@ class RankWorker:
         )
         self._pipeline = Pipeline(self._stage)
         self.optimizer = AdamW(self._stage, mesh.dp, run.optim)
+        self.hosts = _host_names(mesh.world, self._device)
+        """Each rank's host."""
+        self._signs = 0
 
     @property
     def is_rank_zero(self) -> bool:
@@ -87,6 +96,21 @@ class RankWorker:
     def writes_vectors(self) -> bool:
         """Whether this rank saves the norms' gains, of which all tensor-parallel ranks hold the same copy."""
         return self._mesh.tp.rank == 0
+
+    @property
+    def is_first_of_stage(self) -> bool:
+        """Whether this is the first rank of its pipeline stage."""
+        return self._mesh.dp.rank == self._mesh.tp.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self._device.type == "cuda"
+
+    @property
+    def signs_of_life(self) -> int:
+        """How often rows were read, ranks met, and waits for other ranks ended: a rank that hangs adds none."""
+        return self._signs + WAITING.ended
 
     @property
     def devices(self) -> list[str]:
@@ -113,6 +137,7 @@ class RankWorker:
             return self._on_device(on_host())
 
         def read(micro_batch: int) -> Tensor:
+            self._signs += 1
             return on_device()[micro_batch * at_once : (micro_batch + 1) * at_once]
 
         @cache
@@ -141,6 +166,7 @@ class RankWorker:
 
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over all ranks, in one all-reduce. A device is waited for once."""
+        self._signs += 1
         if self._mesh.world.size == 1:
             return [float(value) for value in values]
         on_host = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
@@ -149,6 +175,11 @@ class RankWorker:
             if isinstance(value, Tensor):
                 vector[place] = value
         return [float(value) for value in all_reduce(vector, self._mesh.world).tolist()]
+
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Each rank's values, in rank order; all ranks pass as many."""
+        vector = torch.tensor(values, dtype=torch.float64, device=self._device)
+        return all_gather(vector, self._mesh.world).tolist() if self.world.size > 1 else [list(values)]
 
     def broadcast(self, numbers: Sequence[float]) -> list[float]:
         """Rank 0's numbers, on every rank; what the other ranks pass is ignored."""
@@ -173,6 +204,7 @@ class RankWorker:
         sizes = [min(at_once, stop - first) for first in firsts]
 
         def read(micro_batch: int) -> Tensor:
+            self._signs += 1
             first, count = firsts[micro_batch], sizes[micro_batch]
             return self._on_device(self._data.held_out_rows(part.source, first, count))
 
@@ -229,6 +261,16 @@ def evaluated_at_once(run: RunSpec, layout: Layout, device: str) -> int:
 
 def _sum_over_ranks(world: Axis, device: str, numbers: list[int]) -> list[int]:
     return [int(one) for one in all_reduce(torch.tensor(numbers, device=device), world).tolist()]
+
+
+def _host_names(world: Axis, device: torch.device) -> list[str]:
+    """The host of each rank, as that rank names it."""
+    name = socket.gethostname()
+    if world.size == 1:
+        return [name]
+    padded = name.encode()[:_HOST_BYTES].ljust(_HOST_BYTES, b"\0")
+    names = all_gather(torch.tensor(list(padded), dtype=torch.uint8, device=device), world)
+    return [bytes(one).rstrip(b"\0").decode(errors="replace") for one in names.tolist()]
 
 
 @contextmanager
