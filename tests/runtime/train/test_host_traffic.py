@@ -76,7 +76,9 @@ def on_meta(
     tokens = np.arange(4000, dtype=np.uint8)
     splits = {"": Splits(tokens, tokens)}
     with fake_mesh(layout, rank) as mesh, FlashAttentionOnMeta():
-        yield RankWorker(run, execution, mesh, RunData(run, splits, end_of_document))
+        with HostTraffic():
+            worker = RankWorker(run, execution, mesh, RunData(run, splits, end_of_document))
+        yield worker
 
 
 def one_step(worker: RankWorker) -> HostTraffic:
