@@ -79,6 +79,8 @@ def _tried(setting: str, example: Example, precision: str, sum_over_ranks: SumOv
         for operation in reference
         if (offer := trials.first_that_works(operation, [_BACK_ENDS[kind]() for kind in kinds])) is not None
     }
+    if example.device == "cuda":
+        torch.cuda.empty_cache()  # the model's memory need not be laid around the examples'
     missed = [reason for operation, reason in trials.failed.items() if operation not in found]
     if setting != "auto" and (missed or not found):
         raise ValueError(_refusal(setting, "; ".join(missed or trials.absent)))
