@@ -20,6 +20,9 @@ from runtime.train.worker import RankWorker
 from specs.checkpoint_retention import Retention
 from specs.humanize import first_line
 
+_POLL_S = 1.0
+"""How long ranks wait for their own writes before they ask each other: far below the timeout of a collective."""
+
 
 class BackgroundWrite:
     """A function that runs in a thread of its own; its exception is kept in `error`."""
@@ -35,9 +38,9 @@ class BackgroundWrite:
         """Whether the function has not returned yet."""
         return self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when the function has."""
-        self._thread.join()
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when the function has, or after so many seconds."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -101,9 +104,9 @@ class AsyncCheckpointer:
 
     def finish(self) -> str:
         """Return when no rank is saving any more; why the last checkpoint failed, the same on all ranks, else empty."""
-        self.wait()
+        self._wait_for_all_ranks()
         problem = self.advance(*self._worker.all_reduce_sum(self.progress()))
-        self.wait()
+        self._wait_for_all_ranks()
         problem = problem or self._commit_problem()
         failed = self._worker.all_reduce_sum([bool(problem)])[0]
         return problem or ("rank 0 could not save the checkpoint" if failed else "")
@@ -114,6 +117,17 @@ class AsyncCheckpointer:
             self._staging[1].wait()
         if self._committing is not None:
             self._committing.wait()
+
+    def _wait_for_all_ranks(self) -> None:
+        """Return when no rank's threads are running; no rank waits long in a collective, however long others write."""
+        while True:
+            writes = [
+                one for one in (self._staging and self._staging[1], self._committing) if one is not None
+            ]
+            for write in writes:
+                write.wait(_POLL_S)
+            if not self._worker.all_reduce_sum([any(write.running for write in writes)])[0]:
+                return
 
     def weights_sha256(self, step: int) -> str:
         """Digest of the weights that were saved after `step` steps; on rank 0, empty on the others."""

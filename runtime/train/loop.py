@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 _MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
 
+_LEAST_TIMEOUT_S = 300.0
+_TIMEOUT_STEPS = 10.0
+"""A rank that waits for another for longer than both of these, in seconds and in steps, fails: our choice. torchtitan
+waits 100 s (its comm.train_timeout_seconds), whose steps are short."""
+
 
 class RunError(ValueError):
     """A run that cannot start or continue: why, and what to do."""
@@ -127,8 +132,10 @@ def _train_segment(
     stop: StopRequest,
 ) -> int | None:
     """Train from the latest checkpoint; the exit status, or None after a rollback, when training must resume again."""
+    from model.mesh import START_TIMEOUT_S
     from runtime.train.resume import resume_from_latest
 
+    worker.set_timeout(START_TIMEOUT_S)
     resumed = resume_from_latest(worker, run, folder, data)
     start = SegmentStart(0 if worker.is_rank_zero else 1, resumed.step, worker.kernels, worker.devices)
     with open_run_logger(folder, run, order, start) as logger:
@@ -162,7 +169,7 @@ def _train_steps(
         return RESUME
     for step in range(resumed.step + 1, steps + 1):
         # Gradient accumulation over the step's micro-batches.
-        lr = run.optim.lr(step)
+        lr, began_s = run.optim.lr(step), time.monotonic()
         loss_share = worker.accumulate_gradients(step, resumed.skipped)
 
         # One all-reduce makes all ranks agree: on the loss, a stop request, a due checkpoint, a write's progress.
@@ -185,6 +192,8 @@ def _train_steps(
         else:
             worker.optimizer.apply(lr, grad_norm)
         logger.step(step, loss, grad_norm, lr, applied=not reject_reason)
+        if step == resumed.step + 1:
+            worker.set_timeout(step_timeout_s(run, time.monotonic() - began_s))
         if guard.should_roll_back:
             checkpointer.finish()
             skipped = skip_after_rollback(worker, run, folder, resumed, step, guard.rejected_in_a_row)
@@ -223,6 +232,16 @@ def _train_steps(
             return RESUME
     logger.end(checkpointer.weights_sha256(steps))
     return OK
+
+
+def step_timeout_s(run: RunSpec, step_s: float) -> float:
+    """How long a rank waits for another once steps take so many seconds.
+
+    Waits within a step, and within an evaluation, whose transfers may all be started at its beginning. A checkpoint's
+    waits are seconds each (runtime/train/async_checkpoint.py).
+    """
+    steps = max(1.0, run.evaluation.final_sequences / run.optim.batch_sequences)
+    return max(_LEAST_TIMEOUT_S, _TIMEOUT_STEPS * steps * step_s)
 
 
 def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:

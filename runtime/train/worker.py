@@ -3,7 +3,6 @@
 B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one being only a target
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from model.collectives import all_reduce
 from model.kernels import choose
-from model.mesh import Axis, Mesh, connect
+from model.mesh import Axis, Mesh, connect, set_timeout
 from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
@@ -110,6 +109,11 @@ class RankWorker:
         counted = int((rows_BT()[:, :-1] != self._data.end_of_document).sum())
         return int(all_reduce(torch.tensor(counted, device=self._device), self._mesh.dp))
 
+    def set_timeout(self, timeout_s: float) -> None:
+        """From now on this rank fails where it waits longer than this for another."""
+        if self._mesh.world.size > 1:
+            set_timeout(self._mesh, timeout_s)
+
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over all ranks, in one all-reduce."""
         scalars = [float(value) for value in values]
@@ -179,13 +183,15 @@ def gpu_count() -> int:
     return torch.cuda.device_count()
 
 
+def gpu_index(local_rank: int, visible: int) -> int:
+    """The GPU of a rank among those that it sees: a site may show all of a node's to each rank, or each its own."""
+    return local_rank % visible
+
+
 def _make_deterministic(execution: Execution, local_rank: int) -> None:
     """Deterministic sums: a fixed number of threads, and only algorithms that give the same bits every time."""
     if execution.device == "cuda":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
-            ":4096:8"  # else cuBLAS may choose by what is free (its manual, 2.1.4)
-        )
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(gpu_index(local_rank, torch.cuda.device_count()))
     torch.set_num_threads(execution.threads_per_rank)
     # As torch.use_deterministic_algorithms(True), but for compiled code too, whose import costs a second.
     torch.set_deterministic_debug_mode("error")

@@ -1,11 +1,13 @@
 import os
 import time
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from model.mesh import Axis, Mesh, connect, mesh_of
+from model.mesh import Axis, Mesh, claim_device, connect, mesh_of, set_timeout
 from tests.support.spawn import RankError, spawn
 
 
@@ -36,7 +38,24 @@ def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
         )
     with pytest.raises(ValueError, match="the process group has 4 ranks"):
         mesh_of(3, 1, 1)
+    limited = mesh_of(2, 2, 1, timedelta(seconds=7))
+    assert _timeouts_s(limited.dp, limited.pp, limited.world) == [7, 7, 60]
+    set_timeout(limited, 11)
+    assert _timeouts_s(limited.dp, limited.pp, limited.world) == [11, 11, 11]
     return found
+
+
+def _timeouts_s(*axes: Axis) -> list[float]:
+    options: list[Any] = [axis.group._get_backend(torch.device("cpu")).options for axis in axes]
+    return [one._timeout.total_seconds() for one in options]
+
+
+def test_a_device_has_one_rank() -> None:
+    store = dist.HashStore()
+    for rank, device in enumerate(("GPU a of n1", "GPU b of n1", "GPU a of n2")):
+        claim_device(store, rank, device)
+    with pytest.raises(OSError, match="ranks 1 and 3 both have GPU b of n1; start as many ranks"):
+        claim_device(store, 3, "GPU b of n1")
 
 
 def _ranks(axis: Axis, rank: int) -> list[int]:
