@@ -23,6 +23,7 @@ from runtime.data.batches import DataError, RunData, Splits
 from runtime.data.corpus import load_sources, tokens
 from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
+from runtime.train.environment import prepare_gpu_rank
 from runtime.train.process import RankInfo, StopRequest, end_process
 from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
 from specs.document.files import DocumentError
@@ -102,6 +103,8 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
     run_data = RunData(run, splits, end_of_document)
     run_data.check_size()
 
+    if order.execution.device == "cuda":
+        prepare_gpu_rank(order.execution.layout, folder.path)
     # These import torch: after the signal handlers, and after all that can be refused without it.
     from runtime.train.async_checkpoint import AsyncCheckpointer
     from runtime.train.worker import gpu_count, join_process_group

@@ -19,6 +19,7 @@ from model.pipeline_parallel import Pipeline
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.data.batches import HeldOutPart, RunData
+from runtime.train.environment import gpu_index
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
 
@@ -181,11 +182,6 @@ def join_process_group(
 def gpu_count() -> int:
     """GPUs that torch finds on this node."""
     return torch.cuda.device_count()
-
-
-def gpu_index(local_rank: int, visible: int) -> int:
-    """The GPU of a rank among those that it sees: a site may show all of a node's to each rank, or each its own."""
-    return local_rank % visible
 
 
 def _make_deterministic(execution: Execution, local_rank: int) -> None:
