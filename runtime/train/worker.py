@@ -176,7 +176,9 @@ def join_process_group(
     with connect(
         layout.dp, layout.pp, layout.tp, rank=rank, rendezvous="env://", device=execution.device
     ) as mesh:
-        yield RankWorker(run, execution, mesh, data)
+        worker = RankWorker(run, execution, mesh, data)
+        yield worker
+        worker.optimizer.wait_for_parameters()  # after a stop, those of the last step are still in flight
 
 
 def gpu_count() -> int:
