@@ -36,15 +36,17 @@ from specs.sources import Sources
 if TYPE_CHECKING:
     from runtime.train.async_checkpoint import AsyncCheckpointer
     from runtime.train.resume import ResumeState
+    from runtime.train.watchdog import Watchdog
     from runtime.train.worker import RankWorker
 
 _MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
 
-_LEAST_TIMEOUT_S = 300.0
 _TIMEOUT_STEPS = 10.0
-"""A rank that waits for another for longer than both of these, in seconds and in steps, fails: our choice. torchtitan
-waits 100 s (its comm.train_timeout_seconds), whose steps are short."""
+"""As many steps as the watchdog waits."""
+_AFTER_WATCHDOG_S = 120.0
+"""How much longer: the watchdog names the rank that hangs (it takes up to 70 s), a collective's timeout only ends the
+run where the watchdog cannot."""
 
 
 class RunError(ValueError):
@@ -137,17 +139,23 @@ def _train_segment(
     """Train from the latest checkpoint; the exit status, or None after a rollback, when training must resume again."""
     from model.mesh import START_TIMEOUT_S
     from runtime.train.resume import resume_from_latest
+    from runtime.train.watchdog import Watchdog
 
     worker.set_timeout(START_TIMEOUT_S)
     resumed = resume_from_latest(worker, run, folder, data)
     start = SegmentStart(0 if worker.is_rank_zero else 1, resumed.step, worker.kernels, worker.devices)
+    limit_s, rank = order.execution.hang_timeout_s, worker.world.rank
+    watchdog = Watchdog(folder, rank, worker.hosts, limit_s, lambda: worker.signs_of_life)
     with open_run_logger(folder, run, order, start) as logger:
         for problem in resumed.damaged.values():
             logger.incident("damaged_checkpoint", resumed.step, problem)
         checkpointer.damaged = set(resumed.damaged)
         try:
-            return _train_steps(folder, run, order.execution, worker, checkpointer, logger, resumed, stop)
+            return _train_steps(
+                folder, run, order.execution, worker, checkpointer, logger, watchdog, resumed, stop
+            )
         finally:
+            watchdog.close()
             checkpointer.wait()
 
 
@@ -158,27 +166,35 @@ def _train_steps(
     worker: "RankWorker",
     checkpointer: "AsyncCheckpointer",
     logger: RunLogger,
+    watchdog: "Watchdog",
     resumed: "ResumeState",
     stop: StopRequest,
 ) -> int | None:
     """The remaining steps, until the last one, a stop request or a rollback."""
+    from runtime.train.profiler import StepProfiler
+    from runtime.train.rank_times import RankTimes
     from runtime.train.resume import manifest_of, skip_after_rollback
     from runtime.train.spike_guard import SpikeGuard
 
     steps, evaluation = run.optim.steps, run.evaluation
     guard, held_out_loss = SpikeGuard(run.guard, resumed.guard), resumed.loss
+    times, profiler = RankTimes(worker), StepProfiler(folder, execution.profile, worker)
     saved_s = time.monotonic()
     if resumed.step < steps and any(worker.all_reduce_sum([stop.requested])):
         return RESUME
     for step in range(resumed.step + 1, steps + 1):
+        times.begin(step)
+        profiler.begin(step)
+
         # Gradient accumulation over the step's micro-batches.
         lr, began_s = run.optim.lr(step), time.monotonic()
         loss_share = worker.accumulate_gradients(step, resumed.skipped)
 
         # One all-reduce makes all ranks agree: on the loss, a stop request, a due checkpoint, a write's progress.
         save_due = checkpointer.idle and time.monotonic() - saved_s >= execution.checkpoint_interval_s
-        loss, stop_requested, save_now, *progress = worker.all_reduce_sum(
-            [loss_share, stop.requested, worker.is_rank_zero and save_due, *checkpointer.progress()]
+        due = [worker.is_rank_zero and save_due, worker.is_rank_zero and times.due]
+        loss, stop_requested, save_now, times_due, *progress = worker.all_reduce_sum(
+            [loss_share, stop.requested, *due, *checkpointer.progress()]
         )
         if problem := checkpointer.advance(*progress):
             logger.incident("unsaved_checkpoint", step - 1, problem)
@@ -195,8 +211,16 @@ def _train_steps(
         else:
             worker.optimizer.apply(lr, grad_norm)
         logger.step(step, loss, grad_norm, lr, applied=not reject_reason)
+
+        # What the step took on each rank.
+        times.end()
+        profiler.end(step)
+        watchdog.step(step)
         if step == resumed.step + 1:
-            worker.set_timeout(step_timeout_s(run, time.monotonic() - began_s))
+            worker.set_timeout(collective_timeout_s(run, execution, time.monotonic() - began_s))
+        last = step == steps
+        if times_due or last or stop_requested:
+            logger.ranks(times.line(step))
         if guard.should_roll_back:
             checkpointer.finish()
             skipped = skip_after_rollback(worker, run, folder, resumed, step, guard.rejected_in_a_row)
@@ -205,7 +229,6 @@ def _train_steps(
             return None
 
         # Evaluate the held-out loss.
-        last = step == steps
         if step % evaluation.every_steps == 0 or last:
             sequences = evaluation.final_sequences if last else evaluation.sequences
             held_out_loss, of_sources = worker.evaluate(sequences)
@@ -237,14 +260,14 @@ def _train_steps(
     return OK
 
 
-def step_timeout_s(run: RunSpec, step_s: float) -> float:
-    """How long a rank waits for another once steps take so many seconds.
+def collective_timeout_s(run: RunSpec, execution: Execution, step_s: float) -> float:
+    """How long a collective may take once steps take so many seconds: longer than the watchdog waits for any step.
 
-    Waits within a step, and within an evaluation, whose transfers may all be started at its beginning. A checkpoint's
-    waits are seconds each (runtime/train/async_checkpoint.py).
+    An NCCL collective's time runs from when the host queues it, which for the transfers of an evaluation may be at its
+    beginning.
     """
-    steps = max(1.0, run.evaluation.final_sequences / run.optim.batch_sequences)
-    return max(_LEAST_TIMEOUT_S, _TIMEOUT_STEPS * steps * step_s)
+    longest_s = step_s * max(1.0, run.evaluation.final_sequences / run.optim.batch_sequences)
+    return max(execution.hang_timeout_s, _TIMEOUT_STEPS * longest_s) + _AFTER_WATCHDOG_S
 
 
 def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:

@@ -32,7 +32,7 @@ def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
     found = []
     for sizes in ((4, 1, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2)):
         mesh = mesh_of(*sizes)
-        assert mesh.world == world.dp
+        assert mesh.world == world.world
         found.append(
             [(axis.size, axis.rank, _ranks(axis, world.dp.rank)) for axis in (mesh.dp, mesh.pp, mesh.tp)]
         )
