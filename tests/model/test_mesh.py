@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.mesh import Axis, Mesh, claim_device, connect, mesh_of, set_timeout
+from model.mesh import Axis, Mesh, _connect_groups, claim_device, connect, mesh_of, set_timeout
 from tests.support.spawn import RankError, spawn
 
 
@@ -48,6 +48,16 @@ def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
 def _timeouts_s(*axes: Axis) -> list[float]:
     options: list[Any] = [axis.group._get_backend(torch.device("cpu")).options for axis in axes]
     return [one._timeout.total_seconds() for one in options]
+
+
+def test_groups_that_have_collectives_connect_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, in one order on all ranks; a pipeline has none, and connects pairs."""
+    connected: list[str] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group: connected.append(group))
+    world, dp, pp, tp = (Axis(2, 0, group) for group in ("world", "dp", "pp", "tp"))
+    _connect_groups(Mesh(dp, pp, tp, world), "cpu")
+    _connect_groups(Mesh(world, Axis(), Axis(), world), "cpu")
+    assert connected == ["world", "dp", "tp", "world"]
 
 
 def test_a_device_has_one_rank() -> None:
