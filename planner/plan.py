@@ -256,6 +256,7 @@ def _target_plan(
 
 def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
     """The sealed plan: these fields, and what every plan of these inputs has in common."""
+    feasibility.check_host_memory(inputs, fields["runs"])
     unsealed = Plan.model_construct(
         kind="plan",
         budget=inputs.budget,

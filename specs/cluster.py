@@ -1,8 +1,8 @@
 """Clusters: devices, their speeds, memory and links, prices, with the source of each figure."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
@@ -75,6 +75,11 @@ class Cluster(Spec):
     """Bandwidth of a device to its node's others, one direction."""
     inter_node: BytesPerS
     """Bandwidth of a device to other nodes, one direction."""
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """CPU cores of a node of GPUs that jobs may use: each GPU's rank requests its share of them. Null requests the
+    partition's default."""
+    memory_per_node: Bytes | None = None
+    """Host memory of a node that jobs may use; a plan that needs more is refused. Null checks nothing."""
     price: DollarsPerHour | None = None
     """Price of one device; null leaves money out of the plan."""
     model_flop_utilisation: float = Field(gt=0, le=1)
@@ -91,3 +96,26 @@ class Cluster(Spec):
     """Which checkpoints stay."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""
+
+    @property
+    def cpus_per_device(self) -> int | None:
+        """CPU cores that a GPU's rank requests; null where neither `slurm` nor the node's cores say."""
+        if self.slurm.cpus_per_device is not None or self.cpus_per_node is None:
+            return self.slurm.cpus_per_device
+        return max(1, self.cpus_per_node // self.devices_per_node)
+
+    @model_validator(mode="after")
+    def _node_has_it(self) -> Self:
+        cores, asked = self.cpus_per_node, self.slurm.cpus_per_device
+        if cores is not None and asked is not None and asked * self.devices_per_node > cores:
+            most = max(1, cores // self.devices_per_node)
+            raise ValueError(
+                f"slurm.cpus_per_device {asked} on {self.devices_per_node} devices is more than cpus_per_node {cores}; "
+                f"write at most {most}"
+            )
+        if self.memory_per_node is not None and (self.slurm.memory or 0.0) > self.memory_per_node:
+            raise ValueError(
+                f"slurm.memory {self.slurm.memory:g} B is more than memory_per_node {self.memory_per_node:g} B; "
+                "write at most that"
+            )
+        return self

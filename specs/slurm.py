@@ -81,9 +81,11 @@ class Slurm(Spec):
     warning: Seconds = 120.0
     """Time before that limit at which SLURM signals the ranks to save a checkpoint."""
     memory: Bytes | None = None
-    """Memory of each node; null is the partition's default."""
+    """Host memory that a job requests on each node; null requests what the plan needs there. The partition's default is
+    left where the site does not share memory out, and to a run spec on CPUs, which has no plan."""
     cpus_per_device: int | None = Field(default=None, ge=1)
-    """CPU cores for each GPU; null is the partition's default. On CPUs the layout's threads are requested."""
+    """CPU cores for each GPU; null is its share of `cpus_per_node`, or the partition's default where that is not
+    written. On CPUs the layout's threads are requested."""
     min_nodes: int | None = Field(default=None, ge=1)
     """Start on as few nodes as this where no more are free, under the best layout for them; null waits for all."""
     pilots_at_once: int = Field(default=64, ge=1)

@@ -19,6 +19,7 @@ from runtime.doctor.findings import Reports
 from runtime.doctor.local import DoctorReport, Finding, check_machine, healthy, show_findings, show_rates
 from runtime.doctor.node_probe import Probe, Software, write_report
 from runtime.doctor.probe_order import ProbeOrder
+from runtime.doctor.slurm_limits import with_node_sizes
 from runtime.doctor.slurm_preflight import finding_of, message_and_remedy, preflight
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
@@ -29,7 +30,7 @@ from runtime.slurm.sbatch_script import (
     full_shape,
     probe_parameters,
 )
-from runtime.slurm.site import kill_wait_s
+from runtime.slurm.site import SlurmSite, kill_wait_s
 from runtime.slurm.submit import (
     ClusterFile,
     PreparedSubmission,
@@ -80,7 +81,7 @@ def examine(
         return _with_findings(report, probe_findings, console)
     kill_wait = kill_wait_s(client.settings())
     probe_findings.append(findings.time_to_save(rates, kill_wait, cluster_file.cluster.slurm.warning))
-    measured = findings.measured_cluster(cluster_file.cluster, rates)
+    measured = with_node_sizes(findings.measured_cluster(cluster_file.cluster, rates), SlurmSite.query())
     return _with_findings(replace(report, rates=rates, cluster=measured), probe_findings, console)
 
 

@@ -51,6 +51,8 @@ class RunRequest:
     """How its ranks carry it out."""
     planned_s: float
     """Planned seconds; for a bare run spec, which is alone in its queue, its FLOP."""
+    memory_bytes: float | None = None
+    """Memory of its fullest device by the plan; None for a bare run spec."""
 
     @property
     def on_gpu(self) -> bool:
@@ -107,7 +109,10 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Ru
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )
-    return RunRequest(path, f"runs.{index}", planned.title, planned.run, order, planned.cost.hours * 3600)
+    cost = planned.cost
+    return RunRequest(
+        path, f"runs.{index}", planned.title, planned.run, order, cost.hours * 3600, cost.memory_bytes
+    )
 
 
 def budget_folder(plan: Plan, path: Path) -> Path:

@@ -159,9 +159,10 @@ def _due(driver: Driver, queue: Queue) -> DueSubmissions:
         f"These runs could not start: {missing}."
         for missing in missing_resources(list(todo.values()), driver.workspace, None, None)
     ]
-    live, max_array = {}, submit.DEFAULT_MAX_ARRAY_SIZE
+    live, max_array, shares_memory = {}, submit.DEFAULT_MAX_ARRAY_SIZE, True
     if client.is_installed():
-        max_array = submit.max_array_size()
+        site = client.settings()
+        max_array, shares_memory = submit.array_size(site), submit.shares_memory(site)
         live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in todo])
     else:
         notes.append(
@@ -177,7 +178,14 @@ def _due(driver: Driver, queue: Queue) -> DueSubmissions:
     )
     titles, cluster_file = {run: one.title for run, one in todo.items()}, queue.cluster_file
     submissions = submit.submissions_for(
-        driver.workspace, cluster_file, due, queue.name, Task, max_array, [one.job for one in live.values()]
+        driver.workspace,
+        cluster_file,
+        due,
+        queue.name,
+        Task,
+        max_array,
+        [one.job for one in live.values()],
+        shares_memory=shares_memory,
     )
     if any(one.after for one in submissions):
         notes.append(

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.launch.jobs import RunRequest
 from runtime.slurm.requeue import DO_NOT_REQUEUE, REQUEUE, START_MARK
 from specs.cluster import Cluster
+from specs.host_memory import rank_bytes, ranks_of_node
 from specs.record import Order
 from specs.slurm import Slurm
 
@@ -51,6 +53,15 @@ class JobShape:
     """CPU threads of each rank."""
     on_gpu: bool
     """Whether each rank has a GPU of its own."""
+    cpus_per_gpu: int | None = None
+    """CPU cores of a GPU's rank; None is the partition's default."""
+    memory_bytes: float | None = None
+    """Host memory of each node; None is the partition's default."""
+
+    @property
+    def cpus_per_task(self) -> int | None:
+        """CPU cores of a rank."""
+        return self.cpus_per_gpu if self.on_gpu else self.threads
 
 
 def job_shape(order: Order, cluster: Cluster) -> JobShape:
@@ -65,9 +76,32 @@ def job_shape(order: Order, cluster: Cluster) -> JobShape:
 
 def full_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobShape:
     """The fewest nodes that this many ranks fill evenly."""
-    room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
-    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
-    return JobShape(nodes, nodes, ranks // nodes, threads, on_gpu)
+    each = ranks_of_node(ranks, threads, "cuda" if on_gpu else "cpu", cluster.devices_per_node)
+    nodes, memory = ranks // each, cluster.slurm.memory
+    return JobShape(nodes, nodes, each, threads, on_gpu, cluster.cpus_per_device if on_gpu else None, memory)
+
+
+def needed_memory(request: RunRequest, shape: JobShape) -> float | None:
+    """Host memory that a run's job requests on each node; None where neither the cluster file nor a plan says."""
+    if shape.memory_bytes is not None:
+        return shape.memory_bytes
+    if request.memory_bytes is None and not request.on_gpu:
+        return None
+    execution, run = request.order.execution, request.run
+    layouts = [execution.layout]
+    if shape.min_nodes < shape.nodes:
+        layouts += request.order.fallback_layouts
+    needed = [
+        rank_bytes(
+            run.model,
+            layout,
+            run.optim.batch_sequences,
+            execution.device,
+            (request.memory_bytes or 0.0) * execution.layout.devices / layout.devices,
+        )
+        for layout in layouts
+    ]
+    return shape.tasks_per_node * max(needed)
 
 
 def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1) -> dict[str, Any]:
@@ -77,7 +111,7 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
     requeue = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
     decide = f'{requeue} "$status" "$state" {warning_s}; next=$?; [[ $next = [{REQUEUE}{DO_NOT_REQUEUE}] ]] && break'
     nodes = str(shape.nodes) if shape.min_nodes == shape.nodes else f"{shape.min_nodes}-{shape.nodes}"
-    cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
+    cpus = shape.cpus_per_task
     options: dict[str, Any] = _common(slurm, name) | {
         "array_parallelism": at_once,
         "signal_delay_s": warning_s,
@@ -108,8 +142,8 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
         options["srun_args"] += [f"--ntasks-per-node={shape.tasks_per_node}"]
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
-    if slurm.memory is not None:
-        extra["mem"] = f"{math.ceil(slurm.memory / 2**20)}M"
+    if shape.memory_bytes is not None:
+        extra["mem"] = f"{math.ceil(shape.memory_bytes / 2**20)}M"
     if slurm.exclusive:
         options["exclusive"] = True
     return _given(options) | {"additional_parameters": extra}

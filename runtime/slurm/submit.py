@@ -30,7 +30,15 @@ from runtime.slurm import client
 from runtime.slurm.at_once import share
 from runtime.slurm.client import LiveJob
 from runtime.slurm.sbatch_errors import refusal
-from runtime.slurm.sbatch_script import JobShape, after_any, job_shape, parameters, python, study_parameters
+from runtime.slurm.sbatch_script import (
+    JobShape,
+    after_any,
+    job_shape,
+    needed_memory,
+    parameters,
+    python,
+    study_parameters,
+)
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load
 from specs.document.write import write_json
@@ -199,12 +207,27 @@ def prepare_submissions(
 
     `task` makes what a job does from its run's folder; `live` are jobs of other runs of the plan.
     """
-    return submissions_for(workspace, cluster_file, requests, name, task, max_array_size(), live)
+    site = client.settings()
+    return submissions_for(
+        workspace,
+        cluster_file,
+        requests,
+        name,
+        task,
+        array_size(site),
+        live,
+        shares_memory=shares_memory(site),
+    )
 
 
-def max_array_size() -> int:
-    """Most jobs of an array at this site; SlurmError where SLURM does not answer."""
-    return max(1, int(client.settings()["MaxArraySize"]))  # 0 where a site allows none
+def array_size(site: Mapping[str, str]) -> int:
+    """Most jobs of an array at a site with these settings."""
+    return max(1, int(site["MaxArraySize"]))  # 0 where a site allows none
+
+
+def shares_memory(site: Mapping[str, str]) -> bool:
+    """Whether a site with these settings shares out memory: elsewhere nodes may say none, and a request is refused."""
+    return "MEMORY" in site.get("SelectTypeParameters", "").upper()
 
 
 def submissions_for(
@@ -215,29 +238,43 @@ def submissions_for(
     task: Callable[[str], JobCall],
     max_array: int,
     live: Collection[str] = (),
+    *,
+    shares_memory: bool = True,
 ) -> list[PreparedSubmission]:
     """Submissions for these runs, with arrays of at most this many jobs, and never more than `pilots_at_once` at work
-    together with the live jobs."""
-    shapes: dict[JobShape, list[str]] = {}
+    together with the live jobs. Where the site shares out memory, jobs request what their runs need."""
+    cluster = cluster_file.cluster
+    shapes: dict[JobShape, list[RunRequest]] = {}
     for one in sorted(requests, key=lambda one: -one.planned_s):
-        shapes.setdefault(job_shape(one.order, cluster_file.cluster), []).append(one.run.fingerprint())
+        shapes.setdefault(job_shape(one.order, cluster), []).append(one)
     arrays = [
-        (shape, tuple(alike[start : start + max_array]))
+        (
+            _with_memory(shape, part) if shares_memory else shape,
+            tuple(one.run.fingerprint() for one in part),
+        )
         for shape, alike in shapes.items()
         for start in range(0, len(alike), max_array)
+        if (part := alike[start : start + max_array])
     ]
-    left = cluster_file.cluster.slurm.pilots_at_once - len(live)
+    left = cluster.slurm.pilots_at_once - len(live)
     shares = share([len(runs) for _, runs in arrays], left if left > 0 else left + len(live))
     found: list[PreparedSubmission] = []
     for (shape, runs), (at_once, after) in zip(arrays, shares, strict=True):
         submission = new_submission(name, cluster_file).model_copy(update={"runs": runs})
         folder = submission_folder(workspace, submission.name)
-        values = parameters(cluster_file.cluster.slurm, shape, submission.name, folder, at_once)
+        values = parameters(cluster.slurm, shape, submission.name, folder, at_once)
         tasks = tuple(task(str(workspace.runs.absolute() / run)) for run in runs)
         prepared = prepared_submission(workspace, cluster_file, submission, tasks, values)
         ends = () if after is None else (found[after].submission.name,)
         found.append(replace(prepared, after=ends or (() if left > 0 else tuple(sorted(live)))))
     return found
+
+
+def _with_memory(shape: JobShape, requests: Sequence[RunRequest]) -> JobShape:
+    """The shape with the most memory that one of its runs needs; the default where that of one is not known."""
+    needed = [needed_memory(one, shape) for one in requests]
+    known = [one for one in needed if one is not None]
+    return replace(shape, memory_bytes=max(known) if len(known) == len(needed) else None)
 
 
 def study_submission(
