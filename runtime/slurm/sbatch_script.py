@@ -116,7 +116,7 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
         "array_parallelism": at_once,
         "signal_delay_s": warning_s,
         "partition": slurm.partition,
-        "srun_args": ["--kill-on-bad-exit=1", *_srun_arguments(cpus)],
+        "srun_args": ["--kill-on-bad-exit=1", *srun_arguments(slurm, cpus)],
         "setup": [
             "trap : TERM USR1 USR2",
             f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
@@ -157,15 +157,21 @@ def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> 
     del options["teardown"], extra["requeue"]
     alone = {
         "signal_delay_s": 0,
-        "srun_args": ["--kill-on-bad-exit=0", *_srun_arguments(options.get("cpus_per_task"))],
+        "srun_args": ["--kill-on-bad-exit=0", *srun_arguments(slurm, options.get("cpus_per_task"))],
     }
     return options | alone | {"additional_parameters": extra}
 
 
-def _srun_arguments(cpus: int | None) -> list[str]:
+def srun_arguments(slurm: Slurm, cpus: int | None) -> list[str]:
     """A rank that ends early does not end the others, ranks fill one node after the other, and each has its CPUs: from
-    22.05 on, srun no longer inherits those from its job (srun(1), --cpus-per-task)."""
-    return ["--wait=0", "--distribution=block", *([] if cpus is None else [f"--cpus-per-task={cpus}"])]
+    22.05 on, srun no longer inherits those from its job (srun(1), --cpus-per-task). Then the cluster file's own."""
+    own = [f"--{name}" if value is True else f"--{name}={value}" for name, value in slurm.srun.items()]
+    return [
+        "--wait=0",
+        "--distribution=block",
+        *([] if cpus is None else [f"--cpus-per-task={cpus}"]),
+        *own,
+    ]
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:

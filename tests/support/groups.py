@@ -25,6 +25,7 @@ GROUPS = {
     "slurm 4": (
         "slurm/test_pilots.py",
         "slurm/test_going_on.py",
+        "slurm/test_containers.py",
         "slurm/test_cluster.py",
         "slurm/test_queue.py",
     ),

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -248,6 +249,11 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
         modules=("cuda/12", "a b"),
         prologue=("export A='b c'",),
         container=("apptainer", "exec", "my image.sif"),
+        srun={
+            "container-image": r"/images/a b$(c)\d.sqsh",
+            "container-mounts": "/home:/home",
+            "overcommit": True,
+        },
     )
     [script] = drafted(tmp_path, how)
     assert r"""#SBATCH --comment='a '"'"'b'"'"' $c \\d'""" in options(script)
@@ -258,6 +264,31 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
     [ranks] = [line for line in lines if line.startswith("srun ")]
     assert lines.index("export A='b c'") < lines.index(ranks)
     assert f"apptainer exec 'my image.sif' {sys.executable} -u -m submitit.core._submit " in ranks
+    words = shlex.split(ranks)
+    mine = words[: words.index("apptainer")][-3:]
+    assert mine == [
+        r"--container-image=/images/a b$(c)\d.sqsh",
+        "--container-mounts=/home:/home",
+        "--overcommit",
+    ]
+    assert script.text.count("--container-image") == 1
+
+
+@pytest.mark.parametrize(
+    ("slurm", "says"),
+    [
+        ({"srun": {"output": "x"}}, "--output is not allowed in srun, since isoplan sets it; remove it"),
+        ({"srun": {"time": 5}}, "--time is not allowed in srun, since slurm.time_limit sets it; remove it"),
+        ({"srun": {"--overcommit": True}}, "'--overcommit' is not a long name of an srun option; write it"),
+        ({"srun": {"a b; reboot": True}}, "'a b; reboot' is not a long name of an srun option"),
+        ({"srun": {"overcommit": False}}, "--overcommit has no value; write true, or remove it"),
+        ({"extra": {"mem": "1G"}}, "--mem is not allowed in extra, since slurm.memory sets it; remove it"),
+        ({"extra": {"container-image": "a"}}, "has no scontrol; write it under slurm.srun"),
+    ],
+)
+def test_options_that_are_set_elsewhere_are_refused(slurm: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        asked(**slurm)
 
 
 def test_a_study_goes_on_in_a_job_of_one_core(tmp_path: Path) -> None:
