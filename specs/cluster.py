@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
 from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
+from specs.preflight import Preflight
 from specs.slurm import Slurm
 
 
@@ -94,6 +95,9 @@ class Cluster(Spec):
     """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""
+    preflight: Preflight | None = None
+    """A check of the nodes before every start of a SLURM job, which takes seconds; `{}` has the defaults. Null checks
+    nothing."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""
 

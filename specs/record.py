@@ -101,6 +101,7 @@ IncidentKind = Literal[
     "rejected_step",
     "interrupted",
     "crashed",
+    "failed_preflight",
 ]
 """Kinds of incidents."""
 

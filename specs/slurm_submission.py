@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from specs.document.base import Fingerprint, Slug, Spec
+from specs.preflight import PreflightOrder
 
 
 class Submission(Spec):
@@ -24,6 +25,8 @@ class Submission(Spec):
     """Number that SLURM gave it; null until it has."""
     retries: int = Field(ge=0)
     """Retries of a crashed run that wrote no new checkpoint since the last start."""
+    preflight: PreflightOrder | None = None
+    """What its nodes are checked for before every start; null for nothing."""
 
     @property
     def is_array(self) -> bool:

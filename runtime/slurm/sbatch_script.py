@@ -1,7 +1,8 @@
 """From a run's layout and a cluster file to the parameters of its sbatch script, which submitit writes.
 
     #SBATCH lines         the shape of the job and the cluster file's options, each value quoted
-    modules, prologue     then the ranks, one srun task per device
+    modules, prologue     then the preflight, where the cluster file wants it (runtime/slurm/preflight)
+    the ranks             one srun task per device
     requeue               decides whether the job is requeued (runtime/slurm/requeue.py); the shell itself calls squeue
                           and scontrol, since a container may not have them
 
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from runtime.launch.jobs import RunRequest
+from runtime.slurm.preflight.script import lines as preflight_lines
 from runtime.slurm.requeue import DO_NOT_REQUEUE, REQUEUE, START_MARK
 from specs.cluster import Cluster
 from specs.host_memory import rank_bytes, ranks_of_node
+from specs.preflight import Preflight, PreflightOrder
 from specs.record import Order
 from specs.slurm import Slurm
 
@@ -104,9 +107,11 @@ def needed_memory(request: RunRequest, shape: JobShape) -> float | None:
     return shape.tasks_per_node * max(needed)
 
 
-def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1) -> dict[str, Any]:
+def parameters(
+    slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1, checks: Preflight | None = None
+) -> dict[str, Any]:
     """submitit's parameters for runs of this shape, of which so many may be at work at once; `folder` is the
-    submission's, an absolute path."""
+    submission's, an absolute path. With `checks` the nodes are checked first."""
     warning_s = math.ceil(slurm.warning)
     requeue = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
     decide = f'{requeue} "$status" "$state" {warning_s}; next=$?; [[ $next = [{REQUEUE}{DO_NOT_REQUEUE}] ]] && break'
@@ -123,6 +128,7 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
             f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
             *_setup_lines(slurm),
             "set +eu",
+            *([] if checks is None else [_JOB_ID, *_preflight(slurm, shape, folder, checks.timeout)]),
         ],
         "teardown": [
             "status=$?",
@@ -147,6 +153,32 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
     if slurm.exclusive:
         options["exclusive"] = True
     return _given(options) | {"additional_parameters": extra}
+
+
+def _preflight(slurm: Slurm, shape: JobShape, folder: Path, timeout_s: float) -> list[str]:
+    tasks = [f"--ntasks-per-node={shape.tasks_per_node}"]
+    return preflight_lines(
+        python(slurm), [*srun_arguments(slurm, shape.cpus_per_task), *tasks], folder, timeout_s
+    )
+
+
+def preflight_order(cluster: Cluster, shape: JobShape) -> PreflightOrder:
+    """What is measured and expected of the nodes of a job of this shape."""
+    device = cluster.device
+    promised: float | None = device.peak_fp32 * shape.threads
+    if shape.on_gpu:
+        promised = None if cluster.efficiency is None else device.peak_bf16 * cluster.efficiency.matmul
+    return PreflightOrder(
+        limits=cluster.preflight or Preflight(),
+        device=device.backend,
+        min_nodes=shape.min_nodes,
+        tasks_per_node=shape.tasks_per_node,
+        threads=shape.threads,
+        gres=(cluster.slurm.gres or "gpu") if shape.on_gpu else cluster.slurm.gres,
+        flop_per_s=promised,
+        device_memory_bytes=device.memory if shape.on_gpu else None,
+        host_memory_bytes=shape.memory_bytes,
+    )
 
 
 def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from runtime.slurm.sbatch_script import (
     job_shape,
     needed_memory,
     parameters,
+    preflight_order,
     python,
     study_parameters,
 )
@@ -260,9 +261,10 @@ def submissions_for(
     shares = share([len(runs) for _, runs in arrays], left if left > 0 else left + len(live))
     found: list[PreparedSubmission] = []
     for (shape, runs), (at_once, after) in zip(arrays, shares, strict=True):
-        submission = new_submission(name, cluster_file).model_copy(update={"runs": runs})
+        checks = None if cluster.preflight is None else preflight_order(cluster, shape)
+        submission = new_submission(name, cluster_file).model_copy(update={"runs": runs, "preflight": checks})
         folder = submission_folder(workspace, submission.name)
-        values = parameters(cluster.slurm, shape, submission.name, folder, at_once)
+        values = parameters(cluster.slurm, shape, submission.name, folder, at_once, cluster.preflight)
         tasks = tuple(task(str(workspace.runs.absolute() / run)) for run in runs)
         prepared = prepared_submission(workspace, cluster_file, submission, tasks, values)
         ends = () if after is None else (found[after].submission.name,)

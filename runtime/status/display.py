@@ -81,6 +81,8 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
         if shown:
             parts.append(_table(group, shown, width))
         parts += _reason_lines(runs)[: _LEAST_ROWS if long else None]
+        excluded = [escape(line) for run in runs for line in run.excluded]
+        parts += excluded[: _LEAST_ROWS if long else None]
         step = snapshot.next_of(group, runs)
         parts += [f"[dim]{escape(step)}[/]"] if step else []
     parts += [f"[bold]{escape(one.name)}[/] {escape(one.message)}" for one in snapshot.studies]
