@@ -40,6 +40,7 @@ from runtime.slurm.submit import (
 )
 from specs.cluster import Cluster
 from specs.document.files import DocumentError
+from specs.host_memory import MARGIN, PROCESS_BYTES
 from specs.humanize import duration
 
 _POLL_S = 1.0
@@ -66,6 +67,9 @@ def examine(
     if not report.healthy:
         return report
     probe_shape = replace(shape, nodes=min(2, shape.nodes), min_nodes=min(2, shape.nodes))
+    if shape.on_gpu and shape.memory_bytes is None and submit.shares_memory(client.settings()):
+        each = MARGIN * PROCESS_BYTES["cuda"]
+        probe_shape = replace(probe_shape, memory_bytes=shape.tasks_per_node * each)
     prepared = probe_submission(workspace, cluster_file, probe_shape)
     try:
         [submission] = submit.submit(workspace, cluster_file, [prepared])

@@ -21,6 +21,7 @@ GROUPS = {
         "slurm/test_status.py",
         "slurm/test_doctor.py",
         "slurm/test_errors.py",
+        "slurm/test_preflight.py",
     ),
     "slurm 4": (
         "slurm/test_pilots.py",

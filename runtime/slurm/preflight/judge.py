@@ -38,7 +38,8 @@ GO, EXCLUDE, STOP = 0, 3, 4
 _MIN_PAIRS = 3
 """Fewer have no meaningful median."""
 _FREE_SHARE = 0.9
-"""Of a GPU's memory: CUDA's context and the driver keep some of it; another process's model keeps more."""
+"""Of a GPU's memory: CUDA's context and the driver keep some of it; another process's model keeps more. And of the
+host's, of which its system keeps some."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def _memory(order: PreflightOrder, one: NodeReport) -> str:
         return (
             f"{_gigabytes(one.device_free_bytes)} of a GPU's {_gigabytes(device)} are free (another process?)"
         )
-    if host is not None and one.host_free_bytes < host:
-        return f"{_gigabytes(one.host_free_bytes)} of host memory are available, {_gigabytes(host)} needed"
+    if host is not None and one.host_free_bytes < _FREE_SHARE * host:
+        return f"{_gigabytes(one.host_free_bytes)} of host memory are available, {_gigabytes(host)} requested"
     return ""
 
 

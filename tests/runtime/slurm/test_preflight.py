@@ -1,6 +1,7 @@
 """Which nodes fail a preflight, judged from what their tasks report; and what the script is told to do."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ import pytest
 
 from runtime.run_folder.folder import RunFolder
 from runtime.slurm.preflight import judge as judged
+from runtime.slurm.preflight import probe
 from runtime.slurm.preflight.judge import EXCLUDE, GO, STOP, Memory, Reports, Verdict, judge
 from runtime.slurm.preflight.probe import Place
-from runtime.slurm.preflight.report import LinkReport, NodeReport, exclusions, write_report
+from runtime.slurm.preflight.report import LinkReport, NodeReport, exclusions, read_reports, write_report
 from specs.document.write import write_json
 from specs.preflight import Preflight, PreflightOrder
 from specs.record import Incident
 from specs.slurm_submission import Submission
+from tests.support.forkserver import PROCESSES
 
 RUN = "0123456789abcdef"
 FINE = NodeReport(
@@ -86,7 +89,7 @@ def test_nodes_that_are_fine_start() -> None:
     [
         ({4: replace(FINE, devices=1)}, "has 1 GPU, 2 needed"),
         ({4: replace(FINE, device_free_bytes=30e9)}, "30 GB of a GPU's 80 GB are free (another process?)"),
-        ({5: replace(FINE, host_free_bytes=50e9)}, "50 GB of host memory are available, 100 GB needed"),
+        ({5: replace(FINE, host_free_bytes=50e9)}, "50 GB of host memory are available, 100 GB requested"),
         ({5: replace(FINE, temporary_free_bytes=2e8)}, "0.2 GB are free in /tmp, 1 GB needed"),
         ({4: replace(FINE, folder_free_bytes=0.0)}, "0 GB are free in the run's folder, 1 GB needed"),
         ({5: replace(FINE, flop_per_s=470e12)}, "rank 5 multiplies at 470TFLOP/s, the median is 600TFLOP/s"),
@@ -254,3 +257,41 @@ def test_a_job_that_slurm_is_ending_excludes_nobody(
     assert job.judges(("a", "b"), shown("a", "b"), few, "COMPLETING") == (STOP, "")
     assert job.incidents() == []
     assert json.loads((job.place.parent / "submission.json").read_text())["preflight"]["device"] == "cuda"
+
+
+def _task(folder: Path, rank: int, tasks: int, nodes: int) -> None:
+    os.environ.update(
+        SLURM_PROCID=str(rank),
+        SLURM_LOCALID=str(rank % tasks),
+        SLURM_NNODES=str(nodes),
+        SLURMD_NODENAME="localhost",
+        GLOO_SOCKET_IFNAME="lo",
+    )
+    probe.main(folder)
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_tasks_measure_their_nodes_and_the_links_to_their_neighbours(tmp_path: Path) -> None:
+    """Two nodes of two tasks."""
+    folder = tmp_path / "slurm" / "small-0a0b0c" / "preflight-12"
+    folder.mkdir(parents=True)
+    limits = Preflight(timeout="120 s", rate=0, disk="1 B")
+    order = wanted(device="cpu", limits=limits, flop_per_s=1.0, host_memory_bytes=1e6)
+    submission = Submission(name="small-0a0b0c", time=1.0, runs=(RUN,), job=12, retries=2, preflight=order)
+    write_json(folder.parent / "submission.json", submission)
+    tasks = [PROCESSES.Process(target=_task, args=(folder, rank, 2, 2)) for rank in range(4)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(120)
+    of_nodes, of_links = read_reports(folder)
+    assert list(of_nodes) == [0, 1, 2, 3]
+    assert all(one.error == "" and one.flop_per_s > 1e8 and one.devices >= 1 for one in of_nodes.values())
+    assert sorted((one.rank, one.peer, one.error) for one in of_links) == [
+        (0, 1, ""),
+        (0, 2, ""),
+        (1, 3, ""),
+        (2, 3, ""),
+    ]
+    assert all(one.bytes_per_s > 1e5 and one.message_s > 0 and abs(one.clock_s) < 60 for one in of_links)
