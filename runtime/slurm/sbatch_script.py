@@ -128,7 +128,7 @@ def parameters(
             f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
             *_setup_lines(slurm),
             "set +eu",
-            *([] if checks is None else [_JOB_ID, *_preflight(slurm, shape, folder, checks.timeout)]),
+            *([] if checks is None else _preflight(slurm, shape, folder, checks.timeout)),
         ],
         "teardown": [
             "status=$?",
@@ -157,9 +157,8 @@ def parameters(
 
 def _preflight(slurm: Slurm, shape: JobShape, folder: Path, timeout_s: float) -> list[str]:
     tasks = [f"--ntasks-per-node={shape.tasks_per_node}"]
-    return preflight_lines(
-        python(slurm), [*srun_arguments(slurm, shape.cpus_per_task), *tasks], folder, timeout_s
-    )
+    arguments = [*srun_arguments(slurm, shape.cpus_per_task), *tasks]
+    return [_JOB_ID, _UNSET_USER_SETTINGS, *preflight_lines(python(slurm), arguments, folder, timeout_s)]
 
 
 def preflight_order(cluster: Cluster, shape: JobShape) -> PreflightOrder:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from runtime.slurm.preflight import probe
 from runtime.slurm.preflight.judge import EXCLUDE, GO, STOP, Memory, Reports, Verdict, judge
 from runtime.slurm.preflight.probe import Place
 from runtime.slurm.preflight.report import LinkReport, NodeReport, exclusions, read_reports, write_report
+from runtime.slurm.preflight.script import lines
 from specs.document.write import write_json
 from specs.preflight import Preflight, PreflightOrder
 from specs.record import Incident
@@ -257,6 +259,61 @@ def test_a_job_that_slurm_is_ending_excludes_nobody(
     assert job.judges(("a", "b"), shown("a", "b"), few, "COMPLETING") == (STOP, "")
     assert job.incidents() == []
     assert json.loads((job.place.parent / "submission.json").read_text())["preflight"]["device"] == "cuda"
+
+
+STANDINS = {
+    "srun": "echo srun",
+    "sleep": "true",
+    "squeue": "echo RUNNING",
+    "python": 'case $3 in *judge) echo b,c; exit "$VERDICT" ;; esac',
+    "scontrol": """\
+case "$1 $2" in
+"show job") echo "JobId=12 ExcNodeList=$(cat excluded) Features=(null)" ;;
+"show hostnames") echo "$3" | tr , '\\n' ;;
+"show node") echo "NodeName=a" ;;
+update*) [ -e tried ] && echo "${3#*=}" >excluded; touch tried; echo "$*" >>calls ;;
+*) echo "$*" >>calls ;;
+esac""",
+}
+"""SLURM's programs; scontrol forgets the first list that it is given."""
+
+
+@pytest.mark.parametrize(
+    ("verdict", "before", "calls", "goes_on"),
+    [
+        (GO, "(null)", [], True),
+        (1, "(null)", [], True),
+        (STOP, "(null)", [], False),
+        (EXCLUDE, "(null)", ["b,c", "b,c"], False),
+        (EXCLUDE, "x", ["x,b,c", "x,b,c"], False),
+    ],
+)
+def test_a_job_is_released_once_slurm_shows_what_it_excludes(
+    tmp_path: Path, verdict: int, before: str, calls: list[str], goes_on: bool
+) -> None:
+    for name, text in STANDINS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "excluded").write_text(f"{before}\n")
+    folder = tmp_path / "a 'folder'"
+    written = ["job=12", *lines("python", ["--wait=0"], folder, 5.0), "echo ranks"]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(written)],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "VERDICT": str(verdict),
+            "SLURM_JOB_NODELIST": "a,b",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "ranks" in done.stdout.splitlines()) == (0 if goes_on else 1, goes_on), done
+    called = (tmp_path / "calls").read_text().splitlines() if calls else []
+    updates = [f"update JobId=12 ExcNodeList={names}" for names in calls]
+    assert called == (["requeuehold Incomplete 12", *updates, "release 12"] if calls else [])
+    assert (folder / "preflight-12" / "nodes.txt").exists()
 
 
 def _task(folder: Path, rank: int, tasks: int, nodes: int) -> None:
