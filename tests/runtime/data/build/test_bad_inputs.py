@@ -155,7 +155,31 @@ TEXT: dict[str, Case] = {
         {"a.jsonl": b"[" * 100_000},
         files(paths="[a.jsonl]"),
         BYTES,
-        "a.jsonl:1:1: this record is not a document (maximum recursion depth",
+        "a.jsonl:1:2: this is not JSON (nested too deeply); mend it, or give JSON Lines: there, a line that is ",
+    ),
+    "half an array": (
+        {"a.json": b"[\n" + b",\n".join([b'{"text": "a"}'] * 3000)},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:3001:14: this is not JSON (Expecting value); mend it",
+    ),
+    "an array that is broken after thousands": (
+        {"a.json": b"[\n" + b",\n".join([b'{"text": "a"}'] * 3000) + b',\n {"text" "b"}]'},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:3002:10: this is not JSON (Expecting ':' delimiter); mend it",
+    ),
+    "indented objects, of which one is cut": (
+        {"a.json": b'{\n"text": "a"\n}\n{\n"text": "b'},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:5:9: this is not JSON (Unterminated string starting at); mend it",
+    ),
+    "an array in Latin-1": (
+        {"a.json": '[{"text": "a"},\n{"text": "café"}]'.encode("latin-1")},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:2:1: this record is not a document (it holds a byte that is not UTF-8); 1 of 2 records",
     ),
     "an array of numbers": (
         {"a.json": b"[1, 2]"},
@@ -488,7 +512,7 @@ TOKENIZERS: dict[str, Case] = {
         JSONL | {"t.model": b"\n\x0e"},
         files(paths="[a.jsonl]"),
         "{kind: file, path: t.model}",
-        "t.model:1:1: SentencePiece and tiktoken files are not read; convert it with transformers: ",
+        "t.model:1:1: this is no SentencePiece model (",
     ),
     "another JSON": (
         JSONL | {"t.json": b'{"model": 3}'},
