@@ -481,6 +481,48 @@ TOKEN_FILES: dict[str, Case] = {
         IDS,
         "a.ds.metadata:1:1: its first line is not 'tokenizer|bytes'",
     ),
+    "four bytes an id, read as two": (
+        {"a.bin": np.frombuffer(TOKENS, "<u2").astype("<u4").tobytes()},
+        BIN,
+        IDS,
+        "a.bin:1:1: every second token is 0 when read as uint16, as in a file of uint32; name their type in ",
+    ),
+    "eight bytes an id, read as two": (
+        {"a.ds": np.frombuffer(TOKENS, "<u2").astype("<i8").tobytes()},
+        DS,
+        IDS,
+        "a.ds:1:1: every second token is 0 when read as uint16, as in a file of int64; write its tokens again as ",
+    ),
+    "another type than the index of Megatron has": (
+        {"a.bin": TOKENS, "a.idx": index([5000])},
+        "{source: tokens, paths: [a.bin], dtype: uint32}",
+        IDS,
+        "a.bin:1:1: a.idx says that its tokens are uint16, but data.text.dtype is uint32; remove data.text.dtype",
+    ),
+    "another type than the metadata of datatrove have": (
+        {"a.ds": TOKENS, "a.ds.index": ends(5000), "a.ds.metadata": b"gpt2|4\n"},
+        "{source: tokens, paths: [a.ds], dtype: uint16}",
+        IDS,
+        "a.ds:1:1: a.ds.metadata says that its tokens are uint32, but data.text.dtype is uint16; remove ",
+    ),
+    "a folder in place of an index": (
+        {"a.bin": TOKENS, "a.idx/b": b""},
+        BIN,
+        IDS,
+        "a.idx: this should be the index of a token file, but is a folder or a link to nothing; restore the file",
+    ),
+    "a copy among the training files": (
+        {"a.bin": TOKENS, "b.bin": TOKENS},
+        "{source: tokens, paths: ['*.bin']}",
+        IDS,
+        "b.bin:1:1: its content is that of ",
+    ),
+    "a copy of a training file, held out": (
+        {"a.bin": TOKENS, "b.bin": TOKENS},
+        "{source: tokens, paths: [a.bin], held_out: [b.bin]}",
+        IDS,
+        "/a.bin, which is trained on; give one of them alone",
+    ),
     "two integer types": (
         {"a.bin": TOKENS, "b.bin": np.array([5], "<i4").tobytes(), "b.idx": index([1], code=4)},
         "{source: tokens, paths: [a.bin, b.bin]}",

@@ -16,6 +16,7 @@ from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import TokenStream
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText, TokenFiles, TokenIds, TokenizerFile
+from specs.data_inputs import find_corpus
 from tests.support import samples
 from tests.support.token_files import write_datatrove, write_flat, write_megatron
 from tests.support.training import opened, outcome, tiny_run, train_here
@@ -170,6 +171,53 @@ def test_documents_without_an_end_are_said(tmp_path: Path) -> None:
         TokenIds(kind="ids", vocab=33, end_of_document=0),
     )
     assert found.notes[0].startswith("120 of 120 documents do not end with token 0")
+
+
+def test_a_token_that_ends_no_document_is_said(tmp_path: Path) -> None:
+    write_flat(tmp_path / "p.bin", [one[:-1] for one in PROTEINS])
+    ids = TokenIds(kind="ids", vocab=33, end_of_document=0)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("p.bin",)), ids, one_in=2)
+    assert (
+        found.notes[0]
+        == "token 0, the end of a document, is nowhere in them: a model does not learn where they end"
+    )
+
+
+@pytest.mark.parametrize("spelled", ["{}/val.bin", "./val.bin", "../{name}/val.bin", "d/../val.bin"])
+def test_a_file_is_read_once_however_it_is_spelled(tmp_path: Path, spelled: str) -> None:
+    """As one that is held out if it is named so."""
+    (tmp_path / "d").mkdir()
+    write_megatron(tmp_path / "p.bin", PROTEINS[:100])
+    write_megatron(tmp_path / "val.bin", PROTEINS[100:])
+    spelled = spelled.format(tmp_path, name=tmp_path.name)
+    text = TokenFiles(source="tokens", paths=("*.bin", f"{tmp_path}/p.bin"), held_out=(spelled, "val.bin"))
+    found = built(tmp_path, text, TokenIds(kind="ids", vocab=33))
+    assert found.train.tokens == sum(map(len, PROTEINS[:100]))
+    assert found.held_out.tokens == sum(map(len, PROTEINS[100:]))
+    assert isinstance(find_corpus(found.spec, tmp_path, tmp_path / "data"), Corpus)
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.bin", "a\x85b.bin", "a\udcffb.bin", "a\nb.bin", "$(touch x).bin"])
+def test_token_files_may_have_any_name(tmp_path: Path, name: str) -> None:
+    write_megatron(tmp_path / name, PROTEINS)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("*.bin",)), TokenIds(kind="ids", vocab=33))
+    assert verify(tmp_path / "data", found.name) == found
+
+
+def test_a_tokenizer_beside_the_text_is_no_text(tmp_path: Path, ours: tuple[Path, Corpus]) -> None:
+    folder, corpus = ours
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/text.jsonl").write_bytes((folder / "text.jsonl").read_bytes())
+    (tmp_path / "d/tokenizer.json").write_bytes(
+        (folder / "data" / corpus.name / "tokenizer.json").read_bytes()
+    )
+    text, tokenizer = (
+        FileText(source="files", paths=("d",)),
+        TokenizerFile(kind="file", path="d/tokenizer.json"),
+    )
+    found = built(tmp_path, text, tokenizer)
+    assert found.digest == corpus.digest
+    assert isinstance(find_corpus(found.spec, tmp_path, tmp_path / "data"), Corpus)
 
 
 def test_what_another_share_would_hold_out_is_counted(tmp_path: Path) -> None:
