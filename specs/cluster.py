@@ -8,6 +8,7 @@ from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
 from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
 from specs.preflight import Preflight
+from specs.profile_window import ProfileWindow
 from specs.slurm import Slurm
 
 
@@ -98,6 +99,10 @@ class Cluster(Spec):
     preflight: Preflight | None = None
     """A check of the nodes before every start of a SLURM job, which takes seconds; `{}` has the defaults. Null checks
     nothing."""
+    hang_timeout: Seconds = 300.0
+    """Time without progress after which a run is ended as hung and started again; ten median steps, if longer."""
+    profile: ProfileWindow | None = None
+    """Steps of every run that are profiled; null for none."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""
 

@@ -118,15 +118,25 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
 def _input_files(spec: DataSpec, base: Path) -> list[Input]:
     text = spec.text
     if isinstance(text, TokenFiles):  # their order is that of the tokens
-        found = [Input(f"train {n}", path) for n, path in enumerate(_text_files(spec, base))]
-        found += [Input(f"held out {n}", path) for n, path in enumerate(_held_out_files(text, base))]
+        held_out = _held_out_files(text, base)
+        train = _without(_text_files(spec, base), held_out)
+        found = [Input(f"train {n}", path) for n, path in enumerate(train)]
+        found += [Input(f"held out {n}", path) for n, path in enumerate(held_out)]
         found += [Input(f"index of {role}", index) for role, path in found for index in index_files(path)]
     else:
         found = [Input(suffix(path) + compression(path), path) for path in _text_files(spec, base)]
         found += _curation_files(text, base) if isinstance(text, FileText) else []
     if isinstance(spec.tokenizer, TokenizerFile):
-        found.append(Input("tokenizer", tokenizer_file(spec.tokenizer, base)))
+        own = tokenizer_file(spec.tokenizer, base)  # beside the text, it is no text
+        found = [one for one in found if absolute(one.path) != absolute(own)]
+        found.append(Input("tokenizer", own))
     return found
+
+
+def _without(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """The files that are none of the others, however both are spelled."""
+    left_out = {absolute(path) for path in others}
+    return [path for path in paths if absolute(path) not in left_out]
 
 
 def _curation_files(text: FileText, base: Path) -> list[Input]:
@@ -155,10 +165,7 @@ def _text_files(spec: DataSpec, base: Path) -> list[Path]:
         case FileText():
             return sorted(_matches(spec.text.paths, base, "text.paths", _is_text, _TEXT_REMEDY))
         case TokenFiles():
-            return sorted(
-                _matches(spec.text.paths, base, "text.paths", _is_tokens, _TOKENS_REMEDY)
-                - set(_held_out_files(spec.text, base))
-            )
+            return sorted(_matches(spec.text.paths, base, "text.paths", _is_tokens, _TOKENS_REMEDY))
         case DeclaredText() | MixText():  # each source of a mix has a DataSpec of its own
             return []
 
@@ -179,9 +186,16 @@ def tokenizer_file(tokenizer: TokenizerFile, base: Path) -> Path:
 
 
 def index_files(path: Path) -> list[Path]:
-    """The files beside a token file that say where its documents end, as far as they are there."""
+    """The files beside a token file that say where its documents end, as far as they are there.
+
+    InputFileError where something else is in their place.
+    """
     beside = [path.with_suffix(".idx")] if path.suffix == ".bin" else []
     beside += [path.with_name(path.name + ending) for ending in (".index", ".metadata")]
+    for one in beside:
+        if os.path.lexists(one) and not one.is_file():
+            what = "this should be the index of a token file, but is a folder or a link to nothing"
+            raise InputFileError(one, "text.paths", what, "restore the file, or remove it")
     return [one for one in beside if one.is_file()]
 
 
@@ -199,9 +213,10 @@ def _is_tokens(path: Path) -> bool:
 
 def _matches(
     patterns: Iterable[str], base: Path, field: str, known: Callable[[Path], bool], remedy: str
-) -> set[Path]:
-    """The files that paths and patterns name, and those of a known type in the folders that they name."""
-    found: set[Path] = set()
+) -> list[Path]:
+    """The files that paths and patterns name, and those of a known type in the folders that they name; each once,
+    however often and in whatever spelling it is named."""
+    found: dict[str, Path] = {}
     for number, pattern in enumerate(patterns):
         at = f"{field}.{number}"
         files = [one for place in _places(pattern, base) for one in _files(place, known)]
@@ -212,8 +227,9 @@ def _matches(
         unknown = next((path for path in files if not known(path)), None)
         if unknown is not None:
             raise InputFileError(unknown, at, "files of this type cannot be read", remedy)
-        found.update(files)
-    return found
+        for path in files:
+            found.setdefault(absolute(path), path)
+    return list(found.values())
 
 
 def _places(pattern: str, base: Path) -> Iterator[Path]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint.imported_weights import check_imported_weights
+from runtime.data.corpus import load_unchanged
+from runtime.data.errors import CorpusError
 from runtime.launch.local import Job
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import open_folder
@@ -268,6 +270,18 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
         yield MissingResource(
             "run.data", what, "restore that text, or plan the budget again under another name"
         )
+        return
+    try:
+        vocab = load_unchanged(workspace.data, data.corpus).any.vocab
+    except CorpusError as error:
+        what, _, write = str(error).rpartition("; ")
+        yield MissingResource("run.data", what, write)
+        return
+    if vocab > request.run.model.vocab:
+        what = (
+            f"the corpus has {vocab:,} token ids, more than the {request.run.model.vocab:,} rows of the model"
+        )
+        yield MissingResource("run.model.vocab", what, f"write {vocab} or more")
 
 
 def _corpora(run: RunSpec, workspace: Workspace) -> Iterator[Path]:

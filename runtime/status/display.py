@@ -83,6 +83,11 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
         parts += _reason_lines(runs)[: _LEAST_ROWS if long else None]
         excluded = [escape(line) for run in runs for line in run.excluded]
         parts += excluded[: _LEAST_ROWS if long else None]
+        parts += [
+            f"[yellow]straggler[/] {escape(one.title)}: {escape(one.straggler)}"
+            for one in runs
+            if one.straggler
+        ]
         step = snapshot.next_of(group, runs)
         parts += [f"[dim]{escape(step)}[/]"] if step else []
     parts += [f"[bold]{escape(one.name)}[/] {escape(one.message)}" for one in snapshot.studies]

@@ -19,7 +19,7 @@ from runtime.data.build.inputs import hash_inputs
 from runtime.data.build.text import WORK, build_text
 from runtime.data.build.tokens import build_tokens
 from runtime.data.build.workers import Workers, open_workers
-from runtime.data.corpus import load_corpus, tokens_in
+from runtime.data.corpus import load_corpus, load_unchanged, tokens_in
 from runtime.data.document_lengths import document_lengths
 from runtime.data.errors import CorpusError, KilledWorkerError
 from specs.data import Corpus, DataSpec, DeclaredText, TokenFiles, corpus_name
@@ -39,7 +39,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
             "data.text names no files to read (source: declared); write source: files or source: installed"
         )
     found = find_corpus(spec, base, data)
-    if isinstance(found, Corpus):
+    if isinstance(found, Corpus) and _is_usable(data, found.name):
         return load_corpus(data, found.name)
     with disk_errors(data):
         try:
@@ -58,6 +58,15 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
             index_path(spec, base, data).unlink(missing_ok=True)
             raise
     return load_corpus(data, name)
+
+
+def _is_usable(data: Path, name: str) -> bool:
+    """Whether a corpus whose inputs are here names them where they are, and as they are."""
+    try:
+        load_unchanged(data, name)
+    except CorpusError:
+        return False
+    return True
 
 
 @contextmanager
@@ -112,5 +121,4 @@ def _build_then_rename(
 
 
 def _input_line(file: InputFile) -> str:
-    line = {"role": file.role, "path": file.path, "bytes": file.bytes, "sha256": file.sha256}
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return json.dumps(file._asdict()) + "\n"  # in ASCII: a path may have bytes that are no UTF-8

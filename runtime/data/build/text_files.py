@@ -9,8 +9,10 @@ A text is settled before it is hashed: no byte order mark, \\n as the only line 
 So a document saved on Windows is the same document. What is blank is no record.
 """
 
+import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,10 @@ _PARQUET_ROWS = 1024
 """Rows of Parquet that are in memory at once: at most some tens of MB of web pages."""
 _READ_BYTES = 2**22
 _HEAD_BYTES = 2**16
+_NOT_BLANK = re.compile(r"[^ \t\n\r,]")
+"""Where a JSON value begins, or an array ends."""
+_LONGEST_WORD = len("-Infinity")
+"""Of JSON, as Python reads it: an error that is nearer to the end may be a word that is cut there."""
 _REPORT_EACH = 64
 """Records between two reports of progress."""
 
@@ -99,7 +105,7 @@ def holds_values(path: Path) -> bool:
 def _of_stream(stream: IO[bytes], part: FilePart, field: str, values: bool) -> Iterator[Record]:
     if suffix(part.path) in TEXT_SUFFIXES:
         return _whole(stream) if part.block_bytes is None else _blocks(stream, part.block_bytes)
-    return _json_values(stream.read(), field) if values else _json_lines(stream, part, field)
+    return _json_values(part.path, stream, field) if values else _json_lines(stream, part, field)
 
 
 @contextmanager
@@ -213,27 +219,103 @@ def _of_line(line: bytes, number: int, field: str) -> Record:
         return _not_json(error, number, field, line)
 
 
-def _json_values(content: bytes, field: str) -> Iterator[Record]:
-    """The texts of JSON values one after the other; the first that is malformed is the last."""
-    line = 1
+def _json_values(path: Path, stream: IO[bytes], field: str) -> Iterator[Record]:
+    """The texts of JSON values one after the other, or of the elements of arrays of them. DocumentError where the JSON
+    is broken: what follows cannot be told apart."""
+    window, in_array = _Window(path, stream), False
+    while (first := window.next_character()) or in_array:
+        if first == "[" and not in_array:
+            in_array = True
+            window.skip(1)
+        elif first == "]" and in_array:
+            in_array = False
+            window.skip(1)
+        else:
+            line = window.line
+            value, text = window.take_value()
+            if text.isascii() or _is_utf_8(text):
+                yield _text_of(value, line, field)
+            else:
+                what = "this record is not a document (it holds a byte that is not UTF-8)"
+                yield Malformed(line, 1, what, "save the file as UTF-8")
+
+
+def _is_utf_8(text: str) -> bool:
+    """Whether the text is as it was decoded: bytes that are not UTF-8 became lone surrogates."""
     try:
-        text = content.decode("utf-8-sig")
-        at, decoder = 0, json.JSONDecoder()
-        while (start := _skip_blank(text, at)) < len(text):
-            line += text.count("\n", at, start)
-            value, end = decoder.raw_decode(text, start)
-            for one in value if isinstance(value, list) else [value]:
-                yield _text_of(one, line, field)
-            line += text.count("\n", start, end)
-            at = end
-    except (ValueError, RecursionError) as error:
-        yield _not_json(error, line, field, content)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _skip_blank(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\n\r,":
-        at += 1
-    return at
+class _Window:
+    """The part of a JSON file that is in memory: from the value that is read next, at least to its end."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self.line = 1
+        """Line of the first character that is not taken yet."""
+        self._path = path
+        self._stream = stream
+        self._text = ""
+        self._column = 1
+        """Of the text's first character."""
+        self._at = 0
+        """Where that character is in the text."""
+        self._ended = False
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
+        self._parse = json.JSONDecoder().raw_decode
+
+    def next_character(self) -> str:
+        """The next character that is no blank and no comma; nothing at the end of the file."""
+        while True:
+            found = _NOT_BLANK.search(self._text, self._at)
+            self.skip((found.start() if found else len(self._text)) - self._at)
+            if found or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._read()
+
+    def skip(self, characters: int) -> str:
+        """Go behind so many characters; these."""
+        taken = self._text[self._at : self._at + characters]
+        self.line += taken.count("\n")
+        self._at += characters
+        return taken
+
+    def take_value(self) -> tuple[Any, str]:
+        """The value that begins here, and its text."""
+        while True:
+            try:
+                value, end = self._parse(self._text, self._at)
+            except RecursionError:
+                raise self._refusal("nested too deeply", self._at) from None
+            except json.JSONDecodeError as error:
+                if self._ended or not self._may_be_cut(error):
+                    raise self._refusal(error.msg, error.pos) from None
+            else:
+                if end < len(self._text) or self._ended:  # else a number may go on
+                    return value, self.skip(end - self._at)
+            self._read()
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether more of the file may mend it."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _LONGEST_WORD
+
+    def _read(self) -> None:
+        """Read as much again as is in memory: a value is then parsed a few times at most."""
+        newline = self._text.rfind("\n", 0, self._at)
+        self._column = self._at - newline if newline >= 0 else self._column + self._at
+        left = self._text[self._at :]
+        block = self._stream.read(max(_READ_BYTES, len(left)))
+        self._ended = not block
+        self._text, self._at = left + self._decode(block, self._ended), 0
+
+    def _refusal(self, what: str, at: int) -> DocumentError:
+        line = self.line + self._text.count("\n", self._at, at)
+        newline = self._text.rfind("\n", 0, at)
+        column = at - newline if newline >= 0 else self._column + at
+        write = "mend it, or give JSON Lines: there, a line that is malformed is skipped"
+        return DocumentError(self._path, line, column, f"this is not JSON ({what})", write)
 
 
 def _text_of(value: Any, number: int, field: str) -> Record:
