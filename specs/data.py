@@ -85,7 +85,7 @@ class MixPart(Spec):
     """Share of the tokens that are trained on. Weigh all sources by share, or all by epochs."""
     epochs: Weight | None = None
     """Weight as epochs: shares are epochs times unique tokens. A run makes more or fewer epochs, in these ratios."""
-    held_out_one_in: int | None = Field(default=None, ge=2)
+    held_out_one_in: int | None = Field(default=None, ge=2, le=1_000_000_000)
     """One document in this many is held out; null is `data.held_out_one_in`."""
 
 
@@ -230,7 +230,7 @@ class DataSpec(Spec):
     """Where the text comes from."""
     tokenizer: Tokenizer
     """How text becomes tokens."""
-    held_out_one_in: int = Field(default=50, ge=2)
+    held_out_one_in: int = Field(default=50, ge=2, le=1_000_000_000)
     """One document in this many, chosen by its hash, is held out and never trained on."""
 
     @model_validator(mode="after")

@@ -113,4 +113,4 @@ def _build_then_rename(
 
 def _input_line(file: InputFile) -> str:
     line = {"role": file.role, "path": file.path, "bytes": file.bytes, "sha256": file.sha256}
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return json.dumps(line) + "\n"  # in ASCII: a path may have bytes that are no UTF-8

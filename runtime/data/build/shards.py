@@ -25,6 +25,7 @@ from runtime.data.build.workers import Report
 from runtime.data.tokenizer import TokenIdsOf
 from specs.data import DataSpec, FileText
 from specs.document.files import DocumentError
+from specs.document.parse import one_line
 
 SHARD_BYTES = 16 * 2**20
 """Text that one task tokenizes, seconds of work: many enough for all cores, few enough for the memory of each."""
@@ -154,7 +155,7 @@ def _read(task: ReadTask, report: Report) -> ReadSummary:
 def example_text(example: Sequence[Any], base: Path) -> str:
     """A malformed record as `file:line: what is wrong`, the file relative to `base`."""
     path, start, line, _, what, _ = example
-    return f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}"
+    return one_line(f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}")
 
 
 def refusal(example: Sequence[Any], malformed: int, records: int, spec: DataSpec) -> DocumentError:

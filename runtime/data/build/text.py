@@ -170,7 +170,9 @@ def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
     )
     remedy = "add documents or change held_out_one_in"
     if sum(documents) == 1 and isinstance(spec.text, FileText):
-        remedy = "add documents, or give the text alone as one .txt file, which is cut into blocks"
+        remedy = (
+            "add text: one .txt file alone is cut into blocks of 4 KiB or more, others are documents whole"
+        )
     raise CorpusError(what + remedy)
 
 
