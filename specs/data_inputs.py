@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from specs.curate import C4BadWordsFilter, LanguageFilter
 from specs.data import (
+    MOST_ROWS,
     Corpus,
     DataSpec,
     DeclaredText,
@@ -181,6 +182,17 @@ def tokenizer_file(tokenizer: TokenizerFile, base: Path) -> Path:
             path, "tokenizer.path", "there is no such file", "correct the path in tokenizer.path"
         )
     return path
+
+
+def check_token_count(tokenizer: TokenizerFile, path: Path, count: int) -> None:
+    """InputFileError unless a model can have a row for each of the file's token ids, and as many as are asked for."""
+    if not 2 <= count <= MOST_ROWS:
+        what = f"its largest token id is {count - 1:,}, and a vocabulary has 2 to {MOST_ROWS:,} ids"
+        write = "give a tokenizer.json, as save_pretrained writes it"
+        raise InputFileError(path, "tokenizer.path", what, write)
+    if tokenizer.rows is not None and tokenizer.rows < count:
+        what = f"it has {count:,} token ids, more than rows: {tokenizer.rows}"
+        raise InputFileError(path, "tokenizer.rows", what, f"write rows: {count} or more")
 
 
 def index_files(path: Path) -> list[Path]:

@@ -347,6 +347,11 @@ def words(**more: object) -> bytes:
     return json.dumps(plain).encode()
 
 
+def letters(**ids: int) -> bytes:
+    """A tokenizer.json of letters, which knows nothing else."""
+    return json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": ids, "merges": []}}).encode()
+
+
 def index(
     lengths: list[int], *, magic: bytes = b"MMIDIDX\0\0", version: int = 1, code: int = 8, first: int = 0
 ) -> bytes:
@@ -559,6 +564,30 @@ TOKENIZERS: dict[str, Case] = {
         files(paths="[a.jsonl]"),
         FILE,
         "between documents; its special tokens are <stop>, <go>; name one in",
+    ),
+    "no token for what it does not know": (
+        JSONL | {"t.json": words(special=["</s>"]).replace(b'"[UNK]"', b'"x"', 1)},
+        files(paths="[a.jsonl]"),
+        FILE,
+        "the tokenizer cannot encode a text (WordLevel error: Missing [UNK] token from the vocabulary); give one",
+    ),
+    "no token of the text": (
+        JSONL | {"t.json": letters(z=0, q=1)},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, end_of_document: z}",
+        "the tokenizer makes no token of the text, which it leaves out; give one that was made for it",
+    ),
+    "an id beyond all rows": (
+        JSONL | {"t.json": letters(z=0, q=10**9)},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, end_of_document: z}",
+        "b.yaml:9:33: t.json: its largest token id is 1,000,000,000, and a vocabulary has 2 to 10,000,000 ids; ",
+    ),
+    "fewer rows than its ids": (
+        JSONL | {"t.json": words(special=["</s>"])},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, rows: 2}",
+        "b.yaml:9:47: t.json: it has 3 token ids, more than rows: 2; write rows: 3 or more",
     ),
     "a name that it does not have": (
         JSONL | {"t.json": words(special=["</s>"])},
