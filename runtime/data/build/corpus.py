@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -49,8 +49,8 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
                 before = read_index(spec, base, data)
                 name = corpus_name(spec, write_index(spec, base, data, files).digest)
                 if before is not None and before.corpus != name:  # what a killed build of other contents left
-                    shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
-                with only_builder(data, name):
+                    discard_part(data, before.corpus)
+                with only_builder(data, name, console):
                     _build_then_rename(data / name, spec, base, files, workers)
         except KilledWorkerError:
             raise
@@ -73,11 +73,22 @@ def disk_errors(data: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_builder(data: Path, name: str) -> Iterator[None]:
+def only_builder(data: Path, name: str, console: Console) -> Iterator[None]:
     """Wait until no other process is building this corpus."""
     with open(data / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another process is building this corpus; waiting for it", highlight=False)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def discard_part(data: Path, name: str) -> None:
+    """Remove what an unfinished build of this corpus left, unless another process is building it."""
+    with open(data / f".{name}.lock", "w") as lock, suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(data / f".{name}.part", ignore_errors=True)
 
 
 def _build_then_rename(
