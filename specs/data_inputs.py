@@ -322,8 +322,11 @@ def inputs_of(files: Iterable[InputFile]) -> Inputs:
 
 
 def is_unchanged(found: Input, known: InputFile | None) -> bool:
-    """Whether role, size and times of a file are those that it was hashed with."""
-    status = found.path.stat()
+    """Whether role, size and times of a file are those that it was hashed with; not those of one that is gone."""
+    try:
+        status = found.path.stat()
+    except FileNotFoundError:
+        return False
     now = (found.role, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return known is not None and now == (known.role, known.bytes, known.mtime_ns, known.ctime_ns)
 

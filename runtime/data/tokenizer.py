@@ -81,7 +81,7 @@ def given(spec: DataSpec, base: Path, folder: Path) -> TokenIdsOf | None:
         case TokenizerFile():
             source, path = tokenizer_file(spec.tokenizer, base), folder / "tokenizer.json"
             if needs_conversion(source):
-                convert(spec.tokenizer, source).save(str(path))
+                path.write_text(convert(spec.tokenizer, source).to_str(pretty=True), encoding="utf-8")
             elif spec.tokenizer.encoding is not None:
                 what = "only a tiktoken file has an encoding"
                 raise DocumentError(source, 1, 1, what, "remove data.tokenizer.encoding")
@@ -175,7 +175,7 @@ def _train(asked: Bbpe, sample: Iterable[bytes], path: Path) -> None:
     )
     tokenizer.train_from_iterator(_first(sample), trainer)
     aside = path.with_suffix(".new")
-    tokenizer.save(str(aside))
+    aside.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` hides what the disk says
     aside.rename(path)
 
 

@@ -26,6 +26,7 @@ from runtime.data.tokenizer import TokenIdsOf
 from specs.data import DataSpec, FileText
 from specs.document.files import DocumentError
 from specs.document.parse import one_line
+from specs.document.write import fsync_path
 
 SHARD_BYTES = 16 * 2**20
 """Text that one task tokenizes, seconds of work: many enough for all cores, few enough for the memory of each."""
@@ -292,6 +293,8 @@ def _once(stem: Path, kind: type[T], work: Callable[[], T]) -> T:
     if done.exists():
         return kind(**json.loads(done.read_text()))
     summary = work()
+    for path in stem.parent.glob(f"{stem.name}[-.]*"):  # on disk before the summary says so
+        fsync_path(path)
     aside = Path(f"{stem}.new")
     aside.write_text(json.dumps(asdict(summary)))  # type: ignore[call-overload]
     os.replace(aside, done)
