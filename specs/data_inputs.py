@@ -293,7 +293,9 @@ def _walk(folder: str, wanted: Callable[[str], bool], seen: set[str]) -> Iterato
 def index_path(spec: DataSpec, base: Path, data: Path) -> Path:
     """The index of a DataSpec in this folder."""
     key = canonical_json({"spec": spec.plain(), "folder": str(base.resolve())})
-    return data / ".index" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    return (
+        data / ".index" / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jsonl"
+    )
 
 
 def read_index(spec: DataSpec, base: Path, data: Path) -> BuiltFrom | None:

@@ -305,11 +305,12 @@ def test_links_are_followed_once_and_one_to_nothing_is_missed(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", [b"caf\xe9.jsonl", b"new\nline.jsonl", "line\u2028end.jsonl".encode()])
 def test_files_have_any_name(tmp_path: Path, name: bytes) -> None:
-    (tmp_path / "d").mkdir()
-    path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "d"), name)))
+    home = tmp_path / os.fsdecode(name).removesuffix(".jsonl")
+    path = home / "d" / os.fsdecode(name)
+    path.parent.mkdir(parents=True)
     path.write_text(lines() + "bad\n")
-    corpus = built(tmp_path, "d", malformed=0.1)
+    corpus = built(home, "d", malformed=0.1)
     assert corpus.reading is not None
     assert len(corpus.reading.examples[0].splitlines()) == 1
-    (line,) = (tmp_path / "data" / corpus.name / "inputs.jsonl").read_text().splitlines()
+    (line,) = (home / "data" / corpus.name / "inputs.jsonl").read_text().splitlines()
     assert json.loads(line)["path"] == str(path)
