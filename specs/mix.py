@@ -14,7 +14,8 @@ PERIOD = 100_000
 ROUNDING = 0.005
 """Shares may add up to 1 within this: three thirds of two digits do."""
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+"""A share, or epochs, of which only the ratios count."""
 Milestone = Annotated[str, StringConstraints(pattern=r"^milestone [1-9]$"), Field(examples=["milestone 1"])]
 """The first drop of the learning rate, or a later one."""
 Start = Annotated[float, Field(gt=0, lt=1)] | Milestone

@@ -129,4 +129,8 @@ def tokenizer_index(spec: DataSpec, base: Path, data: Path) -> Path:
     """The file that says which tokenizer was trained for the sources of a DataSpec in this folder."""
     parts = {name: part.plain() for name, part in spec.parts().items()}
     key = canonical_json({"parts": parts, "folder": str(base.resolve())})
-    return data / ".index" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.tokenizer.json"
+    return (
+        data
+        / ".index"
+        / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.tokenizer.json"
+    )

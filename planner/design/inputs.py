@@ -10,7 +10,7 @@ from planner.scaling.data_constrained import UniqueTokens
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
 from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
-from specs.data_inputs import InputFileError, tokenizer_file
+from specs.data_inputs import InputFileError, check_token_count, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
@@ -231,7 +231,10 @@ def declared_vocab(data: DataSpec, path: Path) -> int:
             return data.tokenizer.vocab
         case _:
             try:
-                return token_count(tokenizer_file(data.tokenizer, path.parent), data.tokenizer.encoding)
+                file = tokenizer_file(data.tokenizer, path.parent)
+                count = token_count(file, data.tokenizer.encoding)
+                check_token_count(data.tokenizer, file, count)
+                return count
             except InputFileError as error:
                 raise locate(
                     path, f"data.{error.field}", f"{error.path}: {error.what}", error.write

@@ -16,14 +16,14 @@ from rich.console import Console
 
 from runtime.data import tokenizer
 from runtime.data.build import shards
-from runtime.data.build.corpus import build, disk_errors, only_builder
+from runtime.data.build.corpus import build, discard_part, disk_errors, only_builder
 from runtime.data.build.inputs import hash_inputs, hash_one
 from runtime.data.build.text import RUNS, discard_other_work, read_text
 from runtime.data.build.workers import Workers, open_workers
 from runtime.data.corpus import load_sources
 from runtime.data.errors import CorpusError, KilledWorkerError
 from specs.data import Bbpe, Corpus, DataSpec, MixText, corpus_name
-from specs.data_inputs import InputFile, InputFileError, input_files, write_index
+from specs.data_inputs import InputFile, InputFileError, input_files, read_index, write_index
 from specs.document.base import canonical_json
 from specs.document.files import DocumentError
 from specs.document.write import write_json, write_text
@@ -43,10 +43,20 @@ def build_sources(
     _check_files(spec, base, data)
     if isinstance(spec.tokenizer, Bbpe):
         with disk_errors(data), open_workers(console, processes) as workers:
-            _train(spec, base, data, workers)
+            _train(spec, base, data, workers, console)
     parts = with_tokenizer(spec, base, data)
     assert parts is not None  # the tokenizer is there
-    built = {name: _build_part(name, part, base, data, console, processes) for name, part in parts.items()}
+    try:
+        built = {
+            name: _build_part(name, part, base, data, console, processes) for name, part in parts.items()
+        }
+    except KilledWorkerError:
+        raise
+    except (CorpusError, DocumentError):
+        for part in parts.values():  # those that were handed on and not built
+            if (index := read_index(part, base, data)) is not None:
+                discard_part(data, index.corpus)
+        raise
     _check_different(built)
     sources = Sources(built)
     with disk_errors(data):
@@ -87,7 +97,7 @@ def _check_different(built: Mapping[str, Corpus]) -> None:
             raise CorpusError(f"the sources {other} and {name} are the same text; remove one of them")
 
 
-def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
+def _train(spec: DataSpec, base: Path, data: Path, workers: Workers, console: Console) -> None:
     """Train the tokenizer of a mix, unless there is one of the same texts, and write the index that names it. What was
     hashed and read for it is handed on to the sources' corpora. A call that was killed goes on where it was."""
     files = {name: hash_inputs(part, base, data, workers) for name, part in spec.parts().items()}
@@ -95,7 +105,7 @@ def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
     parts = {name: part.plain() for name, part in spec.parts().items()}
     key = canonical_json({"parts": parts, "inputs": digests})
     folder = data / hashlib.sha256(key.encode()).hexdigest()[:16]
-    with only_builder(data, folder.name):
+    with only_builder(data, folder.name, console):
         work = folder.with_name(f".{folder.name}.part")
         if not (folder / "tokenizer.json").exists():
             work.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from runtime.data.build.workers import Report
 from runtime.data.tokenizer import TokenIdsOf
 from specs.data import DataSpec, FileText
 from specs.document.files import DocumentError
+from specs.document.parse import one_line
+from specs.document.write import fsync_path
 
 SHARD_BYTES = 16 * 2**20
 """Text that one task tokenizes, seconds of work: many enough for all cores, few enough for the memory of each."""
@@ -62,6 +64,9 @@ _EXAMPLES = 3
 """Malformed records that are named."""
 _HOPELESS = 1000
 """Records of a task, more than half of them malformed, after which the task does not go on."""
+
+_DECODED, _DECODED_CHARACTERS = 50, 20_000
+"""Documents of a task that are encoded and decoded, to see whether the tokenizer keeps their text."""
 
 T = TypeVar("T")
 
@@ -119,6 +124,14 @@ class TokenizeSummary:
     """With a separator before each document."""
     choices: list[int]
     """Tokens that each of `HELD_OUT_CHOICES` would hold out."""
+    without_tokens: int
+    """Documents of whose text the tokenizer makes nothing."""
+    with_separator: int
+    """Documents whose own tokens have a separator among them."""
+    decoded: int
+    """Documents that were encoded and decoded, as a sample."""
+    altered: int
+    """Those that were not the same text after it."""
 
 
 def read(task: ReadTask, report: Report) -> ReadSummary:
@@ -154,7 +167,7 @@ def _read(task: ReadTask, report: Report) -> ReadSummary:
 def example_text(example: Sequence[Any], base: Path) -> str:
     """A malformed record as `file:line: what is wrong`, the file relative to `base`."""
     path, start, line, _, what, _ = example
-    return f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}"
+    return one_line(f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}")
 
 
 def refusal(example: Sequence[Any], malformed: int, records: int, spec: DataSpec) -> DocumentError:
@@ -215,11 +228,15 @@ def _tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
     tokenizer = None if task.tokenizer is None else _loaded(task.tokenizer)
     lengths = np.array([len(text) for text in found.texts], np.int64)
     in_split = np.stack([~(held_out := found.held_out(task.held_out_one_in)), held_out])
-    counts = np.zeros(len(lengths), np.int64)
+    counts, separators = np.zeros((2, len(lengths)), np.int64)
     with open(f"{task.stem}.train", "wb") as train, open(f"{task.stem}.held_out", "wb") as other:
         for first, last in _batches(lengths):
             tokens, counts[first:last] = encode_joined(tokenizer, task.ids, found.texts[first:last])
-            into_other = np.repeat(held_out[first:last], counts[first:last])
+            document_of = np.repeat(np.arange(first, last), counts[first:last])
+            separators[first:last] = np.bincount(
+                document_of[tokens == task.ids.separator] - first, minlength=last - first
+            )
+            into_other = held_out[document_of]
             train.write(tokens[~into_other].tobytes())
             other.write(tokens[into_other].tobytes())
             report(int(lengths[first:last].sum()))
@@ -228,7 +245,18 @@ def _tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
         text_bytes=(in_split @ lengths).tolist(),
         tokens=(in_split @ counts).tolist(),
         choices=[int(counts[found.held_out(one_in)].sum()) for one_in in HELD_OUT_CHOICES],
+        without_tokens=int((counts == 1).sum()),
+        with_separator=int((separators > 1).sum()),
+        decoded=len(found.texts[:_DECODED]),
+        altered=0 if tokenizer is None else sum(map(partial(_is_altered, tokenizer), found.texts[:_DECODED])),
     )
+
+
+def _is_altered(tokenizer: Any, text: bytes) -> bool:
+    """Whether the beginning of a text is another text after it was encoded and decoded."""
+    begin = text.decode()[:_DECODED_CHARACTERS]
+    ids = tokenizer.encode(begin, add_special_tokens=False).ids
+    return bool(tokenizer.decode(ids, skip_special_tokens=False) != begin)
 
 
 _loaded = cache(tokenizers.load)
@@ -265,6 +293,8 @@ def _once(stem: Path, kind: type[T], work: Callable[[], T]) -> T:
     if done.exists():
         return kind(**json.loads(done.read_text()))
     summary = work()
+    for path in stem.parent.glob(f"{stem.name}[-.]*"):  # on disk before the summary says so
+        fsync_path(path)
     aside = Path(f"{stem}.new")
     aside.write_text(json.dumps(asdict(summary)))  # type: ignore[call-overload]
     os.replace(aside, done)

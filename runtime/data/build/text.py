@@ -23,8 +23,19 @@ from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Workers
 from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
+from runtime.data.tokenizer import TokenIdsOf
 from specs.curate import CurationStage
-from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
+from specs.data import (
+    Bbpe,
+    Corpus,
+    DataSpec,
+    FileText,
+    HeldOutChoice,
+    Reading,
+    Split,
+    TokenizerFile,
+    corpus_digest,
+)
 from specs.data_inputs import CURATION_ROLE, InputFile, inputs_of
 from specs.humanize import several
 
@@ -67,6 +78,7 @@ def build_text(
     done = workers.map("tokenizing", text_bytes, shards.tokenize, tasks)
     documents = [sum(one.documents[split] for one in done) for split in range(2)]
     _check_splits(spec, documents)
+    _check_tokens(spec, done)
     for file in runs.iterdir():
         if (
             file.suffix != ".json"
@@ -90,7 +102,7 @@ def build_text(
         held_out_choices=_choices(spec, done),
         tokenizer_sha256=tokenizer_sha256,
         bytes_per_token=held_out.text_bytes / held_out.tokens,
-        notes=tuple(_notes(spec, ids.vocab)),
+        notes=tuple(_notes(spec, ids, part, done)),
     )
 
 
@@ -117,11 +129,34 @@ def read_text(
     return reading.model_copy(update={"curation": stages}), text_bytes
 
 
-def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
-    if isinstance(spec.tokenizer, Bbpe) and vocab < spec.tokenizer.vocab:
+def _notes(spec: DataSpec, ids: TokenIdsOf, part: Path, done: Sequence[TokenizeSummary]) -> Iterator[str]:
+    if isinstance(spec.tokenizer, Bbpe) and ids.vocab < spec.tokenizer.vocab:
         yield (
-            f"the tokenizer has {vocab:,} tokens, not {spec.tokenizer.vocab:,}: the text has no more pairs to merge; "
-            f"models get {max(vocab, spec.reserved_rows):,} rows"
+            f"the tokenizer has {ids.vocab:,} tokens, not {spec.tokenizer.vocab:,}: the text has no more pairs to "
+            f"merge; models get {max(ids.vocab, spec.reserved_rows):,} rows"
+        )
+    if isinstance(spec.tokenizer, TokenizerFile) and spec.tokenizer.end_of_document is None:
+        taken, *others = tokenizer.usual_ends(tokenizer.load(part / "tokenizer.json"))
+        if others:
+            yield (
+                f"documents are joined by {taken}; the tokenizer also has {', '.join(others)}: "
+                "name one in data.tokenizer.end_of_document"
+            )
+    with_separator, without, decoded, altered = (
+        sum(getattr(one, name) for one in done)
+        for name in ("with_separator", "without_tokens", "decoded", "altered")
+    )
+    if with_separator:
+        yield (
+            f"{several(with_separator, 'document')} with token {ids.separator} in the text, which stands between "
+            "documents: a model sees each as several"
+        )
+    if without:
+        yield f"{several(without, 'document')} without a token: the tokenizer leaves out all of the text"
+    if altered:
+        yield (
+            f"of {several(decoded, 'document')} that were encoded and decoded, {altered:,} came back as other text: "
+            "the tokenizer changes it, and bytes are counted before that"
         )
 
 
@@ -170,8 +205,22 @@ def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
     )
     remedy = "add documents or change held_out_one_in"
     if sum(documents) == 1 and isinstance(spec.text, FileText):
-        remedy = "add documents, or give the text alone as one .txt file, which is cut into blocks"
+        remedy = (
+            "add text: one .txt file alone is cut into blocks of 4 KiB or more, others are documents whole"
+        )
     raise CorpusError(what + remedy)
+
+
+def _check_tokens(spec: DataSpec, done: Sequence[TokenizeSummary]) -> None:
+    """CorpusError where the tokenizer makes nothing of a whole split."""
+    tokens, documents = (
+        [sum(getattr(one, name)[split] for one in done) for split in range(2)]
+        for name in ("tokens", "documents")
+    )
+    if any(count == separators for count, separators in zip(tokens, documents, strict=True)):
+        raise CorpusError(
+            "the tokenizer makes no token of the text, which it leaves out; give one that was made for it"
+        )
 
 
 def _join(

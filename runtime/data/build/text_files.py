@@ -26,7 +26,14 @@ from specs.data_inputs import TEXT_SUFFIXES, compression, suffix
 from specs.document.files import DocumentError
 
 _BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_OTHER_KINDS = {
+    b"\xff\xfe": ("UTF-16", "save the file as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save the file as UTF-8"),
+    b"\x1f\x8b": ("compressed by gzip", "end its name in .gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "end its name in .zst"),
+    b"PAR1": ("Parquet", "end its name in .parquet"),
+}
+"""First bytes of files that are no text, what they are, and what to do."""
 _PARQUET_ROWS = 1024
 """Rows of Parquet that are in memory at once: at most some tens of MB of web pages."""
 _READ_BYTES = 2**22
@@ -159,12 +166,20 @@ def _checked(text: bytes, line: int) -> Record:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        if line == 1 and text.startswith(_UTF_16):
-            return Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
+        if line == 1 and (other := _other_kind(text, 1)):
+            return other
         number = line + text.count(b"\n", 0, error.start)
         column = error.start - text.rfind(b"\n", 0, error.start)
         return Malformed(number, column, "this byte is not UTF-8", "save the file as UTF-8")
     return text
+
+
+def _other_kind(content: bytes, line: int) -> Malformed | None:
+    """What a file that begins like this is, where it is no text."""
+    for begin, (kind, write) in _OTHER_KINDS.items():
+        if content.startswith(begin):
+            return Malformed(line, 1, f"the file is {kind}", write)
+    return None
 
 
 def _blocks(stream: IO[bytes], block_bytes: int) -> Iterator[Record]:
@@ -214,7 +229,7 @@ def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[Recor
 
 def _of_line(line: bytes, number: int, field: str) -> Record:
     try:
-        return _text_of(json.loads(line), number, field)
+        return _text_of(json.loads(line.decode()), number, field)
     except (ValueError, RecursionError) as error:
         return _not_json(error, number, field, line)
 
@@ -341,8 +356,8 @@ def _other_keys(value: dict[str, Any]) -> str:
 
 
 def _not_json(error: Exception, number: int, field: str, content: bytes) -> Malformed:
-    if content.startswith(_UTF_16):
-        return Malformed(number, 1, "the file is UTF-16", "save the file as UTF-8")
+    if other := _other_kind(content, number):
+        return other
     what = f"this record is not a document ({str(error) or 'nested too deeply'})"
     return Malformed(number, 1, what.replace("\n", " "), _json_remedy(field))
 
@@ -359,17 +374,35 @@ def _rows(path: Path, field: str, report: Report) -> Iterator[Record]:
             _check_column(path, table.schema_arrow, field)
             row_bytes = path.stat().st_size // max(1, table.metadata.num_rows)
             batches = table.iter_batches(_PARQUET_ROWS, columns=[field], use_threads=False)
-            texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+            texts = chain.from_iterable(_bytes_of(batch.column(field)) for batch in batches)
             for number, text in enumerate(texts, start=1):
                 if number % _REPORT_EACH == 0:
                     report(_REPORT_EACH * row_bytes)
-                if text is None:
-                    yield Malformed(number, 1, "this row has no text (null)", "fill it, or remove the row")
-                else:
-                    yield settled(text.encode())
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+                yield _of_row(text, number)
+    except (OSError, pyarrow.ArrowException) as error:
         what = f"the file cannot be read as Parquet ({str(error).splitlines()[0]})"
         raise DocumentError(path, 1, 1, what, "write it again, or remove it") from None
+
+
+def _bytes_of(column: Any) -> list[bytes | None]:
+    """The column's strings in UTF-8, as they are stored: nothing has checked them yet."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    return found
+
+
+def _of_row(text: bytes | None, number: int) -> Record:
+    if text is None:
+        return Malformed(number, 1, "this row has no text (null)", "fill it, or remove the row")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        what = f"this row is not UTF-8 (its byte {error.start:,})"
+        return Malformed(number, 1, what, "write the column as UTF-8, or remove the row")
+    return settled(text)
 
 
 def _check_column(path: Path, schema: Any, field: str) -> None:
@@ -378,6 +411,9 @@ def _check_column(path: Path, schema: Any, field: str) -> None:
     if field not in schema.names:
         what = f"there is no column '{field}'; the columns are {', '.join(schema.names[:10])}"
         raise DocumentError(path, 1, 1, what, "name the column of the text in data.text.field")
+    if schema.names.count(field) > 1:
+        what = f"{schema.names.count(field)} columns are named '{field}'"
+        raise DocumentError(path, 1, 1, what, "write the file again with one column of this name")
     kind = schema.field(field).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
