@@ -138,14 +138,19 @@ def test_each_row_is_read_once(
     home: Path, data: CorpusRef, monkeypatch: pytest.MonkeyPatch, masked: bool
 ) -> None:
     rows: Counter[str] = Counter()
-    for name in ("training_rows", "held_out_rows"):
 
-        def counted(self: RunData, *at: Any, name: str = name, read: Any = getattr(RunData, name)) -> Any:
+    def count(name: str) -> None:
+        read = getattr(RunData, name)
+
+        def counted(self: RunData, *at: Any) -> Any:
             found = read(self, *at)
             rows[name] += len(found)
             return found
 
         monkeypatch.setattr(RunData, name, counted)
+
+    count("training_rows")
+    count("held_out_rows")
     folder = opened(home / f"reads-{masked}", (masked_run if masked else tiny_run)(data))
     assert train_here(folder, home / "data") == OK
     assert rows == {"training_rows": 20 * 4, "held_out_rows": 3 * 6 + 9}
