@@ -183,3 +183,17 @@ class CurationStage(Spec):
     """How many for which reason, in datatrove's words."""
     examples: tuple[DroppedDocument, ...]
     """The first of these."""
+
+    @property
+    def kept(self) -> int:
+        """Documents that it left."""
+        return self.read - self.dropped
+
+
+class CuratedText(Spec):
+    """What the steps left of a text."""
+
+    source: str
+    """The source of a mix; empty where the text is no mix."""
+    steps: tuple[CurationStage, ...] = Field(min_length=1)
+    """What each step left, in order."""

@@ -9,6 +9,7 @@ from planner.design.mix import PlannedMix, planned_mix
 from planner.scaling.data_constrained import UniqueTokens
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
+from specs.curate import CuratedText
 from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
 from specs.data_inputs import InputFileError, tokenizer_file
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
@@ -94,6 +95,15 @@ class PlanInputs:
             )
             for name, tokens in self.mix.unique_tokens.items()
         }
+
+    @property
+    def curation(self) -> tuple[CuratedText, ...]:
+        """What the steps of `curate` left of each text that has any."""
+        corpora = {} if self.sources is None else self.sources.corpora
+        readings = {name: one.reading for name, one in corpora.items() if one.reading is not None}
+        return tuple(
+            CuratedText(source=name, steps=one.curation) for name, one in readings.items() if one.curation
+        )
 
     def _held_out_bytes(self, sources: Sources) -> float | None:
         by_source = {name: corpus.bytes_per_token for name, corpus in sources.corpora.items()}

@@ -6,6 +6,7 @@ from specs.formatting import evaluation_mix_text, mix_text, percent, windows_tex
 from specs.humanize import count
 from specs.law import LawFit
 from specs.report import (
+    curation_parts,
     forecast_figure,
     formulas,
     layout_bars,
@@ -37,6 +38,7 @@ def _sections(case: Case) -> Iterator[Html]:
         section("The target run", tables.target(case.plan, case.target) if case.target is not None else None),
     )
     yield from _layouts(case)
+    yield from _curation(case)
     if case.plan.fit is not None:
         yield section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
         note = "At the target’s compute, by all forms together, with 95 % intervals. "
@@ -90,6 +92,16 @@ def _layouts(case: Case) -> Iterator[Html]:
             f"Memory of the device that needs most. {layout_bars.counts(choice)}",
         ),
     )
+
+
+def _curation(case: Case) -> Iterator[Html]:
+    """What the steps of curation kept of the text, and what they dropped."""
+    texts = case.plan.curation
+    note = "Documents that came to each step of the budget’s data.text.curate, and those that it dropped."
+    yield section("Curation", curation_parts.funnel(texts) if texts else None, note)
+    note = "By datatrove’s reasons, with the first documents of each."
+    dropped = any(step.dropped for text in texts for step in text.steps)
+    yield section("Dropped documents", curation_parts.dropped(texts) if dropped else None, note)
 
 
 def _figures(case: Case) -> Iterator[Html]:

@@ -98,7 +98,9 @@ def test_every_step_drops_what_it_should_and_says_so(tmp_path: Path) -> None:
     assert gopher.examples[0].reason == "gopher_short_doc"
     assert gopher.examples[0].text.startswith("Too short ")
     page = (tmp_path / "data" / corpus.name / "curation.html").read_text(encoding="utf-8")
-    assert all(part in page for part in ("gopher_short_doc", "Too short", '<td class="number">16.7%</td>'))
+    assert all(
+        part in page for part in ("gopher_short_doc", "Too short", '<td class="number">16.7\u202f%</td>')
+    )
     left = texts_of(tmp_path, corpus)
     assert len([seed for seed in range(30) if prose(seed) in left or edited(prose(seed)) in left]) == 30
 
