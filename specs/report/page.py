@@ -38,7 +38,6 @@ def _sections(case: Case) -> Iterator[Html]:
         section("The target run", tables.target(case.plan, case.target) if case.target is not None else None),
     )
     yield from _layouts(case)
-    yield from _curation(case)
     if case.plan.fit is not None:
         yield section("Loss-law forms compared", tables.forms(case), _form_note(case.plan.fit))
         note = "At the target’s compute, by all forms together, with 95 % intervals. "
@@ -56,6 +55,7 @@ def _sections(case: Case) -> Iterator[Html]:
         note = "What the audit recomputed from the runs’ records."
         note = note if case.verified else "What the curve’s table shows; nothing else was there to check."
         yield section("Audit checks", tables.checks(case.audit), note)
+    yield from _curation(case)
     yield section("Provenance", tables.provenance(case))
 
 
