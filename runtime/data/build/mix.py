@@ -120,7 +120,10 @@ def _documents(
     """The documents of all training splits, in the order of their digests."""
     found: list[Iterator[bytes]] = []
     for name, part in spec.parts().items():
-        runs = work / name
+        part_work = work / name
+        part_work.mkdir(exist_ok=True)
+        discard_other_work(part_work)
+        runs = part_work / RUNS
         runs.mkdir(exist_ok=True)
         try:
             _, text_bytes = read_text(part, base, runs, files[name], workers)
@@ -135,7 +138,7 @@ def _hand_on(
     spec: DataSpec, base: Path, data: Path, files: Mapping[str, list[InputFile]], work: Path
 ) -> None:
     """Give each source's corpus, which has the new tokenizer among its inputs, the digests of its other inputs and the
-    sorted runs of its text, where those are whole."""
+    work that was done on its text."""
     parts = with_tokenizer(spec, base, data)
     assert parts is not None  # its index was written
     for name, part in parts.items():
@@ -144,6 +147,4 @@ def _hand_on(
         corpus = corpus_name(part, inputs.digest)
         folder = data / f".{corpus}.part"
         if (work / name).exists() and not (data / corpus).exists() and not folder.exists():
-            folder.mkdir()
-            discard_other_work(folder)
-            os.rename(work / name, folder / RUNS)
+            os.rename(work / name, folder)
