@@ -32,11 +32,6 @@ class PassJobs(Spec):
         where = "" if self.source is None else f"{self.source}: "
         return f"{where}step {self.step}, {self.name}"
 
-    def done(self, workspace: Path) -> set[int]:
-        """Numbers of the tasks that are done."""
-        folder = workspace / self.folder / "completions"
-        return {int(path.name) for path in folder.iterdir()} if folder.exists() else set()
-
 
 class DataJobs(Spec):
     """`data/.index/<key>.jobs.json`: jobs that are building a corpus, until it is built."""

@@ -68,20 +68,6 @@ def queue_data(
         return state_of(workspace, jobs, submit.live_submissions(workspace, jobs.submissions))
 
 
-def cancel_data(workspace: Workspace, spec: DataSpec, base: Path) -> list[str]:
-    """Cancel the jobs that are noted to build this DataSpec, and forget them; which these were. What they have finished
-    is kept."""
-    if noted_jobs(workspace, spec, base) is None:
-        return []
-    with submit.submission_lock(workspace):  # nothing is queued meanwhile
-        jobs = noted_jobs(workspace, spec, base)
-        live = {} if jobs is None else submit.live_submissions(workspace, jobs.submissions)
-        found = [job for _, its in live.values() for job in its]
-        client.cancel(found)
-        jobs_path(spec, base, workspace.data).unlink(missing_ok=True)
-    return found
-
-
 def _passes(driver: Driver, spec: DataSpec, base: Path) -> list[PassJobs]:
     """The passes of all sources, those of a source in order, with nothing queued for them."""
     curations = prepare_curations(spec, base, driver.workspace.data, driver.console)

@@ -6,8 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from runtime.data.build.curation import finished_tasks
 from runtime.run_folder.workspace import Workspace
-from runtime.slurm import submit
+from runtime.slurm import client, submit
 from runtime.slurm.client import EndedJob, LiveJob, SlurmError
 from runtime.slurm.job_log import ended_jobs, last_error, script_failure
 from specs.data import DataSpec
@@ -93,7 +94,7 @@ class DataState:
     def message(self, command: str) -> str:
         """The state in one line; `command` queues what is missing."""
         done = sum(not one.not_done for one in self.passes)
-        parts = [f"{done} of {several(len(self.passes), 'curation pass')}es done"] if self.passes else []
+        parts = [f"{done} of {len(self.passes)} passes of curation done"] if self.passes else []
         if self.problem:
             return "; ".join(["SLURM jobs build the corpus", *parts, self.problem])
         for _, passes in groupby(self.passes, lambda one: one.jobs.source):
@@ -131,8 +132,22 @@ def data_state(workspace: Workspace, jobs: DataJobs) -> DataState:
     try:
         return state_of(workspace, jobs, submit.live_submissions(workspace, jobs.submissions))
     except SlurmError as error:
-        passes = [PassState(one, one.done(workspace.path), {}) for one in jobs.passes]
+        passes = [PassState(one, finished_tasks(workspace.path / one.folder), {}) for one in jobs.passes]
         return DataState(passes, None, (), str(error))
+
+
+def cancel_data(workspace: Workspace, jobs: DataJobs | None) -> list[str] | None:
+    """Cancel these jobs and forget them; which of them were live, None where there are none. What they have finished is
+    kept."""
+    if jobs is None:
+        return None
+    with submit.submission_lock(workspace):  # nothing is queued meanwhile
+        now = noted_jobs(workspace, jobs.spec, Path(jobs.folder)) or jobs
+        live = submit.live_submissions(workspace, now.submissions)
+        found = [job for _, its in live.values() for job in its]
+        client.cancel(found)
+        jobs_path(jobs.spec, Path(jobs.folder), workspace.data).unlink(missing_ok=True)
+    return found
 
 
 def state_of(workspace: Workspace, jobs: DataJobs, submissions: Submissions) -> DataState:
@@ -154,7 +169,7 @@ def never_starts(job: LiveJob) -> bool:
 
 
 def _pass_state(workspace: Workspace, one: PassJobs, submissions: Submissions) -> PassState:
-    done = one.done(workspace.path)
+    done = finished_tasks(workspace.path / one.folder)
     live = {
         task: found[job]
         for submission, found in _of(one, submissions)

@@ -117,6 +117,12 @@ class Curation:
         return left, stages
 
 
+def finished_tasks(log: Path) -> set[int]:
+    """Numbers of the tasks of a pass that are done, by its folder of logs."""
+    folder = log / "completions"
+    return {int(path.name) for path in folder.iterdir()} if folder.exists() else set()
+
+
 def check(text: FileText, files: Sequence[Path]) -> None:
     """CorpusError or DocumentError where datatrove is missing, or cannot read a file."""
     try:
@@ -149,7 +155,9 @@ def curate(curation: Curation, workers: Workers) -> tuple[list[Path], tuple[Cura
     for step in curation.steps():
         for one in step:
             size = sum(file.stat().st_size for file in one.source.files if file.exists())
-            tasks = [PassTask(one, number, size // one.tasks) for number in range(one.tasks)]
+            done = finished_tasks(one.log)
+            todo = (number for number in range(one.tasks) if number not in done)
+            tasks = [PassTask(one, number, size // one.tasks) for number in todo]
             workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
     return curation.left()
 
