@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from runtime.data.build.corpus import build
 from specs.budget import Budget
 from specs.data import Corpus
 from specs.document.files import load
