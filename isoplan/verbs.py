@@ -73,7 +73,7 @@ VERBS = {
         "and one on a table of runs.",
     ),
     "data": Verb(
-        "runtime.commands.run",
+        "runtime.commands.data",
         "data_command",
         "Build the corpus of a budget, or those of its mix: text as tokens under data/, with digests.",
     ),

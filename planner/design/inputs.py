@@ -12,6 +12,7 @@ from specs.cluster import Cluster
 from specs.curate import CuratedText
 from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
 from specs.data_inputs import InputFileError, tokenizer_file
+from specs.data_jobs import jobs_path
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
@@ -219,6 +220,8 @@ def load_sources(budget: Budget, path: Path, corpora: Path) -> Sources | None:
         found = find_sources(budget.data, path.parent, corpora)
     except InputFileError as error:
         raise locate(path, f"data.{error.field}", f"{error.path}: {error.what}", error.write) from None
+    if isinstance(found, str) and jobs_path(budget.data, path.parent, corpora).exists():
+        raise locate(path, "data", f"{found}: SLURM jobs build it", f"see: isoplan status {path} -f")
     if isinstance(found, str):
         raise locate(path, "data", found, f"run: isoplan data {path}")
     return found

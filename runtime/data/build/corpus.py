@@ -45,11 +45,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
         try:
             data.mkdir(parents=True, exist_ok=True)
             with open_workers(console, processes) as workers:
-                files = hash_inputs(spec, base, data, workers)
-                before = read_index(spec, base, data)
-                name = corpus_name(spec, write_index(spec, base, data, files).digest)
-                if before is not None and before.corpus != name:  # what a killed build of other contents left
-                    shutil.rmtree(data / f".{before.corpus}.part", ignore_errors=True)
+                name, files = hash_corpus(spec, base, data, workers)
                 with only_builder(data, name):
                     _build_then_rename(data / name, spec, base, files, workers)
         except KilledWorkerError:
@@ -58,6 +54,21 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
             index_path(spec, base, data).unlink(missing_ok=True)
             raise
     return load_corpus(data, name)
+
+
+def hash_corpus(spec: DataSpec, base: Path, data: Path, workers: Workers) -> tuple[str, list[InputFile]]:
+    """The name of a corpus, and its inputs, which the index has from now on; errors as in `hash_inputs`."""
+    files = hash_inputs(spec, base, data, workers)
+    before = read_index(spec, base, data)
+    name = corpus_name(spec, write_index(spec, base, data, files).digest)
+    if before is not None and before.corpus != name:  # what a killed build of other contents left
+        shutil.rmtree(part_of(data, before.corpus), ignore_errors=True)
+    return name, files
+
+
+def part_of(data: Path, name: str) -> Path:
+    """Folder of a corpus while it is built."""
+    return data / f".{name}.part"
 
 
 @contextmanager
@@ -87,7 +98,7 @@ def _build_then_rename(
     if folder.exists():  # built before, or by another process meanwhile
         write_text(folder / "inputs.jsonl", "".join(map(_input_line, files)))  # where its files are now
         return
-    part = folder.with_name(f".{folder.name}.part")
+    part = part_of(folder.parent, folder.name)
     part.mkdir(exist_ok=True)
     try:
         if not (part / "manifest.json").exists():

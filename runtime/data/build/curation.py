@@ -1,4 +1,7 @@
-"""Curates the files of a text: every step of its `curate`, in order, as tasks of datatrove's local executor.
+"""Curates the files of a text: every step of its `curate`, in order, as tasks that datatrove carries out.
+
+A task is one file's part of a pass; a step takes one pass over all documents, or several. They are carried out by the
+processes of this machine (`curate`), or as jobs of SLURM (`runtime.slurm.data_jobs`).
 
 curated/0-GopherQualityFilter/kept/00000.jsonl      what a step left of each file
                               dropped/00000.jsonl   what it dropped, with the reason
@@ -31,31 +34,97 @@ _EXAMPLES, _EXAMPLE_CHARACTERS = 3, 300
 
 
 @dataclass(frozen=True)
-class PassTask:
-    """A task of one pass of a step."""
+class CurationPass:
+    """A pass of a step over all documents, and where it keeps what it did."""
 
     step: CurationStep
     source: Source
+    """What it reads."""
     folder: Path
     """The step's folder."""
     base: Path
     """Folder of the budget."""
     number: int
     """Which of the step's passes."""
-    rank: int
-    bytes: int
-    """Of its file, for the progress."""
+    name: str
+    """Its name within the step."""
+    tasks: int
+    """Number of its tasks."""
+
+    @property
+    def log(self) -> Path:
+        """datatrove's folder of its logs, counts and finished tasks."""
+        return self.folder / self.name
+
+    def run(self, task: int) -> None:
+        """Carry out a task, unless it is done. CorpusError where it fails."""
+        os.environ["TQDM_DISABLE"] = "1"  # its bars would be drawn over ours
+        from datatrove.executor import LocalPipelineExecutor
+        from loguru import logger
+
+        logger.remove()  # its logs are files beside what it writes
+        made = next(islice(passes(self.step, self.source, self.folder, self.base), self.number, None))
+        try:
+            executor = LocalPipelineExecutor(made.pipeline(), tasks=self.tasks, logging_dir=str(self.log))
+            executor._run_for_rank(task, local_rank=1)  # of rank 0, it would log to the terminal
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise CorpusError(
+                f"data.text.curate: {self.step.step} failed ({type(error).__name__}: {line})"
+            ) from None
 
 
-def curate(
-    text: FileText, base: Path, files: Sequence[Path], work: Path, workers: Workers
-) -> tuple[list[Path], tuple[CurationStage, ...]]:
-    """The files that the last step has left, with their documents' text under `text`; and what each step did.
+@dataclass(frozen=True)
+class Curation:
+    """The steps of a text."""
 
-    Of equal documents the first is kept, in the order of `files`, of near duplicates one of each cluster, the same for
-    the same files. `work` is a folder to write to, where tasks that an earlier call has finished are not done again.
-    CorpusError or DocumentError where datatrove is missing or cannot read a file, a step fails, or nothing is left.
-    """
+    text: FileText
+    base: Path
+    """Folder of the budget."""
+    files: tuple[Path, ...]
+    """What the first step reads."""
+    work: Path
+    """Folder to write to."""
+
+    def steps(self) -> Iterator[tuple[CurationPass, ...]]:
+        """The passes of each step, in order. CorpusError or DocumentError where they cannot be carried out."""
+        check(self.text, self.files)
+        source = Source(self.files, self.text.field)
+        for number, step in enumerate(self.text.curate):
+            folder = self.work / f"{number}-{step.step}"
+            yield tuple(
+                CurationPass(step, source, folder, self.base, place, one.name, one.tasks)
+                for place, one in enumerate(passes(step, source, folder, self.base))
+            )
+            kept = (folder / "kept" / f"{task:05d}.jsonl" for task in range(len(self.files)))
+            source = Source(tuple(kept), "text")
+
+    def left(self) -> tuple[list[Path], tuple[CurationStage, ...]]:
+        """The files that the last step has left, with their documents' text under `text`; and what each step did.
+
+        CorpusError where nothing is left.
+        """
+        folders = [self.work / f"{number}-{step.step}" for number, step in enumerate(self.text.curate)]
+        names = [step.step for step in self.text.curate]
+        stages = tuple(
+            _stage(name, folder, len(self.files)) for name, folder in zip(names, folders, strict=True)
+        )
+        kept = (folders[-1] / "kept" / f"{task:05d}.jsonl" for task in range(len(self.files)))
+        left = [file for file in kept if file.exists()]
+        if not left:
+            funnel = ", ".join(f"{one.step} {one.dropped:,} of {one.read:,}" for one in stages)
+            raise CorpusError(f"data.text.curate left no document (dropped: {funnel}); loosen a step")
+        return left, stages
+
+
+def finished_tasks(log: Path) -> set[int]:
+    """Numbers of the tasks of a pass that are done, by its folder of logs."""
+    folder = log / "completions"
+    return {int(path.name) for path in folder.iterdir()} if folder.exists() else set()
+
+
+def check(text: FileText, files: Sequence[Path]) -> None:
+    """CorpusError or DocumentError where datatrove is missing, or cannot read a file."""
     try:
         require("data.text.curate", CURATE, INSTALL_DATA)
     except InputError as error:
@@ -64,44 +133,42 @@ def curate(
     if unknown is not None:
         write = "give .jsonl (also as .gz or .zst) or .parquet, or remove data.text.curate"
         raise DocumentError(unknown, 1, 1, "files of this type cannot be curated", write)
-    source, stages = Source(tuple(files), text.field), []
-    for number, step in enumerate(text.curate):
-        folder = work / f"{number}-{step.step}"
-        for place, (name, tasks, _) in enumerate(passes(step, source, folder, base)):
-            size = sum(file.stat().st_size for file in source.files if file.exists())
-            each = [PassTask(step, source, folder, base, place, rank, size // tasks) for rank in range(tasks)]
-            workers.map(f"{step.step}, {name}", size, run, each)
-        stages.append(_stage(step, folder, len(source.files)))
-        kept = (folder / "kept" / f"{rank:05d}.jsonl" for rank in range(len(source.files)))
-        source = Source(tuple(kept), "text")
-    left = [file for file in source.files if file.exists()]
-    if not left:
-        funnel = ", ".join(f"{one.step} {one.dropped:,} of {one.read:,}" for one in stages)
-        raise CorpusError(f"data.text.curate left no document (dropped: {funnel}); loosen a step")
-    return left, tuple(stages)
+
+
+@dataclass(frozen=True)
+class PassTask:
+    """A task of a pass, for a process of this machine."""
+
+    of: CurationPass
+    number: int
+    bytes: int
+    """Of its file, for the progress."""
+
+
+def curate(curation: Curation, workers: Workers) -> tuple[list[Path], tuple[CurationStage, ...]]:
+    """As `Curation.left`, once all steps are carried out.
+
+    Of equal documents the first is kept, in the order of the files, of near duplicates one of each cluster, the same
+    for the same files. Tasks that an earlier call has finished are not done again. CorpusError or DocumentError where
+    datatrove is missing or cannot read a file, a step fails, or nothing is left.
+    """
+    for step in curation.steps():
+        for one in step:
+            size = sum(file.stat().st_size for file in one.source.files if file.exists())
+            done = finished_tasks(one.log)
+            todo = (number for number in range(one.tasks) if number not in done)
+            tasks = [PassTask(one, number, size // one.tasks) for number in todo]
+            workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
+    return curation.left()
 
 
 def run(task: PassTask, report: Report) -> None:
     """Carry out a task, unless it is done."""
-    os.environ["TQDM_DISABLE"] = "1"  # its bars would be drawn over ours
-    from datatrove.executor import LocalPipelineExecutor
-    from loguru import logger
-
-    logger.remove()  # its logs are files beside what it writes
-    made = passes(task.step, task.source, task.folder, task.base)
-    name, tasks, pipeline = next(islice(made, task.number, None))
-    executor = LocalPipelineExecutor(list(pipeline), tasks=tasks, logging_dir=str(task.folder / name))
-    try:
-        executor._run_for_rank(task.rank, local_rank=1)  # of rank 0, it would log to the terminal
-    except Exception as error:
-        line = (str(error).splitlines() or [""])[0]
-        raise CorpusError(
-            f"data.text.curate: {task.step.step} failed ({type(error).__name__}: {line}); see {task.folder / name}"
-        ) from None
+    task.of.run(task.number)
     report(task.bytes)
 
 
-def _stage(step: CurationStep, folder: Path, tasks: int) -> CurationStage:
+def _stage(step: str, folder: Path, tasks: int) -> CurationStage:
     """What datatrove has counted, and the first documents that it dropped."""
     counts: Counter[str] = Counter()
     for rank in range(tasks):
@@ -110,7 +177,7 @@ def _stage(step: CurationStep, folder: Path, tasks: int) -> CurationStage:
             counts[name] += value["total"] if isinstance(value, dict) else value
     reasons = {name.removeprefix("dropped_"): n for name, n in counts.items() if name.startswith("dropped_")}
     return CurationStage(
-        step=step.step,
+        step=step,
         read=counts["total"],
         dropped=counts["dropped"],
         reasons=dict(sorted(reasons.items())),

@@ -4,11 +4,11 @@ A stage has a task for each file of the text, whatever the number of processes, 
 the same order. Between stages they lie in `kept/`, a file for each task.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from specs.curate import (
     C4BadWordsFilter,
@@ -84,53 +84,98 @@ def _any_of(path: Path) -> Any:
     return re.compile(r"(?:\W|^)({})(?:\W|$)".format("|".join(map(re.escape, words))))
 
 
-def passes(
-    step: CurationStep, source: Source, folder: Path, base: Path
-) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    """The passes over all documents that a step takes: name, number of tasks, and the pipeline of each. The last one
-    writes what is kept to `folder / "kept"`, and what is dropped to `folder / "dropped"`."""
-    tasks, dropped, kept = len(source.files), folder / "dropped", writer(folder / "kept")
+class Pass(NamedTuple):
+    """A pass over all documents."""
+
+    name: str
+    """Its name within the step."""
+    tasks: int
+    """Number of its tasks."""
+    pipeline: Callable[[], list[Any]]
+    """datatrove's pipeline of each; reads models and lists of words."""
+
+
+def passes(step: CurationStep, source: Source, folder: Path, base: Path) -> Iterator[Pass]:
+    """The passes that a step takes, in order. The last one writes what is kept to `folder / "kept"`, and what is
+    dropped to `folder / "dropped"`."""
     match step:
         case MinhashDedup():
             yield from _minhash(step, source, folder)
         case ExactDedup():
             yield from _exact(step, source, folder)
         case _:
-            yield "filter", tasks, [source.read, filter_of(step, base, dropped), kept]
+            dropped, kept = folder / "dropped", folder / "kept"
+            yield Pass(
+                "filter",
+                len(source.files),
+                lambda: [source.read, filter_of(step, base, dropped), writer(kept)],
+            )
 
 
-def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster
-    from datatrove.pipeline.dedup import MinhashDedupFilter as Filter
-    from datatrove.pipeline.dedup import MinhashDedupSignature as Signature
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-
-    config = MinhashConfig(step.n_grams, step.num_buckets, step.hashes_per_bucket, step.seed)
+def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, buckets, remove = (str(folder / name) for name in ("signatures", "buckets", "remove"))
     tasks = len(source.files)
-    signing = Signature(signatures, config, language=step.language)
-    removing = Filter(remove, exclusion_writer=writer(folder / "dropped"))
-    yield "signatures", tasks, [source.read, signing]
-    yield "buckets", step.num_buckets, [MinhashDedupBuckets(signatures, buckets, config=config)]
-    yield "cluster", 1, [MinhashDedupCluster(buckets, remove, config)]
-    yield "filter", tasks, [source.read, removing, writer(folder / "kept")]
+
+    def config() -> Any:
+        from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+        return MinhashConfig(step.n_grams, step.num_buckets, step.hashes_per_bucket, step.seed)
+
+    def sign() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupSignature
+
+        return [source.read, MinhashDedupSignature(signatures, config(), language=step.language)]
+
+    def match() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupBuckets
+
+        return [MinhashDedupBuckets(signatures, buckets, config=config())]
+
+    def cluster() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupCluster
+
+        return [MinhashDedupCluster(buckets, remove, config())]
+
+    def remove_duplicates() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupFilter
+
+        removing = MinhashDedupFilter(remove, exclusion_writer=writer(folder / "dropped"))
+        return [source.read, removing, writer(folder / "kept")]
+
+    yield Pass("signatures", tasks, sign)
+    yield Pass("buckets", step.num_buckets, match)
+    yield Pass("cluster", 1, cluster)
+    yield Pass("filter", tasks, remove_duplicates)
 
 
-def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    from datatrove.pipeline.dedup import (
-        ExactDedupConfig,
-        ExactDedupFilter,
-        ExactDedupSignature,
-        ExactFindDedups,
-    )
-
-    config = ExactDedupConfig(content_getter=partial(_content, step.key))
+def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, found = str(folder / "signatures"), str(folder / "found")
     tasks = len(source.files)
-    removing = ExactDedupFilter(found, config, exclusion_writer=writer(folder / "dropped"))
-    yield "signatures", tasks, [source.read, ExactDedupSignature(signatures, config)]
-    yield "duplicates", 1, [ExactFindDedups(signatures, found, config)]
-    yield "filter", tasks, [source.read, removing, writer(folder / "kept")]
+
+    def config() -> Any:
+        from datatrove.pipeline.dedup import ExactDedupConfig
+
+        return ExactDedupConfig(content_getter=partial(_content, step.key))
+
+    def sign() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactDedupSignature
+
+        return [source.read, ExactDedupSignature(signatures, config())]
+
+    def find() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactFindDedups
+
+        return [ExactFindDedups(signatures, found, config())]
+
+    def remove_duplicates() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactDedupFilter
+
+        removing = ExactDedupFilter(found, config(), exclusion_writer=writer(folder / "dropped"))
+        return [source.read, removing, writer(folder / "kept")]
+
+    yield Pass("signatures", tasks, sign)
+    yield Pass("duplicates", 1, find)
+    yield Pass("filter", tasks, remove_duplicates)
 
 
 def _content(key: str, document: Any) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from runtime.data import tokenizer
 from runtime.data.build import shards
-from runtime.data.build.corpus import build, disk_errors, only_builder
+from runtime.data.build.corpus import build, disk_errors, only_builder, part_of
 from runtime.data.build.inputs import hash_inputs, hash_one
 from runtime.data.build.text import RUNS, discard_other_work, read_text
 from runtime.data.build.workers import Workers, open_workers
@@ -40,7 +40,7 @@ def build_sources(
     found = find_sources(spec, base, data)
     if isinstance(found, Sources):
         return load_sources(data, found.ref.corpus)
-    _check_files(spec, base, data)
+    check_files(spec, base, data)
     if isinstance(spec.tokenizer, Bbpe):
         with disk_errors(data), open_workers(console, processes) as workers:
             _train(spec, base, data, workers)
@@ -64,7 +64,7 @@ def _build_part(
         raise type(error)(f"{name}: {error}") from None
 
 
-def _check_files(spec: DataSpec, base: Path, data: Path) -> None:
+def check_files(spec: DataSpec, base: Path, data: Path) -> None:
     """CorpusError where a file is in two sources: it would be read in the shares of both."""
     found: dict[str, str] = {}
     for name, part in spec.parts().items():
@@ -90,13 +90,9 @@ def _check_different(built: Mapping[str, Corpus]) -> None:
 def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
     """Train the tokenizer of a mix, unless there is one of the same texts, and write the index that names it. What was
     hashed and read for it is handed on to the sources' corpora. A call that was killed goes on where it was."""
-    files = {name: hash_inputs(part, base, data, workers) for name, part in spec.parts().items()}
-    digests = {name: write_index(part, base, data, files[name]).digest for name, part in spec.parts().items()}
-    parts = {name: part.plain() for name, part in spec.parts().items()}
-    key = canonical_json({"parts": parts, "inputs": digests})
-    folder = data / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder, files = hash_mix(spec, base, data, workers)
     with only_builder(data, folder.name):
-        work = folder.with_name(f".{folder.name}.part")
+        work = part_of(data, folder.name)
         if not (folder / "tokenizer.json").exists():
             work.mkdir(exist_ok=True)
             try:
@@ -109,9 +105,25 @@ def _train(spec: DataSpec, base: Path, data: Path, workers: Workers) -> None:
                 raise
             folder.mkdir(exist_ok=True)
             os.replace(work / "tokenizer.json", folder / "tokenizer.json")
-        write_text(tokenizer_index(spec, base, data), json.dumps({"tokenizer": folder.name}) + "\n")
+        write_tokenizer_index(spec, base, data, folder)
         _hand_on(spec, base, data, files, work)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def hash_mix(
+    spec: DataSpec, base: Path, data: Path, workers: Workers
+) -> tuple[Path, dict[str, list[InputFile]]]:
+    """The folder of the tokenizer that is trained on the sources, and their inputs; errors as in `hash_inputs`."""
+    files = {name: hash_inputs(part, base, data, workers) for name, part in spec.parts().items()}
+    digests = {name: write_index(part, base, data, files[name]).digest for name, part in spec.parts().items()}
+    parts = {name: part.plain() for name, part in spec.parts().items()}
+    key = canonical_json({"parts": parts, "inputs": digests})
+    return data / hashlib.sha256(key.encode()).hexdigest()[:16], files
+
+
+def write_tokenizer_index(spec: DataSpec, base: Path, data: Path, folder: Path) -> None:
+    """Note the folder of the tokenizer that was trained on these sources."""
+    write_text(tokenizer_index(spec, base, data), json.dumps({"tokenizer": folder.name}) + "\n")
 
 
 def _documents(
@@ -120,7 +132,10 @@ def _documents(
     """The documents of all training splits, in the order of their digests."""
     found: list[Iterator[bytes]] = []
     for name, part in spec.parts().items():
-        runs = work / name
+        part_work = work / name
+        part_work.mkdir(exist_ok=True)
+        discard_other_work(part_work)
+        runs = part_work / RUNS
         runs.mkdir(exist_ok=True)
         try:
             _, text_bytes = read_text(part, base, runs, files[name], workers)
@@ -135,15 +150,13 @@ def _hand_on(
     spec: DataSpec, base: Path, data: Path, files: Mapping[str, list[InputFile]], work: Path
 ) -> None:
     """Give each source's corpus, which has the new tokenizer among its inputs, the digests of its other inputs and the
-    sorted runs of its text, where those are whole."""
+    work that was done on its text."""
     parts = with_tokenizer(spec, base, data)
     assert parts is not None  # its index was written
     for name, part in parts.items():
         (last,) = [one for one in input_files(part, base, data) if one.role == "tokenizer"]
         inputs = write_index(part, base, data, [*files[name], hash_one(last, lambda done: None)])
         corpus = corpus_name(part, inputs.digest)
-        folder = data / f".{corpus}.part"
+        folder = part_of(data, corpus)
         if (work / name).exists() and not (data / corpus).exists() and not folder.exists():
-            folder.mkdir()
-            discard_other_work(folder)
-            os.rename(work / name, folder / RUNS)
+            os.rename(work / name, folder)

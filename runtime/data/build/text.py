@@ -9,14 +9,14 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtime.data import tokenizer
 from runtime.data.build import shards, text_sources
-from runtime.data.build.curation import CURATED, curate
+from runtime.data.build.curation import CURATED, Curation, curate
 from runtime.data.build.inputs import check_unchanged
 from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
 from runtime.data.build.text_sources import text_parts
@@ -99,14 +99,10 @@ def read_text(
 ) -> tuple[Reading, int]:
     """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
     the bytes of their text."""
-    texts = [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
-    paths = [Path(file.path) for file in texts]
+    paths = [Path(file.path) for file in _texts(files)]
     stages: tuple[CurationStage, ...] = ()
     if isinstance(spec.text, FileText) and spec.text.curate:
-        by_content = sorted(texts, key=lambda file: (file.sha256, file.path))  # whatever the files are called
-        paths, stages = curate(
-            spec.text, base, [Path(file.path) for file in by_content], runs.parent / CURATED, workers
-        )
+        paths, stages = curate(curation_of(spec.text, base, files, runs.parent), workers)
         left = FileText(source="files", paths=spec.text.paths, malformed=spec.text.malformed)
         spec = spec.model_copy(update={"text": left})
     parts = text_parts(spec, paths)
@@ -115,6 +111,18 @@ def read_text(
     check_unchanged(files)
     reading, text_bytes = _reading(spec, base, read)
     return reading.model_copy(update={"curation": stages}), text_bytes
+
+
+def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Path) -> Curation:
+    """The curation of a text, of which these are all inputs, in the folder `part` of its build."""
+    by_content = sorted(
+        _texts(files), key=lambda file: (file.sha256, file.path)
+    )  # whatever the files are called
+    return Curation(text, base, tuple(Path(file.path) for file in by_content), part / CURATED)
+
+
+def _texts(files: Iterable[InputFile]) -> list[InputFile]:
+    return [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
 
 
 def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:

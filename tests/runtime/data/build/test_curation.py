@@ -14,6 +14,7 @@ from rich.console import Console
 
 from runtime.data.build import curation
 from runtime.data.build.corpus import build
+from runtime.data.build.mix import build_sources
 from runtime.data.corpus import tokens
 from runtime.data.errors import CorpusError
 from specs.data import Bytes, Corpus, DataSpec, FileText
@@ -121,6 +122,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from runtime.data.build.corpus import build
+from runtime.data.build.mix import build_sources
 from specs.data import DataSpec
 folder = Path(sys.argv[1])
 build(DataSpec.model_validate_json(sys.argv[2]), folder, folder / "data", Console(quiet=True), 2)
@@ -211,3 +213,40 @@ def test_without_datatrove_it_says_what_to_install(tmp_path: Path, monkeypatch: 
         CorpusError, match=r"needs no_such_package, which is not installed; .*'isoplan\[data\]'"
     ):
         curated(tmp_path, GOPHER)
+
+
+def test_each_source_of_a_mix_is_curated_by_itself_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a tokenizer that is trained on all of them."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    done, mark = list[int](), LocalPipelineExecutor.mark_rank_as_completed
+    monkeypatch.setattr(
+        LocalPipelineExecutor,
+        "mark_rank_as_completed",
+        lambda self, rank: (done.append(rank), mark(self, rank))[1],
+    )
+    for name, first in (("web", 0), ("code", 50)):
+        records = [{"text": prose(first + seed)} for seed in range(30)] + [{"text": f"Too short {name}."}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    parts = {
+        name: {"text": {"source": "files", "paths": [f"{name}.jsonl"], "curate": [GOPHER]}, "share": 0.5}
+        for name in ("web", "code")
+    }
+    asked = DataSpec.model_validate_json(
+        json.dumps(
+            {
+                "text": {"source": "mix", "parts": parts},
+                "tokenizer": {"kind": "bbpe", "vocab": 300},
+                "held_out_one_in": 4,
+            }
+        )
+    )
+    sources = build_sources(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
+    for corpus in sources.corpora.values():
+        assert corpus.train.documents + corpus.held_out.documents == 30
+        assert corpus.reading is not None
+        assert [(one.read, one.dropped) for one in corpus.reading.curation] == [(31, 1)]
+        assert "Too short" in corpus.reading.curation[0].examples[0].text
+    assert done == [0, 0]

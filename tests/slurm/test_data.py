@@ -1,0 +1,109 @@
+"""`isoplan data --slurm`: the corpus that one machine builds, each task once, also where one is killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from runtime.data.build.corpus import build
+from specs.budget import Budget
+from specs.data import Corpus
+from specs.document.files import load
+from specs.slurm_submission import Submission
+from tests.runtime.data.build.test_curation import edited, prose
+from tests.support.commands import isoplan
+from tests.support.slurm.cluster import Cluster
+from tests.support.slurm.desk import BUDGET, CLUSTER
+
+pytestmark = pytest.mark.slurm
+
+ASK = ("data", "budget.yaml", "--slurm")
+CURATE = "curate: [{step: MinhashDedup, num_buckets: 2, hashes_per_bucket: 4}]"
+"""Four passes: two tasks that sign, one for each bucket, one that clusters, two that drop."""
+BREAK = (
+    '[ ! -e broken -o "$SLURM_ARRAY_TASK_ID" != 1 ] || '
+    "{ until [ -e go ]; do sleep 0.1; done; rm broken go; echo disk on fire >&2; kill -9 $$; }"
+)
+"""Kills the second job of the first array, once, when it is told to."""
+
+
+def write_budget(folder: Path) -> None:
+    """Two files with a near duplicate in each, and a budget on them."""
+    folder.mkdir()
+    texts = [prose(seed, 60) for seed in range(12)]
+    for number, name in enumerate(("a", "b")):
+        records = [*texts[number::2], edited(texts[1 - number])]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in records))
+    text = BUDGET.replace("paths: [text.jsonl]", f"paths: ['*.jsonl'], {CURATE}")
+    (folder / "budget.yaml").write_text(text)
+
+
+def corpus(folder: Path) -> Corpus:
+    """The corpus that is built in a folder."""
+    [path] = folder.glob("data/*/manifest.json")
+    return load(path, Corpus)
+
+
+def test_jobs_build_the_corpus_of_one_machine_also_where_one_was_killed(
+    client: Cluster, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "a $HOME of 'one'; touch x"
+    write_budget(here)
+    write_budget(there)
+    setup = f"slurm:\n  partition: main\n  memory: 800 MB\n  prologue: [{json.dumps(BREAK)}]\n"
+    (there / "lab.yaml").write_text(CLUSTER + setup)
+    (there / "broken").touch()
+
+    first = isoplan(there, *ASK)
+    assert first.returncode == 0, first.stderr
+    assert [line.partition(" as ")[0] for line in first.stdout.splitlines()[:5]] == [
+        "queued 2 tasks of step 1 MinhashDedup, signatures",
+        "queued 2 tasks of step 1 MinhashDedup, buckets",
+        "queued 1 task of step 1 MinhashDedup, cluster",
+        "queued 2 tasks of step 1 MinhashDedup, filter",
+        "queued the build of the corpus",
+    ]
+    assert "see: isoplan status budget.yaml -f" in first.stdout
+    signing, buckets, *_, building = jobs(there)
+    assert (client.states(f"{buckets}_0"), client.states(building)) == (["PENDING"], ["PENDING"])
+    again = isoplan(there, *ASK)
+    assert (again.returncode, "queued" in again.stdout) == (0, False), again.stdout
+    assert len(jobs(there)) == 5
+    for words in (("data", "budget.yaml"), ("plan", "budget.yaml")):
+        refused = isoplan(there, *words)
+        assert refused.returncode == 2
+        assert "SLURM jobs build it" in refused.stderr
+
+    spec = load(here / "budget.yaml", Budget).data
+    (there / "go").touch()
+    whole = build(spec, here, here / "data", Console(quiet=True), 1)
+    client.wait(f"{signing}_0", "COMPLETED")
+    status = isoplan(there, "status", "budget.yaml").stdout
+    assert "1 of 2 tasks done; " in status
+    assert f"signatures: job {signing}_1 failed: disk on fire (its log: {there}/slurm/" in status
+    assert "continue with: isoplan data budget.yaml --slurm" in status
+
+    second = isoplan(there, *ASK)
+    assert f"job {signing}_1 failed: disk on fire" in second.stdout
+    assert "queued 1 task of step 1 MinhashDedup, signatures" in second.stdout
+    assert len(jobs(there)) == 10
+    assert not {job.partition("_")[0] for job in client.run("squeue", "-h", "-o", "%i").split()} & {
+        buckets,
+        build,
+    }
+    client.wait(jobs(there)[-1], "COMPLETED")
+    assert corpus(there) == whole
+    assert whole.reading is not None
+    assert [(one.read, one.dropped) for one in whole.reading.curation] == [(14, 2)]
+    done = isoplan(there, *ASK)
+    assert (done.returncode, f"digest {whole.digest[:16]}" in done.stdout) == (0, True)
+    assert sorted(path.name for path in there.iterdir()) == [
+        "a.jsonl", "b.jsonl", "budget.yaml", "data", "lab.yaml", "slurm"
+    ]  # fmt: skip
+
+
+def jobs(folder: Path) -> list[str]:
+    """SLURM's numbers of all that was queued, in order."""
+    found = [load(path, Submission) for path in folder.glob("slurm/*/submission.json")]
+    return [str(number) for number in sorted(one.job or 0 for one in found)]
