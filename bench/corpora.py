@@ -127,7 +127,7 @@ def documents(most_bytes: int) -> Iterator[str]:
     spec = DataSpec(text=InstalledText(source="installed", packages=packages), tokenizer=Bytes(kind="bytes"))
     parts = [
         part
-        for some in text_parts(spec, [one.path for one in input_files(spec, Path(), Path("data"))])
+        for some in text_parts(spec.text, [one.path for one in input_files(spec, Path(), Path("data"))])
         for part in some
     ]
     left, copy = most_bytes, 0

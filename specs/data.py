@@ -314,7 +314,7 @@ class Reading(Spec):
     examples: tuple[str, ...]
     """The first of these: `file:line: what is wrong`."""
     curation: tuple[CurationStage, ...] = Field(default=(), exclude_if=lambda stages: not stages)
-    """What each step of data.text.curate left, before all this; absent without any."""
+    """What each step of data.text.curate left of the documents, before duplicates are counted; absent without any."""
 
 
 class HeldOutChoice(Spec):

@@ -6,7 +6,6 @@ from specs.formatting import evaluation_mix_text, mix_text, percent, windows_tex
 from specs.humanize import count
 from specs.law import LawFit
 from specs.report import (
-    curation_parts,
     forecast_figure,
     formulas,
     layout_bars,
@@ -98,10 +97,10 @@ def _curation(case: Case) -> Iterator[Html]:
     """What the steps of curation kept of the text, and what they dropped."""
     texts = case.plan.curation
     note = "Documents that came to each step of the budget’s data.text.curate, and those that it dropped."
-    yield section("Curation", curation_parts.funnel(texts) if texts else None, note)
+    yield section("Curation", tables.funnel(texts) if texts else None, note)
     note = "By datatrove’s reasons, with the first documents of each."
     dropped = any(step.dropped for text in texts for step in text.steps)
-    yield section("Dropped documents", curation_parts.dropped(texts) if dropped else None, note)
+    yield section("Dropped documents", tables.dropped(texts) if dropped else None, note)
 
 
 def _figures(case: Case) -> Iterator[Html]:

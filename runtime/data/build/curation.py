@@ -1,9 +1,10 @@
 """Curates the files of a text: every step of its `curate`, in order, as tasks that datatrove carries out.
 
-A task is one file's part of a pass; a step takes one pass over all documents, or several. They are carried out by the
-processes of this machine (`curate`), or as jobs of SLURM (`runtime.slurm.data_jobs`).
+A task is some of the text in a pass, about as much in each; a step takes one pass over all documents, or several. They
+are carried out by the processes of this machine (`curate`), or as jobs of SLURM (`runtime.slurm.data_jobs`).
 
-curated/0-GopherQualityFilter/kept/00000.jsonl      what a step left of each file
+curated/records/00000.json                          what the first step found in the files of each task
+        0-GopherQualityFilter/kept/00000.jsonl      what a step left of it
                               dropped/00000.jsonl   what it dropped, with the reason
                               filter/completions/   tasks that are done, which are not done again
 """
@@ -11,24 +12,26 @@ curated/0-GopherQualityFilter/kept/00000.jsonl      what a step left of each fil
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from runtime.data.build.curation_steps import Source, passes
+from runtime.data.build.curation_steps import KeptSource, Source, TextSource, passes
+from runtime.data.build.shards import RecordCounts
+from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Report, Workers
 from runtime.data.errors import CorpusError
 from specs.curate import CurationStage, CurationStep, DroppedDocument
 from specs.data import FileText
-from specs.data_inputs import suffix
 from specs.document.parse import DocumentError
 from specs.exit_codes import InputError
 from specs.extras import CURATE, INSTALL_DATA, require
 
 CURATED = "curated"
 """Where a build keeps what curation wrote, until the corpus is done."""
-_SUFFIXES = (".jsonl", ".parquet")
 _EXAMPLES, _EXAMPLE_CHARACTERS = 3, 300
 """Dropped documents of each step that the manifest shows, and how much of each."""
 
@@ -57,7 +60,7 @@ class CurationPass:
         return self.folder / self.name
 
     def run(self, task: int) -> None:
-        """Carry out a task, unless it is done. CorpusError where it fails."""
+        """Carry out a task, unless it is done. CorpusError where it fails, DocumentError where a file is unreadable."""
         os.environ["TQDM_DISABLE"] = "1"  # its bars would be drawn over ours
         from datatrove.executor import LocalPipelineExecutor
         from loguru import logger
@@ -67,11 +70,24 @@ class CurationPass:
         try:
             executor = LocalPipelineExecutor(made.pipeline(), tasks=self.tasks, logging_dir=str(self.log))
             executor._run_for_rank(task, local_rank=1)  # of rank 0, it would log to the terminal
+        except DocumentError:
+            raise
         except Exception as error:
             line = (str(error).splitlines() or [""])[0]
             raise CorpusError(
                 f"data.text.curate: {self.step.step} failed ({type(error).__name__}: {line})"
             ) from None
+
+
+class Curated(NamedTuple):
+    """What curation has left of a text."""
+
+    files: list[Path]
+    """The files that the last step has left, with their documents' text under `text`."""
+    stages: tuple[CurationStage, ...]
+    """What each step did."""
+    read: RecordCounts
+    """What the first one has read."""
 
 
 @dataclass(frozen=True)
@@ -86,35 +102,40 @@ class Curation:
     work: Path
     """Folder to write to."""
 
+    @cached_property
+    def source(self) -> TextSource:
+        """The files, as the first step reads them."""
+        return TextSource(self.text, tuple(text_parts(self.text, self.files)), self.work / "records")
+
     def steps(self) -> Iterator[tuple[CurationPass, ...]]:
-        """The passes of each step, in order. CorpusError or DocumentError where they cannot be carried out."""
-        check(self.text, self.files)
-        source = Source(self.files, self.text.field)
+        """The passes of each step, in order. CorpusError where they cannot be carried out."""
+        check()
+        source: Source = self.source
         for number, step in enumerate(self.text.curate):
             folder = self.work / f"{number}-{step.step}"
             yield tuple(
                 CurationPass(step, source, folder, self.base, place, one.name, one.tasks)
                 for place, one in enumerate(passes(step, source, folder, self.base))
             )
-            kept = (folder / "kept" / f"{task:05d}.jsonl" for task in range(len(self.files)))
-            source = Source(tuple(kept), "text")
+            source = KeptSource(self._kept(folder))
 
-    def left(self) -> tuple[list[Path], tuple[CurationStage, ...]]:
-        """The files that the last step has left, with their documents' text under `text`; and what each step did.
-
-        CorpusError where nothing is left.
-        """
+    def left(self) -> Curated:
+        """What the steps have left, all of which are carried out. DocumentError where too much of the text is
+        malformed, CorpusError where there is no document in it or nothing is left."""
+        read = self.source.counted()
         folders = [self.work / f"{number}-{step.step}" for number, step in enumerate(self.text.curate)]
         names = [step.step for step in self.text.curate]
         stages = tuple(
-            _stage(name, folder, len(self.files)) for name, folder in zip(names, folders, strict=True)
+            _stage(name, folder, self.source.tasks) for name, folder in zip(names, folders, strict=True)
         )
-        kept = (folders[-1] / "kept" / f"{task:05d}.jsonl" for task in range(len(self.files)))
-        left = [file for file in kept if file.exists()]
+        left = [file for file in self._kept(folders[-1]) if file.exists()]
         if not left:
             funnel = ", ".join(f"{one.step} {one.dropped:,} of {one.read:,}" for one in stages)
             raise CorpusError(f"data.text.curate left no document (dropped: {funnel}); loosen a step")
-        return left, stages
+        return Curated(left, stages, read)
+
+    def _kept(self, folder: Path) -> tuple[Path, ...]:
+        return tuple(folder / "kept" / f"{task:05d}.jsonl" for task in range(self.source.tasks))
 
 
 def finished_tasks(log: Path) -> set[int]:
@@ -123,16 +144,12 @@ def finished_tasks(log: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir()} if folder.exists() else set()
 
 
-def check(text: FileText, files: Sequence[Path]) -> None:
-    """CorpusError or DocumentError where datatrove is missing, or cannot read a file."""
+def check() -> None:
+    """CorpusError where datatrove is missing."""
     try:
         require("data.text.curate", CURATE, INSTALL_DATA)
     except InputError as error:
         raise CorpusError(str(error)) from None
-    unknown = next((path for path in files if suffix(path) not in _SUFFIXES), None)
-    if unknown is not None:
-        write = "give .jsonl (also as .gz or .zst) or .parquet, or remove data.text.curate"
-        raise DocumentError(unknown, 1, 1, "files of this type cannot be curated", write)
 
 
 @dataclass(frozen=True)
@@ -142,23 +159,25 @@ class PassTask:
     of: CurationPass
     number: int
     bytes: int
-    """Of its file, for the progress."""
+    """Of its text, for the progress."""
 
 
-def curate(curation: Curation, workers: Workers) -> tuple[list[Path], tuple[CurationStage, ...]]:
+def curate(curation: Curation, workers: Workers) -> Curated:
     """As `Curation.left`, once all steps are carried out.
 
     Of equal documents the first is kept, in the order of the files, of near duplicates one of each cluster, the same
     for the same files. Tasks that an earlier call has finished are not done again. CorpusError or DocumentError where
-    datatrove is missing or cannot read a file, a step fails, or nothing is left.
+    datatrove is missing, a file cannot be read, a step fails, or nothing is left.
     """
     for step in curation.steps():
         for one in step:
-            size = sum(file.stat().st_size for file in one.source.files if file.exists())
+            size = one.source.bytes
             done = finished_tasks(one.log)
             todo = (number for number in range(one.tasks) if number not in done)
             tasks = [PassTask(one, number, size // one.tasks) for number in todo]
             workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
+            if one.source is curation.source:
+                curation.source.counted()  # which refuses what is malformed before hours of work
     return curation.left()
 
 

@@ -4,8 +4,8 @@ from importlib.resources import files
 
 from specs.curate import CuratedText
 from specs.data import Corpus
-from specs.report.curation_parts import dropped, funnel
 from specs.report.html import Html, tag
+from specs.report.tables import dropped, funnel
 
 
 def render_curation(corpus: Corpus) -> str:

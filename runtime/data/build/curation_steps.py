@@ -1,15 +1,21 @@
 """datatrove's pipelines for the steps of a budget: what one task of a stage carries out.
 
-A stage has a task for each file of the text, whatever the number of processes, so that the same documents come out in
+A stage has a task for each part of the text, whatever the number of processes, so that the same documents come out in
 the same order. Between stages they lie in `kept/`, a file for each task.
+
+The user's files are read as those of any other text. So every format that is built is curated, the same records are
+malformed, and texts are settled (no byte order mark, one kind of line ends) before a step sees them.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runtime.data.build.shards import RecordCounts, total
+from runtime.data.build.text_files import FilePart, records_with
 from specs.curate import (
     C4BadWordsFilter,
     CurationStep,
@@ -18,27 +24,83 @@ from specs.curate import (
     LanguageFilter,
     MinhashDedup,
 )
-from specs.data_inputs import suffix
+from specs.data import FileText
+from specs.document.write import write_text
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a stage reads documents, a file for each task."""
+class TextSource:
+    """The user's files, in parts."""
 
-    files: tuple[Path, ...]
-    """The files; one may be missing, where a stage before kept nothing of it."""
-    field: str
-    """Key or column of the text."""
+    text: FileText
+    parts: tuple[tuple[FilePart, ...], ...]
+    """Of each task."""
+    counts: Path
+    """Folder of what each task has counted of the records."""
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        every = (part for parts in self.parts for part in parts)
+        return sum((part.stop or part.path.stat().st_size) - part.start for part in every)
 
     def read(self, data: Any, rank: int, world_size: int) -> Iterator[Any]:
-        """The documents of a task, as datatrove's readers give them."""
-        from datatrove.pipeline.readers import JsonlReader, ParquetReader
+        """The documents of a task, for datatrove, whose ids begin with the task's number. DocumentError where a file,
+        or hardly any of its records, is readable."""
+        from datatrove.data import Document
+
+        found = RecordCounts()
+        keys = [step.key for step in self.text.curate if isinstance(step, ExactDedup) and step.key != "text"]
+        for part in self.parts[rank]:
+            for record, others in records_with(part, self.text.field, keys, lambda done: None):
+                text = found.document(part, record, self.text.malformed)
+                if text is not None:
+                    yield Document(text.decode(), f"{rank}/{found.records}", metadata=dict(others))
+        write_text(self._counts(rank), json.dumps(asdict(found)))
+
+    def counted(self) -> RecordCounts:
+        """What its tasks have counted, all of which are done. Errors as `RecordCounts.check` has them."""
+        texts = (self._counts(rank).read_text() for rank in range(self.tasks))
+        found = total(RecordCounts(**json.loads(text)) for text in texts)
+        found.check(self.text.malformed)
+        return found
+
+    def _counts(self, rank: int) -> Path:
+        return self.counts / f"{rank:05d}.json"
+
+
+@dataclass(frozen=True)
+class KeptSource:
+    """What a step has kept, a file for each task."""
+
+    files: tuple[Path, ...]
+    """The files; one may be missing, where the step kept nothing of it."""
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files if file.exists())
+
+    def read(self, data: Any, rank: int, world_size: int) -> Iterator[Any]:
+        """The documents of a task, as datatrove's reader gives them."""
+        from datatrove.pipeline.readers import JsonlReader
 
         path = self.files[rank]
         if path.exists():
-            reader = ParquetReader if suffix(path) == ".parquet" else JsonlReader
-            made = reader(str(path.parent), text_key=self.field, add_file_path=False)
-            yield from made.read_files_shard([path.name])
+            yield from JsonlReader(str(path.parent), add_file_path=False).read_files_shard([path.name])
+
+
+Source = TextSource | KeptSource
 
 
 def writer(folder: Path) -> Any:
@@ -107,14 +169,14 @@ def passes(step: CurationStep, source: Source, folder: Path, base: Path) -> Iter
             dropped, kept = folder / "dropped", folder / "kept"
             yield Pass(
                 "filter",
-                len(source.files),
+                source.tasks,
                 lambda: [source.read, filter_of(step, base, dropped), writer(kept)],
             )
 
 
 def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, buckets, remove = (str(folder / name) for name in ("signatures", "buckets", "remove"))
-    tasks = len(source.files)
+    tasks = source.tasks
 
     def config() -> Any:
         from datatrove.pipeline.dedup.minhash import MinhashConfig
@@ -150,12 +212,12 @@ def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[Pass]
 
 def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, found = str(folder / "signatures"), str(folder / "found")
-    tasks = len(source.files)
+    tasks = source.tasks
 
     def config() -> Any:
         from datatrove.pipeline.dedup import ExactDedupConfig
 
-        return ExactDedupConfig(content_getter=partial(_content, step.key))
+        return ExactDedupConfig(content_getter=partial(_content, step.key), document_priority=_priority)
 
     def sign() -> list[Any]:
         from datatrove.pipeline.dedup import ExactDedupSignature
@@ -176,6 +238,11 @@ def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[Pass]:
     yield Pass("signatures", tasks, sign)
     yield Pass("duplicates", 1, find)
     yield Pass("filter", tasks, remove_duplicates)
+
+
+def _priority(document: Any) -> int:
+    """Larger for those of earlier tasks, whose first one stays; datatrove knows 65,535."""
+    return max(1, 65_535 - int(document.id.partition("/")[0]))
 
 
 def _content(key: str, document: Any) -> str:

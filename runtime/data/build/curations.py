@@ -23,7 +23,7 @@ def prepare_curations(spec: DataSpec, base: Path, data: Path, console: Console) 
     """What is to be curated by source (under no name where there is no mix), with its folder made: nothing where
     corpora are built, or texts are not curated. All inputs are hashed, and known from now on.
 
-    CorpusError or DocumentError where a text is missing, or datatrove is or cannot read it.
+    CorpusError or DocumentError where a text is missing, or datatrove is.
     """
     found: dict[str, Curation] = {}
     with disk_errors(data), open_workers(console) as workers:
@@ -55,8 +55,8 @@ def prepare_curations(spec: DataSpec, base: Path, data: Path, console: Console) 
 
 def _opened(found: dict[str, Curation], above: list[Path]) -> dict[str, Curation]:
     """The same, once they are known to be possible and their folders are there, as those above them are."""
-    for one in found.values():
-        check(one.text, one.files)
+    if found:
+        check()
     for folder in [*above, *(one.work.parent for one in found.values())] if found else ():
         folder.mkdir(exist_ok=True)
         discard_other_work(folder)

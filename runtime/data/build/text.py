@@ -18,15 +18,13 @@ from runtime.data import tokenizer
 from runtime.data.build import shards, text_sources
 from runtime.data.build.curation import CURATED, Curation, curate
 from runtime.data.build.inputs import check_unchanged
-from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
+from runtime.data.build.shards import TokenizeSummary, TokenizeTask
 from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Workers
 from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
-from specs.curate import CurationStage
 from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
 from specs.data_inputs import CURATION_ROLE, InputFile, inputs_of
-from specs.humanize import several
 
 RUNS, TOKENS = "runs", "tokens"
 WORK = (RUNS, TOKENS, CURATED)
@@ -99,18 +97,30 @@ def read_text(
 ) -> tuple[Reading, int]:
     """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
     the bytes of their text."""
-    paths = [Path(file.path) for file in _texts(files)]
-    stages: tuple[CurationStage, ...] = ()
+    paths, curated = [Path(file.path) for file in _texts(files)], None
     if isinstance(spec.text, FileText) and spec.text.curate:
-        paths, stages = curate(curation_of(spec.text, base, files, runs.parent), workers)
-        left = FileText(source="files", paths=spec.text.paths, malformed=spec.text.malformed)
+        curated = curate(curation_of(spec.text, base, files, runs.parent), workers)
+        paths, left = curated.files, FileText(source="files", paths=spec.text.paths)
         spec = spec.model_copy(update={"text": left})
-    parts = text_parts(spec, paths)
+    parts = text_parts(spec.text, paths)
     tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
     read = workers.map("reading text", sum(task.bytes for task in tasks), shards.read, tasks)
     check_unchanged(files)
-    reading, text_bytes = _reading(spec, base, read)
-    return reading.model_copy(update={"curation": stages}), text_bytes
+    counts, text_bytes = shards.total(read), sum(one.text_bytes for one in read)
+    counts.check(shards.malformed_allowed(spec))
+    documents = counts.records - counts.empty - counts.malformed
+    if curated is not None:
+        curated.read.empty += counts.empty
+        counts = curated.read
+    reading = Reading(
+        records=counts.records,
+        empty=counts.empty,
+        duplicates=documents,
+        malformed=counts.malformed,
+        examples=tuple(shards.example_text(one, base) for one in counts.examples[:3]),
+        curation=() if curated is None else curated.stages,
+    )
+    return reading, text_bytes
 
 
 def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Path) -> Curation:
@@ -141,31 +151,6 @@ def discard_other_work(part: Path) -> None:
         for path in part.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         note.write_text(ours)
-
-
-def _reading(spec: DataSpec, base: Path, read: Sequence[ReadSummary]) -> tuple[Reading, int]:
-    """What was read, with all documents as `duplicates`, and the bytes of their text."""
-    records, empty, malformed = (
-        sum(getattr(one, name) for one in read) for name in ("records", "empty", "malformed")
-    )
-    examples = [example for one in read for example in one.examples]
-    allowed = spec.text.malformed if isinstance(spec.text, FileText) else 0.0
-    if malformed > allowed * records:
-        raise shards.refusal(examples[0], malformed, records, spec)
-    documents = records - empty - malformed
-    if not documents:
-        empties = f" ({several(records, 'record')} without any text)" if records else ""
-        raise CorpusError(
-            f"no documents were found{empties}; check the paths and the field, or the packages, of data.text"
-        )
-    reading = Reading(
-        records=records,
-        empty=empty,
-        duplicates=documents,
-        malformed=malformed,
-        examples=tuple(shards.example_text(one, base) for one in examples[:3]),
-    )
-    return reading, sum(one.text_bytes for one in read)
 
 
 def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:

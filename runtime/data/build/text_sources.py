@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runtime.data.build.text_files import FilePart, Record, holds_values, records
 from runtime.data.build.workers import Report
-from specs.data import DataSpec, FileText
+from specs.data import DataSpec, FileText, Text
 from specs.data_inputs import JSON_SUFFIXES, TEXT_SUFFIXES, compression, suffix
 
 PART_BYTES = 64 * 2**20
@@ -26,9 +26,9 @@ _LONGEST_MEAN_LINE = 100
 _MOST_DIGITS = 0.15
 
 
-def text_parts(spec: DataSpec, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
-    """The text of a DataSpec in these files, in tasks of about `PART_BYTES`."""
-    alone = isinstance(spec.text, FileText) and len(paths) == 1
+def text_parts(text: Text, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
+    """A text in these files, in tasks of about `PART_BYTES`."""
+    alone = isinstance(text, FileText) and len(paths) == 1
     parts = [part for path in paths for part in _parts(path, alone)]
     return list(_grouped(parts))
 
