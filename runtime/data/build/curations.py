@@ -11,11 +11,11 @@ from rich.console import Console
 from runtime.data.build.corpus import disk_errors, hash_corpus, only_builder, part_of
 from runtime.data.build.curation import Curation, check
 from runtime.data.build.mix import check_files, hash_mix, write_tokenizer_index
-from runtime.data.build.text import curation_of, discard_other_work
+from runtime.data.build.text import curation_of, discard_other_work, is_text
 from runtime.data.build.workers import open_workers
 from runtime.data.errors import CorpusError
 from specs.data import Bbpe, DataSpec, FileText
-from specs.data_inputs import read_index
+from specs.data_inputs import input_files, read_index
 from specs.sources import with_tokenizer
 
 
@@ -29,6 +29,10 @@ def prepare_curations(spec: DataSpec, base: Path, data: Path, console: Console) 
     with disk_errors(data), open_workers(console) as workers:
         data.mkdir(parents=True, exist_ok=True)
         check_files(spec, base, data)
+        for part in spec.parts().values():
+            if isinstance(part.text, FileText) and part.text.curate:
+                texts = [one.path for one in input_files(part, base, data) if is_text(one.role)]
+                check(part.text, texts)
         parts: Mapping[str, DataSpec] = spec.parts()
         if "" not in parts and isinstance(spec.tokenizer, Bbpe):
             folder, files = hash_mix(spec, base, data, workers)
@@ -54,9 +58,7 @@ def prepare_curations(spec: DataSpec, base: Path, data: Path, console: Console) 
 
 
 def _opened(found: dict[str, Curation], above: list[Path]) -> dict[str, Curation]:
-    """The same, once they are known to be possible and their folders are there, as those above them are."""
-    for one in found.values():
-        check(one.text, one.files)
+    """The same, once their folders are there, and those above them."""
     for folder in [*above, *(one.work.parent for one in found.values())] if found else ():
         folder.mkdir(exist_ok=True)
         discard_other_work(folder)

@@ -122,7 +122,12 @@ def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Pa
 
 
 def _texts(files: Iterable[InputFile]) -> list[InputFile]:
-    return [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
+    return [file for file in files if is_text(file.role)]
+
+
+def is_text(role: str) -> bool:
+    """Whether an input of this role is text."""
+    return role != "tokenizer" and not role.startswith(CURATION_ROLE)
 
 
 def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
