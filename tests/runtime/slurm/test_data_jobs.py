@@ -1,25 +1,33 @@
 """What is queued to curate a text and build its corpus, without a SLURM: each task once, one pass after the other."""
 
+import json
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from runtime.data.build.mix import build_sources
+from runtime.launch.machine import Machine
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm.client import LiveJob
-from runtime.slurm.data_jobs import Queue
+from runtime.slurm.data_jobs import Queue, _passes
 from runtime.slurm.data_state import DataState, PassState
 from runtime.slurm.data_task import BuildTask, CurateTask
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
+from runtime.study import Driver
 from specs.cluster import Cluster
 from specs.data import Bytes, DataSpec, InstalledText
-from specs.data_jobs import DataJobs, PassJobs
+from specs.data_jobs import DataJobs, PassJobs, jobs_path
 from specs.document.files import from_catalog
+from specs.document.write import write_json
 from specs.slurm import Slurm
+from specs.sources import find_sources
 from tests.support.commands import isoplan
 
 AWKWARD = """a $HOME of 'one' "own"; touch x # `touch y` $(touch z) & ü*"""
@@ -217,3 +225,43 @@ def test_what_cannot_be_queued_is_one_line(tmp_path: Path, words: tuple[str, ...
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert message in refused.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_jobs_of_a_mix_build_what_one_machine_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokenizer is trained on what the steps left of all sources. A repeated task changes nothing."""
+    curate = [{"step": "ExactDedup"}]
+    parts = {
+        name: {"text": {"source": "files", "paths": [f"{name}-*.jsonl"], "curate": curate}, "share": 0.5}
+        for name in ("web", "code")
+    }
+    text = {"source": "mix", "parts": parts}
+    plain = {"text": text, "tokenizer": {"kind": "bbpe", "vocab": 300}, "held_out_one_in": 4}
+    spec = DataSpec.model_validate_json(json.dumps(plain))
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for file in ("web-a", "web-b", "code-a", "code-b"):
+            lines = [json.dumps({"text": f"{file[:3]} {one % 20} says the same. " * 20}) for one in range(30)]
+            (tmp_path / place / f"{file}.jsonl").write_text("\n".join(lines))
+    here, there = tmp_path / "here", tmp_path / "there"
+    quiet = Console(quiet=True)
+    whole = build_sources(spec, here, here / "data", quiet, 1)
+
+    monkeypatch.chdir(there)
+    ended = signal.getsignal(signal.SIGTERM)
+    driver = Driver(Workspace(Path()), Machine(1, ()), None, quiet)
+    noted = DataJobs(spec=spec, folder=str(there), passes=tuple(_passes(driver, spec, Path())), builds=())
+    path = jobs_path(spec, Path(), Path("data"))
+    write_json(path, noted)
+    try:
+        for one in [*noted.passes, *noted.passes]:
+            CurateTask(str(there), str(path), one.folder, tuple(range(one.tasks)))()
+        BuildTask(str(there), str(path), 1)()
+    finally:
+        signal.signal(signal.SIGTERM, ended)
+    assert find_sources(spec, Path(), Path("data")) == whole
+    assert [one.reading.curation[0].dropped for one in whole.corpora.values() if one.reading] == [40, 40]
+    assert not path.exists()
+    assert list(there.glob("data/.*.part")) == []
