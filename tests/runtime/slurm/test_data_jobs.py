@@ -121,6 +121,16 @@ def test_what_is_done_or_in_the_queue_is_not_queued(tmp_path: Path) -> None:
     assert jobs.passes == tuple(one.jobs for one in states)
 
 
+def test_a_job_whose_tasks_are_done_is_left_to_end(tmp_path: Path) -> None:
+    """What waits for it would never start if it were cancelled."""
+    states = (
+        passed("signatures", range(5), {4: job("7_4")}, queued=1),
+        passed("cluster", (), {0: job("8", "PENDING", "Dependency")}, queued=1),
+    )
+    queue, _ = filled(tmp_path, *states, build=job("10", "PENDING", "Dependency"))
+    assert (queue.prepared, queue.kept) == ([], {"7_4", "8", "10"})
+
+
 def test_what_failed_is_queued_alone_and_what_waited_for_it_anew(tmp_path: Path) -> None:
     states = (
         passed("signatures", (0, 1), {2: job("7_2"), 3: job("7_3")}, queued=1),
