@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from runtime.data.build.curations import prepare_curations
+from runtime.data.build.mix import prepare_curations
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.data_state import DataState, PassState, Submissions, noted_jobs, state_of

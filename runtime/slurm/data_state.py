@@ -33,7 +33,7 @@ class PassState:
     done: Collection[int]
     """Tasks that are done."""
     live: Mapping[int, LiveJob]
-    """The live jobs of other tasks."""
+    """The live jobs of tasks, also of those that are done: a job ends some moments later."""
 
     @property
     def missing(self) -> list[int]:
@@ -53,8 +53,9 @@ class PassState:
     @property
     def counts(self) -> dict[str, int]:
         """How many tasks are done, running and pending."""
-        pending = sum(one.pending for one in self.live.values())
-        return {"done": len(self.done), "running": len(self.live) - pending, "pending": pending}
+        live = [one for task, one in self.live.items() if task not in self.done]
+        pending = sum(one.pending for one in live)
+        return {"done": len(self.done), "running": len(live) - pending, "pending": pending}
 
     @property
     def message(self) -> str:
@@ -176,7 +177,6 @@ def _pass_state(workspace: Workspace, one: PassJobs, submissions: Submissions) -
         for job, tasks in zip(submission.jobs, submission.tasks, strict=False)
         if job in found and not never_starts(found[job])
         for task in tasks
-        if task not in done
     }
     return PassState(one, done, live)
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime.data.build.curation import CurationPass
-from runtime.data.build.curations import noted_curation
-from runtime.data.build.mix import build_sources
+from runtime.data.build.mix import build_sources, noted_curation
 from runtime.data.errors import CorpusError
 from specs.data_jobs import DataJobs, PassJobs
 from specs.document.files import DocumentError, load

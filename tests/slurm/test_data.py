@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from submitit import SlurmExecutor
 
 from runtime.data.build.corpus import build
 from specs.budget import Budget
@@ -12,9 +13,9 @@ from specs.data import Corpus
 from specs.document.files import load
 from specs.slurm_submission import Submission
 from tests.runtime.data.build.test_curation import edited, prose
-from tests.support.commands import isoplan
+from tests.support.commands import call, isoplan
 from tests.support.slurm.cluster import Cluster
-from tests.support.slurm.desk import BUDGET, CLUSTER
+from tests.support.slurm.desk import BUDGET, CLUSTER, HELD
 
 pytestmark = pytest.mark.slurm
 
@@ -101,6 +102,58 @@ def test_jobs_build_the_corpus_of_one_machine_also_where_one_was_killed(
     assert sorted(path.name for path in there.iterdir()) == [
         "a.jsonl", "b.jsonl", "budget.yaml", "data", "lab.yaml", "slurm"
     ]  # fmt: skip
+
+
+def test_each_job_is_queued_once_until_they_are_cancelled(
+    client: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the command is stopped after sbatch, before it has written down the number of the job."""
+    there = tmp_path / "there"
+    write_budget(there)
+    (there / "lab.yaml").write_text(f"{CLUSTER}slurm:\n  partition: nope\n")
+    refused = isoplan(there, *ASK)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("lab.yaml:19:14: SLURM refuses the job: "), refused.stderr
+    assert (list(there.glob("slurm/*/*")), list(there.glob("data/.index/*.jobs.json"))) == ([], [])
+    (there / "lab.yaml").write_text(f"{CLUSTER}slurm:\n  {HELD}\n")
+    for words in (("run", "budget.yaml", "--slurm"), ("run", "budget.yaml", "--slurm", "--until-done")):
+        refused = call(*words, folder=there)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "; run: isoplan data budget.yaml --slurm, or on this machine: isoplan data " in refused.stderr
+
+    parse, seen = SlurmExecutor._get_job_id_from_submission_command, list[str]()
+
+    def stopped(said: str) -> str:
+        seen.append(said)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return parse(said)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SlurmExecutor, "_get_job_id_from_submission_command", staticmethod(stopped))
+        assert isoplan(there, *ASK).returncode == 75
+    assert len(queued(client)) == 3
+    resumed = isoplan(there, *ASK)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("queued ") == 2
+    names = queued(client)
+    assert len(names) == len(set(names)) == 5
+    for words in (ASK, (*ASK, "--json")):
+        said = isoplan(there, *words)
+        assert (said.returncode, queued(client)) == (0, names)
+    plain = json.loads(said.stdout)
+    assert [one["pending"] for one in plain["passes"]] == [2, 2, 1, 2]
+    assert plain["build"]["state"] == "pending"
+    cancelled = isoplan(there, "cancel", "budget.yaml")
+    assert "cancelled 8 jobs that would have built the corpus" in cancelled.stdout
+    client.until(lambda: not queued(client), "nothing is left in the queue")
+    assert "1. data    the corpus is not built yet" in isoplan(there, "status", "budget.yaml").stdout
+    assert "nothing to cancel" in isoplan(there, "cancel", "budget.yaml").stdout
+
+
+def queued(cluster: Cluster) -> list[str]:
+    """Names of the jobs and arrays in the queue."""
+    return sorted(cluster.run("squeue", "--noheader", "--format=%j").split())
 
 
 def jobs(folder: Path) -> list[str]:

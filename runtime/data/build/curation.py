@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from runtime.data.build.curation_steps import KeptSource, Source, TextSource, passes
 from runtime.data.build.shards import RecordCounts
-from runtime.data.build.text_sources import text_parts
+from runtime.data.build.text_sources import curated_parts
 from runtime.data.build.workers import Report, Workers
 from runtime.data.errors import CorpusError
 from specs.curate import CurationStage, CurationStep, DroppedDocument
@@ -105,7 +105,7 @@ class Curation:
     @cached_property
     def source(self) -> TextSource:
         """The files, as the first step reads them."""
-        return TextSource(self.text, tuple(text_parts(self.text, self.files)), self.work / "records")
+        return TextSource(self.text, tuple(curated_parts(self.text, self.files)), self.work / "records")
 
     def steps(self) -> Iterator[tuple[CurationPass, ...]]:
         """The passes of each step, in order. CorpusError where they cannot be carried out."""

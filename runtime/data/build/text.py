@@ -132,7 +132,12 @@ def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Pa
 
 
 def _texts(files: Iterable[InputFile]) -> list[InputFile]:
-    return [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
+    return [file for file in files if is_text(file.role)]
+
+
+def is_text(role: str) -> bool:
+    """Whether an input of this role is text."""
+    return role != "tokenizer" and not role.startswith(CURATION_ROLE)
 
 
 def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
 
 def discard_other_work(part: Path) -> None:
     """Start anew where another version, which cuts the work into other tasks, began it."""
-    sizes = (text_sources.PART_BYTES, shards.SHARD_BYTES)
+    sizes = text_sources.PART_BYTES, text_sources.CURATION_TASKS, shards.SHARD_BYTES
     ours, note = f"isoplan {importlib.metadata.version('isoplan')}, tasks of {sizes}", part / "work.txt"
     if not note.exists() or note.read_text() != ours:
         for path in part.iterdir():

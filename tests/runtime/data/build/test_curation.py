@@ -150,11 +150,11 @@ def test_every_format_is_curated(tmp_path: Path) -> None:
     assert texts_of(tmp_path, corpus) == {prose(seed) for seed in seeds}
 
 
-@pytest.mark.parametrize("part_bytes", [text_sources.PART_BYTES, 6000])
+@pytest.mark.parametrize("cut_bytes", [text_sources.SMALLEST_CUT_BYTES, 6000])
 def test_of_equal_documents_the_first_stays_however_a_file_is_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_bytes: int
 ) -> None:
-    monkeypatch.setattr(text_sources, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(text_sources, "SMALLEST_CUT_BYTES", cut_bytes)
     records = [{"text": prose(n), "url": f"https://a.org/{n % 15}"} for n in (*range(15), 29, *range(15, 29))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     corpus = curated(tmp_path, {"step": "ExactDedup", "key": "url"})
@@ -162,7 +162,7 @@ def test_of_equal_documents_the_first_stays_however_a_file_is_cut(
     asked = spec().text
     assert isinstance(asked, FileText)
     tasks = Curation(asked, tmp_path, (tmp_path / "a.jsonl",), tmp_path).source.tasks
-    assert tasks == (1 if part_bytes > 6000 else 4)
+    assert tasks == (1 if cut_bytes > 6000 else 4)
 
 
 def test_the_same_records_are_malformed(tmp_path: Path) -> None:
