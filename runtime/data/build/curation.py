@@ -171,14 +171,18 @@ def curate(curation: Curation, workers: Workers) -> Curated:
     """
     for step in curation.steps():
         for one in step:
-            size = one.source.bytes
-            done = finished_tasks(one.log)
-            todo = (number for number in range(one.tasks) if number not in done)
-            tasks = [PassTask(one, number, size // one.tasks) for number in todo]
-            workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
+            carry_out(one, workers)
             if one.source is curation.source:
                 curation.source.counted()  # which refuses what is malformed before hours of work
     return curation.left()
+
+
+def carry_out(one: CurationPass, workers: Workers) -> None:
+    """Carry out the tasks of a pass that are not done. Errors as `CurationPass.run` has them."""
+    size, done = one.source.bytes, finished_tasks(one.log)
+    todo = (number for number in range(one.tasks) if number not in done)
+    tasks = [PassTask(one, number, size // one.tasks) for number in todo]
+    workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
 
 
 def run(task: PassTask, report: Report) -> None:
