@@ -44,7 +44,7 @@ class FileText(Spec):
     """Largest share of records without a readable text that is skipped, counted and named; more are refused. Our
     choice: public dumps have one in thousands, a wrong key or encoding has nearly all."""
     curate: tuple[CurationStep, ...] = Field(default=(), exclude_if=lambda steps: not steps)
-    """What is done to the text first, by datatrove, in this order; needs .jsonl or .parquet files."""
+    """What is done to the text first, by datatrove, in this order."""
 
 
 class TokenFiles(Spec):

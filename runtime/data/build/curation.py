@@ -13,7 +13,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -181,7 +181,9 @@ def carry_out(one: CurationPass, workers: Workers) -> None:
     """Carry out the tasks of a pass that are not done. Errors as `CurationPass.run` has them."""
     size, done = one.source.bytes, finished_tasks(one.log)
     todo = (number for number in range(one.tasks) if number not in done)
-    tasks = [PassTask(one, number, size // one.tasks) for number in todo]
+    tasks = [
+        PassTask(replace(one, source=one.source.only(number)), number, size // one.tasks) for number in todo
+    ]
     workers.map(f"{one.step.step}, {one.name}", size, run, tasks)
 
 

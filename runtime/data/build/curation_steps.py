@@ -9,7 +9,7 @@ malformed, and texts are settled (no byte order mark, one kind of line ends) bef
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,11 @@ class TextSource:
                     yield Document(text.decode(), f"{rank}/{found.records}", metadata=dict(others))
         write_text(self._counts(rank), json.dumps(asdict(found)))
 
+    def only(self, rank: int) -> "TextSource":
+        """The same with the parts of this task alone, which is little to send to a process where files are many."""
+        none: tuple[FilePart, ...] = ()
+        return replace(self, parts=tuple(one if at == rank else none for at, one in enumerate(self.parts)))
+
     def counted(self) -> RecordCounts:
         """What its tasks have counted, all of which are done. Errors as `RecordCounts.check` has them."""
         texts = (self._counts(rank).read_text() for rank in range(self.tasks))
@@ -85,6 +90,10 @@ class KeptSource:
     def tasks(self) -> int:
         """Number of tasks."""
         return len(self.files)
+
+    def only(self, rank: int) -> "KeptSource":
+        """The same, whose files are as many as tasks."""
+        return self
 
     @property
     def bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from rich.console import Console
 
 from runtime.data.build import curation, text_sources
 from runtime.data.build.corpus import build
-from runtime.data.build.curation import Curation
+from runtime.data.build.curation import Curation, carry_out
 from runtime.data.build.mix import build_sources
+from runtime.data.build.workers import Workers, open_workers
 from runtime.data.corpus import tokens
 from runtime.data.errors import CorpusError
 from specs.data import Bytes, Corpus, DataSpec, FileText
@@ -163,6 +165,31 @@ def test_of_equal_documents_the_first_stays_however_a_file_is_cut(
     assert isinstance(asked, FileText)
     tasks = Curation(asked, tmp_path, (tmp_path / "a.jsonl",), tmp_path).source.tasks
     assert tasks == (1 if cut_bytes > 6000 else 4)
+
+
+def test_what_a_process_is_sent_does_not_grow_with_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do tasks become more than a node has cores for."""
+    sizes, tasks = [], []
+    monkeypatch.setattr(
+        Workers,
+        "map",
+        lambda self, what, size, work, each: sizes.append(max(map(len, map(pickle.dumps, each)))),
+    )
+    asked = spec(GOPHER).text
+    assert isinstance(asked, FileText)
+    for files in (64, 640):
+        paths = tuple(tmp_path / f"{number:03}.md" for number in range(files))
+        for path in paths:
+            path.write_bytes(bytes(1000))
+        made = Curation(asked, tmp_path, paths, tmp_path / "work")
+        [one] = next(made.steps())
+        tasks.append(one.tasks)
+        with open_workers(Console(quiet=True), 1) as workers:
+            carry_out(one, workers)
+    assert tasks == [64, 64]
+    assert sizes[1] < 2 * sizes[0]
 
 
 def test_the_same_records_are_malformed(tmp_path: Path) -> None:
