@@ -17,6 +17,7 @@ from model.collectives import all_gather_into, all_reduce_async, reduce_scatter_
 from model.mesh import Axis
 from model.parameters import LocalParameter, module_of
 from model.transformer import Stage
+from model.waiting import WAITING
 
 BUCKET_BYTES = 25 * 2**20
 """Size up to which parameters are copied into one bucket (the default of PyTorch's DDP, whose paper, arXiv 2006.15704,
@@ -95,8 +96,9 @@ class GradAndParamBuckets:
         for number in range(len(self._buckets)):
             if number not in self._reduce_scatters:
                 self._start_reduce_scatter(number)
-        for work, _ in self._reduce_scatters.values():
-            work.wait()
+        with WAITING.on(self._axis.name):
+            for work, _ in self._reduce_scatters.values():
+                work.wait()
         self._reduce_scatters = {}
 
     def all_gather_parameters(self, weights: Tensor) -> None:
@@ -129,7 +131,8 @@ class GradAndParamBuckets:
     def _finish_all_gather(self, number: int) -> None:
         bucket = self._buckets[number]
         work, whole, _ = self._all_gathers.pop(number)
-        work.wait()
+        with WAITING.on(self._axis.name):
+            work.wait()
         if len(bucket.parameters) == 1:
             return
         each = [(local.stop - local.start) // self._axis.size for local in bucket.parameters]

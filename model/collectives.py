@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.mesh import Axis
+from model.waiting import WAITING
 
 # torch 2.13 renamed both; 2.11 knows the old names only.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -27,19 +28,20 @@ _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.redu
 class AsyncTensor:
     """Async result of a collective. Its inputs stay alive until `wait()` has returned."""
 
-    def __init__(self, work: Any, finish: Callable[[], Tensor]) -> None:
-        self._work, self._finish = work, finish
+    def __init__(self, work: Any, axis: Axis, finish: Callable[[], Tensor]) -> None:
+        self._work, self._axis, self._finish = work, axis, finish
 
     def wait(self) -> Tensor:
         """Wait for the collective; the tensor."""
         if self._work is not None:
-            self._work.wait()
+            with WAITING.on(self._axis.name):
+                self._work.wait()
         return self._finish()
 
 
 def ready(x: Tensor) -> AsyncTensor:
     """A tensor that is there already."""
-    return AsyncTensor(None, lambda: x)
+    return AsyncTensor(None, Axis(), lambda: x)
 
 
 def gather_from_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
@@ -50,7 +52,7 @@ def gather_from_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     part_BSH = x_BSH.contiguous()
     parts = part_BSH.new_empty(axis.size, B, S, H)
     work = _all_gather(parts.view(-1), part_BSH.view(-1), group=axis.group, async_op=True)
-    return AsyncTensor(work, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
+    return AsyncTensor(work, axis, lambda: (part_BSH, parts.transpose(0, 1).reshape(B, axis.size * S, H))[1])
 
 
 def reduce_scatter_to_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
@@ -61,14 +63,14 @@ def reduce_scatter_to_sp_region(x_BSH: Tensor, axis: Axis) -> AsyncTensor:
     parts = x_BSH.view(B, axis.size, S // axis.size, H).transpose(0, 1).contiguous()
     mine_BSH = parts.new_empty(parts.shape[1:])
     work = _reduce_scatter(mine_BSH.view(-1), parts.view(-1), group=axis.group, async_op=True)
-    return AsyncTensor(work, lambda: (parts, mine_BSH)[1])
+    return AsyncTensor(work, axis, lambda: (parts, mine_BSH)[1])
 
 
 def all_reduce_async(x: Tensor, axis: Axis) -> AsyncTensor:
     """The ranks' sum, in place, asynchronous."""
     if axis.size == 1:
         return ready(x)
-    return AsyncTensor(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
+    return AsyncTensor(dist.all_reduce(x, group=axis.group, async_op=True), axis, lambda: x)
 
 
 def reduce_from_tp_region(x_BSH: Tensor, axis: Axis, sequence_parallel: bool) -> Tensor:
@@ -101,7 +103,8 @@ def all_reduce(x: Tensor, axis: Axis) -> Tensor:
     """The ranks' sum, on every rank; the tensor itself at size 1. Not differentiable."""
     if axis.size > 1:
         x = x.clone()
-        dist.all_reduce(x, group=axis.group)
+        with WAITING.on(axis.name):
+            dist.all_reduce(x, group=axis.group)
     return x
 
 
@@ -114,7 +117,10 @@ def all_gather(x: Tensor, axis: Axis) -> Tensor:
 
 def all_gather_into(whole: Tensor, part: Tensor, axis: Axis, async_op: bool = False) -> Any:
     """Every rank's part into `whole`, in rank order, along the first dimension; an async handle with `async_op`."""
-    return _all_gather(whole, part, group=axis.group, async_op=async_op)
+    if async_op:
+        return _all_gather(whole, part, group=axis.group, async_op=True)
+    with WAITING.on(axis.name):
+        return _all_gather(whole, part, group=axis.group)
 
 
 def reduce_scatter_into(part: Tensor, whole: Tensor, axis: Axis, async_op: bool = False) -> Any:

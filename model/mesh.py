@@ -20,6 +20,8 @@ class Axis:
     rank: int = 0
     group: Any = None
     """torch.distributed group; None at size 1, where nothing is communicated."""
+    name: str = ""
+    """dp, pp, tp, or world for all ranks: what a rank that waits on it is said to wait on."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +96,20 @@ def mesh_of(dp: int, pp: int, tp: int) -> Mesh:
             f"the process group has {ranks} ranks, but dp {dp} x pp {pp} x tp {tp} is {dp * pp * tp}"
         )
     strides = {"dp": (dp, pp * tp), "pp": (pp, tp), "tp": (tp, 1)}
-    axes = {name: _axis(rank, ranks, size, stride) for name, (size, stride) in strides.items()}
-    return Mesh(**axes, world=Axis(ranks, rank, dist.group.WORLD))
+    axes = {name: _axis(name, rank, ranks, size, stride) for name, (size, stride) in strides.items()}
+    return Mesh(**axes, world=Axis(ranks, rank, dist.group.WORLD, "world"))
 
 
-def _axis(rank: int, ranks: int, size: int, stride: int) -> Axis:
+def _axis(name: str, rank: int, ranks: int, size: int, stride: int) -> Axis:
     """The axis along which neighbours are `stride` ranks apart, with this rank's group of it."""
     import torch.distributed as dist
 
     place = rank // stride % size
     if size in (1, ranks):
-        return Axis(size, place, None if size == 1 else dist.group.WORLD)
+        return Axis(size, place, None if size == 1 else dist.group.WORLD, name)
     mine = None
     for first in (one for one in range(ranks) if one // stride % size == 0):
         group = dist.new_group(list(range(first, first + size * stride, stride)))
         if first == rank - place * stride:
             mine = group
-    return Axis(size, place, mine)
+    return Axis(size, place, mine, name)

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from model.collectives import all_reduce
 from model.mesh import Axis
 from model.transformer import Stage
+from model.waiting import WAITING
 from specs.pipeline_schedule import Action, Transfer, forward_only, one_f_one_b, rank_schedule
 
 _MAX_SENDS_IN_FLIGHT = 2
@@ -152,8 +153,9 @@ class _PointToPoint:
     def wait_received(self, action: Action) -> Tensor:
         """Wait for what an action receives."""
         result, handles = self._receiving.pop(action)
-        for handle in handles:
-            handle.wait()
+        with WAITING.on(self._axis.name):
+            for handle in handles:
+                handle.wait()
         return result
 
     def start_transfers(self, batch: Sequence[Transfer], empty: Callable[[Action], Tensor]) -> None:
@@ -179,6 +181,7 @@ class _PointToPoint:
 
     def _wait_sent(self, remaining: int) -> None:
         """Wait for sends, the oldest first, and free their results, until so many remain in flight."""
-        while len(self._sending) > remaining:
-            for handle in self._sending.popleft()[1]:
-                handle.wait()
+        with WAITING.on(self._axis.name):
+            while len(self._sending) > remaining:
+                for handle in self._sending.popleft()[1]:
+                    handle.wait()

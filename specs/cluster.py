@@ -7,6 +7,7 @@ from pydantic import Field
 from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
 from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
+from specs.profile_window import ProfileWindow
 from specs.slurm import Slurm
 
 
@@ -89,5 +90,9 @@ class Cluster(Spec):
     """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""
+    hang_timeout: Seconds = 300.0
+    """Time without progress after which a run is ended as hung and started again; ten median steps, if longer."""
+    profile: ProfileWindow | None = None
+    """Steps of every run that are profiled; null for none."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""

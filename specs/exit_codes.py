@@ -15,6 +15,8 @@ CANNOT_TELL = 3
 """Of an audit: there is no verdict yet."""
 NO_RETRY = 65
 """Of a rank: another start would fail in the same way. EX_DATAERR of sysexits.h."""
+HUNG = 69
+"""Of a rank: its run made no step for too long, and starts again. EX_UNAVAILABLE of sysexits.h."""
 INTERNAL_ERROR = 70
 """Of a command: a run failed, or a bug. EX_SOFTWARE of sysexits.h."""
 RESUME = 75

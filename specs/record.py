@@ -101,6 +101,7 @@ IncidentKind = Literal[
     "rejected_step",
     "interrupted",
     "crashed",
+    "hung",
 ]
 """Kinds of incidents."""
 
@@ -206,6 +207,31 @@ class TimingLine(Spec):
     """Tokens per second over all ranks."""
     mfu: float | None
     """Model FLOP per second over the devices' peak; null where no peak is known."""
+
+
+class RankLine(Spec):
+    """A line of `ranks.jsonl`: what the steps since the previous line took on each rank, in rank order."""
+
+    step: int = Field(ge=1)
+    """Finished steps."""
+    steps: int = Field(ge=1)
+    """Steps that these are means of."""
+    hosts: tuple[str, ...]
+    """Each rank's host."""
+    step_s: tuple[float, ...]
+    """Seconds of a step."""
+    waiting_s: dict[str, tuple[float, ...]]
+    """Seconds of a step in which the rank waited for others, by the axis of those: dp, pp, tp, or world for all."""
+    peak_memory_bytes: tuple[int, ...]
+    """Most memory so far: the device's, or on CPUs the process's."""
+
+    @property
+    def busy_s(self) -> tuple[float, ...]:
+        """Seconds of a step in which each rank worked, and waited for no other."""
+        waited = [sum(values) for values in zip(*self.waiting_s.values(), strict=True)] or [0.0] * len(
+            self.step_s
+        )
+        return tuple(max(0.0, step - wait) for step, wait in zip(self.step_s, waited, strict=True))
 
 
 class LedgerRecord(Spec):

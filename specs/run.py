@@ -11,6 +11,7 @@ from specs.layout import Layout
 from specs.mix import Mix
 from specs.model import ModelSpec
 from specs.optim import OptimSpec
+from specs.profile_window import ProfileWindow
 from specs.spike_guard import SpikeGuardSpec
 
 Documents = Literal["joined", "masked"]
@@ -153,3 +154,8 @@ class Execution(Spec):
     """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""
+    hang_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds without progress after which a run is ended as hung and started again; ten median steps, if that is
+    longer."""
+    profile: ProfileWindow | None = None
+    """Steps that are profiled; null for none."""

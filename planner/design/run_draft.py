@@ -74,6 +74,8 @@ def draft(setting: RunSettings, request: DraftRequest, chosen: BatchAndLayout | 
             checkpoint_interval_s=cluster.checkpoint_interval,
             checkpoint_interval_steps=cluster.checkpoint_interval_steps,
             retention=cluster.retention,
+            hang_timeout_s=cluster.hang_timeout,
+            profile=cluster.profile,
         ),
         cost=cost_of(run, cluster, chosen),
     )

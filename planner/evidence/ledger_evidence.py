@@ -64,7 +64,8 @@ def read_evidence(
     ledger: Path, digest: str, own: Callable[[RunSpec], RunSpec], below_flop: float
 ) -> LedgerEvidence:
     """The ledger's runs on this text below a compute that nobody excluded, that match the budget's own
-    (`usable_runs.matching`) and learned something (`usable_runs.sound`); none where there is no ledger."""
+    (`usable_runs.matching`) and learned something (`usable_runs.sound`), each training once (`usable_runs.distinct`);
+    none where there is no ledger."""
     found = read_ledger(ledger) if ledger.exists() else Ledger(())
     on_text = sorted(
         {
@@ -77,12 +78,14 @@ def read_evidence(
     included, excluded = usable_runs.not_excluded(on_text, found.excluded)
     alike, differing = usable_runs.matching(included, own)
     usable, failed, learned_nothing = usable_runs.sound(alike)
+    pilots, same_pilots = usable_runs.distinct([record for record in usable if record.role != "rate"])
+    rates, same_rates = usable_runs.distinct([record for record in usable if record.role == "rate"])
     return LedgerEvidence(
-        pilots=tuple(record for record in usable if record.role != "rate"),
-        rates=tuple(record for record in usable if record.role == "rate"),
+        pilots=tuple(pilots),
+        rates=tuple(rates),
         failed=tuple(failed),
         audited=frozenset(record.run.fingerprint() for record in on_text),
-        flags=(*excluded, *differing, *learned_nothing),
+        flags=(*excluded, *differing, *learned_nothing, *same_pilots, *same_rates),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from planner.scaling.isoflop import budget_groups
+from specs.document.base import canonical_json
 from specs.record import LedgerRecord
 from specs.run import RunSpec
 
@@ -27,6 +28,8 @@ MAY_DIFFER = frozenset(
     }
 )
 """Fields in which runs of one loss law may differ. All others must be equal, fields to come included."""
+_SAME_TRAINING = frozenset({"data.corpus", "evaluation.every_steps", "evaluation.sequences", "guard"})
+"""Runs that differ in nothing else are one training, measured once: no second seed."""
 _DESCRIPTIONS = {
     "model.heads": "another family's number of heads",
     "model.kv_heads": "another family's key and value heads",
@@ -114,6 +117,27 @@ def matching(
     more = f"; {rest} with other differences" if rest else ""
     are = "is" if total == 1 else "are"
     return kept, (f"{total} of the ledger's {len(records)} runs on this text {are} not used: {what}{more}",)
+
+
+def distinct(records: Sequence[LedgerRecord]) -> tuple[list[LedgerRecord], tuple[str, ...]]:
+    """The first record of each training, and a flag that counts the others.
+
+    One text in two corpus folders, say, gives a run two fingerprints. Its loss is the same in both, and would pass for
+    a second seed without any noise.
+    """
+    first: dict[str, LedgerRecord] = {}
+    for record in records:
+        fields = _fields(record.run)
+        training = {name: value for name, value in fields.items() if name not in _SAME_TRAINING}
+        first.setdefault(canonical_json(training), record)
+    if not (copies := len(records) - len(first)):
+        return list(records), ()
+    are, names = ("is", "another name") if copies == 1 else ("are", "other names")
+    flag = (
+        f"{copies} of the ledger's runs on this text {are} trained twice under {names} (another corpus folder of the "
+        "same text, or another evaluation interval) and count once"
+    )
+    return list(first.values()), (flag,)
 
 
 def sound(

@@ -55,11 +55,13 @@ def execution(field: Field, plan: Plan) -> Reason:
         "device": f"the cluster {cluster}: its device",
         "checkpoint_interval_s": f"the cluster {cluster}: its checkpoint_interval",
         "checkpoint_interval_steps": f"the cluster {cluster}: its checkpoint_interval_steps",
+        "hang_timeout_s": f"the cluster {cluster}: its hang_timeout",
         "kernels": "the engine: the fastest kernels available on the device, chosen and recorded when the run starts",
         "threads_per_rank": "the engine: one thread per rank",
     }
-    if "retention" in field.path:
-        return Reason(f"the cluster {cluster}: its retention")
+    inside = next((name for name in ("retention", "profile") if name in field.path), None)
+    if inside is not None:
+        return Reason(f"the cluster {cluster}: its {inside}")
     return Reason(text.get(field.path[-1], f"the planner, for the cluster {cluster}"))
 
 

@@ -73,15 +73,15 @@ def _distances(runs: Points, kept: NDArray[np.bool_]) -> tuple[Array, NDArray[np
 
 def _check_losses(runs: Points) -> None:
     """Refuse perplexities and accuracies, as far as they can be told from losses."""
+    if _share_rising(runs) > _RISING:
+        raise UnusableLossesError(
+            "the losses rise with size and with tokens; are these accuracies? A forecast needs losses in nats per token"
+        )
     middle = float(np.median(runs.loss))
     if middle > LARGEST_LOSS:
         raise UnusableLossesError(
             f"the median loss is {middle:.4g}, but no vocabulary has losses above {LARGEST_LOSS:g} nats per token; are "
             "these perplexities? Give their natural logarithms"
-        )
-    if _share_rising(runs) > _RISING:
-        raise UnusableLossesError(
-            "the losses rise with size and with tokens; are these accuracies? A forecast needs losses in nats per token"
         )
 
 

@@ -12,6 +12,7 @@ from statistics import median
 
 from runtime.data.mixture import Sampler
 from runtime.run_folder.folder import RunFolder
+from runtime.run_folder.stragglers import straggler_summary
 from specs.plan import PlannedRun
 from specs.record import (
     Check,
@@ -89,7 +90,11 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
         curve_sources=_curve_sources(planned, evals),
         lost_steps=sum(start.lost_steps for start in starts),
         lost_s=sum(start.lost_s for start in starts),
-        incidents=(*_incidents(records), *_learned_nothing(planned, evals if end is not None else ())),
+        incidents=(
+            *_incidents(records),
+            *(f"straggler: {text}" for text in straggler_summary(folder.ranks(), starts)),
+            *_learned_nothing(planned, evals if end is not None else ()),
+        ),
         checks=checks,
         environments=tuple({s.environment.canonical_json(): s.environment for s in starts}.values()),
         layouts=tuple(dict.fromkeys(s.execution.layout for s in starts)),

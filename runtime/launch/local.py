@@ -22,14 +22,18 @@ from typing import Literal
 
 from runtime.launch.failure import Log, failure_reason, first_to_fail
 from runtime.launch.stop import STOP
+from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import FolderLock, LockAttempt, busy_message
-from specs.exit_codes import RESUME
+from specs.exit_codes import HUNG, RESUME
 
 _TICK_S = 0.1
 """Seconds between polls of the processes: far below the second in which a failure should show."""
 
 _GRACE_S = 1.0
 """Seconds that the other ranks may run after one fails: enough to log their errors and to tell which failed first."""
+
+_RESTARTS_AFTER_HANGS = 3
+"""Restarts of a run that hangs again and again without a new checkpoint: our choice."""
 
 State = Literal["finished", "interrupted", "failed", "busy", "not started", "queued", "cancelled"]
 
@@ -135,11 +139,11 @@ def launch(
     """Run the jobs, each in its own processes, as many at a time as the slots allow; one outcome per job.
 
     `slots` names the devices (GPUs as in CUDA_VISIBLE_DEVICES), `command` gives the program of a job's ranks. A failed
-    run does not stop the others. A stop signal is a graceful shutdown: the ranks get SIGTERM, save and exit; a second
-    one kills them; `STOP.received` says afterwards whether there was one. A folder that another process holds is
-    retried for `busy_patience_s`, since the ranks of a launcher that was just killed take a moment to exit. An owner on
-    another host that crashed is waited for until its heartbeat proves that it is alive, or has been missing for long
-    enough.
+    run does not stop the others. One that hung, and was ended by its watchdog (runtime/train/watchdog.py), starts
+    again. A stop signal is a graceful shutdown: the ranks get SIGTERM, save and exit; a second one kills them;
+    `STOP.received` says afterwards whether there was one. A folder that another process holds is retried for
+    `busy_patience_s`, since the ranks of a launcher that was just killed take a moment to exit. An owner on another
+    host that crashed is waited for until its heartbeat proves that it is alive, or has been missing for long enough.
     """
     with STOP.count(), launcher_pipe() as pipe:
         launcher = _Launcher(list(jobs), list(slots), command, pipe, busy_patience_s)
@@ -180,6 +184,8 @@ class _Launcher:
         self.outcomes: list[Outcome] = []
         self.stop_signal: signal.Signals | None = None
         self.lock_attempts: dict[Path, LockAttempt] = {}
+        self.hangs: dict[Path, tuple[int, int]] = {}
+        """By run folder: its newest checkpoint's step when it last hung, and how often it has hung since that one."""
 
     def start_what_fits(self) -> None:
         """Start queued jobs, longest first, while there are slots for them."""
@@ -212,7 +218,19 @@ class _Launcher:
             run.end()
             self.active.remove(run)
             self.free = sorted([*self.free, *run.slots])
-            self.outcomes.append(outcome)
+            if outcome.rank_code == HUNG and self._starts_again(run.job):
+                self.queue.insert(0, run.job)
+            else:
+                self.outcomes.append(outcome)
+
+    def _starts_again(self, job: Job) -> bool:
+        """Whether a run that hung has not done so too often since its newest checkpoint."""
+        newest = RunFolder(job.folder).newest_step
+        step, hangs = self.hangs.get(job.folder, (newest, 0))
+        hangs = hangs + 1 if step == newest else 1
+        self.hangs[job.folder] = newest, hangs
+        self.lock_attempts.pop(job.folder, None)
+        return hangs <= _RESTARTS_AFTER_HANGS and not STOP.received
 
     def stop(self, number: signal.Signals) -> None:
         """Send every rank this signal, once."""

@@ -7,6 +7,8 @@
                        metrics.jsonl     a StepLine per step     \\ the same bytes whether or not
                        evals.jsonl       an EvalLine per point   / the run was ever interrupted
                        timing.jsonl      seconds and rates
+                       ranks.jsonl       seconds, waits and memory of each rank
+                       profile/          traces of profiled steps
                        checkpoints/      step-00001000/ ...
                        tensorboard/      the same values for TensorBoard
                        log/              rank-0.txt ...: what the ranks printed
@@ -14,6 +16,7 @@
 The trainer writes these files; the launcher and the audit read them through this type, also while a run is in progress.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +24,24 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from runtime.run_folder.tail import last_line
 from specs.document.files import DocumentError, load, read_lines
 from specs.document.write import write_json
-from specs.record import End, EvalLine, Order, RecordLine, Rollback, SkippedRange, StepLine, TimingLine
+from specs.record import (
+    End,
+    EvalLine,
+    Order,
+    RankLine,
+    RecordLine,
+    Rollback,
+    SkippedRange,
+    StepLine,
+    TimingLine,
+)
 from specs.run import RunSpec
+
+_RANKS_TAIL_BYTES = 2**20
+"""More than a line of ranks.jsonl: about 60 bytes a rank."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,11 @@ class RunFolder:
         return self.path / "timing.jsonl"
 
     @property
+    def ranks_jsonl(self) -> Path:
+        """Seconds, waits and memory of each rank."""
+        return self.path / "ranks.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -112,6 +134,15 @@ class RunFolder:
     def timing(self) -> list[TimingLine]:
         """Seconds and rates so far."""
         return _whole_lines(self.timing_jsonl, TimingLine)
+
+    def ranks(self) -> list[RankLine]:
+        """What each rank's steps took so far."""
+        return _whole_lines(self.ranks_jsonl, RankLine)
+
+    def newest_ranks(self) -> RankLine | None:
+        """The last of them; None where there is none."""
+        newest = last_line(self.ranks_jsonl, _RANKS_TAIL_BYTES)
+        return None if newest is None else RankLine.model_validate_json(json.dumps(newest))
 
     def skipped(self) -> tuple[SkippedRange, ...]:
         """The data ranges that rollbacks skipped, in order."""

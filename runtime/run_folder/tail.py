@@ -46,16 +46,16 @@ _TAIL_BYTES = 4096
 """More than the longest line of metrics.jsonl."""
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
+def last_line(path: Path, tail_bytes: int = _TAIL_BYTES) -> dict[str, Any] | None:
     """The last complete JSON line of a file; None where there is none yet."""
-    return next(iter(last_lines(path)), None)
+    return next(last_lines(path, tail_bytes), None)
 
 
-def last_lines(path: Path) -> Iterator[dict[str, Any]]:
+def last_lines(path: Path, tail_bytes: int = _TAIL_BYTES) -> Iterator[dict[str, Any]]:
     """The complete JSON lines among a file's last few kilobytes, the last one first."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            file.seek(max(0, file.seek(0, 2) - tail_bytes))
             whole = file.read().rpartition(b"\n")[0]
     except (FileNotFoundError, NotADirectoryError):
         return

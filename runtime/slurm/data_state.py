@@ -86,11 +86,19 @@ class DataState:
             return True
         for _, passes in groupby(self.passes, lambda one: one.jobs.source):
             for one in passes:
-                if one.live:
+                if any(not job.held for job in one.live.values()):
                     return True
-                if one.missing:  # what comes after it will not start
+                if one.not_done:  # what comes after it will not start
                     break
-        return self.build is not None and not any(one.missing for one in self.passes)
+        building = self.build is not None and not self.build.held
+        return building and not any(one.not_done for one in self.passes)
+
+    @property
+    def _held(self) -> list[str]:
+        """Jobs and arrays that are held."""
+        live = [job for one in self.passes for job in one.live.values()]
+        live += [] if self.build is None else [self.build]
+        return list(dict.fromkeys(job.job.partition("_")[0] for job in live if job.held))
 
     def message(self, command: str) -> str:
         """The state in one line; `command` queues what is missing."""
@@ -103,10 +111,12 @@ class DataState:
         if self.build is not None and all(not one.not_done for one in self.passes):
             verb = "waits" if self.build.pending else "is running"
             parts.append(f"the job that builds the corpus {verb} (job {self.build.job})")
+        if held := self._held:
+            parts.append(f"check why jobs are held, then: scontrol release {','.join(held)}")
         parts += self.failures[:_SHOWN_FAILURES]
         if len(self.failures) > _SHOWN_FAILURES:
             parts.append(f"{several(len(self.failures) - _SHOWN_FAILURES, 'other job')} failed")
-        if not self.in_progress:
+        if not self.in_progress and not held:
             parts.append(f"continue with: {command}")
         return "; ".join(parts)
 

@@ -18,6 +18,7 @@ from runtime.slurm.job_states import JobStates, job_states
 from runtime.status.run_status import RunStatus, answered, status_of
 from runtime.study import chain_steps, runs_of
 from specs.budget import Budget
+from specs.data_inputs import InputFileError
 from specs.data_jobs import DataJobs, jobs_path
 from specs.document.files import DocumentError, is_file, load
 from specs.humanize import Losses
@@ -305,6 +306,13 @@ class StatusCollector:
     def _requests(self, plan: Path) -> list[RunRequest]:
         group = self._group(plan)
         return [one for one, _ in group.requests] if isinstance(group, RunGroup) else list(runs_of(plan))
+
+
+def _is_built(jobs: DataJobs, workspace: Workspace) -> bool:
+    try:
+        return isinstance(find_sources(jobs.spec, Path(jobs.folder), workspace.data), Sources)
+    except InputFileError:  # of its text
+        return False
 
 
 def _is_document(target: Path) -> bool:

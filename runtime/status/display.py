@@ -81,6 +81,11 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
         if shown:
             parts.append(_table(group, shown, width))
         parts += _reason_lines(runs)[: _LEAST_ROWS if long else None]
+        parts += [
+            f"[yellow]straggler[/] {escape(one.title)}: {escape(one.straggler)}"
+            for one in runs
+            if one.straggler
+        ]
         step = snapshot.next_of(group, runs)
         parts += [f"[dim]{escape(step)}[/]"] if step else []
     parts += [f"[bold]{escape(one.name)}[/] {escape(one.message)}" for one in snapshot.studies]

@@ -12,6 +12,7 @@ from runtime.launch.failure import State, recorded_end, why_not_running
 from runtime.launch.jobs import RunRequest
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.lock import Owner
+from runtime.run_folder.stragglers import straggler_now
 from runtime.run_folder.tail import last_line, last_lines
 from runtime.slurm.client import LiveJob
 from runtime.slurm.job_states import JobStates
@@ -69,6 +70,8 @@ class RunStatus:
     """Model FLOP utilization in that time."""
     remaining_s: float | None
     """Seconds to the end at this rate, for a running run."""
+    straggler: str
+    """The slowest rank of a running run, its node, and how much slower it is than its peers; empty without one."""
     restarts: int
     """How often it was resumed or requeued."""
     nodes: str
@@ -132,12 +135,18 @@ def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates, owner: O
         tokens_per_s=rate,
         mfu=mfu,
         remaining_s=(steps - step) * request.run.batch_tokens / rate if running and rate else None,
+        straggler=_straggler(folder, starts) if running else "",
         restarts=max(len(starts) - (not restarting), live.restarts if live else 0, 0),
         nodes=_nodes(live.nodes if live else "", owner if running else None, starts),
         job=slurm.jobs.get(run, ""),
         expected_start=live.start_time if live is not None and live.pending else "",
         counts=request.run.counts(),
     )
+
+
+def _straggler(folder: RunFolder, starts: Sequence[Start]) -> str:
+    found = straggler_now(folder.newest_ranks(), starts)
+    return "" if found is None else str(found)
 
 
 def answered(folder: RunFolder, slurm: JobStates) -> bool:

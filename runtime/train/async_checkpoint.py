@@ -20,6 +20,9 @@ from runtime.train.worker import RankWorker
 from specs.checkpoint_retention import Retention
 from specs.humanize import first_line
 
+_LONGEST_PAUSE_S = 0.5
+"""Longest time between two looks at all ranks' writers."""
+
 
 class BackgroundWrite:
     """A function that runs in a thread of its own; its exception is kept in `error`."""
@@ -35,9 +38,9 @@ class BackgroundWrite:
         """Whether the function has not returned yet."""
         return self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when the function has."""
-        self._thread.join()
+    def wait(self, at_most_s: float | None = None) -> None:
+        """Return when the function has, or after so long."""
+        self._thread.join(at_most_s)
 
     def _run(self) -> None:
         try:
@@ -100,20 +103,27 @@ class AsyncCheckpointer:
         return problem
 
     def finish(self) -> str:
-        """Return when no rank is saving any more; why the last checkpoint failed, the same on all ranks, else empty."""
-        self.wait()
-        problem = self.advance(*self._worker.all_reduce_sum(self.progress()))
-        self.wait()
-        problem = problem or self._commit_problem()
+        """Return when no rank is saving any more; why the last checkpoint failed, the same on all ranks, else empty.
+
+        The ranks meet at least twice a second meanwhile, so that a slow disk is not taken for a rank that hangs.
+        """
+        problem, done, pause_s = "", False, 0.002
+        while not done:
+            self.wait(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+            committing = self._committing is not None and self._committing.running
+            writing, failed, committing_ranks = self._worker.all_reduce_sum([*self.progress(), committing])
+            done = self._staging is None and not committing_ranks
+            problem = self.advance(writing, failed) or problem
         failed = self._worker.all_reduce_sum([bool(problem)])[0]
         return problem or ("rank 0 could not save the checkpoint" if failed else "")
 
-    def wait(self) -> None:
-        """Return when this rank's own threads are done."""
+    def wait(self, at_most_s: float | None = None) -> None:
+        """Return when this rank's own threads are done, or after so long for each."""
         if self._staging is not None:
-            self._staging[1].wait()
+            self._staging[1].wait(at_most_s)
         if self._committing is not None:
-            self._committing.wait()
+            self._committing.wait(at_most_s)
 
     def weights_sha256(self, step: int) -> str:
         """Digest of the weights that were saved after `step` steps; on rank 0, empty on the others."""

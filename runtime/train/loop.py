@@ -35,6 +35,7 @@ from specs.sources import Sources
 if TYPE_CHECKING:
     from runtime.train.async_checkpoint import AsyncCheckpointer
     from runtime.train.resume import ResumeState
+    from runtime.train.watchdog import Watchdog
     from runtime.train.worker import RankWorker
 
 _MAX_ROLLBACKS = 3
@@ -128,16 +129,22 @@ def _train_segment(
 ) -> int | None:
     """Train from the latest checkpoint; the exit status, or None after a rollback, when training must resume again."""
     from runtime.train.resume import resume_from_latest
+    from runtime.train.watchdog import Watchdog
 
     resumed = resume_from_latest(worker, run, folder, data)
     start = SegmentStart(0 if worker.is_rank_zero else 1, resumed.step, worker.kernels, worker.devices)
+    limit_s, rank = order.execution.hang_timeout_s, worker.world.rank
+    watchdog = Watchdog(folder, rank, worker.hosts, limit_s, lambda: worker.signs_of_life)
     with open_run_logger(folder, run, order, start) as logger:
         for problem in resumed.damaged.values():
             logger.incident("damaged_checkpoint", resumed.step, problem)
         checkpointer.damaged = set(resumed.damaged)
         try:
-            return _train_steps(folder, run, order.execution, worker, checkpointer, logger, resumed, stop)
+            return _train_steps(
+                folder, run, order.execution, worker, checkpointer, logger, watchdog, resumed, stop
+            )
         finally:
+            watchdog.close()
             checkpointer.wait()
 
 
@@ -148,27 +155,35 @@ def _train_steps(
     worker: "RankWorker",
     checkpointer: "AsyncCheckpointer",
     logger: RunLogger,
+    watchdog: "Watchdog",
     resumed: "ResumeState",
     stop: StopRequest,
 ) -> int | None:
     """The remaining steps, until the last one, a stop request or a rollback."""
+    from runtime.train.profiler import StepProfiler
+    from runtime.train.rank_times import RankTimes
     from runtime.train.resume import manifest_of, skip_after_rollback
     from runtime.train.spike_guard import SpikeGuard
 
     steps, evaluation = run.optim.steps, run.evaluation
     guard, held_out_loss = SpikeGuard(run.guard, resumed.guard), resumed.loss
+    times, profiler = RankTimes(worker), StepProfiler(folder, execution.profile, worker)
     saved_s = time.monotonic()
     if resumed.step < steps and any(worker.all_reduce_sum([stop.requested])):
         return RESUME
     for step in range(resumed.step + 1, steps + 1):
+        times.begin(step)
+        profiler.begin(step)
+
         # Gradient accumulation over the step's micro-batches.
         lr = run.optim.lr(step)
         loss_share = worker.accumulate_gradients(step, resumed.skipped)
 
         # One all-reduce makes all ranks agree: on the loss, a stop request, a due checkpoint, a write's progress.
         save_due = checkpointer.idle and time.monotonic() - saved_s >= execution.checkpoint_interval_s
-        loss, stop_requested, save_now, *progress = worker.all_reduce_sum(
-            [loss_share, stop.requested, worker.is_rank_zero and save_due, *checkpointer.progress()]
+        due = [worker.is_rank_zero and save_due, worker.is_rank_zero and times.due]
+        loss, stop_requested, save_now, times_due, *progress = worker.all_reduce_sum(
+            [loss_share, stop.requested, *due, *checkpointer.progress()]
         )
         if problem := checkpointer.advance(*progress):
             logger.incident("unsaved_checkpoint", step - 1, problem)
@@ -185,6 +200,14 @@ def _train_steps(
         else:
             worker.optimizer.apply(lr, grad_norm)
         logger.step(step, loss, grad_norm, lr, applied=not reject_reason)
+
+        # What the step took on each rank.
+        times.end()
+        profiler.end(step)
+        watchdog.step(step)
+        last = step == steps
+        if times_due or last or stop_requested:
+            logger.ranks(times.line(step))
         if guard.should_roll_back:
             checkpointer.finish()
             skipped = skip_after_rollback(worker, run, folder, resumed, step, guard.rejected_in_a_row)
@@ -193,7 +216,6 @@ def _train_steps(
             return None
 
         # Evaluate the held-out loss.
-        last = step == steps
         if step % evaluation.every_steps == 0 or last:
             sequences = evaluation.final_sequences if last else evaluation.sequences
             held_out_loss, of_sources = worker.evaluate(sequences)

@@ -16,7 +16,18 @@ from runtime.train.metrics import Metrics, StepRates
 from specs.document.write import append_line
 from specs.humanize import several
 from specs.plan import CurveBand
-from specs.record import End, EvalLine, Incident, IncidentKind, Order, Rollback, SkippedRange, Start, StepLine
+from specs.record import (
+    End,
+    EvalLine,
+    Incident,
+    IncidentKind,
+    Order,
+    RankLine,
+    Rollback,
+    SkippedRange,
+    Start,
+    StepLine,
+)
 from specs.run import RunSpec
 
 
@@ -65,6 +76,11 @@ class RunLogger:
         if outside and not self._outside and not self._already_recorded(step):
             self.incident("outside_band", step, outside)
         self._outside = outside is not None
+
+    def ranks(self, line: RankLine | None) -> None:
+        """Log what the last steps took on each rank."""
+        if self._metrics and line is not None:
+            append_line(self._folder.ranks_jsonl, line)
 
     def incident(self, what: IncidentKind, step: int, message: str) -> None:
         """Record and print an incident."""
@@ -128,6 +144,7 @@ def open_run_logger(
         yield RunLogger(folder, run, order, None)
         return
     truncate_partial_line(folder.record_jsonl)
+    truncate_partial_line(folder.ranks_jsonl)
     lost_steps, lost_s = lost_work(folder, segment.from_step)
     earlier = sum(isinstance(line, Start) for line in folder.records())
     metrics = Metrics(folder, earlier + 1, segment.from_step, _rates(run, order))

@@ -4,6 +4,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 """
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.collectives import all_reduce
+from model.collectives import all_gather, all_reduce
 from model.kernels import choose
 from model.mesh import Axis, Mesh, connect
 from model.pipeline_parallel import Pipeline, ReadMicroBatch
 from model.transformer import Stage
+from model.waiting import WAITING
 from model.zero import AdamW
 from runtime.data.batches import HeldOutPart, RunData
 from specs.record import SkippedRange
@@ -30,6 +32,10 @@ four times as many cost up to 60 % more (our measurement)."""
 
 ReadRows = Callable[[int, int], NDArray[np.int64]]
 """Reads this rank's rows of a step or an evaluation: the first one's number, and how many; (B, T)."""
+
+
+_HOST_BYTES = 64
+"""Longest host name (Linux's HOST_NAME_MAX, hostname(7))."""
 
 
 class HeldOutLoss(NamedTuple):
@@ -63,6 +69,9 @@ class RankWorker:
         )
         self._pipeline = Pipeline(self._stage)
         self.optimizer = AdamW(self._stage, mesh.dp, run.optim)
+        self.hosts = _host_names(mesh.world, self._device)
+        """Each rank's host."""
+        self._signs = 0
 
     @property
     def is_rank_zero(self) -> bool:
@@ -78,6 +87,21 @@ class RankWorker:
     def writes_vectors(self) -> bool:
         """Whether this rank saves the norms' gains, of which all tensor-parallel ranks hold the same copy."""
         return self._mesh.tp.rank == 0
+
+    @property
+    def is_first_of_stage(self) -> bool:
+        """Whether this is the first rank of its pipeline stage."""
+        return self._mesh.dp.rank == self._mesh.tp.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        return self._device.type == "cuda"
+
+    @property
+    def signs_of_life(self) -> int:
+        """How often rows were read, ranks met, and waits for other ranks ended: a rank that hangs adds none."""
+        return self._signs + WAITING.ended
 
     @property
     def devices(self) -> list[str]:
@@ -119,11 +143,17 @@ class RankWorker:
 
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over all ranks, in one all-reduce."""
+        self._signs += 1
         scalars = [float(value) for value in values]
         if self._mesh.world.size == 1:
             return scalars
         vector = torch.tensor(scalars, dtype=torch.float64, device=self._device)
         return [float(value) for value in all_reduce(vector, self._mesh.world).tolist()]
+
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Each rank's values, in rank order; all ranks pass as many."""
+        vector = torch.tensor(values, dtype=torch.float64, device=self._device)
+        return all_gather(vector, self._mesh.world).tolist() if self.world.size > 1 else [list(values)]
 
     def broadcast(self, numbers: Sequence[float]) -> list[float]:
         """Rank 0's numbers, on every rank; what the other ranks pass is ignored."""
@@ -153,11 +183,22 @@ class RankWorker:
         return self._pipeline.evaluate(sizes, micro_batch, step_tokens)
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
+        self._signs += 1
         return torch.from_numpy(rows_BT).to(self._device)
 
     def _once(self, loss: Tensor) -> Tensor:
         """The loss share on the first tensor-parallel rank, zero on the others, which have the same one."""
         return loss if self._mesh.tp.rank == 0 else torch.zeros_like(loss)
+
+
+def _host_names(world: Axis, device: torch.device) -> list[str]:
+    """The host of each rank, as that rank names it."""
+    name = socket.gethostname()
+    if world.size == 1:
+        return [name]
+    padded = name.encode()[:_HOST_BYTES].ljust(_HOST_BYTES, b"\0")
+    names = all_gather(torch.tensor(list(padded), dtype=torch.uint8, device=device), world)
+    return [bytes(one).rstrip(b"\0").decode(errors="replace") for one in names.tolist()]
 
 
 @contextmanager

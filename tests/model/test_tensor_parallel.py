@@ -93,7 +93,7 @@ def test_weights_gradients_are_multiplied_while_the_sum_is_on_its_way(
             if axis.size == 1:
                 return ready(x)
             seen.append(f"start {name}")
-            return AsyncTensor(None, lambda: (seen.append(f"wait {name}"), x)[1])
+            return AsyncTensor(None, Axis(), lambda: (seen.append(f"wait {name}"), x)[1])
 
         return start
 

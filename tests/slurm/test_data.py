@@ -8,6 +8,8 @@ from rich.console import Console
 from submitit import SlurmExecutor
 
 from runtime.data.build.corpus import build
+from runtime.run_folder.workspace import Workspace
+from runtime.slurm.data_state import DataState, data_state, noted_jobs
 from specs.budget import Budget
 from specs.data import Corpus
 from specs.document.files import load
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.slurm
 ASK = ("data", "budget.yaml", "--slurm")
 CURATE = "curate: [{step: MinhashDedup, num_buckets: 2, hashes_per_bucket: 4}]"
 """Four passes: two tasks that sign, one for each bucket, one that clusters, two that drop."""
+ALL = "curate: [{step: GopherQualityFilter, min_doc_words: 20}, {step: ExactDedup}, {step: MinhashDedup}]"
 BREAK = (
     '[ ! -e broken -o "$SLURM_ARRAY_TASK_ID" != 1 ] || '
     "{ until [ -e go ]; do sleep 0.1; done; rm broken go; echo disk on fire >&2; kill -9 $$; }"
@@ -29,14 +32,14 @@ BREAK = (
 """Kills the second job of the first array, once, when it is told to."""
 
 
-def write_budget(folder: Path) -> None:
+def write_budget(folder: Path, curate: str = CURATE) -> None:
     """Two files with a near duplicate in each, and a budget on them."""
     folder.mkdir()
     texts = [prose(seed, 60) for seed in range(12)]
     for number, name in enumerate(("a", "b")):
         records = [*texts[number::2], edited(texts[1 - number])]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in records))
-    text = BUDGET.replace("paths: [text.jsonl]", f"paths: ['*.jsonl'], {CURATE}")
+    text = BUDGET.replace("paths: [text.jsonl]", f"paths: ['*.jsonl'], {curate}")
     (folder / "budget.yaml").write_text(text)
 
 
@@ -149,6 +152,44 @@ def test_each_job_is_queued_once_until_they_are_cancelled(
     client.until(lambda: not queued(client), "nothing is left in the queue")
     assert "1. data    the corpus is not built yet" in isoplan(there, "status", "budget.yaml").stdout
     assert "nothing to cancel" in isoplan(there, "cancel", "budget.yaml").stdout
+
+
+@pytest.mark.soak
+def test_a_job_of_each_pass_is_killed(client: Cluster, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        write_budget(folder, ALL)
+    (there / "lab.yaml").write_text(CLUSTER + "slurm:\n  memory: 800 MB\n")
+    spec = load(here / "budget.yaml", Budget).data
+    whole = build(spec, here, here / "data", Console(quiet=True), 1)
+    asked = isoplan(there, *ASK)
+    assert asked.returncode == 0, asked.stderr
+    workspace = Workspace(there)
+
+    def state() -> DataState:
+        noted = noted_jobs(workspace, spec, there)
+        assert noted is not None
+        return data_state(workspace, noted)
+
+    killed = 0
+    for number in range(len(state().passes)):
+
+        def running(number: int = number) -> list[str]:
+            one = state().passes[number]
+            return [job.job for job in one.live.values() if job.state == "RUNNING"] or ["done"] * (
+                not one.not_done
+            )
+
+        first = client.until(running, f"pass {number} runs", 300)[0]
+        if first != "done":
+            client.call("scancel", "--full", "--signal=KILL", first)
+            killed += 1
+            client.until(lambda: not state().in_progress, "what can go on has ended", 300)
+            asked = isoplan(there, *ASK)
+            assert f"job {first} " in asked.stdout, asked.stdout
+    assert killed >= len(state().passes) // 2
+    client.until(lambda: list(there.glob("data/*/manifest.json")), "the corpus is built", 300)
+    assert corpus(there) == whole
 
 
 def queued(cluster: Cluster) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import pytest
 
+from runtime.run_folder.stragglers import straggler_summary
 from specs.exit_codes import OK
 from specs.record import Order
 from specs.run import Evaluation, RunSpec
@@ -69,6 +70,7 @@ class Start(Protocol):
         *lines: str,
         pace_s: float = PACE_S,
         crash: str = "",
+        slow: str = "",
         deaf: bool = False,
         partition: str = "main",
         order: Order | None = None,
@@ -86,11 +88,12 @@ def start(cluster: Cluster, home: Path, tmp_path: Path, run: RunSpec, two_ranks:
         *lines: str,
         pace_s: float = PACE_S,
         crash: str = "",
+        slow: str = "",
         deaf: bool = False,
         partition: str = "main",
         order: Order | None = None,
     ) -> Running:
-        said = (f"partition: {partition}", paced(pace_s, crash, deaf=deaf), *lines)
+        said = (f"partition: {partition}", paced(pace_s, crash, slow=slow, deaf=deaf), *lines)
         return Running.queued(cluster, home, tmp_path / "work", run, order or two_ranks, *said)
 
     return started
@@ -232,6 +235,27 @@ def test_it_survives_the_death_of_a_rank(
     [crash] = running.incidents("crashed")
     assert "Killed (rank 3 on node2; its log: " in crash.message
     assert "retry 1 of 3" in crash.message
+
+
+def test_it_survives_a_rank_that_is_slow_and_then_hangs(
+    start: Start, cluster: Cluster, undisturbed: Outcome, capsys: Capture, four_ranks: Order
+) -> None:
+    """While it is slow it is named; once it hangs, the others end the run, which is queued again."""
+    impatient = four_ranks.execution.model_copy(update={"hang_timeout_s": 5.0})
+    running = start(order=four_ranks.model_copy(update={"execution": impatient}), slow="3 0.08")
+    befalls(
+        "a rank that hangs",
+        running,
+        undisturbed,
+        capsys,
+        lambda: os.kill(cluster.task(running.job, rank=3).pid, signal.SIGSTOP),
+    )
+    [hang], [crash] = running.incidents("hung"), running.incidents("crashed")
+    assert "rank 3 on node2 does not answer; rank 0 waits in model/" in hang.message
+    assert crash.message.startswith(f"HangError: {hang.message[:30]}")
+    assert "retry 1 of 3" in crash.message
+    [slow] = straggler_summary(running.folder.ranks(), running.starts)
+    assert slow.startswith("rank 3 on node2 computes ")
 
 
 @pytest.mark.soak

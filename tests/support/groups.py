@@ -14,6 +14,7 @@ GROUPS = {
         f"{SURVIVAL}::test_it_survives_the_end_of_its_time_without_a_warning",
         f"{SURVIVAL}::test_it_survives_a_node_without_power",
         f"{SURVIVAL}::test_it_survives_without_a_controller",
+        f"{SURVIVAL}::test_it_survives_a_rank_that_is_slow_and_then_hangs",
     ),
     "slurm 2": (SURVIVAL,),
     "slurm 3": (
@@ -36,6 +37,7 @@ GROUPS = {
         "runtime/train/test_pipeline_run.py",
         "runtime/train/test_spike_guard.py",
         "runtime/train/test_train.py",
+        "runtime/train/test_watchdog.py",
         "runtime/launch/test_local.py",
         "model/test_mesh.py",
         "model/test_tensor_parallel_run.py",

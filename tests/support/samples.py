@@ -1,5 +1,6 @@
 """Small valid documents that tests begin from, as types and as text."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from specs.budget import Budget
@@ -11,6 +12,7 @@ from specs.model import ModelSpec
 from specs.optim import Milestone, OptimSpec
 from specs.plan import Code, Cost, CurveBand, Forecast, Plan, PlannedRun, seal_of
 from specs.plan_file import with_points
+from specs.record import RankLine
 from specs.run import Evaluation, Execution, RunSpec
 
 BUDGET = """\
@@ -68,6 +70,18 @@ def run(**changes: Any) -> RunSpec:
 
 def execution() -> Execution:
     return Execution(device="cpu", layout=layout(), checkpoint_interval_s=10.0)
+
+
+def rank_line(step: int, busy_s: Sequence[float], waiting_s: Sequence[float]) -> RankLine:
+    """Ten steps of ranks that work and wait for so long; two ranks a node."""
+    return RankLine(
+        step=step,
+        steps=10,
+        hosts=tuple(f"n{rank // 2}" for rank in range(len(busy_s))),
+        step_s=tuple(busy + wait for busy, wait in zip(busy_s, waiting_s, strict=True)),
+        waiting_s={"world": tuple(waiting_s)},
+        peak_memory_bytes=(1,) * len(busy_s),
+    )
 
 
 def sealed(plan: Plan, **changes: Any) -> Plan:

@@ -591,7 +591,7 @@ def test_a_ledger_without_an_interior_optimum_is_refused(
 
 @pytest.mark.slow
 def test_a_ledger_answers_a_target_loss_and_an_inference_objective(tmp_path: Path) -> None:
-    """Both need a loss law, and the ledger's chosen form is one: the loss that was asked for, a smaller model."""
+    """Both need a loss law, and the mixture of the runs is one: the loss that was asked for, a smaller model."""
     (tmp_path / "b.yaml").write_text(LEDGERLESS)
     write_corpus(load(tmp_path / "b.yaml", Budget).data, tmp_path, 10**12)
     ledger(tmp_path, chinchilla)

@@ -236,6 +236,23 @@ def test_other_text_and_larger_runs_do_not_count(workspace: Path) -> None:
     assert not other.flags
 
 
+def test_runs_of_one_text_in_two_folders_count_once(workspace: Path) -> None:
+    """The same losses again would pass for seeds without noise."""
+    train(workspace, planned(workspace), seed=0)
+    path = workspace / "ledger.jsonl"
+    before = read_evidence(path, "2" * 64, own_runs(workspace), 1e13)
+    for one in read_lines(path, LedgerRecord):
+        folder = one.run.data.model_copy(update={"corpus": "fedcba9876543210"})
+        append_line(path, one.model_copy(update={"run": one.run.model_copy(update={"data": folder})}))
+    found = read_evidence(path, "2" * 64, own_runs(workspace), 1e13)
+    assert sorted(one.loss for one in found.pilots) == sorted(one.loss for one in before.pilots)
+    assert len(found.rates) == len(before.rates)
+    assert found.audited > before.audited
+    assert found.flags[0].startswith(
+        "12 of the ledger's runs on this text are trained twice under other names"
+    )
+
+
 @pytest.mark.slow
 def test_a_point_knows_how_many_different_tokens_its_run_could_read(workspace: Path) -> None:
     """The corpus's training tokens, so that a fit can tell repeated data from new."""

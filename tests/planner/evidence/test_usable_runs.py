@@ -8,7 +8,7 @@ import pytest
 
 from planner.design.run_draft import RunSettings, same_size_run
 from planner.evidence.ledger_evidence import LedgerEvidence, rate_check, rate_flags
-from planner.evidence.usable_runs import MAY_DIFFER, differences, matching, sound
+from planner.evidence.usable_runs import MAY_DIFFER, differences, distinct, matching, sound
 from specs.budget import Budget
 from specs.cluster import Cluster
 from specs.data import CorpusRef
@@ -152,6 +152,22 @@ def test_runs_are_counted_by_what_differs() -> None:
         "3 of the ledger's 6 runs on this text are not used: 2 with vocabulary 1400, not 2800; 1 with precision bf16, "
         "not fp32",
     )
+
+
+def test_one_training_under_two_names_counts_once_and_a_second_seed_twice() -> None:
+    runs = [run(), run(seed=1), run("optim", peak_lr=2 * LAW_LR)]
+    again = [
+        run("data", corpus="fedcba9876543210"),
+        run("evaluation", every_steps=run().evaluation.every_steps + 1),
+        run(seed=1, guard=None),
+    ]
+    kept, flags = distinct([record(spec, 3.0) for spec in (*runs, *again)])
+    assert [one.run for one in kept] == runs
+    assert flags == (
+        "3 of the ledger's runs on this text are trained twice under other names (another corpus folder of the same "
+        "text, or another evaluation interval) and count once",
+    )
+    assert distinct(kept) == (kept, ())
 
 
 UNIFORM = math.log(2800)

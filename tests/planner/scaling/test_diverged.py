@@ -77,10 +77,11 @@ def test_perplexities_are_refused() -> None:
         fit_mixture(points(runs.size, runs.tokens, np.exp(runs.loss)))
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_accuracies_are_refused(noise: float) -> None:
+@pytest.mark.parametrize(("noise", "unit"), [(0.0, 1), (0.02, 1), (0.02, 100)])
+def test_accuracies_are_refused(noise: float, unit: float) -> None:
+    """Those in per cent, too: their logarithms would be no losses either."""
     runs = ladder(noise=noise)
     with pytest.raises(
         ValueError, match=r"the losses rise with size and with tokens; are these accuracies\?"
     ):
-        fit_mixture(points(runs.size, runs.tokens, 0.9 - 0.2 * runs.loss))
+        fit_mixture(points(runs.size, runs.tokens, unit * (0.9 - 0.2 * runs.loss)))

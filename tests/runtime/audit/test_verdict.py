@@ -163,6 +163,21 @@ def failed(audit: Audit) -> list[Check]:
     return [check for check in audit.runs[-1].checks if not check.ok]
 
 
+def test_who_was_slow_for_a_tenth_of_the_steps_is_named(workspace: Path, plan: Plan) -> None:
+    told = story(planned_run(plan), plan.seal)
+    execution = samples.execution().model_copy(update={"layout": samples.layout(dp=2)})
+    folder = tell(
+        workspace, replace(told, starts=(told.starts[0].model_copy(update={"execution": execution}),))
+    )
+    slow = [
+        samples.rank_line(step, [1.0, 1.6 if step <= 30 else 1.0], [0.6, 0.0]) for step in range(10, 110, 10)
+    ]
+    write_lines(folder.ranks_jsonl, slow)
+    (run,) = audited(workspace, plan).runs
+    expected = "straggler: rank 1 on n0 computes 1.6 times as long as its peers in 30% of the timed steps"
+    assert expected in run.incidents
+
+
 def test_an_honest_run_is_accepted_and_enters_the_ledger(workspace: Path, plan: Plan) -> None:
     told = story(planned_run(plan), plan.seal)
     tell(workspace, told)

@@ -140,6 +140,27 @@ def test_a_dead_rank_ends_its_run_within_seconds_and_is_named(
 
 
 @pytest.mark.slow
+def test_a_run_that_hung_starts_again_until_it_hangs_too_often_at_the_same_step(tmp_path: Path) -> None:
+    """It hangs three times, saves a checkpoint with the third start, and would hang forever."""
+    code = """
+folder = pathlib.Path(sys.argv[1])
+starts = len(list(folder.glob("start-*")))
+(folder / f"start-{starts}").touch()
+if starts == 2:
+    (folder / "checkpoints" / "step-00000010").mkdir(parents=True)
+print("HangError: rank 7 does not answer")
+os._exit(69 if sys.argv[1].endswith("forever") or starts < 3 else 0)
+"""
+    jobs = [make_job(tmp_path, "thrice"), make_job(tmp_path, "forever")]
+    thrice, forever = sorted(
+        launch(jobs, ["0", "1"], python(code), ignore), key=lambda one: one.state != "finished"
+    )
+    assert (thrice.state, len(list(thrice.job.folder.glob("start-*")))) == ("finished", 4)
+    assert (forever.state, len(list(forever.job.folder.glob("start-*")))) == ("failed", 6)
+    assert forever.message.startswith("HangError: rank 7 does not answer (rank 0 of 1; its log: ")
+
+
+@pytest.mark.slow
 def test_other_runs_go_on_when_one_fails(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, name) for name in ("bad", "good", "late")]
     code = "if sys.argv[1].endswith('bad'):\n    sys.exit(1)\ntime.sleep(.3)"

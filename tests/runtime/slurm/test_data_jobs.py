@@ -215,6 +215,11 @@ def test_a_state_says_what_is_due_and_what_failed() -> None:
     assert building.message("again") == (
         "1 of 1 passes of curation done; the job that builds the corpus is running (job 10)"
     )
+    held = DataState((passed("signatures", (), {0: job("7", "PENDING", "JobHeldUser")}),), None, ())
+    assert not held.in_progress
+    assert held.message("again").endswith(
+        "1 pending (job 7); check why jobs are held, then: scontrol release 7"
+    )
     away = DataState((passed("signatures", range(5)),), None, (), "SLURM does not answer; try again later")
     assert away.in_progress
     assert "SLURM does not answer" in away.message("again")
@@ -251,19 +256,20 @@ def test_the_jobs_of_a_mix_build_what_one_machine_builds(
     plain = {"text": text, "tokenizer": {"kind": "bbpe", "vocab": 300}, "held_out_one_in": 4}
     spec = DataSpec.model_validate_json(json.dumps(plain))
     for place in ("here", "there"):
-        (tmp_path / place).mkdir()
+        (tmp_path / place / "texts").mkdir(parents=True)
         for file in ("web-a", "web-b", "code-a", "code-b"):
             lines = [json.dumps({"text": f"{file[:3]} {one % 20} says the same. " * 20}) for one in range(30)]
-            (tmp_path / place / f"{file}.jsonl").write_text("\n".join(lines))
+            (tmp_path / place / "texts" / f"{file}.jsonl").write_text("\n".join(lines))
     here, there = tmp_path / "here", tmp_path / "there"
     quiet = Console(quiet=True)
-    whole = build_sources(spec, here, here / "data", quiet, 1)
+    whole = build_sources(spec, here / "texts", here / "data", quiet, 1)
 
     monkeypatch.chdir(there)
     ended = signal.getsignal(signal.SIGTERM)
     driver = Driver(Workspace(Path()), Machine(1, ()), None, quiet)
-    noted = DataJobs(spec=spec, folder=str(there), passes=tuple(_passes(driver, spec, Path())), builds=())
-    path = jobs_path(spec, Path(), Path("data"))
+    passes = tuple(_passes(driver, spec, Path("texts")))
+    noted = DataJobs(spec=spec, folder=str(there / "texts"), passes=passes, builds=())
+    path = jobs_path(spec, Path("texts"), Path("data"))
     write_json(path, noted)
     try:
         for one in [*noted.passes, *noted.passes]:
@@ -271,7 +277,7 @@ def test_the_jobs_of_a_mix_build_what_one_machine_builds(
         BuildTask(str(there), str(path), 1)()
     finally:
         signal.signal(signal.SIGTERM, ended)
-    assert find_sources(spec, Path(), Path("data")) == whole
+    assert find_sources(spec, Path("texts"), Path("data")) == whole
     assert [one.reading.curation[0].dropped for one in whole.corpora.values() if one.reading] == [40, 40]
     assert not path.exists()
     assert list(there.glob("data/.*.part")) == []

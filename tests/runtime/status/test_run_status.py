@@ -30,6 +30,7 @@ from specs.document.files import DocumentError, load
 from specs.document.write import append_line, write_json, write_yaml
 from specs.plan import Plan
 from specs.record import End, Environment, EvalLine, Incident, IncidentKind, Start, StepLine, TimingLine
+from specs.run import Execution
 from specs.slurm_submission import Queued, StudyState, Submission
 from tests.runtime.commands.test_run_cli import one_line
 from tests.support import samples
@@ -68,14 +69,16 @@ def answer(where: JobStates) -> QueryJobs:
     return locate
 
 
-def started(folder: RunFolder, from_step: int = 0, job: str | None = None) -> None:
+def started(
+    folder: RunFolder, from_step: int = 0, job: str | None = None, execution: Execution | None = None
+) -> None:
     environment = Environment(host="laptop", python="3", packages={}, commit=None, cpu="a", devices=())
     line = Start(
         time=time.time(),
         run=folder.path.name,
         seal=None,
         from_step=from_step,
-        execution=samples.execution(),
+        execution=execution or samples.execution(),
         kernels={},
         environment=environment,
         job=job,
@@ -109,6 +112,19 @@ def live(state: str, reason: str = "", restarts: int = 0, starts: str = "", node
 def with_slurm(folder: RunFolder, job: LiveJob | None = None, ended: EndedJob | None = None) -> JobStates:
     run = folder.path.name
     return JobStates({run: "12"}, {run: job} if job else {}, {run: ended} if ended else {})
+
+
+def test_the_slowest_rank_of_a_running_run_is_named(home: Path) -> None:
+    folder = target(home)
+    held = LockAttempt(folder.path).acquire()
+    assert held is not None
+    started(folder, execution=samples.execution().model_copy(update={"layout": samples.layout(dp=4)}))
+    append_line(folder.ranks_jsonl, samples.rank_line(10, [1.0, 1.0, 1.5, 3.0], [2.0, 2.0, 1.5, 0.0]))
+    run = looked(home)
+    assert run.straggler == "rank 3 on n1 computes 3 times as long as its peers"
+    started(folder, from_step=20)  # no line of this segment yet
+    assert looked(home).straggler == ""
+    held.release()
 
 
 def test_a_run_of_this_machine_from_nothing_to_its_end(home: Path) -> None:

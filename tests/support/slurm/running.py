@@ -34,10 +34,11 @@ def cluster_file(folder: Path, *lines: str, devices_per_node: int = 2) -> Path:
     return path
 
 
-def paced(pace_s: float, crash: str = "", *, deaf: bool = False) -> str:
+def paced(pace_s: float, crash: str = "", *, slow: str = "", deaf: bool = False) -> str:
     """A line of the cluster file that paces the steps; see paced/sitecustomize.py."""
     path = os.pathsep.join(filter(None, (str(PACED), os.environ.get("PYTHONPATH"))))
     said = f"export PYTHONPATH={shlex.quote(path)} PACE_S={pace_s} CRASH={shlex.quote(crash or '-1 0 -')}"
+    said += f" SLOW={shlex.quote(slow)}" if slow else ""
     said += " DEAF=1" if deaf else ""
     return f"prologue: [{json.dumps(said)}]"
 
