@@ -161,6 +161,10 @@ FilterStep = (
 CurationStep = Annotated[FilterStep | ExactDedup | MinhashDedup, Field(discriminator="step")]
 
 
+EXAMPLE_CHARACTERS = 300
+"""Of a dropped document that is shown."""
+
+
 class DroppedDocument(Spec):
     """A document that a step dropped."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from specs.curate import CuratedText, CurationStage
+from specs.curate import EXAMPLE_CHARACTERS, CuratedText, CurationStage
 from specs.evidence import FILE_NAME, EvidencePoint
 from specs.formatting import (
     FUNNEL_HEAD,
@@ -276,8 +276,10 @@ def dropped(texts: Sequence[CuratedText]) -> Html:
 def _reasons(stage: CurationStage) -> Iterator[tuple[str, str, Html]]:
     reasons = stage.reasons or ({"": stage.dropped} if stage.dropped else {})
     for reason, documents in sorted(reasons.items(), key=lambda one: -one[1]):
-        examples = (f"{one.text} …" for one in stage.examples if one.reason == reason)
-        yield reason, f"{documents:,}", join(tag("small", text) for text in examples)
+        texts = [one.text for one in stage.examples if one.reason == reason]
+        cut = ("…" if len(text) == EXAMPLE_CHARACTERS else "" for text in texts)
+        examples = (tag("small", text, end) for text, end in zip(texts, cut, strict=True))
+        yield reason, f"{documents:,}", join(examples)
 
 
 def provenance(case: Case) -> Html:

@@ -24,7 +24,7 @@ from runtime.data.build.shards import RecordCounts
 from runtime.data.build.text_sources import curated_parts
 from runtime.data.build.workers import Report, Workers
 from runtime.data.errors import CorpusError
-from specs.curate import CurationStage, CurationStep, DroppedDocument
+from specs.curate import EXAMPLE_CHARACTERS, CurationStage, CurationStep, DroppedDocument
 from specs.data import FileText
 from specs.document.parse import DocumentError
 from specs.exit_codes import InputError
@@ -32,8 +32,8 @@ from specs.extras import CURATE, INSTALL_DATA, require
 
 CURATED = "curated"
 """Where a build keeps what curation wrote, until the corpus is done."""
-_EXAMPLES, _EXAMPLE_CHARACTERS = 3, 300
-"""Dropped documents of each step that the manifest shows, and how much of each."""
+_EXAMPLES = 3
+"""Dropped documents of each step that the manifest shows."""
 
 
 @dataclass(frozen=True)
@@ -218,4 +218,4 @@ def _dropped(folder: Path, tasks: int) -> Iterator[DroppedDocument]:
                 for line in lines:
                     document = json.loads(line)
                     reason = str(document.get("metadata", {}).get("filter_reason", ""))
-                    yield DroppedDocument(reason=reason, text=document["text"][:_EXAMPLE_CHARACTERS])
+                    yield DroppedDocument(reason=reason, text=document["text"][:EXAMPLE_CHARACTERS])

@@ -5,6 +5,7 @@ from importlib.resources import files
 from specs.curate import CuratedText
 from specs.data import Corpus
 from specs.report.html import Html, tag
+from specs.report.page_parts import section
 from specs.report.tables import dropped, funnel
 
 
@@ -16,8 +17,7 @@ def render_curation(corpus: Corpus) -> str:
     parts = (
         tag("h1", f"Curation of corpus {corpus.name}"),
         funnel([text]),
-        tag("h2", "What was dropped"),
-        dropped([text]),
+        section("What was dropped", dropped([text])),
     )
     head = tag("head", Html('<meta charset="utf-8">'), tag("title", "Curation"), tag("style", Html(style)))
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"

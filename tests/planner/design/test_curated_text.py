@@ -42,7 +42,7 @@ FUNNEL = (
         reasons={"gopher_short_doc": 300, "gopher_below_alpha_threshold": 200},
         examples=(
             DroppedDocument(reason="gopher_short_doc", text=STRANGE),
-            DroppedDocument(reason="gopher_below_alpha_threshold", text="1 2 3"),
+            DroppedDocument(reason="gopher_below_alpha_threshold", text="long " * 60),
         ),
     ),
     CurationStage(
@@ -84,7 +84,8 @@ def test_its_report_shows_the_funnel_and_what_was_dropped(tmp_path: Path) -> Non
         cells = "".join(f'<td class="number">{number}</td>' for number in numbers)
         assert f'<tr><td class="text">{step}</td>{cells}</tr>' in page
     assert page.index("gopher_short_doc") < page.index("gopher_below_alpha_threshold")
-    assert "Once more. …" in page
+    assert "<small>Once more.</small>" in page
+    assert f"<small>{'long ' * 60}…</small>" in page
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "Curation" not in render(planned(tmp_path, ()), None)
