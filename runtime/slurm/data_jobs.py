@@ -41,14 +41,15 @@ def queue_data(
     DocumentError where a text is missing or cannot be curated, or SLURM refuses a job: then nothing is queued.
     """
     workspace = driver.workspace
-    passes = _passes(driver, spec, base)
     with submit.submission_lock(workspace):
-        before = noted_jobs(workspace, spec, base)
-        noted = [] if before is None else before.submissions
-        submissions = _settled(driver, noted)
-        built = find_sources(spec, base, workspace.data)
-        if isinstance(built, Sources):
-            return built
+        before, submissions = _noted(driver, spec, base)
+        if (final := _final(workspace, before, submissions, spec, base)) is not None:
+            return final
+    passes = _passes(driver, spec, base)  # which hashes the files
+    with submit.submission_lock(workspace):
+        before, submissions = _noted(driver, spec, base)
+        if (final := _final(workspace, before, submissions, spec, base)) is not None:
+            return final
         known = {} if before is None else {one.folder: one.submissions for one in before.passes}
         jobs = DataJobs(
             spec=spec,
@@ -86,18 +87,34 @@ def _passes(driver: Driver, spec: DataSpec, base: Path) -> list[PassJobs]:
     ]
 
 
-def _settled(driver: Driver, names: Collection[str]) -> Submissions:
-    """These submissions. Jobs that are ending are waited for: only then is it known whether their tasks are done."""
+def _noted(driver: Driver, spec: DataSpec, base: Path) -> tuple[DataJobs | None, Submissions]:
+    """The jobs that are noted, and their submissions. Jobs that are ending are waited for: only then is it known what they
+    have done."""
+
+    jobs = noted_jobs(driver.workspace, spec, base)
+    names = [] if jobs is None else jobs.submissions
     until_s, printed = time.monotonic() + _COMPLETING_TIMEOUT_S, False
     while True:
         found = submit.live_submissions(driver.workspace, names)
         ending = [job for _, live in found.values() for job in live.values() if job.state == "COMPLETING"]
         if not ending or time.monotonic() > until_s:
-            return found
+            return jobs, found
         if not printed:
             driver.say(f"waiting for {several(len(ending), 'job')} to complete")
             printed = True
         time.sleep(_POLL_S)
+
+
+def _final(
+    workspace: Workspace, jobs: DataJobs | None, submissions: Submissions, spec: DataSpec, base: Path
+) -> DataState | Sources | None:
+    """The corpora where they are built, the state of the jobs where they are being built; None where something may be
+    due."""
+    built = find_sources(spec, base, workspace.data)
+    if isinstance(built, Sources):
+        return built
+    state = None if jobs is None else state_of(workspace, jobs, submissions)
+    return state if state is not None and state.build is not None and not state.build.pending else None
 
 
 @dataclass

@@ -82,7 +82,7 @@ class DataState:
     @property
     def in_progress(self) -> bool:
         """Whether jobs will still do something by themselves; so it is taken to be where SLURM does not answer."""
-        if self.problem:
+        if self.problem or (self.build is not None and not self.build.pending):
             return True
         for _, passes in groupby(self.passes, lambda one: one.jobs.source):
             for one in passes:
@@ -103,14 +103,15 @@ class DataState:
     def message(self, command: str) -> str:
         """The state in one line; `command` queues what is missing."""
         done = sum(not one.not_done for one in self.passes)
+        if self.build is not None and not self.build.pending:
+            return f"a job builds the corpus from what the steps left (job {self.build.job})"
         parts = [f"{done} of {len(self.passes)} passes of curation done"] if self.passes else []
         if self.problem:
             return "; ".join(["SLURM jobs build the corpus", *parts, self.problem])
         for _, passes in groupby(self.passes, lambda one: one.jobs.source):
             parts += [one.message for one in passes if one.not_done][:1]
         if self.build is not None and all(not one.not_done for one in self.passes):
-            verb = "waits" if self.build.pending else "is running"
-            parts.append(f"the job that builds the corpus {verb} (job {self.build.job})")
+            parts.append(f"the build of the corpus is pending (job {self.build.job})")
         if held := self._held:
             parts.append(f"check why jobs are held, then: scontrol release {','.join(held)}")
         parts += self.failures[:_SHOWN_FAILURES]

@@ -15,18 +15,20 @@ from rich.console import Console
 from runtime.data.build.mix import build_sources
 from runtime.launch.machine import Machine
 from runtime.run_folder.workspace import Workspace
+from runtime.slurm import client, data_jobs
 from runtime.slurm.client import LiveJob
-from runtime.slurm.data_jobs import Queue, _passes
+from runtime.slurm.data_jobs import Queue
 from runtime.slurm.data_state import DataState, PassState
 from runtime.slurm.data_task import BuildTask, CurateTask
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.study import Driver
 from specs.cluster import Cluster
-from specs.data import Bytes, DataSpec, InstalledText
+from specs.data import Bytes, DataSpec, FileText, InstalledText
 from specs.data_jobs import DataJobs, PassJobs, jobs_path
 from specs.document.files import from_catalog
 from specs.document.write import write_json
 from specs.slurm import Slurm
+from specs.slurm_submission import Submission
 from specs.sources import find_sources
 from tests.support.commands import isoplan
 
@@ -212,8 +214,11 @@ def test_a_state_says_what_is_due_and_what_failed() -> None:
     )
     building = DataState((passed("signatures", range(5)),), job("10"), ())
     assert building.in_progress
-    assert building.message("again") == (
-        "1 of 1 passes of curation done; the job that builds the corpus is running (job 10)"
+    assert building.message("again") == "a job builds the corpus from what the steps left (job 10)"
+    last = DataState((passed("signatures", range(5)),), job("10", "PENDING", "Priority"), ())
+    assert last.in_progress
+    assert (
+        last.message("again") == "1 of 1 passes of curation done; the build of the corpus is pending (job 10)"
     )
     held = DataState((passed("signatures", (), {0: job("7", "PENDING", "JobHeldUser")}),), None, ())
     assert not held.in_progress
@@ -242,6 +247,26 @@ def test_what_cannot_be_queued_is_one_line(tmp_path: Path, words: tuple[str, ...
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_corpus_that_is_being_built_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its build holds a lock, and moves the folders of what was curated."""
+    (tmp_path / "a.jsonl").touch()
+    text = FileText(source="files", paths=("a.jsonl",))
+    spec = DataSpec(text=text, tokenizer=Bytes(kind="bytes"))
+    driver = Driver(Workspace(tmp_path), Machine(1, ()), None, Console(quiet=True))
+    moved = (passed("signatures").jobs,)
+    noted = DataJobs(spec=spec, folder=str(tmp_path), passes=moved, builds=("mini-data-1",))
+    write_json(jobs_path(spec, tmp_path, tmp_path / "data"), noted)
+    submission = Submission(name="mini-data-1", time=0.0, runs=(), tasks=((),), job=10, retries=0)
+    write_json(tmp_path / "slurm" / "mini-data-1" / "submission.json", submission)
+    monkeypatch.setattr(client, "live_jobs", lambda *_: {"10": job("10")})
+    monkeypatch.setattr(data_jobs, "prepare_curations", lambda *_: pytest.fail("it is not to be prepared"))
+    cluster = ClusterFile(Path("lab.yaml"), LAPTOP)
+    state = data_jobs.queue_data(driver, spec, tmp_path, cluster, "mini")
+    assert isinstance(state, DataState)
+    assert state.in_progress
+    assert state.plain()["build"] == {"job": "10", "state": "running"}
+
+
 @pytest.mark.slow
 def test_the_jobs_of_a_mix_build_what_one_machine_builds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -267,7 +292,7 @@ def test_the_jobs_of_a_mix_build_what_one_machine_builds(
     monkeypatch.chdir(there)
     ended = signal.getsignal(signal.SIGTERM)
     driver = Driver(Workspace(Path()), Machine(1, ()), None, quiet)
-    passes = tuple(_passes(driver, spec, Path("texts")))
+    passes = tuple(data_jobs._passes(driver, spec, Path("texts")))
     noted = DataJobs(spec=spec, folder=str(there / "texts"), passes=passes, builds=())
     path = jobs_path(spec, Path("texts"), Path("data"))
     write_json(path, noted)
