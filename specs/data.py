@@ -47,7 +47,7 @@ class FileText(Spec):
     """Largest share of records without a readable text that is skipped, counted and named; more are refused. Our
     choice: public dumps have one in thousands, a wrong key or encoding has nearly all."""
     curate: tuple[CurationStep, ...] = Field(default=(), exclude_if=lambda steps: not steps)
-    """What is done to the text first, by datatrove, in this order; needs .jsonl or .parquet files."""
+    """What is done to the text first, by datatrove, in this order."""
 
 
 class TokenFiles(Spec):
@@ -317,7 +317,7 @@ class Reading(Spec):
     examples: tuple[str, ...]
     """The first of these: `file:line: what is wrong`."""
     curation: tuple[CurationStage, ...] = Field(default=(), exclude_if=lambda stages: not stages)
-    """What each step of data.text.curate left, before all this; absent without any."""
+    """What each step of data.text.curate left of the documents, before duplicates are counted; absent without any."""
 
 
 class HeldOutChoice(Spec):

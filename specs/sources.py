@@ -17,6 +17,7 @@ from specs.data import (
     CorpusRef,
     DataSpec,
     DeclaredText,
+    FileText,
     MixCorpus,
     TokenizerFile,
     mix_name,
@@ -54,6 +55,11 @@ class Sources:
 def is_declared(spec: DataSpec) -> bool:
     """Whether the text, or that of a source, is not on this machine."""
     return any(isinstance(part.text, DeclaredText) for part in spec.parts().values())
+
+
+def is_curated(spec: DataSpec) -> bool:
+    """Whether the text, or that of a source, is curated first."""
+    return any(isinstance(part.text, FileText) and part.text.curate for part in spec.parts().values())
 
 
 def declared_ref(spec: DataSpec) -> CorpusRef:

@@ -46,11 +46,7 @@ def build(spec: DataSpec, base: Path, data: Path, console: Console, processes: i
         try:
             data.mkdir(parents=True, exist_ok=True)
             with open_workers(console, processes) as workers:
-                files = hash_inputs(spec, base, data, workers)
-                before = read_index(spec, base, data)
-                name = corpus_name(spec, write_index(spec, base, data, files).digest)
-                if before is not None and before.corpus != name:  # what a killed build of other contents left
-                    discard_part(data, before.corpus)
+                name, files = hash_corpus(spec, base, data, workers)
                 with only_builder(data, name, console):
                     _build_then_rename(data / name, spec, base, files, workers)
         except KilledWorkerError:
@@ -68,6 +64,21 @@ def _is_usable(data: Path, name: str) -> bool:
     except CorpusError:
         return False
     return True
+
+
+def hash_corpus(spec: DataSpec, base: Path, data: Path, workers: Workers) -> tuple[str, list[InputFile]]:
+    """The name of a corpus, and its inputs, which the index has from now on; errors as in `hash_inputs`."""
+    files = hash_inputs(spec, base, data, workers)
+    before = read_index(spec, base, data)
+    name = corpus_name(spec, write_index(spec, base, data, files).digest)
+    if before is not None and before.corpus != name:  # what a killed build of other contents left
+        discard_part(data, before.corpus)
+    return name, files
+
+
+def part_of(data: Path, name: str) -> Path:
+    """Folder of a corpus while it is built."""
+    return data / f".{name}.part"
 
 
 _REMEDIES = {
@@ -107,7 +118,7 @@ def discard_part(data: Path, name: str) -> None:
     """Remove what an unfinished build of this corpus left, unless another process is building it."""
     with open(data / f".{name}.lock", "w") as lock, suppress(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(data / f".{name}.part", ignore_errors=True)
+        shutil.rmtree(part_of(data, name), ignore_errors=True)
 
 
 def _build_then_rename(
@@ -119,7 +130,7 @@ def _build_then_rename(
             raise CorpusError(f"{folder} has no manifest.json; delete the folder and rerun")
         write_text(folder / "inputs.jsonl", "".join(map(_input_line, files)))  # where its files are now
         return
-    part = folder.with_name(f".{folder.name}.part")
+    part = part_of(folder.parent, folder.name)
     part.mkdir(exist_ok=True)
     if not (part / "manifest.json").exists():
         corpus = _build_part(spec, base, part, files, workers)

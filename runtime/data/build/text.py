@@ -9,22 +9,21 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtime.data import tokenizer
 from runtime.data.build import shards, text_sources
-from runtime.data.build.curation import CURATED, curate
+from runtime.data.build.curation import CURATED, Curation, curate
 from runtime.data.build.inputs import check_unchanged
-from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
+from runtime.data.build.shards import TokenizeSummary, TokenizeTask
 from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Workers
 from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
 from runtime.data.tokenizer import TokenIdsOf
-from specs.curate import CurationStage
 from specs.data import (
     Bbpe,
     Corpus,
@@ -111,22 +110,47 @@ def read_text(
 ) -> tuple[Reading, int]:
     """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
     the bytes of their text."""
-    texts = [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
-    paths = [Path(file.path) for file in texts]
-    stages: tuple[CurationStage, ...] = ()
+    paths, curated = [Path(file.path) for file in _texts(files)], None
     if isinstance(spec.text, FileText) and spec.text.curate:
-        by_content = sorted(texts, key=lambda file: (file.sha256, file.path))  # whatever the files are called
-        paths, stages = curate(
-            spec.text, base, [Path(file.path) for file in by_content], runs.parent / CURATED, workers
-        )
-        left = FileText(source="files", paths=spec.text.paths, malformed=spec.text.malformed)
+        curated = curate(curation_of(spec.text, base, files, runs.parent), workers)
+        paths, left = curated.files, FileText(source="files", paths=spec.text.paths)
         spec = spec.model_copy(update={"text": left})
-    parts = text_parts(spec, paths)
+    parts = text_parts(spec.text, paths)
     tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
     read = workers.map("reading text", sum(task.bytes for task in tasks), shards.read, tasks)
     check_unchanged(files)
-    reading, text_bytes = _reading(spec, base, read)
-    return reading.model_copy(update={"curation": stages}), text_bytes
+    counts, text_bytes = shards.total(read), sum(one.text_bytes for one in read)
+    counts.check(shards.malformed_allowed(spec))
+    documents = counts.records - counts.empty - counts.malformed
+    if curated is not None:
+        curated.read.empty += counts.empty
+        counts = curated.read
+    reading = Reading(
+        records=counts.records,
+        empty=counts.empty,
+        duplicates=documents,
+        malformed=counts.malformed,
+        examples=tuple(shards.example_text(one, base) for one in counts.examples[:3]),
+        curation=() if curated is None else curated.stages,
+    )
+    return reading, text_bytes
+
+
+def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Path) -> Curation:
+    """The curation of a text, of which these are all inputs, in the folder `part` of its build."""
+    by_content = sorted(
+        _texts(files), key=lambda file: (file.sha256, file.path)
+    )  # whatever the files are called
+    return Curation(text, base, tuple(Path(file.path) for file in by_content), part / CURATED)
+
+
+def _texts(files: Iterable[InputFile]) -> list[InputFile]:
+    return [file for file in files if is_text(file.role)]
+
+
+def is_text(role: str) -> bool:
+    """Whether an input of this role is text."""
+    return role != "tokenizer" and not role.startswith(CURATION_ROLE)
 
 
 def _notes(spec: DataSpec, ids: TokenIdsOf, part: Path, done: Sequence[TokenizeSummary]) -> Iterator[str]:
@@ -162,37 +186,12 @@ def _notes(spec: DataSpec, ids: TokenIdsOf, part: Path, done: Sequence[TokenizeS
 
 def discard_other_work(part: Path) -> None:
     """Start anew where another version, which cuts the work into other tasks, began it."""
-    sizes = (text_sources.PART_BYTES, shards.SHARD_BYTES)
+    sizes = text_sources.PART_BYTES, text_sources.CURATION_TASKS, shards.SHARD_BYTES
     ours, note = f"isoplan {importlib.metadata.version('isoplan')}, tasks of {sizes}", part / "work.txt"
     if not note.exists() or note.read_text() != ours:
         for path in part.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         note.write_text(ours)
-
-
-def _reading(spec: DataSpec, base: Path, read: Sequence[ReadSummary]) -> tuple[Reading, int]:
-    """What was read, with all documents as `duplicates`, and the bytes of their text."""
-    records, empty, malformed = (
-        sum(getattr(one, name) for one in read) for name in ("records", "empty", "malformed")
-    )
-    examples = [example for one in read for example in one.examples]
-    allowed = spec.text.malformed if isinstance(spec.text, FileText) else 0.0
-    if malformed > allowed * records:
-        raise shards.refusal(examples[0], malformed, records, spec)
-    documents = records - empty - malformed
-    if not documents:
-        empties = f" ({several(records, 'record')} without any text)" if records else ""
-        raise CorpusError(
-            f"no documents were found{empties}; check the paths and the field, or the packages, of data.text"
-        )
-    reading = Reading(
-        records=records,
-        empty=empty,
-        duplicates=documents,
-        malformed=malformed,
-        examples=tuple(shards.example_text(one, base) for one in examples[:3]),
-    )
-    return reading, sum(one.text_bytes for one in read)
 
 
 def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
