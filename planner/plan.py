@@ -264,6 +264,7 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
         sources=inputs.source_texts,
+        curation=inputs.curation,
         vocab=inputs.vocab,
         law=inputs.law,
         code=code(),

@@ -37,6 +37,15 @@ def load_corpus(data: Path, name: str) -> Corpus:
     if not (folder / "manifest.json").exists():
         raise CorpusError(f"there is no corpus {name} under {data}; run: isoplan data BUDGET")
     corpus = load(folder / "manifest.json", Corpus)
+    if corpus.name != name or corpus.digest != corpus_digest(
+        corpus.train.digest, corpus.held_out.digest, corpus.tokenizer_sha256
+    ):
+        raise CorpusError(
+            f"{folder / 'manifest.json'} is not as it was written, as its name or its digest do not match the rest; "
+            f"delete {folder} and rerun"
+        )
+    if corpus.tokenizer_sha256 is not None and not (folder / "tokenizer.json").exists():
+        raise CorpusError(f"{folder / 'tokenizer.json'} is gone; delete {folder} and rerun")
     if isinstance(corpus.spec.text, TokenFiles):
         _check_token_files(folder, corpus)
         return corpus
@@ -82,10 +91,6 @@ def verify(data: Path, name: str) -> Corpus:
             raise CorpusError(
                 f"{path} is damaged: its digest differs from the manifest's; delete {folder} and rerun"
             )
-    if corpus.digest != corpus_digest(corpus.train.digest, corpus.held_out.digest, corpus.tokenizer_sha256):
-        raise CorpusError(
-            f"the digest in {folder / 'manifest.json'} does not match its files' digests; delete {folder} and rerun"
-        )
     return corpus
 
 

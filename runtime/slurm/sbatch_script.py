@@ -210,7 +210,7 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
     options = _common(slurm, name) | {
         "partition": slurm.planning_partition or slurm.partition,
         "cpus_per_task": 1,
-        "dependency": after_any(after) if after else None,
+        "dependency": dependency(after) if after else None,
         "use_srun": False,
         "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_setup_lines(slurm)],
     }
@@ -219,9 +219,36 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
     }
 
 
-def after_any(jobs: Sequence[object]) -> str:
-    """The dependency on the end of these jobs, however they end."""
-    return "afterany:" + ":".join(map(str, jobs))
+def data_parameters(slurm: Slurm, name: str, cpus: int, node_share: float, jobs: int) -> dict[str, Any]:
+    """submitit's parameters for an array of this many jobs that work on text, each on some CPUs of a node and with this
+    share of its memory: no devices, and no signal before the time limit, since nothing would be saved at it."""
+    options = _common(slurm, name) | {
+        "partition": slurm.partition,
+        "cpus_per_task": cpus,
+        "array_parallelism": jobs,
+        "signal_delay_s": 0,
+        "use_srun": False,
+        "setup": [
+            f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
+            "export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false",
+            *_setup_lines(slurm),
+        ],
+    }
+    extra: dict[str, Any] = {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
+    if slurm.memory is not None:
+        extra["mem"] = f"{math.ceil(slurm.memory * node_share / 2**20)}M"
+    return _given(options) | {"additional_parameters": extra}
+
+
+def node_cpus(cluster: Cluster) -> int:
+    """CPUs of a node that its devices are, or come with."""
+    each = cluster.cpus_per_device if cluster.device.backend == "cuda" else None
+    return cluster.devices_per_node * (each or 1)
+
+
+def dependency(jobs: Sequence[object], *, on_success: bool = False) -> str:
+    """The dependency on the end of these jobs, however they end or only where all succeed."""
+    return ("afterok:" if on_success else "afterany:") + ":".join(map(str, jobs))
 
 
 def python(slurm: Slurm) -> str:

@@ -32,7 +32,7 @@ from runtime.slurm.client import LiveJob
 from runtime.slurm.sbatch_errors import refusal
 from runtime.slurm.sbatch_script import (
     JobShape,
-    after_any,
+    dependency,
     job_shape,
     needed_memory,
     parameters,
@@ -86,6 +86,8 @@ class PreparedSubmission:
     """submitit's parameters, without those of an array."""
     after: tuple[str, ...] = ()
     """What has to end before it starts: job ids, and names of submissions that are queued before it."""
+    only_after_success: bool = False
+    """Whether these have to succeed, too."""
 
     @property
     def text(self) -> str:
@@ -158,15 +160,25 @@ def live_study_job(workspace: Workspace, name: str) -> LiveJob | None:
     return next(iter(jobs.values()), None)
 
 
+def live_submissions(
+    workspace: Workspace, names: Collection[str]
+) -> dict[str, tuple[Submission, dict[str, LiveJob]]]:
+    """These submissions as far as they were queued, each with its live jobs, by name."""
+    known = {name: one for name in names if (one := submission_of(workspace, name)) is not None}
+    jobs = client.live_jobs(known.keys(), job_numbers(known.values()))
+    numbered = {name: _record_job_number(workspace, name, jobs) for name in known}
+    return {
+        name: (one, {job: jobs[job] for job in one.jobs if job in jobs}) for name, one in numbered.items()
+    }
+
+
 def _record_job_number(workspace: Workspace, name: str, jobs: Mapping[str, LiveJob]) -> Submission:
     """A submission with its job id, which is written down now if the submitting process was killed before it could."""
     folder = submission_folder(workspace, name)
     known = load(folder / "submission.json", Submission)
     submission = with_job_number(known, jobs)
     if submission != known:
-        number = str(submission.job)
-        jobs_of = [submission.job_of(run) or number for run in submission.runs] or [number]
-        for index, job in enumerate(jobs_of):
+        for index, job in enumerate(submission.jobs):
             _hand_task_to_job(_task_file(folder, index), folder / f"{job}_submitted.pkl")
         write_json(folder / "submission.json", submission)
     return submission
@@ -381,7 +393,8 @@ def _submit(
             executor = SlurmExecutor(folder, python=prepared.python)
             executor.update_parameters(**prepared.parameters)
             if after:
-                executor.update_parameters(dependency=after_any(after))
+                ends = dependency(after, on_success=prepared.only_after_success)
+                executor.update_parameters(dependency=ends)
             jobs = executor.submit_array(prepared.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise refusal(cluster_file.path, cluster_file.cluster.slurm, str(error)) from None

@@ -186,7 +186,9 @@ def one_line(snapshot: StatusSnapshot) -> str:
 
 
 def count_line(snapshot: StatusSnapshot) -> str:
-    """The number of runs in each state, in one line."""
+    """How far the jobs are that build the corpus, or the number of runs in each state, in one line."""
+    if snapshot.data is not None:
+        return f"data: {dict(snapshot.chain_steps).get('data', '')}"
     return ", ".join(f"{number} {state}" for state, number in count_states(snapshot.runs).items())
 
 

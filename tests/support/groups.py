@@ -29,6 +29,7 @@ GROUPS = {
         "slurm/test_going_on.py",
         "slurm/test_containers.py",
         "slurm/test_cluster.py",
+        "slurm/test_data.py",
         "slurm/test_queue.py",
     ),
     # They start ranks and kill them at chosen moments, and would disturb each other.

@@ -14,7 +14,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -26,7 +26,14 @@ from specs.data_inputs import TEXT_SUFFIXES, compression, suffix
 from specs.document.files import DocumentError
 
 _BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_OTHER_KINDS = {
+    b"\xff\xfe": ("UTF-16", "save the file as UTF-8"),
+    b"\xfe\xff": ("UTF-16", "save the file as UTF-8"),
+    b"\x1f\x8b": ("compressed by gzip", "end its name in .gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "end its name in .zst"),
+    b"PAR1": ("Parquet", "end its name in .parquet"),
+}
+"""First bytes of files that are no text, what they are, and what to do."""
 _PARQUET_ROWS = 1024
 """Rows of Parquet that are in memory at once: at most some tens of MB of web pages."""
 _READ_BYTES = 2**22
@@ -68,23 +75,33 @@ class Malformed:
 Record = bytes | Malformed
 """A settled text in UTF-8, which may be empty; or why there is none."""
 
+Others = dict[str, str]
+"""Other keys of a record that were asked for and that it has, as text."""
+
 
 def records(part: FilePart, field: str, report: Report) -> Iterator[Record]:
     """The records of the part. `field` is the key or column of the text; `report` is told of the bytes read.
 
     DocumentError where the file as a whole cannot be read.
     """
+    return (record for record, _ in records_with(part, field, (), report))
+
+
+def records_with(
+    part: FilePart, field: str, keys: Sequence[str], report: Report
+) -> Iterator[tuple[Record, Others]]:
+    """The same, each with other keys or columns; these may be within its `metadata`, where datatrove writes them."""
     if part.path.name.lower().endswith(".parquet"):
-        yield from _rows(part.path, field, report)
+        yield from _rows(part.path, field, keys, report)
         return
     values = suffix(part.path) not in TEXT_SUFFIXES and part.stop is None and holds_values(part.path)
     with _opened(part) as (stream, file):
         done = file.tell()
-        for number, record in enumerate(_of_stream(stream, part, field, values)):
+        for number, (record, value) in enumerate(_of_stream(stream, part, field, values)):
             if number % _REPORT_EACH == 0:
                 report(file.tell() - done)
                 done = file.tell()
-            yield settled(record) if isinstance(record, bytes) else record
+            yield settled(record) if isinstance(record, bytes) else record, _others(value, keys)
 
 
 def settled(text: bytes) -> bytes:
@@ -102,9 +119,22 @@ def holds_values(path: Path) -> bool:
     return head.startswith(b"[") or head.partition(b"\n")[0].strip() == b"{"
 
 
-def _of_stream(stream: IO[bytes], part: FilePart, field: str, values: bool) -> Iterator[Record]:
+def _others(value: Any, keys: Sequence[str]) -> Others:
+    """These keys of a decoded record, those that it has."""
+    if not keys or not isinstance(value, dict):
+        return {}
+    inner = value.get("metadata")
+    inner = inner if isinstance(inner, dict) else {}
+    found = {key: value.get(key, inner.get(key)) for key in keys}
+    # JSON may hold lone surrogates, which no file can
+    return {key: str(one).encode(errors="backslashreplace").decode() for key, one in found.items() if one}
+
+
+def _of_stream(stream: IO[bytes], part: FilePart, field: str, values: bool) -> Iterator[tuple[Record, Any]]:
+    """Each record, and what it was decoded from."""
     if suffix(part.path) in TEXT_SUFFIXES:
-        return _whole(stream) if part.block_bytes is None else _blocks(stream, part.block_bytes)
+        texts = _whole(stream) if part.block_bytes is None else _blocks(stream, part.block_bytes)
+        return ((text, None) for text in texts)
     return _json_values(part.path, stream, field) if values else _json_lines(stream, part, field)
 
 
@@ -159,12 +189,20 @@ def _checked(text: bytes, line: int) -> Record:
     try:
         text.decode()
     except UnicodeDecodeError as error:
-        if line == 1 and text.startswith(_UTF_16):
-            return Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
+        if line == 1 and (other := _other_kind(text, 1)):
+            return other
         number = line + text.count(b"\n", 0, error.start)
         column = error.start - text.rfind(b"\n", 0, error.start)
         return Malformed(number, column, "this byte is not UTF-8", "save the file as UTF-8")
     return text
+
+
+def _other_kind(content: bytes, line: int) -> Malformed | None:
+    """What a file that begins like this is, where it is no text."""
+    for begin, (kind, write) in _OTHER_KINDS.items():
+        if content.startswith(begin):
+            return Malformed(line, 1, f"the file is {kind}", write)
+    return None
 
 
 def _blocks(stream: IO[bytes], block_bytes: int) -> Iterator[Record]:
@@ -195,7 +233,7 @@ def _cut(text: bytes, start: int, stop: int) -> int:
     return stop - back
 
 
-def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[Record]:
+def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[tuple[Record, Any]]:
     """The text of every line that begins in the part. A lone \\r ends a line too: no JSON text holds one."""
     number, position = 0, part.start
     if part.start:  # the line that the part's first byte lies in belongs to the part before
@@ -212,14 +250,15 @@ def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[Recor
                 yield _of_line(piece, number, field)
 
 
-def _of_line(line: bytes, number: int, field: str) -> Record:
+def _of_line(line: bytes, number: int, field: str) -> tuple[Record, Any]:
     try:
-        return _text_of(json.loads(line), number, field)
+        value = json.loads(line.decode())
+        return _text_of(value, number, field), value
     except (ValueError, RecursionError) as error:
-        return _not_json(error, number, field, line)
+        return _not_json(error, number, field, line), None
 
 
-def _json_values(path: Path, stream: IO[bytes], field: str) -> Iterator[Record]:
+def _json_values(path: Path, stream: IO[bytes], field: str) -> Iterator[tuple[Record, Any]]:
     """The texts of JSON values one after the other, or of the elements of arrays of them. DocumentError where the JSON
     is broken: what follows cannot be told apart."""
     window, in_array = _Window(path, stream), False
@@ -234,10 +273,10 @@ def _json_values(path: Path, stream: IO[bytes], field: str) -> Iterator[Record]:
             line = window.line
             value, text = window.take_value()
             if text.isascii() or _is_utf_8(text):
-                yield _text_of(value, line, field)
+                yield _text_of(value, line, field), value
             else:
                 what = "this record is not a document (it holds a byte that is not UTF-8)"
-                yield Malformed(line, 1, what, "save the file as UTF-8")
+                yield Malformed(line, 1, what, "save the file as UTF-8"), None
 
 
 def _is_utf_8(text: str) -> bool:
@@ -341,8 +380,8 @@ def _other_keys(value: dict[str, Any]) -> str:
 
 
 def _not_json(error: Exception, number: int, field: str, content: bytes) -> Malformed:
-    if content.startswith(_UTF_16):
-        return Malformed(number, 1, "the file is UTF-16", "save the file as UTF-8")
+    if other := _other_kind(content, number):
+        return other
     what = f"this record is not a document ({str(error) or 'nested too deeply'})"
     return Malformed(number, 1, what.replace("\n", " "), _json_remedy(field))
 
@@ -351,25 +390,49 @@ def _json_remedy(field: str) -> str:
     return f'write {{"{field}": "..."}}, or name the key in data.text.field'
 
 
-def _rows(path: Path, field: str, report: Report) -> Iterator[Record]:
-    """The texts of a Parquet file's column."""
+def _rows(path: Path, field: str, keys: Sequence[str], report: Report) -> Iterator[tuple[Record, Others]]:
+    """The texts of a Parquet file's column, and other columns."""
     pyarrow = _pyarrow(path)
     try:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_READ_BYTES) as table:
             _check_column(path, table.schema_arrow, field)
             row_bytes = path.stat().st_size // max(1, table.metadata.num_rows)
-            batches = table.iter_batches(_PARQUET_ROWS, columns=[field], use_threads=False)
-            texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-            for number, text in enumerate(texts, start=1):
+            others = [name for name in (*keys, "metadata") if keys and name in table.schema_arrow.names]
+            batches = table.iter_batches(
+                _PARQUET_ROWS, columns=[*{field: None} | dict.fromkeys(others)], use_threads=False
+            )
+            rows = chain.from_iterable(
+                zip(_bytes_of(batch.column(field)), batch.select(others).to_pylist(), strict=True)
+                for batch in batches
+            )
+            for number, (text, row) in enumerate(rows, start=1):
                 if number % _REPORT_EACH == 0:
                     report(_REPORT_EACH * row_bytes)
-                if text is None:
-                    yield Malformed(number, 1, "this row has no text (null)", "fill it, or remove the row")
-                else:
-                    yield settled(text.encode())
+                yield _of_row(text, number), _others(row, keys)
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         what = f"the file cannot be read as Parquet ({str(error).splitlines()[0]})"
         raise DocumentError(path, 1, 1, what, "write it again, or remove it") from None
+
+
+def _bytes_of(column: Any) -> list[bytes | None]:
+    """The column's strings in UTF-8, as they are stored: nothing has checked them yet."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    found: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
+    return found
+
+
+def _of_row(text: bytes | None, number: int) -> Record:
+    if text is None:
+        return Malformed(number, 1, "this row has no text (null)", "fill it, or remove the row")
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        what = f"this row is not UTF-8 (its byte {error.start:,})"
+        return Malformed(number, 1, what, "write the column as UTF-8, or remove the row")
+    return settled(text)
 
 
 def _check_column(path: Path, schema: Any, field: str) -> None:
@@ -378,6 +441,9 @@ def _check_column(path: Path, schema: Any, field: str) -> None:
     if field not in schema.names:
         what = f"there is no column '{field}'; the columns are {', '.join(schema.names[:10])}"
         raise DocumentError(path, 1, 1, what, "name the column of the text in data.text.field")
+    if schema.names.count(field) > 1:
+        what = f"{schema.names.count(field)} columns are named '{field}'"
+        raise DocumentError(path, 1, 1, what, "write the file again with one column of this name")
     kind = schema.field(field).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type

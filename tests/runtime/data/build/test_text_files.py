@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -349,3 +350,41 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("text", "utf-16")
     (found,) = records(FilePart(tmp_path / "t.txt"), "text", lambda done: None)
     assert found == Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
+
+
+def test_a_column_is_taken_by_its_whole_name(tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [{"b": "wrong"}] * 40, "a.b": TEXTS})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = list(records(FilePart(tmp_path / "t.parquet"), "a.b", lambda done: None))
+    assert found == [settled(text.encode()) for text in TEXTS]
+
+
+def test_links_are_followed_once_and_one_to_nothing_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "t.jsonl").write_text(lines())
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
+    reading = built(tmp_path, "here").reading
+    assert reading is not None
+    assert (reading.records, reading.duplicates) == (40, 0)
+    (tmp_path / "here" / "b.jsonl").symlink_to("gone.jsonl")
+    for path in ("here", "here/*.jsonl", "here/b.jsonl"):
+        with pytest.raises(
+            DocumentError, match=r"b\.jsonl:1:1: this is a link to a file that is not there; "
+        ):
+            built(tmp_path, path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jsonl", b"new\nline.jsonl", "line\u2028end.jsonl".encode()])
+def test_files_have_any_name(tmp_path: Path, name: bytes) -> None:
+    home = tmp_path / os.fsdecode(name).removesuffix(".jsonl")
+    path = home / "d" / os.fsdecode(name)
+    path.parent.mkdir(parents=True)
+    path.write_text(lines() + "bad\n")
+    corpus = built(home, "d", malformed=0.1)
+    assert corpus.reading is not None
+    assert len(corpus.reading.examples[0].splitlines()) == 1
+    (line,) = (home / "data" / corpus.name / "inputs.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(path)
