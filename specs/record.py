@@ -103,6 +103,7 @@ IncidentKind = Literal[
     "rejected_step",
     "interrupted",
     "crashed",
+    "failed_preflight",
     "hung",
 ]
 """Kinds of incidents."""

@@ -6,6 +6,7 @@ B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one be
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from model.collectives import all_gather, all_reduce
 from model.kernels import choose
 from model.mesh import Axis, Mesh, connect, set_timeout
-from model.pipeline_parallel import Pipeline
+from model.pipeline_parallel import Pipeline, ReadMicroBatch
 from model.transformer import Stage
 from model.waiting import WAITING
 from model.zero import AdamW
@@ -28,6 +29,9 @@ from specs.run import Execution, RunSpec
 _EVALUATION_TOKENS = 4096
 """Tokens of one forward pass of an evaluation: on a CPU 2048 to 4096 are fastest from width 16 to 128, fp32 and bf16;
 four times as many cost up to 60 % more (our measurement)."""
+
+ReadRows = Callable[[int, int], NDArray[np.int64]]
+"""Reads this rank's rows of a step or an evaluation: the first one's number, and how many; (B, T)."""
 
 
 _HOST_BYTES = 64
@@ -115,24 +119,27 @@ class RankWorker:
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
         first = self._mesh.dp.rank * rows
 
-        def read(micro_batch: int) -> Tensor:
-            place = first + micro_batch * at_once
-            return self._on_device(self._data.training_rows(step, skipped, place, at_once))
+        def read(place: int, count: int) -> NDArray[np.int64]:
+            return self._data.training_rows(step, skipped, first + place, count)
 
         sizes = [at_once] * (rows // at_once)
         self.optimizer.start_accumulation(len(sizes))
-        step_tokens = self._counted_tokens(
-            batch * context, lambda: self._data.training_rows(step, skipped, first, rows)
-        )
-        return self._once(self._pipeline.train(sizes, read, step_tokens))
+        micro_batch, step_tokens = self._micro_batches(sizes, read, batch * context)
+        return self._once(self._pipeline.train(sizes, micro_batch, step_tokens))
 
-    def _counted_tokens(self, all_tokens: int, rows_BT: Callable[[], NDArray[np.int64]]) -> int:
-        """How many of the tokens of a step or an evaluation count, over all data-parallel ranks: all, or where
-        documents are masked those whose next token is of the same one. `rows_BT` gives this rank's rows."""
+    def _micro_batches(
+        self, sizes: Sequence[int], read: ReadRows, all_tokens: int
+    ) -> tuple[ReadMicroBatch, int]:
+        """What gives the micro-batches of these sizes, and how many tokens of the step or evaluation count, over all
+        data-parallel ranks: `all_tokens`, or where documents are masked those whose next token is of the same one.
+        These are found in the rows, which therefore are read at once."""
+        starts = [0, *accumulate(sizes)]
         if self._data.end_of_document is None:
-            return all_tokens
-        counted = int((rows_BT()[:, :-1] != self._data.end_of_document).sum())
-        return int(all_reduce(torch.tensor(counted, device=self._device), self._mesh.dp))
+            return lambda number: self._on_device(read(starts[number], sizes[number])), all_tokens
+        rows_BT = read(0, starts[-1]) if sizes else np.empty((0, self._run.model.context + 1), np.int64)
+        counted = int((rows_BT[:, :-1] != self._data.end_of_document).sum())
+        step_tokens = int(all_reduce(torch.tensor(counted, device=self._device), self._mesh.dp))
+        return lambda number: self._on_device(rows_BT[starts[number] : starts[number + 1]]), step_tokens
 
     def set_timeout(self, timeout_s: float) -> None:
         """From now on this rank fails where it waits longer than this for another."""
@@ -172,17 +179,13 @@ class RankWorker:
         context, dp, sequences = self._run.model.context, self._mesh.dp, part.sequences
         at_once = max(1, _EVALUATION_TOKENS // context)
         start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
-        firsts = range(start, stop, at_once)
-        sizes = [min(at_once, stop - first) for first in firsts]
+        sizes = [min(at_once, stop - first) for first in range(start, stop, at_once)]
 
-        def read(micro_batch: int) -> Tensor:
-            first, count = firsts[micro_batch], sizes[micro_batch]
-            return self._on_device(self._data.held_out_rows(part.source, first, count))
+        def read(place: int, count: int) -> NDArray[np.int64]:
+            return self._data.held_out_rows(part.source, start + place, count)
 
-        step_tokens = self._counted_tokens(
-            sequences * context, lambda: self._data.held_out_rows(part.source, start, stop - start)
-        )
-        return self._pipeline.evaluate(sizes, read, step_tokens)
+        micro_batch, step_tokens = self._micro_batches(sizes, read, sequences * context)
+        return self._pipeline.evaluate(sizes, micro_batch, step_tokens)
 
     def _on_device(self, rows_BT: NDArray[np.int64]) -> Tensor:
         self._signs += 1
