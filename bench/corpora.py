@@ -127,7 +127,7 @@ def documents(most_bytes: int) -> Iterator[str]:
     spec = DataSpec(text=InstalledText(source="installed", packages=packages), tokenizer=Bytes(kind="bytes"))
     parts = [
         part
-        for some in text_parts(spec, [one.path for one in input_files(spec, Path(), Path("data"))])
+        for some in text_parts(spec.text, [one.path for one in input_files(spec, Path(), Path("data"))])
         for part in some
     ]
     left, copy = most_bytes, 0
@@ -172,23 +172,24 @@ def built(folder: Path, data: str, processes: int, text: str = "text.jsonl") -> 
     spec = DataSpec(text=files, tokenizer=TokenizerFile(kind="file", path="tokenizer.json"))
     argv = [sys.executable, "-c", _BUILD, str(folder), spec.canonical_json(), data, str(processes)]
     environment = os.environ | ({"TOKENIZERS_PARALLELISM": "false"} if processes == 1 else {})
-    begun, cpu_s = time.perf_counter(), _children_s()
+    begun, cpu_s = time.perf_counter(), children_cpu_s()
     with subprocess.Popen(argv, env=environment) as process:
-        watch = _Watch(process.pid)
+        watch = Watch(process.pid)
         watch.start()
         code = process.wait()
     seconds = time.perf_counter() - begun
     watch.stop()
     assert code == 0
-    return Built(seconds, _children_s() - cpu_s, watch.most_bytes)
+    return Built(seconds, children_cpu_s() - cpu_s, watch.most_bytes)
 
 
-def _children_s() -> float:
+def children_cpu_s() -> float:
+    """CPU seconds of this process's children that have ended, and of theirs."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-class _Watch(threading.Thread):
+class Watch(threading.Thread):
     """The resident memory of a process and its children, now and then."""
 
     def __init__(self, pid: int) -> None:
@@ -197,10 +198,12 @@ class _Watch(threading.Thread):
         self.most_bytes = 0.0
 
     def run(self) -> None:
+        """Look until it is stopped."""
         while not self._stopped.wait(0.2):
             self.most_bytes = max(self.most_bytes, sum(map(_resident_bytes, _tree(self._pid))))
 
     def stop(self) -> None:
+        """Look no more."""
         self._stopped.set()
         self.join()
 

@@ -73,7 +73,7 @@ VERBS = {
         "and one on a table of runs.",
     ),
     "data": Verb(
-        "runtime.commands.run",
+        "runtime.commands.data",
         "data_command",
         "Build the corpus of a budget, or those of its mix: text as tokens under data/, with digests.",
     ),
@@ -86,7 +86,7 @@ VERBS = {
     "cancel": Verb(
         "runtime.commands.monitor",
         "cancel_command",
-        "Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's runs and its study.",
+        "Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's corpus, its runs and its study.",
     ),
     "checkpoints": Verb(
         "runtime.commands.tools",

@@ -5,11 +5,16 @@ node: rank = (dp * PP + pp) * TP + tp.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+
+START_TIMEOUT_S = 600.0
+"""How long a rank waits for the others until its first step is done: rank 0 may have to wait for a lock, and the
+slowest node starts Python and compiles kernels. NCCL's default in torch."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,15 @@ class Mesh:
 
 @contextmanager
 def connect(
-    dp: int, pp: int, tp: int, *, rank: int, rendezvous: str, device: str, timeout_s: float = 600.0
+    dp: int, pp: int, tp: int, *, rank: int, rendezvous: str, device: str, timeout_s: float = START_TIMEOUT_S
 ) -> Iterator[Mesh]:
     """Join the process group; this rank's mesh. One process never touches torch.distributed.
 
-    A rank that waits longer than `timeout_s` in a collective, as when another rank hangs, fails with an error.
+    A rank that waits longer than `timeout_s` in a collective, as when another rank hangs, fails with an error
+    (`set_timeout` changes that). On GPUs each rank has set its device.
 
-    ValueError, before any group forms, for a rank that the sizes have no place for. After an error the groups stay open
+    ValueError, before any group forms, for a rank that the sizes have no place for; OSError for a GPU that another rank
+    has. After an error the groups stay open
     until the process exits: the other ranks fail when they close, and by then this one has printed its error.
     """
     ranks = dp * pp * tp
@@ -55,15 +62,63 @@ def connect(
     import torch.distributed as dist
 
     timeout = timedelta(seconds=timeout_s)
+    store = _store(rendezvous, rank, ranks, timeout)
+    if device == "cuda":
+        claim_device(store, rank, _this_gpu())
     dist.init_process_group(
         backend="nccl" if device == "cuda" else "gloo",
-        store=_store(rendezvous, rank, ranks, timeout),
+        store=store,
         rank=rank,
         world_size=ranks,
         timeout=timeout,
     )
-    yield mesh_of(dp, pp, tp)
+    mesh = mesh_of(dp, pp, tp, timeout)
+    _connect_groups(mesh, device)
+    yield mesh
     dist.destroy_process_group()
+
+
+def set_timeout(mesh: Mesh, timeout_s: float) -> None:
+    """From now on a rank that waits longer than this in a collective of any group fails with an error."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout  # torch has no public name for it
+
+    for group in _groups(mesh.world, mesh.dp, mesh.pp, mesh.tp):
+        _set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+def claim_device(store: Any, rank: int, device: str) -> None:
+    """Note in the store that this rank has a device; OSError where another rank has it, which NCCL would hang on."""
+    owner = int(store.compare_set(f"device {device}", "", str(rank)))
+    if owner != rank:
+        raise OSError(
+            f"ranks {owner} and {rank} both have {device}; start as many ranks on a node as it has GPUs, "
+            "or give each its own"
+        )
+
+
+def _this_gpu() -> str:
+    import torch
+
+    index = torch.cuda.current_device()
+    return f"GPU {torch.cuda.get_device_properties(index).uuid} of {socket.gethostname()}"
+
+
+def _groups(*axes: Axis) -> list[Any]:
+    """The axes' groups, each once."""
+    groups = {id(axis.group): axis.group for axis in axes if axis.group is not None}
+    return list(groups.values())
+
+
+def _connect_groups(mesh: Mesh, device: str) -> None:
+    """One all-reduce in every group that has collectives, in the same order on all ranks: NCCL connects them now, where
+    a node that cannot be reached shows at once. Pipelines connect pairs (model/pipeline_parallel.py)."""
+    import torch
+    import torch.distributed as dist
+
+    for group in _groups(mesh.world, mesh.dp, mesh.tp):
+        element = torch.zeros(1, device=device)
+        dist.all_reduce(element, group=group)
+        element.item()
 
 
 def _store(rendezvous: str, rank: int, ranks: int, timeout: timedelta) -> Any:
@@ -86,8 +141,9 @@ def _store(rendezvous: str, rank: int, ranks: int, timeout: timedelta) -> Any:
     return store
 
 
-def mesh_of(dp: int, pp: int, tp: int) -> Mesh:
-    """This rank's mesh over torch.distributed's ranks, which have joined already. Every rank creates all groups."""
+def mesh_of(dp: int, pp: int, tp: int, timeout: timedelta | None = None) -> Mesh:
+    """This rank's mesh over torch.distributed's ranks, which have joined already. Every rank creates all groups, whose
+    timeout is torch's default where none is given."""
     import torch.distributed as dist
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -96,11 +152,11 @@ def mesh_of(dp: int, pp: int, tp: int) -> Mesh:
             f"the process group has {ranks} ranks, but dp {dp} x pp {pp} x tp {tp} is {dp * pp * tp}"
         )
     strides = {"dp": (dp, pp * tp), "pp": (pp, tp), "tp": (tp, 1)}
-    axes = {name: _axis(name, rank, ranks, size, stride) for name, (size, stride) in strides.items()}
+    axes = {name: _axis(name, rank, ranks, size, stride, timeout) for name, (size, stride) in strides.items()}
     return Mesh(**axes, world=Axis(ranks, rank, dist.group.WORLD, "world"))
 
 
-def _axis(name: str, rank: int, ranks: int, size: int, stride: int) -> Axis:
+def _axis(name: str, rank: int, ranks: int, size: int, stride: int, timeout: timedelta | None) -> Axis:
     """The axis along which neighbours are `stride` ranks apart, with this rank's group of it."""
     import torch.distributed as dist
 
@@ -109,7 +165,7 @@ def _axis(name: str, rank: int, ranks: int, size: int, stride: int) -> Axis:
         return Axis(size, place, None if size == 1 else dist.group.WORLD, name)
     mine = None
     for first in (one for one in range(ranks) if one // stride % size == 0):
-        group = dist.new_group(list(range(first, first + size * stride, stride)))
+        group = dist.new_group(list(range(first, first + size * stride, stride)), timeout=timeout)
         if first == rank - place * stride:
             mine = group
     return Axis(size, place, mine, name)

@@ -10,13 +10,13 @@ B sequences    S this rank's part of them    H width    T tokens and the target 
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from model.collectives import all_reduce
 from model.mesh import Axis
 from model.transformer import Stage
 from model.waiting import WAITING
@@ -33,9 +33,7 @@ ReadDocumentEnds = Callable[[int], Tensor]
 """Gives a micro-batch's `Positions.ends_N`, where attention stays within documents."""
 
 RankSchedule = Sequence[Action | list[Transfer]]
-"""A rank's actions and its batches of transfers."""
-
-_OPERATIONS = {"send": dist.isend, "receive": dist.irecv}
+"""A rank's actions, and the transfers that start before them."""
 
 
 class Pipeline:
@@ -43,9 +41,7 @@ class Pipeline:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        all_reduce(
-            stage.gradients.new_zeros(1), stage.mesh.pp
-        )  # NCCL needs all ranks of a group at its first transfer
+        connect_neighbours(stage.mesh.pp, stage.gradients.new_zeros(1), ring=len(stage.chunks) > 1)
 
     def train(
         self,
@@ -93,6 +89,23 @@ class Pipeline:
         return passes.finish()
 
 
+def connect_neighbours(axis: Axis, element: Tensor, ring: bool) -> None:
+    """Exchange one element between neighbouring ranks, both ways; on a ring the last and the first are neighbours too.
+
+    NCCL connects a pair at its first transfer: both hosts wait for each other there. Here that happens in one order on
+    all ranks, so in no circle: first the pairs (0, 1), (2, 3) ..., all at once, then those between them.
+    """
+    pairs = [
+        (at, (at + 1) % axis.size) for at in range(axis.size if ring and axis.size > 2 else axis.size - 1)
+    ]
+    for low, high in sorted(pairs, key=lambda pair: pair[0] % 2):
+        for sender, receiver in ((low, high), (high, low)):
+            if axis.rank == sender:
+                dist.send(element, group=axis.group, group_dst=receiver)
+            elif axis.rank == receiver:
+                dist.recv(element, group=axis.group, group_src=sender)
+
+
 @cache  # a run has few numbers of micro-batches: those of its steps and of its evaluations
 def _training(pp: int, rank: int, micro_batches: int, chunks: int) -> RankSchedule:
     return rank_schedule([one_f_one_b(pp, each, micro_batches, chunks) for each in range(pp)], chunks, rank)
@@ -121,9 +134,9 @@ class _Passes:
         """By micro-batch and chunk, until its backward pass: the input, and the output's node in autograd's graph."""
         self._loss = torch.zeros((), dtype=torch.float64, device=stage.weights.device)
 
-    def transfer(self, batch: Sequence[Transfer]) -> None:
-        """Start the transfers of a batch."""
-        self._p2p.start_transfers(batch, self._empty)
+    def transfer(self, transfers: Sequence[Transfer]) -> None:
+        """Start transfers."""
+        self._p2p.start_transfers(transfers, self._empty)
 
     def forward(self, action: Action) -> None:
         """A micro-batch's forward pass through a chunk: the output is for the next chunk, or it is the loss."""
@@ -167,13 +180,19 @@ class _Passes:
 
 
 class _PointToPoint:
-    """This rank's sends and receives in flight (isend, irecv), by the action that gives or takes the result."""
+    """This rank's sends and receives in flight, by the action that gives or takes the result.
+
+    Each is a call of its own (isend, irecv), in the schedule's order. For these torch gives every pair of ranks an NCCL
+    communicator and a stream (ProcessGroupNCCL, initialized lazily, that is without `device_id`), on which both sides
+    have the same calls in the same order. What ranks group in one call (batch_isend_irecv) NCCL defines only where both
+    sides group alike (NVIDIA/nccl issue 1279), and neighbours in a pipeline cannot.
+    """
 
     def __init__(self, axis: Axis) -> None:
         self._axis = axis
         self._outputs: dict[Action, Tensor] = {}
-        self._sending: deque[tuple[Tensor, list[dist.Work]]] = deque()
-        self._receiving: dict[Action, tuple[Tensor, list[dist.Work]]] = {}
+        self._sending: deque[tuple[Tensor, Any]] = deque()
+        self._receiving: dict[Action, tuple[Tensor, Any]] = {}
 
     def put(self, action: Action, result: Tensor) -> None:
         """Store an action's result until its send starts."""
@@ -181,28 +200,23 @@ class _PointToPoint:
 
     def wait_received(self, action: Action) -> Tensor:
         """Wait for what an action receives."""
-        result, handles = self._receiving.pop(action)
+        result, handle = self._receiving.pop(action)
         with WAITING.on(self._axis.name):
-            for handle in handles:
-                handle.wait()
+            handle.wait()
         return result
 
-    def start_transfers(self, batch: Sequence[Transfer], empty: Callable[[Action], Tensor]) -> None:
-        """Start a batch of sends and receives; wait for older sends first."""
+    def start_transfers(self, transfers: Sequence[Transfer], empty: Callable[[Action], Tensor]) -> None:
+        """Start sends and receives, in this order; wait for older sends first."""
         self._wait_sent(_MAX_SENDS_IN_FLIGHT)
-        held = [self._outputs.pop(action) if kind == "send" else empty(action) for kind, _, action in batch]
-        operations = [
-            dist.P2POp(_OPERATIONS[one.kind], tensor, group=self._axis.group, group_peer=one.peer)
-            for one, tensor in zip(batch, held, strict=True)
-        ]
-        handles = dist.batch_isend_irecv(operations)
-        for place, (one, tensor) in enumerate(zip(batch, held, strict=True)):
-            # gloo has a handle of each transfer, NCCL one of the whole batch
-            own = handles[place : place + 1] if len(handles) == len(batch) else handles
-            if one.kind == "send":
-                self._sending.append((tensor, own))
+        for kind, peer, action in transfers:
+            if kind == "send":
+                result = self._outputs.pop(action)
+                handle = dist.isend(result, group=self._axis.group, group_dst=peer)
+                self._sending.append((result, handle))
             else:
-                self._receiving[one.action] = tensor, own
+                buffer = empty(action)
+                handle = dist.irecv(buffer, group=self._axis.group, group_src=peer)
+                self._receiving[action] = buffer, handle
 
     def finish(self) -> None:
         """Wait for all sends."""
@@ -212,5 +226,4 @@ class _PointToPoint:
         """Wait for sends, the oldest first, and free their results, until so many remain in flight."""
         with WAITING.on(self._axis.name):
             while len(self._sending) > remaining:
-                for handle in self._sending.popleft()[1]:
-                    handle.wait()
+                self._sending.popleft()[1].wait()

@@ -256,6 +256,7 @@ def _target_plan(
 
 def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
     """The sealed plan: these fields, and what every plan of these inputs has in common."""
+    feasibility.check_host_memory(inputs, fields["runs"])
     unsealed = Plan.model_construct(
         kind="plan",
         budget=inputs.budget,
@@ -263,6 +264,7 @@ def _seal(inputs: PlanInputs, **fields: Any) -> Plan:
         bytes_per_token=inputs.bytes_per_token,
         unique_tokens=inputs.unique_tokens,
         sources=inputs.source_texts,
+        curation=inputs.curation,
         vocab=inputs.vocab,
         law=inputs.law,
         code=code(),

@@ -5,9 +5,11 @@ files, so an interrupted study resumes at the step where it stopped.
 """
 
 import json
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +24,15 @@ from runtime.launch.progress import ProgressDisplay
 from runtime.launch.stop import STOP
 from runtime.run_folder.workspace import RefusedError, Workspace
 from specs.budget import Budget, Pilots
+from specs.data import DataSpec
 from specs.data_inputs import InputFileError
+from specs.data_jobs import jobs_path
 from specs.document.files import load, locate
 from specs.exit_codes import BAD_INPUT, CANNOT_TELL, INTERNAL_ERROR, OK, RESUME
 from specs.plan import Forecast, Plan
 from specs.plan_file import load_plan
 from specs.record import Audit
-from specs.sources import Sources, is_declared, last_built
+from specs.sources import Sources, find_sources, is_declared, last_built
 
 
 @dataclass(frozen=True)
@@ -207,24 +211,45 @@ def build_data(driver: Driver, path: Path, document: Budget | Plan) -> Sources:
     from runtime.data.build.mix import build_sources
     from runtime.data.corpus import load_sources
 
-    spec, base = data_of(document, path)
-    if is_declared(spec):
-        what = "data.text names no files (source: declared), so this budget can be planned but not trained"
-        raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
+    spec, base = trainable_data(document, path)
     sealed = document.runs[0].run.data.corpus if isinstance(document, Plan) else None
     if sealed is not None and (driver.workspace.data / sealed).exists():
         return load_sources(driver.workspace.data, sealed)
-    try:
+    with located(document, path):
+        queued = jobs_path(spec, base, driver.workspace.data).exists()
+        if queued and not isinstance(find_sources(spec, base, driver.workspace.data), Sources):
+            see = f"isoplan status {shlex.quote(str(path))}"
+            raise RefusedError(
+                f"{path}: SLURM jobs build its corpus; see: {see} -f; to build it here, cancel them first: "
+                f"isoplan cancel {shlex.quote(str(path))}"
+            )
         built = build_sources(spec, base, driver.workspace.data, driver.console)
-    except InputFileError as error:
-        at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
-        raise locate(path, at, f"{error.path}: {error.what}", error.write) from None
     if sealed not in (None, built.ref.corpus):
         what = f"the plan was sealed on corpus {sealed}, but its text is now corpus {built.ref.corpus}"
         raise locate(
             path, "budget.data", what, "restore the text, or plan the budget again under another name"
         )
     return built
+
+
+def trainable_data(document: Budget | Plan, path: Path) -> tuple[DataSpec, Path]:
+    """The data of a budget or plan, and the folder that its paths are relative to; DocumentError where there is none on
+    this machine."""
+    spec, base = data_of(document, path)
+    if is_declared(spec):
+        what = "data.text names no files (source: declared), so this budget can be planned but not trained"
+        raise locate(path, "data.text", what, "write source: files with paths, or source: installed")
+    return spec, base
+
+
+@contextmanager
+def located(document: Budget | Plan, path: Path) -> Iterator[None]:
+    """A problem of an input points at the line of the budget or plan that names it."""
+    try:
+        yield
+    except InputFileError as error:
+        at = f"{'budget.' if isinstance(document, Plan) else ''}data.{error.field}"
+        raise locate(path, at, f"{error.path}: {error.what}", error.write) from None
 
 
 def call_planner(driver: Driver, budget: Path) -> tuple[Path, Plan]:

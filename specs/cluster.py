@@ -1,12 +1,13 @@
 """Clusters: devices, their speeds, memory and links, prices, with the source of each figure."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from specs.checkpoint_retention import Retention
 from specs.document.base import Slug, Spec
 from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, Seconds, Watts
+from specs.preflight import Preflight
 from specs.profile_window import ProfileWindow
 from specs.slurm import Slurm
 
@@ -76,6 +77,11 @@ class Cluster(Spec):
     """Bandwidth of a device to its node's others, one direction."""
     inter_node: BytesPerS
     """Bandwidth of a device to other nodes, one direction."""
+    cpus_per_node: int | None = Field(default=None, ge=1)
+    """CPU cores of a node of GPUs that jobs may use: each GPU's rank requests its share of them. Null requests the
+    partition's default."""
+    memory_per_node: Bytes | None = None
+    """Host memory of a node that jobs may use; a plan that needs more is refused. Null checks nothing."""
     price: DollarsPerHour | None = None
     """Price of one device; null leaves money out of the plan."""
     model_flop_utilisation: float = Field(gt=0, le=1)
@@ -90,9 +96,35 @@ class Cluster(Spec):
     """Steps between further checkpoints; null writes none."""
     retention: Retention = Retention()
     """Which checkpoints stay."""
+    preflight: Preflight | None = None
+    """A check of the nodes before every start of a SLURM job, which takes seconds; `{}` has the defaults. Null checks
+    nothing."""
     hang_timeout: Seconds = 300.0
     """Time without progress after which a run is ended as hung and started again; ten median steps, if longer."""
     profile: ProfileWindow | None = None
     """Steps of every run that are profiled; null for none."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""
+
+    @property
+    def cpus_per_device(self) -> int | None:
+        """CPU cores that a GPU's rank requests; null where neither `slurm` nor the node's cores say."""
+        if self.slurm.cpus_per_device is not None or self.cpus_per_node is None:
+            return self.slurm.cpus_per_device
+        return max(1, self.cpus_per_node // self.devices_per_node)
+
+    @model_validator(mode="after")
+    def _node_has_it(self) -> Self:
+        cores, asked = self.cpus_per_node, self.slurm.cpus_per_device
+        if cores is not None and asked is not None and asked * self.devices_per_node > cores:
+            most = max(1, cores // self.devices_per_node)
+            raise ValueError(
+                f"slurm.cpus_per_device {asked} on {self.devices_per_node} devices is more than cpus_per_node {cores}; "
+                f"write at most {most}"
+            )
+        if self.memory_per_node is not None and (self.slurm.memory or 0.0) > self.memory_per_node:
+            raise ValueError(
+                f"slurm.memory {self.slurm.memory:g} B is more than memory_per_node {self.memory_per_node:g} B; "
+                "write at most that"
+            )
+        return self

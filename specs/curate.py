@@ -161,6 +161,10 @@ FilterStep = (
 CurationStep = Annotated[FilterStep | ExactDedup | MinhashDedup, Field(discriminator="step")]
 
 
+EXAMPLE_CHARACTERS = 300
+"""Of a dropped document that is shown."""
+
+
 class DroppedDocument(Spec):
     """A document that a step dropped."""
 
@@ -183,3 +187,17 @@ class CurationStage(Spec):
     """How many for which reason, in datatrove's words."""
     examples: tuple[DroppedDocument, ...]
     """The first of these."""
+
+    @property
+    def kept(self) -> int:
+        """Documents that it left."""
+        return self.read - self.dropped
+
+
+class CuratedText(Spec):
+    """What the steps left of a text."""
+
+    source: str
+    """The source of a mix; empty where the text is no mix."""
+    steps: tuple[CurationStage, ...] = Field(min_length=1)
+    """What each step left, in order."""

@@ -12,6 +12,9 @@ from specs.document.quantity import Tokens
 from specs.document_lengths import LengthBin
 from specs.mix import Weight, WeightsFrom, check_weights
 
+MOST_ROWS = 10_000_000
+"""Most rows of a vocabulary: the largest in use have a quarter of a million. A damaged file may name any id."""
+
 
 class InstalledText(Spec):
     """Source and documentation of this interpreter's standard library and of installed Python packages.
@@ -44,7 +47,7 @@ class FileText(Spec):
     """Largest share of records without a readable text that is skipped, counted and named; more are refused. Our
     choice: public dumps have one in thousands, a wrong key or encoding has nearly all."""
     curate: tuple[CurationStep, ...] = Field(default=(), exclude_if=lambda steps: not steps)
-    """What is done to the text first, by datatrove, in this order; needs .jsonl or .parquet files."""
+    """What is done to the text first, by datatrove, in this order."""
 
 
 class TokenFiles(Spec):
@@ -85,7 +88,7 @@ class MixPart(Spec):
     """Share of the tokens that are trained on. Weigh all sources by share, or all by epochs."""
     epochs: Weight | None = None
     """Weight as epochs: shares are epochs times unique tokens. A run makes more or fewer epochs, in these ratios."""
-    held_out_one_in: int | None = Field(default=None, ge=2)
+    held_out_one_in: int | None = Field(default=None, ge=2, le=1_000_000_000)
     """One document in this many is held out; null is `data.held_out_one_in`."""
 
 
@@ -188,7 +191,7 @@ class TokenizerFile(Spec):
     """Of a tiktoken file, which has neither pattern nor special tokens: the encoding whose it takes."""
     end_of_document: str | None = None
     """The token between documents; null takes the one of a usual name, such as <|endoftext|> or </s>."""
-    rows: int | None = Field(default=None, ge=2, le=10_000_000)
+    rows: int | None = Field(default=None, ge=2, le=MOST_ROWS)
     """Rows of the model's vocabulary, with those in reserve; null is one for each token id."""
 
 
@@ -197,11 +200,11 @@ class TokenIds(Spec):
 
     kind: Literal["ids"]
     """Selects this tokenizer."""
-    vocab: int = Field(ge=2, le=10_000_000)
+    vocab: int = Field(ge=2, le=MOST_ROWS)
     """Number of token ids: all are below it."""
     end_of_document: int | None = Field(default=None, ge=0)
     """The id that ends documents; null where there is none."""
-    rows: int | None = Field(default=None, ge=2, le=10_000_000)
+    rows: int | None = Field(default=None, ge=2, le=MOST_ROWS)
     """Rows of the model's vocabulary, with those in reserve; null is one for each token id."""
 
     @model_validator(mode="after")
@@ -230,7 +233,7 @@ class DataSpec(Spec):
     """Where the text comes from."""
     tokenizer: Tokenizer
     """How text becomes tokens."""
-    held_out_one_in: int = Field(default=50, ge=2)
+    held_out_one_in: int = Field(default=50, ge=2, le=1_000_000_000)
     """One document in this many, chosen by its hash, is held out and never trained on."""
 
     @model_validator(mode="after")
@@ -314,7 +317,7 @@ class Reading(Spec):
     examples: tuple[str, ...]
     """The first of these: `file:line: what is wrong`."""
     curation: tuple[CurationStage, ...] = Field(default=(), exclude_if=lambda stages: not stages)
-    """What each step of data.text.curate left, before all this; absent without any."""
+    """What each step of data.text.curate left of the documents, before duplicates are counted; absent without any."""
 
 
 class HeldOutChoice(Spec):

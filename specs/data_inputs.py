@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import stat
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from specs.curate import C4BadWordsFilter, LanguageFilter
 from specs.data import (
+    MOST_ROWS,
     Corpus,
     DataSpec,
     DeclaredText,
@@ -107,10 +109,14 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
     try:
         found = _input_files(spec, base)
     except OSError as error:
-        what = f"it cannot be read ({error.strerror})"
-        raise InputFileError(
-            Path(error.filename or base), "text", what, "make it readable, or correct the path"
-        ) from None
+        path = Path(error.filename or base)
+        what, write = f"it cannot be read ({error.strerror})", "make it readable, or correct the path"
+        if path.is_symlink() and isinstance(error, FileNotFoundError):
+            what, write = (
+                "this is a link to a file that is not there",
+                "restore that file, or remove the link",
+            )
+        raise InputFileError(path, "text", what, write) from None
     corpora = re.compile(re.escape(absolute(data) + os.sep) + "([0-9a-f]{16}|weights)" + os.sep)
     return [one for one in found if one.role == "tokenizer" or not corpora.match(absolute(one.path))]
 
@@ -118,15 +124,25 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
 def _input_files(spec: DataSpec, base: Path) -> list[Input]:
     text = spec.text
     if isinstance(text, TokenFiles):  # their order is that of the tokens
-        found = [Input(f"train {n}", path) for n, path in enumerate(_text_files(spec, base))]
-        found += [Input(f"held out {n}", path) for n, path in enumerate(_held_out_files(text, base))]
+        held_out = _held_out_files(text, base)
+        train = _without(_text_files(spec, base), held_out)
+        found = [Input(f"train {n}", path) for n, path in enumerate(train)]
+        found += [Input(f"held out {n}", path) for n, path in enumerate(held_out)]
         found += [Input(f"index of {role}", index) for role, path in found for index in index_files(path)]
     else:
         found = [Input(suffix(path) + compression(path), path) for path in _text_files(spec, base)]
         found += _curation_files(text, base) if isinstance(text, FileText) else []
     if isinstance(spec.tokenizer, TokenizerFile):
-        found.append(Input("tokenizer", tokenizer_file(spec.tokenizer, base)))
+        own = tokenizer_file(spec.tokenizer, base)  # beside the text, it is no text
+        found = [one for one in found if absolute(one.path) != absolute(own)]
+        found.append(Input("tokenizer", own))
     return found
+
+
+def _without(paths: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """The files that are none of the others, however both are spelled."""
+    left_out = {absolute(path) for path in others}
+    return [path for path in paths if absolute(path) not in left_out]
 
 
 def _curation_files(text: FileText, base: Path) -> list[Input]:
@@ -155,10 +171,7 @@ def _text_files(spec: DataSpec, base: Path) -> list[Path]:
         case FileText():
             return sorted(_matches(spec.text.paths, base, "text.paths", _is_text, _TEXT_REMEDY))
         case TokenFiles():
-            return sorted(
-                _matches(spec.text.paths, base, "text.paths", _is_tokens, _TOKENS_REMEDY)
-                - set(_held_out_files(spec.text, base))
-            )
+            return sorted(_matches(spec.text.paths, base, "text.paths", _is_tokens, _TOKENS_REMEDY))
         case DeclaredText() | MixText():  # each source of a mix has a DataSpec of its own
             return []
 
@@ -178,10 +191,28 @@ def tokenizer_file(tokenizer: TokenizerFile, base: Path) -> Path:
     return path
 
 
+def check_token_count(tokenizer: TokenizerFile, path: Path, count: int) -> None:
+    """InputFileError unless a model can have a row for each of the file's token ids, and as many as are asked for."""
+    if not 2 <= count <= MOST_ROWS:
+        what = f"its largest token id is {count - 1:,}, and a vocabulary has 2 to {MOST_ROWS:,} ids"
+        write = "give a tokenizer.json, as save_pretrained writes it"
+        raise InputFileError(path, "tokenizer.path", what, write)
+    if tokenizer.rows is not None and tokenizer.rows < count:
+        what = f"it has {count:,} token ids, more than rows: {tokenizer.rows}"
+        raise InputFileError(path, "tokenizer.rows", what, f"write rows: {count} or more")
+
+
 def index_files(path: Path) -> list[Path]:
-    """The files beside a token file that say where its documents end, as far as they are there."""
+    """The files beside a token file that say where its documents end, as far as they are there.
+
+    InputFileError where something else is in their place.
+    """
     beside = [path.with_suffix(".idx")] if path.suffix == ".bin" else []
     beside += [path.with_name(path.name + ending) for ending in (".index", ".metadata")]
+    for one in beside:
+        if os.path.lexists(one) and not one.is_file():
+            what = "this should be the index of a token file, but is a folder or a link to nothing"
+            raise InputFileError(one, "text.paths", what, "restore the file, or remove it")
     return [one for one in beside if one.is_file()]
 
 
@@ -199,9 +230,10 @@ def _is_tokens(path: Path) -> bool:
 
 def _matches(
     patterns: Iterable[str], base: Path, field: str, known: Callable[[Path], bool], remedy: str
-) -> set[Path]:
-    """The files that paths and patterns name, and those of a known type in the folders that they name."""
-    found: set[Path] = set()
+) -> list[Path]:
+    """The files that paths and patterns name, and those of a known type in the folders that they name; each once,
+    however often and in whatever spelling it is named."""
+    found: dict[str, Path] = {}
     for number, pattern in enumerate(patterns):
         at = f"{field}.{number}"
         files = [one for place in _places(pattern, base) for one in _files(place, known)]
@@ -212,8 +244,9 @@ def _matches(
         unknown = next((path for path in files if not known(path)), None)
         if unknown is not None:
             raise InputFileError(unknown, at, "files of this type cannot be read", remedy)
-        found.update(files)
-    return found
+        for path in files:
+            found.setdefault(absolute(path), path)
+    return list(found.values())
 
 
 def _places(pattern: str, base: Path) -> Iterator[Path]:
@@ -225,11 +258,14 @@ def _places(pattern: str, base: Path) -> Iterator[Path]:
 
 
 def _files(place: Path, known: Callable[[Path], bool]) -> Iterator[Path]:
-    """The file, or the folder's files of a known type; hidden ones are left out."""
-    if place.is_file():
+    """The file, or the folder's files of a known type; hidden ones are left out. OSError at a link to nothing."""
+    if place.is_dir():
+        for entry in _walk(str(place), lambda name: not name.startswith("."), set()):
+            path = Path(entry.path)
+            if known(path) and stat.S_ISREG(entry.stat().st_mode):
+                yield path
+    elif stat.S_ISREG(place.stat().st_mode):
         yield place
-    elif place.is_dir():
-        yield from filter(known, _walk(str(place), lambda name: not name.startswith("."), ""))
 
 
 def _roots(text: InstalledText) -> Iterator[Path]:
@@ -249,19 +285,22 @@ def _roots(text: InstalledText) -> Iterator[Path]:
 
 
 def _library(root: Path) -> Iterator[Path]:
-    return _walk(str(root), lambda name: name not in _NOT_LIBRARY, _LIBRARY_SUFFIXES)
+    for entry in _walk(str(root), lambda name: name not in _NOT_LIBRARY, set()):
+        if entry.name.endswith(_LIBRARY_SUFFIXES) and entry.is_file():
+            yield Path(entry.path)
 
 
-def _walk(folder: str, wanted: Callable[[str], bool], endings: str | tuple[str, ...]) -> Iterator[Path]:
-    """Files with these endings beneath a folder, where they and their folders have names that are wanted. Links to
-    folders are not followed."""
+def _walk(folder: str, wanted: Callable[[str], bool], seen: set[str]) -> Iterator[os.DirEntry[str]]:
+    """All but folders beneath a folder, where it and the folders above it have names that are wanted. Links to folders
+    are followed, and no folder is entered twice: `seen` are those that were."""
+    seen.add(os.path.realpath(folder))
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if wanted(entry.name)), key=lambda entry: entry.name)
     for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, wanted, endings)
-        elif entry.name.endswith(endings) and entry.is_file():
-            yield Path(entry.path)
+        if not entry.is_dir():
+            yield entry
+        elif os.path.realpath(entry.path) not in seen:
+            yield from _walk(entry.path, wanted, seen)
 
 
 # --- the index ---
@@ -270,7 +309,9 @@ def _walk(folder: str, wanted: Callable[[str], bool], endings: str | tuple[str, 
 def index_path(spec: DataSpec, base: Path, data: Path) -> Path:
     """The index of a DataSpec in this folder."""
     key = canonical_json({"spec": spec.plain(), "folder": str(base.resolve())})
-    return data / ".index" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.jsonl"
+    return (
+        data / ".index" / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.jsonl"
+    )
 
 
 def read_index(spec: DataSpec, base: Path, data: Path) -> BuiltFrom | None:
@@ -299,9 +340,12 @@ def inputs_of(files: Iterable[InputFile]) -> Inputs:
 
 
 def is_unchanged(found: Input, known: InputFile | None) -> bool:
-    """Whether role, size and times of a file are those that it was hashed with."""
-    stat = found.path.stat()
-    now = (found.role, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    """Whether role, size and times of a file are those that it was hashed with; not those of one that is gone."""
+    try:
+        status = found.path.stat()
+    except FileNotFoundError:
+        return False
+    now = (found.role, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return known is not None and now == (known.role, known.bytes, known.mtime_ns, known.ctime_ns)
 
 

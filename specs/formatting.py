@@ -9,6 +9,7 @@ from specs.humanize import Losses, count, duration, several
 from specs.law import Band, Interval, LossLaw, Monomial, Optimum
 
 if TYPE_CHECKING:  # see specs/report/__init__.py
+    from specs.curate import CurationStage
     from specs.layout import Layout
     from specs.mix import Mix, MixPhase
     from specs.model import ModelSpec
@@ -46,6 +47,24 @@ def percent(share: float, digits: int = 1) -> str:
 def half_width(band: Band) -> str:
     """Half the width of the 95 % interval against its middle: `±3.1 %`."""
     return f"±{percent((band.high_95 - band.low_95) / 2 / math.sqrt(band.low_95 * band.high_95))}"
+
+
+FUNNEL_HEAD = ("step", "read", "dropped", "of these", "left of all")
+"""Columns of `funnel_rows`."""
+
+
+def funnel_rows(stages: Sequence["CurationStage"]) -> list[tuple[str, ...]]:
+    """What each step of curation dropped, of the documents that came to it, and what is left of the first one's."""
+    return [
+        (
+            stage.step,
+            f"{stage.read:,}",
+            f"{stage.dropped:,}",
+            percent(stage.dropped / stage.read) if stage.read else "–",
+            percent(stage.kept / stages[0].read) if stages[0].read else "–",
+        )
+        for stage in stages
+    ]
 
 
 def best_split(found: Optimum, losses: Losses) -> list[tuple[str, str]]:

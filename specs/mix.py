@@ -1,7 +1,7 @@
 """Mixes of sources: their weights as people write them, and as whole samples in a period, which a run holds."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Self
 
@@ -14,7 +14,8 @@ PERIOD = 100_000
 ROUNDING = 0.005
 """Shares may add up to 1 within this: three thirds of two digits do."""
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, le=1_000_000)]
+"""A share, or epochs, of which only the ratios count."""
 Milestone = Annotated[str, StringConstraints(pattern=r"^milestone [1-9]$"), Field(examples=["milestone 1"])]
 """The first drop of the learning rate, or a later one."""
 Start = Annotated[float, Field(gt=0, lt=1)] | Milestone
@@ -124,13 +125,18 @@ class Mix(Spec):
 
     def shares(self, steps: int) -> dict[str, float]:
         """Each source's share of the samples of a run of so many steps."""
-        ends = [phase.from_step for phase in self.phases[1:]] + [steps]
-        lengths = [max(0, end - phase.from_step) for phase, end in zip(self.phases, ends, strict=True)]
-        return {
-            name: sum(length * phase.share(name) for length, phase in zip(lengths, self.phases, strict=True))
-            / steps
-            for name in self.sources
-        }
+        return average_shares(self.phases, steps)
+
+
+def average_shares(phases: Sequence[MixPhase], steps: int) -> dict[str, float]:
+    """Each source's share of the samples of so many steps, by its name in alphabetical order."""
+    ends = [phase.from_step for phase in phases[1:]] + [steps]
+    lengths = [max(0, end - phase.from_step) for phase, end in zip(phases, ends, strict=True)]
+    sources = sorted({name for phase in phases for name, samples in phase.samples.items() if samples})
+    return {
+        name: sum(length * phase.share(name) for length, phase in zip(lengths, phases, strict=True)) / steps
+        for name in sources
+    }
 
 
 def held_out_sequences(evaluation: Mapping[str, int], sequences: int) -> dict[str, int]:

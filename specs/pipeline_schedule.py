@@ -117,11 +117,11 @@ def timetable(
 def rank_schedule(
     orders: Sequence[Sequence[Action]], chunks: int, rank: int
 ) -> list[Action | list[Transfer]]:
-    """A rank's actions, and between them its transfers: each list of transfers is to be issued as one batch.
+    """A rank's actions, and between them its transfers: those of a list start one after another, each as its own call.
 
     Transfers are in the order in which the actions that they come from end, if forwards take 1 and backwards 2 (which
-    their FLOP do). An action waits for the batch that brings its input, and for no other; what arrives during an
-    action is received by a batch of its own that starts before it, so that transfer and action overlap.
+    their FLOP do). An action waits for the transfer that brings its input, and for no other; what arrives during an
+    action starts before it, so that transfer and action overlap.
     """
     spans = timetable(orders, chunks, lambda _, action: 1.0 if action.kind == "forward" else 2.0)
     transfers = _transfers(orders, chunks, rank, spans)

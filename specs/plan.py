@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from specs.budget import Budget
+from specs.curate import CuratedText
 from specs.document.base import Sha256, Slug, Spec, canonical_json
 from specs.humanize import Losses
 from specs.law import Band, Hyper, LawFit, PublishedLaw
@@ -237,6 +238,8 @@ class Plan(Spec):
     """Unique training tokens, of all sources of a mix."""
     sources: dict[Slug, SourceText] = Field(default_factory=dict, exclude_if=lambda sources: not sources)
     """The sources of a mix; absent without one."""
+    curation: tuple[CuratedText, ...] = Field(default=(), exclude_if=lambda texts: not texts)
+    """What the steps of `curate` left of each text that has any; absent where none has."""
     vocab: int
     """Token ids of the corpus. A model has as many rows, or those that the budget reserves, rounded up as its family
     does."""

@@ -54,6 +54,8 @@ class Environment(Spec):
     """Processor."""
     devices: tuple[str, ...]
     """Accelerators."""
+    variables: dict[str, str] = Field(default_factory=dict, exclude_if=lambda variables: not variables)
+    """Environment variables that change a GPU's numbers or speed, as the ranks had them; empty on CPUs."""
 
 
 class Start(Spec):
@@ -101,6 +103,7 @@ IncidentKind = Literal[
     "rejected_step",
     "interrupted",
     "crashed",
+    "failed_preflight",
     "hung",
 ]
 """Kinds of incidents."""

@@ -6,6 +6,7 @@ shell.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -52,6 +53,41 @@ DECIDED = {
     "wait": None,
 }
 """sbatch options that `extra` may not hold, by the field below that sets them; null where isoplan sets them itself."""
+SRUN_DECIDED: dict[str, str | None] = {
+    "chdir": None,
+    "cpus-per-task": "cpus_per_device",
+    "distribution": None,
+    "error": None,
+    "exclusive": "exclusive",
+    "export": None,
+    "gpus-per-node": "gres",
+    "gpus-per-task": "gres",
+    "gres": "gres",
+    "input": None,
+    "job-name": None,
+    "jobid": None,
+    "kill-on-bad-exit": None,
+    "label": None,
+    "mem": "memory",
+    "multi-prog": None,
+    "nodelist": None,
+    "nodes": "min_nodes",
+    "no-kill": None,
+    "ntasks": None,
+    "ntasks-per-node": None,
+    "open-mode": None,
+    "output": None,
+    "overlap": None,
+    "partition": "partition",
+    "pty": None,
+    "relative": None,
+    "signal": "warning",
+    "test-only": None,
+    "time": "time_limit",
+    "unbuffered": None,
+    "wait": None,
+}
+"""srun options that `srun` may not hold, as above: what the script's srun says itself, or takes from its job."""
 _TICK_S = 30.0
 """A warning may come this much early, since SLURM checks its timers this often (docs/log.md, 2026-11-28)."""
 
@@ -81,9 +117,11 @@ class Slurm(Spec):
     warning: Seconds = 120.0
     """Time before that limit at which SLURM signals the ranks to save a checkpoint."""
     memory: Bytes | None = None
-    """Memory of each node; null is the partition's default."""
+    """Host memory that a job requests on each node; null requests what the plan needs there. The partition's default is
+    left where the site does not share memory out, and to a run spec on CPUs, which has no plan."""
     cpus_per_device: int | None = Field(default=None, ge=1)
-    """CPU cores for each GPU; null is the partition's default. On CPUs the layout's threads are requested."""
+    """CPU cores for each GPU; null is its share of `cpus_per_node`, or the partition's default where that is not
+    written. On CPUs the layout's threads are requested."""
     min_nodes: int | None = Field(default=None, ge=1)
     """Start on as few nodes as this where no more are free, under the best layout for them; null waits for all."""
     pilots_at_once: int = Field(default=64, ge=1)
@@ -98,22 +136,26 @@ class Slurm(Spec):
     """Command that runs another inside a container, as a list: `[apptainer, exec, --nv, image.sif]`."""
     extra: dict[str, Line | bool | int] = Field(default_factory=dict)
     """Other options of sbatch, passed on as they are; true is an option without a value."""
+    srun: dict[str, Line | bool | int] = Field(default_factory=dict)
+    """Options of the srun that starts the ranks, and of no other command: `{container-image: /images/torch.sqsh}` with
+    pyxis. The script itself stays outside of the container."""
 
     @field_validator("extra")
     @classmethod
-    def _not_ours(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
-        for name in extra:
-            if not re.fullmatch("[a-z][a-z0-9-]*", name):
-                raise ValueError(
-                    f"{name!r} is not a long name of an sbatch option; write it without dashes, like 'nodelist'"
-                )
-            if name in DECIDED:
-                field = DECIDED[name]
-                setter = f"slurm.{field} sets it" if field else "isoplan sets it"
-                raise ValueError(f"--{name} is not allowed in extra, since {setter}; remove it")
-            if extra[name] is False:
-                raise ValueError(f"--{name} has no value; write true, or remove it")
-        return extra
+    def _for_sbatch(cls, extra: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
+        pyxis = next((name for name in extra if name.startswith("container-")), None)
+        if pyxis is not None:
+            raise ValueError(
+                f"--{pyxis} in extra would put the whole script into the container, which has no scontrol; write it "
+                "under slurm.srun"
+            )
+        return _checked(extra, "extra", "an sbatch option; write it without dashes, like 'nodelist'", DECIDED)
+
+    @field_validator("srun")
+    @classmethod
+    def _for_srun(cls, srun: dict[str, str | bool | int]) -> dict[str, str | bool | int]:
+        like = "an srun option; write it without dashes, like 'container-image'"
+        return _checked(srun, "srun", like, SRUN_DECIDED)
 
     @model_validator(mode="after")
     def _time_to_save(self) -> Self:
@@ -123,3 +165,18 @@ class Slurm(Spec):
                 f"{self.warning:g} s before it, and up to {_TICK_S:g} s early; write a longer time limit"
             )
         return self
+
+
+def _checked(
+    options: dict[str, str | bool | int], field: str, like: str, decided: Mapping[str, str | None]
+) -> dict[str, str | bool | int]:
+    """Options by their long names, none of which is set elsewhere; ValueError for the first that is not so."""
+    for name, value in options.items():
+        if not re.fullmatch("[a-z][a-z0-9-]*", name):
+            raise ValueError(f"{name!r} is not a long name of {like}")
+        if name in decided:
+            setter = f"slurm.{decided[name]} sets it" if decided[name] else "isoplan sets it"
+            raise ValueError(f"--{name} is not allowed in {field}, since {setter}; remove it")
+        if value is False:
+            raise ValueError(f"--{name} has no value; write true, or remove it")
+    return options

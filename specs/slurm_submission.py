@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from specs.document.base import Fingerprint, Slug, Spec
+from specs.preflight import PreflightOrder
 
 
 class Submission(Spec):
@@ -17,24 +18,35 @@ class Submission(Spec):
     time: float
     """Seconds since 1970; crashes before this time do not count as retries."""
     runs: tuple[Fingerprint, ...]
-    """The runs, in the array's order; empty for the job that continues a study, and for the doctor's."""
+    """The runs, in the array's order; empty for any other job."""
+    tasks: tuple[tuple[int, ...], ...] = Field(default=(), exclude_if=lambda tasks: not tasks)
+    """Of a pass that curates text: the numbers of datatrove's tasks that each job of the array carries out."""
     budget: str | None = None
     """The study's budget, relative to the workspace; null for any other job."""
     job: int | None = None
     """Number that SLURM gave it; null until it has."""
     retries: int = Field(ge=0)
     """Retries of a crashed run that wrote no new checkpoint since the last start."""
+    preflight: PreflightOrder | None = None
+    """What its nodes are checked for before every start; null for nothing."""
 
     @property
     def is_array(self) -> bool:
-        """Whether its runs are tasks of an array."""
-        return len(self.runs) > 1
+        """Whether its jobs are those of an array."""
+        return max(len(self.runs), len(self.tasks)) > 1
+
+    @property
+    def jobs(self) -> tuple[str, ...]:
+        """SLURM's names for its jobs: `12`, or `12_0`, `12_1`, ... of an array; none until there is one."""
+        if self.job is None:
+            return ()
+        if not self.is_array:
+            return (str(self.job),)
+        return tuple(f"{self.job}_{index}" for index in range(max(len(self.runs), len(self.tasks))))
 
     def job_of(self, run: str) -> str | None:
-        """SLURM's name for the job of a run: `12`, or `12_3` in an array; null until there is one."""
-        if self.job is None:
-            return None
-        return f"{self.job}_{self.runs.index(run)}" if self.is_array else str(self.job)
+        """SLURM's name for the job of a run; null until there is one."""
+        return None if self.job is None else self.jobs[self.runs.index(run)]
 
 
 class Queued(Spec):

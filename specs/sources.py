@@ -17,6 +17,7 @@ from specs.data import (
     CorpusRef,
     DataSpec,
     DeclaredText,
+    FileText,
     MixCorpus,
     TokenizerFile,
     mix_name,
@@ -54,6 +55,11 @@ class Sources:
 def is_declared(spec: DataSpec) -> bool:
     """Whether the text, or that of a source, is not on this machine."""
     return any(isinstance(part.text, DeclaredText) for part in spec.parts().values())
+
+
+def is_curated(spec: DataSpec) -> bool:
+    """Whether the text, or that of a source, is curated first."""
+    return any(isinstance(part.text, FileText) and part.text.curate for part in spec.parts().values())
 
 
 def declared_ref(spec: DataSpec) -> CorpusRef:
@@ -129,4 +135,8 @@ def tokenizer_index(spec: DataSpec, base: Path, data: Path) -> Path:
     """The file that says which tokenizer was trained for the sources of a DataSpec in this folder."""
     parts = {name: part.plain() for name, part in spec.parts().items()}
     key = canonical_json({"parts": parts, "folder": str(base.resolve())})
-    return data / ".index" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.tokenizer.json"
+    return (
+        data
+        / ".index"
+        / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.tokenizer.json"
+    )

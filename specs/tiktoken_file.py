@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +99,8 @@ def tiktoken_vocab(path: Path, encoding: str | None) -> tuple[dict[bytes, int], 
     special = {
         name: len(ranks) + at if id_ is None else id_ for at, (name, id_) in enumerate(of.special.items())
     }
-    holes = {*range(max(ranks.values()))} - {*ranks.values()} - {*special.values()}
-    if holes or set(ranks.values()) & set(special.values()):
+    taken = {*ranks.values(), *(id_ for id_ in special.values() if id_ < max(ranks.values()))}
+    if len(taken) != max(ranks.values()) + 1 or set(ranks.values()) & set(special.values()):
         what = f"these ranks do not count from 0 to {len(ranks) - 1:,}, special tokens aside"
         raise DocumentError(path, 1, 1, what, "give the file whole")
     return ranks, special
@@ -107,7 +108,9 @@ def tiktoken_vocab(path: Path, encoding: str | None) -> tuple[dict[bytes, int], 
 
 def _rank(line: bytes) -> tuple[bytes, int] | None:
     token, _, rank = line.strip().partition(b" ")
+    if not re.fullmatch(rb"[0-9]{1,9}", rank):
+        return None
     try:
         return base64.b64decode(token, validate=True), int(rank)
-    except (binascii.Error, ValueError):
+    except binascii.Error:
         return None

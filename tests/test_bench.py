@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from bench import gpu, step
+from bench import curate, gpu, step
 from bench.operations import Ceilings, Operation, ceilings, operations
 from bench.trainers import Step, llama, nanogpt, ours
 from model.kernels import choose
@@ -151,3 +153,23 @@ def test_without_a_gpu_it_says_so(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["kernels", "--shapes", "1.3B"]) == 2
     assert "there is none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_planted_duplicates_are_found_and_sound_documents_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(curate, "_EACH", 5)
+    monkeypatch.setattr(curate, "_LATER", 3)
+    console = Console(width=120)
+    outcome = curate.measure(tmp_path, 300_000, 1, console)
+    assert set(outcome.found) == {*curate.NEAR, "equal", "short"}
+    assert all(one.planted for one in outcome.found.values())
+    for kind in ("equal", "short", next(iter(curate.NEAR))):
+        assert outcome.found[kind].dropped == outcome.found[kind].planted
+    least, *_, most = sorted(one.expected for kind, one in outcome.found.items() if kind in curate.NEAR)
+    assert 0 < least < most < 1
+    assert outcome.sound > 10
+    assert outcome.lost == 0
+    curate.show(outcome, 1, console)
+    assert "MinhashDedup, signatures" in capsys.readouterr().out

@@ -188,7 +188,8 @@ def test_the_street_map_in_the_design_shows_every_package_in_import_order() -> N
         assert own == sorted(own, reverse=True), top
 
 
-def test_the_doctors_task_reports_before_torch_is_loaded(tmp_path: Path) -> None:
-    """So that a node without a working torch is named, and does not just fail to start."""
-    loaded = import_cold(["runtime.doctor.node_probe"], "print('torch' in sys.modules)", tmp_path)
+def test_tasks_begin_before_torch_is_loaded(tmp_path: Path) -> None:
+    """The doctor's, so that a node without a working torch is named; a run's ranks, which set variables before it."""
+    tasks = ["runtime.doctor.node_probe", "runtime.train.loop", "runtime.slurm.task"]
+    loaded = import_cold(tasks, "print('torch' in sys.modules)", tmp_path)
     assert loaded == "False\n"

@@ -25,6 +25,8 @@ from planner.scaling.isoflop import Minimum
 from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
 from specs.data import Corpus, DeclaredText
 from specs.document.files import DocumentError, catalog_names, from_catalog
+from specs.formatting import memory
+from specs.host_memory import rank_bytes, ranks_of_node
 from specs.humanize import count, duration, several
 from specs.law import Allocation, PublishedLaw
 from specs.mix import held_out_sequences
@@ -236,6 +238,27 @@ def _nearby_batches(sequences: int) -> list[int]:
     grains = [2**k for k in range(sequences.bit_length() + 1)]
     nearby = {g * max(1, sequences // g + up) for g in grains for up in (0, 1)}
     return sorted(nearby - {sequences}, key=lambda batch: (abs(batch - sequences), batch))
+
+
+def check_host_memory(inputs: PlanInputs, runs: Sequence[PlannedRun]) -> None:
+    """Refuse a run whose ranks need more host memory on a node than the cluster's nodes have."""
+    cluster, room = inputs.cluster, inputs.cluster.memory_per_node
+    for planned in runs if room is not None else ():
+        execution, run = planned.execution, planned.run
+        device, layout = execution.device, execution.layout
+        each = ranks_of_node(layout.devices, execution.threads_per_rank, device, cluster.devices_per_node)
+        of_rank = rank_bytes(run.model, layout, run.optim.batch_sequences, device, planned.cost.memory_bytes)
+        if room is not None and each * of_rank > room:
+            what = (
+                f"{planned.title} needs {memory(each * of_rank)} of host memory on a node ({several(each, 'rank')} of "
+                f"{memory(of_rank)}: a checkpoint's copy, the loader, the processes), but memory_per_node is "
+                f"{memory(room)}"
+            )
+            raise inputs.refuse(
+                "cluster",
+                what,
+                "name a cluster whose nodes have more, or one of more nodes, which share the copy",
+            )
 
 
 def no_layout_error(

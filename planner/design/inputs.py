@@ -9,8 +9,10 @@ from planner.design.mix import PlannedMix, planned_mix
 from planner.scaling.data_constrained import UniqueTokens
 from specs.budget import Budget, Published
 from specs.cluster import Cluster
+from specs.curate import CuratedText
 from specs.data import Bbpe, Bytes, CorpusRef, DataSpec, DeclaredText, MixText, TokenIds
-from specs.data_inputs import InputFileError, tokenizer_file
+from specs.data_inputs import InputFileError, check_token_count, tokenizer_file
+from specs.data_jobs import jobs_path
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
@@ -94,6 +96,15 @@ class PlanInputs:
             )
             for name, tokens in self.mix.unique_tokens.items()
         }
+
+    @property
+    def curation(self) -> tuple[CuratedText, ...]:
+        """What the steps of `curate` left of each text that has any."""
+        corpora = {} if self.sources is None else self.sources.corpora
+        readings = {name: one.reading for name, one in corpora.items() if one.reading is not None}
+        return tuple(
+            CuratedText(source=name, steps=one.curation) for name, one in readings.items() if one.curation
+        )
 
     def _held_out_bytes(self, sources: Sources) -> float | None:
         by_source = {name: corpus.bytes_per_token for name, corpus in sources.corpora.items()}
@@ -209,6 +220,8 @@ def load_sources(budget: Budget, path: Path, corpora: Path) -> Sources | None:
         found = find_sources(budget.data, path.parent, corpora)
     except InputFileError as error:
         raise locate(path, f"data.{error.field}", f"{error.path}: {error.what}", error.write) from None
+    if isinstance(found, str) and jobs_path(budget.data, path.parent, corpora).exists():
+        raise locate(path, "data", f"{found}: SLURM jobs build it", f"see: isoplan status {path} -f")
     if isinstance(found, str):
         raise locate(path, "data", found, f"run: isoplan data {path}")
     return found
@@ -231,7 +244,10 @@ def declared_vocab(data: DataSpec, path: Path) -> int:
             return data.tokenizer.vocab
         case _:
             try:
-                return token_count(tokenizer_file(data.tokenizer, path.parent), data.tokenizer.encoding)
+                file = tokenizer_file(data.tokenizer, path.parent)
+                count = token_count(file, data.tokenizer.encoding)
+                check_token_count(data.tokenizer, file, count)
+                return count
             except InputFileError as error:
                 raise locate(
                     path, f"data.{error.field}", f"{error.path}: {error.what}", error.write

@@ -5,13 +5,14 @@ length.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from planner.scaling.data_constrained import MixedText
 from specs.data import MixText
 from specs.document.files import DocumentError
-from specs.mix import PERIOD, Mix, MixPhase
+from specs.mix import PERIOD, Mix, MixPhase, average_shares
 from specs.optim import OptimSpec, multi_step
 
 Refuse = Callable[[str, str, str], DocumentError]
@@ -20,32 +21,25 @@ _NOMINAL_STEPS = 10**6
 """Of a schedule whose milestones are taken as shares of its steps."""
 
 
+Phase = tuple[float | str, dict[str, int]]
+"""Where it begins, a share of the steps or a milestone, and the samples of each source in a period of it."""
+
+
 @dataclass(frozen=True)
 class PlannedMix:
     """The mix that all runs of a plan share."""
 
-    phases: tuple[tuple[float | str, dict[str, int]], ...]
-    """Where each begins, a share of the steps or a milestone, and the samples of each source in a period of it."""
+    phases: tuple[Phase, ...]
+    shares: dict[str, float]
+    """Each source's share of a run's tokens."""
     evaluation: dict[str, int]
+    """Every source with its weight in the held-out loss."""
     unique_tokens: dict[str, int]
     """Of each source."""
 
     def of_run(self, optim: OptimSpec) -> Mix:
-        """The mix of a run of this schedule; every phase has a step at least."""
-        steps, end = [_first_step(start, optim) for start, _ in self.phases], optim.steps
-        for number in reversed(range(len(steps))):
-            steps[number] = end = min(steps[number], end - 1)
-        phases = zip(steps, self.phases, strict=True)
-        return Mix(
-            phases=tuple(MixPhase(from_step=step, samples=samples) for step, (_, samples) in phases),
-            evaluation=self.evaluation,
-        )
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Each source's share of a run's tokens."""
-        optim = _nominal()
-        return self.of_run(optim).shares(optim.steps)
+        """The mix of a run of this schedule."""
+        return Mix(phases=_phases_of_run(self.phases, optim), evaluation=self.evaluation)
 
     @property
     def text(self) -> MixedText:
@@ -64,9 +58,7 @@ def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse)
     is out of order."""
     first = {name: part.share if part.share is not None else part.epochs for name, part in text.parts.items()}
     by_share = all(part.share is not None for part in text.parts.values())
-    phases: list[tuple[float | str, dict[str, int]]] = [
-        (0.0, _samples(first, by_share, unique_tokens, "data.text.parts", refuse))
-    ]
+    phases: list[Phase] = [(0.0, _samples(first, by_share, unique_tokens, "data.text.parts", refuse))]
     starts = [0.0]
     for number, phase in enumerate(text.phases):
         at = f"data.text.phases.{number}"
@@ -78,13 +70,23 @@ def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse)
             )
         samples = _samples(phase.weights, phase.share is not None, unique_tokens, at, refuse)
         phases.append((phase.start, samples))
-    planned = PlannedMix(tuple(phases), dict.fromkeys(text.parts, 1), dict(unique_tokens))
-    shares = text.evaluation
-    if shares is None:  # of a source that is hardly ever read too
-        shares = {name: max(share, 2 / PERIOD) for name, share in planned.shares.items()}
-    evaluation = _samples(shares, True, unique_tokens, "data.text.evaluation", refuse)
+    shares = average_shares(_phases_of_run(phases, _nominal()), _NOMINAL_STEPS)
+    weights = text.evaluation
+    if weights is None:  # of a source that is hardly ever read too
+        weights = {name: max(share, 2 / PERIOD) for name, share in shares.items()}
+    evaluation = _samples(weights, True, unique_tokens, "data.text.evaluation", refuse)
     evaluation = dict.fromkeys(text.parts, 0) | evaluation
-    return PlannedMix(tuple(phases), evaluation, dict(unique_tokens))
+    return PlannedMix(tuple(phases), shares, evaluation, dict(unique_tokens))
+
+
+def _phases_of_run(phases: Sequence[Phase], optim: OptimSpec) -> tuple[MixPhase, ...]:
+    """The phases of a run of this schedule; every one has a step at least."""
+    steps, end = [_first_step(start, optim) for start, _ in phases], optim.steps
+    for number in reversed(range(len(steps))):
+        steps[number] = end = min(steps[number], end - 1)
+    return tuple(
+        MixPhase(from_step=step, samples=samples) for step, (_, samples) in zip(steps, phases, strict=True)
+    )
 
 
 def _samples(
@@ -131,6 +133,7 @@ def _number(milestone: str) -> int:
     return int(milestone.removeprefix("milestone "))
 
 
+@cache
 def _nominal() -> OptimSpec:
     """A schedule so long that rounding to whole steps does not matter."""
     warmup, milestones = multi_step(_NOMINAL_STEPS, 0)

@@ -19,7 +19,10 @@ from specs.plan import Forecast, HyperAdvice, LayoutChoice, LayoutEstimate, NoFo
 Group = Literal["budget", "evidence", "runs", "shape", "schedule", "layout", "cost", "forecast", "document"]
 GROUPS: tuple[tuple[Group, tuple[str, ...]], ...] = (
     ("budget", ("budget",)),
-    ("evidence", ("law", "fit", "table", "unique_tokens", "sources", "bytes_per_token", "ledger")),
+    (
+        "evidence",
+        ("law", "fit", "table", "unique_tokens", "sources", "curation", "bytes_per_token", "ledger"),
+    ),
     ("runs", ("runs",)),
     ("shape", ("run.model",)),
     ("schedule", ("run", "budget_flop", "rate_multiple", "hypers")),

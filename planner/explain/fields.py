@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from specs.curate import CuratedText, CurationStage
 from specs.document.base import Spec
 from specs.document.quantity import Quantity
 from specs.exit_codes import InputError
@@ -34,6 +35,8 @@ from specs.model import ModelSpec
 from specs.optim import Milestone
 from specs.plan import LayoutEstimate, Plan
 
+_SHOWN_IN_ROWS = Milestone | Layout | MixPhase | CuratedText | CurationStage
+"""Specs that are shown one after the other where there are several."""
 SHORT_NAMES = {
     "lr": "run.optim.peak_lr",
     "batch": "run.optim.batch_sequences",
@@ -325,6 +328,11 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
             mfu = f"{value.model_flop_utilisation:.1%}".replace("%", " %")
             layout = layout_text(value.layout)
             return f"{layout}: {value.step_s:.4g} s a step, MFU {mfu}, {memory(value.memory_bytes)}"
+        case CuratedText():
+            name = f"{value.source}: " if value.source else ""
+            return name + ", ".join(format_value(step, path) for step in value.steps)
+        case CurationStage():
+            return f"{value.step} dropped {value.dropped:,} of {value.read:,} documents"
         case Mix():
             return f"{mix_text(value)}; held-out loss: {evaluation_mix_text(value)}"
         case MixPhase():
@@ -345,7 +353,7 @@ def _format_spec(value: Any, path: tuple[str, ...]) -> str:
 def _format_tuple(values: tuple[Any, ...], path: tuple[str, ...]) -> str:
     if not values:
         return "none"
-    if isinstance(values[0], Spec | dict) and not isinstance(values[0], Milestone | Layout | MixPhase):
+    if isinstance(values[0], Spec | dict) and not isinstance(values[0], _SHOWN_IN_ROWS):
         return f"{len(values)} entries; name one of them, like {'.'.join(path)}.0"
     if len(values) > _MAX_INLINE:
         return f"{len(values)} values, {format_value(values[0], path)} to {format_value(values[-1], path)}"

@@ -358,6 +358,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     ("budget*", budget),
     ("unique_tokens", data_text),
     ("sources*", data_text),
+    ("curation*", data_text),
     ("bytes_per_token", data_text),
     ("vocab", data_text),
     ("*", document),

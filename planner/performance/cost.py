@@ -36,6 +36,9 @@ class Architecture:
     """The head is the embedding."""
     dropout: bool = False
     """Dropout after both sub-layers and on attention's probabilities."""
+    attended_share: Any = 1.0
+    """Tokens that attention counts for each token, over the full square, as a share of the context: less than 1 where
+    it stays within documents."""
 
 
 def architecture(model: ModelSpec) -> Architecture:
@@ -49,6 +52,7 @@ def architecture(model: ModelSpec) -> Architecture:
         model.ffn,
         model.vocab,
         model.context,
+        attended_share=model.attended_tokens / model.context,
     )
 
 
@@ -77,9 +81,10 @@ def attention_flop(a: Architecture, causal: bool = False) -> Any:
     """Forward FLOP of the scores and the mixing of values in all blocks, projections not counted.
 
     The full square is 4 L d s; causal attention computes s + 1 of 2 s columns on average, grouped queries change
-    nothing.
+    nothing. Within documents s is their mean attended tokens.
     """
-    return a.layers * (2 * a.width * (a.context + 1) if causal else 4 * a.width * a.context)
+    s = a.context * a.attended_share
+    return a.layers * (2 * a.width * (s + 1) if causal else 4 * a.width * s)
 
 
 def head_flop(a: Architecture) -> Any:

@@ -161,7 +161,10 @@ def _matmuls(a: Architecture, rates: ClusterRates, w: int, rows: Any, tp: Any) -
 def _attention(
     a: Architecture, engine: Engine, rates: ClusterRates, w: int, rows: Any, tp: Any
 ) -> tuple[tuple[Any, Any], Any]:
-    """Forward and backward seconds of attention's core, and those of recomputing it."""
+    """Forward and backward seconds of attention's core, and those of recomputing it.
+
+    Flash attention skips what another document hides; where scores are stored, all of the square is computed.
+    """
     if engine.flash:
         flop = rows * cost.attention_flop(a, causal=True) / a.layers / tp
         forward = flop / rates.attention_flop_per_s

@@ -4,6 +4,7 @@ Each check has a name, an outcome and the numbers it compared. A run that fails 
 accepted, whatever its loss.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ def _unrecorded(starts: Sequence[Start]) -> set[int]:
     return {step for start in starts for step in start.unrecorded}
 
 
+def _begins_with_start(records: Sequence[RecordLine]) -> bool:
+    """Whether nothing was trained before the first Start: only jobs whose ranks did not start may stand before it."""
+    before = itertools.takewhile(lambda line: not isinstance(line, Start), records)
+    never_started = ("crashed", "failed_preflight")
+    return all(
+        isinstance(line, Incident) and line.what in never_started and line.step == 0 for line in before
+    )
+
+
 def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     """Audit a run's folder against its plan; `unfinished` while the record has no End line."""
     records, evals, metrics, timing = folder.records(), folder.evals(), folder.metrics(), folder.timing()
@@ -65,7 +75,7 @@ def audit_run(folder: RunFolder, planned: PlannedRun, seal: str) -> RunAudit:
     end = folder.end()
     checks: tuple[Check, ...] = ()
     if end is not None:
-        fingerprint, begins_with_start = folder.run().fingerprint(), isinstance(records[0], Start)
+        fingerprint, begins_with_start = folder.run().fingerprint(), _begins_with_start(records)
         found = _RunRecords(
             folder.path.name, fingerprint, starts, begins_with_start, end, metrics, evals, folder.skipped()
         )

@@ -227,9 +227,8 @@ def _ledger_records(plan: Plan, audit: Audit, folders: Sequence[RunFolder]) -> I
 
 
 def _ledger_record(plan: Plan, planned: PlannedRun, run: RunAudit, folder: RunFolder) -> LedgerRecord:
-    end, first = folder.end(), folder.records()[0]
+    end, first = folder.end(), next(line for line in folder.records() if isinstance(line, Start))
     assert end is not None  # only finished runs are accepted
-    assert isinstance(first, Start)
     assert first.seal is not None
     assert run.loss is not None
     assert run.tokens_per_s is not None

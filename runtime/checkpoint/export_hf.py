@@ -3,6 +3,7 @@
     exports/<fingerprint>/step-00001000/
       config.json, model*.safetensors      the weights in the run's precision (model/hf.py)
       tokenizer.json, tokenizer_config.json  the corpus' tokenizer: the token ids of training
+      generation_config.json               ids that are never generated, where rows of the model have no token
       isoplan.json                         run, step, and the digest of the fp32 weights
 
 The folder is written under another name and renamed, so it is complete or absent. Its content depends on the run and
@@ -72,6 +73,7 @@ def export(folder: RunFolder, data: Path, step: int | None, out: Path | None, co
         if has_tokenizer(corpus):
             _write_tokenizer(part, data, corpus, run.model.context)
         _write_weights(part, folder, run, checkpoint, corpus.end_of_document, console)
+        _write_generation(part, data, corpus, run.model.vocab, console)
         os.rename(part, final)
         fsync_path(final.parent)
     finally:
@@ -191,6 +193,29 @@ def _write_tokenizer(part: Path, data: Path, corpus: Corpus, context: int) -> No
     else:
         write_text(part / "tokenizer.json", loaded.to_str(pretty=True) + "\n")
     write_text(part / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def _write_generation(part: Path, data: Path, corpus: Corpus, rows: int, console: Console) -> None:
+    """Write generation_config.json where rows of the model have no token: what nobody trained is not generated."""
+    tokens = (
+        set(load_tokenizer(corpus, data).get_vocab(with_added_tokens=True).values())
+        if has_tokenizer(corpus)
+        else set(range(corpus.vocab))
+    )
+    suppressed = [row for row in range(rows) if row not in tokens]
+    if not suppressed:
+        return
+    config = {
+        "bos_token_id": corpus.end_of_document,
+        "eos_token_id": corpus.end_of_document,
+        "suppress_tokens": suppressed,
+    }
+    write_text(part / "generation_config.json", json.dumps(config) + "\n")
+    console.print(
+        f"{len(suppressed):,} of the model's {rows:,} rows have no token; generation_config.json suppresses them",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def _write_weights(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from specs.data import Corpus, MixCorpus
+from specs.formatting import FUNNEL_HEAD, funnel_rows
 from specs.humanize import several
 from specs.sources import Sources
 
@@ -43,11 +44,14 @@ def _corpus(corpus: Corpus, data: Path) -> Iterator[str]:
 
 
 def _curation(corpus: Corpus, data: Path) -> Iterator[str]:
-    """What the steps of data.text.curate dropped."""
+    """What the steps of data.text.curate kept and dropped."""
     stages = () if corpus.reading is None else corpus.reading.curation
-    for stage in stages:
-        yield f"{stage.step}: {stage.dropped:,} of {stage.read:,} documents dropped"
     if stages:
+        rows = [FUNNEL_HEAD, *funnel_rows(stages)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, *numbers in rows:
+            right = (cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True))
+            yield "  ".join((name.ljust(widths[0]), *right))
         yield f"what was dropped, and why: {data / corpus.name / 'curation.html'}"
 
 

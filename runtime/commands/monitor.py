@@ -33,7 +33,8 @@ def status_command(
 ) -> None:
     """Show the state of runs: running, pending in SLURM's queue, finished, or failed and why.
 
-    Without an argument, those of all plans under plans/ in this folder.
+    Without an argument, those of all plans under plans/ in this folder. Of a budget also the steps of its study, and
+    the SLURM jobs that build its corpus.
 
     The held-out loss is shown beside the sealed forecast for that step. tokens/s, MFU and the time left
     cover about the last half minute. Writes nothing. With --follow and --json, one line per refresh.
@@ -99,7 +100,7 @@ def logs_command(
 
 
 def cancel_command(target: Annotated[Path, Target], json: AsJson = False, debug: Debug = False) -> None:
-    """Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's runs and its study.
+    """Cancel the SLURM jobs of a run, of a plan's runs, or of a budget's corpus, its runs and its study.
 
     Running jobs save a checkpoint first, and resume from it when they are rerun.
     A run on this machine is not cancelled: press Ctrl-C where it was started; it saves and exits.

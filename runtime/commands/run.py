@@ -1,4 +1,4 @@
-"""`run`, `audit` and `data`: what they accept, what they print, and their exit codes. Nothing is decided here."""
+"""`run` and `audit`: what they accept, what they print, and their exit codes. Nothing is decided here."""
 
 import shlex
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from runtime.audit import verdict
-from runtime.commands.corpus_text import describe
 from runtime.commands.options import AsJson, Debug, File, PlanFile
 from runtime.launch.jobs import RunRequest, from_plan, from_run, missing_resources
 from runtime.launch.machine import this_machine
 from runtime.run_folder.tail import last_line
 from runtime.run_folder.workspace import RefusedError, Workspace
-from runtime.study import Driver, RunResults, build_data, chain_steps, run_all, run_budget
+from runtime.study import Driver, RunResults, chain_steps, run_all, run_budget
 from specs.budget import Budget
 from specs.document.base import Spec
 from specs.document.files import DocumentError
@@ -208,37 +207,6 @@ def _audit_curve(
     return audit_curve(
         document, path, read_curves(actual, mapping, bytes_per_token=bytes_per_token, loss_unit=unit)
     )
-
-
-def data_command(
-    spec: Annotated[
-        Path,
-        typer.Argument(
-            metavar="BUDGET|PLAN", help="The budget or plan whose corpus to build.", show_default=False
-        ),
-    ],
-    json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Build the corpus of a budget, or those of its mix: text as tokens under data/, with digests.
-
-    A corpus is its contents: files that have changed are another corpus, and the same files are not read again.
-    A build that was killed goes on where it was when the same command is run again.
-    """
-    driver = Driver(Workspace(Path()), this_machine(), None, Console(stderr=json))
-    document = load_document(spec)
-    if not isinstance(document, Budget | Plan):
-        raise DocumentError(
-            spec, 1, 1, "this is not a budget or a plan", "name the budget whose corpus to build"
-        )
-    built = build_data(driver, spec, document)
-    if json:
-        folder = {"folder": str(driver.workspace.data / built.ref.corpus)}
-        sources = {} if "" in built.corpora else {name: one.answer() for name, one in built.corpora.items()}
-        print_json(built.manifest.answer() | ({"corpora": sources} if sources else {}) | folder)
-        return
-    for line in describe(built, driver.workspace.data):
-        driver.say(escape(line))
 
 
 def _audit_answer(audited: Audit, plan: Plan, path: Path) -> dict[str, Any]:

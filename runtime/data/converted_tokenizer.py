@@ -129,9 +129,20 @@ def _tiktoken_encoder(spec: TokenizerFile, path: Path) -> Encode:
 
 
 def _from_sentencepiece(path: Path) -> "Tokenizer":
+    model = _sentencepiece_model(path)
+    _sentencepiece_encoder(path)  # reads the file whole, and refuses what is damaged
+    try:
+        return _converted(path, model)
+    except DocumentError:
+        raise
+    except Exception as error:  # the library raises Exception itself
+        what = f"this SentencePiece model cannot be converted ({_first_line(error)})"
+        raise DocumentError(path, 1, 1, what, "give the tokenizer.json that its authors publish") from None
+
+
+def _converted(path: Path, model: Any) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models
 
-    model = _sentencepiece_model(path)
     trainer, pieces = model.trainer_spec, model.pieces
     if trainer.treat_whitespace_as_suffix or any(piece.type == _UNUSED for piece in pieces):
         raise _not_expressible(path, "has blanks at the ends of pieces, or unused pieces")
@@ -220,7 +231,11 @@ def _sentencepiece_encoder(path: Path) -> Encode:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise _not_installed(path, "sentencepiece") from None
-    encode: Encode = SentencePieceProcessor(model_file=str(path)).encode
+    try:
+        encode: Encode = SentencePieceProcessor(model_file=str(path)).encode
+    except (OSError, RuntimeError, ValueError) as error:  # ValueError: damage in its own message
+        what = f"this is no SentencePiece model ({_first_line(error)})"
+        raise DocumentError(path, 1, 1, what, "give the .model file whole") from None
     return encode
 
 

@@ -1,7 +1,7 @@
 """A built corpus: a DataSpec as tokens, built into `data/<name>/` once, and memory-mapped from then on.
 
     manifest.json    specs.data.Corpus: its DataSpec, inputs, counts and digests
-    inputs.jsonl     every input file with its size and digest
+    inputs.jsonl     every input file with its size, times and digest
     train.bin        tokens of the training split (uint8 for bytes, else uint16 or uint32 by the vocabulary)
     held_out.bin     tokens of the held-out split
     tokenizer.json   the tokenizer; absent for bytes and for ids alone
@@ -23,7 +23,7 @@ import numpy as np
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import Tokens, TokenStream
 from specs.data import Corpus, MixCorpus, TokenFiles, corpus_digest
-from specs.data_inputs import InputFile
+from specs.data_inputs import Input, InputFile, is_unchanged
 from specs.document.base import canonical_json
 from specs.document.files import load
 from specs.plan_file import load_document
@@ -31,13 +31,23 @@ from specs.sources import Sources
 
 
 def load_corpus(data: Path, name: str) -> Corpus:
-    """The manifest of a built corpus, its files' sizes checked; CorpusError where one is missing or truncated."""
+    """The manifest of a built corpus, its files' sizes checked; CorpusError where one is missing or truncated, or
+    where tokens that stay where they lie are no longer there."""
     folder = data / name
     if not (folder / "manifest.json").exists():
         raise CorpusError(f"there is no corpus {name} under {data}; run: isoplan data BUDGET")
     corpus = load(folder / "manifest.json", Corpus)
+    if corpus.name != name or corpus.digest != corpus_digest(
+        corpus.train.digest, corpus.held_out.digest, corpus.tokenizer_sha256
+    ):
+        raise CorpusError(
+            f"{folder / 'manifest.json'} is not as it was written, as its name or its digest do not match the rest; "
+            f"delete {folder} and rerun"
+        )
+    if corpus.tokenizer_sha256 is not None and not (folder / "tokenizer.json").exists():
+        raise CorpusError(f"{folder / 'tokenizer.json'} is gone; delete {folder} and rerun")
     if isinstance(corpus.spec.text, TokenFiles):
-        _check_sizes(folder)
+        _check_token_files(folder, corpus)
         return corpus
     for split_name, split in (("train", corpus.train), ("held_out", corpus.held_out)):
         path = folder / f"{split_name}.bin"
@@ -70,11 +80,7 @@ def verify(data: Path, name: str) -> Corpus:
     folder = data / name
     expected = {} if corpus.tokenizer_sha256 is None else {folder / "tokenizer.json": corpus.tokenizer_sha256}
     if isinstance(corpus.spec.text, TokenFiles):
-        files = _token_inputs(folder)
-        expected |= {Path(file.path): file.sha256 for file in files}
-        for name, split in (("train", corpus.train), ("held_out", corpus.held_out)):
-            if ranges_digest(files, (folder / f"{name}.ranges").read_bytes()) != split.digest:
-                raise CorpusError(f"{folder / name}.ranges is damaged; delete {folder} and rerun")
+        expected |= {Path(file.path): file.sha256 for file in _token_inputs(folder)}
     else:
         expected |= {
             folder / "train.bin": corpus.train.digest,
@@ -85,10 +91,6 @@ def verify(data: Path, name: str) -> Corpus:
             raise CorpusError(
                 f"{path} is damaged: its digest differs from the manifest's; delete {folder} and rerun"
             )
-    if corpus.digest != corpus_digest(corpus.train.digest, corpus.held_out.digest, corpus.tokenizer_sha256):
-        raise CorpusError(
-            f"the digest in {folder / 'manifest.json'} does not match its files' digests; delete {folder} and rerun"
-        )
     return corpus
 
 
@@ -109,22 +111,45 @@ def tokens_in(folder: Path, corpus: Corpus, split: Literal["train", "held_out"])
     return TokenStream(arrays, np.fromfile(folder / f"{split}.ranges", "<i8").reshape(-1, 3))
 
 
+def load_unchanged(data: Path, name: str) -> Sources:
+    """As `load_sources`, and CorpusError where a token file was written to after it was hashed."""
+    sources = load_sources(data, name)
+    for corpus in sources.corpora.values():
+        if not isinstance(corpus.spec.text, TokenFiles):
+            continue
+        for file in _token_inputs(data / corpus.name):
+            if not is_unchanged(Input(file.role, Path(file.path)), file):
+                raise CorpusError(
+                    f"{file.path} may have changed since the corpus {corpus.name} was built; "
+                    "hash it again: isoplan data BUDGET"
+                )
+    return sources
+
+
 def _token_inputs(folder: Path) -> list[InputFile]:
     """The token files of a corpus, those to train on and then those that are held out."""
-    lines = (folder / "inputs.jsonl").read_text(encoding="utf-8").splitlines()
-    files = [InputFile(mtime_ns=0, ctime_ns=0, **json.loads(line)) for line in lines]
+    path = folder / "inputs.jsonl"
+    try:
+        files = [InputFile(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError):
+        raise CorpusError(f"{path} is missing or damaged; delete {folder} and rerun") from None
     return [file for file in files if file.role.startswith(("train ", "held out "))]
 
 
-def _check_sizes(folder: Path) -> None:
-    """CorpusError where a token file is gone or has another size."""
-    for file in _token_inputs(folder):
+def _check_token_files(folder: Path, corpus: Corpus) -> None:
+    """CorpusError where a token file is gone or has another size, or where the ranges are damaged."""
+    files = _token_inputs(folder)
+    for file in files:
         path = Path(file.path)
-        if not path.exists() or path.stat().st_size != file.bytes:
+        if not path.is_file() or path.stat().st_size != file.bytes:
             raise CorpusError(
                 f"{path} does not have the {file.bytes:,} bytes that the corpus {folder.name} was built from; "
                 "restore the file, or build again: isoplan data BUDGET"
             )
+    for name, split in (("train", corpus.train), ("held_out", corpus.held_out)):
+        ranges = folder / f"{name}.ranges"
+        if not ranges.is_file() or ranges_digest(files, ranges.read_bytes()) != split.digest:
+            raise CorpusError(f"{ranges} is missing or damaged; delete {folder} and rerun")
 
 
 def file_sha256(path: Path) -> str:

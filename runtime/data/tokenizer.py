@@ -14,8 +14,9 @@ from rich.progress import Progress
 from runtime.data.converted_tokenizer import check_conversion, convert, needs_conversion
 from runtime.data.errors import CorpusError
 from specs.data import Bbpe, Bytes, DataSpec, TokenIds, TokenizerFile, TokenType
-from specs.data_inputs import tokenizer_file
+from specs.data_inputs import check_token_count, tokenizer_file
 from specs.document.files import DocumentError
+from specs.document.parse import one_line
 from specs.tokenizer_file import SEPARATOR
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def given(spec: DataSpec, base: Path, folder: Path) -> TokenIdsOf | None:
         case TokenizerFile():
             source, path = tokenizer_file(spec.tokenizer, base), folder / "tokenizer.json"
             if needs_conversion(source):
-                convert(spec.tokenizer, source).save(str(path))
+                path.write_text(convert(spec.tokenizer, source).to_str(pretty=True), encoding="utf-8")
             elif spec.tokenizer.encoding is not None:
                 what = "only a tiktoken file has an encoding"
                 raise DocumentError(source, 1, 1, what, "remove data.tokenizer.encoding")
@@ -88,7 +89,9 @@ def given(spec: DataSpec, base: Path, folder: Path) -> TokenIdsOf | None:
                 load(source)
                 shutil.copyfile(source, path)
             tokenizer = load(path)
-            return _ids(tokenizer, _end_of_document(tokenizer, spec.tokenizer, source))
+            ids = _ids(tokenizer, _end_of_document(tokenizer, spec.tokenizer, source))
+            check_token_count(spec.tokenizer, source, ids.vocab)
+            return ids
 
 
 def check(spec: DataSpec, base: Path, folder: Path, documents: Iterable[bytes]) -> None:
@@ -118,8 +121,9 @@ def trained(spec: DataSpec, folder: Path, sample: Iterable[bytes], progress: Pro
 
 
 def load(path: Path) -> "Tokenizer":
-    """The tokenizer of a file; text that spells a special token is only text. DocumentError where there is none."""
-    from tokenizers import Tokenizer
+    """The tokenizer of a file; text that spells a special token is only text, and the same text is always the same
+    tokens. DocumentError where there is none."""
+    from tokenizers import Tokenizer, models
 
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -129,14 +133,23 @@ def load(path: Path) -> "Tokenizer":
     tokenizer.encode_special_tokens = True  # its file does not store this setting
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None  # merges left out at random
     return tokenizer
 
 
 def encode(tokenizer: "Tokenizer | None", texts: Sequence[bytes]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The tokens of all texts, shape (tokens,), and the number of tokens of each."""
+    """The tokens of all texts, shape (tokens,), and the number of tokens of each. CorpusError where it has none for a
+    text."""
     if tokenizer is None:
         return np.frombuffer(b"".join(texts), np.uint8), np.array([len(text) for text in texts], np.int64)
-    encodings = tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    try:
+        encodings = tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+    except Exception as error:  # the library raises Exception itself
+        raise CorpusError(
+            f"the tokenizer cannot encode a text ({one_line(str(error))}); "
+            "give one that has a token for whatever it does not know"
+        ) from None
     ids = [encoding.ids for encoding in encodings]
     counts = np.array([len(one) for one in ids], np.int64)
     return np.fromiter(chain.from_iterable(ids), np.uint32, int(counts.sum())), counts
@@ -162,7 +175,7 @@ def _train(asked: Bbpe, sample: Iterable[bytes], path: Path) -> None:
     )
     tokenizer.train_from_iterator(_first(sample), trainer)
     aside = path.with_suffix(".new")
-    tokenizer.save(str(aside))
+    aside.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")  # `save` hides what the disk says
     aside.rename(path)
 
 
@@ -180,21 +193,28 @@ def _ids(tokenizer: "Tokenizer", separator: str) -> TokenIdsOf:
     return TokenIdsOf(max(known.values()) + 1, known[separator])
 
 
+def usual_ends(tokenizer: "Tokenizer") -> list[str]:
+    """Its tokens of usual names between documents, special ones first."""
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    return sorted((name for name in _USUAL_ENDS if name in known), key=lambda name: name not in special)
+
+
 def _end_of_document(tokenizer: "Tokenizer", spec: TokenizerFile, path: Path) -> str:
     """The token between documents."""
     known = tokenizer.get_vocab(with_added_tokens=True)
     if not known:
         raise CorpusError(f"{path}: this tokenizer has no tokens; give one that is trained")
     if spec.end_of_document is None:
-        found = next((name for name in _USUAL_ENDS if name in known), None)
-        if found is None:
+        usual = usual_ends(tokenizer)
+        if not usual:
             special = [
                 token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
             ]
             what = "this tokenizer has no token of a usual name between documents"
             named = f"; its special tokens are {', '.join(special[:8])}" if special else ""
             raise DocumentError(path, 1, 1, what + named, "name one in data.tokenizer.end_of_document")
-        return found
+        return usual[0]
     if spec.end_of_document not in known:
         what = f"this tokenizer has no token '{spec.end_of_document}'"
         raise DocumentError(path, 1, 1, what, "correct data.tokenizer.end_of_document")

@@ -23,6 +23,7 @@ import torch
 from model.collectives import all_gather_into, all_reduce_async
 from model.kernels import SMALL, Heads, Kernels, KernelShape, choose, positions
 from model.mesh import Axis, connect
+from runtime.train.environment import communication_variables, is_before_blackwell, set_variables
 
 SIZES = {"cpu": 2048, "cuda": 8192}
 """Rows of the square matrices, large enough for the full rate."""
@@ -199,6 +200,8 @@ def link_rates(device: str, gathered_bytes: int = GATHERED_BYTES) -> LinkRates:
             (Path(folder) / "rendezvous").as_uri(),
         ]
         own = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
+        if device == "cuda":
+            set_variables(communication_variables(2, is_before_blackwell()), own)
         ranks = [
             subprocess.Popen(
                 [*argv, str(rank), str(gathered_bytes)],

@@ -19,6 +19,7 @@ from runtime.doctor.findings import Reports
 from runtime.doctor.local import DoctorReport, Finding, check_machine, healthy, show_findings, show_rates
 from runtime.doctor.node_probe import Probe, Software, write_report
 from runtime.doctor.probe_order import ProbeOrder
+from runtime.doctor.slurm_limits import with_node_sizes
 from runtime.doctor.slurm_preflight import finding_of, message_and_remedy, preflight
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client, submit
@@ -29,7 +30,7 @@ from runtime.slurm.sbatch_script import (
     full_shape,
     probe_parameters,
 )
-from runtime.slurm.site import kill_wait_s
+from runtime.slurm.site import SlurmSite, kill_wait_s
 from runtime.slurm.submit import (
     ClusterFile,
     PreparedSubmission,
@@ -39,6 +40,7 @@ from runtime.slurm.submit import (
 )
 from specs.cluster import Cluster
 from specs.document.files import DocumentError
+from specs.host_memory import MARGIN, PROCESS_BYTES
 from specs.humanize import duration
 
 _POLL_S = 1.0
@@ -65,6 +67,9 @@ def examine(
     if not report.healthy:
         return report
     probe_shape = replace(shape, nodes=min(2, shape.nodes), min_nodes=min(2, shape.nodes))
+    if shape.on_gpu and shape.memory_bytes is None and submit.shares_memory(client.settings()):
+        each = MARGIN * PROCESS_BYTES["cuda"]
+        probe_shape = replace(probe_shape, memory_bytes=shape.tasks_per_node * each)
     prepared = probe_submission(workspace, cluster_file, probe_shape)
     try:
         [submission] = submit.submit(workspace, cluster_file, [prepared])
@@ -80,7 +85,7 @@ def examine(
         return _with_findings(report, probe_findings, console)
     kill_wait = kill_wait_s(client.settings())
     probe_findings.append(findings.time_to_save(rates, kill_wait, cluster_file.cluster.slurm.warning))
-    measured = findings.measured_cluster(cluster_file.cluster, rates)
+    measured = with_node_sizes(findings.measured_cluster(cluster_file.cluster, rates), SlurmSite.query())
     return _with_findings(replace(report, rates=rates, cluster=measured), probe_findings, console)
 
 

@@ -13,8 +13,8 @@ from model.collectives import all_gather, all_reduce
 from model.mesh import Axis, Mesh, connect
 from runtime.doctor.benchmark import COPIED_BYTES, DeviceRates, LinkRates, device_rates, rates_along
 from runtime.doctor.probe_order import RENDEZVOUS_TIMEOUT_S, ProbeOrder
+from runtime.train.environment import gpu_index
 from runtime.train.process import RankInfo
-from specs.humanize import several
 
 CPU_SIZE = 1024
 """Rows of the matrices on a CPU: a core's rate there is within a tenth of that at 2048, in an eighth of the time."""
@@ -47,11 +47,11 @@ def measure(folder: Path, order: ProbeOrder, rank_info: RankInfo) -> NodeRates:
     device, tasks = order.device, order.tasks_per_node
     if device == "cuda":
         seen = torch.cuda.device_count()
-        if seen <= rank_info.local_rank:
+        if not seen:
             raise RuntimeError(
-                f"local rank {rank_info.local_rank} has no GPU: torch {torch.__version__} finds {several(seen, 'GPU')}"
+                f"local rank {rank_info.local_rank} has no GPU: torch {torch.__version__} finds none"
             )
-        torch.cuda.set_device(rank_info.local_rank)
+        torch.cuda.set_device(gpu_index(rank_info.local_rank, seen))
     size, copied = (None, None) if device == "cuda" else (CPU_SIZE, max(COPIED_BYTES["cpu"] // tasks, 2**22))
     with connect(
         order.nodes,

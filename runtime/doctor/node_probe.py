@@ -29,6 +29,7 @@ from runtime.doctor.probe_order import RENDEZVOUS_TIMEOUT_S, ProbeOrder
 from runtime.run_folder.provenance import commit, versions
 from runtime.slurm import client
 from runtime.slurm.task import export_rendezvous, redirect_output
+from runtime.train.environment import communication_variables, is_before_blackwell, set_variables
 from runtime.train.process import RankInfo
 from specs.document.write import write_text
 
@@ -133,6 +134,8 @@ def probe(folder: Path, rank_info: RankInfo, first: str) -> None:
         except OSError as error:  # otherwise the tasks would hang in the rendezvous without an error message
             sys.exit(f"OSError: the first node's name, {first}, does not resolve ({error.strerror})")
 
+        if order.device == "cuda":
+            set_variables(communication_variables(order.tasks_per_node, is_before_blackwell()), os.environ)
         from runtime.doctor.node_benchmark import (
             measure,  # imports torch, so it comes after the checks that do without
         )

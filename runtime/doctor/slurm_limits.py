@@ -11,9 +11,13 @@ from runtime.doctor.local import Finding
 from runtime.slurm.sbatch_script import JobShape
 from runtime.slurm.site import Node, Partition, SlurmSite, enforces_memory, kill_wait_s
 from runtime.slurm.submit import ClusterFile
+from specs.cluster import Cluster
 from specs.document.files import locate
 from specs.document.parse import nearest
 from specs.humanize import duration, several
+
+_UNSET_MEMORY = 2**20
+"""A node's memory where the site does not say it (slurm.conf(5), RealMemory)."""
 
 
 def refused_field(
@@ -137,7 +141,7 @@ def _nodes(
         blocking=False,
     )
     room = sorted(min(node.memory, partition.max_memory) for node in enough)[-shape.nodes]
-    yield from _memory(cluster_file, shape, partition, room, enforces_memory(site.settings))
+    yield from _memory(cluster_file, shape, room, enforces_memory(site.settings))
 
 
 def _requirements(
@@ -155,11 +159,10 @@ def _requirements(
             has,
             lambda node: node.count(gres) >= shape.tasks_per_node,
         )
-    each = (slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
-    cpus = each * shape.tasks_per_node
+    cpus = (shape.cpus_per_task or 1) * shape.tasks_per_node
     max_cpus = min(partition.max_cpus, max(node.cpus for node in nodes))
     yield (
-        "slurm.cpus_per_device" if shape.on_gpu and slurm.cpus_per_device else "devices_per_node",
+        _cpus_field(cluster_file, shape),
         several(cpus, "CPU"),
         f"at most {max_cpus:.0f}",
         lambda node: min(node.cpus, partition.max_cpus) >= cpus,
@@ -184,31 +187,57 @@ def _requirements(
         )
 
 
-def _memory(
-    cluster_file: ClusterFile, shape: JobShape, partition: Partition, room: float, enforced: bool
-) -> Iterator[Finding]:
-    """The memory of a job that requests none; `room` is the most it can have on each node, in bytes."""
-    if cluster_file.cluster.slurm.memory is not None or partition.memory_per_cpu == math.inf:
+def _cpus_field(cluster_file: ClusterFile, shape: JobShape) -> str:
+    """The field that the number of requested CPUs comes from."""
+    if not shape.on_gpu or shape.cpus_per_task is None:
+        return "devices_per_node"
+    return "cpus_per_node" if cluster_file.cluster.slurm.cpus_per_device is None else "slurm.cpus_per_device"
+
+
+def _memory(cluster_file: ClusterFile, shape: JobShape, room: float, enforced: bool) -> Iterator[Finding]:
+    """The memory of a job whose cluster file names none; `room` is the most it can have on each node, in bytes."""
+    cluster = cluster_file.cluster
+    if cluster.slurm.memory is not None:
         return
-    each = (cluster_file.cluster.slurm.cpus_per_device or 1) if shape.on_gpu else shape.threads
-    given = partition.memory_per_cpu * each * shape.tasks_per_node
-    counted = 0.0 if shape.on_gpu else cluster_file.cluster.device.memory * shape.tasks_per_node
-    message = f"slurm.memory is not set: the partition {partition.name} gives {_gigabytes(given)} per node"
-    if given >= counted > 0:
+    known = cluster.memory_per_node
+    if known is not None and known > room:
+        what = f"plans count on {_gigabytes(known)} of a node, but its jobs can have only {_gigabytes(room)}"
+        yield refused_field(
+            cluster_file, "memory_per_node", what, f"write memory_per_node: {_gigabytes_below(room)}"
+        )
+        return
+    counted = 0.0 if shape.on_gpu else cluster.device.memory * shape.tasks_per_node
+    message = f"each run requests the memory that its plan needs, and a node gives at most {_gigabytes(room)}"
+    if counted <= room:
         yield Finding(True, message)
         return
-    if counted:
-        message += f", and the plan assumes {_gigabytes(counted)}"
-        amount = _gigabytes_below(min(counted, room))
-        write = f"{amount}, the most that a node gives" if room < counted else amount
-    else:
-        write = f"the host memory that a node's ranks need, at most {_gigabytes_below(room)}"
-    message += (
-        "; this site kills jobs that use more than that"
-        if enforced
-        else "; no setting of this site says whether jobs that use more are killed"
+    kills = "this site kills jobs that use more" if enforced else "a plan may need more than that"
+    yield refused_field(
+        cluster_file,
+        "device.memory",
+        f"{message}, but {several(shape.tasks_per_node, 'device')} of {_gigabytes(cluster.device.memory)} are "
+        f"{_gigabytes(counted)}; {kills}",
+        f"write device.memory: {_gigabytes_below(room / shape.tasks_per_node)}",
+        blocking=False,
     )
-    yield refused_field(cluster_file, "slurm", message, f"write slurm.memory: {write}", blocking=False)
+
+
+def with_node_sizes(cluster: Cluster, site: SlurmSite) -> Cluster:
+    """The cluster with the CPUs and the memory of its nodes, where it does not say them: those of the smallest node of
+    its partition that has its devices."""
+    partition, on_gpu = site.partition(cluster.slurm.partition), cluster.device.backend == "cuda"
+    if partition is None:
+        return cluster
+    gres = cluster.slurm.gres or "gpu"
+    nodes = [node for node in site.nodes if partition.name in node.partitions]
+    nodes = [node for node in nodes if not on_gpu or node.count(gres) >= cluster.devices_per_node]
+    found: dict[str, float] = {}
+    if nodes and on_gpu and cluster.cpus_per_node is None:
+        found["cpus_per_node"] = int(min(partition.max_cpus, *(node.cpus for node in nodes)))
+    room = min([partition.max_memory, *(node.memory for node in nodes)])
+    if nodes and cluster.memory_per_node is None and room > _UNSET_MEMORY:
+        found["memory_per_node"] = room
+    return cluster.model_copy(update=found)
 
 
 def _preempted(partition: Partition) -> Finding:

@@ -37,6 +37,7 @@ def preflight(cluster_file: ClusterFile, workspace: Workspace, shape: JobShape) 
         *_variables(),
         *slurm_limits.limit_findings(cluster_file, shape, site),
         *_accounting(cluster_file, site),
+        *_srun_options(cluster_file),
     ]
     return [*found, *_sbatch_trials(workspace, cluster_file, shape, found)]
 
@@ -66,6 +67,15 @@ def _variables() -> Iterator[Finding]:
     ignored = ignored_variables()
     if ignored:
         yield Finding(False, ignored, "write what they set into its slurm section", blocking=False)
+
+
+def _srun_options(cluster_file: ClusterFile) -> Iterator[Finding]:
+    """Options of srun that it does not know here; those of a plugin may be known on the nodes only."""
+    for name in cluster_file.cluster.slurm.srun:
+        if not client.srun_knows(name):
+            what = f"srun does not know --{name} here"
+            write = "correct it, or check that the plugin which brings it is installed on the nodes"
+            yield refused_field(cluster_file, f"slurm.srun.{name}", what, write, blocking=False)
 
 
 def _accounting(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:

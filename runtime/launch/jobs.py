@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runtime.checkpoint.imported_weights import check_imported_weights
+from runtime.data.corpus import load_unchanged
+from runtime.data.errors import CorpusError
 from runtime.launch.local import Job
 from runtime.launch.machine import Machine
 from runtime.run_folder.folder import open_folder
@@ -51,6 +53,8 @@ class RunRequest:
     """How its ranks carry it out."""
     planned_s: float
     """Planned seconds; for a bare run spec, which is alone in its queue, its FLOP."""
+    memory_bytes: float | None = None
+    """Memory of its fullest device by the plan; None for a bare run spec."""
 
     @property
     def on_gpu(self) -> bool:
@@ -107,7 +111,10 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Ru
         peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
         curve=None if forecast is None else forecast.curve,
     )
-    return RunRequest(path, f"runs.{index}", planned.title, planned.run, order, planned.cost.hours * 3600)
+    cost = planned.cost
+    return RunRequest(
+        path, f"runs.{index}", planned.title, planned.run, order, cost.hours * 3600, cost.memory_bytes
+    )
 
 
 def budget_folder(plan: Plan, path: Path) -> Path:
@@ -263,6 +270,18 @@ def _missing_data(request: RunRequest, workspace: Workspace) -> Iterator[Missing
         yield MissingResource(
             "run.data", what, "restore that text, or plan the budget again under another name"
         )
+        return
+    try:
+        vocab = load_unchanged(workspace.data, data.corpus).any.vocab
+    except CorpusError as error:
+        what, _, write = str(error).rpartition("; ")
+        yield MissingResource("run.data", what, write)
+        return
+    if vocab > request.run.model.vocab:
+        what = (
+            f"the corpus has {vocab:,} token ids, more than the {request.run.model.vocab:,} rows of the model"
+        )
+        yield MissingResource("run.model.vocab", what, f"write {vocab} or more")
 
 
 def _corpora(run: RunSpec, workspace: Workspace) -> Iterator[Path]:

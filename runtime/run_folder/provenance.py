@@ -13,6 +13,17 @@ from specs.record import Environment
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers")
 """Packages whose version can change the numbers, or the files that hold them."""
 
+_VARIABLES = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "TORCH_NCCL_HIGH_PRIORITY",
+)
+"""Environment variables that change a GPU's numbers or speed (runtime/train/environment.py sets most of them)."""
+
 _GIT_TIMEOUT_S = 10.0
 """A hanging file system must not keep a run from starting; git needs about 0.01 s."""
 
@@ -26,6 +37,7 @@ def environment(devices: Sequence[str]) -> Environment:
         commit=commit(Path(__file__)),
         cpu=processor(),
         devices=tuple(devices),
+        variables={name: os.environ[name] for name in _VARIABLES if devices and name in os.environ},
     )
 
 

@@ -200,6 +200,11 @@ def sbatch_test_only(script: str) -> tuple[bool, str]:
     return done.returncode == 0, done.stderr.strip()
 
 
+def srun_knows(option: str) -> bool:
+    """Whether srun has an option of this long name, its plugins' included."""
+    return re.search(rf"--{re.escape(option)}\b(?![\w-])", _output_of("srun", "--help")) is not None
+
+
 def settings() -> dict[str, str]:
     """The site's configuration: MaxArraySize, KillWait, JobRequeue, ..."""
     pairs = (line.partition("=") for line in _output_of("scontrol", "show", "config").splitlines())

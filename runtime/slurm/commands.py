@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
@@ -25,7 +25,7 @@ from runtime.slurm.client import SlurmError
 from runtime.slurm.study import ContinueStudy, advance_study, cluster_file_of, run_folder, submit_runs
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
-from runtime.study import Driver, RunResults, chain_steps
+from runtime.study import Driver, RunResults, chain_steps, located, trainable_data
 from specs.budget import Budget
 from specs.document.files import DocumentError
 from specs.document.write import print_json
@@ -34,6 +34,10 @@ from specs.humanize import several
 from specs.plan import Plan
 from specs.plan_file import load_plan
 from specs.run import RunSpec
+from specs.sources import Sources
+
+if TYPE_CHECKING:
+    from runtime.slurm.data_state import DataState
 
 JobsByRun = Mapping[str, tuple[str, str]]
 """Job id and state of each run's live job, by fingerprint."""
@@ -106,6 +110,26 @@ def queue_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, j
     return exit_code
 
 
+def queue_corpus(
+    driver: Driver, document: Budget | Plan, path: Path, cluster: str | None
+) -> "DataState | Sources":
+    """Queue what is due of the corpus of the document at this path, on this cluster or its own; the corpora where they
+    are built."""
+    from runtime.slurm.data_jobs import queue_data
+
+    spec, base = trainable_data(document, path)
+    budget = document.budget if isinstance(document, Plan) else document
+    if cluster is None:
+        cluster_file = (
+            _cluster_file(document, path) if isinstance(document, Plan) else cluster_file_of(budget, path)
+        )
+    else:
+        cluster_file = submit.named_cluster_file(cluster)
+    _check_slurm(driver)
+    with located(document, path):
+        return queue_data(driver, spec, base, cluster_file, budget.name)
+
+
 def preview(driver: Driver, queue: Queue, json: bool) -> int:
     """Show the sbatch scripts of the runs that are not finished, and what each job runs. Nothing is queued."""
     submit.check_path(driver.workspace)
@@ -159,9 +183,10 @@ def _due(driver: Driver, queue: Queue) -> DueSubmissions:
         f"These runs could not start: {missing}."
         for missing in missing_resources(list(todo.values()), driver.workspace, None, None)
     ]
-    live, max_array = {}, submit.DEFAULT_MAX_ARRAY_SIZE
+    live, max_array, shares_memory = {}, submit.DEFAULT_MAX_ARRAY_SIZE, True
     if client.is_installed():
-        max_array = submit.max_array_size()
+        site = client.settings()
+        max_array, shares_memory = submit.array_size(site), submit.shares_memory(site)
         live = submit.live_runs(driver.workspace, [run_folder(driver, run) for run in todo])
     else:
         notes.append(
@@ -177,7 +202,14 @@ def _due(driver: Driver, queue: Queue) -> DueSubmissions:
     )
     titles, cluster_file = {run: one.title for run, one in todo.items()}, queue.cluster_file
     submissions = submit.submissions_for(
-        driver.workspace, cluster_file, due, queue.name, Task, max_array, [one.job for one in live.values()]
+        driver.workspace,
+        cluster_file,
+        due,
+        queue.name,
+        Task,
+        max_array,
+        [one.job for one in live.values()],
+        shares_memory=shares_memory,
     )
     if any(one.after for one in submissions):
         notes.append(

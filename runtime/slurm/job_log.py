@@ -38,8 +38,17 @@ def script_failure(submission: Path, job: str, end: EndedJob) -> str:
     if end.exit_code == _NO_LOG:
         node = end.nodes or "its node"
         return f"SLURM could not write its log; check that {submission} is mounted on {node} and has space"
-    text = log.read_text(errors="replace").rpartition(START_MARK)[2] if log.exists() else ""
-    lines = [line.strip() for line in text.splitlines()[1:] if line.strip() and not line.startswith(_NOISE)]
+    printed = last_error(submission, job)
+    if printed is not None:
+        return printed
     status, _, signal = end.exit_code.partition(":")
     code = f"signal {signal}" if signal not in ("", "0") else f"exit code {status}"
-    return f"{lines[-1] if lines else code} (its log: {log})"
+    return f"{code} (its log: {log})"
+
+
+def last_error(submission: Path, job: str) -> str | None:
+    """The last error that a job's script printed since its last start, and its log; None where it printed none."""
+    log = _errors(submission, job)
+    text = log.read_text(errors="replace").rpartition(START_MARK)[2] if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines()[1:] if line.strip() and not line.startswith(_NOISE)]
+    return f"{lines[-1]} (its log: {log})" if lines else None

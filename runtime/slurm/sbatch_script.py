@@ -1,7 +1,8 @@
 """From a run's layout and a cluster file to the parameters of its sbatch script, which submitit writes.
 
     #SBATCH lines         the shape of the job and the cluster file's options, each value quoted
-    modules, prologue     then the ranks, one srun task per device
+    modules, prologue     then the preflight, where the cluster file wants it (runtime/slurm/preflight)
+    the ranks             one srun task per device
     requeue               decides whether the job is requeued (runtime/slurm/requeue.py); the shell itself calls squeue
                           and scontrol, since a container may not have them
 
@@ -17,8 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.launch.jobs import RunRequest
+from runtime.slurm.preflight.script import lines as preflight_lines
 from runtime.slurm.requeue import DO_NOT_REQUEUE, REQUEUE, START_MARK
 from specs.cluster import Cluster
+from specs.host_memory import rank_bytes, ranks_of_node
+from specs.preflight import Preflight, PreflightOrder
 from specs.record import Order
 from specs.slurm import Slurm
 
@@ -51,6 +56,15 @@ class JobShape:
     """CPU threads of each rank."""
     on_gpu: bool
     """Whether each rank has a GPU of its own."""
+    cpus_per_gpu: int | None = None
+    """CPU cores of a GPU's rank; None is the partition's default."""
+    memory_bytes: float | None = None
+    """Host memory of each node; None is the partition's default."""
+
+    @property
+    def cpus_per_task(self) -> int | None:
+        """CPU cores of a rank."""
+        return self.cpus_per_gpu if self.on_gpu else self.threads
 
 
 def job_shape(order: Order, cluster: Cluster) -> JobShape:
@@ -65,30 +79,56 @@ def job_shape(order: Order, cluster: Cluster) -> JobShape:
 
 def full_shape(ranks: int, threads: int, on_gpu: bool, cluster: Cluster) -> JobShape:
     """The fewest nodes that this many ranks fill evenly."""
-    room = max(1, cluster.devices_per_node // (1 if on_gpu else threads))
-    nodes = next(n for n in range(1, ranks + 1) if ranks % n == 0 and ranks // n <= room)
-    return JobShape(nodes, nodes, ranks // nodes, threads, on_gpu)
+    each = ranks_of_node(ranks, threads, "cuda" if on_gpu else "cpu", cluster.devices_per_node)
+    nodes, memory = ranks // each, cluster.slurm.memory
+    return JobShape(nodes, nodes, each, threads, on_gpu, cluster.cpus_per_device if on_gpu else None, memory)
 
 
-def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1) -> dict[str, Any]:
+def needed_memory(request: RunRequest, shape: JobShape) -> float | None:
+    """Host memory that a run's job requests on each node; None where neither the cluster file nor a plan says."""
+    if shape.memory_bytes is not None:
+        return shape.memory_bytes
+    if request.memory_bytes is None and not request.on_gpu:
+        return None
+    execution, run = request.order.execution, request.run
+    layouts = [execution.layout]
+    if shape.min_nodes < shape.nodes:
+        layouts += request.order.fallback_layouts
+    needed = [
+        rank_bytes(
+            run.model,
+            layout,
+            run.optim.batch_sequences,
+            execution.device,
+            (request.memory_bytes or 0.0) * execution.layout.devices / layout.devices,
+        )
+        for layout in layouts
+    ]
+    return shape.tasks_per_node * max(needed)
+
+
+def parameters(
+    slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: int = 1, checks: Preflight | None = None
+) -> dict[str, Any]:
     """submitit's parameters for runs of this shape, of which so many may be at work at once; `folder` is the
-    submission's, an absolute path."""
+    submission's, an absolute path. With `checks` the nodes are checked first."""
     warning_s = math.ceil(slurm.warning)
     requeue = f"{python(slurm)} -P -m runtime.slurm.requeue {shlex.quote(str(folder))}"
     decide = f'{requeue} "$status" "$state" {warning_s}; next=$?; [[ $next = [{REQUEUE}{DO_NOT_REQUEUE}] ]] && break'
     nodes = str(shape.nodes) if shape.min_nodes == shape.nodes else f"{shape.min_nodes}-{shape.nodes}"
-    cpus = slurm.cpus_per_device if shape.on_gpu else shape.threads
+    cpus = shape.cpus_per_task
     options: dict[str, Any] = _common(slurm, name) | {
         "array_parallelism": at_once,
         "signal_delay_s": warning_s,
         "partition": slurm.partition,
-        "srun_args": ["--kill-on-bad-exit=1", *_srun_arguments(cpus)],
+        "srun_args": ["--kill-on-bad-exit=1", *srun_arguments(slurm, cpus)],
         "setup": [
             "trap : TERM USR1 USR2",
             f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
             f"export PYTHONSAFEPATH=1 OMP_NUM_THREADS={shape.threads}",
             *_setup_lines(slurm),
             "set +eu",
+            *([] if checks is None else _preflight(slurm, shape, folder, checks.timeout)),
         ],
         "teardown": [
             "status=$?",
@@ -108,11 +148,36 @@ def parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path, at_once: 
         options["srun_args"] += [f"--ntasks-per-node={shape.tasks_per_node}"]
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
-    if slurm.memory is not None:
-        extra["mem"] = f"{math.ceil(slurm.memory / 2**20)}M"
+    if shape.memory_bytes is not None:
+        extra["mem"] = f"{math.ceil(shape.memory_bytes / 2**20)}M"
     if slurm.exclusive:
         options["exclusive"] = True
     return _given(options) | {"additional_parameters": extra}
+
+
+def _preflight(slurm: Slurm, shape: JobShape, folder: Path, timeout_s: float) -> list[str]:
+    tasks = [f"--ntasks-per-node={shape.tasks_per_node}"]
+    arguments = [*srun_arguments(slurm, shape.cpus_per_task), *tasks]
+    return [_JOB_ID, _UNSET_USER_SETTINGS, *preflight_lines(python(slurm), arguments, folder, timeout_s)]
+
+
+def preflight_order(cluster: Cluster, shape: JobShape) -> PreflightOrder:
+    """What is measured and expected of the nodes of a job of this shape."""
+    device = cluster.device
+    promised: float | None = device.peak_fp32 * shape.threads
+    if shape.on_gpu:
+        promised = None if cluster.efficiency is None else device.peak_bf16 * cluster.efficiency.matmul
+    return PreflightOrder(
+        limits=cluster.preflight or Preflight(),
+        device=device.backend,
+        min_nodes=shape.min_nodes,
+        tasks_per_node=shape.tasks_per_node,
+        threads=shape.threads,
+        gres=(cluster.slurm.gres or "gpu") if shape.on_gpu else cluster.slurm.gres,
+        flop_per_s=promised,
+        device_memory_bytes=device.memory if shape.on_gpu else None,
+        host_memory_bytes=shape.memory_bytes,
+    )
 
 
 def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> dict[str, Any]:
@@ -123,15 +188,21 @@ def probe_parameters(slurm: Slurm, shape: JobShape, name: str, folder: Path) -> 
     del options["teardown"], extra["requeue"]
     alone = {
         "signal_delay_s": 0,
-        "srun_args": ["--kill-on-bad-exit=0", *_srun_arguments(options.get("cpus_per_task"))],
+        "srun_args": ["--kill-on-bad-exit=0", *srun_arguments(slurm, options.get("cpus_per_task"))],
     }
     return options | alone | {"additional_parameters": extra}
 
 
-def _srun_arguments(cpus: int | None) -> list[str]:
+def srun_arguments(slurm: Slurm, cpus: int | None) -> list[str]:
     """A rank that ends early does not end the others, ranks fill one node after the other, and each has its CPUs: from
-    22.05 on, srun no longer inherits those from its job (srun(1), --cpus-per-task)."""
-    return ["--wait=0", "--distribution=block", *([] if cpus is None else [f"--cpus-per-task={cpus}"])]
+    22.05 on, srun no longer inherits those from its job (srun(1), --cpus-per-task). Then the cluster file's own."""
+    own = [f"--{name}" if value is True else f"--{name}={value}" for name, value in slurm.srun.items()]
+    return [
+        "--wait=0",
+        "--distribution=block",
+        *([] if cpus is None else [f"--cpus-per-task={cpus}"]),
+        *own,
+    ]
 
 
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
@@ -139,7 +210,7 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
     options = _common(slurm, name) | {
         "partition": slurm.planning_partition or slurm.partition,
         "cpus_per_task": 1,
-        "dependency": after_any(after) if after else None,
+        "dependency": dependency(after) if after else None,
         "use_srun": False,
         "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_setup_lines(slurm)],
     }
@@ -148,9 +219,36 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
     }
 
 
-def after_any(jobs: Sequence[object]) -> str:
-    """The dependency on the end of these jobs, however they end."""
-    return "afterany:" + ":".join(map(str, jobs))
+def data_parameters(slurm: Slurm, name: str, cpus: int, node_share: float, jobs: int) -> dict[str, Any]:
+    """submitit's parameters for an array of this many jobs that work on text, each on some CPUs of a node and with this
+    share of its memory: no devices, and no signal before the time limit, since nothing would be saved at it."""
+    options = _common(slurm, name) | {
+        "partition": slurm.partition,
+        "cpus_per_task": cpus,
+        "array_parallelism": jobs,
+        "signal_delay_s": 0,
+        "use_srun": False,
+        "setup": [
+            f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}}" >&2',
+            "export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false",
+            *_setup_lines(slurm),
+        ],
+    }
+    extra: dict[str, Any] = {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
+    if slurm.memory is not None:
+        extra["mem"] = f"{math.ceil(slurm.memory * node_share / 2**20)}M"
+    return _given(options) | {"additional_parameters": extra}
+
+
+def node_cpus(cluster: Cluster) -> int:
+    """CPUs of a node that its devices are, or come with."""
+    each = cluster.cpus_per_device if cluster.device.backend == "cuda" else None
+    return cluster.devices_per_node * (each or 1)
+
+
+def dependency(jobs: Sequence[object], *, on_success: bool = False) -> str:
+    """The dependency on the end of these jobs, however they end or only where all succeed."""
+    return ("afterok:" if on_success else "afterany:") + ":".join(map(str, jobs))
 
 
 def python(slurm: Slurm) -> str:

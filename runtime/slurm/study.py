@@ -29,14 +29,16 @@ from runtime.slurm.client import EndedJob, LiveJob, NoAnswerError, SlurmError
 from runtime.slurm.job_log import ended_jobs, script_failure
 from runtime.slurm.submit import ClusterFile
 from runtime.slurm.task import Task
-from runtime.study import Driver, RunResults, StudyResult, run_budget
+from runtime.study import Driver, RunResults, StudyResult, located, run_budget
 from specs.budget import Budget
+from specs.data_jobs import jobs_path
 from specs.document.files import DocumentError, load, locate
 from specs.document.write import write_json
 from specs.exit_codes import BAD_INPUT, OK
 from specs.humanize import first_line, several
 from specs.plan import Plan
 from specs.slurm_submission import StudyState
+from specs.sources import find_sources, is_curated
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -127,6 +129,7 @@ def advance_study(
     `own` is the submission of the job that this process runs in, if it is one of the study's.
     """
     cluster_file = cluster_file_of(budget, path)
+    _check_curated(driver, budget, path)
 
     def queue(plan: Plan, requests: Sequence[RunRequest]) -> RunResults:
         name = f"{plan.budget.name}-{plan.phase}"
@@ -136,6 +139,19 @@ def advance_study(
     if until_done:
         _submit_next_job(driver, budget, path, cluster_file, study, own)
     return study
+
+
+def _check_curated(driver: Driver, budget: Budget, path: Path) -> None:
+    """DocumentError where the text would be curated here, on a login node, and nobody has asked for that."""
+    base, data = path.parent, driver.workspace.data
+    if not is_curated(budget.data) or jobs_path(budget.data, base, data).exists():
+        return  # jobs are at it, as is said where the corpus is needed
+    with located(budget, path):
+        found = find_sources(budget.data, base, data)
+    if isinstance(found, str):
+        command = f"isoplan data {shlex.quote(str(path))}"
+        what = f"{found}; curation is asked for by a command of its own"
+        raise locate(path, "data", what, f"run: {command} --slurm, or on this machine: {command}")
 
 
 def continue_study(path: Path, own: str) -> int:

@@ -30,7 +30,16 @@ from runtime.slurm import client
 from runtime.slurm.at_once import share
 from runtime.slurm.client import LiveJob
 from runtime.slurm.sbatch_errors import refusal
-from runtime.slurm.sbatch_script import JobShape, after_any, job_shape, parameters, python, study_parameters
+from runtime.slurm.sbatch_script import (
+    JobShape,
+    dependency,
+    job_shape,
+    needed_memory,
+    parameters,
+    preflight_order,
+    python,
+    study_parameters,
+)
 from specs.cluster import Cluster
 from specs.document.files import DocumentError, catalog_path, from_catalog, is_file, load
 from specs.document.write import write_json
@@ -77,6 +86,8 @@ class PreparedSubmission:
     """submitit's parameters, without those of an array."""
     after: tuple[str, ...] = ()
     """What has to end before it starts: job ids, and names of submissions that are queued before it."""
+    only_after_success: bool = False
+    """Whether these have to succeed, too."""
 
     @property
     def text(self) -> str:
@@ -149,15 +160,25 @@ def live_study_job(workspace: Workspace, name: str) -> LiveJob | None:
     return next(iter(jobs.values()), None)
 
 
+def live_submissions(
+    workspace: Workspace, names: Collection[str]
+) -> dict[str, tuple[Submission, dict[str, LiveJob]]]:
+    """These submissions as far as they were queued, each with its live jobs, by name."""
+    known = {name: one for name in names if (one := submission_of(workspace, name)) is not None}
+    jobs = client.live_jobs(known.keys(), job_numbers(known.values()))
+    numbered = {name: _record_job_number(workspace, name, jobs) for name in known}
+    return {
+        name: (one, {job: jobs[job] for job in one.jobs if job in jobs}) for name, one in numbered.items()
+    }
+
+
 def _record_job_number(workspace: Workspace, name: str, jobs: Mapping[str, LiveJob]) -> Submission:
     """A submission with its job id, which is written down now if the submitting process was killed before it could."""
     folder = submission_folder(workspace, name)
     known = load(folder / "submission.json", Submission)
     submission = with_job_number(known, jobs)
     if submission != known:
-        number = str(submission.job)
-        jobs_of = [submission.job_of(run) or number for run in submission.runs] or [number]
-        for index, job in enumerate(jobs_of):
+        for index, job in enumerate(submission.jobs):
             _hand_task_to_job(_task_file(folder, index), folder / f"{job}_submitted.pkl")
         write_json(folder / "submission.json", submission)
     return submission
@@ -199,12 +220,27 @@ def prepare_submissions(
 
     `task` makes what a job does from its run's folder; `live` are jobs of other runs of the plan.
     """
-    return submissions_for(workspace, cluster_file, requests, name, task, max_array_size(), live)
+    site = client.settings()
+    return submissions_for(
+        workspace,
+        cluster_file,
+        requests,
+        name,
+        task,
+        array_size(site),
+        live,
+        shares_memory=shares_memory(site),
+    )
 
 
-def max_array_size() -> int:
-    """Most jobs of an array at this site; SlurmError where SLURM does not answer."""
-    return max(1, int(client.settings()["MaxArraySize"]))  # 0 where a site allows none
+def array_size(site: Mapping[str, str]) -> int:
+    """Most jobs of an array at a site with these settings."""
+    return max(1, int(site["MaxArraySize"]))  # 0 where a site allows none
+
+
+def shares_memory(site: Mapping[str, str]) -> bool:
+    """Whether a site with these settings shares out memory: elsewhere nodes may say none, and a request is refused."""
+    return "MEMORY" in site.get("SelectTypeParameters", "").upper()
 
 
 def submissions_for(
@@ -215,29 +251,44 @@ def submissions_for(
     task: Callable[[str], JobCall],
     max_array: int,
     live: Collection[str] = (),
+    *,
+    shares_memory: bool = True,
 ) -> list[PreparedSubmission]:
     """Submissions for these runs, with arrays of at most this many jobs, and never more than `pilots_at_once` at work
-    together with the live jobs."""
-    shapes: dict[JobShape, list[str]] = {}
+    together with the live jobs. Where the site shares out memory, jobs request what their runs need."""
+    cluster = cluster_file.cluster
+    shapes: dict[JobShape, list[RunRequest]] = {}
     for one in sorted(requests, key=lambda one: -one.planned_s):
-        shapes.setdefault(job_shape(one.order, cluster_file.cluster), []).append(one.run.fingerprint())
+        shapes.setdefault(job_shape(one.order, cluster), []).append(one)
     arrays = [
-        (shape, tuple(alike[start : start + max_array]))
+        (
+            _with_memory(shape, part) if shares_memory else shape,
+            tuple(one.run.fingerprint() for one in part),
+        )
         for shape, alike in shapes.items()
         for start in range(0, len(alike), max_array)
+        if (part := alike[start : start + max_array])
     ]
-    left = cluster_file.cluster.slurm.pilots_at_once - len(live)
+    left = cluster.slurm.pilots_at_once - len(live)
     shares = share([len(runs) for _, runs in arrays], left if left > 0 else left + len(live))
     found: list[PreparedSubmission] = []
     for (shape, runs), (at_once, after) in zip(arrays, shares, strict=True):
-        submission = new_submission(name, cluster_file).model_copy(update={"runs": runs})
+        checks = None if cluster.preflight is None else preflight_order(cluster, shape)
+        submission = new_submission(name, cluster_file).model_copy(update={"runs": runs, "preflight": checks})
         folder = submission_folder(workspace, submission.name)
-        values = parameters(cluster_file.cluster.slurm, shape, submission.name, folder, at_once)
+        values = parameters(cluster.slurm, shape, submission.name, folder, at_once, cluster.preflight)
         tasks = tuple(task(str(workspace.runs.absolute() / run)) for run in runs)
         prepared = prepared_submission(workspace, cluster_file, submission, tasks, values)
         ends = () if after is None else (found[after].submission.name,)
         found.append(replace(prepared, after=ends or (() if left > 0 else tuple(sorted(live)))))
     return found
+
+
+def _with_memory(shape: JobShape, requests: Sequence[RunRequest]) -> JobShape:
+    """The shape with the most memory that one of its runs needs; the default where that of one is not known."""
+    needed = [needed_memory(one, shape) for one in requests]
+    known = [one for one in needed if one is not None]
+    return replace(shape, memory_bytes=max(known) if len(known) == len(needed) else None)
 
 
 def study_submission(
@@ -342,7 +393,8 @@ def _submit(
             executor = SlurmExecutor(folder, python=prepared.python)
             executor.update_parameters(**prepared.parameters)
             if after:
-                executor.update_parameters(dependency=after_any(after))
+                ends = dependency(after, on_success=prepared.only_after_success)
+                executor.update_parameters(dependency=ends)
             jobs = executor.submit_array(prepared.tasks)
     except (FailedJobError, FailedSubmissionError) as error:
         raise refusal(cluster_file.path, cluster_file.cluster.slurm, str(error)) from None

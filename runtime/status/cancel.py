@@ -12,10 +12,12 @@ from runtime.run_folder.lock import busy_message
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
 from runtime.slurm.client import LiveJob
+from runtime.slurm.data_state import cancel_data
 from runtime.status.collect import StatusCollector
 from specs.document.base import Spec
 from specs.document.files import DocumentError, load
 from specs.document.write import print_json, write_json
+from specs.humanize import several
 from specs.plan_file import load_plan
 from specs.slurm_submission import Queued, StudyState
 
@@ -125,6 +127,7 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
         collector.budget,
         lambda name: name not in own and not collector.is_single_run,
     )
+    of_data = cancel_data(collector.workspace, collector.data_jobs())
     folders = {folder.path.name: folder for folder in runs()}
     snapshot = collector.collect()
     titles = {run.run: run.title for run in snapshot.runs}
@@ -137,7 +140,7 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
         ]
         study = None if cancelled.study is None else cancelled.study.job
         still = [*cancelled.awaited, *(run.run for run in local)]
-        print_json({"jobs": jobs, "study": study, "not_cancelled": still})
+        print_json({"jobs": jobs, "study": study, "data": of_data, "not_cancelled": still})
         if cancelled.problem is not None:
             raise cancelled.problem
         return
@@ -147,6 +150,11 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
 
     if cancelled.study is not None:
         say(f"cancelled job {cancelled.study.job}, which would have continued the study {collector.budget}")
+    if of_data is not None:
+        say(
+            f"cancelled {several(len(of_data), 'job')} that would have built the corpus; what they finished is kept"
+        )
+        say(f"to go on: isoplan data {shlex.quote(str(collector.target))}, also with --slurm")
     for run, one in cancelled.runs.items():
         say(f"cancelled job {one.job} ({one.state.lower()}): {titles[run]}")
     for run, waiting in cancelled.awaited.items():
@@ -157,7 +165,7 @@ def cancel_and_report(collector: StatusCollector, console: Console, json: bool) 
         )
     if cancelled.problem is not None:
         raise cancelled.problem
-    if not cancelled.runs and not cancelled.awaited and cancelled.study is None:
+    if not cancelled.runs and not cancelled.awaited and cancelled.study is None and of_data is None:
         say(snapshot.other_workspace or "nothing to cancel: none of these runs is queued or running in SLURM")
         return
     if not cancelled.runs and cancelled.study is None:

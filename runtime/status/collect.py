@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.launch.jobs import RunRequest, budget_folder, cluster_of, from_plan
 from runtime.run_folder.folder import RunFolder
@@ -18,6 +18,8 @@ from runtime.slurm.job_states import JobStates, job_states
 from runtime.status.run_status import RunStatus, answered, status_of
 from runtime.study import chain_steps, runs_of
 from specs.budget import Budget
+from specs.data_inputs import InputFileError
+from specs.data_jobs import DataJobs, jobs_path
 from specs.document.files import DocumentError, is_file, load
 from specs.humanize import Losses
 from specs.plan import Plan
@@ -25,6 +27,10 @@ from specs.plan_file import load_document, load_plan
 from specs.record import Audit
 from specs.run import RunSpec
 from specs.slurm_submission import StudyState, Submission
+from specs.sources import Sources, find_sources
+
+if TYPE_CHECKING:
+    from runtime.slurm.data_state import DataState
 
 QueryJobs = Callable[[Workspace, Sequence[str], Sequence[str]], JobStates]
 """Queries SLURM for the jobs of runs and of studies, as `job_states` does."""
@@ -83,6 +89,8 @@ class StatusSnapshot:
     """Plans that cannot be read, and why."""
     other_workspace: str
     """That the requested document belongs to another workspace, and which; empty where it does not."""
+    data: "DataState | None" = None
+    """The jobs that build the requested budget's corpus; None where there are none."""
 
     @property
     def runs(self) -> list[RunStatus]:
@@ -95,7 +103,8 @@ class StatusSnapshot:
         unknown = self.slurm_problem and any(run.state == "unknown" for run in self.runs)
         held = {group.name for group, runs in self.groups if any(run.state == "held" for run in runs)}
         studies = any(study.in_progress and study.name not in held for study in self.studies)
-        return bool(unknown or studies or any(run.in_progress for run in self.runs))
+        data = self.data is not None and self.data.in_progress
+        return bool(unknown or studies or data or any(run.in_progress for run in self.runs))
 
     def next_of(self, group: RunGroup, runs: Sequence[RunStatus]) -> str:
         """What to do next about runs, in one line; empty where there is nothing to do, or their study says it."""
@@ -119,6 +128,7 @@ class StatusSnapshot:
                 for group, runs in self.groups
             ],
             "chain": [{"step": name, "state": state} for name, state in self.chain_steps],
+            "data": None if self.data is None else self.data.plain(),
             "studies": [study.__dict__ for study in self.studies],
             "slurm_problem": self.slurm_problem,
             "unreadable": list(self.unreadable),
@@ -192,7 +202,9 @@ class StatusCollector:
         )
         unreadable = tuple(error for path in self._plans() if isinstance(error := self._group(path), str))
         other = self.other_workspace(groups)
-        return StatusSnapshot(with_states, self._chain(), studies, slurm.problem, unreadable, other)
+        data = self._data_state()
+        chain = self._chain(data)
+        return StatusSnapshot(with_states, chain, studies, slurm.problem, unreadable, other, data)
 
     def other_workspace(self, groups: Sequence[RunGroup]) -> str:
         """That the target document belongs to another workspace and this one has no runs of it, and which; empty where
@@ -261,17 +273,46 @@ class StatusCollector:
             name: noted for name in sorted(names) if (noted := self.workspace.study_state(name)) is not None
         }
 
-    def _chain(self) -> tuple[tuple[str, str], ...]:
+    def data_jobs(self) -> DataJobs | None:
+        """The jobs that are noted to build the target budget's corpus; None where there are none."""
+        if self._budget is None or self.target is None:
+            return None
+        path = jobs_path(self._budget.data, self.target.parent, self.workspace.data)
+        return load(path, DataJobs) if path.exists() else None
+
+    def _data_state(self) -> "DataState | None":
+        """How far the jobs are that build the target budget's corpus; None where it is built, or there are none."""
+        jobs = self.data_jobs()
+        if jobs is None or isinstance(
+            find_sources(jobs.spec, Path(jobs.folder), self.workspace.data), Sources
+        ):
+            return None
+        from runtime.slurm.data_state import data_state  # takes a second
+
+        return data_state(self.workspace, jobs)
+
+    def _chain(self, data: "DataState | None") -> tuple[tuple[str, str], ...]:
         if self._budget is None or self.target is None:
             return ()
         try:
-            return tuple(chain_steps(self.workspace, self._budget, self.target, self._requests))
+            steps = chain_steps(self.workspace, self._budget, self.target, self._requests)
         except DocumentError as error:
             return (("plan", str(error)),)
+        if data is not None:
+            message = data.message(f"isoplan data {shlex.quote(str(self.target))} --slurm")
+            steps = [("data", message) if name == "data" else (name, state) for name, state in steps]
+        return tuple(steps)
 
     def _requests(self, plan: Path) -> list[RunRequest]:
         group = self._group(plan)
         return [one for one, _ in group.requests] if isinstance(group, RunGroup) else list(runs_of(plan))
+
+
+def _is_built(jobs: DataJobs, workspace: Workspace) -> bool:
+    try:
+        return isinstance(find_sources(jobs.spec, Path(jobs.folder), workspace.data), Sources)
+    except InputFileError:  # of its text
+        return False
 
 
 def _is_document(target: Path) -> bool:

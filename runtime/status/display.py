@@ -81,6 +81,8 @@ def rendered(snapshot: StatusSnapshot, height: int | None, width: int) -> list[R
         if shown:
             parts.append(_table(group, shown, width))
         parts += _reason_lines(runs)[: _LEAST_ROWS if long else None]
+        excluded = [escape(line) for run in runs for line in run.excluded]
+        parts += excluded[: _LEAST_ROWS if long else None]
         parts += [
             f"[yellow]straggler[/] {escape(one.title)}: {escape(one.straggler)}"
             for one in runs
@@ -184,7 +186,9 @@ def one_line(snapshot: StatusSnapshot) -> str:
 
 
 def count_line(snapshot: StatusSnapshot) -> str:
-    """The number of runs in each state, in one line."""
+    """How far the jobs are that build the corpus, or the number of runs in each state, in one line."""
+    if snapshot.data is not None:
+        return f"data: {dict(snapshot.chain_steps).get('data', '')}"
     return ", ".join(f"{number} {state}" for state, number in count_states(snapshot.runs).items())
 
 

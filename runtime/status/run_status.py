@@ -16,6 +16,7 @@ from runtime.run_folder.stragglers import straggler_now
 from runtime.run_folder.tail import last_line, last_lines
 from runtime.slurm.client import LiveJob
 from runtime.slurm.job_states import JobStates
+from runtime.slurm.preflight.report import exclusions
 from specs.document.files import DocumentError
 from specs.plan import CurveBand
 from specs.record import End, RecordLine, Start
@@ -78,6 +79,8 @@ class RunStatus:
     """Where it is running, or was last: SLURM's nodes, or a host."""
     job: str
     """Id of its newest SLURM job; empty where it never had one."""
+    excluded: tuple[str, ...]
+    """Nodes that its job's preflight excluded, and why."""
     expected_start: str
     """When a pending job is expected to start, local time; empty where SLURM does not know."""
     counts: dict[str, int | float]
@@ -139,6 +142,7 @@ def status_of(request: RunRequest, folder: RunFolder, slurm: JobStates, owner: O
         restarts=max(len(starts) - (not restarting), live.restarts if live else 0, 0),
         nodes=_nodes(live.nodes if live else "", owner if running else None, starts),
         job=slurm.jobs.get(run, ""),
+        excluded=exclusions(records, slurm.jobs[run]) if run in slurm.jobs and state != "finished" else (),
         expected_start=live.start_time if live is not None and live.pending else "",
         counts=request.run.counts(),
     )

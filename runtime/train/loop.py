@@ -24,6 +24,7 @@ from runtime.data.batches import DataError, RunData, Splits
 from runtime.data.corpus import load_sources, tokens
 from runtime.data.errors import CorpusError
 from runtime.run_folder.folder import RunFolder
+from runtime.train.environment import prepare_gpu_rank
 from runtime.train.process import RankInfo, StopRequest, collecting_between_steps, end_process
 from runtime.train.run_logger import RunLogger, SegmentStart, open_run_logger
 from specs.document.files import DocumentError
@@ -43,6 +44,12 @@ _STEPS_BETWEEN_COLLECTIONS = 50
 """As torchtitan's default, `gc_freq`. A step leaves no tensors to the garbage collector."""
 _MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
+
+_TIMEOUT_STEPS = 10.0
+"""As many steps as the watchdog waits."""
+_AFTER_WATCHDOG_S = 120.0
+"""How much longer: the watchdog names the rank that hangs (it takes up to 70 s), a collective's timeout only ends the
+run where the watchdog cannot."""
 
 
 class RunError(ValueError):
@@ -101,6 +108,8 @@ def train(folder: RunFolder, data: Path, rank_info: RankInfo, stop: StopRequest)
     run_data = RunData(run, splits, end_of_document)
     run_data.check_size()
 
+    if order.execution.device == "cuda":
+        prepare_gpu_rank(order.execution.layout, folder.path)
     # These import torch: after the signal handlers, and after all that can be refused without it.
     from runtime.train.async_checkpoint import AsyncCheckpointer
     from runtime.train.worker import gpu_count, join_process_group
@@ -131,9 +140,11 @@ def _train_segment(
     stop: StopRequest,
 ) -> int | None:
     """Train from the latest checkpoint; the exit status, or None after a rollback, when training must resume again."""
+    from model.mesh import START_TIMEOUT_S
     from runtime.train.resume import resume_from_latest
     from runtime.train.watchdog import Watchdog
 
+    worker.set_timeout(START_TIMEOUT_S)
     resumed = resume_from_latest(worker, run, folder, data)
     start = SegmentStart(0 if worker.is_rank_zero else 1, resumed.step, worker.kernels, worker.devices)
     limit_s, rank = order.execution.hang_timeout_s, worker.world.rank
@@ -180,7 +191,7 @@ def _train_steps(
         profiler.begin(step)
 
         # Gradient accumulation over the step's micro-batches.
-        lr = run.optim.lr(step)
+        lr, began_s = run.optim.lr(step), time.monotonic()
         loss_share = worker.accumulate_gradients(step, resumed.skipped)
 
         # One all-reduce makes all ranks agree: on the loss, a stop request, a due checkpoint, a write's progress.
@@ -209,6 +220,8 @@ def _train_steps(
         times.end()
         profiler.end(step)
         watchdog.step(step)
+        if step == resumed.step + 1:
+            worker.set_timeout(collective_timeout_s(run, execution, time.monotonic() - began_s))
         last = step == steps
         if times_due or last or stop_requested:
             logger.ranks(times.line(step))
@@ -253,6 +266,16 @@ def _train_steps(
             return RESUME
     logger.end(checkpointer.weights_sha256(steps))
     return OK
+
+
+def collective_timeout_s(run: RunSpec, execution: Execution, step_s: float) -> float:
+    """How long a collective may take once steps take so many seconds: longer than the watchdog waits for any step.
+
+    An NCCL collective's time runs from when the host queues it, which for the transfers of an evaluation may be at its
+    beginning.
+    """
+    longest_s = step_s * max(1.0, run.evaluation.final_sequences / run.optim.batch_sequences)
+    return max(execution.hang_timeout_s, _TIMEOUT_STEPS * longest_s) + _AFTER_WATCHDOG_S
 
 
 def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:

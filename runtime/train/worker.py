@@ -3,11 +3,11 @@
 B rows of a forward pass    S tokens of a sequence    T = S + 1, the last one being only a target
 """
 
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,13 @@ from torch import Tensor
 from model.collectives import all_gather, all_reduce
 from model.documents import document_ends
 from model.kernels import choose, shape_of
-from model.mesh import Axis, Mesh, connect
-from model.pipeline_parallel import Pipeline
+from model.mesh import Axis, Mesh, connect, set_timeout
+from model.pipeline_parallel import Pipeline, ReadMicroBatch
 from model.transformer import Stage
 from model.waiting import WAITING
 from model.zero import AdamW
 from runtime.data.batches import HeldOutPart, RunData
+from runtime.train.environment import gpu_index
 from specs.layout import Layout
 from specs.record import SkippedRange
 from specs.run import Execution, RunSpec
@@ -31,6 +32,9 @@ from specs.run import Execution, RunSpec
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 2**15}
 """Tokens of one forward pass of an evaluation. On a CPU 2048 to 4096 are fastest from width 16 to 128, fp32 and bf16;
 four times as many cost up to 60 % more (our measurement). On a GPU, 32k hide the time to launch kernels."""
+
+ReadRows = Callable[[int, int], NDArray[np.int64]]
+"""Reads this rank's rows of a step or an evaluation: the first one's number, and how many; (B, T)."""
 
 
 _HOST_BYTES = 64
@@ -128,41 +132,56 @@ class RankWorker:
         rows, at_once = batch // self._mesh.dp.size, self.layout.micro_batch_sequences
         first = self._mesh.dp.rank * rows
 
-        @cache  # read once, and copied once
+        def read(place: int, count: int) -> NDArray[np.int64]:
+            return self._data.training_rows(step, skipped, first + place, count)
+
+        sizes = [at_once] * (rows // at_once)
+        self.optimizer.start_accumulation(len(sizes))
+        return self._once(self._pipeline.train(sizes, *self._micro_batches(sizes, read, batch * context)))
+
+    def _micro_batches(
+        self, sizes: Sequence[int], read: ReadRows, all_tokens: int
+    ) -> tuple[ReadMicroBatch, int, ReadMicroBatch | None]:
+        """What gives the rows of micro-batches of these sizes; how many tokens of the step or evaluation count, over
+        all data-parallel ranks: `all_tokens`, or where documents are masked those whose next token is of the same one;
+        and what gives the ends of documents, where attention asks for them. A stage that asks reads the rows once, and
+        copies them once."""
+        starts = [0, *accumulate(sizes)]
+
+        @cache
         def on_host() -> NDArray[np.int64]:
-            return self._data.training_rows(step, skipped, first, rows)
+            return read(0, starts[-1]) if sizes else np.empty((0, self._run.model.context + 1), np.int64)
 
         @cache
         def on_device() -> Tensor:
             return self._on_device(on_host())
 
-        def read(micro_batch: int) -> Tensor:
-            self._signs += 1
-            return on_device()[micro_batch * at_once : (micro_batch + 1) * at_once]
-
         @cache
         def ends_on_device() -> tuple[Tensor, ...]:
-            return self._document_ends(np.split(on_host(), rows // at_once))
+            return self._document_ends(np.split(on_host(), starts[1:-1]))
 
-        sizes = [at_once] * (rows // at_once)
-        self.optimizer.start_accumulation(len(sizes))
-        step_tokens = self._counted_tokens(batch * context, on_host)
+        def rows(number: int) -> Tensor:
+            self._signs += 1
+            return on_device()[starts[number] : starts[number + 1]]
 
-        def ends(micro_batch: int) -> Tensor:
-            return ends_on_device()[micro_batch]
+        def ends(number: int) -> Tensor:
+            return ends_on_device()[number]
 
-        wanted = ends if self._attends_by_ends else None
-        return self._once(self._pipeline.train(sizes, read, step_tokens, wanted))
-
-    def _counted_tokens(self, all_tokens: int, rows_BT: Callable[[], NDArray[np.int64]]) -> int:
-        """How many of the tokens of a step or an evaluation count, over all data-parallel ranks: all, or where
-        documents are masked those whose next token is of the same one. `rows_BT` gives this rank's rows."""
         if self._data.end_of_document is None:
-            return all_tokens
-        counted = int((rows_BT()[:, :-1] != self._data.end_of_document).sum())
-        if self._mesh.dp.size == 1:
-            return counted
-        return int(all_reduce(self._on_device(np.array(counted)), self._mesh.dp))
+            return rows, all_tokens, None
+        counted = int((on_host()[:, :-1] != self._data.end_of_document).sum())
+        if self._mesh.dp.size > 1:
+            counted = int(all_reduce(self._on_device(np.array(counted)), self._mesh.dp))
+        return (
+            rows,
+            counted,
+            ends if self._device.type != "cpu" else None,
+        )  # a CPU's goes by where documents begin
+
+    def set_timeout(self, timeout_s: float) -> None:
+        """From now on this rank fails where it waits longer than this for another."""
+        if self._mesh.world.size > 1:
+            set_timeout(self._mesh, timeout_s)
 
     def all_reduce_sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """A few scalars, each summed over all ranks, in one all-reduce. A device is waited for once."""
@@ -200,27 +219,12 @@ class RankWorker:
         context, dp, sequences = self._run.model.context, self._mesh.dp, part.sequences
         at_once = evaluated_at_once(self._run, self.layout, self._device.type)
         start, stop = dp.rank * sequences // dp.size, (dp.rank + 1) * sequences // dp.size
-        firsts = range(start, stop, at_once)
-        sizes = [min(at_once, stop - first) for first in firsts]
+        sizes = [min(at_once, stop - first) for first in range(start, stop, at_once)]
 
-        def read(micro_batch: int) -> Tensor:
-            self._signs += 1
-            first, count = firsts[micro_batch], sizes[micro_batch]
-            return self._on_device(self._data.held_out_rows(part.source, first, count))
+        def read(place: int, count: int) -> NDArray[np.int64]:
+            return self._data.held_out_rows(part.source, start + place, count)
 
-        def ends(micro_batch: int) -> Tensor:
-            first, count = firsts[micro_batch], sizes[micro_batch]
-            return self._document_ends([self._data.held_out_rows(part.source, first, count)])[0]
-
-        step_tokens = self._counted_tokens(
-            sequences * context, lambda: self._data.held_out_rows(part.source, start, stop - start)
-        )
-        return self._pipeline.evaluate(sizes, read, step_tokens, ends if self._attends_by_ends else None)
-
-    @property
-    def _attends_by_ends(self) -> bool:
-        """Whether attention may ask where documents end: a CPU's goes by where they begin."""
-        return self._data.end_of_document is not None and self._device.type != "cpu"
+        return self._pipeline.evaluate(sizes, *self._micro_batches(sizes, read, sequences * context))
 
     def _document_ends(self, micro_batches: Sequence[NDArray[np.int64]]) -> tuple[Tensor, ...]:
         """Where the documents of each of these rows end, in one copy (see model.kernels.Positions)."""
@@ -287,7 +291,9 @@ def join_process_group(
     with connect(
         layout.dp, layout.pp, layout.tp, rank=rank, rendezvous="env://", device=execution.device
     ) as mesh:
-        yield RankWorker(run, execution, mesh, data)
+        worker = RankWorker(run, execution, mesh, data)
+        yield worker
+        worker.optimizer.wait_for_parameters()  # after a stop, those of the last step are still in flight
 
 
 def gpu_count() -> int:
@@ -298,10 +304,7 @@ def gpu_count() -> int:
 def _make_deterministic(execution: Execution, local_rank: int) -> None:
     """Deterministic sums: a fixed number of threads, and only algorithms that give the same bits every time."""
     if execution.device == "cuda":
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = (
-            ":4096:8"  # else cuBLAS may choose by what is free (its manual, 2.1.4)
-        )
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(gpu_index(local_rank, torch.cuda.device_count()))
     torch.set_num_threads(execution.threads_per_rank)
     # As torch.use_deterministic_algorithms(True), but for compiled code too, whose import costs a second.
     torch.set_deterministic_debug_mode("error")

@@ -62,7 +62,7 @@ class DocumentError(InputError):
         self.write = write
 
     def __str__(self) -> str:
-        return f"{_one_line(str(self.path))}:{self.line}:{self.column}: {_one_line(self.what)}; {_one_line(self.write)}"
+        return f"{one_line(str(self.path))}:{self.line}:{self.column}: {one_line(self.what)}; {one_line(self.write)}"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def show(value: Any) -> str:
             return "null"
         case True | False:
             return str(value).lower()
-    return _one_line(repr(value), 60)
+    return one_line(repr(value), 60)
 
 
 @dataclass
@@ -303,7 +303,8 @@ class _YamlReader:
         return mark.line + self.first_line, mark.column + 1
 
 
-def _one_line(text: str, longest: int = _LONGEST) -> str:
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """The text without line ends, or anything else that is not printable, its middle left out where it is long."""
     printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return (
         printable

@@ -17,6 +17,7 @@ _WHERE = {
     "budget": ("specs.budget", "Budget"),
     "cluster": ("specs.cluster", "Cluster"),
     "corpus": ("specs.data", "Corpus"),
+    "data_jobs": ("specs.data_jobs", "DataJobs"),
     "exclusion": ("specs.ledger", "Exclusion"),
     "family": ("specs.law", "Family"),
     "law": ("specs.law", "PublishedLaw"),

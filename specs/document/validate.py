@@ -185,6 +185,8 @@ def _wrong_value(error: Any) -> tuple[str, str]:
             return f"the list has {len(error.instance)} items", f"write {limit} or more"
         case "maxItems":
             return f"the list has {len(error.instance)} items", f"write {limit} or fewer"
+        case "minProperties":
+            return f"the number of entries is {len(error.instance)}", f"write {limit} or more"
         case "minLength":
             return "the text is empty", "write a value"
         case "pattern":

@@ -54,6 +54,7 @@ def _sections(case: Case) -> Iterator[Html]:
         note = "What the audit recomputed from the runs’ records."
         note = note if case.verified else "What the curve’s table shows; nothing else was there to check."
         yield section("Audit checks", tables.checks(case.audit), note)
+    yield from _curation(case)
     yield section("Provenance", tables.provenance(case))
 
 
@@ -90,6 +91,16 @@ def _layouts(case: Case) -> Iterator[Html]:
             f"Memory of the device that needs most. {layout_bars.counts(choice)}",
         ),
     )
+
+
+def _curation(case: Case) -> Iterator[Html]:
+    """What the steps of curation kept of the text, and what they dropped."""
+    texts = case.plan.curation
+    note = "Documents that came to each step of the budget’s data.text.curate, and those that it dropped."
+    yield section("Curation", tables.funnel(texts) if texts else None, note)
+    note = "By datatrove’s reasons, with the first documents of each."
+    dropped = any(step.dropped for text in texts for step in text.steps)
+    yield section("Dropped documents", tables.dropped(texts) if dropped else None, note)
 
 
 def _figures(case: Case) -> Iterator[Html]:

@@ -1,15 +1,18 @@
 """The tables of the page: forms, runs, the target in full, cost, checks, provenance."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from specs.curate import EXAMPLE_CHARACTERS, CuratedText, CurationStage
 from specs.evidence import FILE_NAME, EvidencePoint
 from specs.formatting import (
+    FUNNEL_HEAD,
     attended_text,
     best_split,
     device_time,
     dollars,
     evaluation_mix_text,
     flop,
+    funnel_rows,
     listed_members,
     member_name,
     memory,
@@ -31,6 +34,8 @@ from specs.run import RunSpec
 
 _MOST_LISTED = 200
 """Runs of the evidence that the table of runs lists."""
+_CURATION_TEXT = ("source", "step", "reason", "the first of them")
+"""Columns of text in the tables of curation."""
 
 
 def forms(case: Case) -> Html:
@@ -254,6 +259,27 @@ def checks(audit: Audit) -> Html:
 
 def _mark(ok: bool) -> Html:
     return tag("span", "✓" if ok else "✗", class_="yes" if ok else "no", title="passed" if ok else "failed")
+
+
+def funnel(texts: Sequence[CuratedText]) -> Html:
+    """A row for each step of each text."""
+    rows = [(text.source, *row) for text in texts for row in funnel_rows(text.steps)]
+    return dense(("source", *FUNNEL_HEAD), rows, _CURATION_TEXT)
+
+
+def dropped(texts: Sequence[CuratedText]) -> Html:
+    """A row for each reason of each step, the commonest first, with examples; nothing where nothing was dropped."""
+    rows = [(text.source, step.step, *row) for text in texts for step in text.steps for row in _reasons(step)]
+    return dense(("source", "step", "reason", "documents", "the first of them"), rows, _CURATION_TEXT)
+
+
+def _reasons(stage: CurationStage) -> Iterator[tuple[str, str, Html]]:
+    reasons = stage.reasons or ({"": stage.dropped} if stage.dropped else {})
+    for reason, documents in sorted(reasons.items(), key=lambda one: -one[1]):
+        texts = [one.text for one in stage.examples if one.reason == reason]
+        cut = ("…" if len(text) == EXAMPLE_CHARACTERS else "" for text in texts)
+        examples = (tag("small", text, end) for text, end in zip(texts, cut, strict=True))
+        yield reason, f"{documents:,}", join(examples)
 
 
 def provenance(case: Case) -> Html:

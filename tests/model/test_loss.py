@@ -122,7 +122,7 @@ def test_a_vocabulary_split_over_ranks_gives_the_same_loss_and_gradient() -> Non
     """Any vocabulary: of 51 columns one rank has 25, the other 26."""
     logits, targets = _example(40, 51, torch.float64)
     exact, exact_gradient = _exact(logits, targets, 9)
-    results = spawn(2, _split, logits, targets)
+    results = spawn(2, _split, logits, targets, poisoned=True)
     for value, _ in results:
         assert float(value) == pytest.approx(exact, rel=1e-14)
     assert relative(torch.cat([gradient for _, gradient in results], dim=1), exact_gradient) < 1e-14

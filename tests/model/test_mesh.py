@@ -1,11 +1,13 @@
 import os
 import time
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from model.mesh import Axis, Mesh, connect, mesh_of
+from model.mesh import Axis, Mesh, _connect_groups, claim_device, connect, mesh_of, set_timeout
 from tests.support.spawn import RankError, spawn
 
 
@@ -30,13 +32,40 @@ def _places(world: Mesh) -> list[list[tuple[int, int, list[int]]]]:
     found = []
     for sizes in ((4, 1, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2)):
         mesh = mesh_of(*sizes)
-        assert mesh.world == world.dp
+        assert mesh.world == world.world
         found.append(
             [(axis.size, axis.rank, _ranks(axis, world.dp.rank)) for axis in (mesh.dp, mesh.pp, mesh.tp)]
         )
     with pytest.raises(ValueError, match="the process group has 4 ranks"):
         mesh_of(3, 1, 1)
+    limited = mesh_of(2, 2, 1, timedelta(seconds=7))
+    assert _timeouts_s(limited.dp, limited.pp, limited.world) == [7, 7, 60]
+    set_timeout(limited, 11)
+    assert _timeouts_s(limited.dp, limited.pp, limited.world) == [11, 11, 11]
     return found
+
+
+def _timeouts_s(*axes: Axis) -> list[float]:
+    options: list[Any] = [axis.group._get_backend(torch.device("cpu")).options for axis in axes]
+    return [one._timeout.total_seconds() for one in options]
+
+
+def test_groups_that_have_collectives_connect_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, in one order on all ranks; a pipeline has none, and connects pairs."""
+    connected: list[str] = []
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor, group: connected.append(group))
+    world, dp, pp, tp = (Axis(2, 0, group) for group in ("world", "dp", "pp", "tp"))
+    _connect_groups(Mesh(dp, pp, tp, world), "cpu")
+    _connect_groups(Mesh(world, Axis(), Axis(), world), "cpu")
+    assert connected == ["world", "dp", "tp", "world"]
+
+
+def test_a_device_has_one_rank() -> None:
+    store = dist.HashStore()
+    for rank, device in enumerate(("GPU a of n1", "GPU b of n1", "GPU a of n2")):
+        claim_device(store, rank, device)
+    with pytest.raises(OSError, match="ranks 1 and 3 both have GPU b of n1; start as many ranks"):
+        claim_device(store, 3, "GPU b of n1")
 
 
 def _ranks(axis: Axis, rank: int) -> list[int]:

@@ -258,7 +258,7 @@ def _choices(case: Case) -> set[Any]:
 
 
 def _check(ranks: int, cases: list[Case], timeout_s: float) -> None:
-    by_rank = spawn(ranks, _train_all, cases, timeout_s=timeout_s)
+    by_rank = spawn(ranks, _train_all, cases, timeout_s=timeout_s, poisoned=True)
     results = [list(found) for found in zip(*by_rank, strict=True)]
     for case, found in zip(cases, results, strict=True):
         _compare(case, found, _alone(case.model, case.precision, case.steps, case.end_of_document))

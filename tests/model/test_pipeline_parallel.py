@@ -59,6 +59,7 @@ def train(mesh: Mesh, layout: Layout, precision: str, rows_BT: Tensor) -> Traine
             shares = float(share), float(held_out)
             gradients = {name: one.grad.clone() for name, one in stage.named_parameters()}
         norms.append(optimizer.step(0.01))
+    optimizer.wait_for_parameters()
     weights = {name: one.detach() for name, one in stage.named_parameters()}
     return Trained(mesh.dp.rank, shares, gradients, norms, weights)
 
@@ -109,7 +110,7 @@ def check_steps(ranks: list[Trained], expected: Trained, bound: float) -> None:
 )
 def test_a_pipeline_computes_what_one_process_does(size: int, layouts: list[Layout], precision: str) -> None:
     """Without data parallelism even the order of every sum is the same, and so all steps are, to the last bit."""
-    answers = spawn(size, train_all, layouts, precision, timeout_s=180)
+    answers = spawn(size, train_all, layouts, precision, timeout_s=180, poisoned=True)
     for layout, ranks in zip(layouts, zip(*answers, strict=True), strict=True):
         check_step(list(ranks), layout, precision)
         if layout.dp == 1:
@@ -192,6 +193,6 @@ def evaluate(mesh: Mesh, layout: Layout, sizes: Sequence[Sequence[int]]) -> list
 
 def test_evaluations_may_have_any_number_of_micro_batches_of_any_size() -> None:
     sizes = [[8], [1] * 8, [3, 3, 2], [5, 1, 1, 1], []]
-    first, last = spawn(2, evaluate, cut(pp=2, interleave=2), sizes)
+    first, last = spawn(2, evaluate, cut(pp=2, interleave=2), sizes, poisoned=True)
     assert first == [0.0] * len(sizes)
     assert last == evaluate(Mesh(), cut(), sizes)

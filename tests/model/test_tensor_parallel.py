@@ -65,7 +65,7 @@ def _through(mesh: Mesh) -> dict[tuple[bool, bool, int], tuple[Tensor, ...]]:
 
 def test_what_enters_and_leaves_is_what_one_process_multiplies_however_it_is_cut() -> None:
     y, dmiddle, dx = _exact()
-    for rank, found in enumerate(spawn(RANKS, _through)):
+    for rank, found in enumerate(spawn(RANKS, _through, poisoned=True)):
         axis = Axis(RANKS, rank)
         for (split, *_), (our_y, our_dmiddle, our_dy, our_dx, again) in found.items():
             for ours, exact in ((our_y, y), (our_dx, dx)):

@@ -90,7 +90,7 @@ def test_data_parallel_ranks_train_as_one_process(ranks: int, bucket_bytes: int 
     384 tokens in another order differ by some 2^-24 sqrt(384) = 1.2e-6 at worst, and half of that in the norm."""
     optim = samples.optim(clip_norm=0.5)
     losses, norms, parameters = _train(Mesh(), ODD, optim, "fp64", 5)
-    found = spawn(ranks, _train, ODD, optim, "fp64", 5, bucket_bytes)
+    found = spawn(ranks, _train, ODD, optim, "fp64", 5, bucket_bytes, poisoned=True)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
         assert sum(shares[step] for shares, _, _ in found) == pytest.approx(loss, rel=1e-12)
         assert {theirs[step] for _, theirs, _ in found} == {found[0][1][step]}
@@ -104,7 +104,7 @@ def test_data_parallel_ranks_train_as_one_process(ranks: int, bucket_bytes: int 
 def test_the_precisions_of_training_agree_over_ranks(precision: str) -> None:
     optim = samples.optim(clip_norm=0.5)
     losses, norms, parameters = _train(Mesh(), ODD, optim, precision, 1)
-    found = spawn(2, _train, ODD, optim, precision, 1)
+    found = spawn(2, _train, ODD, optim, precision, 1, poisoned=True)
     # Forward passes of single sequences are the same arithmetic on every layout, so even bf16 differs by sums only.
     assert sum(shares[0] for shares, _, _ in found) == pytest.approx(losses[0], rel=1e-14)
     assert found[0][1][0] == found[1][1][0] == pytest.approx(norms[0], rel=2e-6)
@@ -140,13 +140,14 @@ def _save(mesh: Mesh, steps: int) -> list[Box]:
     for _ in range(steps):
         _accumulate(stage, batch(ODD, 12), mesh.dp)
         optimizer.step(0.01)
+    optimizer.wait_for_parameters()
     return optimizer.boxes()
 
 
 @pytest.mark.slow
 def test_state_of_two_ranks_goes_on_in_one_process_as_if_it_had_never_left() -> None:
     _, _, expected = _train(Mesh(), ODD, samples.optim(), "fp64", 5)
-    saved = [found for rank in spawn(2, _save, 3) for found in rank]
+    saved = [found for rank in spawn(2, _save, 3, poisoned=True) for found in rank]
     stage = stage_of(ODD, "fp64")
     optimizer = AdamW(stage, Axis(), samples.optim())
     for ours in optimizer.boxes():
@@ -167,7 +168,7 @@ def test_state_of_two_ranks_goes_on_in_one_process_as_if_it_had_never_left() -> 
 def test_fresh_weights_do_not_depend_on_the_layout() -> None:
     (_, _, one), both = (
         _train(Mesh(), ODD, samples.optim(), "bf16", 0),
-        spawn(2, _train, ODD, samples.optim(), "bf16", 0),
+        spawn(2, _train, ODD, samples.optim(), "bf16", 0, poisoned=True),
     )
     for _, _, theirs in both:
         assert all(torch.equal(theirs[name], parameter) for name, parameter in one.items())
@@ -231,7 +232,7 @@ def _overlaps(mesh: Mesh) -> tuple[list[int], int, int, list[int]]:
 
 def test_gradients_leave_with_the_last_backward_and_parameters_are_awaited_one_by_one() -> None:
     """All buckets of matrices leave but the embedding's, whose gradient comes last, and whose bucket has it alone."""
-    for leaving, every, coming, waiting in spawn(2, _overlaps):
+    for leaving, every, coming, waiting in spawn(2, _overlaps, poisoned=True):
         vectors, embedding = 1, 1
         assert leaving == [0, every - vectors - embedding]
         assert coming == every

@@ -82,14 +82,20 @@ WRONG: dict[str, tuple[tuple[str, ...], Execution, str, str, str]] = {
         "slurm.cpus_per_device",
     ),
     "GPUs": (
-        (),
+        ("memory: 1 GB",),
         execution("cuda", dp=4),
         "devices_per_node: |4",
         "Requested node configuration is not available",
         "devices_per_node",
     ),
     "gres": (("gres: tpu",), execution(), "gres: |tpu", "generic resource (gres)", "slurm.gres"),
-    "type of gres": (("gres: gpu:h100",), GPUS, "gres: |gpu", "configuration is not available", "slurm.gres"),
+    "type of gres": (
+        ("gres: gpu:h100", "memory: 1 GB"),
+        GPUS,
+        "gres: |gpu",
+        "configuration is not available",
+        "slurm.gres",
+    ),
     "unknown option": (
         ("extra: {nonsense: 1}",),
         execution(),

@@ -12,7 +12,7 @@ from runtime.commands.tools import doctor_command
 from runtime.doctor import cluster
 from runtime.doctor.cluster import examine
 from runtime.doctor.local import Finding
-from runtime.doctor.slurm_limits import limit_findings
+from runtime.doctor.slurm_limits import limit_findings, with_node_sizes
 from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm.client import parse_fields
 from runtime.slurm.sbatch_script import full_shape
@@ -177,27 +177,36 @@ def test_nodes_that_are_down_are_no_refusal(tmp_path: Path) -> None:
     assert not one.fatal
 
 
-def test_a_default_that_gives_less_memory_than_the_plan_counts_on(tmp_path: Path) -> None:
-    [one] = [
-        one for one in found(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site()) if not one.ok
-    ]
-    assert "gives 0.21 GB per node, and the plan assumes 2 GB; no setting of this site says" in one.message
-    assert one.remedy == "write slurm.memory: 2 GB"
+SILENT = CLUSTER.replace("memory: 2 GB", "retries: 3")
+"""It leaves the memory to the plan."""
+
+
+def test_memory_that_plans_count_on_is_compared_with_what_nodes_give(tmp_path: Path) -> None:
+    assert wrong(tmp_path, SILENT, site()) == []
+    larger = SILENT.replace("memory: 1 GB", "memory: 4 GB")
+    [one] = [one for one in found(tmp_path, larger, site()) if not one.ok]
+    assert "a node gives at most 4.19 GB, but 2 devices of 4 GB are 8 GB" in one.message
+    assert one.remedy == "write device.memory: 2.09 GB"
     assert not one.fatal
-
-
-def test_how_much_memory_to_write(tmp_path: Path) -> None:
-    silent = CLUSTER.replace("memory: 2 GB", "retries: 3")
-    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site())
-    assert said.endswith("; write slurm.memory: 4.19 GB, the most that a node gives")
     assert wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "memory: 4.19 GB"), site()) == []
     uneven = [NODE.replace("RealMemory=4000", f"RealMemory={size}") for size in (4000, 9000, 2500, 9000)]
-    [said] = wrong(tmp_path, silent.replace("memory: 1 GB", "memory: 4 GB"), site(PARTITION, *uneven))
-    assert said.endswith("; write slurm.memory: 8 GB")
-    on_gpus = asked(tmp_path, silent.replace("backend: cpu", "backend: cuda"))
-    shape = full_shape(4, 1, True, on_gpus.cluster)
-    [one] = [one for one in limit_findings(on_gpus, shape, site()) if not one.ok]
-    assert one.remedy == "write slurm.memory: the host memory that a node's ranks need, at most 4.19 GB"
+    assert wrong(tmp_path, larger, site(PARTITION, *uneven)) == []
+    [said] = wrong(tmp_path, SILENT.replace("slurm:", "memory_per_node: 9 GB\nslurm:"), site())
+    assert "plans count on 9 GB of a node, but its jobs can have only 4.19 GB; write memory_per_node" in said
+
+
+def test_the_doctor_writes_the_sizes_of_the_smallest_node_with_the_devices(tmp_path: Path) -> None:
+    gpus = asked(tmp_path, SILENT.replace("backend: cpu", "backend: cuda")).cluster
+    small = NODE.replace("CPUTot=4", "CPUTot=3").replace("CPUEfctv=4", "CPUEfctv=3")
+    bare = small.replace("Gres=gpu:2", "Gres=(null)").replace("CPUEfctv=3", "CPUEfctv=1")
+    sized = with_node_sizes(gpus, site(PARTITION, NODE, small, bare))
+    assert (sized.cpus_per_node, sized.memory_per_node) == (3, 4000 * 2**20)
+    assert sized.cpus_per_device == 1
+    unset = NODE.replace("RealMemory=4000", "RealMemory=1")
+    assert with_node_sizes(gpus, site(PARTITION, unset)).memory_per_node is None
+    own = gpus.model_copy(update={"cpus_per_node": 64, "memory_per_node": 1e12})
+    assert with_node_sizes(own, site()) == own
+    assert with_node_sizes(asked(tmp_path, SILENT).cluster, site()).cpus_per_node is None
 
 
 @pytest.mark.parametrize(
@@ -213,8 +222,8 @@ def test_how_much_memory_to_write(tmp_path: Path) -> None:
 def test_whether_a_site_holds_runs_to_their_memory(
     tmp_path: Path, settings: dict[str, str], kills: bool
 ) -> None:
-    [said] = wrong(tmp_path, CLUSTER.replace("memory: 2 GB", "retries: 3"), site(**settings))
-    assert ("this site kills jobs that use more than that" in said) is kills
+    [said] = wrong(tmp_path, SILENT.replace("memory: 1 GB", "memory: 4 GB"), site(**settings))
+    assert ("this site kills jobs that use more" in said) is kills
 
 
 def test_what_becomes_of_jobs_that_give_way(tmp_path: Path) -> None:

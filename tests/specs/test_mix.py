@@ -45,6 +45,20 @@ def test_a_mix_is_read_and_each_source_is_a_text_of_its_own(tmp_path: Path) -> N
 
 # name: (what to replace, by what, line:column, what is wrong, what to write)
 REFUSED: dict[str, tuple[str, str, str, str, str]] = {
+    "one source": (
+        "      code: {text: {source: installed}, share: 0.3}\n",
+        "",
+        "11:7",
+        "the number of entries is 1",
+        "2 or more",
+    ),
+    "more than all numbers": (
+        "epochs: {web: 1,",
+        "epochs: {web: 1e300,",
+        "14:44",
+        "1e+300 is too large",
+        "1000000 or less",
+    ),
     "two kinds": (
         "share: 0.3",
         "epochs: 2",

@@ -22,11 +22,14 @@ GROUPS = {
         "slurm/test_status.py",
         "slurm/test_doctor.py",
         "slurm/test_errors.py",
+        "slurm/test_preflight.py",
     ),
     "slurm 4": (
         "slurm/test_pilots.py",
         "slurm/test_going_on.py",
+        "slurm/test_containers.py",
         "slurm/test_cluster.py",
+        "slurm/test_data.py",
         "slurm/test_queue.py",
     ),
     # They start ranks and kill them at chosen moments, and would disturb each other.

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from model.mesh import Mesh, connect
+from tests.support import poisoned_group
 from tests.support.forkserver import PROCESSES
 
 
@@ -25,14 +26,19 @@ class RankError(AssertionError):
     """A rank raised, died or did not answer; the text is the first such rank's own traceback."""
 
 
-def spawn(ranks: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0) -> list[Any]:
+def spawn(
+    ranks: int, function: Callable[..., Any], *args: Any, timeout_s: float = 60.0, poisoned: bool = False
+) -> list[Any]:
     """function(mesh, *args) on every rank of a dp axis; RankError from the first that fails, then the rest are ended.
 
-    The function is one of a module's own, and what it returns can be pickled.
+    The function is one of a module's own, and what it returns can be pickled. `poisoned`: over process groups that find
+    results that are not waited for and inputs that change too early (tests/support/poisoned_group.py).
     """
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = (Path(folder) / "rendezvous").as_uri()
-        started = [_start(rank, ranks, rendezvous, timeout_s, function, args) for rank in range(ranks)]
+        started = [
+            _start(rank, ranks, rendezvous, timeout_s, poisoned, function, args) for rank in range(ranks)
+        ]
         try:
             return _results([ours for _, ours in started], time.monotonic() + timeout_s)
         finally:
@@ -79,10 +85,13 @@ def _run(
     ranks: int,
     rendezvous: str,
     timeout_s: float,
+    poisoned: bool,
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
+    if poisoned:
+        poisoned_group.install()
     warnings.simplefilter("error")  # as in the tests' own process
     try:
         with connect(
@@ -107,7 +116,9 @@ class _Told(Exception):
 def _call(function: Callable[..., Any], mesh: Mesh, args: tuple[Any, ...], answer: Connection) -> Any:
     """The result; an error is sent before the groups are torn down, which makes the other ranks fail too."""
     try:
-        return function(mesh, *args)
+        result = function(mesh, *args)
+        poisoned_group.check_nothing_in_flight()
+        return result
     except Exception:
         _send(answer, False, traceback.format_exc())
         raise _Told from None

@@ -1,15 +1,21 @@
 """datatrove's pipelines for the steps of a budget: what one task of a stage carries out.
 
-A stage has a task for each file of the text, whatever the number of processes, so that the same documents come out in
+A stage has a task for each part of the text, whatever the number of processes, so that the same documents come out in
 the same order. Between stages they lie in `kept/`, a file for each task.
+
+The user's files are read as those of any other text. So every format that is built is curated, the same records are
+malformed, and texts are settled (no byte order mark, one kind of line ends) before a step sees them.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from runtime.data.build.shards import RecordCounts, total
+from runtime.data.build.text_files import FilePart, records_with
 from specs.curate import (
     C4BadWordsFilter,
     CurationStep,
@@ -18,27 +24,92 @@ from specs.curate import (
     LanguageFilter,
     MinhashDedup,
 )
-from specs.data_inputs import suffix
+from specs.data import FileText
+from specs.document.write import write_text
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a stage reads documents, a file for each task."""
+class TextSource:
+    """The user's files, in parts."""
 
-    files: tuple[Path, ...]
-    """The files; one may be missing, where a stage before kept nothing of it."""
-    field: str
-    """Key or column of the text."""
+    text: FileText
+    parts: tuple[tuple[FilePart, ...], ...]
+    """Of each task."""
+    counts: Path
+    """Folder of what each task has counted of the records."""
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        every = (part for parts in self.parts for part in parts)
+        return sum((part.stop or part.path.stat().st_size) - part.start for part in every)
 
     def read(self, data: Any, rank: int, world_size: int) -> Iterator[Any]:
-        """The documents of a task, as datatrove's readers give them."""
-        from datatrove.pipeline.readers import JsonlReader, ParquetReader
+        """The documents of a task, for datatrove, whose ids begin with the task's number. DocumentError where a file,
+        or hardly any of its records, is readable."""
+        from datatrove.data import Document
+
+        found = RecordCounts()
+        keys = [step.key for step in self.text.curate if isinstance(step, ExactDedup) and step.key != "text"]
+        for part in self.parts[rank]:
+            for record, others in records_with(part, self.text.field, keys, lambda done: None):
+                text = found.document(part, record, self.text.malformed)
+                if text is not None:
+                    yield Document(text.decode(), f"{rank}/{found.records}", metadata=dict(others))
+        write_text(self._counts(rank), json.dumps(asdict(found)))
+
+    def only(self, rank: int) -> "TextSource":
+        """The same with the parts of this task alone, which is little to send to a process where files are many."""
+        none: tuple[FilePart, ...] = ()
+        return replace(self, parts=tuple(one if at == rank else none for at, one in enumerate(self.parts)))
+
+    def counted(self) -> RecordCounts:
+        """What its tasks have counted, all of which are done. Errors as `RecordCounts.check` has them."""
+        texts = (self._counts(rank).read_text() for rank in range(self.tasks))
+        found = total(RecordCounts(**json.loads(text)) for text in texts)
+        found.check(self.text.malformed)
+        return found
+
+    def _counts(self, rank: int) -> Path:
+        return self.counts / f"{rank:05d}.json"
+
+
+@dataclass(frozen=True)
+class KeptSource:
+    """What a step has kept, a file for each task."""
+
+    files: tuple[Path, ...]
+    """The files; one may be missing, where the step kept nothing of it."""
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks."""
+        return len(self.files)
+
+    def only(self, rank: int) -> "KeptSource":
+        """The same, whose files are as many as tasks."""
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files if file.exists())
+
+    def read(self, data: Any, rank: int, world_size: int) -> Iterator[Any]:
+        """The documents of a task, as datatrove's reader gives them."""
+        from datatrove.pipeline.readers import JsonlReader
 
         path = self.files[rank]
         if path.exists():
-            reader = ParquetReader if suffix(path) == ".parquet" else JsonlReader
-            made = reader(str(path.parent), text_key=self.field, add_file_path=False)
-            yield from made.read_files_shard([path.name])
+            yield from JsonlReader(str(path.parent), add_file_path=False).read_files_shard([path.name])
+
+
+Source = TextSource | KeptSource
 
 
 def writer(folder: Path) -> Any:
@@ -84,53 +155,103 @@ def _any_of(path: Path) -> Any:
     return re.compile(r"(?:\W|^)({})(?:\W|$)".format("|".join(map(re.escape, words))))
 
 
-def passes(
-    step: CurationStep, source: Source, folder: Path, base: Path
-) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    """The passes over all documents that a step takes: name, number of tasks, and the pipeline of each. The last one
-    writes what is kept to `folder / "kept"`, and what is dropped to `folder / "dropped"`."""
-    tasks, dropped, kept = len(source.files), folder / "dropped", writer(folder / "kept")
+class Pass(NamedTuple):
+    """A pass over all documents."""
+
+    name: str
+    """Its name within the step."""
+    tasks: int
+    """Number of its tasks."""
+    pipeline: Callable[[], list[Any]]
+    """datatrove's pipeline of each; reads models and lists of words."""
+
+
+def passes(step: CurationStep, source: Source, folder: Path, base: Path) -> Iterator[Pass]:
+    """The passes that a step takes, in order. The last one writes what is kept to `folder / "kept"`, and what is
+    dropped to `folder / "dropped"`."""
     match step:
         case MinhashDedup():
             yield from _minhash(step, source, folder)
         case ExactDedup():
             yield from _exact(step, source, folder)
         case _:
-            yield "filter", tasks, [source.read, filter_of(step, base, dropped), kept]
+            dropped, kept = folder / "dropped", folder / "kept"
+            yield Pass(
+                "filter",
+                source.tasks,
+                lambda: [source.read, filter_of(step, base, dropped), writer(kept)],
+            )
 
 
-def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster
-    from datatrove.pipeline.dedup import MinhashDedupFilter as Filter
-    from datatrove.pipeline.dedup import MinhashDedupSignature as Signature
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-
-    config = MinhashConfig(step.n_grams, step.num_buckets, step.hashes_per_bucket, step.seed)
+def _minhash(step: MinhashDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, buckets, remove = (str(folder / name) for name in ("signatures", "buckets", "remove"))
-    tasks = len(source.files)
-    signing = Signature(signatures, config, language=step.language)
-    removing = Filter(remove, exclusion_writer=writer(folder / "dropped"))
-    yield "signatures", tasks, [source.read, signing]
-    yield "buckets", step.num_buckets, [MinhashDedupBuckets(signatures, buckets, config=config)]
-    yield "cluster", 1, [MinhashDedupCluster(buckets, remove, config)]
-    yield "filter", tasks, [source.read, removing, writer(folder / "kept")]
+    tasks = source.tasks
+
+    def config() -> Any:
+        from datatrove.pipeline.dedup.minhash import MinhashConfig
+
+        return MinhashConfig(step.n_grams, step.num_buckets, step.hashes_per_bucket, step.seed)
+
+    def sign() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupSignature
+
+        return [source.read, MinhashDedupSignature(signatures, config(), language=step.language)]
+
+    def match() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupBuckets
+
+        return [MinhashDedupBuckets(signatures, buckets, config=config())]
+
+    def cluster() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupCluster
+
+        return [MinhashDedupCluster(buckets, remove, config())]
+
+    def remove_duplicates() -> list[Any]:
+        from datatrove.pipeline.dedup import MinhashDedupFilter
+
+        removing = MinhashDedupFilter(remove, exclusion_writer=writer(folder / "dropped"))
+        return [source.read, removing, writer(folder / "kept")]
+
+    yield Pass("signatures", tasks, sign)
+    yield Pass("buckets", step.num_buckets, match)
+    yield Pass("cluster", 1, cluster)
+    yield Pass("filter", tasks, remove_duplicates)
 
 
-def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[tuple[str, int, Sequence[Any]]]:
-    from datatrove.pipeline.dedup import (
-        ExactDedupConfig,
-        ExactDedupFilter,
-        ExactDedupSignature,
-        ExactFindDedups,
-    )
-
-    config = ExactDedupConfig(content_getter=partial(_content, step.key))
+def _exact(step: ExactDedup, source: Source, folder: Path) -> Iterator[Pass]:
     signatures, found = str(folder / "signatures"), str(folder / "found")
-    tasks = len(source.files)
-    removing = ExactDedupFilter(found, config, exclusion_writer=writer(folder / "dropped"))
-    yield "signatures", tasks, [source.read, ExactDedupSignature(signatures, config)]
-    yield "duplicates", 1, [ExactFindDedups(signatures, found, config)]
-    yield "filter", tasks, [source.read, removing, writer(folder / "kept")]
+    tasks = source.tasks
+
+    def config() -> Any:
+        from datatrove.pipeline.dedup import ExactDedupConfig
+
+        return ExactDedupConfig(content_getter=partial(_content, step.key), document_priority=_priority)
+
+    def sign() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactDedupSignature
+
+        return [source.read, ExactDedupSignature(signatures, config())]
+
+    def find() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactFindDedups
+
+        return [ExactFindDedups(signatures, found, config())]
+
+    def remove_duplicates() -> list[Any]:
+        from datatrove.pipeline.dedup import ExactDedupFilter
+
+        removing = ExactDedupFilter(found, config(), exclusion_writer=writer(folder / "dropped"))
+        return [source.read, removing, writer(folder / "kept")]
+
+    yield Pass("signatures", tasks, sign)
+    yield Pass("duplicates", 1, find)
+    yield Pass("filter", tasks, remove_duplicates)
+
+
+def _priority(document: Any) -> int:
+    """Larger for those of earlier tasks, whose first one stays; datatrove knows 65,535."""
+    return max(1, 65_535 - int(document.id.partition("/")[0]))
 
 
 def _content(key: str, document: Any) -> str:

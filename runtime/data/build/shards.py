@@ -8,9 +8,9 @@ A task writes a summary when everything else of it is on disk, so a build that w
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 
 from runtime.data import tokenizer as tokenizers
 from runtime.data.build.sorted_runs import SLOTS, RunWriter, documents_in
-from runtime.data.build.text_files import FilePart, Malformed
+from runtime.data.build.text_files import FilePart, Malformed, Record
 from runtime.data.build.text_sources import read_parts
 from runtime.data.build.workers import Report
+from runtime.data.errors import CorpusError
 from runtime.data.tokenizer import TokenIdsOf
 from specs.data import DataSpec, FileText
 from specs.document.files import DocumentError
+from specs.document.parse import one_line
+from specs.document.write import fsync_path
+from specs.humanize import several
 
 SHARD_BYTES = 16 * 2**20
 """Text that one task tokenizes, seconds of work: many enough for all cores, few enough for the memory of each."""
@@ -63,7 +67,59 @@ _EXAMPLES = 3
 _HOPELESS = 1000
 """Records of a task, more than half of them malformed, after which the task does not go on."""
 
+_DECODED, _DECODED_CHARACTERS = 50, 20_000
+"""Documents of a task that are encoded and decoded, to see whether the tokenizer keeps their text."""
+
 T = TypeVar("T")
+
+
+@dataclass
+class RecordCounts:
+    """What was read of a text so far."""
+
+    records: int = 0
+    empty: int = 0
+    malformed: int = 0
+    examples: list[list[Any]] = field(default_factory=list)
+    """Path, first byte of the part, line, column, what is wrong and what to write, of the first malformed records."""
+
+    def document(self, part: FilePart, record: Record, allowed: float) -> bytes | None:
+        """Count a record of this part; its text, where it has any. DocumentError where hardly any record is readable,
+        of which a share `allowed` may be malformed."""
+        self.records += 1
+        if isinstance(record, Malformed):
+            self.malformed += 1
+            if len(self.examples) < _EXAMPLES:
+                place = [record.line, record.column, record.what, record.write]
+                self.examples.append([str(part.path), part.start, *place])
+            if self.malformed >= _HOPELESS and 2 * self.malformed > self.records:
+                raise refusal(self.examples[0], self.malformed, self.records, allowed)
+        elif record.strip():
+            return record
+        else:
+            self.empty += 1
+        return None
+
+    def check(self, allowed: float) -> None:
+        """DocumentError where a larger share of the records is malformed, CorpusError where there is no document."""
+        if self.malformed > allowed * self.records:
+            raise refusal(self.examples[0], self.malformed, self.records, allowed)
+        if self.records == self.empty + self.malformed:
+            empties = f" ({several(self.records, 'record')} without any text)" if self.records else ""
+            raise CorpusError(
+                f"no documents were found{empties}; check the paths and the field, or the packages, of data.text"
+            )
+
+
+def total(counts: Iterable[RecordCounts]) -> RecordCounts:
+    """All of them together, with the examples in their order."""
+    found = RecordCounts()
+    for one in counts:
+        found.records += one.records
+        found.empty += one.empty
+        found.malformed += one.malformed
+        found.examples += one.examples
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,16 +137,11 @@ class ReadTask:
         return sum((part.stop or part.path.stat().st_size) - part.start for part in self.parts)
 
 
-@dataclass(frozen=True)
-class ReadSummary:
+@dataclass
+class ReadSummary(RecordCounts):
     """What a task has read."""
 
-    records: int
-    empty: int
-    malformed: int
-    examples: list[list[Any]]
-    """Path, first byte of the part, line, column, what is wrong and what to write, of the first malformed records."""
-    text_bytes: int
+    text_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +170,14 @@ class TokenizeSummary:
     """With a separator before each document."""
     choices: list[int]
     """Tokens that each of `HELD_OUT_CHOICES` would hold out."""
+    without_tokens: int
+    """Documents of whose text the tokenizer makes nothing."""
+    with_separator: int
+    """Documents whose own tokens have a separator among them."""
+    decoded: int
+    """Documents that were encoded and decoded, as a sample."""
+    altered: int
+    """Those that were not the same text after it."""
 
 
 def read(task: ReadTask, report: Report) -> ReadSummary:
@@ -130,39 +189,32 @@ def read(task: ReadTask, report: Report) -> ReadSummary:
 
 
 def _read(task: ReadTask, report: Report) -> ReadSummary:
-    writer = RunWriter(task.stem)
-    records = empty = malformed = text_bytes = 0
-    examples: list[list[Any]] = []
+    writer, read, allowed = RunWriter(task.stem), ReadSummary(), malformed_allowed(task.spec)
     for part, record in read_parts(task.spec, task.parts, report):
-        records += 1
-        if isinstance(record, Malformed):
-            malformed += 1
-            if len(examples) < _EXAMPLES:
-                place = [record.line, record.column, record.what, record.write]
-                examples.append([str(part.path), part.start, *place])
-            if malformed >= _HOPELESS and 2 * malformed > records:
-                raise refusal(examples[0], malformed, records, task.spec)
-        elif not record.strip():
-            empty += 1
-        else:
-            writer.add(record)
-            text_bytes += len(record)
+        text = read.document(part, record, allowed)
+        if text is not None:
+            writer.add(text)
+            read.text_bytes += len(text)
     writer.flush()
-    return ReadSummary(records, empty, malformed, examples, text_bytes)
+    return read
+
+
+def malformed_allowed(spec: DataSpec) -> float:
+    """The share of malformed records that a text may have; of installed text none is, since it is left out."""
+    return spec.text.malformed if isinstance(spec.text, FileText) else 0.0
 
 
 def example_text(example: Sequence[Any], base: Path) -> str:
     """A malformed record as `file:line: what is wrong`, the file relative to `base`."""
     path, start, line, _, what, _ = example
-    return f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}"
+    return one_line(f"{os.path.relpath(path, base)}:{_line(path, start, line)}: {what}")
 
 
-def refusal(example: Sequence[Any], malformed: int, records: int, spec: DataSpec) -> DocumentError:
-    """The refusal of text with too many malformed records, at the first of them."""
+def refusal(example: Sequence[Any], malformed: int, records: int, allowed: float) -> DocumentError:
+    """The refusal of text with too many malformed records, at the first of them; a share `allowed` may be."""
     path, start, line, column, what, write = example
     if records > 1:
-        assert isinstance(spec.text, FileText)  # installed text that is malformed is left out
-        share = f"{100 * spec.text.malformed:g} %"
+        share = f"{100 * allowed:g} %"
         what += (
             f"; {malformed:,} of {records:,} records are malformed, and data.text.malformed allows {share}"
         )
@@ -215,11 +267,15 @@ def _tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
     tokenizer = None if task.tokenizer is None else _loaded(task.tokenizer)
     lengths = np.array([len(text) for text in found.texts], np.int64)
     in_split = np.stack([~(held_out := found.held_out(task.held_out_one_in)), held_out])
-    counts = np.zeros(len(lengths), np.int64)
+    counts, separators = np.zeros((2, len(lengths)), np.int64)
     with open(f"{task.stem}.train", "wb") as train, open(f"{task.stem}.held_out", "wb") as other:
         for first, last in _batches(lengths):
             tokens, counts[first:last] = encode_joined(tokenizer, task.ids, found.texts[first:last])
-            into_other = np.repeat(held_out[first:last], counts[first:last])
+            document_of = np.repeat(np.arange(first, last), counts[first:last])
+            separators[first:last] = np.bincount(
+                document_of[tokens == task.ids.separator] - first, minlength=last - first
+            )
+            into_other = held_out[document_of]
             train.write(tokens[~into_other].tobytes())
             other.write(tokens[into_other].tobytes())
             report(int(lengths[first:last].sum()))
@@ -228,7 +284,18 @@ def _tokenize(task: TokenizeTask, report: Report) -> TokenizeSummary:
         text_bytes=(in_split @ lengths).tolist(),
         tokens=(in_split @ counts).tolist(),
         choices=[int(counts[found.held_out(one_in)].sum()) for one_in in HELD_OUT_CHOICES],
+        without_tokens=int((counts == 1).sum()),
+        with_separator=int((separators > 1).sum()),
+        decoded=len(found.texts[:_DECODED]),
+        altered=0 if tokenizer is None else sum(map(partial(_is_altered, tokenizer), found.texts[:_DECODED])),
     )
+
+
+def _is_altered(tokenizer: Any, text: bytes) -> bool:
+    """Whether the beginning of a text is another text after it was encoded and decoded."""
+    begin = text.decode()[:_DECODED_CHARACTERS]
+    ids = tokenizer.encode(begin, add_special_tokens=False).ids
+    return bool(tokenizer.decode(ids, skip_special_tokens=False) != begin)
 
 
 _loaded = cache(tokenizers.load)
@@ -265,6 +332,8 @@ def _once(stem: Path, kind: type[T], work: Callable[[], T]) -> T:
     if done.exists():
         return kind(**json.loads(done.read_text()))
     summary = work()
+    for path in stem.parent.glob(f"{stem.name}[-.]*"):  # on disk before the summary says so
+        fsync_path(path)
     aside = Path(f"{stem}.new")
     aside.write_text(json.dumps(asdict(summary)))  # type: ignore[call-overload]
     os.replace(aside, done)

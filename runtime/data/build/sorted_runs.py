@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.data.errors import CorpusError
+
 SLOTS = 4096
 _SHIFT = np.uint64(64 - 12)
 RUN_BYTES = 32 * 2**20
@@ -107,6 +109,8 @@ def _read(run: Path, first_slot: int, last_slot: int) -> Iterator[SortedDocument
     with open(run.with_suffix(".text"), "rb") as file:
         file.seek(start)
         text = file.read(stop - start)
+    if len(text) != stop - start or len(digests) != 32 * (last - first):
+        raise CorpusError(f"{run} is cut off; rerun, and the text is read again")
     ends = np.cumsum(lengths).tolist()
     texts = [text[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
     yield SortedDocuments(texts, digests.reshape(-1, 32))

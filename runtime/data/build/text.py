@@ -9,22 +9,32 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtime.data import tokenizer
 from runtime.data.build import shards, text_sources
-from runtime.data.build.curation import CURATED, curate
+from runtime.data.build.curation import CURATED, Curation, curate
 from runtime.data.build.inputs import check_unchanged
-from runtime.data.build.shards import ReadSummary, TokenizeSummary, TokenizeTask
+from runtime.data.build.shards import TokenizeSummary, TokenizeTask
 from runtime.data.build.text_sources import text_parts
 from runtime.data.build.workers import Workers
 from runtime.data.corpus import file_sha256
 from runtime.data.errors import CorpusError
-from specs.curate import CurationStage
-from specs.data import Bbpe, Corpus, DataSpec, FileText, HeldOutChoice, Reading, Split, corpus_digest
+from runtime.data.tokenizer import TokenIdsOf
+from specs.data import (
+    Bbpe,
+    Corpus,
+    DataSpec,
+    FileText,
+    HeldOutChoice,
+    Reading,
+    Split,
+    TokenizerFile,
+    corpus_digest,
+)
 from specs.data_inputs import CURATION_ROLE, InputFile, inputs_of
 from specs.humanize import several
 
@@ -67,6 +77,7 @@ def build_text(
     done = workers.map("tokenizing", text_bytes, shards.tokenize, tasks)
     documents = [sum(one.documents[split] for one in done) for split in range(2)]
     _check_splits(spec, documents)
+    _check_tokens(spec, done)
     for file in runs.iterdir():
         if (
             file.suffix != ".json"
@@ -90,7 +101,7 @@ def build_text(
         held_out_choices=_choices(spec, done),
         tokenizer_sha256=tokenizer_sha256,
         bytes_per_token=held_out.text_bytes / held_out.tokens,
-        notes=tuple(_notes(spec, ids.vocab)),
+        notes=tuple(_notes(spec, ids, part, done)),
     )
 
 
@@ -99,65 +110,88 @@ def read_text(
 ) -> tuple[Reading, int]:
     """Write the documents to sorted runs in the folder `runs`; what was read, with all documents as `duplicates`, and
     the bytes of their text."""
-    texts = [file for file in files if file.role != "tokenizer" and not file.role.startswith(CURATION_ROLE)]
-    paths = [Path(file.path) for file in texts]
-    stages: tuple[CurationStage, ...] = ()
+    paths, curated = [Path(file.path) for file in _texts(files)], None
     if isinstance(spec.text, FileText) and spec.text.curate:
-        by_content = sorted(texts, key=lambda file: (file.sha256, file.path))  # whatever the files are called
-        paths, stages = curate(
-            spec.text, base, [Path(file.path) for file in by_content], runs.parent / CURATED, workers
-        )
-        left = FileText(source="files", paths=spec.text.paths, malformed=spec.text.malformed)
+        curated = curate(curation_of(spec.text, base, files, runs.parent), workers)
+        paths, left = curated.files, FileText(source="files", paths=spec.text.paths)
         spec = spec.model_copy(update={"text": left})
-    parts = text_parts(spec, paths)
+    parts = text_parts(spec.text, paths)
     tasks = [shards.ReadTask(spec, some, runs / f"{number:06}") for number, some in enumerate(parts)]
     read = workers.map("reading text", sum(task.bytes for task in tasks), shards.read, tasks)
     check_unchanged(files)
-    reading, text_bytes = _reading(spec, base, read)
-    return reading.model_copy(update={"curation": stages}), text_bytes
+    counts, text_bytes = shards.total(read), sum(one.text_bytes for one in read)
+    counts.check(shards.malformed_allowed(spec))
+    documents = counts.records - counts.empty - counts.malformed
+    if curated is not None:
+        curated.read.empty += counts.empty
+        counts = curated.read
+    reading = Reading(
+        records=counts.records,
+        empty=counts.empty,
+        duplicates=documents,
+        malformed=counts.malformed,
+        examples=tuple(shards.example_text(one, base) for one in counts.examples[:3]),
+        curation=() if curated is None else curated.stages,
+    )
+    return reading, text_bytes
 
 
-def _notes(spec: DataSpec, vocab: int) -> Iterator[str]:
-    if isinstance(spec.tokenizer, Bbpe) and vocab < spec.tokenizer.vocab:
+def curation_of(text: FileText, base: Path, files: Iterable[InputFile], part: Path) -> Curation:
+    """The curation of a text, of which these are all inputs, in the folder `part` of its build."""
+    by_content = sorted(
+        _texts(files), key=lambda file: (file.sha256, file.path)
+    )  # whatever the files are called
+    return Curation(text, base, tuple(Path(file.path) for file in by_content), part / CURATED)
+
+
+def _texts(files: Iterable[InputFile]) -> list[InputFile]:
+    return [file for file in files if is_text(file.role)]
+
+
+def is_text(role: str) -> bool:
+    """Whether an input of this role is text."""
+    return role != "tokenizer" and not role.startswith(CURATION_ROLE)
+
+
+def _notes(spec: DataSpec, ids: TokenIdsOf, part: Path, done: Sequence[TokenizeSummary]) -> Iterator[str]:
+    if isinstance(spec.tokenizer, Bbpe) and ids.vocab < spec.tokenizer.vocab:
         yield (
-            f"the tokenizer has {vocab:,} tokens, not {spec.tokenizer.vocab:,}: the text has no more pairs to merge; "
-            f"models get {max(vocab, spec.reserved_rows):,} rows"
+            f"the tokenizer has {ids.vocab:,} tokens, not {spec.tokenizer.vocab:,}: the text has no more pairs to "
+            f"merge; models get {max(ids.vocab, spec.reserved_rows):,} rows"
+        )
+    if isinstance(spec.tokenizer, TokenizerFile) and spec.tokenizer.end_of_document is None:
+        taken, *others = tokenizer.usual_ends(tokenizer.load(part / "tokenizer.json"))
+        if others:
+            yield (
+                f"documents are joined by {taken}; the tokenizer also has {', '.join(others)}: "
+                "name one in data.tokenizer.end_of_document"
+            )
+    with_separator, without, decoded, altered = (
+        sum(getattr(one, name) for one in done)
+        for name in ("with_separator", "without_tokens", "decoded", "altered")
+    )
+    if with_separator:
+        yield (
+            f"{several(with_separator, 'document')} with token {ids.separator} in the text, which stands between "
+            "documents: a model sees each as several"
+        )
+    if without:
+        yield f"{several(without, 'document')} without a token: the tokenizer leaves out all of the text"
+    if altered:
+        yield (
+            f"of {several(decoded, 'document')} that were encoded and decoded, {altered:,} came back as other text: "
+            "the tokenizer changes it, and bytes are counted before that"
         )
 
 
 def discard_other_work(part: Path) -> None:
     """Start anew where another version, which cuts the work into other tasks, began it."""
-    sizes = (text_sources.PART_BYTES, shards.SHARD_BYTES)
+    sizes = text_sources.PART_BYTES, text_sources.CURATION_TASKS, shards.SHARD_BYTES
     ours, note = f"isoplan {importlib.metadata.version('isoplan')}, tasks of {sizes}", part / "work.txt"
     if not note.exists() or note.read_text() != ours:
         for path in part.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         note.write_text(ours)
-
-
-def _reading(spec: DataSpec, base: Path, read: Sequence[ReadSummary]) -> tuple[Reading, int]:
-    """What was read, with all documents as `duplicates`, and the bytes of their text."""
-    records, empty, malformed = (
-        sum(getattr(one, name) for one in read) for name in ("records", "empty", "malformed")
-    )
-    examples = [example for one in read for example in one.examples]
-    allowed = spec.text.malformed if isinstance(spec.text, FileText) else 0.0
-    if malformed > allowed * records:
-        raise shards.refusal(examples[0], malformed, records, spec)
-    documents = records - empty - malformed
-    if not documents:
-        empties = f" ({several(records, 'record')} without any text)" if records else ""
-        raise CorpusError(
-            f"no documents were found{empties}; check the paths and the field, or the packages, of data.text"
-        )
-    reading = Reading(
-        records=records,
-        empty=empty,
-        duplicates=documents,
-        malformed=malformed,
-        examples=tuple(shards.example_text(one, base) for one in examples[:3]),
-    )
-    return reading, sum(one.text_bytes for one in read)
 
 
 def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
@@ -170,8 +204,22 @@ def _check_splits(spec: DataSpec, documents: Sequence[int]) -> None:
     )
     remedy = "add documents or change held_out_one_in"
     if sum(documents) == 1 and isinstance(spec.text, FileText):
-        remedy = "add documents, or give the text alone as one .txt file, which is cut into blocks"
+        remedy = (
+            "add text: one .txt file alone is cut into blocks of 4 KiB or more, others are documents whole"
+        )
     raise CorpusError(what + remedy)
+
+
+def _check_tokens(spec: DataSpec, done: Sequence[TokenizeSummary]) -> None:
+    """CorpusError where the tokenizer makes nothing of a whole split."""
+    tokens, documents = (
+        [sum(getattr(one, name)[split] for one in done) for split in range(2)]
+        for name in ("tokens", "documents")
+    )
+    if any(count == separators for count, separators in zip(tokens, documents, strict=True)):
+        raise CorpusError(
+            "the tokenizer makes no token of the text, which it leaves out; give one that was made for it"
+        )
 
 
 def _join(

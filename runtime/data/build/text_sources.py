@@ -9,11 +9,15 @@ from pathlib import Path
 
 from runtime.data.build.text_files import FilePart, Record, holds_values, records
 from runtime.data.build.workers import Report
-from specs.data import DataSpec, FileText
+from specs.data import DataSpec, FileText, Text
 from specs.data_inputs import JSON_SUFFIXES, TEXT_SUFFIXES, compression, suffix
 
 PART_BYTES = 64 * 2**20
 """Bytes of the files that one task reads. A killed build reads no more than a task's again; 20 GB are 300 tasks."""
+CURATION_TASKS = 64
+"""Tasks of curation that a text has if it can be cut so: enough for the cores of a node."""
+SMALLEST_CUT_BYTES = 2**20
+"""Bytes that a file is cut into for curation, at least: a second of work or so, as starting a task is hundredths."""
 HUGE_FILE_BYTES = 16 * 2**20
 """A text file larger than this is cut into blocks: no book is, concatenated corpora are."""
 _BLOCKS = 1024
@@ -26,11 +30,15 @@ _LONGEST_MEAN_LINE = 100
 _MOST_DIGITS = 0.15
 
 
-def text_parts(spec: DataSpec, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
-    """The text of a DataSpec in these files, in tasks of about `PART_BYTES`."""
-    alone = isinstance(spec.text, FileText) and len(paths) == 1
-    parts = [part for path in paths for part in _parts(path, alone)]
-    return list(_grouped(parts))
+def text_parts(text: Text, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
+    """A text in these files, in tasks of about `PART_BYTES`."""
+    return list(_grouped(_all_parts(text, paths, PART_BYTES), PART_BYTES))
+
+
+def curated_parts(text: FileText, paths: Sequence[Path]) -> list[tuple[FilePart, ...]]:
+    """The same, in tasks for curation, which takes longer: smaller ones, where they would be few."""
+    each = min(PART_BYTES, sum(path.stat().st_size for path in paths) // CURATION_TASKS)
+    return list(_grouped(_all_parts(text, paths, max(each, SMALLEST_CUT_BYTES)), each))
 
 
 def read_parts(
@@ -51,27 +59,34 @@ def block_size(size: int, smallest: int, largest: int) -> int:
     return min(largest, max(smallest, 1 << max(1, size // _BLOCKS).bit_length() - 1))
 
 
-def _parts(path: Path, alone: bool) -> Iterator[FilePart]:
+def _all_parts(text: Text, paths: Sequence[Path], cut_bytes: int) -> list[FilePart]:
+    """The files, or the parts of this size of those that can be cut."""
+    alone = isinstance(text, FileText) and len(paths) == 1
+    return [part for path in paths for part in _parts(path, alone, cut_bytes)]
+
+
+def _parts(path: Path, alone: bool, cut_bytes: int) -> Iterator[FilePart]:
     size = path.stat().st_size
     if suffix(path) in TEXT_SUFFIXES and (alone or size > HUGE_FILE_BYTES):
         yield FilePart(path, block_bytes=block_size(size, _SMALLEST_BLOCK, _LARGEST_BLOCK))
     elif (
         suffix(path) in JSON_SUFFIXES
-        and size > PART_BYTES
+        and size > cut_bytes
         and not compression(path)
         and not holds_values(path)
     ):
-        yield from (FilePart(path, start, start + PART_BYTES) for start in range(0, size, PART_BYTES))
+        yield from (FilePart(path, start, start + cut_bytes) for start in range(0, size, cut_bytes))
     else:
         yield FilePart(path)
 
 
-def _grouped(parts: Sequence[FilePart]) -> Iterator[tuple[FilePart, ...]]:
+def _grouped(parts: Sequence[FilePart], most_bytes: int) -> Iterator[tuple[FilePart, ...]]:
+    """Neighbours in tasks of at most so many bytes, or one part."""
     group: list[FilePart] = []
     group_bytes = 0
     for part in parts:
-        size = part.path.stat().st_size if part.stop is None else PART_BYTES
-        if group and group_bytes + size > PART_BYTES:
+        size = part.path.stat().st_size if part.stop is None else part.stop - part.start
+        if group and group_bytes + size > most_bytes:
             yield tuple(group)
             group, group_bytes = [], 0
         group.append(part)

@@ -21,6 +21,8 @@ _MEGATRON_HEADER = struct.Struct("<9sQBQQ")
 _MEGATRON_TYPES: dict[int, TokenType] = {1: "uint8", 4: "int32", 5: "int64", 8: "uint16"}
 """Megatron-LM, megatron/core/datasets/indexed_dataset.py, DType; those that hold token ids."""
 _NUMPY_MAGIC = b"\x93NUMPY"
+_FEWEST_TO_TELL, _WIDTH_TOKENS = 16, 2**20
+"""Groups of four tokens from which on it is told what type they are not, and tokens that are looked at."""
 _LLM_C_MAGIC = (20240520, 20240801)
 """First integer of the token files of llm.c and modded-nanogpt (llm.c, dev/data/data_common.py)."""
 
@@ -46,13 +48,13 @@ class TokenFile:
 def open_token_file(path: Path, text: TokenFiles, vocab: int) -> TokenFile:
     """What a file is, by its name and those beside it. DocumentError where its index or size does not fit."""
     if path.with_suffix(".idx").is_file() and path.suffix == ".bin":
-        return _megatron(path, path.with_suffix(".idx"))
+        return _megatron(path, path.with_suffix(".idx"), text)
     if path.suffix == ".ds":
         return _datatrove(path, text, vocab)
     return _flat(path, text, vocab)
 
 
-def _megatron(path: Path, index: Path) -> TokenFile:
+def _megatron(path: Path, index: Path, text: TokenFiles) -> TokenFile:
     size = index.stat().st_size
     with open(index, "rb") as file:
         head = file.read(_MEGATRON_HEADER.size)
@@ -65,6 +67,7 @@ def _megatron(path: Path, index: Path) -> TokenFile:
             raise _bad(
                 index, f"its type code {code} is not one of token ids: {', '.join(map(str, _MEGATRON_TYPES))}"
             )
+        _check_stated(path, index, _MEGATRON_TYPES[code], text)
         if size < _MEGATRON_HEADER.size + 12 * sequences + 8 * documents:
             raise _bad(index, f"the index is cut off: {size:,} bytes are too few for {sequences:,} sequences")
         lengths = np.fromfile(file, "<i4", sequences).astype(np.int64)
@@ -100,6 +103,9 @@ def _datatrove(path: Path, text: TokenFiles, vocab: int) -> TokenFile:
         if token_bytes not in ("2", "4"):
             raise _bad(metadata, "its first line is not 'tokenizer|bytes' with 2 or 4 bytes a token")
         token_type = "uint16" if token_bytes == "2" else "uint32"
+        _check_stated(path, metadata, token_type, text)
+    elif not index.is_file():
+        return _flat(path, text, vocab)
     if not index.is_file():
         return _sized(path, token_type, None)
     if index.stat().st_size % 8:
@@ -119,7 +125,28 @@ def _flat(path: Path, text: TokenFiles, vocab: int) -> TokenFile:
         raise _bad(path, "this is a NumPy file with a header", "write its tokens with ndarray.tofile()")
     if len(head) >= 4 and int.from_bytes(head[:4], "little") in _LLM_C_MAGIC:
         raise _bad(path, "this file has the header of llm.c", "write its tokens alone, from byte 1024 on")
-    return _sized(path, text.dtype or _by_vocab(vocab), None)
+    found = _sized(path, text.dtype or _by_vocab(vocab), None)
+    if text.dtype is None:
+        _check_width(found)
+    return found
+
+
+def _check_width(file: TokenFile) -> None:
+    """DocumentError where a file looks like one of a wider type: only in such a one is every second token 0."""
+    first = file.map()[: 4 * (min(file.tokens, _WIDTH_TOKENS) // 4)].reshape(-1, 4)
+    if file.token_type != "uint16" or len(first) < _FEWEST_TO_TELL or not first.any() or first[:, 1::2].any():
+        return
+    if first[:, 2].any():
+        wider, write = "uint32", "name their type in data.text.dtype"
+    else:
+        wider, write = "int64", "write its tokens again as uint32"
+    raise _bad(file.path, f"every second token is 0 when read as uint16, as in a file of {wider}", write)
+
+
+def _check_stated(path: Path, beside: Path, token_type: TokenType, text: TokenFiles) -> None:
+    if text.dtype is not None and text.dtype != token_type:
+        what = f"{beside.name} says that its tokens are {token_type}, but data.text.dtype is {text.dtype}"
+        raise _bad(path, what, "remove data.text.dtype, or restore the file")
 
 
 def _by_vocab(vocab: int) -> TokenType:

@@ -61,6 +61,8 @@ class Scan:
     """Tokens that each of `HELD_OUT_CHOICES` would hold out."""
     unended: int
     """Documents that do not end with the token for it."""
+    ends_documents: bool
+    """Whether that token is anywhere in it."""
 
 
 def build_tokens(
@@ -75,6 +77,7 @@ def build_tokens(
     assert isinstance(text, TokenFiles)
     assert ids is not None  # a tokenizer cannot be trained on tokens
     named = [file for file in files if file.role.startswith(("train ", "held out "))]
+    _check_distinct(named)
     opened = [open_token_file(Path(file.path), text, ids.vocab) for file in named]
     _check_types(opened)
     whole = [file.role.startswith("held out ") if text.held_out else None for file in named]
@@ -113,6 +116,7 @@ def build_tokens(
 def scan(task: ScanTask, report: Report) -> Scan:
     """Check the ids of a file, and hash its documents. DocumentError at the first id that is none of the vocabulary."""
     tokens, file = task.file.map(), task.file
+    ends_documents = False
     for start in range(0, file.tokens, _SCANNED_AT_ONCE):
         block = tokens[start : start + _SCANNED_AT_ONCE]
         wrong = np.flatnonzero((block >= task.vocab) | (block < 0))
@@ -121,6 +125,7 @@ def scan(task: ScanTask, report: Report) -> Scan:
             what = f"token {at:,} is {int(tokens[at]):,}, but the vocabulary has {task.vocab:,}"
             write = "correct data.tokenizer or data.text.dtype, or restore the file"
             raise DocumentError(file.path, 1, 1, f"{what} (read as {file.token_type})", write)
+        ends_documents = ends_documents or bool((block == task.end_of_document).any())
         report(block.nbytes)
     ends = file.ends
     if ends is None:
@@ -142,6 +147,7 @@ def scan(task: ScanTask, report: Report) -> Scan:
         (_merged(documents[~held_out]), _merged(documents[held_out])),
         choices,
         unended,
+        ends_documents,
     )
 
 
@@ -155,6 +161,19 @@ def _merged(documents: NDArray[np.int64]) -> NDArray[np.int64]:
 def _hash(tokens: NDArray[Any]) -> int:
     """64 bits of the SHA-256 of the ids as uint32, whatever type they are stored in."""
     return int.from_bytes(hashlib.sha256(tokens.astype("<u4").tobytes()).digest()[-8:], "big")
+
+
+def _check_distinct(files: Sequence[InputFile]) -> None:
+    """DocumentError where two files have the same content: it would be counted as unique tokens twice, or be trained on
+    and held out."""
+    first_of: dict[str, InputFile] = {}
+    for file in files:
+        first = first_of.setdefault(file.sha256, file)
+        if first is not file and file.bytes:
+            both = first.role.startswith("train ") and file.role.startswith("held out ")
+            kept = "is trained on" if both else "is read too"
+            what = f"its content is that of {first.path}, which {kept}"
+            raise DocumentError(file.path, 1, 1, what, "give one of them alone")
 
 
 def _check_types(files: Sequence[TokenFile]) -> None:
@@ -214,6 +233,8 @@ def _notes(files: Sequence[TokenFile], scans: Sequence[Scan], separator: int | N
             f"{unended:,} of {documents:,} documents do not end with token {separator}, the end of a document: "
             "a model does not learn where they end"
         )
+    elif separator is not None and not any(scan.ends_documents for scan in scans):
+        yield f"token {separator}, the end of a document, is nowhere in them: a model does not learn where they end"
     blocks = sum(file.ends is None for file in files)
     if blocks:
         yield (

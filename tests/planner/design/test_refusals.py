@@ -12,8 +12,10 @@ import pytest
 from planner.design.allocation import Laws
 from planner.design.target_run import find_target
 from planner.design.target_search import TargetSearch
+from planner.plan import make_plan
 from specs.document.files import DocumentError
-from specs.plan import PlannedRun
+from specs.host_memory import MARGIN, PROCESS_BYTES
+from specs.plan import Plan, PlannedRun
 from tests.support.paths import SPECS
 from tests.support.planning import inputs_of
 
@@ -138,3 +140,24 @@ def test_three_sequences_run_on_two_cores_and_eight_on_seven(tmp_path: Path) -> 
     batch = f"batch: {law.run.batch_tokens} tokens\n"
     own = target(tmp_path, BUDGET + batch, seven)
     assert own.execution.layout.devices >= law.execution.layout.devices
+
+
+def test_host_memory_that_a_node_lacks_is_refused(tmp_path: Path) -> None:
+    """A plan on GPUs needs each rank's process, its batch and a copy of its state on the node."""
+    told = cluster("h100-64", 8, 8, "80 GB")
+    (tmp_path / "b.yaml").write_text(BUDGET)
+
+    def planned(room: str) -> Plan:
+        (tmp_path / "c.yaml").write_text(f"{told}memory_per_node: {room}\n")
+        inputs = inputs_of(tmp_path / "b.yaml", tmp_path / "out", tmp_path / "data")
+        return make_plan(inputs)
+
+    [run] = planned("1 TB").runs
+    ranks = run.execution.layout.devices
+    needed = MARGIN * ranks * PROCESS_BYTES["cuda"]
+    assert planned(f"{1.1 * needed / 1e9:.4g} GB").runs == (run,)
+    with pytest.raises(
+        DocumentError, match=r"of host memory on a node .*, but memory_per_node is"
+    ) as refused:
+        planned(f"{needed / 1e9:.4g} GB")
+    assert BUDGET.splitlines()[refused.value.line - 1].startswith("cluster:")

@@ -22,6 +22,7 @@ from planner.explain.fields import (
 from planner.plan import make_plan
 from planner.tables import rows
 from specs.budget import FixedRatio, FixedSize, Inference, Objective
+from specs.curate import CuratedText, CurationStage
 from specs.law import RateCheck
 from specs.mix import Mix, MixPhase
 from specs.plan import LayoutChoice, LayoutEstimate, NoForecast, Plan, SourceText
@@ -82,6 +83,24 @@ def on_a_mix(mix: Mix) -> Plan:
 
 
 ON_A_MIX = on_a_mix(MIX)
+CURATED = samples.sealed(
+    samples.plan(),
+    curation=(
+        CuratedText(
+            source="",
+            steps=(
+                CurationStage(
+                    step="GopherQualityFilter",
+                    read=48,
+                    dropped=5,
+                    reasons={"gopher_short_doc": 5},
+                    examples=(),
+                ),
+                CurationStage(step="ExactDedup", read=43, dropped=3, reasons={}, examples=()),
+            ),
+        ),
+    ),
+)
 
 
 @cache
@@ -103,6 +122,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "laid out": lambda: LAID_OUT,
     "on a table": on_a_table,
     "on a mix": lambda: ON_A_MIX,
+    "curated": lambda: CURATED,
 }
 
 
@@ -131,6 +151,16 @@ def test_a_plan_on_a_table_names_the_table_and_has_no_curve() -> None:
     assert "family llama" in explain(on_a_table(), "allocation").decided_by
     [row] = [value for name, value in rows(on_a_table()) if name == "evidence"]
     assert row.startswith("25 runs of example_runs.csv, 3.0e+17 to 3.0e+19 FLOP; held-out error: ")
+
+
+def test_a_curated_text_says_what_was_dropped() -> None:
+    told = explain(CURATED, "curation")
+    assert told.value_text == (
+        "GopherQualityFilter dropped 5 of 48 documents, ExactDedup dropped 3 of 43 documents"
+    )
+    assert told.decided_by == "the corpus: counted when it was built"
+    [found] = [one for one in diff(CURATED, samples.plan()) if one.field == "curation"]
+    assert (found.group, found.text_before, found.text_after) == ("evidence", told.value_text, "none")
 
 
 def test_a_mix_says_shares_and_epochs_of_its_sources() -> None:

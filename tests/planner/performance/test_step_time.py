@@ -11,6 +11,7 @@ from planner.performance import cost, memory, step_time
 from planner.performance.cost import architecture
 from planner.performance.engine_features import OURS
 from planner.performance.layout_grid import LayoutGrid, grid_of, rank_blocks, stage_cut
+from planner.performance.layout_search import compare_layouts
 from specs.cluster import Cluster
 from specs.document.files import from_catalog
 from specs.layout import Layout
@@ -103,6 +104,42 @@ def test_what_costs_more() -> None:
         assert sum(slower.values()) > total(layout(tp=8, dp=2)), worse
     h100 = step_time.cluster_rates(from_catalog(Cluster, "h100-64", None), 2)
     assert sum(step_time.step_seconds(A, OURS, h100, 2, grid).values()) < total(layout(tp=8, dp=2))
+
+
+def test_masked_documents_cost_the_attention_within_them() -> None:
+    """And nothing else changes, but for what recomputes it; a kernel that stores its scores computes them all."""
+    seen = SEVEN_B.context / 5
+    masked = architecture(SEVEN_B.model_copy(update={"mean_attended_tokens": seen}))
+    for cut in (layout(), layout(tp=8, recompute="full"), layout(pp=4, interleave=2)):
+        grid, joined = grid_of(cut, A.layers, 64), parts(cut)
+        found = {
+            name: float(part) for name, part in step_time.step_seconds(masked, OURS, ON, 2, grid).items()
+        }
+        share = (seen + 1) / (SEVEN_B.context + 1)
+        assert found["attention"] == pytest.approx(share * joined["attention"])
+        same = set(found) - {"attention", "recompute", "bubble", "pipeline transfers", "data parallel"}
+        assert {name: found[name] for name in same} == {name: joined[name] for name in same}
+        if cut.recompute == "full":
+            saved = (joined["attention"] - found["attention"]) / 3.5
+            assert joined["recompute"] - found["recompute"] == pytest.approx(saved)
+        stored = replace(OURS, flash=False)
+        assert step_time.step_seconds(masked, stored, ON, 2, grid) == step_time.step_seconds(
+            A, stored, ON, 2, grid
+        )
+
+
+def test_simulated_steps_of_masked_documents_are_shorter() -> None:
+    """By what attention saves; the layouts compared are timed by simulation."""
+    masked = SEVEN_B.model_copy(update={"mean_attended_tokens": SEVEN_B.context / 5})
+    joined, apart = (compare_layouts(model, H800, 64, 512, "bf16") for model in (SEVEN_B, masked))
+    shared = {one.layout: one for one in joined.ranked}
+    for one in apart.ranked:
+        if one.layout in shared:
+            other = shared[one.layout]
+            saved = other.seconds["attention"] - one.seconds["attention"]
+            assert saved > 0.7 * other.seconds["attention"]
+            assert other.step_s - one.step_s >= 0.9 * saved
+    assert any(one.layout in shared for one in apart.ranked)
 
 
 def test_collectives_by_place() -> None:

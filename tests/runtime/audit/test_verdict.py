@@ -347,6 +347,22 @@ def test_a_forged_record_is_caught_and_named(
     assert ledger(workspace) == []
 
 
+def test_a_job_whose_ranks_never_started_is_no_ghost(workspace: Path, plan: Plan) -> None:
+    """Its incidents stand before the first Start; only what has trained may not."""
+    told = story(planned_run(plan), plan.seal)
+    before = [
+        Incident(time=0.0, step=0, what="failed_preflight", message="n1 is excluded from job 7: slow"),
+        Incident(time=0.0, step=0, what="crashed", message="srun: no such image"),
+    ]
+    tell(workspace, replace(told, incidents=(*before, *told.starts), starts=()))
+    audit = audited(workspace, plan)
+    assert (audit.verdict, audit.runs[0].state) == ("inside", "accepted")
+    assert len(ledger(workspace)) == 1
+    late = before[0].model_copy(update={"step": 3})
+    tell(workspace, replace(told, incidents=(late, *told.starts), starts=()))
+    assert [one.name for one in failed(audited(workspace, plan))] == ["start"]
+
+
 def test_run_json_of_another_run(workspace: Path, plan: Plan) -> None:
     run = planned_run(plan)
     other = samples.run(data=run.data, seed=7)

@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.checkpoint.import_hf import import_weights, run_from
 from runtime.checkpoint.imported_weights import check_imported_weights
 from runtime.data.batches import RunData, Splits
 from runtime.data.build.corpus import build
-from runtime.data.corpus import tokens
+from runtime.data.corpus import load_corpus, tokens
 from runtime.run_folder.folder import RunFolder
 from specs.checkpoint_retention import Retention
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText
@@ -42,9 +43,11 @@ def corpus_of(home: Path, tokenizer: Bytes | Bbpe) -> Corpus:
     return build(DataSpec(text=text, tokenizer=tokenizer, held_out_one_in=4), home, home / "data", QUIET)
 
 
-def trained(home: Path, tokenizer: Bytes | Bbpe | None = None, **changes: Any) -> RunFolder:
+def trained(
+    home: Path, tokenizer: Bytes | Bbpe | None = None, rows: int | None = None, **changes: Any
+) -> RunFolder:
     corpus = corpus_of(home, tokenizer or Bytes(kind="bytes"))
-    vocab = {"vocab": corpus.rows}
+    vocab = {"vocab": rows or corpus.rows}
     data = CorpusRef(corpus=corpus.name, digest=corpus.digest)
     model = samples.model(width=32, heads=2, kv_heads=1, ffn=48, context=32, init_std=0.1, **vocab)
     folder = opened(home, tiny_run(data, model=model, **changes))
@@ -99,6 +102,32 @@ def test_transformers_gives_the_ids_and_logits_of_the_run(
     found, expected = model(rows).logits.detach().double(), our_logits(folder, 20, rows)
     assert float((found - expected).norm() / expected.norm()) < bound
     assert model.config.eos_token_id == 0
+
+
+@pytest.mark.slow
+def test_rows_without_a_token_are_never_generated(tmp_path: Path) -> None:
+    """A bare run spec whose model has more rows than its corpus has tokens."""
+    transformers = pytest.importorskip("transformers")
+    console = Console(record=True, width=200, file=io.StringIO())
+    run = trained(tmp_path, Bbpe(kind="bbpe", vocab=300), rows=320)
+    out = export(run, tmp_path / "data", None, tmp_path / "out", console)
+    vocab = load_corpus(tmp_path / "data", run.run().data.corpus).vocab
+    assert console.export_text().splitlines()[-1] == (
+        f"{320 - vocab} of the model's 320 rows have no token; generation_config.json suppresses them"
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert model.generation_config.eos_token_id == 0
+    found = model.generate(
+        torch.tensor([[5]]),
+        attention_mask=torch.ones(1, 1),
+        pad_token_id=0,
+        max_new_tokens=24,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    for scores in found.scores:
+        assert torch.isneginf(scores[0, vocab:]).all()
+        assert torch.isfinite(scores[0, :vocab]).all()
 
 
 def test_the_ids_of_training_are_those_of_the_exported_tokenizer(tmp_path: Path) -> None:

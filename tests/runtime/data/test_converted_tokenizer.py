@@ -4,7 +4,9 @@ import base64
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import regex
@@ -72,6 +74,9 @@ MERGED = [
     " 漢",
     "😀",
 ]
+
+
+BYTE_RANKS = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +212,19 @@ def test_a_conversion_that_gives_other_ids_is_refused(
             {"encoding": "cl100k_base"},
             "has 274 ranks, and cl100k_base has 100,256; name another",
         ),
+        (
+            "far.tiktoken",
+            BYTE_RANKS + b"b2Y= 99999999999999\n",
+            {"encoding": "qwen"},
+            ":257:1: this line is no token in base 64 with its rank",
+        ),
+        (
+            "high.tiktoken",
+            BYTE_RANKS + b"b2Y= 999999999\n",
+            {"encoding": "qwen"},
+            "do not count from 0 to 256",
+        ),
+        ("below.tiktoken", BYTE_RANKS + b"b2Y= -3\n", {"encoding": "qwen"}, ":257:1: this line is no token"),
         ("none.model", b"\x00\x01\x02", {}, "this is no SentencePiece model"),
         ("empty.model", b"", {}, "this SentencePiece model has no pieces"),
         ("tokenizer.json", b"{}", {"encoding": "qwen"}, "only a tiktoken file has an encoding"),
@@ -220,6 +238,29 @@ def test_what_is_no_such_file_is_one_line(
         corpus(tmp_path, tmp_path / name, **options)
     assert what in str(refused.value)
     assert list(tmp_path.glob("data/[!.]*")) == []
+
+
+def test_a_damaged_model_is_one_line(tmp_path: Path, train: Callable[..., Path]) -> None:
+    """Each cut or changed byte is refused, or makes another tokenizer that still gives its own ids."""
+    whole = train("damaged", model_type="bpe", vocab_size=200).read_bytes()
+    file, asked = tmp_path / "t.model", TokenizerFile(kind="file", path="t.model")
+    refused: list[str] = []
+    for at in range(7, len(whole), len(whole) // 60):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 0xC0]) + whole[at + 1 :]):
+            file.write_bytes(damaged)
+            try:
+                made = converted_tokenizer.convert(asked, file)
+                encode = partial(_ids, made)
+                converted_tokenizer.check_conversion(asked, file, encode, [])
+            except DocumentError as error:
+                refused.append(str(error))
+    assert all(len(one.splitlines()) == 1 for one in refused)
+    assert len(refused) > 60
+
+
+def _ids(made: Any, text: str) -> list[int]:
+    ids: list[int] = made.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def test_a_missing_library_is_named(

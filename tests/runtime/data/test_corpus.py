@@ -1,14 +1,18 @@
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from runtime.data.build import corpus as build_corpus
 from runtime.data.build.corpus import build
 from runtime.data.build.text_sources import read_parts, text_parts
 from runtime.data.corpus import load_corpus, tokens, verify
@@ -90,6 +94,7 @@ def test_two_builders_at_once_build_it_once(beside: Path) -> None:
     code = f"""
 from pathlib import Path
 from rich.console import Console
+from runtime.data.build import corpus as build_corpus
 from runtime.data.build.corpus import build
 from specs.data import DataSpec
 spec = DataSpec.model_validate_json({spec().canonical_json()!r})
@@ -126,6 +131,76 @@ def test_a_cut_file_is_found_at_once(beside: Path) -> None:
         CorpusError, match=r"train\.bin does not have the \d+ bytes that its manifest requires"
     ):
         load_corpus(beside / "data", corpus.name)
+
+
+@pytest.mark.parametrize("edited", ["digest", "inputs", "spec"])
+def test_a_manifest_that_was_edited_is_noticed_at_once(beside: Path, edited: str) -> None:
+    manifest = beside / "data" / built(spec(vocab=300), beside).name / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    match edited:
+        case "digest":
+            plain["digest"] = "0" * 64
+        case "inputs":
+            plain["inputs"]["digest"] = "0" * 64
+        case "spec":
+            plain["spec"]["held_out_one_in"] = 5
+    manifest.write_text(json.dumps(plain))
+    with pytest.raises(
+        CorpusError, match=r"manifest\.json is not as it was written, .*; delete .* and rerun"
+    ):
+        load_corpus(beside / "data", manifest.parent.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tokenizer.json", r"tokenizer\.json is gone; delete "),
+        ("manifest.json", r"has no manifest\.json; delete "),
+    ],
+)
+def test_a_file_that_is_gone_is_missed(beside: Path, name: str, message: str) -> None:
+    (beside / "data" / built(spec(vocab=300), beside).name / name).unlink()
+    with pytest.raises(CorpusError, match=message):
+        built(spec(vocab=300), beside)
+
+
+@pytest.mark.parametrize("at", ["hash_inputs", "build_text"])
+def test_a_file_that_is_removed_during_a_build_is_named_and_nothing_stays(
+    beside: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    of = build_corpus.hash_inputs if at == "hash_inputs" else build_corpus.build_text
+
+    def after_removal(*given: Any) -> Any:
+        (beside / "text.jsonl").unlink()
+        return of(*given)
+
+    monkeypatch.setattr(build_corpus, at, after_removal)
+    with pytest.raises(
+        (CorpusError, DocumentError), match=r"text\.jsonl.* (changed while it was read|no such file)"
+    ):
+        built(spec(), beside)
+    assert list((beside / "data").glob(".*.part")) == []
+
+
+def test_a_disk_that_is_full_at_the_end_keeps_what_is_finished(
+    beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise DocumentError(beside, 1, 1, "the file cannot be written (No space left on device)", "free some")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_corpus, "write_json", full)
+        with pytest.raises(DocumentError):
+            built(spec(), beside)
+        assert list((beside / "data").glob(".*.part/train.bin")) != []
+        for error, message in (
+            (OSError(), "data: No space left on device; free disk space and rerun"),  # as NumPy's
+            (OSError(errno.EROFS, "", "x"), "x: Read-only file system; choose another folder"),
+        ):
+            patch.setattr(build_corpus, "write_json", Mock(side_effect=error))
+            with pytest.raises(CorpusError, match=message):
+                built(spec(), beside)
+    assert built(spec(), beside).train.documents > 20
 
 
 def test_a_corpus_that_is_not_there_says_how_to_build_it(tmp_path: Path) -> None:
@@ -185,7 +260,7 @@ def test_declared_text_cannot_be_built(tmp_path: Path) -> None:
 
 def test_a_data_folder_that_cannot_be_made_is_refused_in_a_line(beside: Path) -> None:
     (beside / "data").write_text("a file is in the way")
-    with pytest.raises(CorpusError, match=r"data: .*; free disk space or choose another folder"):
+    with pytest.raises(CorpusError, match=r"data: File exists; .* choose another folder"):
         built(spec(), beside)
 
 

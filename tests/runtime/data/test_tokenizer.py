@@ -11,7 +11,7 @@ from runtime.data import tokenizer
 from runtime.data.build.corpus import build
 from runtime.data.corpus import tokens
 from specs.budget import Budget
-from specs.data import Bbpe, Corpus, CorpusRef, DataSpec, DeclaredText, FileText, TokenizerFile
+from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, DeclaredText, FileText, TokenizerFile
 from specs.sources import Sources
 from specs.tokenizer_file import token_count
 from tests.support import samples
@@ -23,7 +23,7 @@ TEXTS = [
 ]
 
 
-def built(folder: Path, asked: Bbpe | TokenizerFile, texts: list[str] = TEXTS) -> Corpus:
+def built(folder: Path, asked: Bbpe | Bytes | TokenizerFile, texts: list[str] = TEXTS) -> Corpus:
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     text = FileText(source="files", paths=("text.jsonl",))
     return build(DataSpec(text=text, tokenizer=asked, held_out_one_in=4), folder, folder / "data", QUIET)
@@ -150,3 +150,48 @@ def test_the_papers_rows_are_planned() -> None:
     path = ROOT / "specs" / "budget_1e24.yaml"
     assert load(path, Budget).data.reserved_rows == 102_400
     assert inputs_of(path, ROOT / "plans", ROOT / "data").rows == 102_400
+
+
+def test_what_a_tokenizer_does_to_the_text_is_said(tmp_path: Path) -> None:
+    """Letters that it does not know, ends of documents in the text, and more than one name for them."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    made = Tokenizer(models.BPE({name: n for n, name in enumerate("abc</s>")}, []))
+    made.add_tokens([AddedToken("</s>", special=False)])
+    made.add_special_tokens(["<eos>"])
+    made.save(str(tmp_path / "mine.json"))
+    texts = [f"a</s>bc {'ab' * i}" for i in range(60)] + ["123"]
+    corpus = built(tmp_path, TokenizerFile(kind="file", path="mine.json", end_of_document="</s>"), texts)
+    documents = corpus.train.documents + corpus.held_out.documents
+    assert [note.split(":")[0] for note in corpus.notes] == [
+        f"60 documents with token {corpus.end_of_document} in the text, which stands between documents",
+        "1 document without a token",
+        "of 50 documents that were encoded and decoded, 50 came back as other text",
+    ]
+    assert documents == 61
+    corpus = built(tmp_path, TokenizerFile(kind="file", path="mine.json"), texts)
+    assert corpus.end_of_document == made.token_to_id("<eos>"), (
+        "a special token is meant before one that is text"
+    )
+    assert corpus.notes[0].startswith(
+        "documents are joined by <eos>; the tokenizer also has </s>: name one in "
+    )
+
+
+def test_bytes_that_join_documents_are_counted_in_them(tmp_path: Path) -> None:
+    corpus = built(tmp_path, Bytes(kind="bytes"), [*TEXTS, "NUL \0 in it", "and \0 \0 here"])
+    assert corpus.notes == (
+        "2 documents with token 0 in the text, which stands between documents: a model sees each as several",
+    )
+
+
+def test_merges_that_are_left_out_at_random_are_not(tmp_path: Path) -> None:
+    made = built(tmp_path, Bbpe(kind="bbpe", vocab=400))
+    plain = json.loads((tmp_path / "data" / made.name / "tokenizer.json").read_text())
+    for dropout in (None, 0.5):
+        (tmp_path / "mine.json").write_text(
+            json.dumps(plain | {"model": plain["model"] | {"dropout": dropout}})
+        )
+        again = built(tmp_path, TokenizerFile(kind="file", path="mine.json"))
+        assert again.train.digest == made.train.digest
+        assert again.notes == ()

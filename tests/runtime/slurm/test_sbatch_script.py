@@ -1,6 +1,8 @@
 """What is asked of SLURM, and what it is told to run, without a SLURM."""
 
 import pickle
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,7 +23,8 @@ from runtime.slurm.study import ContinueStudy
 from runtime.slurm.submit import ClusterFile, PreparedSubmission
 from runtime.slurm.task import Task
 from specs.cluster import Cluster
-from specs.document.files import DocumentError, catalog_path, from_catalog
+from specs.document.files import DocumentError, catalog_path, from_catalog, load
+from specs.host_memory import MARGIN, PROCESS_BYTES
 from specs.record import Order
 from specs.slurm import Slurm
 from tests.support import samples
@@ -139,6 +142,86 @@ def test_never_more_at_once_than_the_limit_and_no_fewer_than_could_be(sizes: lis
     assert len(begin) == min(len(sizes), limit)
 
 
+# --- CPUs and memory ---
+
+
+def requested(of: Order, memory_bytes: float | None, **changes: Any) -> RunRequest:
+    plain = samples.run(**changes)
+    return RunRequest(Path("plan.yaml"), "", "a run", plain, of, 1.0, memory_bytes)
+
+
+def gpus(**top: Any) -> ClusterFile:
+    """Nodes of eight GPUs."""
+    how = asked(8, **top.pop("slurm", {}))
+    device = how.cluster.device.model_copy(update={"backend": "cuda"})
+    return ClusterFile(how.path, how.cluster.model_copy(update={"device": device, **top}))
+
+
+def test_a_gpu_gets_its_share_of_the_node_and_the_memory_that_a_checkpoint_takes(tmp_path: Path) -> None:
+    """The 7B's 12 bytes a parameter, over the data-parallel ranks of a node that hold each of them once."""
+    seven = samples.model(layers=30, width=4096, heads=32, kv_heads=32, ffn=11008, vocab=102400, context=4096)
+    run = requested(order(8, device="cuda"), 70e9, model=seven, optim=samples.optim(batch_sequences=64))
+    [script] = drafted(tmp_path, gpus(cpus_per_node=96), run)
+    assert "#SBATCH --cpus-per-task=12" in options(script)
+    assert "--cpus-per-task=12 " in script.text.partition("\nsrun ")[2]
+    [asked_for] = [line for line in options(script) if line.startswith("#SBATCH --mem=")]
+    batch = 2 * 8 * 64 * 4097
+    least = MARGIN * (12 * seven.params + 8 * PROCESS_BYTES["cuda"] + batch)
+    assert int(asked_for.removeprefix("#SBATCH --mem=").removesuffix("M")) * 2**20 == pytest.approx(
+        least, rel=1e-3
+    )
+
+
+def test_what_the_cluster_file_says_wins_and_a_pilot_of_an_array_has_the_largest_ones_memory(
+    tmp_path: Path,
+) -> None:
+    small, large = (requested(order(2), size, seed=seed) for seed, size in enumerate((1e8, 3e8)))
+    [script] = drafted(tmp_path, asked(), small, large)
+    least = 2 * MARGIN * (3e8 + PROCESS_BYTES["cpu"])
+    [asked_for] = [line for line in options(script) if line.startswith("#SBATCH --mem=")]
+    assert int(asked_for.removeprefix("#SBATCH --mem=").removesuffix("M")) * 2**20 == pytest.approx(
+        least, rel=0.01
+    )
+    [own] = drafted(tmp_path, asked(memory="2 GiB"), small)
+    assert "#SBATCH --mem=2048M" in options(own)
+    for settings, shares in (("CR_CPU", False), ("CR_CORE_MEMORY", True), ("CR_Core_Memory", True)):
+        assert submit.shares_memory({"SelectTypeParameters": settings}) is shares
+    [silent] = submit.submissions_for(
+        Workspace(tmp_path), asked(), [small], "mini", Task, 8, shares_memory=False
+    )
+    assert "--mem" not in silent.text
+    [bare] = drafted(tmp_path, asked(), requested(order(2), None))
+    assert "--mem" not in bare.text
+    one_gpu = requested(order(1, device="cuda"), 1e9)
+    [own] = drafted(tmp_path, gpus(cpus_per_node=96, slurm={"cpus_per_device": 3}), one_gpu)
+    assert "#SBATCH --cpus-per-task=3" in options(own)
+
+
+def test_on_fewer_nodes_a_rank_holds_more(tmp_path: Path) -> None:
+    how = order(4, fallback_layouts=(2,))
+    [script] = drafted(tmp_path, asked(min_nodes=1), requested(how, 4e8))
+    [asked_for] = [line for line in options(script) if line.startswith("#SBATCH --mem=")]
+    assert int(asked_for.removeprefix("#SBATCH --mem=").removesuffix("M")) > 2 * MARGIN * 8e8 / 2**20
+
+
+@pytest.mark.parametrize(
+    ("slurm", "says"),
+    [
+        (
+            "cpus_per_device: 13",
+            "cpus_per_device 13 on 8 devices is more than cpus_per_node 96; write at most 12",
+        ),
+        ("memory: 2 TB", "slurm.memory 2e+12 B is more than memory_per_node 1e+12 B; write at most that"),
+    ],
+)
+def test_more_than_a_node_has_is_no_cluster(tmp_path: Path, slurm: str, says: str) -> None:
+    path = tmp_path / "lab.yaml"
+    sizes = f"cpus_per_node: 96\nmemory_per_node: 1 TB\nslurm: {{{slurm}}}\n"
+    path.write_text(catalog_path(Cluster, "h100-64").read_text() + sizes)
+    with pytest.raises(DocumentError, match=re.escape(says)):
+        load(path, Cluster)
+
+
 # --- the script ---
 
 
@@ -166,6 +249,11 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
         modules=("cuda/12", "a b"),
         prologue=("export A='b c'",),
         container=("apptainer", "exec", "my image.sif"),
+        srun={
+            "container-image": r"/images/a b$(c)\d.sqsh",
+            "container-mounts": "/home:/home",
+            "overcommit": True,
+        },
     )
     [script] = drafted(tmp_path, how)
     assert r"""#SBATCH --comment='a '"'"'b'"'"' $c \\d'""" in options(script)
@@ -176,6 +264,31 @@ def test_values_are_quoted_for_sbatch_and_the_shells_lines_are_as_written(tmp_pa
     [ranks] = [line for line in lines if line.startswith("srun ")]
     assert lines.index("export A='b c'") < lines.index(ranks)
     assert f"apptainer exec 'my image.sif' {sys.executable} -u -m submitit.core._submit " in ranks
+    words = shlex.split(ranks)
+    mine = words[: words.index("apptainer")][-3:]
+    assert mine == [
+        r"--container-image=/images/a b$(c)\d.sqsh",
+        "--container-mounts=/home:/home",
+        "--overcommit",
+    ]
+    assert script.text.count("--container-image") == 1
+
+
+@pytest.mark.parametrize(
+    ("slurm", "says"),
+    [
+        ({"srun": {"output": "x"}}, "--output is not allowed in srun, since isoplan sets it; remove it"),
+        ({"srun": {"time": 5}}, "--time is not allowed in srun, since slurm.time_limit sets it; remove it"),
+        ({"srun": {"--overcommit": True}}, "'--overcommit' is not a long name of an srun option; write it"),
+        ({"srun": {"a b; reboot": True}}, "'a b; reboot' is not a long name of an srun option"),
+        ({"srun": {"overcommit": False}}, "--overcommit has no value; write true, or remove it"),
+        ({"extra": {"mem": "1G"}}, "--mem is not allowed in extra, since slurm.memory sets it; remove it"),
+        ({"extra": {"container-image": "a"}}, "has no scontrol; write it under slurm.srun"),
+    ],
+)
+def test_options_that_are_set_elsewhere_are_refused(slurm: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        asked(**slurm)
 
 
 def test_a_study_goes_on_in_a_job_of_one_core(tmp_path: Path) -> None:

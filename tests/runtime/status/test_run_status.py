@@ -21,6 +21,7 @@ from runtime.run_folder.workspace import RefusedError, Workspace
 from runtime.slurm import client
 from runtime.slurm.client import EndedJob, LiveJob
 from runtime.slurm.job_states import JobStates, job_states
+from runtime.slurm.preflight.report import exclusion
 from runtime.status import display
 from runtime.status.collect import QueryJobs, StatusCollector, StudyStatus
 from runtime.status.logs import RunOutput, last_lines, run_to_show
@@ -248,6 +249,21 @@ def test_a_run_in_the_queue(home: Path) -> None:
         assert not snapshot.in_progress
         [(group, runs)] = snapshot.groups
         assert snapshot.next_of(group, runs).endswith("scontrol release 12")
+
+
+def test_nodes_that_the_jobs_preflight_excluded_are_shown(home: Path) -> None:
+    folder = target(home)
+    said(folder, "failed_preflight", exclusion("node7", "11", "its link"))
+    said(folder, "failed_preflight", exclusion("node2", "12", "0 GB are free in /tmp, 1 GB needed"))
+    where = with_slurm(folder, live("PENDING", "BeginTime", restarts=1))
+    assert looked(home, where).excluded == (
+        "node2 is excluded from job 12: 0 GB are free in /tmp, 1 GB needed",
+    )
+    snapshot = StatusCollector(Workspace(home), None).collect(answer(where))
+    printed = io.StringIO()
+    display.show(snapshot, Console(file=printed, width=120))
+    assert "node2 is excluded from job 12: 0 GB are free" in printed.getvalue()
+    assert "node7" not in printed.getvalue()
 
 
 def test_a_job_that_ended_before_its_run(home: Path) -> None:

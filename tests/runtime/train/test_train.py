@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from model.mesh import Mesh
 from model.transformer import Stage
 from model.zero import AdamW
 from runtime.checkpoint.format import load_checkpoint, weights_sha256
-from runtime.data.batches import DataError, held_out_rows, training_rows
+from runtime.data.batches import DataError, RunData, held_out_rows, training_rows
 from runtime.data.corpus import CorpusError, load_corpus, tokens
 from runtime.run_folder.folder import RunFolder
 from runtime.train.loop import RunError, main, train
@@ -130,6 +131,40 @@ def test_masked_documents_are_evaluated_as_each_alone(home: Path, data: CorpusRe
                 count += len(document_T) - 1
     assert count < rows_BT[:, 1:].numel(), "some sequence has an end of a document in it"
     assert folder.evals()[-1].loss == pytest.approx(nats / count, rel=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_row_is_read_once(
+    home: Path, data: CorpusRef, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    rows: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        read = getattr(RunData, name)
+
+        def counted(self: RunData, *at: Any) -> Any:
+            found = read(self, *at)
+            rows[name] += len(found)
+            return found
+
+        monkeypatch.setattr(RunData, name, counted)
+
+    count("training_rows")
+    count("held_out_rows")
+    folder = opened(home / f"reads-{masked}", (masked_run if masked else tiny_run)(data))
+    assert train_here(folder, home / "data") == OK
+    assert rows == {"training_rows": 20 * 4, "held_out_rows": 3 * 6 + 9}
+
+
+@pytest.mark.slow
+def test_masked_documents_are_evaluated_on_fewer_sequences_than_ranks(home: Path, data: CorpusRef) -> None:
+    run = masked_run(data, evaluation=Evaluation(every_steps=10, sequences=1, final_sequences=1))
+    losses = []
+    for dp in (1, 2):
+        folder = opened(home / f"one-sequence-{dp}", run, order(run, dp=dp))
+        assert Ranks(folder, home / "data", dp).join() == [OK] * dp
+        losses.append([line.loss for line in folder.evals()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.slow

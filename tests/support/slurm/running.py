@@ -26,11 +26,13 @@ from tests.support.slurm.desk import CLUSTER
 PACED = Path(__file__).parent / "paced"
 
 
-def cluster_file(folder: Path, *lines: str, devices_per_node: int = 2) -> Path:
-    """A cluster file for the tests' SLURM, with these lines under `slurm:`."""
+def cluster_file(folder: Path, *lines: str, devices_per_node: int = 2, top: str = "") -> Path:
+    """A cluster file for the tests' SLURM, with these lines under `slurm:`, and this one beside it."""
     path = folder / "lab.yaml"
     nodes = CLUSTER.replace("devices_per_node: 2", f"devices_per_node: {devices_per_node}")
-    path.write_text(nodes + "slurm:\n" + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB")))
+    path.write_text(
+        f"{nodes}{top}\n" + "slurm:\n" + "".join(f"  {line}\n" for line in (*lines, "memory: 800 MB"))
+    )
     return path
 
 
@@ -55,12 +57,13 @@ class Running:
 
     @staticmethod
     def queued(
-        cluster: Cluster, home: Path, place: Path, run: RunSpec, order: Order, *lines: str
+        cluster: Cluster, home: Path, place: Path, run: RunSpec, order: Order, *lines: str, top: str = ""
     ) -> "Running":
         """A run of a workspace of its own, on two nodes, queued with these lines in its cluster file."""
         place.mkdir(parents=True, exist_ok=True)
         (place / "data").symlink_to(home / "data")
-        path = cluster_file(place, *lines, devices_per_node=order.execution.layout.devices // 2)
+        each = order.execution.layout.devices // 2
+        path = cluster_file(place, *lines, devices_per_node=each, top=top)
         lab, workspace = ClusterFile(path, load(path, ClusterSpec)), Workspace(place)
         request = RunRequest(path, "", "a small run", run, order, 1.0)
         running = Running(cluster, RunFolder(request.folder(workspace)), workspace, lab, request)

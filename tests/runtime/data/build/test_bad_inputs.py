@@ -19,8 +19,12 @@ ZST = bytes(pyarrow.compress(LINES, codec="zstd", asbytes=True))
 
 
 def parquet(**columns: object) -> bytes:
+    return parquet_of(pyarrow.table(columns))
+
+
+def parquet_of(table: pyarrow.Table) -> bytes:
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    pyarrow.parquet.write_table(table, sink)
     return bytes(sink.getvalue())
 
 
@@ -155,7 +159,31 @@ TEXT: dict[str, Case] = {
         {"a.jsonl": b"[" * 100_000},
         files(paths="[a.jsonl]"),
         BYTES,
-        "a.jsonl:1:1: this record is not a document (maximum recursion depth",
+        "a.jsonl:1:2: this is not JSON (nested too deeply); mend it, or give JSON Lines: there, a line that is ",
+    ),
+    "half an array": (
+        {"a.json": b"[\n" + b",\n".join([b'{"text": "a"}'] * 3000)},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:3001:14: this is not JSON (Expecting value); mend it",
+    ),
+    "an array that is broken after thousands": (
+        {"a.json": b"[\n" + b",\n".join([b'{"text": "a"}'] * 3000) + b',\n {"text" "b"}]'},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:3002:10: this is not JSON (Expecting ':' delimiter); mend it",
+    ),
+    "indented objects, of which one is cut": (
+        {"a.json": b'{\n"text": "a"\n}\n{\n"text": "b'},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:5:9: this is not JSON (Unterminated string starting at); mend it",
+    ),
+    "an array in Latin-1": (
+        {"a.json": '[{"text": "a"},\n{"text": "café"}]'.encode("latin-1")},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:2:1: this record is not a document (it holds a byte that is not UTF-8); 1 of 2 records",
     ),
     "an array of numbers": (
         {"a.json": b"[1, 2]"},
@@ -254,6 +282,48 @@ TEXT: dict[str, Case] = {
         BYTES,
         "a.parquet:1:1: this row has no text (null); 3 of 3",
     ),
+    "two columns of that name": (
+        {"a.parquet": parquet_of(pyarrow.table([["a"], ["b"]], names=["text", "text"]))},
+        files(paths="[a.parquet]"),
+        BYTES,
+        "a.parquet:1:1: 2 columns are named 'text'; write the file again with one",
+    ),
+    "a row that is not UTF-8": (
+        {"a.parquet": parquet(text=pyarrow.array([b"good", b"caf\xe9"]).view(pyarrow.string()))},
+        files(paths="[a.parquet]"),
+        BYTES,
+        "a.parquet:2:1: this row is not UTF-8 (its byte 3); 1 of 2 records are malformed",
+    ),
+    "NUL bytes, as a crash leaves them": (
+        {"a.jsonl": LINES + b"\0" * 500 + b"\n"},
+        files(paths="[a.jsonl]"),
+        BYTES,
+        "a.jsonl:41:1: this record is not a document (Expecting value",
+    ),
+    "a gzip of another name": (
+        {"a.jsonl": gzip.compress(LINES)},
+        files(paths="[a.jsonl]"),
+        BYTES,
+        "a.jsonl:1:1: the file is compressed by gzip; ",
+    ),
+    "a zstandard of another name": (
+        {"a.txt": ZST},
+        files(paths="[a.txt]"),
+        BYTES,
+        "a.txt:1:1: the file is compressed by zstd; end its name in .zst",
+    ),
+    "a Parquet of another name": (
+        {"a.json": parquet(text=["a"])},
+        files(paths="[a.json]"),
+        BYTES,
+        "a.json:1:1: the file is Parquet; ",
+    ),
+    "one short text file": (
+        {"a.txt": b"hello"},
+        files(paths="[a.txt]"),
+        BYTES,
+        "of 1 different documents, 1 are held out (one in 4), and both splits need at least one; add text: one .txt",
+    ),
     "an unknown key": ({}, files(paths="[a.txt]", colour="red"), BYTES, "b.yaml:8:41: unknown key 'colour'"),
     "a package that is not there": (
         {},
@@ -299,6 +369,11 @@ def words(**more: object) -> bytes:
     model = {"type": "WordLevel", "vocab": {"many": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
     plain = {"version": "1.0", "added_tokens": added, "pre_tokenizer": {"type": "Whitespace"}, "model": model}
     return json.dumps(plain).encode()
+
+
+def letters(**ids: int) -> bytes:
+    """A tokenizer.json of letters, which knows nothing else."""
+    return json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": ids, "merges": []}}).encode()
 
 
 def index(
@@ -457,6 +532,48 @@ TOKEN_FILES: dict[str, Case] = {
         IDS,
         "a.ds.metadata:1:1: its first line is not 'tokenizer|bytes'",
     ),
+    "four bytes an id, read as two": (
+        {"a.bin": np.frombuffer(TOKENS, "<u2").astype("<u4").tobytes()},
+        BIN,
+        IDS,
+        "a.bin:1:1: every second token is 0 when read as uint16, as in a file of uint32; name their type in ",
+    ),
+    "eight bytes an id, read as two": (
+        {"a.ds": np.frombuffer(TOKENS, "<u2").astype("<i8").tobytes()},
+        DS,
+        IDS,
+        "a.ds:1:1: every second token is 0 when read as uint16, as in a file of int64; write its tokens again as ",
+    ),
+    "another type than the index of Megatron has": (
+        {"a.bin": TOKENS, "a.idx": index([5000])},
+        "{source: tokens, paths: [a.bin], dtype: uint32}",
+        IDS,
+        "a.bin:1:1: a.idx says that its tokens are uint16, but data.text.dtype is uint32; remove data.text.dtype",
+    ),
+    "another type than the metadata of datatrove have": (
+        {"a.ds": TOKENS, "a.ds.index": ends(5000), "a.ds.metadata": b"gpt2|4\n"},
+        "{source: tokens, paths: [a.ds], dtype: uint16}",
+        IDS,
+        "a.ds:1:1: a.ds.metadata says that its tokens are uint32, but data.text.dtype is uint16; remove ",
+    ),
+    "a folder in place of an index": (
+        {"a.bin": TOKENS, "a.idx/b": b""},
+        BIN,
+        IDS,
+        "a.idx: this should be the index of a token file, but is a folder or a link to nothing; restore the file",
+    ),
+    "a copy among the training files": (
+        {"a.bin": TOKENS, "b.bin": TOKENS},
+        "{source: tokens, paths: ['*.bin']}",
+        IDS,
+        "b.bin:1:1: its content is that of ",
+    ),
+    "a copy of a training file, held out": (
+        {"a.bin": TOKENS, "b.bin": TOKENS},
+        "{source: tokens, paths: [a.bin], held_out: [b.bin]}",
+        IDS,
+        "/a.bin, which is trained on; give one of them alone",
+    ),
     "two integer types": (
         {"a.bin": TOKENS, "b.bin": np.array([5], "<i4").tobytes(), "b.idx": index([1], code=4)},
         "{source: tokens, paths: [a.bin, b.bin]}",
@@ -488,7 +605,7 @@ TOKENIZERS: dict[str, Case] = {
         JSONL | {"t.model": b"\n\x0e"},
         files(paths="[a.jsonl]"),
         "{kind: file, path: t.model}",
-        "t.model:1:1: SentencePiece and tiktoken files are not read; convert it with transformers: ",
+        "t.model:1:1: this is no SentencePiece model (",
     ),
     "another JSON": (
         JSONL | {"t.json": b'{"model": 3}'},
@@ -514,6 +631,30 @@ TOKENIZERS: dict[str, Case] = {
         FILE,
         "between documents; its special tokens are <stop>, <go>; name one in",
     ),
+    "no token for what it does not know": (
+        JSONL | {"t.json": words(special=["</s>"]).replace(b'"[UNK]"', b'"x"', 1)},
+        files(paths="[a.jsonl]"),
+        FILE,
+        "the tokenizer cannot encode a text (WordLevel error: Missing [UNK] token from the vocabulary); give one",
+    ),
+    "no token of the text": (
+        JSONL | {"t.json": letters(z=0, q=1)},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, end_of_document: z}",
+        "the tokenizer makes no token of the text, which it leaves out; give one that was made for it",
+    ),
+    "an id beyond all rows": (
+        JSONL | {"t.json": letters(z=0, q=10**9)},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, end_of_document: z}",
+        "b.yaml:9:33: t.json: its largest token id is 1,000,000,000, and a vocabulary has 2 to 10,000,000 ids; ",
+    ),
+    "fewer rows than its ids": (
+        JSONL | {"t.json": words(special=["</s>"])},
+        files(paths="[a.jsonl]"),
+        "{kind: file, path: t.json, rows: 2}",
+        "b.yaml:9:47: t.json: it has 3 token ids, more than rows: 2; write rows: 3 or more",
+    ),
     "a name that it does not have": (
         JSONL | {"t.json": words(special=["</s>"])},
         files(paths="[a.jsonl]"),
@@ -536,6 +677,17 @@ TOKENIZERS: dict[str, Case] = {
 
 
 CASES = TEXT | TOKEN_FILES | TOKENIZERS
+BUDGET = (
+    "kind: budget\nname: b\ncompute: 1e9 FLOP\nevidence: {{kind: published, law: tiny}}\nfamily: tiny\n"
+    "cluster: laptop\ndata:\n  text: {text}\n  tokenizer: {tokenizer}\n  held_out_one_in: 4"
+)
+
+
+def test_a_held_out_share_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(BUDGET.format(text=files(paths="[a.txt]"), tokenizer=BYTES) + "0" * 20)
+    done = isoplan(tmp_path, "data", "b.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("b.yaml:10:20: 400000000000000000000 is too large; ")
 
 
 @pytest.mark.parametrize(("given", "text", "tokenizer", "message"), CASES.values(), ids=CASES.keys())
@@ -545,10 +697,7 @@ def test_a_bad_input_is_one_line_and_leaves_nothing(
     for name, content in given.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "b.yaml").write_text(
-        "kind: budget\nname: b\ncompute: 1e9 FLOP\nevidence: {kind: published, law: tiny}\nfamily: tiny\n"
-        f"cluster: laptop\ndata:\n  text: {text}\n  tokenizer: {tokenizer}\n  held_out_one_in: 4\n"
-    )
+    (tmp_path / "b.yaml").write_text(BUDGET.format(text=text, tokenizer=tokenizer))
     done = isoplan(tmp_path, "data", "b.yaml")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr

@@ -1,6 +1,8 @@
 """Text that is curated by datatrove before it is a corpus: what each step keeps, counts and shows; kills; refusals."""
 
+import gzip
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -12,8 +14,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from runtime.data.build import curation
+from runtime.data.build import curation, text_sources
 from runtime.data.build.corpus import build
+from runtime.data.build.curation import Curation, carry_out
+from runtime.data.build.mix import build_sources
+from runtime.data.build.workers import Workers, open_workers
 from runtime.data.corpus import tokens
 from runtime.data.errors import CorpusError
 from specs.data import Bytes, Corpus, DataSpec, FileText
@@ -98,9 +103,133 @@ def test_every_step_drops_what_it_should_and_says_so(tmp_path: Path) -> None:
     assert gopher.examples[0].reason == "gopher_short_doc"
     assert gopher.examples[0].text.startswith("Too short ")
     page = (tmp_path / "data" / corpus.name / "curation.html").read_text(encoding="utf-8")
-    assert all(part in page for part in ("gopher_short_doc", "Too short", '<td class="number">16.7%</td>'))
+    assert all(
+        part in page for part in ("gopher_short_doc", "Too short", '<td class="number">16.7\u202f%</td>')
+    )
     left = texts_of(tmp_path, corpus)
-    assert len([seed for seed in range(30) if prose(seed) in left or edited(prose(seed)) in left]) == 30
+    assert left <= {prose(seed) for seed in (*range(30), *range(120, 123))} | {
+        edited(prose(seed)) for seed in range(6)
+    }
+
+
+def write_as(path: Path, texts: list[str]) -> None:
+    """These texts in the format that the file's name says; a .txt and a .md hold one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    match path.suffixes:
+        case [".txt"] | [".md"]:
+            path.write_bytes(texts[0].encode())
+        case [".json"]:
+            path.write_text(json.dumps([{"text": text} for text in texts], indent=1))
+        case [".parquet"]:
+            pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+        case [".jsonl", ".gz"]:
+            path.write_bytes(gzip.compress(lines))
+        case [".jsonl", ".zst"]:
+            path.write_bytes(pyarrow.Codec("zstd").compress(lines, asbytes=True))
+        case _:
+            path.write_bytes(lines)
+
+
+def test_every_format_is_curated(tmp_path: Path) -> None:
+    """In folders; a text that Windows has saved is the same text."""
+    folder = tmp_path / "texts" / "below"
+    folder.mkdir(parents=True)
+    names = ("a.jsonl", "b.json", "c.jsonl.gz", "d.jsonl.zst", "e.parquet")
+    for number, name in enumerate(names):
+        write_as(folder / name, [prose(10 * number), prose(10 * number + 1), f"Too short {number}."])
+    for number, name in enumerate(("f.txt", "g.md")):
+        write_as(folder / name, [prose(90 + number)])
+    (folder / "h.txt").write_bytes(b"\xef\xbb\xbf" + prose(90).replace("\n", "\r\n").encode() + b"\r\n")
+    asked = spec(GOPHER, {"step": "ExactDedup"}, paths="texts")
+    corpus = build(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
+    assert corpus.reading is not None
+    assert [(one.read, one.dropped) for one in corpus.reading.curation] == [(18, 5), (13, 1)]
+    assert (corpus.reading.records, corpus.reading.empty, corpus.reading.duplicates) == (18, 0, 0)
+    seeds = [*(10 * number + n for number in range(5) for n in (0, 1)), 90, 91]
+    assert texts_of(tmp_path, corpus) == {prose(seed) for seed in seeds}
+
+
+@pytest.mark.parametrize("cut_bytes", [text_sources.SMALLEST_CUT_BYTES, 6000])
+def test_of_equal_documents_the_first_stays_however_a_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut_bytes: int
+) -> None:
+    monkeypatch.setattr(text_sources, "SMALLEST_CUT_BYTES", cut_bytes)
+    records = [{"text": prose(n), "url": f"https://a.org/{n % 15}"} for n in (*range(15), 29, *range(15, 29))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    corpus = curated(tmp_path, {"step": "ExactDedup", "key": "url"})
+    assert texts_of(tmp_path, corpus) == {prose(n) for n in range(15)}
+    asked = spec().text
+    assert isinstance(asked, FileText)
+    tasks = Curation(asked, tmp_path, (tmp_path / "a.jsonl",), tmp_path).source.tasks
+    assert tasks == (1 if cut_bytes > 6000 else 4)
+
+
+def test_what_a_process_is_sent_does_not_grow_with_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do tasks become more than a node has cores for."""
+    sizes, tasks = [], []
+    monkeypatch.setattr(
+        Workers,
+        "map",
+        lambda self, what, size, work, each: sizes.append(max(map(len, map(pickle.dumps, each)))),
+    )
+    asked = spec(GOPHER).text
+    assert isinstance(asked, FileText)
+    for files in (64, 640):
+        paths = tuple(tmp_path / f"{number:03}.md" for number in range(files))
+        for path in paths:
+            path.write_bytes(bytes(1000))
+        made = Curation(asked, tmp_path, paths, tmp_path / "work")
+        [one] = next(made.steps())
+        tasks.append(one.tasks)
+        with open_workers(Console(quiet=True), 1) as workers:
+            carry_out(one, workers)
+    assert tasks == [64, 64]
+    assert sizes[1] < 2 * sizes[0]
+
+
+def test_the_same_records_are_malformed(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": prose(seed)}) for seed in range(18)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:3], '{"text": ', *lines[3:], '{"text": " "}']))
+    with pytest.raises(
+        DocumentError, match=r"a.jsonl:4:1: .*; 1 of 20 records are malformed, .* allows 0.1 %"
+    ):
+        curated(tmp_path, GOPHER)
+    assert list(tmp_path.glob("data/*.part")) == []
+    asked = spec(GOPHER)
+    text = asked.text.model_copy(update={"malformed": 0.05})
+    corpus = build(
+        asked.model_copy(update={"text": text}), tmp_path, tmp_path / "data", Console(quiet=True), 1
+    )
+    reading = corpus.reading
+    assert reading is not None
+    assert (reading.records, reading.malformed, reading.empty) == (20, 1, 1)
+    assert reading.curation[0].read == 18
+    assert reading.examples[0].startswith("a.jsonl:4: this record is not a document")
+
+
+def test_urls_are_columns_or_keys_also_within_the_metadata(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    urls = ["https://a.org", "https://b.org", None]
+    columns = {"text": [prose(n) for n in range(3)], "url": urls, "dump": ["x"] * 3}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    records: list[dict[str, Any]] = [
+        {"text": prose(10), "url": "https://a.org"},
+        {"text": prose(11), "metadata": {"url": "https://b.org"}},
+        {"text": prose(12), "url": ""},
+        {"text": prose(13), "url": "\ud800"},
+    ]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    asked = spec({"step": "ExactDedup", "key": "url"}, paths="*.*")
+    corpus = build(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
+    assert corpus.reading is not None
+    assert [(one.read, one.dropped) for one in corpus.reading.curation] == [(7, 2)]
 
 
 def test_it_depends_on_contents_alone(tmp_path: Path) -> None:
@@ -119,6 +248,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from runtime.data.build.corpus import build
+from runtime.data.build.mix import build_sources
 from specs.data import DataSpec
 folder = Path(sys.argv[1])
 build(DataSpec.model_validate_json(sys.argv[2]), folder, folder / "data", Console(quiet=True), 2)
@@ -173,7 +303,6 @@ def test_a_language_is_known_by_a_model_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "error", "what"),
     [
-        ("a.txt", (GOPHER,), DocumentError, ".txt:1:1: files of this type cannot be curated; give .jsonl"),
         (
             "a.jsonl",
             ({**GOPHER, "min_doc_words": 10**6},),
@@ -209,3 +338,40 @@ def test_without_datatrove_it_says_what_to_install(tmp_path: Path, monkeypatch: 
         CorpusError, match=r"needs no_such_package, which is not installed; .*'isoplan\[data\]'"
     ):
         curated(tmp_path, GOPHER)
+
+
+def test_each_source_of_a_mix_is_curated_by_itself_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a tokenizer that is trained on all of them."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    done, mark = list[int](), LocalPipelineExecutor.mark_rank_as_completed
+    monkeypatch.setattr(
+        LocalPipelineExecutor,
+        "mark_rank_as_completed",
+        lambda self, rank: (done.append(rank), mark(self, rank))[1],
+    )
+    for name, first in (("web", 0), ("code", 50)):
+        records = [{"text": prose(first + seed)} for seed in range(30)] + [{"text": f"Too short {name}."}]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    parts = {
+        name: {"text": {"source": "files", "paths": [f"{name}.jsonl"], "curate": [GOPHER]}, "share": 0.5}
+        for name in ("web", "code")
+    }
+    asked = DataSpec.model_validate_json(
+        json.dumps(
+            {
+                "text": {"source": "mix", "parts": parts},
+                "tokenizer": {"kind": "bbpe", "vocab": 300},
+                "held_out_one_in": 4,
+            }
+        )
+    )
+    sources = build_sources(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
+    for corpus in sources.corpora.values():
+        assert corpus.train.documents + corpus.held_out.documents == 30
+        assert corpus.reading is not None
+        assert [(one.read, one.dropped) for one in corpus.reading.curation] == [(31, 1)]
+        assert "Too short" in corpus.reading.curation[0].examples[0].text
+    assert done == [0, 0]

@@ -136,6 +136,19 @@ def test_a_source_that_is_there_twice_or_too_small_is_refused(
     assert message in str(caught.value)
 
 
+def test_a_source_that_is_refused_leaves_nothing_unfinished_of_the_others(tmp_path: Path) -> None:
+    mixes.write_texts(tmp_path)
+    (tmp_path / "few.jsonl").write_text('{"text": "a"}\n')
+    parts = {
+        name: MixPart(text=FileText(source="files", paths=(f"{name}.jsonl",)), epochs=1.0)
+        for name in ("few", "code", "math")
+    }
+    asked = Bbpe(kind="bbpe", vocab=340)
+    with pytest.raises(CorpusError, match="few: of 1 different documents"):
+        built(mixes.spec(text=MixText(source="mix", parts=parts), tokenizer=asked), tmp_path)
+    assert list((tmp_path / "data").glob(".*.part")) == []
+
+
 def test_a_missing_file_is_refused_at_its_source(tmp_path: Path) -> None:
     mixes.write_texts(tmp_path)
     (tmp_path / "math.jsonl").unlink()

@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from runtime.data.build import text_sources
+from runtime.data.build import text_files, text_sources
 from runtime.data.build.corpus import build
 from runtime.data.build.text_files import FilePart, Malformed, records, settled
 from runtime.data.corpus import tokens
@@ -250,6 +252,79 @@ def test_lines_of_a_bad_record_are_counted_over_all_parts(
         built(tmp_path, "t.jsonl")
 
 
+ARRAYS: dict[str, Callable[[bytes], bytes]] = {
+    "array.json": lambda content: content,
+    "array.json.gz": gzip.compress,
+    "array.json.zst": lambda content: zst(content),
+}
+
+
+@pytest.mark.parametrize(("name", "pack"), ARRAYS.items(), ids=ARRAYS.keys())
+def test_a_json_array_is_read_record_by_record(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory that does not grow with the file."""
+    monkeypatch.setattr(text_files, "_READ_BYTES", 2**14)
+    values = [{"text": f"Größe {i} " + "of many words " * 200} for i in range(1000)]
+    content = json.dumps(values, ensure_ascii=False).encode()
+    (tmp_path / name).write_bytes(pack(content))
+    tracemalloc.start()
+    count = sum(
+        isinstance(one, bytes) for one in records(FilePart(tmp_path / name), "text", lambda done: None)
+    )
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 1000
+    assert peak_bytes < len(content) / 5
+
+
+@pytest.mark.parametrize("read_bytes", [1, 3, 7, 50])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("array", [True, False])
+def test_json_values_are_the_same_wherever_reads_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int, indent: int | None, array: bool
+) -> None:
+    monkeypatch.setattr(text_files, "_READ_BYTES", read_bytes)
+    values = [
+        {"text": 'a["é\\ud', "n": -12.5e3, "x": float("-inf"), "y": [True, None]},
+        {"text": 1},
+        {"text": "日\U0001f600"},
+        123,
+    ]
+    written = [
+        json.dumps(value, indent=indent, ensure_ascii=number < 1) for number, value in enumerate(values)
+    ]
+    content = "[" + ",\n".join(written) + "]\n" if array else "\n".join(written)
+    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    monkeypatch.setattr(text_files, "holds_values", lambda path: True)
+    found = list(records(FilePart(tmp_path / "t.json"), "text", lambda done: None))
+    assert (
+        [one if isinstance(one, bytes) else one.line for one in found]
+        == [
+            values[0]["text"].encode(),  # type: ignore[index]
+            1 + content[: content.index('"text": 1') - (3 if indent else 1)].count("\n"),
+            values[2]["text"].encode(),  # type: ignore[index]
+            1 + content[: content.index("123")].count("\n"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b'[{"text": "%s"}, 1' % (b"a" * 99), b'[{"text": "a"}, x, %s]' % (b"1," * 99)]
+)
+def test_where_json_breaks_is_told_to_the_character(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """However much of the line is no longer in memory."""
+    monkeypatch.setattr(text_files, "_READ_BYTES", 20)
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(content)
+    with pytest.raises(DocumentError, match="this is not JSON") as found:
+        list(records(FilePart(tmp_path / "t.json"), "text", lambda done: None))
+    assert (found.value.line, found.value.column) == (1, expected.value.colno)
+
+
 def test_empty_texts_and_duplicates_are_counted(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(lines() + '{"text": ""}\n{"text": " \\n"}\n' + lines(TEXTS[:3]))
     reading = built(tmp_path, "t.jsonl").reading
@@ -275,3 +350,41 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("text", "utf-16")
     (found,) = records(FilePart(tmp_path / "t.txt"), "text", lambda done: None)
     assert found == Malformed(1, 1, "the file is UTF-16", "save the file as UTF-8")
+
+
+def test_a_column_is_taken_by_its_whole_name(tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [{"b": "wrong"}] * 40, "a.b": TEXTS})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    found = list(records(FilePart(tmp_path / "t.parquet"), "a.b", lambda done: None))
+    assert found == [settled(text.encode()) for text in TEXTS]
+
+
+def test_links_are_followed_once_and_one_to_nothing_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "t.jsonl").write_text(lines())
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")
+    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
+    reading = built(tmp_path, "here").reading
+    assert reading is not None
+    assert (reading.records, reading.duplicates) == (40, 0)
+    (tmp_path / "here" / "b.jsonl").symlink_to("gone.jsonl")
+    for path in ("here", "here/*.jsonl", "here/b.jsonl"):
+        with pytest.raises(
+            DocumentError, match=r"b\.jsonl:1:1: this is a link to a file that is not there; "
+        ):
+            built(tmp_path, path)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.jsonl", b"new\nline.jsonl", "line\u2028end.jsonl".encode()])
+def test_files_have_any_name(tmp_path: Path, name: bytes) -> None:
+    home = tmp_path / os.fsdecode(name).removesuffix(".jsonl")
+    path = home / "d" / os.fsdecode(name)
+    path.parent.mkdir(parents=True)
+    path.write_text(lines() + "bad\n")
+    corpus = built(home, "d", malformed=0.1)
+    assert corpus.reading is not None
+    assert len(corpus.reading.examples[0].splitlines()) == 1
+    (line,) = (home / "data" / corpus.name / "inputs.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == str(path)

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import TokenStream
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText, TokenFiles, TokenIds, TokenizerFile
+from specs.data_inputs import find_corpus
+from specs.document.write import write_yaml
 from tests.support import samples
+from tests.support.commands import call
 from tests.support.token_files import write_datatrove, write_flat, write_megatron
 from tests.support.training import opened, outcome, tiny_run, train_here
 
@@ -172,6 +177,53 @@ def test_documents_without_an_end_are_said(tmp_path: Path) -> None:
     assert found.notes[0].startswith("120 of 120 documents do not end with token 0")
 
 
+def test_a_token_that_ends_no_document_is_said(tmp_path: Path) -> None:
+    write_flat(tmp_path / "p.bin", [one[:-1] for one in PROTEINS])
+    ids = TokenIds(kind="ids", vocab=33, end_of_document=0)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("p.bin",)), ids, one_in=2)
+    assert (
+        found.notes[0]
+        == "token 0, the end of a document, is nowhere in them: a model does not learn where they end"
+    )
+
+
+@pytest.mark.parametrize("spelled", ["{}/val.bin", "./val.bin", "../{name}/val.bin", "d/../val.bin"])
+def test_a_file_is_read_once_however_it_is_spelled(tmp_path: Path, spelled: str) -> None:
+    """As one that is held out if it is named so."""
+    (tmp_path / "d").mkdir()
+    write_megatron(tmp_path / "p.bin", PROTEINS[:100])
+    write_megatron(tmp_path / "val.bin", PROTEINS[100:])
+    spelled = spelled.format(tmp_path, name=tmp_path.name)
+    text = TokenFiles(source="tokens", paths=("*.bin", f"{tmp_path}/p.bin"), held_out=(spelled, "val.bin"))
+    found = built(tmp_path, text, TokenIds(kind="ids", vocab=33))
+    assert found.train.tokens == sum(map(len, PROTEINS[:100]))
+    assert found.held_out.tokens == sum(map(len, PROTEINS[100:]))
+    assert isinstance(find_corpus(found.spec, tmp_path, tmp_path / "data"), Corpus)
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.bin", "a\x85b.bin", "a\udcffb.bin", "a\nb.bin", "$(touch x).bin"])
+def test_token_files_may_have_any_name(tmp_path: Path, name: str) -> None:
+    write_megatron(tmp_path / name, PROTEINS)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("*.bin",)), TokenIds(kind="ids", vocab=33))
+    assert verify(tmp_path / "data", found.name) == found
+
+
+def test_a_tokenizer_beside_the_text_is_no_text(tmp_path: Path, ours: tuple[Path, Corpus]) -> None:
+    folder, corpus = ours
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/text.jsonl").write_bytes((folder / "text.jsonl").read_bytes())
+    (tmp_path / "d/tokenizer.json").write_bytes(
+        (folder / "data" / corpus.name / "tokenizer.json").read_bytes()
+    )
+    text, tokenizer = (
+        FileText(source="files", paths=("d",)),
+        TokenizerFile(kind="file", path="d/tokenizer.json"),
+    )
+    found = built(tmp_path, text, tokenizer)
+    assert found.digest == corpus.digest
+    assert isinstance(find_corpus(found.spec, tmp_path, tmp_path / "data"), Corpus)
+
+
 def test_what_another_share_would_hold_out_is_counted(tmp_path: Path) -> None:
     write_megatron(tmp_path / "p.bin", PROTEINS)
     text, ids = TokenFiles(source="tokens", paths=("p.bin",)), TokenIds(kind="ids", vocab=33)
@@ -210,6 +262,70 @@ def test_a_token_file_that_changed_after_it_was_checked_is_noticed(tmp_path: Pat
             return
     with pytest.raises(CorpusError, match=r"p\.bin does not have the [\d,]+ bytes that the corpus"):
         load_corpus(tmp_path / "data", found.name)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "ranges are cut": lambda corpus: (corpus / "train.ranges").write_bytes(b"abc"),
+    "ranges are gone": lambda corpus: (corpus / "held_out.ranges").unlink(),
+    "ranges are others": lambda corpus: np.array([[0, 0, 10**9]], "<i8").tofile(corpus / "train.ranges"),
+    "inputs are gone": lambda corpus: (corpus / "inputs.jsonl").unlink(),
+    "inputs are cut": lambda corpus: (corpus / "inputs.jsonl").write_text('{"role": "tr'),
+    "inputs are empty": lambda corpus: (corpus / "inputs.jsonl").write_text(""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_corpus_of_token_files_is_refused(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    write_megatron(tmp_path / "p.bin", PROTEINS)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("p.bin",)), TokenIds(kind="ids", vocab=33))
+    damage(tmp_path / "data" / found.name)
+    with pytest.raises(CorpusError, match=f"is missing or damaged; delete {tmp_path}/data/{found.name} and "):
+        load_corpus(tmp_path / "data", found.name)
+
+
+@pytest.mark.parametrize("same_content", [True, False])
+def test_a_token_file_that_was_written_again_is_hashed_before_anything_runs(
+    tmp_path: Path, same_content: bool
+) -> None:
+    """Of the same size, and with the time of its content set back."""
+    write_megatron(tmp_path / "p.bin", PROTEINS)
+    ids = TokenIds(kind="ids", vocab=33)
+    found = built(tmp_path, TokenFiles(source="tokens", paths=("p.bin",)), ids)
+    run = tiny_run(CorpusRef(corpus=found.name, digest=found.digest), model=samples.model(vocab=32))
+    write_yaml(tmp_path / "run.yaml", run)
+    done = call("run", "run.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert "the corpus has 33 token ids, more than the 32 rows of the model; write 33 or more" in done.stderr
+
+    path = tmp_path / "p.bin"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content if same_content else content[:-4] + b"\1\0\0\0")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = call("run", "run.yaml", folder=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "p.bin may have changed since the corpus " in done.stderr
+    assert "was built; hash it again: isoplan data BUDGET" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+    again = build(found.spec, tmp_path, tmp_path / "data", Console(quiet=True))
+    assert (again == found) == same_content
+    done = call("run", "run.yaml", folder=tmp_path)
+    assert ("write 33 or more" in done.stderr) == same_content
+
+
+def test_building_names_the_files_of_its_own_folder_where_another_has_the_same(tmp_path: Path) -> None:
+    """Two folders with the same files share a corpus; when one goes, the other's are named."""
+    text, ids = TokenFiles(source="tokens", paths=("p.bin",)), TokenIds(kind="ids", vocab=33)
+    spec = DataSpec(text=text, tokenizer=ids, held_out_one_in=4)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_megatron(tmp_path / name / "p.bin", PROTEINS)
+        found = build(spec, tmp_path / name, tmp_path / "data", Console(quiet=True))
+    shutil.rmtree(tmp_path / "two")
+    with pytest.raises(CorpusError, match="build again: isoplan data BUDGET"):
+        load_corpus(tmp_path / "data", found.name)
+    assert build(spec, tmp_path / "one", tmp_path / "data", Console(quiet=True)) == found
 
 
 def test_token_files_that_were_moved_are_the_same_corpus_where_they_are_now(tmp_path: Path) -> None:
