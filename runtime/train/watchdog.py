@@ -83,6 +83,7 @@ class Watchdog:
         """A finished step; with the first of a segment the watch begins."""
         now_s = time.monotonic()
         if self._thread is None:
+            self._put_off_the_end()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         else:
@@ -103,10 +104,14 @@ class Watchdog:
             now_s, signs_before, signs = time.monotonic(), signs, self._signs_of_life()
             passed_s, ticked_s = min(now_s - ticked_s, 2 * tick_s), now_s
             self._quiet_s = 0.0 if signs != signs_before else self._quiet_s + passed_s
-            faulthandler.dump_traceback_later(self.limit_s + _LOCKED_S, exit=True)
+            self._put_off_the_end()
             if self._quiet_s > self.limit_s:
                 self._end()
         faulthandler.cancel_dump_traceback_later()
+
+    def _put_off_the_end(self) -> None:
+        """End the process, with its stacks, if this is not called again in time."""
+        faulthandler.dump_traceback_later(self.limit_s + _LOCKED_S, exit=True)
 
     def _end(self) -> None:
         """Say what hangs, and end the process."""
