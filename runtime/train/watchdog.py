@@ -111,7 +111,7 @@ class Watchdog:
 
     def _put_off_the_end(self) -> None:
         """End the process, with its stacks, if this is not called again in time."""
-        faulthandler.dump_traceback_later(self.limit_s + _LOCKED_S, exit=True)
+        faulthandler.dump_traceback_later(self.limit_s + _LOCKED_S, exit=True, file=2)  # standard error
 
     def _end(self) -> None:
         """Say what hangs, and end the process."""
