@@ -7,13 +7,14 @@ QUICK := not slow and not slurm and not gpu and not soak
 # Without it pytest rewrites every test again in each of its processes, and each rank compiles our modules: seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check soak lint docs generate help
+.PHONY: demo test check soak lint docs generate gpu-check help
 
 help:
 	@echo "make demo    plan, train, audit on this machine: minutes on two cores (SMOKE=1: a shorter one, for tests)"
 	@echo "make check   format, lint, types, the quick tests"
 	@echo "make test    format, lint, types, every test but the soak"
 	@echo "make soak    what is random, exhaustive or long"
+	@echo "make gpu-check  a node's first hour: doctor, kernels, parity over its GPUs, kill and resume, MFU; one file of results"
 	@echo "make docs    the documentation, into site/; python3 -m http.server -d site shows it, search included"
 	@echo "make generate  JSON Schemas, reference pages, the page of commands and the laws' gradients, from their sources"
 
@@ -31,6 +32,9 @@ check: lint
 
 soak: .venv/.set-up
 	$(BIN)/pytest -n 2 -m soak
+
+gpu-check: .venv/.set-up
+	$(BIN)/python -m bench.gpu_check
 
 lint: .venv/.set-up
 	$(BIN)/ruff format --check
