@@ -185,7 +185,7 @@ class Budget(Spec):
     family: Slug
     """Family of shapes from the catalog."""
     aspect: int | None = Field(default=None, ge=1)
-    """Width over layers of the shapes; null is the family's practice."""
+    """Width over layers of the shapes; null is the family's practice, and no deeper than models are built."""
     batch: Tokens | None = None
     """Tokens per step of the target run; null is what the law says."""
     cluster: str = Field(min_length=1)

@@ -114,7 +114,8 @@ class Family(Spec):
     mean_attended_tokens: float | None = Field(default=None, gt=0, exclude_if=lambda tokens: tokens is None)
     """As of a run's model; the planner counts it from the text."""
     depths: tuple[tuple[int, int], ...] = Field(min_length=1)
-    """(width, layers) pairs of practice, widths increasing; between them depth follows a line in log-log."""
+    """(width, layers) pairs of practice, widths increasing; between them depth follows a line in log-log. No shape is
+    deeper than 126 layers, or the deepest of these."""
     width_multiple: int = Field(ge=2)
     """Widths are multiples of this."""
     min_width: int = Field(ge=8)

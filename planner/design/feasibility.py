@@ -41,6 +41,8 @@ _LOSS_LAW_REMEDY = (
 _FIRST_PILOTS = "first plan a budget that sets compute, then run and audit its pilots"
 HELD_OUT_MARGIN = 1.02
 """Over what is needed: a tokenizer that is trained on another split needs other tokens, by .1 % (our measurement)."""
+_DEADLINE_TRIES = 5
+"""Runs that are planned to find one that ends in time."""
 _MAX_DOUBLINGS = 20
 """Clusters up to a million times as large, and budgets down to a millionth, are tried."""
 
@@ -437,22 +439,41 @@ def _compute_for_tokens(search: TargetSearch, tokens: float, above_flop: float, 
     return rounded_down(math.exp(low))
 
 
-def check_deadline(search: TargetSearch, planned: PlannedRun) -> None:
-    """Refuse a run that takes longer than the deadline that a budget in another currency gives."""
+def check_deadline(search: TargetSearch, planned: PlannedRun, hours_of: Callable[[float], float]) -> None:
+    """Refuse a run that takes longer than the deadline that a budget in another currency gives. `hours_of` plans the
+    run of a compute and says how long it takes."""
     inputs = search.inputs
     deadline, duration_s = inputs.budget.deadline, planned.cost.hours * 3600
     if deadline is None or inputs.budget.currency == "deadline" or duration_s <= deadline:
         return
-    within = deadline / duration_s
     if inputs.budget.currency in ("compute", "loss"):
-        most = spend_at_most(search, rounded_down(within * planned.budget_flop))
+        fits = _compute_within(deadline, planned, hours_of)
+        most = "" if fits is None else f"{spend_at_most(search, fits)}, "
     else:  # device-hours, money and energy are proportional to the time
-        most = f"spend at most {amount_text(inputs, within * cost_in_currency(inputs, planned.cost))}"
+        within = deadline / duration_s * cost_in_currency(inputs, planned.cost)
+        most = f"spend at most {amount_text(inputs, within)}, "
     devices = math.ceil(inputs.cluster.devices * duration_s / deadline)
     what = (
         f"the target run takes {planned.cost.hours:.4g} h ({duration(duration_s)}), and the deadline is "
         f"{duration(deadline)}"
     )
     hours = math.ceil(planned.cost.hours)
-    write = f"write deadline: {hours} h, {most}, or name a cluster of {devices} such devices"
+    write = f"write deadline: {hours} h, {most}or name a cluster of {devices} such devices"
     raise inputs.refuse("deadline", what, write)
+
+
+def _compute_within(
+    deadline_s: float, planned: PlannedRun, hours_of: Callable[[float], float]
+) -> float | None:
+    """Compute whose run ends in time, near the largest; None where none is found. A smaller run has another shape and
+    another layout, so its time is not in proportion."""
+    compute_flop, duration_s = planned.budget_flop, planned.cost.hours * 3600
+    for _ in range(_DEADLINE_TRIES):
+        compute_flop = rounded_down(compute_flop * deadline_s / duration_s)
+        try:
+            duration_s = hours_of(compute_flop) * 3600
+        except DocumentError:
+            return None
+        if duration_s <= deadline_s:
+            return compute_flop
+    return None

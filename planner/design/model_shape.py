@@ -13,13 +13,17 @@ from functools import cache
 from specs.law import Family
 from specs.model import ModelSpec
 
-MAX_WIDTH_MULTIPLES = 512
-"""Widths beyond this many multiples are not searched: 65536 for a multiple of 128, far past any model built."""
+MAX_WIDTH_MULTIPLES = 1024
+"""Widths beyond this many multiples are not searched: 131072 for a multiple of 128, far past any model built."""
 NEAREST_WIDTHS = 12
 """Widths whose depths are searched: those nearest to the target size at the depth of practice."""
 DEPTH_FREEDOM = 0.18
 """Depths within this share of the family's practice are tried: enough to bridge the step from one legal width to the
 next in M (a step of 1024 at a width of 9216 is 43 %, as M grows with the 3.6th power of the width), within 5 %."""
+DEEPEST = 126
+"""Most layers, unless the family or a budget's `aspect` itself goes deeper: those of Llama 3 405B (arXiv 2407.21783,
+Table 3). PaLM 540B is 118 deep at a width of 18,432 (arXiv 2204.02311, Table 1), MT-NLG 530B 105 at 20,480 (arXiv
+2201.11990, section 3.1): wider models are no deeper."""
 DEPTH_PENALTY = 0.25
 """Cost of a relative deviation in depth against one in size: size decides, depth breaks near-ties."""
 CUT_PENALTY = 0.05
@@ -35,14 +39,20 @@ that time is lost."""
 
 
 def practice_depth(family: Family, width: int) -> float:
-    """Layers that the family's practice gives this width: piecewise linear in log-log, end slopes continued."""
+    """Layers that the family's practice gives this width: piecewise linear in log-log, end slopes continued, but no
+    deeper than models are built."""
     knots = family.depths
     if len(knots) == 1:
         return float(knots[0][1])
     upper = next((i for i in range(1, len(knots) - 1) if knots[i][0] >= width), len(knots) - 1)
     (w0, l0), (w1, l1) = knots[upper - 1], knots[upper]
     slope = math.log(l1 / l0) / math.log(w1 / w0)
-    return float(l0 * (width / w0) ** slope)
+    return min(float(l0 * (width / w0) ** slope), float(deepest(family)))
+
+
+def deepest(family: Family) -> int:
+    """Most layers of a shape."""
+    return max(DEEPEST, *(layers for _, layers in family.depths))
 
 
 @cache
@@ -137,10 +147,11 @@ def _shapes_of_width(family: Family, practice: ModelSpec) -> tuple[tuple[ModelSp
     """The shapes of this width whose depths are near practice, each with what its depth and its heads cost."""
     depth = practice_depth(family, practice.width)
     low = max(1, math.ceil((1 - DEPTH_FREEDOM) * depth))
+    high = min(deepest(family), max(low, math.floor((1 + DEPTH_FREEDOM) * depth)))
     cut = CUT_PENALTY * _forbidden_halvings(practice)
     return tuple(
         (practice.model_copy(update={"layers": layers}), DEPTH_PENALTY * abs(math.log(layers / depth)) + cut)
-        for layers in range(low, max(low, math.floor((1 + DEPTH_FREEDOM) * depth)) + 1)
+        for layers in range(low, high + 1)
     )
 
 

@@ -70,8 +70,14 @@ def find_target(search: TargetSearch) -> Target:
         raise feasibility.no_optimum_error(inputs, str(error)) from None
     target = _with_fastest_layout(search, run)
     feasibility.check_data(search, target.planned)
-    feasibility.check_deadline(search, target.planned)
+    feasibility.check_deadline(search, target.planned, lambda compute_flop: _hours(search, compute_flop))
     return target
+
+
+def _hours(search: TargetSearch, compute_flop: float) -> float:
+    """Hours of the target run of this compute, whatever the deadline; errors as in `find_target`."""
+    spends = {"compute": compute_flop, "loss": None, "deadline": None}
+    return find_target(search.with_budget(**spends)).planned.cost.hours
 
 
 def target_compute(search: TargetSearch) -> float:

@@ -161,8 +161,8 @@ def test_a_plan_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert (plan.path.parent / "report.html").exists()
     said = json.loads(typed(tmp_path, "plan", SPECS / "budget_1e24.yaml", "--json").stdout)
     assert said.items() >= json.loads(json.dumps(plan.answer())).items()
-    assert "116 layers" in repr(plan)
-    assert "116 layers" in plan._repr_html_()
+    assert "95 layers" in repr(plan)
+    assert "95 layers" in plan._repr_html_()
 
 
 def test_an_audit_is_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

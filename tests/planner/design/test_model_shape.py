@@ -135,6 +135,15 @@ def test_depth_follows_practice_between_the_knots() -> None:
     assert practice_depth(TINY, 8) == practice_depth(TINY, 128) == TINY.depths[0][1]
 
 
+@given(log_m=st.floats(12, 14), stages=st.sampled_from((1, 8, 16, 64)))
+def test_no_shape_is_deeper_than_models_are_built_unless_the_family_is(log_m: float, stages: int) -> None:
+    shape = shape_for(DEEPSEEK, 102400, 10**log_m, stages=stages)
+    assert shape.layers <= 126
+    assert shape.flop_per_token == pytest.approx(10**log_m, rel=0.06)
+    deep = DEEPSEEK.model_copy(update={"depths": ((64, 1), (64000, 1000))})
+    assert shape_for(deep, 102400, 10**13.5).layers > 200
+
+
 @pytest.mark.parametrize(("width", "heads"), [(4096, 32), (8192, 64), (16, 1), (48, 2), (72, 2), (96, 3)])
 def test_heads_divide_the_width_evenly(width: int, heads: int) -> None:
     """Head sizes near 128 for the large, near 32 for the tiny, always even."""
