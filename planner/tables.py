@@ -131,8 +131,7 @@ def _training(planned: PlannedRun, plan: Plan) -> Iterator[Row]:
     )
     regime = next((f" ({one.law}: {one.hyper.regime})" for one in plan.hypers if one.used), "")
     yield "learning rate", f"{optim.peak_lr:.4g}{regime}"
-    drops = ", ".join(f"x{m.factor:g} after step {m.step}" for m in optim.milestones)
-    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warmup, {drops}"
+    yield "schedule", f"{optim.steps} steps: {optim.warmup_steps} of warmup, {optim.schedule_text}"
 
 
 def _execution(planned: PlannedRun, plan: Plan) -> Iterator[Row]:

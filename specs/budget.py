@@ -9,6 +9,7 @@ from specs.document.base import Slug, Spec
 from specs.document.quantity import DeviceHours, Dollars, Flop, Joules, Loss, Params, Seconds, Tokens
 from specs.humanize import duration, energy
 from specs.law import LossUnit
+from specs.optim import Schedule
 from specs.run import Documents
 from specs.spike_guard import SpikeGuardSpec
 
@@ -188,6 +189,8 @@ class Budget(Spec):
     """Width over layers of the shapes; null is the family's practice, and no deeper than models are built."""
     batch: Tokens | None = None
     """Tokens per step of the target run; null is what the law says."""
+    schedule: Schedule | None = None
+    """How the learning rate falls after the warmup; null is the family's way."""
     cluster: str = Field(min_length=1)
     """Cluster from the catalog, or the path of a cluster file beside this one."""
     data: DataSpec

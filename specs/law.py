@@ -10,6 +10,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from specs.document.base import Fingerprint, Slug, Spec
 from specs.evidence import EvidenceFile, EvidencePoint
+from specs.optim import MultiStep, Schedule
 
 Variable = Literal["compute_flop", "flop_per_token", "block_params", "tokens", "width"]
 SizeKind = Literal["params", "block_params", "flop_per_token"]
@@ -134,6 +135,8 @@ class Family(Spec):
     """The vocabulary is padded to a multiple of this."""
     warmup_steps: int = Field(ge=1)
     """Warmup steps, cut for very short runs."""
+    schedule: Schedule = MultiStep(kind="multi-step")
+    """How the learning rate falls after the warmup."""
     rope_theta: float = Field(default=10000.0, gt=0)
     """Base of the rotary angles (LLaMA's, for contexts of thousands of tokens); short contexts want less."""
     min_steps: int = Field(ge=1)

@@ -16,6 +16,7 @@ from specs.data_jobs import jobs_path
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
+from specs.optim import Schedule
 from specs.plan import SourceText
 from specs.run_table.table import RunTable
 from specs.sources import Sources, declared_ref, find_sources, is_declared
@@ -156,7 +157,7 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     mix = None
     if isinstance(budget.data.text, MixText):
         unique = unique_by_source(budget.data, sources)
-        mix = planned_mix(budget.data.text, unique, partial(locate, path))
+        mix = planned_mix(budget.data.text, unique, _schedule(budget, path), partial(locate, path))
     return PlanInputs(
         budget=budget,
         path=path,
@@ -173,10 +174,16 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     )
 
 
+def _schedule(budget: Budget, path: Path) -> Schedule:
+    """The budget's schedule, or the family's."""
+    return budget.schedule or from_catalog(Family, budget.family, path).schedule
+
+
 def _family(budget: Budget, path: Path, sources: Sources | None, mix: PlannedMix | None) -> Family:
-    """The family from the catalog; the budget's aspect ratio, where it gives one, replaces the family's depths. Where
-    documents are masked, with the tokens that attention sees of this text."""
+    """The family from the catalog; the budget's aspect ratio and schedule, where it gives them, replace the family's.
+    Where documents are masked, with the tokens that attention sees of this text."""
     family, aspect = from_catalog(Family, budget.family, path), budget.aspect
+    family = family.model_copy(update={"schedule": _schedule(budget, path)})
     if aspect is not None:
         family = family.model_copy(update={"depths": ((aspect, 1), (1000 * aspect, 1000))})
     if budget.documents == "joined":

@@ -7,13 +7,13 @@ length.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from planner.scaling.data_constrained import MixedText
 from specs.data import MixText
 from specs.document.files import DocumentError
+from specs.humanize import several
 from specs.mix import PERIOD, Mix, MixPhase, average_shares
-from specs.optim import OptimSpec, multi_step
+from specs.optim import OptimSpec, Schedule, in_steps
 
 Refuse = Callable[[str, str, str], DocumentError]
 """The error at a field of the budget: what is wrong, and what to write."""
@@ -53,16 +53,19 @@ class PlannedMix:
         return self.evaluation[source] / sum(self.evaluation.values())
 
 
-def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse) -> PlannedMix:
+def planned_mix(
+    text: MixText, unique_tokens: Mapping[str, int], schedule: Schedule, refuse: Refuse
+) -> PlannedMix:
     """The mix of a budget whose sources have so many unique tokens; DocumentError where a share is too small or a phase
     is out of order."""
+    nominal = _nominal(schedule)
     first = {name: part.share if part.share is not None else part.epochs for name, part in text.parts.items()}
     by_share = all(part.share is not None for part in text.parts.values())
     phases: list[Phase] = [(0.0, _samples(first, by_share, unique_tokens, "data.text.parts", refuse))]
     starts = [0.0]
     for number, phase in enumerate(text.phases):
         at = f"data.text.phases.{number}"
-        starts.append(_share_of_steps(phase.start, f"{at}.start", refuse))
+        starts.append(_share_of_steps(phase.start, nominal, f"{at}.start", refuse))
         if starts[-1] <= starts[-2]:
             what = f"the phase begins at {starts[-1]:g} of the steps, and the one before it at {starts[-2]:g}"
             raise refuse(
@@ -70,7 +73,7 @@ def planned_mix(text: MixText, unique_tokens: Mapping[str, int], refuse: Refuse)
             )
         samples = _samples(phase.weights, phase.share is not None, unique_tokens, at, refuse)
         phases.append((phase.start, samples))
-    shares = average_shares(_phases_of_run(phases, _nominal()), _NOMINAL_STEPS)
+    shares = average_shares(_phases_of_run(phases, nominal), _NOMINAL_STEPS)
     weights = text.evaluation
     if weights is None:  # of a source that is hardly ever read too
         weights = {name: max(share, 2 / PERIOD) for name, share in shares.items()}
@@ -115,28 +118,26 @@ def _samples(
     return {name: counts[name] // divisor for name in sorted(counts)}
 
 
-def _share_of_steps(start: float | str, field: str, refuse: Refuse) -> float:
+def _share_of_steps(start: float | str, optim: OptimSpec, field: str, refuse: Refuse) -> float:
     """Where a phase begins in a run, as a share of its steps."""
-    optim = _nominal()
-    if isinstance(start, str) and _number(start) > len(optim.milestones):
-        what = f"the schedule has {len(optim.milestones)} drops of the learning rate, and no {start}"
-        raise refuse(field, what, f"write milestone {len(optim.milestones)}, or a share of the steps")
+    drops = len(optim.drop_steps)
+    if isinstance(start, str) and _number(start) > drops:
+        what = f"the schedule has {several(drops, 'drop')} of the learning rate, and no {start}"
+        write = f"write milestone {drops}, or a share of the steps" if drops else "write a share of the steps"
+        raise refuse(field, what, write)
     return _first_step(start, optim) / optim.steps
 
 
 def _first_step(start: float | str, optim: OptimSpec) -> int:
     """Finished steps of a run at which a phase begins."""
-    return optim.milestones[_number(start) - 1].step if isinstance(start, str) else round(start * optim.steps)
+    return optim.drop_steps[_number(start) - 1] if isinstance(start, str) else round(start * optim.steps)
 
 
 def _number(milestone: str) -> int:
     return int(milestone.removeprefix("milestone "))
 
 
-@cache
-def _nominal() -> OptimSpec:
+def _nominal(schedule: Schedule) -> OptimSpec:
     """A schedule so long that rounding to whole steps does not matter."""
-    warmup, milestones = multi_step(_NOMINAL_STEPS, 0)
-    return OptimSpec(
-        steps=_NOMINAL_STEPS, batch_sequences=1, peak_lr=1.0, warmup_steps=warmup, milestones=milestones
-    )
+    stepped = in_steps(schedule, _NOMINAL_STEPS, 0)
+    return OptimSpec(steps=_NOMINAL_STEPS, batch_sequences=1, peak_lr=1.0, **stepped._asdict())

@@ -11,7 +11,7 @@ from specs.cluster import Cluster
 from specs.data import CorpusRef
 from specs.law import Family, Hyper
 from specs.model import ModelSpec
-from specs.optim import OptimSpec, multi_step
+from specs.optim import OptimSpec, in_steps
 from specs.plan import Cost, PlannedRun
 from specs.run import Evaluation, Execution, RunSpec
 
@@ -87,14 +87,8 @@ def same_size_run(setting: RunSettings, run: RunSpec) -> RunSpec:
     ValueError where the family has no shape of that width, or no schedule of so few steps.
     """
     shape = make_shape(setting.family, run.model.width, run.model.layers, setting.vocab)
-    warmup, milestones = multi_step(run.optim.steps, setting.family.warmup_steps)
-    optim = OptimSpec(
-        steps=run.optim.steps,
-        batch_sequences=run.optim.batch_sequences,
-        peak_lr=run.optim.peak_lr,
-        warmup_steps=warmup,
-        milestones=milestones,
-    )
+    theirs = run.optim
+    optim = _optim_of(setting.family, theirs.steps, theirs.batch_sequences, theirs.peak_lr)
     evaluation = _evaluation(setting, shape, optim).model_copy(
         update={"every_steps": run.evaluation.every_steps}
     )
@@ -172,10 +166,13 @@ def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
 def _optim(family: Family, request: DraftRequest, batch: int, peak_lr: float) -> OptimSpec:
     tokens, batch_tokens = request.compute_flop / request.shape.flop_per_token, batch * request.shape.context
     steps = max(1, round(tokens / batch_tokens / EVALUATIONS)) * EVALUATIONS
-    warmup, milestones = multi_step(steps, family.warmup_steps)
-    return OptimSpec(
-        steps=steps, batch_sequences=batch, peak_lr=peak_lr, warmup_steps=warmup, milestones=milestones
-    )
+    return _optim_of(family, steps, batch, peak_lr)
+
+
+def _optim_of(family: Family, steps: int, batch_sequences: int, peak_lr: float) -> OptimSpec:
+    """The optimizer's settings under the family's schedule."""
+    stepped = in_steps(family.schedule, steps, family.warmup_steps)
+    return OptimSpec(steps=steps, batch_sequences=batch_sequences, peak_lr=peak_lr, **stepped._asdict())
 
 
 def _evaluation(setting: RunSettings, shape: ModelSpec, optim: OptimSpec) -> Evaluation:

@@ -347,12 +347,12 @@ def _smoothed_losses(record: LedgerRecord) -> loss_curve.Array:
     curve that is too short, has no drop, or started under another run's schedule stays as it was measured.
     """
     run, loss = record.run, np.array(record.curve_loss)
-    drops = run.optim.milestones
+    drops = run.optim.drop_steps
     if (
         len(loss) < _SMOOTHED_POINTS
         or run.parent is not None
         or not drops
-        or record.curve_step[-1] <= drops[0].step
+        or record.curve_step[-1] <= drops[0]
     ):
         return loss
     lr = np.array([run.optim.lr(step) for step in range(1, run.optim.steps + 1)])

@@ -37,6 +37,7 @@ _DESCRIPTIONS = {
     "model.vocab": "vocabulary {}, not {}",
     "data.digest": "another text",
     "optim.milestones": "another learning-rate schedule",
+    "optim.decay": "another learning-rate schedule",
     "optim.warmup_steps": "another warmup",
     "optim.betas": "AdamW's betas {}, not {}",
     "mix": "another mix of sources",

@@ -63,7 +63,7 @@ SHORT_NAMES = {
     "learning_rate": "run.optim.peak_lr",
     "time": "cost.hours",
     "speed_from": "cost.basis",
-    "schedule": "run.optim.milestones",
+    "schedule": "run.optim.schedule_text",
     "mix": "run.mix",
 }
 """Short names of fields of the last run, the labels of the plan's own table among them."""

@@ -15,7 +15,7 @@ from specs.budget import Pilots
 from specs.formatting import evaluation_mix_text, mix_text, monomial_text, near_optimal
 from specs.law import RateCheck
 from specs.mix import PERIOD
-from specs.optim import multi_step
+from specs.optim import in_steps
 from specs.plan import HyperAdvice, Plan, PlannedRun
 
 NEAR_OPTIMAL = 0.0025
@@ -159,19 +159,30 @@ def steps(field: Field, plan: Plan) -> Reason:
     )
 
 
-def milestones(field: Field, plan: Plan) -> Reason:
-    """The paper's multi-step schedule."""
-    planned = run_of(field, plan)
-    optim = planned.run.optim
-    _, drops = multi_step(optim.steps, 1)
-    text = "; ".join(f"x {one.factor:g} after {one.step / optim.steps:.0%} of the steps" for one in drops)
-    same = optim.milestones == drops
+_SCHEDULES = {
+    "multi-step": f"{PAPER}, section 2.3",
+    "cosine": "cosine: Loshchilov and Hutter, arXiv 1608.03983",
+    "wsd": "warmup, stable, decay: Hu et al., arXiv 2404.06395; its decay as Hägele et al., arXiv 2405.18392",
+}
+"""Where each kind of schedule comes from."""
+
+
+def schedule(field: Field, plan: Plan) -> Reason:
+    """The schedule of the budget, or the family's."""
+    planned, family = run_of(field, plan), family_of(plan)
+    optim, own = planned.run.optim, plan.budget.schedule
+    kind = own or family.schedule
+    stepped = in_steps(kind, optim.steps, family.warmup_steps)
+    whose = f"the family {family.name}" if own is None else "the budget's field schedule"
+    same = (optim.milestones, optim.decay) == (stepped.milestones, stepped.decay)
+    drops = ", ".join(f"{step:,}" for step in optim.drop_steps)
+    shares = ", ".join(f"{step / optim.steps:.0%}" for step in optim.drop_steps)
     return Reason(
-        decided_by="the multi-step schedule, rounded to whole steps"
+        decided_by=f"{whose}: {kind.kind}, rounded to whole steps"
         if same
-        else f"differs from DeepSeek LLM's schedule: {text}",
-        law=f"{PAPER}, section 2.3",
-        equation=f"{text}: {', '.join(f'{one.step:,}' for one in drops)} of {optim.steps:,}",
+        else f"differs from the schedule {kind.kind} of {whose}",
+        law=_SCHEDULES[kind.kind],
+        equation=f"{shares} of {optim.steps:,} steps: {drops}" if drops else None,
     )
 
 
@@ -330,7 +341,9 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (f"{_RUN}.optim.batch_sequences", batch),
     (f"{_RUN}.batch_tokens", batch),
     (f"{_RUN}.optim.steps", steps),
-    (f"{_RUN}.optim.milestones*", milestones),
+    (f"{_RUN}.optim.milestones*", schedule),
+    (f"{_RUN}.optim.decay*", schedule),
+    (f"{_RUN}.optim.schedule_text", schedule),
     (f"{_RUN}.optim.warmup_steps", warmup),
     (f"{_RUN}.optim*", optimizer),
     (f"{_RUN}.tokens", tokens),

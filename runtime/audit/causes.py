@@ -121,9 +121,8 @@ def _records(miss: ForecastMiss) -> Iterator[Cause]:
 def _shape(miss: ForecastMiss) -> Iterator[Cause]:
     """Whether the curve deviates only after the learning rate drops, increasingly, or by a constant."""
     off = _deviations(miss)
-    first_drop = min(
-        (m.step for m in miss.planned.run.optim.milestones), default=miss.planned.run.optim.steps
-    )
+    optim = miss.planned.run.optim
+    first_drop = min(optim.drop_steps, default=optim.steps)
     before = [(step, value) for step, value in off.items() if step <= first_drop]
     after = [(step, value) for step, value in off.items() if step > first_drop]
     if len(before) < SHAPE_POINTS or not after:

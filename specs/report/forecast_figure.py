@@ -22,17 +22,18 @@ def curve(case: Case) -> Figure | None:
     drawn = [*_upper(case, forecast, target), *_lower(forecast, target)]
     if case.target_audit is not None:
         drawn += _measured(case, forecast, case.target_audit)
-    milestones, steps = target.run.optim.milestones, target.run.optim.steps
+    optim = target.run.optim
+    drops = {milestone.step: f"lr × {milestone.factor:g}" for milestone in optim.milestones}
+    drops |= {step: "decay" for step in optim.drop_steps if step not in drops}
     below = {"domain": [0.0, 0.27], "ticksuffix": " %", "anchor": "x", "nticks": 5, "zeroline": True}
     return figure_parts.figure(
         drawn,
-        figure_parts.linear("step", anchor="y2", range=[0, steps * 1.03], tickformat=",d"),
+        figure_parts.linear("step", anchor="y2", range=[0, optim.steps * 1.03], tickformat=",d"),
         figure_parts.linear(f"held-out loss, {case.losses.unit}", domain=[0.36, 1.0]),
         yaxis2=figure_parts.linear("from the median", **below, zerolinecolor=FORECAST),
-        shapes=[_upright(milestone.step) for milestone in milestones],
+        shapes=[_upright(step) for step in drops],
         annotations=[
-            _label(milestone.step, f"lr × {milestone.factor:g}", "right" if i == 0 else "left")
-            for i, milestone in enumerate(milestones)
+            _label(step, text, "right" if i == 0 else "left") for i, (step, text) in enumerate(drops.items())
         ],
     )
 

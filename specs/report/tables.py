@@ -146,7 +146,6 @@ def _flags(case: Case, planned: PlannedRun, run: RunAudit | None) -> Iterator[st
 def target(plan: Plan, planned: PlannedRun) -> Html:
     """The target run in full."""
     run, model, optim, layout = planned.run, planned.run.model, planned.run.optim, planned.execution.layout
-    drops = "; ".join(f"× {m.factor:g} after step {m.step:,}" for m in optim.milestones)
     kv = "" if model.kv_heads == model.heads else f", {model.kv_heads} key-value heads"
     exact, paper = count(model.flop_per_token), count(model.paper_flop_per_token)
     return pairs(
@@ -162,7 +161,10 @@ def target(plan: Plan, planned: PlannedRun) -> Html:
             ("tokens", f"{run.tokens:,}, {run.tokens / model.params:.3g} per parameter"),
             *_mix(plan, run),
             ("batch", f"{optim.batch_sequences:,} sequences, {run.batch_tokens:,} tokens"),
-            ("learning rate", f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warmup steps; {drops}"),
+            (
+                "learning rate",
+                f"{optim.peak_lr:.4g} after {optim.warmup_steps:,} warmup steps; {optim.schedule_text}",
+            ),
             ("steps", f"{optim.steps:,}"),
             ("precision", f"{run.precision}, seed {run.seed}"),
             (

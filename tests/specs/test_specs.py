@@ -16,7 +16,7 @@ from specs.budget import Budget
 from specs.document.files import from_catalog
 from specs.law import Allocation, Band, Hyper, Monomial, PublishedLaw
 from specs.model import ModelSpec, block_params, flop_per_token, mfu_flop_per_token, paper_flop_per_token
-from specs.optim import Milestone, multi_step
+from specs.optim import Cosine, Decay, Milestone, MultiStep, Wsd, in_steps, multi_step
 from specs.plan import Plan, seal_of
 from specs.record import Order
 from specs.run import RunSpec
@@ -155,13 +155,44 @@ def test_the_multi_step_schedule_of_the_paper() -> None:
     )
 
 
-@given(st.integers(min_value=20, max_value=10**7), st.integers(min_value=1, max_value=5000))
-def test_the_schedule_is_legal_for_runs_of_every_length(steps: int, warmup_steps: int) -> None:
-    warmup, milestones = multi_step(steps, warmup_steps)
-    spec = samples.optim(steps=steps, warmup_steps=warmup, milestones=milestones)
-    assert 1 <= warmup <= warmup_steps
-    assert spec.lr(steps) == pytest.approx(0.1 * spec.peak_lr)
-    assert max(spec.lr(step) for step in (1, warmup, warmup + 1)) == spec.peak_lr
+def test_cosine_is_the_textbooks_and_ends_at_its_floor() -> None:
+    """Loshchilov and Hutter, Eq. 5, with the floor of Chinchilla."""
+    stepped = in_steps(Cosine(kind="cosine"), 1000, 100)
+    spec = samples.optim(steps=1000, peak_lr=1.0, **{**stepped._asdict(), "milestones": ()})
+    assert stepped.warmup_steps == 50
+    expected = {
+        step: 0.1 + 0.45 * (1 + math.cos(math.pi * (step - 50) / 950)) for step in (51, 525, 999, 1000)
+    }
+    assert {step: spec.lr(step) for step in expected} == pytest.approx(expected)
+    assert (spec.lr(25), spec.lr(50), spec.lr(1000)) == pytest.approx((0.5, 1.0, 0.1))
+    assert spec.drop_steps == ()
+    assert spec.schedule_text == "cosine decay to x 0.1 from step 50 to 1,000"
+
+
+@pytest.mark.parametrize(("shape", "half"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
+def test_wsd_is_constant_and_then_decays(shape: Any, half: float) -> None:
+    """Haegele et al., Eq. 1 and 2."""
+    stepped = in_steps(Wsd(kind="wsd", shape=shape), 1000, 100)
+    spec = samples.optim(steps=1000, peak_lr=1.0, **stepped._asdict())
+    assert {spec.lr(step) for step in range(50, 801)} == {1.0}
+    assert (spec.lr(900), spec.lr(1000)) == pytest.approx((half, 0.0))
+    assert spec.drop_steps == (800,)
+
+
+@given(
+    st.sampled_from([MultiStep(kind="multi-step"), Cosine(kind="cosine"), Wsd(kind="wsd", decay=0.99)]),
+    st.integers(min_value=20, max_value=10**6),
+    st.integers(min_value=1, max_value=5000),
+)
+def test_every_schedule_is_legal_for_runs_of_every_length(kind: Any, steps: int, warmup_steps: int) -> None:
+    spec = samples.optim(steps=steps, **in_steps(kind, steps, warmup_steps)._asdict())
+    assert max(spec.lr(step) for step in (1, spec.warmup_steps, spec.warmup_steps + 1)) == spec.peak_lr
+    assert 0 <= spec.lr(steps) <= 0.1 * spec.peak_lr * (1 + 1e-12)
+
+
+def test_a_decay_that_begins_before_a_drop_is_refused() -> None:
+    with pytest.raises(ValidationError, match="the decay starts at step 85; write 90 to 99"):
+        samples.optim(steps=100, decay=Decay(start_step=85, shape="linear", floor=0.0))
 
 
 def test_a_run_without_warm_up_begins_at_the_peak() -> None:

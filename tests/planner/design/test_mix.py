@@ -16,7 +16,7 @@ from specs.budget import Budget
 from specs.data import DataSpec, DeclaredText, MixPart, MixText
 from specs.document.files import DocumentError, load
 from specs.mix import PERIOD, WeightsFrom
-from specs.optim import OptimSpec, multi_step
+from specs.optim import Cosine, MultiStep, OptimSpec, Wsd, in_steps, multi_step
 from specs.plan import Plan
 from tests.support.corpora import write_mix
 from tests.support.planning import inputs_of
@@ -33,7 +33,8 @@ def mix_of(weights: dict[str, dict[str, float]], *phases: WeightsFrom, **changes
     text = DeclaredText(source="declared", describe="some", unique="1M tokens")  # type: ignore[arg-type]
     parts = {name: MixPart(text=text, **weight) for name, weight in weights.items()}
     unique = {name: UNIQUE.get(name, 10**6) for name in weights}
-    return planned_mix(MixText(source="mix", parts=parts, phases=phases, **changes), unique, refuse)
+    schedule = changes.pop("schedule", MultiStep(kind="multi-step"))
+    return planned_mix(MixText(source="mix", parts=parts, phases=phases, **changes), unique, schedule, refuse)
 
 
 def shares(**of: float) -> dict[str, dict[str, float]]:
@@ -93,6 +94,20 @@ def test_phases_begin_at_the_same_share_of_every_run() -> None:
     for name, share in planned.shares.items():
         assert planned.of_run(optim(2000)).shares(2000)[name] == pytest.approx(share, abs=1e-3)
         assert planned.evaluation_share(name) == pytest.approx(share, abs=1 / PERIOD)
+
+
+def test_a_phase_may_begin_with_a_decay_and_a_schedule_without_drops_has_no_milestones() -> None:
+    phase = WeightsFrom(start="milestone 1", share={"web": 0.2, "math": 0.8})
+    wsd = Wsd(kind="wsd", decay=0.25)
+    planned = mix_of(shares(web=0.9, math=0.1), phase, schedule=wsd)
+    assert planned.shares == pytest.approx({"web": 0.9 * 0.75 + 0.2 * 0.25, "math": 0.1 * 0.75 + 0.8 * 0.25})
+    stepped = in_steps(wsd, 400, 10)
+    spec = OptimSpec(steps=400, batch_sequences=1, peak_lr=0.1, **stepped._asdict())
+    assert [one.from_step for one in planned.of_run(spec).phases] == [0, 300]
+    with pytest.raises(
+        DocumentError, match="has 0 drops of the learning rate, and no milestone 1; write a share"
+    ):
+        mix_of(shares(web=0.9, math=0.1), phase, schedule=Cosine(kind="cosine"))
 
 
 def test_the_evaluation_may_have_a_mix_of_its_own() -> None:
