@@ -22,15 +22,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from runtime.run_folder.curves import Point, covered_step, points
 from runtime.run_folder.folder import RunFolder
 from runtime.tracking.delivery import Delivery, TrackerError, config_of, events_of
 from specs.document.base import Fingerprint, Spec
-from specs.document.files import load
+from specs.document.files import DocumentError
 from specs.document.write import write_json
 from specs.exit_codes import InputError
 from specs.humanize import first_line
@@ -43,8 +42,6 @@ _PATIENCE_S = 60.0
 class Sent(Spec):
     """What a tracker has of a run."""
 
-    kind: Literal["sent"] = "sent"
-    """Selects this document."""
     run: Fingerprint
     """The run."""
     tracker: Tracker
@@ -89,7 +86,7 @@ def sync(folder: RunFolder, tracker: Tracker, study: str, workspace: Path) -> Sy
     files = workspace.absolute() / "trackers"
     with _one_sender(files):
         note = sent_path(folder, tracker)
-        sent = load(note, Sent) if note.exists() else Sent(run=folder.run().fingerprint(), tracker=tracker)
+        sent = _read(note) if note.exists() else Sent(run=folder.run().fingerprint(), tracker=tracker)
         sent = _in_place(sent, note, files)
         covered, events = covered_step(folder), events_of(folder)
         if not covered or (covered <= sent.step and len(events) == sent.events):
@@ -122,6 +119,14 @@ def sent_path(folder: RunFolder, tracker: Tracker) -> Path:
     """Where it is noted what this destination has of a run."""
     digest = hashlib.sha256(tracker.canonical_json().encode()).hexdigest()[:8]
     return folder.path / "trackers" / f"{tracker.to}-{digest}.json"
+
+
+def _read(note: Path) -> Sent:
+    try:
+        return Sent.model_validate_json(note.read_bytes())
+    except ValidationError:
+        write = "delete it; W&B's offline files are then written once more, other trackers are asked what they have"
+        raise DocumentError(note, 1, 1, "what was sent cannot be read", write) from None
 
 
 def _send(delivery: Delivery) -> str | None:

@@ -36,13 +36,11 @@ def send(delivery: Delivery) -> None:
         run = _open(delivery)
         if run._next_step != part[-1].step + 1:
             raise TrackerError(f"trackio has {delivery.title} up to step {run._next_step - 1} only")
-    known = set() if online else _known_events(delivery)
-    for event in delivery.events[delivery.sent_events :]:
-        if event.text not in known:
-            level = (
-                trackio.AlertLevel.INFO if event.kind in ("resumed", "finished") else trackio.AlertLevel.WARN
-            )
-            run.alert(event.kind, event.text, level, event.step)
+    sent = delivery.sent_events if online else _events(delivery)
+    for event in delivery.events[sent:]:
+        quiet = event.kind in ("resumed", "finished")
+        level = trackio.AlertLevel.INFO if quiet else trackio.AlertLevel.WARN
+        run.alert(event.kind, event.text, level, event.step)
     trackio.finish()
 
 
@@ -64,12 +62,11 @@ def _open(delivery: Delivery) -> "Run":
     )
 
 
-def _known_events(delivery: Delivery) -> set[str]:
-    """Texts of the run's alerts that are there already."""
+def _events(delivery: Delivery) -> int:
+    """How many of the run's events are in the files as alerts."""
     import trackio
 
     try:
-        alerts = trackio.Api().alerts(delivery.tracker.project, run=delivery.run)
+        return len(trackio.Api().alerts(delivery.tracker.project, run=delivery.run))
     except ValueError:  # no such project yet
-        return set()
-    return {str(alert["text"]) for alert in alerts}
+        return 0
