@@ -24,6 +24,11 @@ from specs.tracker import Tracker
 
 Runs = list[tuple[RunRequest, RunFolder, Tracker]]
 """Runs, their folders, and where they are sent."""
+_WRITE = {
+    "project": "letters, digits, spaces, _ . and -, with wandb also team/project",
+    "server": "its address, https://HOST, without spaces",
+}
+"""What to write instead of an option's value."""
 _AFTER_FAILURE_S = 30.0
 """Time after which --follow tries again what a tracker did not accept."""
 
@@ -108,8 +113,10 @@ def _tracker(
     except ValidationError as error:
         [problem, *_] = error.errors()
         field = ".".join(map(str, problem["loc"]))
-        message = str(problem["msg"]).removeprefix("Value error, ")
-        raise RefusedError(f"--{field} {given[field]!r}: {message}" if field in given else message) from None
+        if field in given:
+            write = _WRITE[field]
+            raise RefusedError(f"--{field} {given[field]!r} cannot be used; write {write}") from None
+        raise RefusedError(str(problem["msg"]).removeprefix("Value error, ")) from None
 
 
 def _pass(

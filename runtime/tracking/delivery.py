@@ -101,4 +101,4 @@ def _event(step: int, kind: str, message: str) -> Event:
 
 def check_installed(tracker: Tracker) -> None:
     """InputError with what to install, where the tracker's package is missing; it is not imported."""
-    require(tracker.to, TRACKERS[tracker.to], f"pip install 'isoplan[{tracker.to}]'")
+    require(f"sync to {tracker.to}", TRACKERS[tracker.to], f"pip install 'isoplan[{tracker.to}]'")

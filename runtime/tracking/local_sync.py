@@ -21,6 +21,8 @@ from specs.tracker import Tracker
 
 _LOOK_S = 1.0
 """Time between two looks at the checkpoints."""
+_SPACING_S = 30.0
+"""Shortest time between the starts of two processes while runs train: our choice; each takes seconds of a CPU."""
 _END_S, _STOPPED_S = 60.0, 10.0
 """How long a launch waits for its last sync at its end, and after a request to stop: our choice."""
 _TAIL_BYTES = 4096
@@ -42,6 +44,7 @@ class LocalSync:
         self._newest: dict[Path, int] = {}
         self._ended = 0
         self._looked_s = 0.0
+        self._started_s = -_SPACING_S
         self._process: subprocess.Popen[bytes] | None = None
         self._log = workspace / "trackers" / "log.txt"
         self._warned = False
@@ -60,6 +63,7 @@ class LocalSync:
     ) -> None:
         try:
             until_s = time.monotonic() + (_STOPPED_S if STOP.received else _END_S)
+            self._started_s = -_SPACING_S
             while kind is None and self._busy() and time.monotonic() < until_s:
                 time.sleep(0.05)
         finally:
@@ -100,8 +104,9 @@ class LocalSync:
             self._process = None
             if code:
                 self._warn_once(self._last_line())
-        if not self._due or self._tracker is None:
+        if not self._due or self._tracker is None or time.monotonic() - self._started_s < _SPACING_S:
             return False
+        self._started_s = time.monotonic()
         folders, self._due = sorted(self._due), set()
         self._log.parent.mkdir(exist_ok=True)
         with self._log.open("ab") as log:
