@@ -1,9 +1,12 @@
 """To Trackio. The run's fingerprint is its name, by which Trackio resumes it.
 
-Trackio never raises: what it could not write it warns of. So its last step is read back after each part.
+Trackio rarely raises: it warns of what it could not send, and keeps that on this machine. So its last step is read back
+after each part, and a warning is an error.
 """
 
 import os
+import shutil
+import warnings
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -19,36 +22,57 @@ _PART_POINTS = 1000
 def send(delivery: Delivery) -> None:
     """Send it."""
     online = delivery.tracker.server is not None
-    os.environ["TRACKIO_DIR"] = str(delivery.files / "trackio")  # read when it is imported
-    if not online:
+    files = delivery.files / (".part/trackio" if online else "trackio")
+    os.environ["TRACKIO_DIR"] = str(files)  # read when it is imported
+    if online:
+        shutil.rmtree(
+            files, ignore_errors=True
+        )  # where Trackio keeps what a server did not take, to send it later
+    else:
         for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"):
             os.environ.pop(name, None)
         os.environ["HF_HUB_OFFLINE"] = "1"  # or it asks who the user is
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _send(delivery, caught)
+
+
+def _send(delivery: Delivery, caught: list[warnings.WarningMessage]) -> None:
     import trackio
 
-    run = _open(delivery)
+    run = _open(delivery, caught)
     next_step = run._next_step
     points = (point for point in delivery.points if point.step >= next_step)
     while part := list(islice(points, _PART_POINTS)):
         for point in part:
             run.log(point.values, step=point.step)
         trackio.finish()
-        run = _open(delivery)
+        run = _open(delivery, caught)
         if run._next_step != part[-1].step + 1:
             raise TrackerError(f"trackio has {delivery.title} up to step {run._next_step - 1} only")
-    sent = delivery.sent_events if online else _events(delivery)
+    sent = _events(delivery) if delivery.tracker.server is None else delivery.sent_events
     for event in delivery.events[sent:]:
         quiet = event.kind in ("resumed", "finished")
         level = trackio.AlertLevel.INFO if quiet else trackio.AlertLevel.WARN
         run.alert(event.kind, event.text, level, event.step)
     trackio.finish()
+    _check(caught)
 
 
-def _open(delivery: Delivery) -> "Run":
+def _check(caught: list[warnings.WarningMessage]) -> None:
+    """TrackerError where Trackio has warned that something did not work; it then goes on with files on this machine."""
+    for one in caught:
+        text = str(one.message)
+        if "could not" in text or "failed" in text:
+            raise TrackerError(f"trackio: {text.splitlines()[0]}")
+
+
+def _open(delivery: Delivery, caught: list[warnings.WarningMessage]) -> "Run":
+    """The run, new or resumed, once Trackio has answered how far it has it."""
     import trackio
 
     server = delivery.tracker.server or ""
-    return trackio.init(
+    run = trackio.init(
         project=delivery.tracker.project,
         name=delivery.run,
         group=delivery.study or None,
@@ -60,6 +84,8 @@ def _open(delivery: Delivery) -> "Run":
         auto_log_gpu=False,
         auto_log_cpu=False,
     )
+    _check(caught)
+    return run
 
 
 def _events(delivery: Delivery) -> int:
