@@ -83,6 +83,11 @@ VERBS = {
         "Show the state of runs: running, pending in SLURM's queue, finished, or failed and why.",
     ),
     "logs": Verb("runtime.commands.monitor", "logs_command", "Show the log of a rank of a run."),
+    "sync": Verb(
+        "runtime.commands.sync",
+        "sync_command",
+        "Send the curves of a run, or of all runs of a plan or budget, to an experiment tracker.",
+    ),
     "cancel": Verb(
         "runtime.commands.monitor",
         "cancel_command",

@@ -18,11 +18,12 @@ from rich.markup import escape
 
 from runtime.audit import verdict
 from runtime.launch.jobs import RunRequest, check_runs, data_of, from_plan, prepare_jobs
-from runtime.launch.local import Job, Outcome, launch
+from runtime.launch.local import Job, Outcome, RunningJob, launch
 from runtime.launch.machine import Machine
 from runtime.launch.progress import ProgressDisplay
 from runtime.launch.stop import STOP
 from runtime.run_folder.workspace import RefusedError, Workspace
+from runtime.tracking.local_sync import LocalSync
 from specs.budget import Budget, Pilots
 from specs.data import DataSpec
 from specs.data_inputs import InputFileError
@@ -96,11 +97,23 @@ def run_all(driver: Driver, requests: Sequence[RunRequest]) -> RunResults:
         return RunResults(tuple(requests), ())
     jobs = prepare_jobs(todo, driver.workspace)
     slots = driver.machine.slots(on_gpu=todo[0].on_gpu, limit=driver.limit)
-    with ProgressDisplay(driver.console, jobs, len(slots)) as board:
-        outcomes = launch(jobs, slots, rank_command(driver.workspace.data.absolute()), board)
+    command = rank_command(driver.workspace.data.absolute())
+    syncing = LocalSync(driver.workspace.path, todo[0].tracker, todo[0].study, _warn_with(driver))
+    with syncing, ProgressDisplay(driver.console, jobs, len(slots)) as board:
+
+        def watch(active: Sequence[RunningJob], outcomes: Sequence[Outcome]) -> None:
+            board(active, outcomes)
+            syncing(active, outcomes)
+
+        outcomes = launch(jobs, slots, command, watch)
+        syncing.ended(outcomes)
     if STOP.received and all(one.state == "finished" for one in outcomes):
         driver.say("stopped when these runs had finished; rerun the same command to continue")
     return RunResults(tuple(requests), tuple(outcomes), stopped=STOP.received > 0)
+
+
+def _warn_with(driver: Driver) -> Callable[[str], None]:
+    return lambda line: driver.say(f"[yellow]warning[/] {escape(line)}")
 
 
 @dataclass(frozen=True)

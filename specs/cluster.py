@@ -10,6 +10,7 @@ from specs.document.quantity import Bytes, BytesPerS, DollarsPerHour, FlopPerS, 
 from specs.preflight import Preflight
 from specs.profile_window import ProfileWindow
 from specs.slurm import Slurm
+from specs.tracker import Tracker
 
 
 class Device(Spec):
@@ -103,6 +104,8 @@ class Cluster(Spec):
     """Time without progress after which a run is ended as hung and started again; ten median steps, if longer."""
     profile: ProfileWindow | None = None
     """Steps of every run that are profiled; null for none."""
+    tracker: Tracker | None = None
+    """Where the curves of runs are sent; null for nowhere. Read when they are sent: a sealed plan does not change."""
     slurm: Slurm = Slurm()
     """How runs are queued there; read when they are queued, so a sealed plan does not change."""
 

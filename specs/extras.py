@@ -11,6 +11,8 @@ SUBMIT = ("submitit",)
 """What queues jobs of SLURM, beside these."""
 CURATE = ("datatrove", "orjson", "spacy")
 """What curates text."""
+TRACKERS = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy"), "trackio": ("trackio",)}
+"""What sends curves to each tracker; the extra has the tracker's name."""
 INSTALL = "pip install 'isoplan[train]'"
 INSTALL_DATA = "pip install 'isoplan[data]'"
 

@@ -33,6 +33,7 @@ FLOORS = (
     ("runtime.data.build",),
     ("runtime.checkpoint", "runtime.audit"),
     ("runtime.train", "runtime.launch"),
+    ("runtime.tracking",),
     ("runtime.study",),
     ("runtime.slurm",),
     ("runtime.status", "runtime.doctor"),

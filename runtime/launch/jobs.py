@@ -26,6 +26,7 @@ from specs.layout import Layout
 from specs.plan import Forecast, Plan, PlannedRun
 from specs.record import Order
 from specs.run import Execution, RunSpec
+from specs.tracker import Tracker
 
 _PASS_TOKENS = 4096
 """Tokens of a bare run spec's micro-batch: one sequence of DeepSeek LLM's context (section 2.2)."""
@@ -55,6 +56,10 @@ class RunRequest:
     """Planned seconds; for a bare run spec, which is alone in its queue, its FLOP."""
     memory_bytes: float | None = None
     """Memory of its fullest device by the plan; None for a bare run spec."""
+    study: str = ""
+    """Name of the plan's budget; empty for a bare run spec."""
+    tracker: Tracker | None = None
+    """Where the cluster file sends its curves."""
 
     @property
     def on_gpu(self) -> bool:
@@ -102,18 +107,26 @@ def from_plan(plan: Plan, path: Path) -> list[RunRequest]:
 
 def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> RunRequest:
     forecast = plan.forecast if planned.role == "target" and isinstance(plan.forecast, Forecast) else None
+    cluster = _cluster(plan, path)
     order = Order(
         run=planned.run.fingerprint(),
         title=planned.title,
         seal=plan.seal,
         execution=planned.execution,
         fallback_layouts=planned.fallback_layouts,
-        peak_flop_per_s=_peak_flop_per_s(plan, path, planned),
+        peak_flop_per_s=None if cluster is None else _peak_flop_per_s(cluster, planned.run),
         curve=None if forecast is None else forecast.curve,
     )
-    cost = planned.cost
     return RunRequest(
-        path, f"runs.{index}", planned.title, planned.run, order, cost.hours * 3600, cost.memory_bytes
+        document=path,
+        field=f"runs.{index}",
+        title=planned.title,
+        run=planned.run,
+        order=order,
+        planned_s=planned.cost.hours * 3600,
+        memory_bytes=planned.cost.memory_bytes,
+        study=plan.budget.name,
+        tracker=None if cluster is None else cluster.tracker,
     )
 
 
@@ -130,13 +143,17 @@ def cluster_of(budget: Budget, folder: Path, named_in: Path) -> tuple[Path, Clus
     return catalog_path(Cluster, budget.cluster), from_catalog(Cluster, budget.cluster, named_in)
 
 
-def _peak_flop_per_s(plan: Plan, path: Path, planned: PlannedRun) -> float | None:
-    """A device's peak for MFU; None where the cluster file is missing or unreadable."""
+def _cluster(plan: Plan, path: Path) -> Cluster | None:
+    """The plan's cluster; None where its file is missing or unreadable, which a sealed plan does not need."""
     try:
-        _, cluster = cluster_of(plan.budget, budget_folder(plan, path), path)
+        return cluster_of(plan.budget, budget_folder(plan, path), path)[1]
     except DocumentError:
         return None
-    return cluster.device.peak_bf16 if planned.run.precision == "bf16" else cluster.device.peak_fp32
+
+
+def _peak_flop_per_s(cluster: Cluster, run: RunSpec) -> float:
+    """A device's peak in the run's precision, for MFU."""
+    return cluster.device.peak_bf16 if run.precision == "bf16" else cluster.device.peak_fp32
 
 
 def from_run(run: RunSpec, path: Path, machine: Machine, limit: int | None) -> list[RunRequest]:

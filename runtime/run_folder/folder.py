@@ -11,6 +11,7 @@
                        profile/          traces of profiled steps
                        checkpoints/      step-00001000/ ...
                        tensorboard/      the same values for TensorBoard
+                       trackers/         what experiment trackers have of it
                        log/              rank-0.txt ...: what the ranks printed
 
 The trainer writes these files; the launcher and the audit read them through this type, also while a run is in progress.

@@ -13,7 +13,7 @@ def truncate_after_step(path: Path, last: int | None) -> None:
     text = path.read_bytes() if path.exists() else None
     kept = []
     for line in (text or b"").split(b"\n")[:-1]:
-        step = _step(line)
+        step = line_step(line)
         if step is None or (last is not None and step > last):
             break
         kept.append(line + b"\n")
@@ -28,7 +28,7 @@ def truncate_partial_line(path: Path) -> None:
         write_text(path, text[: text.rfind(b"\n") + 1].decode())
 
 
-def _step(line: bytes) -> int | None:
+def line_step(line: bytes) -> int | None:
     """The step of a line; None where it is not a JSON object with a step."""
     try:
         return int(json.loads(line)["step"])
@@ -39,7 +39,7 @@ def _step(line: bytes) -> int | None:
 def last_step(path: Path) -> int:
     """Step of the file's last complete line; 0 where there is none."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return next((step for line in reversed(lines) if (step := _step(line)) is not None), 0)
+    return next((step for line in reversed(lines) if (step := line_step(line)) is not None), 0)
 
 
 _TAIL_BYTES = 4096

@@ -91,6 +91,7 @@ def submit_queue(driver: Driver, queue: Queue, json: bool) -> int:
         driver.say("every run is finished" + (f"; next: {escape(queue.then)}" if queue.then else ""))
     else:
         driver.say(f"see: isoplan status {escape(shlex.quote(str(queue.document)))}")
+        _say_who_sends(driver, queue.cluster_file, queue.document)
     return _exit_code(results.exit_code)
 
 
@@ -103,6 +104,7 @@ def queue_budget(driver: Driver, budget: Budget, path: Path, until_done: bool, j
     jobs, exit_code = _jobs_of(driver, study.results), _exit_code(study.exit_code)
     if study.audit is None:
         _show_runs(driver, study.results, jobs)
+        _say_who_sends(driver, cluster_file_of(budget, path), path)
     if json:
         verdict = None if study.audit is None else study.audit.verdict
         runs = _states(study.results, jobs)
@@ -128,6 +130,13 @@ def queue_corpus(
     _check_slurm(driver)
     with located(document, path):
         return queue_data(driver, spec, base, cluster_file, budget.name)
+
+
+def _say_who_sends(driver: Driver, cluster_file: ClusterFile, document: Path) -> None:
+    """That jobs send nothing to the cluster file's tracker, and what does."""
+    if cluster_file.cluster.tracker is not None:
+        follow = f"isoplan sync {shlex.quote(str(document))} --follow"
+        driver.say(f"jobs send nothing; to send their curves, run here: {escape(follow)}")
 
 
 def preview(driver: Driver, queue: Queue, json: bool) -> int:

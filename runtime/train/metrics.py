@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import IO
 
+from runtime.run_folder.curves import scalars
 from runtime.run_folder.folder import RunFolder
 from runtime.run_folder.tail import last_step, truncate_after_step
 from runtime.train.tensorboard_events import Events
@@ -78,7 +79,7 @@ class Metrics:
             file.flush()
             if to_disk:
                 os.fsync(file.fileno())
-        self._events.add((line.step, _scalars(line)) for line in self._lines)
+        self._events.add((line.step, scalars(line)) for line in self._lines)
         self._lines.clear()
 
     def close(self) -> None:
@@ -87,16 +88,3 @@ class Metrics:
         self._events.close()
         for file in self._files.values():
             file.close()
-
-
-def _scalars(line: StepLine | EvalLine | TimingLine) -> dict[str, float]:
-    """A line's values by their TensorBoard tags."""
-    match line:
-        case StepLine():
-            values = {"train/loss": line.loss, "train/grad_norm": line.grad_norm, "train/lr": line.lr}
-            return {name: value for name, value in values.items() if value is not None}
-        case EvalLine():
-            of_sources = {f"held_out/source/{name}": loss for name, loss in line.sources.items()}
-            return {"held_out/loss": line.loss} | of_sources
-        case TimingLine():
-            return {"speed/tokens_per_s": line.tokens_per_s} | ({"speed/mfu": line.mfu} if line.mfu else {})
