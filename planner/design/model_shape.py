@@ -13,8 +13,8 @@ from functools import cache
 from specs.law import Family
 from specs.model import ModelSpec
 
-MAX_WIDTH_MULTIPLES = 1024
-"""Widths beyond this many multiples are not searched: 131072 for a multiple of 128, far past any model built."""
+MAX_WIDTH_MULTIPLES = 512
+"""Widths beyond this many multiples are not searched: 65536 for a multiple of 128, far past any model built."""
 NEAREST_WIDTHS = 12
 """Widths whose depths are searched: those nearest to the target size at the depth of practice."""
 DEPTH_FREEDOM = 0.18

@@ -391,7 +391,7 @@ REFUSALS: dict[str, tuple[str, int, str, tuple[str, str] | None]] = {
     "a loss below the floor": (
         budget(spend("loss: 1.8 nats/token"), rest_on(LOSS), ("our-web-mix", "massivetext")),
         5,
-        "even 1e+30 FLOP reach 1.832 nats per token, not 1.8",
+        "even 1e+30 FLOP reach 1.837 nats per token, not 1.8",
         (r"a loss of at least (\S+ nats/token)", "1.8 nats/token"),
     ),
     "a loss beyond the law's reach": (
