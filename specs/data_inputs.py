@@ -109,16 +109,16 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
     try:
         found = _input_files(spec, base)
     except OSError as error:
-        path = Path(error.filename or base)
-        what, write = f"it cannot be read ({error.strerror})", "make it readable, or correct the path"
-        if path.is_symlink() and isinstance(error, FileNotFoundError):
-            what, write = (
-                "this is a link to a file that is not there",
-                "restore that file, or remove the link",
-            )
-        raise InputFileError(path, "text", what, write) from None
+        raise _unreadable(Path(error.filename or base), "text", error) from None
     corpora = re.compile(re.escape(absolute(data) + os.sep) + "([0-9a-f]{16}|weights)" + os.sep)
     return [one for one in found if one.role == "tokenizer" or not corpora.match(absolute(one.path))]
+
+
+def _unreadable(path: Path, field: str, error: OSError) -> InputFileError:
+    what, write = f"it cannot be read ({error.strerror})", "make it readable, or correct the path"
+    if os.path.islink(path) and isinstance(error, FileNotFoundError):
+        what, write = "this is a link to a file that is not there", "restore that file, or remove the link"
+    return InputFileError(path, field, what, write)
 
 
 def _input_files(spec: DataSpec, base: Path) -> list[Input]:
@@ -183,12 +183,13 @@ def _held_out_files(text: TokenFiles, base: Path) -> list[Path]:
 
 def tokenizer_file(tokenizer: TokenizerFile, base: Path) -> Path:
     """The tokenizer's file."""
-    path = base / tokenizer.path
-    if not path.is_file():
-        raise InputFileError(
-            path, "tokenizer.path", "there is no such file", "correct the path in tokenizer.path"
-        )
-    return path
+    path, field = base / tokenizer.path, "tokenizer.path"
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise _unreadable(path, field, error) from None
+    raise InputFileError(path, field, "there is no such file", f"correct the path in {field}")
 
 
 def check_token_count(tokenizer: TokenizerFile, path: Path, count: int) -> None:

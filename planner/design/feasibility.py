@@ -23,7 +23,7 @@ from planner.performance.layout_search import NoLayoutError
 from planner.scaling.data_constrained import TRUSTED_EPOCHS, one_epoch
 from planner.scaling.isoflop import Minimum
 from specs.budget import FixedSize, Inference, Optimal, Pilots, Published
-from specs.data import Corpus, DeclaredText
+from specs.data import Corpus, DeclaredText, HeldOutChoice
 from specs.document.files import DocumentError, catalog_names, from_catalog
 from specs.formatting import memory
 from specs.host_memory import rank_bytes, ranks_of_node
@@ -214,8 +214,12 @@ def _check_held_out(inputs: PlanInputs, name: str, corpus: Corpus, needed: int) 
     if enough:
         write = f"write held_out_one_in: {max(enough)}{f' in {name}' if name else ''}, then: isoplan data"
         raise inputs.refuse(f"{field}.held_out_one_in", what, write)
-    most = max([corpus.held_out.tokens, *(choice.tokens for choice in corpus.held_out_choices)])
-    write = f"provide {math.ceil(10 * wanted / most) / 10:g} times as much text to hold out"
+    here = HeldOutChoice(one_in=corpus.spec.held_out_one_in, tokens=corpus.held_out.tokens)
+    most = max((here, *corpus.held_out_choices), key=lambda choice: choice.tokens)
+    more = f"{math.ceil(10 * wanted / most.tokens) / 10:g} times as much text"
+    write = f"provide {more} to hold out"
+    if most is not here:
+        write = f"provide {more} and write held_out_one_in: {most.one_in}{f' in {name}' if name else ''}"
     if inputs.mix is not None:
         write += ", or a smaller share of it in data.text.evaluation"
     raise inputs.refuse(field, what, write)

@@ -121,7 +121,7 @@ def load_unchanged(data: Path, name: str) -> Sources:
             if not is_unchanged(Input(file.role, Path(file.path)), file):
                 raise CorpusError(
                     f"{file.path} may have changed since the corpus {corpus.name} was built; "
-                    "hash it again: isoplan data BUDGET"
+                    "hash it again: isoplan data BUDGET; if its content is another, restore it or plan again"
                 )
     return sources
 

@@ -252,7 +252,7 @@ def _json_lines(stream: IO[bytes], part: FilePart, field: str) -> Iterator[tuple
 
 def _of_line(line: bytes, number: int, field: str) -> tuple[Record, Any]:
     try:
-        value = json.loads(line.decode())
+        value = _JSON.decode(line.decode())
         return _text_of(value, number, field), value
     except (ValueError, RecursionError) as error:
         return _not_json(error, number, field, line), None
@@ -279,6 +279,17 @@ def _json_values(path: Path, stream: IO[bytes], field: str) -> Iterator[tuple[Re
                 yield Malformed(line, 1, what, "save the file as UTF-8"), None
 
 
+def _whole_number(digits: str) -> int | float:
+    """The number; an infinite one where it has more digits than Python reads."""
+    try:
+        return int(digits)
+    except ValueError:
+        return float(digits)
+
+
+_JSON = json.JSONDecoder(parse_int=_whole_number)
+
+
 def _is_utf_8(text: str) -> bool:
     """Whether the text is as it was decoded: bytes that are not UTF-8 became lone surrogates."""
     try:
@@ -303,7 +314,7 @@ class _Window:
         """Where that character is in the text."""
         self._ended = False
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
-        self._parse = json.JSONDecoder().raw_decode
+        self._parse = _JSON.raw_decode
 
     def next_character(self) -> str:
         """The next character that is no blank and no comma; nothing at the end of the file."""

@@ -112,7 +112,10 @@ def _datatrove(path: Path, text: TokenFiles, vocab: int) -> TokenFile:
         raise _bad(index, f"{index.stat().st_size:,} bytes are not whole numbers of 8 bytes")
     ends = np.fromfile(index, "<u8").astype(np.int64)
     found = _sized(path, token_type, ends)
-    if (np.diff(ends) < 0).any() or (int(ends[-1]) if len(ends) else 0) != found.tokens:
+    back = np.flatnonzero(np.diff(ends, prepend=0) < 0)
+    if len(back):
+        raise _bad(index, f"it goes back at document {back[0] + 1:,}")
+    if (int(ends[-1]) if len(ends) else 0) != found.tokens:
         last = int(ends[-1]) if len(ends) else 0
         raise _bad(path, f"the file has {found.tokens:,} tokens, but {index.name} ends at {last:,}")
     return found

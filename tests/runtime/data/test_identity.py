@@ -237,9 +237,11 @@ def test_a_plan_says_what_is_unusual_in_its_corpus(tmp_path: Path) -> None:
 def test_text_too_short_to_hold_enough_out_is_refused_with_how_much_more(tmp_path: Path) -> None:
     write(tmp_path, 20)
     assert isoplan(tmp_path, "data", "b.yaml").returncode == 0
-    refused(
-        call("plan", "b.yaml", folder=tmp_path),
-        "b.yaml:8:3: ",
-        "; provide ",
-        " times as much text to hold out",
-    )
+    done = call("plan", "b.yaml", folder=tmp_path)
+    refused(done, "b.yaml:8:3: ", " times as much text and write held_out_one_in: 2")
+    more = float(done.stderr.partition("; provide ")[2].partition(" times")[0])
+    write(tmp_path, round(20 * more))
+    text = (tmp_path / "b.yaml").read_text().replace("held_out_one_in: 4", "held_out_one_in: 2")
+    (tmp_path / "b.yaml").write_text(text)
+    assert isoplan(tmp_path, "data", "b.yaml").returncode == 0
+    assert call("plan", "b.yaml", folder=tmp_path).returncode == 0

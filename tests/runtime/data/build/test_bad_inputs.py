@@ -524,7 +524,7 @@ TOKEN_FILES: dict[str, Case] = {
         {"a.ds": TOKENS, "a.ds.index": ends(9, 5, 5000)},
         DS,
         IDS,
-        "a.ds:1:1: the file has 5,000 tokens",
+        "a.ds.index:1:1: it goes back at document 2",
     ),
     "metadata of datatrove without a size": (
         {"a.ds": TOKENS, "a.ds.index": ends(5000), "a.ds.metadata": b"gpt2"},

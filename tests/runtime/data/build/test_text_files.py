@@ -15,7 +15,8 @@ from runtime.data.build.corpus import build
 from runtime.data.build.text_files import FilePart, Malformed, records, settled
 from runtime.data.corpus import tokens
 from runtime.data.errors import CorpusError
-from specs.data import Bytes, Corpus, DataSpec, FileText
+from specs.data import Bytes, Corpus, DataSpec, FileText, TokenizerFile
+from specs.data_inputs import InputFileError, input_files
 from specs.document.files import DocumentError
 
 TEXTS = [f"Document {i} – Größe, café, “quoted”, 日本.\nLine two of {i}. " * 8 for i in range(40)]
@@ -152,6 +153,17 @@ def test_the_same_texts_are_the_same_corpus_in_every_format(
     assert (corpus.reading.empty, corpus.reading.malformed) == (0, 0)
 
 
+@pytest.mark.parametrize("field", ["text", "tokenizer.path"])
+def test_a_name_longer_than_any_file_has_is_refused_where_it_is_written(tmp_path: Path, field: str) -> None:
+    (tmp_path / "t.jsonl").write_text(lines())
+    long = {"text": "t.jsonl", "tokenizer.path": "tokenizer.json"} | {field: "x" * 300}
+    text = FileText(source="files", paths=(long["text"],))
+    spec = DataSpec(text=text, tokenizer=TokenizerFile(kind="file", path=long["tokenizer.path"]))
+    with pytest.raises(InputFileError, match="File name too long") as found:
+        input_files(spec, tmp_path, tmp_path / "data")
+    assert found.value.field == field
+
+
 def test_a_file_whose_name_is_a_pattern_is_that_file(tmp_path: Path) -> None:
     (tmp_path / "a[1].jsonl").write_text(lines())
     (tmp_path / "a1.jsonl").write_text("not read")
@@ -236,11 +248,14 @@ def test_one_bad_line_among_thousands_is_counted_named_and_skipped(tmp_path: Pat
         built(tmp_path, "t.jsonl", malformed=0.0)
 
 
-def test_a_record_with_a_number_that_json_does_not_know_is_read(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text(lines() + '{"text": "x", "score": NaN}\n')
-    reading = built(tmp_path, "t.jsonl").reading
-    assert reading is not None
-    assert (reading.records, reading.malformed) == (41, 0)
+@pytest.mark.parametrize("number", ["NaN", "-" + "1" * 5000])
+@pytest.mark.parametrize("form", ["RECORD\n", "[RECORD, 1]"])
+def test_a_record_with_a_number_that_python_does_not_read_is_read(
+    tmp_path: Path, number: str, form: str
+) -> None:
+    (tmp_path / "t.json").write_text(form.replace("RECORD", f'{{"text": "x", "score": {number}}}'))
+    found = list(records(FilePart(tmp_path / "t.json"), "text", lambda done: None))
+    assert found[0] == b"x"
 
 
 def test_lines_of_a_bad_record_are_counted_over_all_parts(

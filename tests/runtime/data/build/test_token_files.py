@@ -14,11 +14,13 @@ from rich.console import Console
 
 from runtime.data.batches import held_out_rows, sequence_count, training_rows
 from runtime.data.build.corpus import build
+from runtime.data.build.token_files import open_token_file
 from runtime.data.corpus import load_corpus, tokens, verify
 from runtime.data.errors import CorpusError
 from runtime.data.token_stream import TokenStream
 from specs.data import Bbpe, Bytes, Corpus, CorpusRef, DataSpec, FileText, TokenFiles, TokenIds, TokenizerFile
 from specs.data_inputs import find_corpus
+from specs.document.files import DocumentError
 from specs.document.write import write_yaml
 from tests.support import samples
 from tests.support.commands import call
@@ -167,6 +169,13 @@ def test_files_without_an_index_are_held_out_in_blocks(tmp_path: Path) -> None:
     )
 
 
+def test_an_end_of_a_document_that_is_beyond_all_numbers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.ds").write_bytes(bytes(20))
+    np.array([2**64 - 5, 10], "<u8").tofile(tmp_path / "p.ds.index")
+    with pytest.raises(DocumentError, match=r"p\.ds\.index:1:1: it goes back at document 1"):
+        open_token_file(tmp_path / "p.ds", TokenFiles(source="tokens", paths=("p.ds",)), 33)
+
+
 def test_documents_without_an_end_are_said(tmp_path: Path) -> None:
     write_megatron(tmp_path / "p.bin", [one[:-1] for one in PROTEINS])
     found = built(
@@ -305,7 +314,7 @@ def test_a_token_file_that_was_written_again_is_hashed_before_anything_runs(
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "p.bin may have changed since the corpus " in done.stderr
-    assert "was built; hash it again: isoplan data BUDGET" in done.stderr
+    assert "was built; hash it again: isoplan data BUDGET; if its content is another, " in done.stderr
     assert not (tmp_path / "runs").exists()
 
     again = build(found.spec, tmp_path, tmp_path / "data", Console(quiet=True))
