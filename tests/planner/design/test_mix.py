@@ -15,7 +15,7 @@ from planner.plan import make_plan
 from specs.budget import Budget
 from specs.data import DataSpec, DeclaredText, MixPart, MixText
 from specs.document.files import DocumentError, load
-from specs.mix import PERIOD, WeightsFrom
+from specs.mix import MOST_PHASES, PERIOD, WeightsFrom
 from specs.optim import OptimSpec, multi_step
 from specs.plan import Plan
 from tests.support.corpora import write_mix
@@ -93,6 +93,15 @@ def test_phases_begin_at_the_same_share_of_every_run() -> None:
     for name, share in planned.shares.items():
         assert planned.of_run(optim(2000)).shares(2000)[name] == pytest.approx(share, abs=1e-3)
         assert planned.evaluation_share(name) == pytest.approx(share, abs=1 / PERIOD)
+
+
+def test_every_phase_has_a_step_however_early_and_close_they_begin() -> None:
+    half = {"web": 0.5, "code": 0.5}
+    early = mix_of(shares(web=0.5, code=0.5), *(WeightsFrom(start=s, share=half) for s in (1e-5, 2e-5)))
+    assert [phase.from_step for phase in early.of_run(optim(20)).phases] == [0, 1, 2]
+    most = (WeightsFrom(start=0.9 + n / 1000, share=half) for n in range(MOST_PHASES))
+    full = mix_of(shares(web=0.5, code=0.5), *most)
+    assert [phase.from_step for phase in full.of_run(optim(20)).phases] == list(range(20))
 
 
 def test_the_evaluation_may_have_a_mix_of_its_own() -> None:
