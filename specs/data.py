@@ -10,7 +10,7 @@ from specs.curate import CurationStage, CurationStep
 from specs.document.base import Fingerprint, Sha256, Slug, Spec, canonical_json
 from specs.document.quantity import Tokens
 from specs.document_lengths import LengthBin
-from specs.mix import Weight, WeightsFrom, check_weights
+from specs.mix import MOST_PHASES, Weight, WeightsFrom, check_weights
 
 MOST_ROWS = 10_000_000
 """Most rows of a vocabulary: the largest in use have a quarter of a million. A damaged file may name any id."""
@@ -99,7 +99,7 @@ class MixText(Spec):
     """Selects this kind of text."""
     parts: dict[Slug, MixPart] = Field(min_length=2)
     """The sources by name."""
-    phases: tuple[WeightsFrom, ...] = ()
+    phases: tuple[WeightsFrom, ...] = Field(default=(), max_length=MOST_PHASES)
     """Other weights from some step on, in order."""
     evaluation: dict[Slug, Weight] | None = None
     """Share of each source in the held-out loss, which is what is forecast; null is its share of the whole run."""

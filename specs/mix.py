@@ -11,6 +11,8 @@ from specs.document.base import Slug, Spec, canonical_json
 
 PERIOD = 100_000
 """Most samples of a period: shares are kept to a hundred-thousandth, and a table of them takes .1 s and half a MB."""
+MOST_PHASES = 19
+"""Most phases after the first: the shortest run of a plan has 20 steps, and each phase has one."""
 ROUNDING = 0.005
 """Shares may add up to 1 within this: three thirds of two digits do."""
 

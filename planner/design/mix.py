@@ -83,8 +83,10 @@ def planned_mix(
 
 
 def _phases_of_run(phases: Sequence[Phase], optim: OptimSpec) -> tuple[MixPhase, ...]:
-    """The phases of a run of this schedule; every one has a step at least."""
+    """The phases of a run of this schedule, no fewer steps than phases; every one has a step at least."""
     steps, end = [_first_step(start, optim) for start, _ in phases], optim.steps
+    for number in range(1, len(steps)):
+        steps[number] = max(steps[number], steps[number - 1] + 1)
     for number in reversed(range(len(steps))):
         steps[number] = end = min(steps[number], end - 1)
     return tuple(

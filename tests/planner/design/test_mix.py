@@ -15,7 +15,7 @@ from planner.plan import make_plan
 from specs.budget import Budget
 from specs.data import DataSpec, DeclaredText, MixPart, MixText
 from specs.document.files import DocumentError, load
-from specs.mix import PERIOD, WeightsFrom
+from specs.mix import MOST_PHASES, PERIOD, WeightsFrom
 from specs.optim import Cosine, MultiStep, OptimSpec, Wsd, in_steps, multi_step
 from specs.plan import Plan
 from tests.support.corpora import write_mix
@@ -108,6 +108,15 @@ def test_a_phase_may_begin_with_a_decay_and_a_schedule_without_drops_has_no_mile
         DocumentError, match="has 0 drops of the learning rate, and no milestone 1; write a share"
     ):
         mix_of(shares(web=0.9, math=0.1), phase, schedule=Cosine(kind="cosine"))
+
+
+def test_every_phase_has_a_step_however_early_and_close_they_begin() -> None:
+    half = {"web": 0.5, "code": 0.5}
+    early = mix_of(shares(web=0.5, code=0.5), *(WeightsFrom(start=s, share=half) for s in (1e-5, 2e-5)))
+    assert [phase.from_step for phase in early.of_run(optim(20)).phases] == [0, 1, 2]
+    most = (WeightsFrom(start=0.9 + n / 1000, share=half) for n in range(MOST_PHASES))
+    full = mix_of(shares(web=0.5, code=0.5), *most)
+    assert [phase.from_step for phase in full.of_run(optim(20)).phases] == list(range(20))
 
 
 def test_the_evaluation_may_have_a_mix_of_its_own() -> None:
