@@ -1,4 +1,5 @@
-# Every target sets itself up in .venv: a fresh clone needs nothing but Python 3.11 or newer, with its venv module.
+# Every target sets itself up in .venv: a fresh clone needs nothing but Python 3.11 or newer, with its venv module (from
+# 3.13 on a C++ compiler and Python's headers, too: fastText has no wheel there).
 PYTHON ?= python3
 BIN := .venv/bin
 BUDGET := $(if $(filter 1,$(SMOKE)),smoke,demo)

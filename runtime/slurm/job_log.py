@@ -10,7 +10,8 @@ from runtime.slurm.requeue import START_MARK
 _NOISE = (START_MARK, "srun: ")
 """Beginnings of lines that are about the ranks, or say only that something failed."""
 _NO_LOG = "0:53"
-"""SLURM's exit code where it could not open the job's log, and so never ran the script (slurmstepd, io.c)."""
+"""SLURM's exit code where it could not open the job's log, and so never ran the script (slurmstepd, io.c). Newer ones
+make the log's folder where it is absent, on the node alone if the real one is not mounted there (seen with 24.11)."""
 
 
 def ended_jobs(submissions: Mapping[str, Path]) -> dict[str, EndedJob]:
@@ -35,9 +36,9 @@ def script_failure(submission: Path, job: str, end: EndedJob) -> str:
     `submission` is the submission's folder.
     """
     log = _errors(submission, job)
-    if end.exit_code == _NO_LOG:
+    if end.exit_code == _NO_LOG or (end.state == "FAILED" and not log.exists()):
         node = end.nodes or "its node"
-        return f"SLURM could not write its log; check that {submission} is mounted on {node} and has space"
+        return f"it left no log; check that {submission} is mounted on {node} and has space"
     printed = last_error(submission, job)
     if printed is not None:
         return printed

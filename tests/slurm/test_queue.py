@@ -165,8 +165,8 @@ CPU_SHAPES = {
     execution(threads=2): ("1-1", "1", "1:0:*:*", "2", None),
 }
 GPU_SHAPES = {
-    execution("cuda", dp=2): ("1-1", "2", "2:0:*:*", "2", "gres:gpu:2"),
-    execution("cuda", dp=4, micro_batch_sequences=2): ("2-2", "4", "2:0:*:*", "2", "gres:gpu:2"),
+    execution("cuda", dp=2): ("1-1", "2", "2:0:*:*", "2", "gres/gpu:2"),
+    execution("cuda", dp=4, micro_batch_sequences=2): ("2-2", "4", "2:0:*:*", "2", "gres/gpu:2"),
 }
 """What is asked for by each: nodes, tasks, tasks of a node, CPUs of a task, GPUs of a node."""
 
@@ -232,7 +232,7 @@ def test_what_the_cluster_file_says_is_asked_for(desk: Desk, data: CorpusRef) ->
         ]
         assert (job["NumNodes"], job["TresPerNode"], job["NtasksPerN:B:S:C"]) == (
             "2-2",
-            "gres:gpu:1",
+            "gres/gpu:1",
             "1:0:*:*",
         )
         assert job["Comment"] == AWKWARD

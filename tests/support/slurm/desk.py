@@ -1,6 +1,7 @@
 """A workspace beside the tests' SLURM, and the command as a person types it there, carried out in this process."""
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,13 +126,13 @@ class Desk:
         return sorted(line.split("|")[:-1] for line in lines)
 
     def job(self, number: object) -> dict[str, str]:
-        """What SLURM knows of a job."""
+        """What SLURM knows of a job; devices as `gres/gpu`, which SLURM 22.05 calls `gres:gpu`."""
         lines = self.cluster.run("scontrol", "show", "job", str(number)).splitlines()
         whole = {}
         for line in lines:
             for word in [line.strip()] if "Comment=" in line else line.split():
                 key, _, value = word.partition("=")
-                whole.setdefault(key, value)
+                whole.setdefault(key, re.sub("^gres:", "gres/", value))
         return whole
 
     def submissions(self) -> list[Submission]:

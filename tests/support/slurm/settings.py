@@ -12,6 +12,9 @@ FIRST_PORT = 10000
 HEAD = "head"
 """The host name of the machine with the controller and the accounts."""
 
+DATABASE = "slurm"
+"""The name of the accounts' database."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -131,7 +134,7 @@ PidFile={self.folder}/slurmdbd.pid
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root
-StorageLoc=slurm
+StorageLoc={DATABASE}
 """
 
     def _gres(self) -> str:
