@@ -43,6 +43,8 @@ TEXT_SUFFIXES = (".txt", ".md")
 JSON_SUFFIXES = (".json", ".jsonl")
 TOKEN_SUFFIXES = (".bin", ".ds", ".npy")
 _LIBRARY_SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
+_WRITTEN = r"((runs|exports)/[0-9a-f]{16}/|plans/[^/]+/[^/]+\.json$|ledger\.jsonl$)"
+"""What other commands write to a workspace, of types that text has."""
 _NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
@@ -101,8 +103,9 @@ def compression(path: Path) -> str:
 
 
 def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
-    """Every file that the DataSpec reads, each once; paths in it are relative to the folder `base`. Corpora under
-    `data` are no text, whatever pattern they match.
+    """Every file that the DataSpec reads, each once; paths in it are relative to the folder `base`. What commands
+    wrote to the workspace of `data` (corpora, runs, exports, results of plans, the ledger) is no text, whatever pattern
+    it matches.
 
     InputFileError where one is missing, of no known type, or cannot be looked at.
     """
@@ -110,8 +113,10 @@ def input_files(spec: DataSpec, base: Path, data: Path) -> list[Input]:
         found = _input_files(spec, base)
     except OSError as error:
         raise _unreadable(Path(error.filename or base), "text", error) from None
-    corpora = re.compile(re.escape(absolute(data) + os.sep) + "([0-9a-f]{16}|weights)" + os.sep)
-    return [one for one in found if one.role == "tokenizer" or not corpora.match(absolute(one.path))]
+    written = re.compile(
+        f"{re.escape(absolute(data))}/([0-9a-f]{{16}}|weights)/|{re.escape(absolute(data.parent))}/{_WRITTEN}"
+    )
+    return [one for one in found if one.role == "tokenizer" or not written.match(absolute(one.path))]
 
 
 def _unreadable(path: Path, field: str, error: OSError) -> InputFileError:

@@ -150,9 +150,12 @@ def test_files_that_come_go_or_change_kind_are_noticed(tmp_path: Path, changed: 
     assert isinstance(found, str), "the corpus that was built is of other files"
 
 
-def test_a_pattern_over_everything_does_not_read_the_corpora(tmp_path: Path) -> None:
-    """Nor does a folder: else each build would add files to its own text."""
+def test_a_pattern_over_everything_does_not_read_what_commands_write(tmp_path: Path) -> None:
+    """Nor does a folder: else each build or run would add files to its own text."""
     write(tmp_path, 60)
+    for path in ("ledger.jsonl", f"runs/{'0' * 16}/metrics.jsonl", "plans/a/audit.target.json"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}\n")
     for path in ("'**/*.json*'", "."):
         (tmp_path / "b.yaml").write_text(BUDGET.format(name="a").replace("web.jsonl", path))
         for _ in range(2):
