@@ -68,10 +68,12 @@ def test_isoplan_hands_questions_to_the_planner(tmp_path: Path) -> None:
 def test_an_answer_has_what_is_derived_beside_what_is_stored() -> None:
     run = samples.run()
     answer = run.answer()
-    assert {name: answer[name] for name in run.plain() if name != "model"} == {
-        name: value for name, value in run.plain().items() if name != "model"
+    richer = {"model", "optim"}
+    assert {name: answer[name] for name in run.plain().keys() - richer} == {
+        name: value for name, value in run.plain().items() if name not in richer
     }
     assert answer["tokens"] == run.tokens
+    assert answer["optim"] == run.optim.plain() | {"schedule_text": run.optim.schedule_text}
     assert answer["model"] == run.model.plain() | {
         name: getattr(run.model, name)
         for name in (

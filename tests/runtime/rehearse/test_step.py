@@ -168,7 +168,8 @@ def test_our_triton_kernels_keep_what_the_rehearsal_says() -> None:
     knobs = pytest.importorskip("triton", reason="Triton is not installed").knobs
     if not knobs.runtime.interpret:
         pytest.skip("this process has Triton's compiler")
-    ours = registry._assembled(registry._torch() | registry._triton("cpu", "bf16", True))
+    offers = {operation: one.find("bf16", True) for operation, (one,) in registry._triton().items()}
+    ours = registry._assembled(registry._torch() | offers)
     assert kept_by(ours, "cpu") == kept_by(with_triton_shapes(registry.choose("torch", "cuda")), "meta")
 
 
