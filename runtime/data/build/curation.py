@@ -9,10 +9,12 @@ curated/records/00000.json                          what the first step found in
                               filter/completions/   tasks that are done, which are not done again
 """
 
+import io
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -69,8 +71,9 @@ class CurationPass:
         made = next(islice(passes(self.step, self.source, self.folder, self.base), self.number, None))
         try:
             executor = LocalPipelineExecutor(made.pipeline(), tasks=self.tasks, logging_dir=str(self.log))
-            executor._run_for_rank(task, local_rank=1)  # of rank 0, it would log to the terminal
-        except DocumentError:
+            with redirect_stderr(io.StringIO()):  # to which it would write a traceback as well as to its log
+                executor._run_for_rank(task, local_rank=1)  # of rank 0, it would log everything there
+        except (CorpusError, DocumentError):
             raise
         except Exception as error:
             line = (str(error).splitlines() or [""])[0]

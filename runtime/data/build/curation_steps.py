@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from runtime.data.build.shards import RecordCounts, total
 from runtime.data.build.text_files import FilePart, records_with
+from runtime.data.errors import CorpusError
 from specs.curate import (
     C4BadWordsFilter,
     CurationStep,
@@ -148,10 +149,13 @@ def _fasttext(path: Path) -> Any:
 
 
 def _any_of(path: Path) -> Any:
-    """datatrove's pattern for a list of words (C4BadWordsFilter)."""
+    """datatrove's pattern for a list of words (C4BadWordsFilter). CorpusError where it has none: every text has
+    nothing in it."""
     import re
 
-    words = sorted({line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""})
+    words = sorted({line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""})
+    if not words:
+        raise CorpusError(f"{path}: the list has no words; write one in each line, or remove C4BadWordsFilter")
     return re.compile(r"(?:\W|^)({})(?:\W|$)".format("|".join(map(re.escape, words))))
 
 

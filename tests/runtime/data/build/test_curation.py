@@ -315,12 +315,24 @@ def test_a_language_is_known_by_a_model_of_ones_own(tmp_path: Path) -> None:
             CorpusError,
             "GopherQualityFilter failed (ValueError: Lang",
         ),
+        (
+            "a.jsonl",
+            ({"step": "C4BadWordsFilter", "words": "none.words"},),
+            CorpusError,
+            "none.words: the list has no words",
+        ),
     ],
 )
 def test_what_cannot_be_curated_is_one_line(
-    tmp_path: Path, name: str, steps: tuple[dict[str, Any], ...], error: type[Exception], what: str
+    tmp_path: Path,
+    name: str,
+    steps: tuple[dict[str, Any], ...],
+    error: type[Exception],
+    what: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     write(tmp_path)
+    (tmp_path / "none.words").write_bytes(b"\xef\xbb\xbf\n \n")
     for file in tmp_path.glob("*.jsonl"):
         file.rename(file.with_suffix(Path(name).suffix))
     asked = spec(*steps, paths=f"*{Path(name).suffix}")
@@ -328,6 +340,7 @@ def test_what_cannot_be_curated_is_one_line(
         build(asked, tmp_path, tmp_path / "data", Console(quiet=True), 1)
     assert what in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert capfd.readouterr().err == ""
     assert list(tmp_path.glob("data/*.part")) == []
 
 
