@@ -155,7 +155,9 @@ def _any_of(path: Path) -> Any:
 
     words = sorted({line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()} - {""})
     if not words:
-        raise CorpusError(f"{path}: the list has no words; write one in each line, or remove C4BadWordsFilter")
+        raise CorpusError(
+            f"{path}: the list has no words; write one in each line, or remove C4BadWordsFilter"
+        )
     return re.compile(r"(?:\W|^)({})(?:\W|$)".format("|".join(map(re.escape, words))))
 
 
