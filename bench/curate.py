@@ -271,11 +271,11 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.curate")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="of text (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="that curate (default: %(default)s)")
-    asked = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="isoplan-bench-") as folder:
-        outcome = measure(Path(folder), int(asked.gigabytes * 1e9), asked.processes, console)
-    show(outcome, asked.processes, console)
+        outcome = measure(Path(folder), int(options.gigabytes * 1e9), options.processes, console)
+    show(outcome, options.processes, console)
 
 
 if __name__ == "__main__":

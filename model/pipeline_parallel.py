@@ -55,8 +55,7 @@ class Pipeline:
         The share is the sum of their cross-entropies over `step_tokens`, an fp64 scalar in nats, on the last rank of
         the pipeline, and zero on the others.
         """
-        pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._run(_training(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens, ends)
+        return self._run(_training, sizes, read, step_tokens, ends)
 
     @torch.no_grad()
     def evaluate(
@@ -67,19 +66,19 @@ class Pipeline:
         ends: ReadDocumentEnds | None = None,
     ) -> Tensor:
         """The same share of a loss, without gradients."""
-        pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
-        return self._run(_evaluation(pp.size, pp.rank, len(sizes), chunks), sizes, read, step_tokens, ends)
+        return self._run(_evaluation, sizes, read, step_tokens, ends)
 
     def _run(
         self,
-        steps: RankSchedule,
+        schedule: Callable[[int, int, int, int], RankSchedule],
         sizes: Sequence[int],
         read: ReadMicroBatch,
         step_tokens: float,
         ends: ReadDocumentEnds | None,
     ) -> Tensor:
+        pp, chunks = self._stage.mesh.pp, len(self._stage.chunks)
         passes = _Passes(self._stage, sizes, read, step_tokens, ends)
-        for step in steps:
+        for step in schedule(pp.size, pp.rank, len(sizes), chunks):
             if isinstance(step, list):
                 passes.transfer(step)
             elif step.kind == "forward":

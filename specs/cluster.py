@@ -31,6 +31,10 @@ class Device(Spec):
     power: Watts | None = None
     """Electrical power under load, the device alone; null leaves energy out of the plan."""
 
+    def peak_flop_per_s(self, precision: str) -> float:
+        """The peak matrix rate in a run's precision."""
+        return self.peak_bf16 if precision == "bf16" else self.peak_fp32
+
 
 class Efficiency(Spec):
     """What training reaches of a device's data sheet; the planner's seconds of a step rest on it."""

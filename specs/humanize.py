@@ -22,6 +22,11 @@ def flop_text(value: float) -> str:
     return f"{scientific(value)} FLOP"
 
 
+def gigabytes(size_bytes: float) -> str:
+    """Bytes in GB, as a cluster file writes them: `80 GB`."""
+    return f"{size_bytes / 1e9:,.3g} GB"
+
+
 def several(number: int, what: str) -> str:
     """A number of things: `1 layer`, `2,048 devices`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -16,7 +16,6 @@ from specs.data_jobs import jobs_path
 from specs.document.files import DocumentError, from_catalog, is_file, load, locate
 from specs.document_lengths import mean_attended_tokens, weighted_mean
 from specs.law import Allocation, Family, Hyper, PublishedLaw
-from specs.optim import Schedule
 from specs.plan import SourceText
 from specs.run_table.table import RunTable
 from specs.sources import Sources, declared_ref, find_sources, is_declared
@@ -154,10 +153,10 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     names = (evidence.loss, evidence.hyper) if isinstance(evidence, Published) else (None, None)
     loss, hyper = (None if name is None else from_catalog(PublishedLaw, name, path) for name in names)
     sources = load_sources(budget, path, corpora)
-    mix = None
+    family, mix = _family(budget, path), None
     if isinstance(budget.data.text, MixText):
         unique = unique_by_source(budget.data, sources)
-        mix = planned_mix(budget.data.text, unique, _schedule(budget, path), partial(locate, path))
+        mix = planned_mix(budget.data.text, unique, family.schedule, partial(locate, path))
     return PlanInputs(
         budget=budget,
         path=path,
@@ -165,7 +164,7 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
         law=law,
         loss_law=loss or (law if published and law.loss is not None else None),
         hyper_law=hyper or law,
-        family=_family(budget, path, sources, mix),
+        family=_on_text(family, budget, path, sources, mix),
         cluster=_cluster(budget, path),
         sources=sources,
         mix=mix,
@@ -174,18 +173,20 @@ def load_inputs(budget: Budget, path: Path, out: Path, corpora: Path) -> PlanInp
     )
 
 
-def _schedule(budget: Budget, path: Path) -> Schedule:
-    """The budget's schedule, or the family's."""
-    return budget.schedule or from_catalog(Family, budget.family, path).schedule
+def _family(budget: Budget, path: Path) -> Family:
+    """The family from the catalog, with the budget's aspect ratio and schedule where it gives them."""
+    own: dict[str, object] = {}
+    if budget.schedule is not None:
+        own["schedule"] = budget.schedule
+    if budget.aspect is not None:
+        own["depths"] = ((budget.aspect, 1), (1000 * budget.aspect, 1000))
+    return from_catalog(Family, budget.family, path).model_copy(update=own)
 
 
-def _family(budget: Budget, path: Path, sources: Sources | None, mix: PlannedMix | None) -> Family:
-    """The family from the catalog; the budget's aspect ratio and schedule, where it gives them, replace the family's.
-    Where documents are masked, with the tokens that attention sees of this text."""
-    family, aspect = from_catalog(Family, budget.family, path), budget.aspect
-    family = family.model_copy(update={"schedule": _schedule(budget, path)})
-    if aspect is not None:
-        family = family.model_copy(update={"depths": ((aspect, 1), (1000 * aspect, 1000))})
+def _on_text(
+    family: Family, budget: Budget, path: Path, sources: Sources | None, mix: PlannedMix | None
+) -> Family:
+    """The family; where documents are masked, with the tokens that attention sees of this text."""
     if budget.documents == "joined":
         return family
     if sources is None:

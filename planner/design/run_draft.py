@@ -127,7 +127,7 @@ def law_variables(shape: ModelSpec, compute_flop: float) -> dict[str, float]:
 
 def cost_of(run: RunSpec, cluster: Cluster, chosen: BatchAndLayout) -> Cost:
     """Time, money and energy of a run, from its layout's seconds a step or the cluster's expected utilisation."""
-    devices, peak = chosen.layout.devices, peak_flop_per_s(cluster, run.precision)
+    devices, peak = chosen.layout.devices, cluster.device.peak_flop_per_s(run.precision)
     full = devices * peak / run.model.mfu_flop_per_token
     if chosen.step_s is None or cluster.efficiency is None:
         rate = cluster.model_flop_utilisation * full
@@ -156,11 +156,6 @@ def _basis(cluster: Cluster, chosen: BatchAndLayout, utilisation: float, peak: f
         f"a predicted step time of {chosen.step_s:.3g} s, which is {utilisation / uptime:.1%} of the peak {peak:.3g} "
         f"FLOP/s per device, and {uptime:.0%} uptime"
     )
-
-
-def peak_flop_per_s(cluster: Cluster, precision: str) -> float:
-    """A device's peak matrix rate in the run's precision."""
-    return cluster.device.peak_bf16 if precision == "bf16" else cluster.device.peak_fp32
 
 
 def _optim(family: Family, request: DraftRequest, batch: int, peak_lr: float) -> OptimSpec:

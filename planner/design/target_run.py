@@ -22,7 +22,7 @@ from planner.design.budget_currency import (
 )
 from planner.design.inputs import PlanInputs
 from planner.design.model_shape import family_shapes
-from planner.design.run_draft import EVALUATIONS, peak_flop_per_s
+from planner.design.run_draft import EVALUATIONS
 from planner.design.target_search import TargetSearch
 from planner.performance.batch_and_layout import BatchAndLayout
 from planner.performance.layout_search import NoLayoutError, compare_layouts
@@ -182,7 +182,8 @@ def _checked_draft(search: TargetSearch, compute_flop: float, stages: int) -> Pl
 def _first_guess(search: TargetSearch, amount: float) -> float:
     """C that the amount buys at the cluster's expected utilisation, which counts the FLOP of MFU, while C counts M."""
     inputs = search.inputs
-    rate = peak_flop_per_s(inputs.cluster, inputs.budget.precision) * inputs.cluster.model_flop_utilisation
+    peak = inputs.cluster.device.peak_flop_per_s(inputs.budget.precision)
+    rate = peak * inputs.cluster.model_flop_utilisation
     bought = device_hours(inputs, amount) * 3600 * rate
     _check_amount(inputs, bought)
     shape = search.shape(bought)

@@ -14,7 +14,7 @@ from runtime.slurm.submit import ClusterFile
 from specs.cluster import Cluster
 from specs.document.files import locate
 from specs.document.parse import nearest
-from specs.humanize import duration, several
+from specs.humanize import duration, gigabytes, several
 
 _UNSET_MEMORY = 2**20
 """A node's memory where the site does not say it (slurm.conf(5), RealMemory)."""
@@ -172,8 +172,8 @@ def _requirements(
         max_memory = min(partition.max_memory, max(node.memory for node in nodes))
         yield (
             "slurm.memory",
-            _gigabytes(memory),
-            f"at most {_gigabytes(max_memory)}",
+            gigabytes(memory),
+            f"at most {gigabytes(max_memory)}",
             lambda node: min(node.memory, partition.max_memory) >= memory,
         )
     feature = slurm.constraint
@@ -201,13 +201,13 @@ def _memory(cluster_file: ClusterFile, shape: JobShape, room: float, enforced: b
         return
     known = cluster.memory_per_node
     if known is not None and known > room:
-        what = f"plans count on {_gigabytes(known)} of a node, but its jobs can have only {_gigabytes(room)}"
+        what = f"plans count on {gigabytes(known)} of a node, but its jobs can have only {gigabytes(room)}"
         yield refused_field(
             cluster_file, "memory_per_node", what, f"write memory_per_node: {_gigabytes_below(room)}"
         )
         return
     counted = 0.0 if shape.on_gpu else cluster.device.memory * shape.tasks_per_node
-    message = f"each run requests the memory that its plan needs, and a node gives at most {_gigabytes(room)}"
+    message = f"each run requests the memory that its plan needs, and a node gives at most {gigabytes(room)}"
     if counted <= room:
         yield Finding(True, message)
         return
@@ -215,8 +215,8 @@ def _memory(cluster_file: ClusterFile, shape: JobShape, room: float, enforced: b
     yield refused_field(
         cluster_file,
         "device.memory",
-        f"{message}, but {several(shape.tasks_per_node, 'device')} of {_gigabytes(cluster.device.memory)} are "
-        f"{_gigabytes(counted)}; {kills}",
+        f"{message}, but {several(shape.tasks_per_node, 'device')} of {gigabytes(cluster.device.memory)} are "
+        f"{gigabytes(counted)}; {kills}",
         f"write device.memory: {_gigabytes_below(room / shape.tasks_per_node)}",
         blocking=False,
     )
@@ -276,10 +276,6 @@ def _settings(cluster_file: ClusterFile, site: SlurmSite) -> Iterator[Finding]:
 def in_minutes(time_s: float) -> str:
     """A time in a cluster file's notation."""
     return f"{time_s / 60:g} min"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3g} GB"
 
 
 def _gigabytes_below(size: float) -> str:

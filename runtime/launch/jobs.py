@@ -114,7 +114,7 @@ def _from_planned(plan: Plan, path: Path, index: int, planned: PlannedRun) -> Ru
         seal=plan.seal,
         execution=planned.execution,
         fallback_layouts=planned.fallback_layouts,
-        peak_flop_per_s=None if cluster is None else _peak_flop_per_s(cluster, planned.run),
+        peak_flop_per_s=None if cluster is None else cluster.device.peak_flop_per_s(planned.run.precision),
         curve=None if forecast is None else forecast.curve,
     )
     return RunRequest(
@@ -149,11 +149,6 @@ def _cluster(plan: Plan, path: Path) -> Cluster | None:
         return cluster_of(plan.budget, budget_folder(plan, path), path)[1]
     except DocumentError:
         return None
-
-
-def _peak_flop_per_s(cluster: Cluster, run: RunSpec) -> float:
-    """A device's peak in the run's precision, for MFU."""
-    return cluster.device.peak_bf16 if run.precision == "bf16" else cluster.device.peak_fp32
 
 
 def from_run(run: RunSpec, path: Path, machine: Machine, limit: int | None) -> list[RunRequest]:

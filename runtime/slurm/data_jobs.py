@@ -16,7 +16,7 @@ from rich.markup import escape
 from runtime.data.build.mix import prepare_curations
 from runtime.run_folder.workspace import Workspace
 from runtime.slurm import client, submit
-from runtime.slurm.data_state import DataState, PassState, Submissions, noted_jobs, state_of
+from runtime.slurm.data_state import DataState, PassState, Submissions, arrays_of, noted_jobs, state_of
 from runtime.slurm.data_task import BuildTask, CurateTask
 from runtime.slurm.sbatch_script import data_parameters, node_cpus
 from runtime.slurm.submit import ClusterFile, JobCall, PreparedSubmission
@@ -204,8 +204,7 @@ class Queue:
 
 def _ends(one: PassJobs, live: Sequence[str]) -> list[str]:
     """What to wait for until these live jobs of a pass have ended: its array, where no job of it can have failed."""
-    arrays = dict.fromkeys(job.partition("_")[0] for job in live)
-    return list(arrays) if len(one.submissions) == 1 else list(live)
+    return arrays_of(live) if len(one.submissions) == 1 else list(live)
 
 
 def _outdated(submissions: Submissions, kept: Collection[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """How far the jobs of `isoplan data --slurm` are: what datatrove has noted as done, and which jobs SLURM still has."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -61,7 +61,7 @@ class PassState:
     def message(self) -> str:
         """Its state in words."""
         others = [f"{self.counts[state]} {state}" for state in ("running", "pending") if self.counts[state]]
-        arrays = dict.fromkeys(job.partition("_")[0] for job in self.live_jobs)
+        arrays = arrays_of(self.live_jobs)
         text = f"{self.jobs.title}: {len(self.done)} of {several(self.jobs.tasks, 'task')} done"
         return ", ".join([text, *others]) + (f" (job {', '.join(arrays)})" if arrays else "")
 
@@ -98,7 +98,7 @@ class DataState:
         """Jobs and arrays that are held."""
         live = [job for one in self.passes for job in one.live.values()]
         live += [] if self.build is None else [self.build]
-        return list(dict.fromkeys(job.job.partition("_")[0] for job in live if job.held))
+        return arrays_of(job.job for job in live if job.held)
 
     def message(self, command: str) -> str:
         """The state in one line; `command` queues what is missing."""
@@ -131,6 +131,11 @@ class DataState:
         ]
         build = None if self.build is None else {"job": self.build.job, "state": self.build.state.lower()}
         return {"passes": passes, "build": build, "failures": list(self.failures)}
+
+
+def arrays_of(jobs: Iterable[str]) -> list[str]:
+    """The arrays of jobs, each once, and the jobs that are in none."""
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
 
 
 def noted_jobs(workspace: Workspace, spec: DataSpec, base: Path) -> DataJobs | None:

@@ -13,12 +13,13 @@ from rich.console import Console
 from runtime.data.build.curation import CurationPass
 from runtime.data.build.mix import build_sources, noted_curation
 from runtime.data.errors import CorpusError
+from runtime.run_folder.workspace import Workspace
 from specs.data_jobs import DataJobs, PassJobs
 from specs.document.files import DocumentError, load
 from specs.exit_codes import BAD_INPUT
 
-DATA = Path("data")
-"""Folder of corpora, from the workspace."""
+DATA = Workspace(Path()).data
+"""Folder of corpora, from the workspace, which is the current folder of a job."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def parameters(
     if shape.on_gpu or slurm.gres:
         extra["gres"] = f"{slurm.gres or 'gpu'}:{shape.tasks_per_node}"
     if shape.memory_bytes is not None:
-        extra["mem"] = f"{math.ceil(shape.memory_bytes / 2**20)}M"
+        extra["mem"] = _mebibytes(shape.memory_bytes)
     if slurm.exclusive:
         options["exclusive"] = True
     return _given(options) | {"additional_parameters": extra}
@@ -205,6 +205,15 @@ def srun_arguments(slurm: Slurm, cpus: int | None) -> list[str]:
     ]
 
 
+_ONE_TASK: dict[str, Any] = {"nodes": 1, "ntasks": 1, "requeue": True}
+"""Of jobs that train nothing."""
+
+
+def _mebibytes(size: float) -> str:
+    """Memory as sbatch takes it."""
+    return f"{math.ceil(size / 2**20)}M"
+
+
 def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[str, Any]:
     """submitit's parameters for the job that continues a study once these jobs have ended."""
     options = _common(slurm, name) | {
@@ -214,9 +223,7 @@ def study_parameters(slurm: Slurm, name: str, after: tuple[int, ...]) -> dict[st
         "use_srun": False,
         "setup": ["export PYTHONSAFEPATH=1 OMP_NUM_THREADS=1", *_setup_lines(slurm)],
     }
-    return _given(options) | {
-        "additional_parameters": {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
-    }
+    return _given(options) | {"additional_parameters": _ONE_TASK | _extra_options(slurm)}
 
 
 def data_parameters(slurm: Slurm, name: str, cpus: int, node_share: float, jobs: int) -> dict[str, Any]:
@@ -234,9 +241,9 @@ def data_parameters(slurm: Slurm, name: str, cpus: int, node_share: float, jobs:
             *_setup_lines(slurm),
         ],
     }
-    extra: dict[str, Any] = {"nodes": 1, "ntasks": 1, "requeue": True} | _extra_options(slurm)
+    extra = _ONE_TASK | _extra_options(slurm)
     if slurm.memory is not None:
-        extra["mem"] = f"{math.ceil(slurm.memory * node_share / 2**20)}M"
+        extra["mem"] = _mebibytes(slurm.memory * node_share)
     return _given(options) | {"additional_parameters": extra}
 
 

@@ -45,8 +45,6 @@ _STEPS_BETWEEN_COLLECTIONS = 50
 _MAX_ROLLBACKS = 3
 """Rollbacks to the same checkpoint after which the run counts as diverged: our choice."""
 
-_TIMEOUT_STEPS = 10.0
-"""As many steps as the watchdog waits."""
 _AFTER_WATCHDOG_S = 120.0
 """How much longer: the watchdog names the rank that hangs (it takes up to 70 s), a collective's timeout only ends the
 run where the watchdog cannot."""
@@ -274,8 +272,10 @@ def collective_timeout_s(run: RunSpec, execution: Execution, step_s: float) -> f
     An NCCL collective's time runs from when the host queues it, which for the transfers of an evaluation may be at its
     beginning.
     """
+    from runtime.train.watchdog import SLOW_STEPS
+
     longest_s = step_s * max(1.0, run.evaluation.final_sequences / run.optim.batch_sequences)
-    return max(execution.hang_timeout_s, _TIMEOUT_STEPS * longest_s) + _AFTER_WATCHDOG_S
+    return max(execution.hang_timeout_s, SLOW_STEPS * longest_s) + _AFTER_WATCHDOG_S
 
 
 def _layout_for_ranks(order: Order, rank_info: RankInfo) -> Order:

@@ -34,12 +34,6 @@ class StepProfiler:
         """A step ends; the last one of the window writes the trace."""
         if self._profile is None or self._window is None or step < self._window.last:
             return
-        self.close(step)
-
-    def close(self, step: int) -> None:
-        """Write what was profiled up to this step, if anything."""
-        if self._profile is None:
-            return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self._profile.stop()

@@ -27,7 +27,7 @@ from specs.exit_codes import HUNG
 from specs.humanize import duration
 from specs.record import Incident
 
-_SLOW_STEPS = 10
+SLOW_STEPS = 10
 """A step may take so many times the median one, as when a file system is slow: our choice."""
 _RECENT_STEPS = 101
 """Steps whose median counts."""
@@ -77,7 +77,7 @@ class Watchdog:
     @property
     def limit_s(self) -> float:
         """Seconds without a sign of life after which the run is ended."""
-        return max(self._shortest_limit_s, _SLOW_STEPS * median(self._steps_s or [0.0]))
+        return max(self._shortest_limit_s, SLOW_STEPS * median(self._steps_s or [0.0]))
 
     def step(self, step: int) -> None:
         """A finished step; with the first of a segment the watch begins."""

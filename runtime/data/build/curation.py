@@ -114,8 +114,7 @@ class Curation:
         """The passes of each step, in order. CorpusError where they cannot be carried out."""
         check()
         source: Source = self.source
-        for number, step in enumerate(self.text.curate):
-            folder = self.work / f"{number}-{step.step}"
+        for step, folder in zip(self.text.curate, self._folders, strict=True):
             yield tuple(
                 CurationPass(step, source, folder, self.base, place, one.name, one.tasks)
                 for place, one in enumerate(passes(step, source, folder, self.base))
@@ -126,16 +125,20 @@ class Curation:
         """What the steps have left, all of which are carried out. DocumentError where too much of the text is
         malformed, CorpusError where there is no document in it or nothing is left."""
         read = self.source.counted()
-        folders = [self.work / f"{number}-{step.step}" for number, step in enumerate(self.text.curate)]
-        names = [step.step for step in self.text.curate]
         stages = tuple(
-            _stage(name, folder, self.source.tasks) for name, folder in zip(names, folders, strict=True)
+            _stage(step.step, folder, self.source.tasks)
+            for step, folder in zip(self.text.curate, self._folders, strict=True)
         )
-        left = [file for file in self._kept(folders[-1]) if file.exists()]
+        left = [file for file in self._kept(self._folders[-1]) if file.exists()]
         if not left:
             funnel = ", ".join(f"{one.step} {one.dropped:,} of {one.read:,}" for one in stages)
             raise CorpusError(f"data.text.curate left no document (dropped: {funnel}); loosen a step")
         return Curated(left, stages, read)
+
+    @property
+    def _folders(self) -> list[Path]:
+        """Each step's folder."""
+        return [self.work / f"{number}-{step.step}" for number, step in enumerate(self.text.curate)]
 
     def _kept(self, folder: Path) -> tuple[Path, ...]:
         return tuple(folder / "kept" / f"{task:05d}.jsonl" for task in range(self.source.tasks))

@@ -29,7 +29,7 @@ from runtime.slurm.preflight.report import LinkReport, NodeReport, exclusion, re
 from runtime.slurm.site import SlurmSite
 from specs.document.files import load
 from specs.document.write import append_line, write_text
-from specs.humanize import count, duration, several
+from specs.humanize import count, duration, gigabytes, several
 from specs.preflight import PreflightOrder
 from specs.record import Incident, IncidentKind
 from specs.slurm_submission import Submission
@@ -153,10 +153,10 @@ def _memory(order: PreflightOrder, one: NodeReport) -> str:
         and one.device_free_bytes < _FREE_SHARE * device
     ):
         return (
-            f"{_gigabytes(one.device_free_bytes)} of a GPU's {_gigabytes(device)} are free (another process?)"
+            f"{gigabytes(one.device_free_bytes)} of a GPU's {gigabytes(device)} are free (another process?)"
         )
     if host is not None and one.host_free_bytes < _FREE_SHARE * host:
-        return f"{_gigabytes(one.host_free_bytes)} of host memory are available, {_gigabytes(host)} requested"
+        return f"{gigabytes(one.host_free_bytes)} of host memory are available, {gigabytes(host)} requested"
     return ""
 
 
@@ -170,7 +170,7 @@ def _temporary_disk(order: PreflightOrder, one: NodeReport) -> str:
 
 def _space(order: PreflightOrder, free: float, where: str) -> str:
     least = order.limits.disk
-    return "" if free >= least else f"{_gigabytes(free)} are free in {where}, {_gigabytes(least)} needed"
+    return "" if free >= least else f"{gigabytes(free)} are free in {where}, {gigabytes(least)} needed"
 
 
 def _slow(reports: Reports) -> tuple[list[Failure], tuple[str, ...]]:
@@ -214,7 +214,7 @@ def _faults(links: Sequence[LinkReport], least_share: float) -> Iterator[tuple[L
         if one.error:
             yield one, one.error
         elif one.bytes_per_s < least_share * rate:
-            yield one, f"{_gigabytes(one.bytes_per_s)}/s, the median is {_gigabytes(rate)}/s"
+            yield one, f"{gigabytes(one.bytes_per_s)}/s, the median is {gigabytes(rate)}/s"
         elif compared and one.message_s * least_share > message_s:
             text = f"{1 / one.message_s:,.0f} messages a second"
             yield one, f"{text}, the median is {1 / message_s:,.0f}"
@@ -265,10 +265,6 @@ def _ends_of(pairs: Mapping[tuple[str, str], str], earlier: Sequence[tuple[str, 
 
 def _rate(flop_per_s: float) -> str:
     return f"{count(flop_per_s)}FLOP/s"
-
-
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3g} GB"
 
 
 def candidates(order: PreflightOrder, partition: str, shown: str) -> list[str]:

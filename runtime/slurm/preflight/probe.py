@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.slurm.preflight.report import LinkReport, NodeReport, write_report
+from runtime.train.environment import gpu_index
 from specs.document.files import load
 from specs.document.write import write_text
 from specs.humanize import first_line
@@ -110,7 +111,7 @@ def _node_report(folder: Path, order: PreflightOrder, place: Place) -> NodeRepor
         known = replace(known, devices=seen, bound=seen == 1 and order.tasks_per_node > 1)
         if seen <= place.local_rank and not known.bound:
             return known
-        torch.cuda.set_device(0 if known.bound else place.local_rank)
+        torch.cuda.set_device(gpu_index(place.local_rank, seen))
         free = float(torch.cuda.mem_get_info()[0])
         return replace(known, device_free_bytes=free, flop_per_s=_flop_per_s("cuda"))
     except Exception as error:
