@@ -242,7 +242,10 @@ def test_it_survives_a_rank_that_is_slow_and_then_hangs(
 ) -> None:
     """While it is slow it is named; once it hangs, the others end the run, which is queued again."""
     impatient = four_ranks.execution.model_copy(update={"hang_timeout_s": 5.0})
-    running = start(order=four_ranks.model_copy(update={"execution": impatient}), slow="3 0.08")
+    impatient_order = four_ranks.model_copy(update={"execution": impatient})
+    running = start(
+        order=impatient_order, pace_s=0.1, slow="3 0.15"
+    )  # beside which the load of other tests is little
     befalls(
         "a rank that hangs",
         running,
